@@ -1,0 +1,247 @@
+"""What lies where in the archive, and in which order it is written.
+
+::
+
+    executions/<id>/
+    ├── opening.json           the opening record, put before user code runs
+    ├── data/<sha256>          what is big: output.zip, staged inputs
+    ├── sealed-<16 hex>/…      the small files of the bundle, under their paths in it
+    └── seal.json              created last, and only if it is not there
+
+Law: data, then metadata, then the seal; readers go the other way, and without a
+seal there is an opening record or nothing. Sealers of different content write to
+different folders and the seal decides, so a bundle is never a mixture of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from prefect_executions.archive.reading import ArchivedBundle
+from prefect_executions.archive.seals import OPENING, SEAL, ArchivedData, Seal, data_name, folder_of, parse_seal
+from prefect_executions.archive.store import Store
+from prefect_executions.archive.urls import NO_OPTIONS, TIMEOUT, open_store
+from prefect_executions.bundles.layout import MANIFEST, check_execution_id
+from prefect_executions.bundles.manifest import render
+from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
+from prefect_executions.executions import BundleFile
+from prefect_executions.lifecycle import Status
+
+_ROOT = "executions/"
+# A file up to this size is read and checked against its digest before it is put; a larger one streams.
+_SMALL = 8 * 1024**2
+
+
+class Content(NamedTuple):
+    """A finished bundle as it is to be archived.
+
+    `files` are put as single objects and must hold the manifest; `data` are kept
+    already by `Archive.keep_data`; `absent` are the files of the bundle that its
+    archive level leaves out.
+    """
+
+    folder: Path
+    files: Sequence[BundleFile]
+    data: Sequence[BundleFile]
+    absent: Sequence[str]
+    status: Status
+    finished: datetime | None
+
+
+class Sealing(NamedTuple):
+    """What came of a sealing: the one seal there is, and whether it is of the content that was given."""
+
+    seal: Seal
+    ours: bool
+
+
+class Swept(NamedTuple):
+    """What a sweep removed: broken-off uploads, and objects that no seal names."""
+
+    uploads: int
+    objects: int
+
+
+class Archive:
+    """The sealed bundles in a store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def open_record(self, execution_id: str, data: bytes) -> None:
+        """Keep the opening record *data*; called before user code runs."""
+        self.store.put(folder_of(execution_id) + OPENING, data)
+
+    def opening(self, execution_id: str) -> bytes | None:
+        """Return the opening record, or None where none was kept."""
+        return self.store.get_many([folder_of(execution_id) + OPENING]).get(folder_of(execution_id) + OPENING)
+
+    def keep_data(self, execution_id: str, path: Path, digest: str) -> bool:
+        """Keep the file at *path*, whose SHA-256 is *digest*; return whether it had to be sent.
+
+        A call that was broken off is to be repeated: it goes on where it was.
+
+        Raises:
+            BundleError: If there is no such file.
+            ArchiveError: If the store fails.
+        """
+        key = folder_of(execution_id) + data_name(digest)
+        if not path.is_file():
+            raise BundleError(f"{path} is gone and cannot be archived")
+        there = self.store.head(key)
+        if there and there.size == path.stat().st_size:
+            return False
+        self.store.put(key, path)
+        return True
+
+    def seal(self, execution_id: str, content: Content) -> Sealing:
+        """Put the small files of *content*, then create the seal, unless there is one.
+
+        Doing it twice changes nothing. Where another content was sealed before,
+        what this call and its `keep_data` put, and the winner does not name, is removed.
+
+        Raises:
+            BundleError: If a file does not have the digest it should have.
+            ArchiveError: If the store fails, or some of the data were not kept.
+        """
+        ours = _seal_for(execution_id, content)
+        winner = self.seal_of(execution_id)
+        if winner is None:
+            self._check_data(execution_id, ours)
+            folder = folder_of(execution_id)
+            self.store.put_many(
+                {folder + ours.object_of(file.path): _load(content.folder, file) for file in content.files}
+            )
+            if self.store.put_if_absent(folder + SEAL, ours.to_json()):
+                return Sealing(ours, ours=True)
+            winner = self.bundle(execution_id).seal
+        if winner != ours:
+            self._remove_loser(execution_id, ours, winner)
+        return Sealing(winner, winner == ours)
+
+    def seal_of(self, execution_id: str) -> Seal | None:
+        """Return the seal, or None where the execution is not sealed."""
+        key = folder_of(execution_id) + SEAL
+        data = self.store.get_many([key]).get(key)
+        return None if data is None else parse_seal(execution_id, data)
+
+    def bundle(self, execution_id: str) -> ArchivedBundle:
+        """Return the sealed bundle for reading.
+
+        Raises:
+            NotFoundError: If there is no seal.
+        """
+        seal = self.seal_of(execution_id)
+        if seal is None:
+            raise NotFoundError(f"There is no sealed execution {execution_id} in the archive {self.store.url}")
+        return ArchivedBundle(self.store, seal)
+
+    def read(self, execution_id: str, path: str) -> bytes:
+        """Return one file of a sealed bundle; its digest is checked."""
+        return self.bundle(execution_id).read(path)
+
+    def open_file(self, execution_id: str, path: str) -> BinaryIO:
+        """Return one file of a sealed bundle to be read in pieces; its digest is the caller's to check."""
+        return self.bundle(execution_id).open(path)
+
+    def open_output(self, execution_id: str, member: str) -> BinaryIO:
+        """Return one member of the bundle's output.zip; only its own bytes are fetched, and its CRC is checked."""
+        return self.bundle(execution_id).open_output(member)
+
+    def download(self, execution_id: str, folder: Path) -> Seal:
+        """Bring a sealed bundle into *folder*, outputs as their zip, every digest checked; return its seal."""
+        bundle = self.bundle(execution_id)
+        bundle.download(folder)
+        return bundle.seal
+
+    def ids(self) -> Iterator[str]:
+        """Yield the ids of all executions, sealed or opened; one that was just removed may still be among them."""
+        return self.store.list_children(_ROOT)
+
+    def remove(self, execution_id: str) -> None:
+        """Remove an execution. Broken off, it leaves a sealed one as it was, or objects that a sweep takes."""
+        folder = folder_of(execution_id)
+        # Without its seal but with its opening record it would look like one that has yet to be settled.
+        self.store.delete(folder + OPENING)
+        self.store.delete(folder + SEAL)
+        self.store.delete(*[found.key for found in self.store.list(folder)])
+
+    def sweep(self, older_than: datetime) -> Swept:
+        """Remove uploads that were begun before *older_than*, and objects that no seal will ever name."""
+        uploads = self.store.abort_stale(older_than)
+        return Swept(uploads, sum(self._sweep(execution_id, older_than) for execution_id in self.ids()))
+
+    def _sweep(self, execution_id: str, older_than: datetime) -> int:
+        folder = folder_of(execution_id)
+        seal = self.seal_of(execution_id)
+        found = list(self.store.list(folder))
+        names = {one.key.removeprefix(folder) for one in found}
+        if seal:
+            # A seal never changes, so age does not matter here.
+            orphans = {name for name in names if name not in {SEAL, OPENING} and not seal.names(name)}
+        elif OPENING in names or any(one.modified is None or one.modified >= older_than for one in found):
+            orphans = set()
+        else:
+            orphans = names
+        self.store.delete(*[folder + name for name in orphans])
+        return len(orphans)
+
+    def _check_data(self, execution_id: str, seal: Seal) -> None:
+        for path, data in seal.data.items():
+            there = self.store.head(folder_of(execution_id) + data.object)
+            if there is None or there.size != data.size:
+                found = f"has {there.size} bytes" if there else "is not there"
+                raise ArchiveError(
+                    f"{path} of {execution_id} cannot be sealed: {data.object} of {data.size} bytes {found}"
+                )
+
+    def _remove_loser(self, execution_id: str, loser: Seal, winner: Seal) -> None:
+        folder = folder_of(execution_id)
+        put = (
+            [found.key for found in self.store.list(folder + loser.objects)] if loser.objects != winner.objects else []
+        )
+        kept = [folder + data.object for data in loser.data.values() if not winner.names(data.object)]
+        self.store.delete(*put, *kept)
+
+
+def open_archive(url: str, *, options: Mapping[str, Any] = NO_OPTIONS, timeout: timedelta = TIMEOUT) -> Archive:
+    """Return the archive at *url*; see `open_store`.
+
+    Raises:
+        SettingsError: If nothing can be kept at such a URL.
+    """
+    return Archive(open_store(url, options=options, timeout=timeout))
+
+
+def _seal_for(execution_id: str, content: Content) -> Seal:
+    manifest = next((file for file in content.files if file.path == MANIFEST), None)
+    if manifest is None:
+        raise BundleError(f"{execution_id} cannot be sealed without its {MANIFEST}")
+    # Named by all the files and not by the manifest alone, which does not list the attestation.
+    name = sha256(render(content.files)).hexdigest()[:16]
+    return Seal(
+        execution_id=check_execution_id(execution_id),
+        manifest_sha256=manifest.sha256,
+        objects=f"sealed-{name}/",
+        data={file.path: ArchivedData(object=data_name(file.sha256), size=file.size) for file in sorted(content.data)},
+        absent=tuple(sorted(content.absent)),
+        status=content.status,
+        finished=content.finished,
+    )
+
+
+def _load(folder: Path, file: BundleFile) -> bytes | Path:
+    path = folder / file.path
+    if file.size > _SMALL:
+        return path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read to be archived: {error.strerror}") from error
+    if sha256(data).hexdigest() != file.sha256:
+        raise BundleError(f"{path} has changed since the bundle was sealed")
+    return data

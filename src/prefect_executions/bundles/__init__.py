@@ -1,0 +1,1 @@
+"""The bundle's folder and its zip: write, gather, seal, read, verify."""

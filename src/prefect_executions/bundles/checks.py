@@ -1,0 +1,268 @@
+"""The checks of a verification, by name: each yields one sentence per fault, with the file and both values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+
+from prefect_executions import provenance
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.evidence import Evidence
+from prefect_executions.errors import BundleError
+from prefect_executions.executions import Account, ExecuteRequest
+from prefect_executions.lifecycle import AS_OGC, Happening, JobStatus, Status, faults
+from prefect_executions.methods import Method
+
+
+class Unchecked(str):
+    """A sentence about what could not be looked at, because it is not kept there."""
+
+    __slots__ = ()
+
+
+Findings = Iterator[str]
+
+
+def _layout(seen: Evidence) -> Findings:
+    """What the format asks for is there, and nothing that it has no place for."""
+    yield from seen.source.oddities
+    required = [kind.file_name for kind in layout.REQUIRED]
+    for path in [*required, layout.PROVENANCE, layout.CRATE, layout.MANIFEST, layout.OUTPUT_ZIP]:
+        if path not in seen.files and not seen.why_absent(path):
+            yield f"{path} is missing"
+    for path in seen.files:
+        if not layout.known(path):
+            yield f"{path!r} has no place in a bundle of format 1"
+
+
+def _manifest(seen: Evidence) -> Findings:
+    """The manifest is one, in its one form, and lists files of a bundle only."""
+    for path in seen.listed:
+        if path in layout.UNLISTED or not layout.known(path):
+            yield f"{layout.MANIFEST} lists {path!r}, which it may not"
+
+
+def _digests(seen: Evidence) -> Findings:
+    """Every file that the manifest lists is there and has the digest that it says."""
+    reasons: Counter[str] = Counter()
+    for path, digest in seen.listed.items():
+        why = seen.why_absent(path)
+        found = seen.kept.get(path) if why else seen.digests.get(path)
+        if found is None and why:
+            reasons[why] += 1
+        elif found is None:
+            yield f"{path!r} is missing; the manifest lists it with {digest}"
+        elif found != digest:
+            yield f"{path!r} is {found}; the manifest says {digest}"
+    for why, count in reasons.items():
+        yield Unchecked(f"{count} listed files are not there: {why}")
+
+
+def _no_extra_files(seen: Evidence) -> Findings:
+    """No file is there that the manifest does not list."""
+    for path in seen.files:
+        if path not in seen.listed and path not in layout.UNLISTED:
+            yield f"{path!r} is there and the manifest does not list it"
+
+
+def _output_zip(seen: Evidence) -> Findings:
+    """``output.zip`` is a sound zip and holds the same files as ``outputs/``."""
+    why = seen.why_absent(layout.OUTPUT_ZIP)
+    if layout.OUTPUT_ZIP not in seen.files and why:
+        yield Unchecked(f"{layout.OUTPUT_ZIP} is not there: {why}")
+        return
+    try:
+        members = seen.members
+    except BundleError as error:
+        yield f"{layout.OUTPUT_ZIP}: {error}"
+        return
+    beside = {path: digest for path, digest in seen.digests.items() if path.startswith(layout.OUTPUTS + "/")}
+    if not beside and seen.why_absent(layout.OUTPUTS + "/"):
+        beside = {path: digest for path, digest in seen.listed.items() if path.startswith(layout.OUTPUTS + "/")}
+    for path in beside.keys() - members.keys():
+        yield f"{path!r} is in the bundle and not in {layout.OUTPUT_ZIP}"
+    for path, member in members.items():
+        if path not in beside:
+            yield f"{path!r} is in {layout.OUTPUT_ZIP} and not in the bundle"
+        elif member.sha256 != beside[path]:
+            yield f"{path!r} is {member.sha256} in {layout.OUTPUT_ZIP} and {beside[path]} in the bundle"
+
+
+def _documents(seen: Evidence) -> Findings:
+    """Every JSON document is what its model says."""
+    for kind in layout.DOCUMENTS:
+        if kind.file_name in seen.files:
+            try:
+                seen.document(kind)
+            except BundleError as error:
+                yield str(error)
+
+
+def _lifecycle(seen: Evidence) -> Findings:
+    """The history is legal and says what `jobStatus.json` says beside it."""
+    told = seen.document(JobStatus)
+    for fault in faults(told.history):
+        yield f"{JobStatus.file_name}: {fault}"
+    if not told.execution_status.terminal:
+        yield f"{JobStatus.file_name}: the execution is {told.execution_status} in a sealed bundle"
+    steps = [entry for entry in told.history if entry.kind is Happening.STATUS]
+    last = steps[-1] if steps else None
+    times = {step.status: step.time for step in reversed(steps)}
+    pairs: Mapping[str, tuple[object, object]] = {
+        "executionStatus": (told.execution_status, last and last.status),
+        "reason": (told.reason, last and last.reason),
+        "created": (told.created, times.get(Status.CREATED)),
+        "started": (told.started, times.get(Status.STARTED)),
+        "finished": (told.finished, last.time if last and last.status.terminal else None),
+        "updated": (told.updated, max((entry.time for entry in told.history), default=None)),
+        "attempt": (told.attempt, max((entry.attempt for entry in told.history), default=None)),
+    }
+    for member, (said, happened) in pairs.items():
+        if said != happened:
+            yield f"{JobStatus.file_name}: {member} is {_words(said)}; the history says {_words(happened)}"
+
+
+def _same_execution(seen: Evidence) -> Findings:
+    """Every document is of the same execution of the same Method."""
+    told, request, method = seen.document(JobStatus), seen.document(ExecuteRequest), seen.document(Method)
+    claims = {
+        ExecuteRequest.file_name: (request.execution_id, f"{request.method_id} {request.method_version}"),
+        Method.file_name: (told.job_id, f"{method.id} {method.version}"),
+        JobStatus.file_name: (told.job_id, f"{told.process_id} {method.version}"),
+    }
+    for path, (execution, of_method) in claims.items():
+        if execution != told.job_id:
+            yield f"{path} is of execution {execution}; {JobStatus.file_name} of {told.job_id}"
+        if of_method != f"{method.id} {method.version}":
+            yield f"{path} is of Method {of_method}; {Method.file_name} of {method.id} {method.version}"
+    for path, other in ((layout.PROVENANCE, seen.told_by_provenance), (layout.CRATE, seen.told_by_crate)):
+        if other.execution_id != told.job_id:
+            yield f"{path} is of execution {other.execution_id}; {JobStatus.file_name} of {told.job_id}"
+
+
+def _ogc_status(seen: Evidence) -> Findings:
+    """OGC's ``status`` says what ``executionStatus`` says."""
+    told = seen.json_of(JobStatus)
+    ours, ogc = (told.get("executionStatus"), told.get("status")) if isinstance(told, dict) else (None, None)
+    expected = {status.value: word for status, word in AS_OGC.items()}.get(str(ours))
+    if ogc is None or ogc != expected:
+        wanted = f"executionStatus {_words(ours)} asks for {_words(expected)}"
+        yield f"{JobStatus.file_name}: status is {_words(ogc)}; {wanted}"
+
+
+def _inputs(seen: Evidence) -> Findings:
+    """Every staged input is the file that `request.json` recorded."""
+    for file in seen.document(ExecuteRequest).files:
+        path = file.path
+        if path is None:
+            yield Unchecked(f"input {file.input!r} is kept by reference: {file.origin}")
+        elif not path.startswith(layout.INPUTS + "/"):
+            yield f"{ExecuteRequest.file_name} has the input {file.input!r} at {path!r}, which is not below inputs/"
+        elif path in seen.files or not seen.why_absent(path):
+            yield from _compare(seen, ExecuteRequest.file_name, path, file.sha256, file.size)
+        else:
+            yield Unchecked(f"{path!r} is not there: {seen.why_absent(path)}")
+
+
+def _code(seen: Evidence) -> Findings:
+    """Every file of the Method's code that is kept is the one that `method.json` recorded."""
+    code = seen.document(Method).code
+    for file in code.files if code else ():
+        path = file.path
+        if path in seen.files or path in seen.listed:
+            yield from _compare(seen, Method.file_name, path, file.sha256, None)
+        else:
+            yield Unchecked(f"{path!r} is not kept; {Method.file_name} says {file.sha256}")
+
+
+def _outputs(seen: Evidence) -> Findings:
+    """`jobStatus.json` lists every output, as it is."""
+    told = {output.path: output for output in seen.document(JobStatus).outputs}
+    why = seen.why_absent(layout.OUTPUTS + "/")
+    there = {path for path in (seen.kept if why else seen.digests) if path.startswith(layout.OUTPUTS + "/")}
+    for path in sorted(there - told.keys()):
+        yield f"{path!r} is there and {JobStatus.file_name} does not list it"
+    if why and not there:
+        there = {path for path in seen.listed if path.startswith(layout.OUTPUTS + "/")}
+        for path in sorted(there ^ told.keys()):
+            yield f"{path!r} is listed in only one of {JobStatus.file_name} and {layout.MANIFEST}"
+        yield Unchecked(f"{len(told)} outputs are not there: {why}")
+    for path, output in told.items():
+        yield from _compare(seen, JobStatus.file_name, path, output.sha256, output.size)
+
+
+def _provenance(seen: Evidence) -> Findings:
+    """`provo.xml` tells what the documents tell."""
+    yield from _differences(seen.account, seen.told_by_provenance, layout.PROVENANCE)
+
+
+def _provenance_times(seen: Evidence) -> Findings:
+    """The times in `provo.xml` follow each other."""
+    for fault in provenance.time_faults(seen.bytes_of(layout.PROVENANCE)):
+        yield f"{layout.PROVENANCE}: {fault}"
+
+
+def _crate(seen: Evidence) -> Findings:
+    """`ro-crate-metadata.json` tells what the documents tell."""
+    yield from _differences(seen.account, seen.told_by_crate, layout.CRATE)
+
+
+CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
+    "layout": _layout,
+    "manifest": _manifest,
+    "digests": _digests,
+    "no-extra-files": _no_extra_files,
+    "output-zip": _output_zip,
+    "documents": _documents,
+    "lifecycle": _lifecycle,
+    "same-execution": _same_execution,
+    "ogc-status": _ogc_status,
+    "inputs": _inputs,
+    "code": _code,
+    "outputs": _outputs,
+    "provenance": _provenance,
+    "provenance-times": _provenance_times,
+    "crate": _crate,
+}
+"""Every check by its name, in the order in which they are told."""
+
+
+def _compare(seen: Evidence, document: str, path: str, digest: str, size: int | None) -> Findings:
+    why = seen.why_absent(path)
+    found = (seen.kept if why else seen.digests).get(path)
+    if found is None:
+        # Not there and rightly so: the manifest is the only other witness.
+        listed = seen.listed.get(path) if why else None
+        if listed is None:
+            yield f"{path!r} is missing; {document} lists it with {digest}"
+        elif listed != digest:
+            yield f"{path!r} is {listed} in {layout.MANIFEST}; {document} says {digest}"
+        return
+    if found != digest:
+        yield f"{path!r} is {found}; {document} says {digest}"
+    real = seen.files.get(path)
+    if None not in {size, real} and size != real:
+        yield f"{path!r} has {real} bytes; {document} says {size}"
+
+
+def _differences(ours: Account, theirs: Account, path: str) -> Findings:
+    for member in ("execution_id", "method", "status", "started", "finished"):
+        said, other = getattr(ours, member), getattr(theirs, member)
+        if said != other:
+            yield f"{path}: {member.replace('_', ' ')} is {_words(other)}; the documents say {_words(said)}"
+    for member, said, other in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
+        for name, digest in sorted(other - said):
+            yield f"{path}: {member} {name!r} is {digest}; the documents say {_found(said, name)}"
+        for name, digest in sorted(said - other):
+            yield f"{path}: {member} {name!r} is {_found(other, name)}; the documents say {digest}"
+
+
+def _found(pairs: frozenset[tuple[str, str]], name: str) -> str:
+    return ", ".join(sorted(digest for one, digest in pairs if one == name)) or "absent"
+
+
+def _words(value: object) -> str:
+    if value is None:
+        return "absent"
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,123 @@
+"""The light half of sealing: PROV, crate and manifest, made of what lies on the disk.
+
+Law: no clock and no chance goes in, so whoever seals, and how often, the bytes
+are the same. The manifest comes last and closes the bundle.
+
+Files are not made read-only: the mode would stop nobody who may change it back,
+costs a call for each of 10,000 outputs, and is lost in the archive. The manifest
+is what tells a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+from prefect_executions import crate, provenance
+from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.gathering import Gathered, load_gathered
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.durability import sync
+from prefect_executions.errors import BundleError
+from prefect_executions.executions import BundleFile, ExecutionRecord
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A sealed bundle: its record and its manifest."""
+
+    record: ExecutionRecord
+    manifest: bytes
+
+    @property
+    def sha256(self) -> str:
+        """The digest of the manifest, which stands for the whole bundle."""
+        return sha256(self.manifest).hexdigest()
+
+
+def seal(bundle: OpenBundle) -> Sealed:
+    """Close *bundle*: write `provo.xml`, `ro-crate-metadata.json` and the manifest.
+
+    It reads what `gather` kept and hashes no output. It must be called under the
+    bundle's lock, when `jobStatus.json` is final and lists what was gathered. A
+    bundle that is sealed already is returned as it is; one whose sealing was cut
+    short is sealed to the same bytes.
+
+    Raises:
+        BundleError: If the execution has not ended, nothing was gathered,
+            `jobStatus.json` lists other outputs, a document is missing or damaged,
+            or the disk cannot be written.
+    """
+    if bundle.sealed:
+        return Sealed(bundle.record(), _read(bundle.paths.manifest))
+    record = bundle.record()
+    gathered = _check_ready(bundle, record)
+    documents = [_listed(bundle, kind.file_name) for kind in layout.DOCUMENTS if _is_there(bundle, kind.file_name)]
+    files = [*documents, *gathered.kept, *gathered.files, gathered.output_zip]
+
+    story = BytesIO()
+    provenance.write(record, files, story)
+    files.append(_add(bundle, layout.PROVENANCE, story.getvalue()))
+    files.append(_add(bundle, layout.CRATE, crate.build(record, files)))
+    sealed = Sealed(record, manifest.render(files))
+
+    _close(bundle, sealed.manifest, [*documents, *files[-2:], *gathered.kept, gathered.output_zip])
+    return sealed
+
+
+def _check_ready(bundle: OpenBundle, record: ExecutionRecord) -> Gathered:
+    gathered = load_gathered(bundle)
+    if gathered is None:
+        raise BundleError(f"the bundle {bundle.id} cannot be sealed: its outputs are not gathered")
+    if record.id != bundle.id:
+        raise BundleError(f"the bundle {bundle.id} cannot be sealed: its jobStatus.json is that of {record.id}")
+    if not record.status.terminal:
+        raise BundleError(f"the bundle {bundle.id} cannot be sealed: its execution is {record.status}")
+    if tuple((file.path, file.sha256, file.size) for file in record.job_status.outputs) != gathered.files:
+        raise BundleError(
+            f"the bundle {bundle.id} cannot be sealed: its jobStatus.json lists other outputs than it has"
+        )
+    return gathered
+
+
+def _is_there(bundle: OpenBundle, name: str) -> bool:
+    return (bundle.folder / name).exists()
+
+
+def _listed(bundle: OpenBundle, name: str) -> BundleFile:
+    return _as_file(name, _read(bundle.folder / name))
+
+
+def _add(bundle: OpenBundle, name: str, data: bytes) -> BundleFile:
+    bundle.write(name, data)
+    return _as_file(name, data)
+
+
+def _as_file(name: str, data: bytes) -> BundleFile:
+    return BundleFile(name, sha256(data).hexdigest(), len(data))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _close(bundle: OpenBundle, closing: bytes, files: Iterable[BundleFile]) -> None:
+    """Put the manifest *closing* in its place when all that it lists is on the disk.
+
+    What `gather` made durable already costs nothing here; single outputs are in output.zip.
+    """
+    waiting = bundle.scratch / layout.MANIFEST
+    bundle.put(waiting, closing)
+    places = [bundle.folder / file.path for file in files]
+    try:
+        sync([*places, waiting, *{place.parent for place in places}])
+        waiting.replace(bundle.paths.manifest)
+        sync([bundle.folder])
+    except OSError as error:
+        raise BundleError(f"the bundle {bundle.id} cannot be sealed: {error}; try again") from error

@@ -1,0 +1,313 @@
+"""Reads a zip that somebody hostile may have written: refuse, never repair.
+
+Only the plain form is taken, the one in which every reader sees the same files:
+the directory closes the file, entries lie end to end from the first byte on, each
+local header says what the directory says, no name comes twice or leads out, and
+data that was announced is the data that is there. `zipfile` is safe from escape
+but forgives much of that, so it is no evidence.
+
+Nothing is unpacked here, and limits are checked on what the directory announces,
+before any data is read.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from prefect_executions.errors import BundleError
+
+_LOCAL = struct.Struct("<4sHHHHHLLLHH")
+_CENTRAL = struct.Struct("<4sBBHHHHHLLLHHHHHLL")
+_END = struct.Struct("<4sHHHHLLH")
+_END64 = struct.Struct("<4sQHHLLQQQQ")
+_LOCATOR64 = struct.Struct("<4sLQL")
+
+_FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
+_STORED, _DEFLATED = 0, 8
+_UTF8, _SIZES_FOLLOW = 0x800, 0x008
+# Bits 1 and 2 tell how hard deflate tried; every other bit is encryption, patches or unused.
+_KNOWN_FLAGS = _UTF8 | _SIZES_FOLLOW | 0x006
+
+# Deflate's own bound: no stream holds more than 1032 times its length (zlib's technical notes).
+_DEFLATE_BOUND = 1032
+
+_BLOCK = 1 << 20
+_LONGEST_DESCRIPTOR = 24
+
+
+class Limits(NamedTuple):
+    """What a bundle that somebody hands in may ask of this machine."""
+
+    entries: int = 500_000
+    """Files of a zip; a million would take more than 200 MiB of memory."""
+    allowance: int = 20 << 30
+    """Bytes that a zip may unfold to, however small it is."""
+    expansion: int = 200
+    """Beyond the allowance, how many times its own length a zip may unfold to."""
+    document: int = 64 << 20
+    """Bytes of a document that is read as a whole."""
+
+
+class Entry(NamedTuple):
+    """A file of a zip, as the directory tells it, and where its local header begins and must end."""
+
+    name: str
+    flags: int
+    method: int
+    checksum: int
+    packed: int
+    size: int
+    offset: int
+    end: int
+    is_folder: bool
+
+
+@dataclass(frozen=True)
+class ZipReader:
+    """A zip whose directory was found to be sound; data and local headers are checked as they are read."""
+
+    stream: BinaryIO
+    entries: Mapping[str, Entry]
+    """Every file and folder by its name, in the order in which they lie in the zip."""
+
+    @classmethod
+    def open(cls, stream: BinaryIO, limits: Limits) -> ZipReader:
+        """Read the directory of *stream*.
+
+        Raises:
+            BundleError: If it is truncated, not a zip, inconsistent, names what may
+                not be named, or beyond *limits*.
+        """
+        begin, length, count = _find_directory(stream)
+        if count > limits.entries:
+            raise BundleError(f"it has {count} entries; the limit is {limits.entries}")
+        if length > count * (_CENTRAL.size + 3 * _FULL16):
+            raise BundleError("its directory is longer than its entries can be")
+        stream.seek(begin)
+        entries = _in_order(list(_directory(_exactly(stream, length), count)), begin)
+        unfolds, whole = sum(entry.size for entry in entries), begin + length
+        if unfolds > max(limits.allowance, limits.expansion * whole):
+            raise BundleError(f"it unfolds from {whole} to {unfolds} bytes; the limit is {limits.allowance}")
+        return cls(stream, {entry.name: entry for entry in entries})
+
+    def data_begins(self, entry: Entry) -> int:
+        """Return where the data of *entry* begins, having held its local header against the directory.
+
+        Raises:
+            BundleError: If they differ, or its data does not end where the next entry begins.
+        """
+        self.stream.seek(entry.offset)
+        header = _LOCAL.unpack(_exactly(self.stream, _LOCAL.size))
+        magic, _needed, flags, method, _time, _date, checksum, packed, size, name_length, extra_length = header
+        name = _exactly(self.stream, name_length)
+        extra = _extra_fields(_exactly(self.stream, extra_length), entry.name)
+        wide = 1 in extra
+        if wide:
+            size, packed = _widen(extra[1], (size, packed), entry.name)
+        if (magic, flags, method, name) != (b"PK\3\4", entry.flags, entry.method, entry.name.encode()):
+            raise BundleError(f"{entry.name!r}: its local header differs from the directory")
+        told = (checksum, packed, size)
+        follows = bool(flags & _SIZES_FOLLOW)
+        if told != (entry.checksum, entry.packed, entry.size) and not (follows and not any(told)):
+            raise BundleError(f"{entry.name!r}: its local header tells other sizes or another checksum")
+        begin: int = entry.offset + _LOCAL.size + name_length + extra_length
+        self._check_end(entry, begin + entry.packed, follows=follows, wide=wide)
+        return begin
+
+    def blocks(self, entry: Entry) -> Iterator[bytes]:
+        """Yield the content of *entry* in blocks, never more than the directory announced.
+
+        Raises:
+            BundleError: If the local header, the size or the checksum is not what was announced.
+        """
+        begin = self.data_begins(entry)
+        raw = _range(self.stream, begin, entry.packed)
+        size = checksum = 0
+        for block in _inflated(raw, entry) if entry.method == _DEFLATED else raw:
+            size += len(block)
+            if size > entry.size:
+                break
+            checksum = zlib.crc32(block, checksum)
+            yield block
+        if size != entry.size:
+            raise BundleError(
+                f"{entry.name!r}: it announces {entry.size} bytes and has {'more' if size > entry.size else size}"
+            )
+        if checksum != entry.checksum:
+            raise BundleError(f"{entry.name!r}: its data has another checksum than it announces")
+
+    def _check_end(self, entry: Entry, end: int, *, follows: bool, wide: bool) -> None:
+        self.stream.seek(end)
+        left = self.stream.read(min(entry.end - end, _LONGEST_DESCRIPTOR + 1)) if entry.end > end else b""
+        told = struct.pack("<LQQ" if wide else "<LLL", entry.checksum, entry.packed, entry.size) if follows else b""
+        # APPNOTE 4.3.9.3: the signature before it is usual and not required.
+        if entry.end >= end and left in {told, b"PK\7\x08" + told if follows else told}:
+            return
+        raise BundleError(f"{entry.name!r}: its data does not end where the next entry begins")
+
+
+def _find_directory(stream: BinaryIO) -> tuple[int, int, int]:
+    end = stream.seek(0, 2) - _END.size
+    if end < 0:
+        raise BundleError("it is no zip, or cut")
+    stream.seek(end)
+    magic, disk, start_disk, here, count, length, begin, comment = _END.unpack(_exactly(stream, _END.size))
+    if magic != b"PK\5\6" or comment:
+        raise BundleError("it does not end as a zip does: it is cut, has something after it, or a comment")
+    if disk or start_disk or here != count:
+        raise BundleError("it is one part of several")
+    if end >= _LOCATOR64.size:
+        stream.seek(end - _LOCATOR64.size)
+        locator = _LOCATOR64.unpack(_exactly(stream, _LOCATOR64.size))
+        if locator[0] == b"PK\6\7":
+            begin, length, count = _read_end64(stream, end, locator, (begin, length, count))
+            end -= _LOCATOR64.size + _END64.size
+    if begin + length != end:
+        raise BundleError("its directory does not end where its end record begins")
+    return begin, length, count
+
+
+def _read_end64(
+    stream: BinaryIO, end: int, locator: tuple[bytes, int, int, int], narrow: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    place = end - _LOCATOR64.size - _END64.size
+    if place < 0 or locator[1:] != (0, place, 1):
+        raise BundleError("its 64-bit end record is not where it is said to be")
+    stream.seek(place)
+    magic, rest, _made, _needed, disk, start_disk, here, count, length, begin = _END64.unpack(
+        _exactly(stream, _END64.size)
+    )
+    if magic != b"PK\6\6" or rest != _END64.size - 12 or disk or start_disk or here != count:
+        raise BundleError("its 64-bit end record is damaged")
+    wide = (begin, length, count)
+    for little, big, full in zip(narrow, wide, (_FULL32, _FULL32, _FULL16), strict=True):
+        if little not in {full, big}:
+            raise BundleError("its two end records differ")
+    return wide
+
+
+def _directory(data: bytes, count: int) -> Iterator[Entry]:
+    position = 0
+    for _ in range(count):
+        if position + _CENTRAL.size > len(data):
+            raise BundleError("its directory is shorter than it says")
+        fields = _CENTRAL.unpack_from(data, position)
+        name_length, extra_length, comment_length = fields[11:14]
+        position += _CENTRAL.size
+        name = data[position : position + name_length]
+        position += name_length
+        extra = data[position : position + extra_length]
+        position += extra_length + comment_length
+        if fields[0] != b"PK\1\2" or position > len(data):
+            raise BundleError("its directory is damaged")
+        yield _entry(fields, name, extra)
+    if position != len(data):
+        raise BundleError("its directory is longer than its entries")
+
+
+def _entry(fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> Entry:
+    _, _, _, _, flags, method, _, _, checksum, packed, size, _, _, _, disk, _, mode, offset = fields
+    name = _name(raw_name, flags)
+    extra = _extra_fields(raw_extra, name)
+    if 1 in extra:
+        size, packed, offset = _widen(extra[1], (size, packed, offset), name)
+    if flags & ~_KNOWN_FLAGS or method not in {_STORED, _DEFLATED} or disk:
+        raise BundleError(f"{name!r}: it is encrypted, in parts, or packed by another method than deflate")
+    kind = stat.S_IFMT(mode >> 16)
+    is_folder = name.endswith("/")
+    if kind not in {0, stat.S_IFDIR if is_folder else stat.S_IFREG}:
+        raise BundleError(f"{name!r}: it is a link or a special file")
+    if (is_folder and size) or (method == _STORED and packed != size) or size > packed * _DEFLATE_BOUND:
+        raise BundleError(f"{name!r}: it cannot have {size} bytes in {packed}")
+    return Entry(name, flags, method, checksum, packed, size, offset, 0, is_folder)
+
+
+def _name(raw: bytes, flags: int) -> str:
+    try:
+        name = raw.decode("utf-8" if flags & _UTF8 else "ascii")
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{raw!r}: its name is not UTF-8, or does not say that it is") from error
+    parts = name.removesuffix("/").split("/")
+    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
+        raise BundleError(f"{name!r}: it is absolute, leads out, or has an empty part")
+    return name
+
+
+def _in_order(entries: list[Entry], directory: int) -> list[Entry]:
+    entries.sort(key=lambda entry: entry.offset)
+    names: set[str] = set()
+    for entry in entries:
+        name = entry.name.removesuffix("/")
+        if name in names:
+            raise BundleError(f"{name!r}: it is there twice")
+        names.add(name)
+    if (entries[0].offset if entries else directory) != 0:
+        raise BundleError("it has something before its first entry")
+    ends = [*(entry.offset for entry in entries[1:]), directory]
+    for entry, end in zip(entries, ends, strict=True):
+        if entry.offset + _LOCAL.size + len(entry.name.encode()) + entry.packed > end:
+            raise BundleError(f"{entry.name!r}: it overlaps the next entry")
+    return [entry._replace(end=end) for entry, end in zip(entries, ends, strict=True)]
+
+
+def _extra_fields(data: bytes, name: str) -> dict[int, bytes]:
+    fields: dict[int, bytes] = {}
+    position = 0
+    while position < len(data):
+        if position + 4 > len(data):
+            raise BundleError(f"{name!r}: its extra fields are damaged")
+        kind, length = struct.unpack_from("<HH", data, position)
+        position += 4 + length
+        if position > len(data) or kind in fields:
+            raise BundleError(f"{name!r}: its extra fields are damaged")
+        fields[kind] = data[position - length : position]
+    return fields
+
+
+def _widen(field: bytes, values: tuple[int, ...], name: str) -> list[int]:
+    """Return *values* with those that do not fit 32 bits taken from the zip64 *field* (APPNOTE 4.5.3)."""
+    missing = sum(value == _FULL32 for value in values)
+    if len(field) != 8 * missing:
+        raise BundleError(f"{name!r}: its 64-bit sizes do not fit the others")
+    wide = iter(struct.unpack(f"<{missing}Q", field))
+    return [next(wide) if value == _FULL32 else value for value in values]
+
+
+def _range(stream: BinaryIO, begin: int, length: int) -> Iterator[bytes]:
+    while length:
+        # Others may read from the stream between two blocks.
+        stream.seek(begin)
+        block = _exactly(stream, min(length, _BLOCK))
+        begin += len(block)
+        length -= len(block)
+        yield block
+
+
+def _inflated(raw: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        for packed in raw:
+            waiting = packed
+            while waiting and not inflate.eof:
+                yield inflate.decompress(waiting, _BLOCK)
+                waiting = inflate.unconsumed_tail
+            if inflate.eof and (inflate.unused_data or waiting):
+                raise BundleError(f"{entry.name!r}: it has something after its data")
+        while rest := inflate.decompress(b"", _BLOCK):
+            yield rest
+    except zlib.error as error:
+        raise BundleError(f"{entry.name!r}: its data is damaged: {error}") from error
+    if not inflate.eof:
+        raise BundleError(f"{entry.name!r}: its data is cut")
+
+
+def _exactly(stream: BinaryIO, length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) != length:
+        raise BundleError("it is cut")
+    return data

@@ -1,0 +1,300 @@
+"""Which values are secret, and how they are kept out of logs, URLs and records.
+
+Two rules that do not trust each other: `SecretMask` replaces the exact values
+that the run knows, in every form in which programs usually write them, and
+`looks_secret` and `redact_url` judge by form what nobody has registered.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import AnyStr, BinaryIO
+from urllib.parse import quote, quote_plus, unquote_plus
+
+MASK = "********"
+
+# A shorter value would blot out innocent text; and it is no secret worth the name.
+SHORTEST = 4
+# Below this many characters a piece of base64 or of a key's line occurs in innocent text.
+SHORTEST_PIECE = 12
+BLOCK = 1 << 20
+
+_CREDENTIAL_PARAMETERS = re.compile(
+    r"(x-(amz|goog|oss|cos|ms)-.*|.*(token|secret|signature|passw(or)?d|passphrase|credential|api[-_]?key|jwt).*"
+    r"|sig|sas|auth|authorization|key|pwd|pass|code|session|sessionid|awsaccesskeyid|googleaccessid|ossaccesskeyid"
+    r"|policy|key-pair-id|access[-_]?key([-_]?id)?)",
+    re.IGNORECASE,
+)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
+_SCP = re.compile(r"(?P<user>[^@/\\:\s]+(:[^@/\s]*)?)@(?P<rest>[^/@:\s]+:.*)")
+
+# Words of a variable's name after which any value is withheld, and those after which a switch or a number is not.
+_SURE_WORDS = frozenset({"PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "SECRETS", "CREDENTIALS", "CREDENTIAL"})
+_DOUBTFUL_WORDS = frozenset(
+    {"TOKEN", "TOKENS", "KEY", "APIKEY", "AUTH", "AUTHORIZATION", "COOKIE", "JWT", "BEARER", "DSN", "SAS", "PASS"}
+)
+_HARMLESS = re.compile(r"(true|false|yes|no|on|off|none|auto|[-+]?\d{1,5}(\.\d*)?|)", re.IGNORECASE)
+_KNOWN_FORMS = re.compile(
+    r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}"  # JWT
+    r"|\b(AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16}\b"  # AWS
+    r"|\b(gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-|sk_live_|rk_live_|hf_|pypi-|npm_|pn[ubs]_|dop_v1_)[\w-]{16,}"
+    r"|\bAIza[\w-]{30,}"  # Google
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\b(Bearer|Basic) +[\w+/=.~-]{8,}"
+)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_ONE_WORD = re.compile(r"[A-Za-z0-9+/=_-]{32,}")
+# Bits for each character: English words stay below, 40 random base64 characters are near 4.7.
+_ENTROPY = 4.0
+
+
+class SecretMask:
+    """The secret values that a run knows; replaces them wherever they are about to be written.
+
+    Each value is known in its own form, URL-encoded, in base64 and hexadecimal,
+    escaped as in JSON, Python and XML, and, if it has several lines, line by
+    line. Values shorter than four characters are not registered.
+    """
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        self._lock = threading.Lock()
+        self._forms: tuple[bytes, ...] = ()
+        self._pattern: re.Pattern[bytes] | None = None
+        self._firsts: frozenset[int] = frozenset()
+        self.add(*values)
+
+    def add(self, *values: str) -> None:
+        """Register *values*; to register one again changes nothing."""
+        with self._lock:
+            forms = {form for value in values if len(value) >= SHORTEST for form in _forms(value)}
+            if forms <= set(self._forms):
+                return
+            # The longest first, so that a secret that begins with another one is replaced whole.
+            self._forms = tuple(sorted(forms.union(self._forms), key=lambda form: (-len(form), form)))
+            self._firsts = frozenset(form[0] for form in self._forms)
+            self._pattern = re.compile(b"|".join(map(re.escape, self._forms)))
+
+    def __bool__(self) -> bool:
+        return bool(self._forms)
+
+    def mask(self, text: AnyStr) -> AnyStr:
+        """Return *text* with every known secret replaced by `MASK`."""
+        if not self._forms:
+            return text
+        if isinstance(text, str):
+            return self._replace(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+        return self._replace(text)
+
+    def stream(self) -> MaskedStream:
+        """Return a masker for bytes that come in pieces."""
+        return MaskedStream(self)
+
+    def found_in(self, source: BinaryIO) -> bool:
+        """Whether the rest of *source* holds a known secret; memory does not grow with it."""
+        forms = self._forms
+        if not forms:
+            return False
+        overlap = len(forms[0]) - 1
+        seen = b""
+        while block := source.read(BLOCK):
+            seen += block
+            if any(form in seen for form in forms):
+                return True
+            seen = seen[-overlap:] if overlap else b""
+        return False
+
+    def mask_file(self, path: Path) -> bool:
+        """Replace every known secret in the file at *path*; say whether there was one.
+
+        The file is written anew, and atomically, only if something was found.
+        """
+        with path.open("rb") as source:
+            if not self.found_in(source):
+                return False
+            source.seek(0)
+            part = path.with_name(path.name + ".part")
+            masked = self.stream()
+            with part.open("wb") as target:
+                while block := source.read(BLOCK):
+                    target.write(masked.feed(block))
+                target.write(masked.finish())
+            part.chmod(path.stat().st_mode & 0o777)
+            part.replace(path)
+        return True
+
+    def _replace(self, data: bytes) -> bytes:
+        pattern = self._pattern
+        # A search for each form is several times faster than the pattern, and secrets in text are rare.
+        if pattern is None or not any(form in data for form in self._forms):
+            return data
+        return pattern.sub(MASK.encode(), data)
+
+    def next_match(self, data: bytes, start: int) -> re.Match[bytes] | None:
+        """Return the first secret in *data* from *start* on."""
+        return self._pattern.search(data, start) if self._pattern else None
+
+    def unfinished(self, data: bytes, start: int) -> int:
+        """Return where in *data*, from *start* on, a secret may have begun that the end cuts off."""
+        if not self._forms:
+            return len(data)
+        forms, firsts = self._forms, self._firsts
+        for position in range(max(start, len(data) - len(forms[0]) + 1), len(data)):
+            if data[position] in firsts:
+                tail = data[position:]
+                if any(len(form) > len(tail) and form.startswith(tail) for form in forms):
+                    return position
+        return len(data)
+
+
+class MaskedStream:
+    """Masks bytes that come in pieces: the pieces together give what `SecretMask.mask` gives for the whole.
+
+    What may be the beginning of a secret is held until the next piece decides.
+    """
+
+    def __init__(self, mask: SecretMask) -> None:
+        self._mask = mask
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what of all bytes so far is decided and was not returned yet."""
+        data = self._held + data
+        done: list[bytes] = []
+        position = 0
+        while True:
+            limit = self._mask.unfinished(data, position)
+            match = self._mask.next_match(data, position)
+            if match is None or match.start() >= limit:
+                break
+            done += (data[position : match.start()], MASK.encode())
+            position = match.end()
+        self._held = data[limit:]
+        return b"".join((*done, data[position:limit]))
+
+    def finish(self) -> bytes:
+        """Return the rest; afterwards the stream begins anew."""
+        rest, self._held = self._held, b""
+        return self._mask.mask(rest)
+
+
+def redact_url(url: str) -> str:
+    """Return *url* without user, password, and query parameters that grant access.
+
+    Chained URLs of fsspec (``zip://a.csv::https://…``) are redacted link by link.
+    A plain path, and the user ``git`` of an SSH remote, are left as they are.
+    """
+    return "::".join(map(_redact_link, url.split("::")))
+
+
+def redact_urls(text: str) -> str:
+    """Return *text*, such as an error message, with each URL in it redacted."""
+    return _URL.sub(lambda match: redact_url(match.group()), text)
+
+
+def looks_secret(name: str, value: str) -> bool:
+    """Whether the environment variable *name* with this *value* should not be told.
+
+    Judged by the words of the name (``PASSWORD``, ``TOKEN``, …), by well-known
+    forms (JWT, AWS and other providers' keys, private keys, URLs that carry
+    credentials) and, for a long word of mixed characters, by its entropy.
+    """
+    words = frozenset(re.split(r"[^A-Z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).upper()))
+    if value and words & _SURE_WORDS:
+        return True
+    if words & _DOUBTFUL_WORDS and not _HARMLESS.fullmatch(value):
+        return True
+    return bool(_KNOWN_FORMS.search(value)) or redact_urls(value) != value or _looks_random(value)
+
+
+def _looks_random(value: str) -> bool:
+    if not _ONE_WORD.fullmatch(value) or _UUID.search(value):
+        return False
+    mixed = any(map(str.isdigit, value)) and any(map(str.isupper, value)) and any(map(str.islower, value))
+    counts = Counter(value).values()
+    return mixed and -sum(n / len(value) * math.log2(n / len(value)) for n in counts) >= _ENTROPY
+
+
+def _redact_link(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scp = _SCP.fullmatch(url)
+        return url if scp is None or scp["user"] == "git" else scp["rest"]
+    rest, hash_sign, fragment = rest.partition("#")
+    rest, question_mark, query = rest.partition("?")
+    kept = _kept_parameters(query)
+    kept_fragment = _kept_parameters(fragment) if "=" in fragment else fragment
+    return (
+        f"{scheme}://{_without_user(scheme, rest)}"
+        + (question_mark + kept if kept else "")
+        + (hash_sign + kept_fragment if kept_fragment else "")
+    )
+
+
+def _without_user(scheme: str, rest: str) -> str:
+    authority, slash, path = rest.partition("/")
+    user, _, host = authority.rpartition("@")
+    port = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else ""
+    if port and not port.isdigit() and "@" in path:
+        # A key with a slash in it (AWS makes such) hides the end of the user from a parser of URLs.
+        return rest.rpartition("@")[2]
+    keep = "git@" if user == "git" and "ssh" in scheme else ""
+    return keep + host + slash + path
+
+
+def _kept_parameters(query: str) -> str:
+    return "&".join(part for part in query.split("&") if not _grants_access(part))
+
+
+def _grants_access(parameter: str) -> bool:
+    name, _, value = parameter.partition("=")
+    return bool(_CREDENTIAL_PARAMETERS.fullmatch(unquote_plus(name)) or _KNOWN_FORMS.search(unquote_plus(value)))
+
+
+def _forms(value: str) -> Iterator[bytes]:
+    for text in (value, *_long_lines(value)):
+        raw = text.encode("utf-8", "surrogatepass")
+        for written in _escaped(text):
+            yield written.encode("utf-8", "surrogatepass")
+        yield from (raw.hex().encode(), raw.hex().upper().encode())
+        for percent in (quote(raw, safe=""), quote(raw, safe="/"), quote_plus(raw)):
+            yield percent.encode()
+            yield re.sub(r"%..", lambda match: match.group().lower(), percent).encode()
+        yield from _base64_forms(raw)
+
+
+def _long_lines(value: str) -> list[str]:
+    lines = value.splitlines()
+    # The frame of a PEM key is no secret and stands in every key.
+    return [line for line in lines if len(line) >= SHORTEST_PIECE and "-----" not in line] if len(lines) > 1 else []
+
+
+def _escaped(text: str) -> Iterator[str]:
+    yield text
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield repr(text)[1:-1]
+    yield html.escape(text)
+    yield html.escape(text, quote=False)
+
+
+def _base64_forms(raw: bytes) -> Iterator[bytes]:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        yield encode(raw)
+    wrapped = base64.encodebytes(raw).rstrip(b"\n")
+    yield from (wrapped, wrapped.replace(b"\n", b"\\n"))
+    # Inside a longer text (user:password) the value begins at any of three places of a group.
+    for before in range(3):
+        first = -(-before * 8 // 6)
+        last = (before + len(raw)) * 8 // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            piece = encode(bytes(before) + raw)[first:last]
+            if len(piece) >= SHORTEST_PIECE:
+                yield piece

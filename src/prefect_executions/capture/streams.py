@@ -1,0 +1,286 @@
+"""stdout and stderr of an execution, kept in files as they happen and still shown where they were shown before.
+
+A run that owns its process gets the files as its file descriptors 1 and 2:
+subprocesses and C code are captured, and what was written survives ``kill -9``.
+Executions that share a process are told apart by context (`routing`); there,
+only what goes through Python's sys.stdout and sys.stderr can be captured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from prefect_executions.capture import routing
+from prefect_executions.capture.logfile import Follower, LogFile, above_streams
+from prefect_executions.capture.routing import NAMES, Name, Router
+from prefect_executions.capture.safestream import SafeStream, as_bytes
+from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.tail import Forwarding, Tail, Terminal
+from prefect_executions.errors import BundleError
+
+_DESCRIPTORS: dict[Name, int] = {"stdout": 1, "stderr": 2}
+_C_STREAMS = (("stdout", "stderr"), ("__stdoutp", "__stderrp"))
+
+_owning = threading.Lock()
+
+
+def open_streams(
+    folder: Path, *, owns_process: bool, mask: SecretMask, forward: Callable[[str, str], None] | None = None
+) -> Streams:
+    """Keep stdout and stderr in ``stdout.log`` and ``stderr.log`` of *folder*, the bundle's ``outputs``.
+
+    *forward* is called, in a thread of its own, with the stream's name and a
+    chunk of masked text, at most every half second and at the end; what it
+    raises is ignored. What it prints is not captured, but in a process that is
+    owned it must not write to file descriptor 1 or 2, or it would hear itself:
+    give its console `Streams.terminal`. A second attempt appends. One capture
+    owns a process; another one that wants to is nested in it and shares it.
+
+    Raises:
+        BundleError: If the logs cannot be opened; nothing is captured then.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"The folder {folder} cannot be made: {error.strerror}. Nothing was run.") from error
+    if owns_process and _owning.acquire(blocking=False):
+        try:
+            return OwnedStreams(folder, mask, forward)
+        except BaseException:
+            _owning.release()
+            raise
+    return SharedStreams(folder, mask, forward)
+
+
+class Streams(ABC):
+    """The open logs of one execution; a context manager."""
+
+    def __init__(self, folder: Path, mask: SecretMask, forward: Callable[[str, str], None] | None) -> None:
+        self.closed = False
+        self._process = os.getpid()
+        self._mask = mask
+        self._closing = threading.Lock()
+        self._logs: dict[Name, LogFile] = {name: LogFile(folder / f"{name}.log", mask) for name in NAMES}
+        self._forwards = [
+            log.follow(Forwarding(name, forward)) for name, log in self._logs.items() if forward is not None
+        ]
+        self._terminals: dict[Name, SafeStream] = {}
+
+    @abstractmethod
+    def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
+        """Record what Python code wrote to the stream *name*, and show it."""
+
+    @abstractmethod
+    def _let_go(self) -> None: ...
+
+    def append_line(self, stream: Name, text: str) -> None:
+        """Append a line of our own, such as Prefect's run logger writes, to the log of *stream*.
+
+        It is masked, but neither forwarded nor shown on the terminal.
+        """
+        if not self.closed:
+            self._logs[stream].append(as_bytes(text if text.endswith("\n") else text + "\n"))
+
+    def terminal(self, stream: Name) -> SafeStream:
+        """Return a stream to where *stream* was shown before, past the log; writing to it never raises."""
+        return self._terminals[stream]
+
+    def close(self) -> None:
+        """Put everything back, hand over what is left, and close the logs for good.
+
+        Secrets that reached a log through a file descriptor are replaced now. A
+        log that another process still holds is replaced by a copy, so that
+        nobody can change it afterwards. To close again changes nothing, and in
+        a forked child nothing happens.
+        """
+        with self._closing:
+            if self.closed or os.getpid() != self._process:
+                return
+            self.closed = True
+            try:
+                self._let_go()
+            finally:
+                for log in self._logs.values():
+                    log.settle()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SharedStreams(Streams):
+    """The logs of an execution that shares its process with others."""
+
+    def __init__(self, folder: Path, mask: SecretMask, forward: Callable[[str, str], None] | None) -> None:
+        super().__init__(folder, mask, forward)
+        self._routers = tuple(map(routing.install, NAMES))
+        self._shown: dict[Name, TextIO | SafeStream | None] = {
+            router.stream_name: _beyond(router) for router in self._routers
+        }
+        self._terminals = {name: _safe(shown) for name, shown in self._shown.items()}
+        self._tail = Tail(self._forwards, _nothing) if self._forwards else None
+        self._place, self._token = routing.enter(self, owns_process=False)
+
+    def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
+        """Write *data* to the log, masked, and show what was written."""
+        written = self._logs[name].write(as_bytes(data) if isinstance(data, str) else data)
+        shown = self._shown[name] if isinstance(self._shown[name], SafeStream) else original
+        _show(shown, data if not self._mask else written)
+
+    def _let_go(self) -> None:
+        routing.leave(self._place, self._token)
+        for router in self._routers:
+            _show(self._shown[router.stream_name], self._logs[router.stream_name].close())
+            routing.release(router)
+        if self._tail:
+            self._tail.close()
+
+
+class OwnedStreams(Streams):
+    """The logs of a run that owns its process: they are its file descriptors 1 and 2.
+
+    Secrets can be replaced only at the end in what is written to a descriptor;
+    what is shown and forwarded is masked at once.
+    """
+
+    def __init__(self, folder: Path, mask: SecretMask, forward: Callable[[str, str], None] | None) -> None:
+        super().__init__(folder, mask, forward)
+        _flush_python()
+        flush_c()
+        self._saved = {name: _saved_descriptor(number) for name, number in _DESCRIPTORS.items()}
+        self._terminals = {name: SafeStream(saved) for name, saved in self._saved.items()}
+        self._shows: dict[Name, Follower] = {
+            name: self._logs[name].follow(Terminal(saved)) for name, saved in self._saved.items() if saved is not None
+        }
+        self._buffered: list[tuple[Any, bool]] = []
+        self._routers: list[Router] = []
+        self._tail = Tail((*self._shows.values(), *self._forwards), flush_c)
+        for name, number in _DESCRIPTORS.items():
+            self._logs[name].put_at(number)
+            self._catch_python(name, number)
+        self._place, self._token = routing.enter(self, owns_process=True)
+
+    def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
+        """Write *data* to the log; a stream that is no descriptor (a notebook's) shows it itself."""
+        if not any(router.stream_name == name and router.original is original for router in self._routers):
+            _show(original, data)
+            return
+        hidden = [self._shows[name]] if original is not None and name in self._shows else []
+        written = self._logs[name].write(as_bytes(data) if isinstance(data, str) else data, hidden_from=hidden)
+        _show(original, data if not self._mask else written)
+
+    def _catch_python(self, name: Name, number: int) -> None:
+        stream = getattr(sys, name)
+        if _number_of(stream) != number or isinstance(stream, Router):
+            self._routers.append(routing.install(name))
+        elif hasattr(stream, "reconfigure"):
+            self._buffered.append((stream, stream.line_buffering))
+            # To a file Python would write in blocks of 8 kB, and lose the last one when it is killed.
+            stream.reconfigure(line_buffering=True)
+
+    def _let_go(self) -> None:
+        routing.leave(self._place, self._token)
+        _flush_python()
+        flush_c()
+        for router in self._routers:
+            _show(router.original, self._logs[router.stream_name].close())
+            routing.release(router)
+        try:
+            for name, number in _DESCRIPTORS.items():
+                _restore_descriptor(self._saved[name], number)
+                self._terminals[name].retarget(number if self._saved[name] is not None else None)
+            for stream, line_buffering in self._buffered:
+                with suppress(OSError, ValueError):
+                    stream.reconfigure(line_buffering=line_buffering)
+            self._tail.close()
+        finally:
+            for saved in self._saved.values():
+                if saved is not None:
+                    os.close(saved)
+            _owning.release()
+
+
+def flush_c() -> None:
+    """Write out what C code has printed and libc still holds; without such a libc, do nothing.
+
+    Only stdout and stderr: to flush all streams would wait for a thread that reads stdin.
+    """
+    for flush, pointer in _c_streams():
+        flush(pointer)
+
+
+@cache
+def _c_streams() -> tuple[tuple[Callable[[ctypes.c_void_p], int], ctypes.c_void_p], ...]:
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for names in _C_STREAMS:
+            with suppress(ValueError):
+                return tuple((libc.fflush, ctypes.c_void_p.in_dll(libc, name)) for name in names)
+    return ()
+
+
+def _flush_python() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def _number_of(stream: TextIO | None) -> int | None:
+    try:
+        return None if stream is None else stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _saved_descriptor(number: int) -> int | None:
+    try:
+        return above_streams(os.dup(number))
+    except OSError:
+        # Started with the stream closed, as some daemons are.
+        return None
+
+
+def _restore_descriptor(saved: int | None, number: int) -> None:
+    if saved is None:
+        os.close(number)
+    else:
+        os.dup2(saved, number)
+
+
+def _beyond(router: Router) -> TextIO | SafeStream | None:
+    # The descriptors of an owned process are the outer execution's log, which is not this one's.
+    outer = routing.owner()
+    return outer.terminal(router.stream_name) if isinstance(outer, Streams) else router.original
+
+
+def _safe(stream: TextIO | SafeStream | None) -> SafeStream:
+    return stream if isinstance(stream, SafeStream) else SafeStream(stream)
+
+
+def _show(stream: TextIO | SafeStream | None, data: str | bytes) -> None:
+    if stream is None or not data:
+        return
+    buffer = getattr(stream, "buffer", None)
+    if isinstance(data, str) or buffer is None:
+        _safe(stream).write(data if isinstance(data, str) else data.decode("utf-8", "replace"))
+        return
+    with suppress(OSError, ValueError):
+        stream.flush()
+        buffer.write(data)
+
+
+def _nothing() -> None: ...

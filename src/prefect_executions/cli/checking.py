@@ -1,0 +1,124 @@
+"""`executions verify`, `settle`, `ledger rebuild`: whether a record is whole, and making it so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App
+
+from prefect_executions.cli.asking import Json, reader, workbench
+from prefect_executions.cli.codes import FAILED, OK, WORLD
+from prefect_executions.cli.showing import say, show_json, show_table, working
+from prefect_executions.errors import ArchiveError
+from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect_executions.workbench.checking import Verified
+    from prefect_executions.workbench.settling import Settled
+
+ledger = App(name="ledger", help="The index of executions.")
+
+PAUSE = 60.0
+"""Seconds between two rounds of `settle`."""
+
+
+def verify(target: str, /, *, as_json: Json = False) -> int:
+    """Verify a bundle: its digests, and that its documents tell one story.
+
+    Of an execution both copies are verified: that on the workbench and that in
+    the archive.
+
+    Args:
+        target: An execution's id or its beginning, a folder, a zip, or the https://, http:// or s3:// address of a zip.
+        as_json: One JSON document: every check with its faults.
+    """
+    # Start-up time of the CLI: lxml comes with it.
+    from prefect_executions.workbench.checking import verify_target  # noqa: PLC0415
+
+    told, passed = [], True
+    for one in verify_target(reader(), target):
+        passed = passed and one.report.passed
+        if as_json:
+            told.append(_as_json(one))
+        else:
+            _show(one)
+    if as_json:
+        show_json({"target": target, "passed": passed, "copies": told})
+    return OK if passed else FAILED
+
+
+def settle(*, once: bool = False, as_json: Json = False) -> int:
+    """Finish what is left to do on this workbench.
+
+    What has ended is sealed; what is sealed is archived and indexed. Before the
+    first round, what uploads that died long ago left in the archive is removed.
+
+    Args:
+        once: One round, and then end; else a round every minute until it is interrupted.
+        as_json: One JSON document for each round.
+    """
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.workbench.settling import settle_all, sweep_uploads  # noqa: PLC0415
+
+    bench = workbench(Settings.read())
+    with suppress(ArchiveError):  # an archive that is away is told below, for each execution that waits for it
+        swept = sweep_uploads(bench, datetime.now(UTC))
+        if swept and not as_json:
+            say(f"Removed what {swept} broken-off uploads had left in the archive.")
+    while True:
+        settled = _show_settled(settle_all(bench), as_json=as_json, always=once)
+        if once:
+            return WORLD if any(one.result in {"pending", "failed"} for one in settled) else OK
+        time.sleep(PAUSE)
+
+
+@ledger.command
+def rebuild(*, as_json: Json = False) -> None:
+    """Make the ledger anew from the archive and this workbench.
+
+    Args:
+        as_json: One JSON document.
+    """
+    hall = reader()
+    with working("Reading the archive", quiet=as_json):
+        count = hall.workbench.rebuild_ledger()
+    if as_json:
+        show_json({"executions": count})
+    else:
+        say(f"The ledger has {count} executions. Next: executions list")
+
+
+def _as_json(one: Verified) -> dict[str, Any]:
+    checks = [
+        {"name": check.name, "passed": check.passed, "faults": check.faults, "unchecked": check.unchecked}
+        for check in one.report.checks
+    ]
+    return {"place": one.place, "passed": one.report.passed, "checks": checks}
+
+
+def _show(one: Verified) -> None:
+    rows: list[tuple[str, str, str]] = []
+    for check in one.report.checks:
+        rows += [(check.name, "FAILED", fault) for fault in check.faults]
+        rows += [(check.name, "unchecked", words) for words in check.unchecked]
+        if check.passed and not check.unchecked:
+            rows.append((check.name, "ok", ""))
+    show_table(("check", "result", "what"), rows, title=one.place)
+    failed = sum(not check.passed for check in one.report.checks)
+    verdict = f"{failed} of {len(one.report.checks)} checks failed" if failed else "verified"
+    say(f"{one.place}: {verdict}")
+
+
+def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) -> list[Settled]:
+    told = list(settled)
+    if as_json:
+        show_json({"settled": told})
+    else:
+        show_table(("id", "result", "why"), ((one.id, one.result, one.message or "") for one in told))
+        if always and not told:
+            say("Nothing is left to do.")
+    return told

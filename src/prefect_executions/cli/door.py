@@ -1,0 +1,93 @@
+"""The command `executions`: its commands, and how errors become a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from prefect_executions.cli import checking, diagnosis, listing, looking, running
+from prefect_executions.cli.codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
+from prefect_executions.cli.showing import warn
+from prefect_executions.errors import ExecutionsError
+
+app = App(
+    name="executions",
+    help="Run scientific Methods as Prefect flows and keep one complete, verifiable record of every run.",
+    version=f"executions {version('prefect-executions')}",
+    help_format="plaintext",
+    # No --no-json, no empty lists.
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+)
+app.command(running.run)
+app.command(listing.list_executions, name="list")
+app.command(looking.show)
+app.command(looking.logs)
+app.command(looking.outputs)
+app.command(looking.prov)
+app.command(checking.verify)
+app.command(checking.settle)
+app.command(checking.ledger)
+app.command(listing.methods)
+app.command(diagnosis.doctor)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> Any:
+    """Pass the command on.
+
+    Args:
+        tokens: The command and its options.
+        debug: Show where in the program an error comes from.
+    """
+    try:
+        return app(tokens)
+    except ExecutionsError:
+        if debug:
+            traceback.print_exc()
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with *arguments*, those of the process when none are given, and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            # A terminal that cannot show a character gets its code, and no error.
+            reconfigure(errors="backslashreplace")
+    try:
+        code = app.meta(sys.argv[1:] if arguments is None else arguments, result_action="return_value")
+        sys.stdout.flush()
+    except ExecutionsError as error:
+        warn(f"error: {error}")
+        return code_of(error)
+    except CycloptsError as error:
+        warn(f"error: {error}\nexecutions --help tells the commands, executions COMMAND --help their options")
+        return REQUEST
+    except KeyboardInterrupt:
+        warn("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+        return NO_READER
+    except OSError as error:
+        warn(f"error: {error}")
+        return WORLD
+    return code if isinstance(code, int) else OK
+
+
+def _drop_output() -> None:
+    """Give what is still buffered to nobody, so that the interpreter does not try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,142 @@
+"""Read what the crate tells of its execution, as hostile input."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any, NoReturn
+
+from prefect_executions.crate import words
+from prefect_executions.crate.words import Entity
+from prefect_executions.documents import in_utc, strict_json
+from prefect_executions.errors import BundleError
+from prefect_executions.executions import Account, in_milliseconds, run_name, value_digest
+
+SIZE_LIMIT = 256 * 1024**2
+"""A larger crate document is refused; one of 100,000 outputs has 27 MB."""
+
+
+def read(data: bytes) -> Account:
+    """Return what `ro-crate-metadata.json` tells of its execution.
+
+    Raises:
+        BundleError: If *data* is not JSON, says a member twice, or does not tell one whole execution.
+    """
+    if len(data) > SIZE_LIMIT:
+        _refuse(f"it has {len(data)} bytes; more than {SIZE_LIMIT} are not read")
+    entities = _entities(strict_json(data, words.FILE))
+    action = _action(entities)
+    instrument = _one(action, "instrument", entities)
+    execution_id = _text(action, "identifier")
+    if action["@id"] != f"#{run_name(execution_id)}":
+        _refuse(f"the action {action['@id']} is not named after its execution {execution_id}")
+    return Account(
+        execution_id=execution_id,
+        method=f"{_text(instrument, 'identifier')} {_text(instrument, 'version')}",
+        status=_status(action, entities),
+        started=_time(action, "startTime"),
+        finished=_time(action, "endTime"),
+        inputs=frozenset(_inputs(action, entities)),
+        outputs=frozenset(_outputs(action, entities)),
+    )
+
+
+def _entities(document: Any) -> dict[str, Entity]:
+    graph = document.get("@graph") if isinstance(document, dict) else None
+    if not isinstance(graph, list):
+        _refuse("it has no @graph")
+    entities: dict[str, Entity] = {}
+    for entity in graph:
+        name = entity.get("@id") if isinstance(entity, dict) else None
+        if not isinstance(name, str) or name in entities:
+            _refuse(f"an entity has no @id of its own: {str(name)[:80]}")
+        entities[name] = entity
+    return entities
+
+
+def _action(entities: Mapping[str, Entity]) -> Entity:
+    actions = [entity for entity in entities.values() if entity.get("@type") == "CreateAction"]
+    if len(actions) != 1:
+        _refuse(f"it tells {len(actions)} actions; there must be one")
+    mentioned = [entity["@id"] for entity in _all(entities.get("./", {}), "mentions", entities)]
+    if mentioned != [actions[0]["@id"]]:
+        _refuse("its root does not mention the action")
+    return actions[0]
+
+
+def _status(action: Entity, entities: Mapping[str, Entity]) -> str:
+    status = _text(_one(action, "additionalProperty", entities), "value")
+    if action.get("actionStatus") != {told.value: said for told, said in words.ACTION_STATUS.items()}.get(status):
+        _refuse(f"the action says {action.get('actionStatus')} and {status}")
+    return status
+
+
+def _inputs(action: Entity, entities: Mapping[str, Entity]) -> Iterator[tuple[str, str]]:
+    for entity in _all(action, "object", entities):
+        if entity.get("@type") == "PropertyValue":
+            yield _text(entity, "name"), _value_digest(entity)
+        else:
+            for parameter in _all(entity, "exampleOfWork", entities):
+                yield _text(parameter, "name"), _digest(entity)
+
+
+def _outputs(action: Entity, entities: Mapping[str, Entity]) -> Iterator[tuple[str, str]]:
+    for entity in _all(action, "result", entities):
+        if entity.get("@type") != "PropertyValue":
+            inside = entity.get("@type") == "File"
+            yield words.path(entity["@id"]) if inside else _text(entity, "identifier"), _digest(entity)
+
+
+def _value_digest(entity: Entity) -> str:
+    if "sha256" in entity:
+        return _digest(entity)
+    text = _text(entity, "value")
+    if entity.get("encodingFormat") == words.JSON:
+        return value_digest(strict_json(text, f"{words.FILE}: {entity['@id']}"))
+    return value_digest(text)
+
+
+def _digest(entity: Entity) -> str:
+    digest = _text(entity, "sha256")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        _refuse(f"the entity {entity['@id']} has '{digest[:80]}' as sha256")
+    return digest
+
+
+def _one(entity: Entity, key: str, entities: Mapping[str, Entity]) -> Entity:
+    found = _all(entity, key, entities)
+    if len(found) != 1:
+        _refuse(f"the entity {entity['@id']} says {len(found)} times {key}; once is wanted")
+    return found[0]
+
+
+def _all(entity: Entity, key: str, entities: Mapping[str, Entity]) -> list[Entity]:
+    told = entity.get(key, [])
+    refs = told if isinstance(told, list) else [told]
+    names = [ref.get("@id") if isinstance(ref, dict) else None for ref in refs]
+    for name in names:
+        if not isinstance(name, str) or name not in entities:
+            _refuse(f"{key} of {entity.get('@id')} refers to {str(name)[:80]}, which is not told")
+    return [entities[name] for name in names if isinstance(name, str)]
+
+
+def _text(entity: Entity, key: str) -> str:
+    value = entity.get(key)
+    if not isinstance(value, str):
+        _refuse(f"the entity {entity['@id']} has no text as {key}")
+    return value
+
+
+def _time(entity: Entity, key: str) -> datetime | None:
+    if key not in entity:
+        return None
+    text = _text(entity, key)
+    try:
+        return in_milliseconds(in_utc(datetime.fromisoformat(text)))
+    except (ValueError, OverflowError) as error:
+        raise BundleError(f"{words.FILE}: '{text[:40]}' is not a {key}: {error}") from error
+
+
+def _refuse(message: str) -> NoReturn:
+    raise BundleError(f"{words.FILE}: {message}")

@@ -1,0 +1,397 @@
+"""The record of an execution: its documents as values, and what other documents must tell alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from prefect_executions.documents import Document, Part, Time, canonical
+from prefect_executions.errors import BundleError
+from prefect_executions.lifecycle import JobStatus, Status
+from prefect_executions.methods import Method
+from prefect_executions.settings import ArchiveLevel
+
+NAMESPACE = "https://w3id.org/prefect-executions/"
+"""The beginning of every URI that this package gives to an execution or a Method."""
+
+
+class StagedInput(Part):
+    """A file that was staged for an input before the Method started.
+
+    `path` is relative to the bundle when the copy is kept there, and absent when
+    the input is kept by reference. `origin` carries no credentials.
+    """
+
+    input: str
+    name: str
+    """The file's own name, as it came."""
+    path: str | None = None
+    origin: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    media_type: str
+    etag: str | None = None
+
+
+class Relative(Part):
+    """Another execution that this one is linked to."""
+
+    execution_id: str
+    relation: Literal["parent", "rerun-of", "retry-of"]
+
+
+class Deployment(Part):
+    """The Prefect deployment that the request went through."""
+
+    id: UUID
+    name: str | None = None
+
+
+class ExecuteRequest(Document):
+    """What was asked for: an OGC ``execute`` document and what Prefect was sent.
+
+    `values` are the validated values of all inputs, with defaults filled in, taken
+    inside the run; a file is told by its URL or path. `inputs` are the same as OGC
+    API Processes 1.0 writes them, and follow from `values` and `files` (`as_ogc`).
+    `parameters` are the raw ones that were sent. A secret is told by the name it was
+    resolved from, or as withheld; never by its value.
+    """
+
+    file_name: ClassVar[str] = "metadata/request.json"
+
+    inputs: dict[str, Any] = {}
+    """Left out by a writer: it is filled in from `values`; a reader refuses one that differs."""
+    values: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
+    response: Literal["raw", "document"] = "document"
+    execution_id: str
+    method_id: str
+    method_version: str
+    parameters: dict[str, Any] = {}
+    validated: bool = True
+    """False when Prefect could not validate the parameters, so that `inputs` are only what was sent."""
+    files: tuple[StagedInput, ...] = ()
+    archive: ArchiveLevel = ArchiveLevel.FULL
+    relatives: tuple[Relative, ...] = ()
+    flow_run_name: str | None = None
+    deployment: Deployment | None = None
+    tags: tuple[str, ...] = ()
+    created_by: dict[str, str] | None = None
+    """What Prefect says created the flow run: the type, id and name of a schedule or automation."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_as_ogc(cls, told: Any) -> Any:
+        if isinstance(told, dict) and "inputs" not in told:
+            files = tuple(StagedInput.model_validate(file) for file in told.get("files", ()))
+            return {"inputs": as_ogc(told.get("values", {}), files), **told}
+        return told
+
+    @model_validator(mode="after")
+    def _tells_one_request(self) -> Self:
+        if self.inputs != as_ogc(self.values, self.files):
+            raise ValueError("inputs do not say what values and files say")
+        return self
+
+
+def as_ogc(values: Mapping[str, Any], files: Sequence[StagedInput]) -> dict[str, Any]:
+    """Return input values as OGC API Processes 1.0, schema ``execute``, accepts them to the letter.
+
+    A file is a link. An object or array is wrapped in ``value``. A string or an
+    integer is a list of one occurrence, because as a bare value it matches two
+    branches of the schema's ``oneOf`` and is refused. Null has no form there: such
+    an input is left out, as one that was not given.
+    """
+    links: dict[str, list[dict[str, str]]] = {}
+    for file in files:
+        links.setdefault(file.input, []).append({"href": file.origin, "type": file.media_type})
+    told: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in links:
+            told[name] = links[name][0] if len(links[name]) == 1 else {"value": links[name]}
+        elif isinstance(value, bool | float):
+            told[name] = value
+        elif isinstance(value, str | int):
+            told[name] = [value]
+        elif value is not None:
+            told[name] = {"value": value}
+    return told
+
+
+class Infrastructure(Document):
+    """What the execution was assigned to; only what the worker and the platform really said."""
+
+    file_name: ClassVar[str] = "metadata/infrastructure.json"
+
+    type: str
+    """``direct`` (called in a process), ``serve``, or the type of the work pool."""
+    work_pool: str | None = None
+    work_queue: str | None = None
+    worker: str | None = None
+    worker_id: str | None = None
+    image: str | None = None
+    image_digest: str | None = None
+    job_variables: dict[str, Any] = {}
+    identifier: str | None = None
+    """Prefect's infrastructure id: a pid, ``<docker host>:<container id>`` or ``<namespace>:<job>``."""
+    prefect_version: str | None = None
+    prefect_api: str | None = None
+
+
+class Gpu(Part):
+    """A GPU that was visible to the run; memory in bytes."""
+
+    name: str
+    uuid: str | None = None
+    memory: int | None = None
+    driver: str | None = None
+
+
+class Python(Part):
+    """The interpreter."""
+
+    version: str
+    implementation: str
+    executable: str | None = None
+
+
+class Raised(Part):
+    """The exception that ended the Method's code."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+class Usage(Part):
+    """What the execution used: seconds, bytes, and how it ended."""
+
+    wall_seconds: float | None = None
+    cpu_seconds: float | None = None
+    peak_memory: int | None = None
+    exit_code: int | None = None
+    exception: Raised | None = None
+
+
+class Instance(Document):
+    """Where it really ran: host, process or container, system, Python, packages, usage."""
+
+    file_name: ClassVar[str] = "metadata/instance.json"
+
+    hostname: str | None = None
+    pid: int | None = None
+    user: str | None = None
+    working_directory: str | None = None
+    container_id: str | None = None
+    pod: str | None = None
+    node: str | None = None
+    os: str | None = None
+    kernel: str | None = None
+    architecture: str | None = None
+    cpu_model: str | None = None
+    cpu_count: int | None = None
+    memory: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    python: Python | None = None
+    packages: dict[str, str] = {}
+    environment: dict[str, str] = {}
+    usage: Usage | None = None
+
+
+class Metric(Part):
+    """A number that the Method logged."""
+
+    name: str
+    value: int | float
+    step: int | None = None
+    time: Time
+
+
+class Metrics(Document):
+    """What the Method logged of itself: parameters and metrics, typed."""
+
+    file_name: ClassVar[str] = "metadata/metrics.json"
+
+    params: dict[str, Any] = {}
+    metrics: tuple[Metric, ...] = ()
+
+
+class Agent(Document):
+    """Who asked. Claims are those of a verified token, or what the system itself says; never a token."""
+
+    file_name: ClassVar[str] = "auth/jwt.json"
+
+    verified: bool = False
+    source: Literal["token", "setting", "system", "prefect"] = "system"
+    """Where the name comes from: a token, EXECUTIONS_AGENT, the operating system's user, or Prefect."""
+    claims: dict[str, Any] = {}
+    token_sha256: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """The subject's name, if anything said one."""
+        subject = self.claims.get("name") or self.claims.get("sub")
+        return str(subject) if subject else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionRecord:
+    """All that the documents of one bundle say, as one value."""
+
+    method: Method
+    request: ExecuteRequest
+    infrastructure: Infrastructure
+    instance: Instance
+    job_status: JobStatus
+    agent: Agent
+    metrics: Metrics | None = None
+
+    @property
+    def id(self) -> str:
+        return self.job_status.job_id
+
+    @property
+    def status(self) -> Status:
+        return self.job_status.execution_status
+
+    @property
+    def started(self) -> datetime | None:
+        return self.job_status.started
+
+    @property
+    def finished(self) -> datetime | None:
+        return self.job_status.finished
+
+
+RECORD: tuple[type[Document], ...] = (Agent, Method, ExecuteRequest, Infrastructure, Instance, JobStatus)
+"""The documents that every record has; `Metrics` are there when the Method logged any."""
+
+
+def record_from(documents: Mapping[str, bytes]) -> ExecutionRecord:
+    """Return the record that a bundle's *documents*, by file name, tell.
+
+    Raises:
+        BundleError: If one is missing or is not what it should be; the message names it.
+    """
+    missing = [kind.file_name for kind in RECORD if kind.file_name not in documents]
+    if missing:
+        raise BundleError(f"the record has no {', '.join(missing)}")
+    metrics = documents.get(Metrics.file_name)
+    return ExecutionRecord(
+        method=Method.from_json(documents[Method.file_name]),
+        request=ExecuteRequest.from_json(documents[ExecuteRequest.file_name]),
+        infrastructure=Infrastructure.from_json(documents[Infrastructure.file_name]),
+        instance=Instance.from_json(documents[Instance.file_name]),
+        job_status=JobStatus.from_json(documents[JobStatus.file_name]),
+        agent=Agent.from_json(documents[Agent.file_name]),
+        metrics=None if metrics is None else Metrics.from_json(metrics),
+    )
+
+
+class BundleFile(NamedTuple):
+    """A file of a bundle: its path there, SHA-256 in hex, and size in bytes."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class Account(NamedTuple):
+    """What every teller of one execution must say alike; `verify` compares them.
+
+    `inputs` are (input name, SHA-256) of staged files and (input name, digest of
+    the canonical JSON value) of the others; `outputs` are (path, SHA-256).
+    Times are cut to milliseconds, because a crate's validator takes no more.
+    """
+
+    execution_id: str
+    method: str
+    status: str
+    started: datetime | None
+    finished: datetime | None
+    inputs: frozenset[tuple[str, str]]
+    outputs: frozenset[tuple[str, str]]
+
+
+def account(record: ExecutionRecord) -> Account:
+    """Return what the JSON documents of *record* tell, to be compared with PROV and crate."""
+    staged = {(file.input, file.sha256) for file in record.request.files}
+    files = {name for name, _ in staged}
+    values = {(name, value_digest(value)) for name, value in record.request.values.items() if name not in files}
+    return Account(
+        execution_id=record.id,
+        method=f"{record.method.id} {record.method.version}",
+        status=record.status.value,
+        started=in_milliseconds(record.started),
+        finished=in_milliseconds(record.finished),
+        inputs=frozenset(staged | values),
+        outputs=frozenset((output.path, output.sha256) for output in record.job_status.outputs),
+    )
+
+
+def run_name(execution_id: str) -> str:
+    """Return the name of an execution after `NAMESPACE`: an XML NCName and a URI segment, whatever the id is."""
+    if re.fullmatch(r"[A-Za-z0-9._-]+", execution_id):
+        return f"run.{execution_id}"
+    return f"run.{value_digest(execution_id)[:32]}"
+
+
+def method_name(method: Method) -> str:
+    """Return the name of a Method after `NAMESPACE`; another version or other code has another name."""
+    return f"method.{value_digest([method.id, method.version, method.code and method.code.sha256])[:32]}"
+
+
+def value_digest(value: object) -> str:
+    """Return the SHA-256 of a JSON value's canonical form."""
+    return sha256(canonical(value)).hexdigest()
+
+
+def in_milliseconds(time: datetime | None) -> datetime | None:
+    """Return *time* cut (not rounded) to milliseconds."""
+    return time and time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+class OpeningRecord(Document):
+    """All that is known when user code is about to run, as one object for the archive.
+
+    A worker that dies leaves it, so that the execution can be sealed without the worker's disk.
+    """
+
+    file_name: ClassVar[str] = "opening.json"
+
+    method: Method
+    request: ExecuteRequest
+    infrastructure: Infrastructure
+    instance: Instance
+    job_status: JobStatus
+    agent: Agent
+
+    @classmethod
+    def of(cls, record: ExecutionRecord) -> OpeningRecord:
+        """Return the opening record of *record*."""
+        return cls(
+            method=record.method,
+            request=record.request,
+            infrastructure=record.infrastructure,
+            instance=record.instance,
+            job_status=record.job_status,
+            agent=record.agent,
+        )
+
+    def record(self) -> ExecutionRecord:
+        """Return the record that this one opened."""
+        return ExecutionRecord(
+            method=self.method,
+            request=self.request,
+            infrastructure=self.infrastructure,
+            instance=self.instance,
+            job_status=self.job_status,
+            agent=self.agent,
+        )

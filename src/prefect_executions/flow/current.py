@@ -1,0 +1,282 @@
+"""The execution around the caller: outputs, inputs, progress, metrics, notes.
+
+Law: what user code tells is never lost by a failure of telling it elsewhere. It
+is kept in memory at once, written to the bundle within a second, and shown in
+Prefect as far as Prefect answers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from prefect_executions.documents import clean_text, json_value
+from prefect_executions.errors import InputError, NoExecutionError, RequestError
+from prefect_executions.executions import ExecuteRequest, Metric, Metrics
+from prefect_executions.lifecycle import Happening, JobStatus, Observer, remark
+from prefect_executions.methods import Method
+
+_FLUSH_SECONDS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What is known of the running execution."""
+
+    execution_id: str
+    method: Method
+    request: ExecuteRequest
+    attempt: int
+    started: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Telling:
+    """Where a running execution tells things: each is called with the whole new value.
+
+    `show_progress` may be slow and may fail; it is called from a thread of its own.
+    """
+
+    write_status: Callable[[JobStatus], None]
+    write_metrics: Callable[[Metrics], None]
+    show_progress: Callable[[float, str | None], None]
+    log: Callable[[str], None]
+    failed: Callable[[str], None]
+
+
+class Execution:
+    """A running execution, as `current_execution()` gives it to the Method's code.
+
+    Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        metadata: Metadata,
+        output_path: Callable[[str], Path],
+        staged: Mapping[str, Sequence[Path]],
+        job_status: JobStatus,
+        metrics: Metrics,
+        telling: Telling,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._metadata = metadata
+        self._output_path = output_path
+        self._staged = staged
+        self._job_status = job_status
+        self._params = dict(metrics.params)
+        self._metrics = list(metrics.metrics)
+        self._telling = telling
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._latest: tuple[float, str | None, datetime] | None = None
+        self._unshown: tuple[float, str | None] | None = None
+        self._untold_metrics = False
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._teller: threading.Thread | None = None
+
+    @property
+    def id(self) -> str:
+        """The execution's id, which is its Prefect flow run id."""
+        return self._metadata.execution_id
+
+    @property
+    def metadata(self) -> Metadata:
+        """What is known of this execution: its Method, request, attempt and start."""
+        return self._metadata
+
+    def output(self, name: str) -> Path:
+        """Return the path of the output *name*, whose folders are made; the caller writes the file.
+
+        *name* is relative to the outputs and may contain folders (``plots/area.png``).
+
+        Raises:
+            NameRefusedError: If *name* would leave the outputs or cannot be a file's name.
+        """
+        return self._output_path(name)
+
+    def input(self, name: str) -> Path:
+        """Return the path of the file that was staged for the input *name*.
+
+        Raises:
+            InputError: If there is no such file input, or it has several files (use `inputs`).
+        """
+        paths = self.inputs(name)
+        if len(paths) != 1:
+            raise InputError(f"input '{name}' has {len(paths)} files; use inputs('{name}') to get them all")
+        return paths[0]
+
+    def inputs(self, name: str) -> tuple[Path, ...]:
+        """Return the paths of all files that were staged for the input *name*.
+
+        Raises:
+            InputError: If no input of that name has files.
+        """
+        if name not in self._staged:
+            known = ", ".join(sorted(self._staged)) or "none"
+            raise InputError(f"no file was staged for an input '{name}'; inputs with files: {known}")
+        return tuple(self._staged[name])
+
+    def progress(self, percent: float, message: str | None = None) -> None:
+        """Tell how far the Method is: *percent* of 100, with a few words.
+
+        May be called as often as one likes; it is shown about once a second.
+
+        Raises:
+            RequestError: If *percent* is not between 0 and 100.
+        """
+        if not 0 <= percent <= 100:  # noqa: PLR2004 - percent
+            raise RequestError(f"progress is told in percent, from 0 to 100; {percent} was given")
+        with self._lock:
+            self._latest = (float(percent), message and clean_text(message), self._clock())
+        self._soon()
+
+    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Keep numbers under names, with an optional *step* (an epoch, an iteration).
+
+        Numbers of NumPy and the like are taken as the Python number they are.
+
+        Raises:
+            RequestError: If a value is no number.
+        """
+        at = self._clock()
+        new = [
+            Metric(name=clean_text(name), value=_number(name, value), step=step, time=at)
+            for name, value in values.items()
+        ]
+        with self._lock:
+            self._metrics.extend(new)
+            self._untold_metrics = True
+        self._soon()
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Keep what the Method decided for itself (a learning rate, a chosen model), as JSON values."""
+        new = {name: json_value(value) for name, value in values.items()}
+        with self._lock:
+            self._params |= new
+            self._untold_metrics = True
+        self._soon()
+
+    def note(self, text: str) -> None:
+        """Put a note into the history of this execution."""
+        with self._lock:
+            self._take_progress()  # told before the note, so it stands before it
+            self._job_status = remark(
+                self._job_status, Happening.NOTE, self._clock(), observer=Observer.HOOK, message=clean_text(text)
+            )
+            self._telling.write_status(self._job_status)
+
+    def close(self) -> tuple[JobStatus, Metrics | None]:
+        """Stop telling and return the last job status, and the metrics if there are any; again changes nothing."""
+        self._closed.set()
+        self._wake.set()
+        if self._teller is not None and self._teller is not threading.current_thread():
+            self._teller.join()
+        with self._lock:
+            self._take_progress()
+            told = bool(self._params or self._metrics)
+            return self._job_status, self._all_metrics() if told else None
+
+    def _soon(self) -> None:
+        with self._lock:
+            if self._teller is None and not self._closed.is_set():
+                self._teller = threading.Thread(target=self._tell, name=f"executions-{self.id[:8]}", daemon=True)
+                self._teller.start()
+        self._wake.set()
+
+    def _tell(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            with self._lock:
+                closing = self._closed.is_set()
+                self._take_progress()
+                progress, self._unshown = self._unshown, None
+                metrics = self._all_metrics() if self._untold_metrics else None
+                self._untold_metrics = False
+            try:
+                self._tell_once(progress, metrics, last=closing)
+            except Exception as error:  # noqa: BLE001 - telling must never end the Method; the failure is told
+                self._telling.failed(f"progress or metrics could not be written: {error}")
+            if closing:
+                return
+            self._closed.wait(_FLUSH_SECONDS)
+
+    def _tell_once(self, progress: tuple[float, str | None] | None, metrics: Metrics | None, *, last: bool) -> None:
+        if metrics is not None:
+            self._telling.write_metrics(metrics)
+        if progress is None:
+            return
+        percent, message = progress
+        if not last:
+            with self._lock:
+                self._telling.write_status(self._job_status)
+        self._telling.log(f"{percent:.0f} %" + (f" - {message}" if message else ""))
+        self._telling.show_progress(percent, message)
+
+    def _take_progress(self) -> None:
+        latest, self._latest = self._latest, None
+        if latest is None:
+            return
+        percent, message, at = latest
+        self._job_status = remark(
+            self._job_status, Happening.PROGRESS, at, observer=Observer.HOOK, progress=percent, message=message
+        )
+        self._unshown = percent, message
+
+    def _all_metrics(self) -> Metrics:
+        return Metrics(params=dict(self._params), metrics=tuple(self._metrics))
+
+
+def _number(name: str, value: object) -> int | float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise RequestError(f"metric '{name}' is no number but {type(value).__name__}; use log_params for other values")
+    if isinstance(value, int):
+        return value
+    plain = value.item() if hasattr(value, "item") else value
+    return plain if isinstance(plain, int) and not isinstance(plain, bool) else float(plain)
+
+
+_current: ContextVar[Execution | None] = ContextVar("current_execution", default=None)
+
+
+def current_execution() -> Execution:
+    """Return the execution that is running around the caller.
+
+    Works in the Method's function and in tasks that it calls in the same process.
+
+    Raises:
+        NoExecutionError: If no execution is running here.
+    """
+    execution = _current.get()
+    if execution is None:
+        raise NoExecutionError(
+            "No execution is running here. current_execution() works inside a function decorated with @method "
+            "while it runs as a flow: call the Method itself, not its plain function, or use 'executions run'."
+        )
+    return execution
+
+
+def enter(execution: Execution) -> Callable[[], None]:
+    """Make *execution* the current one and return the call that ends this."""
+    token = _current.set(execution)
+    return lambda: _current.reset(token)
+
+
+def current_id() -> str | None:
+    """Return the id of the execution around the caller, or None."""
+    execution = _current.get()
+    return None if execution is None else execution.id
+
+
+def running_id() -> str | None:
+    """Return the flow run id of the execution around the caller, or None."""
+    execution_id = current_id()
+    return None if execution_id is None else execution_id.partition(".")[0]

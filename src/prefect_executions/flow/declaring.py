@@ -1,0 +1,294 @@
+"""`@method`: a function declared as a Method, which is a Prefect flow that keeps its record.
+
+The flow is a real Prefect `Flow`; what runs inside it is in `running`, what
+happens when its state is known is in `hooks`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, overload
+
+from prefect.flows import Flow
+from prefect.utilities.callables import parameter_schema
+from pydantic import Field, SecretStr
+
+from prefect_executions import engine
+from prefect_executions.errors import MethodError
+from prefect_executions.flow import logs
+from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.hooks import hooked
+from prefect_executions.flow.running import recorded
+from prefect_executions.methods import SECRET_FORM, Method, OutputDescription, check_type, inputs_of, secret_inputs
+from prefect_executions.settings import ArchiveLevel, Settings
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_FLOW_OPTIONS = (
+    "name",
+    "version",
+    "flow_run_name",
+    "retries",
+    "retry_delay_seconds",
+    "task_runner",
+    "description",
+    "timeout_seconds",
+    "persist_result",
+    "result_storage",
+    "result_serializer",
+    "cache_result_in_memory",
+    "log_prints",
+)
+_FLOW_HOOKS = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What the author says about a Method beside its function."""
+
+    version: str | None = None
+    title: str | None = None
+    description: str | None = None
+    keywords: tuple[str, ...] = ()
+    type: str | None = None
+    archive: ArchiveLevel | None = None
+    secrets: frozenset[str] = frozenset()
+    outputs: Mapping[str, str] | None = None
+
+
+class MethodFlow(Flow[P, R], Generic[P, R]):
+    """A Prefect flow whose runs each leave an execution bundle.
+
+    Attributes:
+        declaration: What the author said beside the function.
+        time_limit: Seconds that the author's code may take. Prefect's own
+            `timeout_seconds` stays empty, because it would count our sealing.
+        declared: The author's function and the descriptor that is derived from all this.
+    """
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        declaration: Declaration,
+        *,
+        timeout_seconds: float | None = None,
+        **options: Any,
+    ) -> None:
+        _check_function(function)
+        logs.shield()
+        options["version"] = declaration.version or options.get("version")
+        super().__init__(function, **options)
+        told = self.parameters.model_dump()
+        if declaration.type is not None:  # else the settings are not asked, and cannot be wrong here
+            check_type(declaration.type, Settings.read().method_types)
+        secrets = secret_inputs(told, declaration.secrets, self.name)
+        signature = _form_signature(function, secrets, told)
+        self.declaration = declaration
+        self.time_limit = float(timeout_seconds) if timeout_seconds else None
+        self.__signature__ = signature
+        self.parameters = parameter_schema(self)
+        self.declared = Declared(
+            function=function, method=self._described(), wrapped=secret_inputs(told, frozenset(), self.name)
+        )
+        self.fn = recorded(self.declared)
+        self.fn.__signature__ = signature  # type: ignore[attr-defined]  # a function takes any attribute
+        for name in _FLOW_HOOKS:
+            hooks = getattr(self, f"{name}_hooks")
+            hooks[:] = hooked(hooks, self.declared)
+
+    @property
+    def method(self) -> Method:
+        """The Method's descriptor, without its code, which is looked at when it runs."""
+        return self.declared.method
+
+    def _described(self) -> Method:
+        declared = self.declaration
+        return Method(
+            id=self.name,
+            version=self.version or "0",
+            title=declared.title or self.name.replace("-", " ").replace("_", " ").capitalize(),
+            description=declared.description or self.description,
+            keywords=declared.keywords,
+            inputs=inputs_of(self.parameters.model_dump()),
+            outputs=_outputs(declared.outputs or {}),
+            type=declared.type,
+            archive=declared.archive,
+            time_limit=self.time_limit,
+        )
+
+    def with_options(self, **options: Any) -> MethodFlow[P, R]:
+        """Return this Method with other flow options; takes what `Flow.with_options` takes."""
+        changed = super().with_options(**options)
+        given = options.get("timeout_seconds")
+        return _of_flow(
+            self.declared.function,
+            changed,
+            replace(self.declaration, version=options.get("version") or self.declaration.version),
+            timeout_seconds=given if given is not None else self.time_limit,
+        )
+
+    if not TYPE_CHECKING:  # the overloads of Flow.__call__ say the types
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Run the Method as a flow; a secret given in clear is refused before a flow run exists."""
+            if self.method.secrets:
+                options = {name: kwargs.pop(name) for name in ("return_state", "wait_for") if name in kwargs}
+                bound = inspect.signature(self.declared.function).bind(*args, **kwargs)
+                bound.arguments = dict(bound.arguments) | checked_secrets(self, bound.arguments)
+                return super().__call__(*bound.args, **bound.kwargs, **options)
+            return super().__call__(*args, **kwargs)
+
+
+def checked_secrets(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the secret inputs among *parameters*, each the name of a secret, before a flow run is created.
+
+    Raises:
+        SecretError: If one is not the name of a Secret block or ``env:NAME``; its value is not repeated.
+    """
+    told = {name: _plain(parameters[name]) for name in sorted(flow.method.secrets & parameters.keys())}
+    for name, reference in told.items():
+        if reference is not None:
+            engine.check_secret(name, reference)
+    return told
+
+
+@overload
+def method(function: Callable[P, R], /) -> MethodFlow[P, R]: ...
+
+
+@overload
+def method(
+    *,
+    version: str | None = None,
+    title: str | None = None,
+    description: str | None = None,
+    keywords: Sequence[str] = (),
+    type: str | None = None,
+    archive: ArchiveLevel | str | None = None,
+    secrets: Sequence[str] = (),
+    outputs: Mapping[str, str] | None = None,
+) -> Callable[[Callable[P, R]], MethodFlow[P, R]]: ...
+
+
+def method(
+    function: Callable[P, R] | None = None,
+    /,
+    *,
+    version: str | None = None,
+    title: str | None = None,
+    description: str | None = None,
+    keywords: Sequence[str] = (),
+    type: str | None = None,  # noqa: A002 - the field's word
+    archive: ArchiveLevel | str | None = None,
+    secrets: Sequence[str] = (),
+    outputs: Mapping[str, str] | None = None,
+) -> MethodFlow[P, R] | Callable[[Callable[P, R]], MethodFlow[P, R]]:
+    """Declare a function, sync or async, or an existing `@flow`, as a Method.
+
+    Args:
+        function: The function or flow, when the decorator is used without arguments.
+        version: The Method's version; the digest of its file when left out, as for any flow.
+        title: A few words for people; the function's name when left out.
+        description: What it does; the docstring when left out.
+        keywords: Words to find it by.
+        type: A term of the vocabulary, for example ``Training``; EXECUTIONS_METHOD_TYPES adds terms.
+        archive: ``full``, ``outputs`` or ``none``; EXECUTIONS_ARCHIVE_LEVEL when left out.
+        secrets: Parameters that name a secret; those annotated `SecretStr` always do.
+        outputs: Media types of outputs that the Method promises, by name.
+
+    Returns:
+        A real Prefect flow.
+
+    Raises:
+        MethodError: If the declaration cannot be used; the message says why.
+    """
+    try:
+        level = ArchiveLevel(archive) if archive is not None else None
+    except ValueError as error:
+        levels = ", ".join(ArchiveLevel)
+        raise MethodError(f"'{archive}' is no archive level; known: {levels}") from error
+    declaration = Declaration(
+        version=version,
+        title=title,
+        description=description,
+        keywords=tuple(keywords),
+        type=type,
+        archive=level,
+        secrets=frozenset(secrets),
+        outputs=outputs,
+    )
+
+    def declare(declared: Callable[P, R]) -> MethodFlow[P, R]:
+        if isinstance(declared, MethodFlow):
+            raise MethodError(f"'{declared.name}' is a Method already; use @method once")
+        if isinstance(declared, Flow):
+            return _of_flow(declared.fn, declared, declaration, timeout_seconds=declared.timeout_seconds)
+        return MethodFlow(declared, declaration)
+
+    return declare if function is None else declare(function)
+
+
+def _of_flow(
+    function: Callable[P, R], flow: Flow[P, R], declaration: Declaration, *, timeout_seconds: float | None
+) -> MethodFlow[P, R]:
+    options = {name: getattr(flow, name) for name in _FLOW_OPTIONS if name != "timeout_seconds"}
+    hooks = {name: list(getattr(flow, f"{name}_hooks")) for name in (*_FLOW_HOOKS, "on_running")}
+    return MethodFlow(
+        function,
+        declaration,
+        timeout_seconds=timeout_seconds,
+        validate_parameters=flow.should_validate_parameters,
+        **options,
+        **hooks,
+    )
+
+
+def _check_function(function: Callable[..., Any]) -> None:
+    name = getattr(function, "__name__", repr(function))
+    if not inspect.isfunction(inspect.unwrap(function)):
+        raise MethodError(f"{name}: @method goes on a function or a flow")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise MethodError(f"Method '{name}' is a generator; let it write its items as outputs and return at the end")
+
+
+def _plain(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _form_signature(
+    function: Callable[..., Any], secrets: frozenset[str], schema: Mapping[str, Any]
+) -> inspect.Signature:
+    """Return the signature that makes the form: of a secret it asks the name.
+
+    The pattern is told in the form and held by Prefect's API. In the run we refuse
+    ourselves, because a validation error may repeat the value.
+    """
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # an annotation that only type checkers can follow; Prefect takes it as it stands, too
+        signature = inspect.signature(function)
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        if name in secrets:
+            described = {"description": schema["properties"][name].get("description") or SECRET_FORM["description"]}
+            name_of = Annotated[str, Field(json_schema_extra={**SECRET_FORM, **described})]
+            parameter = parameter.replace(annotation=name_of | None if parameter.default is None else name_of)  # noqa: PLW2901 - the replaced one is what goes on
+        parameters.append(parameter)
+    return signature.replace(parameters=parameters)
+
+
+def _outputs(promised: Mapping[str, str]) -> dict[str, OutputDescription]:
+    told = {
+        "outputs": OutputDescription(
+            title="Everything that the Method wrote, zipped",
+            json_schema={"type": "string", "format": "binary", "contentMediaType": "application/zip"},
+        )
+    }
+    for name, media_type in promised.items():
+        told[name] = OutputDescription(
+            title=name, json_schema={"type": "string", "format": "binary", "contentMediaType": media_type}
+        )
+    return told

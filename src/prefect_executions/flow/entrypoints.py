@@ -1,0 +1,95 @@
+"""Run a Method from an entrypoint, in a process that does nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from prefect.exceptions import MissingFlowError, ScriptError
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.utilities.importtools import import_object
+
+from prefect_executions.errors import NotFoundError, RequestError
+from prefect_executions.flow.declaring import MethodFlow, method
+from prefect_executions.flow.door import Door, door
+
+
+class Ran(NamedTuple):
+    """One run of a Method: the ids of its executions so far, and what it raised."""
+
+    execution_id: str | None
+    error: BaseException | None
+
+
+def load_method(entrypoint: str) -> MethodFlow[Any, Any]:
+    """Return the Method at *entrypoint*, ``path.py:function`` or ``module:function``.
+
+    A plain flow or function becomes a Method as it is: a run is kept without
+    its author learning anything new.
+
+    Raises:
+        NotFoundError: If there is nothing there; the message names it.
+        RequestError: If the file cannot be run, or what is there is no function.
+    """
+    path = entrypoint.rpartition(":")[0]
+    if path.endswith(".py") and not Path(path).is_file():
+        raise NotFoundError(f"{entrypoint}: there is no file {path}. Give path.py:function or module:function.")
+    try:
+        found: Any = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+    except MissingFlowError:
+        found = _function(entrypoint)
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        raise NotFoundError(f"{entrypoint}: {error}. Give path.py:function or module:function.") from error
+    except ScriptError as error:
+        raise RequestError(f"{entrypoint}: {error}: {error.user_exc!r}") from error
+    return found if isinstance(found, MethodFlow) else method(cast("Flow[Any, Any]", found))
+
+
+def run_method(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any], *, begun: Callable[[str], None]) -> Ran:
+    """Run *flow* here and now, with the process's own streams kept, and return what became of it.
+
+    *begun* is told the execution's id as soon as its record is open.
+
+    Raises:
+        RequestError: If a parameter is unknown or missing; nothing was created then.
+        SecretError: If a secret was given in clear.
+    """
+    ids: list[str] = []
+
+    def tell(execution_id: str) -> None:
+        ids.append(execution_id)
+        begun(execution_id)
+
+    _check_names(flow, parameters)
+    token = door.set(Door(begun=tell))
+    try:
+        answer = flow(**parameters)
+        if inspect.iscoroutine(answer):
+            asyncio.run(answer)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - it is returned, to be shown by the door
+        return Ran(ids[-1] if ids else None, error)
+    finally:
+        door.reset(token)
+    return Ran(ids[-1] if ids else None, None)
+
+
+def _check_names(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> None:
+    signature = inspect.signature(flow.declared.function)
+    try:
+        signature.bind(**parameters)
+    except TypeError as error:
+        names = ", ".join(signature.parameters) or "none"
+        raise RequestError(f"Method '{flow.method.id}': {error}. Its inputs: {names}.") from error
+
+
+def _function(entrypoint: str) -> Callable[..., Any]:
+    try:
+        found = import_object(entrypoint)
+    except AttributeError as error:
+        raise NotFoundError(f"{entrypoint}: {error}. Give path.py:function or module:function.") from error
+    if not inspect.isfunction(found):
+        raise RequestError(f"{entrypoint} is a {type(found).__name__}; a Method is a function or a flow")
+    return found

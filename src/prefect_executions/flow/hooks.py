@@ -1,0 +1,183 @@
+"""The state hooks of a Method: the light, last part of its record, when the final state is known.
+
+Law: a hook never raises, never exits, bounds its own time, needs no run
+context, and may run twice, in another process and folder, with a stale
+`flow_run`. What it cannot finish is left to `settle`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from itertools import chain
+from logging import Logger, LoggerAdapter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect.logging.loggers import flow_run_logger
+
+from prefect_executions import engine
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.capture.logfile import settle_log
+from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.errors import OrchestratorError, SettingsError
+from prefect_executions.executions import ExecuteRequest, Instance
+from prefect_executions.flow import events, logs
+from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.door import knock
+from prefect_executions.flow.inputs import mask_credentials
+from prefect_executions.flow.opening import Opening, lives, never_started, the_workbench
+from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Ending, Outcome
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.flows import Flow
+
+    Hook = Callable[[Flow[Any, Any], FlowRun, State[Any]], Any]
+
+
+class Sealing:
+    """The hook for every kind of end: it seals the execution of the flow run that ended."""
+
+    __name__ = "seal_execution"  # what Prefect's log calls it
+
+    def __init__(self, declared: Declared) -> None:
+        self._declared = declared
+
+    def __call__(self, flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+        """Seal the execution of *flow_run*, which ended in *state*.
+
+        It works in a thread, so that it ends in time whatever the disk or the archive
+        does, and what that thread leaves undone `settle` finishes.
+        """
+        with suppress(Exception):
+            logs.shield()
+            log = flow_run_logger(flow_run, flow)
+            work = (self._declared, flow_run, state, log)
+            thread = threading.Thread(target=copy_context().run, args=(_seal, *work), name="seal", daemon=True)
+            thread.start()
+            thread.join(_patience())
+            if thread.is_alive():
+                log.warning("execution %s is not done in time; 'executions settle' does what is left", flow_run.id)
+
+
+def hooked(hooks: Sequence[Hook], declared: Declared) -> list[Hook]:
+    """Return *hooks* with ours first, once: a later hook that exits skips those behind it."""
+    return [Sealing(declared), *(hook for hook in hooks if not isinstance(hook, Sealing))]
+
+
+def _patience() -> float:
+    try:
+        return Settings.read().hook_timeout.total_seconds()
+    except SettingsError:  # the thread meets it, too, and tells it
+        return 1.0
+
+
+def _seal(declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger]) -> None:
+    try:
+        outcome = _sealed(declared, flow_run, state, Settings.read())
+    except Exception as error:  # noqa: BLE001 - a hook never raises; settle does what is missing
+        log.warning("execution %s is not sealed yet, 'executions settle' will do it: %s", flow_run.id, error)
+        return
+    if outcome is not None:
+        events.tell_end(outcome.job_status, again=state.is_crashed())
+        if not outcome.archived:
+            log.warning("execution %s is not archived yet; 'executions settle' does it", outcome.job_status.job_id)
+        log.info("Execution %s %s: %s", outcome.job_status.job_id, outcome.job_status.execution_status, outcome.folder)
+        if state.is_crashed() and _ran_here(outcome.folder):
+            logs.send_now()  # a signal may be about to end this process, with all that Prefect has not sent yet
+
+
+def _ran_here(folder: Path) -> bool:
+    return Instance.from_json((folder / Instance.file_name).read_bytes()).pid == os.getpid()
+
+
+def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: Settings) -> Outcome | None:
+    """Seal what the state ends; None when it ends nothing or the execution was sealed before."""
+    workbench = the_workbench(settings)
+    place = workbench.latest(str(flow_run.id))
+    if place.bundle is not None and place.bundle.sealed:
+        if not _lives_again(place.bundle.read(JobStatus), flow_run, state):
+            return None  # heard before, or a late word: a sealed record changes no more
+        place = workbench.next_place(str(flow_run.id), revisited=True)
+    seen = _heard(flow_run, state)
+    decided = ending(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
+    if decided is None:
+        return None
+    if place.bundle is None:
+        opened = _fresh(declared, flow_run, place.id, settings)
+        workbench.begin(opened.record, opened.code)
+        knock(opened.record.id)
+    elif state.is_crashed() or state.is_cancelling():
+        _close_logs(declared, place.bundle, flow_run)
+    status, reason = decided
+    return workbench.seal(place.id, Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message))
+
+
+def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> bool:
+    """Whether the run was retried by hand since it was sealed, and ended again before its body could begin."""
+    known = {entry.prefect_state.id for entry in sealed.history if entry.prefect_state}
+    if state.id in known:
+        return False
+    try:
+        told = lives(engine.history(flow_run.id))
+    except OrchestratorError:
+        return False
+    return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])
+
+
+def _heard(flow_run: FlowRun, state: State[Any]) -> Seen:
+    """The state as Prefect keeps it.
+
+    A runner calls the cancellation hooks with a state that it makes up when the
+    process is gone. Its time is that of the end; its id means nothing to Prefect.
+    """
+    seen = engine.seen(state)
+    if not state.is_cancelling():
+        return seen
+    kept = PrefectState(type=seen.state.type, name=seen.state.name)
+    with suppress(OrchestratorError):
+        told = [one.state for one in engine.history(flow_run.id) if one.state.type == kept.type]
+        kept = told[-1] if told else kept
+    return seen._replace(state=kept)
+
+
+def _close_logs(declared: Declared, bundle: OpenBundle, flow_run: FlowRun) -> None:
+    """Do for the logs of a process that was killed what it could not do at its end; again changes nothing.
+
+    What its children wrote was not masked yet, and they may live on and write more.
+
+    Raises:
+        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
+    """
+    mask = SecretMask()
+    values = bundle.read(ExecuteRequest).values
+    for name in declared.method.secrets & values.keys():
+        if values[name] is not None and "secret" in values[name]:  # else it was never resolved
+            mask.add(engine.secret(name, values[name]["secret"], os.environ).get_secret_value())
+    for text in _texts(flow_run.parameters):
+        mask_credentials(text, mask)
+    for log in (layout.STDOUT, layout.STDERR):
+        settle_log(bundle.folder / log, mask)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_texts, value.values()))
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_texts, value))
+
+
+def _fresh(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:
+    """The record of a run whose body never ran; the flow run at hand may be stale, so Prefect is asked first."""
+    with suppress(OrchestratorError):
+        flow_run = engine.flow_run(flow_run.id) or flow_run
+    return never_started(declared, flow_run, execution_id, settings)

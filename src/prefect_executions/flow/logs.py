@@ -1,0 +1,122 @@
+"""Prefect's logging around an execution: a console that cannot harm, run logs in the record, secrets masked.
+
+When a worker dies, its flow's stderr is a broken pipe, and the console that
+Prefect logs to answers the next line with SystemExit, out of the author's code
+or out of a hook. So the console gets a stream that swallows this.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from functools import cache
+from typing import IO, TYPE_CHECKING, TextIO, cast
+
+from prefect.logging.configuration import ensure_logging_setup
+from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
+
+from prefect_executions.capture.safestream import SafeStream
+from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.streams import OwnedStreams, Streams
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+_RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
+_LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
+
+_streams: ContextVar[Streams | None] = ContextVar("execution_streams", default=None)
+_mask: ContextVar[SecretMask | None] = ContextVar("execution_mask", default=None)
+
+
+def enter(streams: Streams | None, mask: SecretMask) -> Callable[[], None]:
+    """Keep what the run's loggers say in the log of *streams*, masked, and return the call that ends this."""
+    consoles = _shielded_consoles()
+    _listen()
+    if isinstance(streams, OwnedStreams):  # file descriptor 2 is a log now; the console goes past it
+        for console in consoles:
+            console.retarget(cast("TextIO", streams.terminal("stderr")))
+    tokens = _streams.set(streams), _mask.set(mask)
+
+    def leave() -> None:
+        _streams.reset(tokens[0])
+        _mask.reset(tokens[1])
+
+    return leave
+
+
+def shield() -> None:
+    """Set up Prefect's logging, which a worker's hook process does not, and make its console harmless.
+
+    Done when a Method is declared, it is before Prefect's first line about a run.
+    Again changes nothing.
+    """
+    ensure_logging_setup()
+    _shielded_consoles()
+
+
+def send_now() -> None:
+    """Send Prefect the log lines that wait to be sent, before a signal ends this process; at most five seconds."""
+    APILogHandler().flush()
+
+
+def forwarder(run: FlowRun) -> Callable[[str, str], None]:
+    """Return the call that puts a chunk of a stream into Prefect's log of *run*, and nowhere else."""
+    context = copy_context()  # the thread that tails the logs has no settings of its own
+    handler = APILogHandler()
+
+    def forward(stream: str, text: str) -> None:
+        level = logging.INFO if stream == "stdout" else logging.WARNING
+        record = logging.LogRecord(f"prefect_executions.{stream}", level, "", 0, text.rstrip("\n"), None, None)
+        record.flow_run_id = str(run.id)
+        context.run(handler.handle, record)
+
+    return forward
+
+
+class _RunLog(logging.Handler):
+    """Writes what a run's loggers say into the log of the execution around the caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(_LINE, datefmt="%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        streams = _streams.get()
+        if streams is not None and getattr(record, "send_to_api", True):
+            streams.append_line("stderr", self.format(record))
+
+
+class _Masking(logging.Filter):
+    """Masks the secrets of the execution around the caller in whatever its loggers say."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        mask = _mask.get()
+        if mask:
+            record.msg, record.args = mask.mask(record.getMessage()), None
+        return True
+
+
+def _shielded_consoles() -> tuple[SafeStream, ...]:
+    """Give each console of Prefect's logging a stream that swallows a broken pipe, where it has none yet."""
+    shields = []
+    for logger in (logging.getLogger(), logging.getLogger("prefect"), *map(logging.getLogger, _RUN_LOGGERS)):
+        for handler in logger.handlers:
+            if isinstance(handler, PrefectConsoleHandler):
+                there: object = handler.console.file
+                shield = there if isinstance(there, SafeStream) else SafeStream(handler.stream)
+                handler.console.file = cast("IO[str]", shield)
+                shields.append(shield)
+    return tuple(shields)
+
+
+@cache
+def _listen() -> None:
+    for name in _RUN_LOGGERS:
+        logger = logging.getLogger(name)
+        masking = _Masking()
+        for handler in (*logger.handlers, *logging.getLogger("prefect").handlers, *logging.getLogger().handlers):
+            handler.addFilter(masking)
+        logger.addHandler(_RunLog())
+        logger.handlers[-1].addFilter(masking)

@@ -1,0 +1,255 @@
+"""What is known of an execution before its Method's own code runs, taken from Prefect and the process."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prefect_executions import engine
+from prefect_executions.capture import machine
+from prefect_executions.capture.code import identify
+from prefect_executions.capture.secrets import looks_secret, redact_urls
+from prefect_executions.documents import in_utc, json_value
+from prefect_executions.errors import OrchestratorError
+from prefect_executions.executions import Agent, ExecuteRequest, ExecutionRecord, Infrastructure, Instance, Relative
+from prefect_executions.flow.declared import Declared
+from prefect_executions.lifecycle import FROM_PREFECT, JobStatus, Observer, PrefectState, Seen, Status, begin, follow
+from prefect_executions.methods import Method, is_secret_reference
+from prefect_executions.settings import DirtyTree, Settings
+from prefect_executions.workbench import Workbench
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+WITHHELD = {"withheld": True}
+"""What stands in the record for a secret whose name was never resolved."""
+
+_ENDS = frozenset(name for name, status in FROM_PREFECT.items() if status is not None and status.terminal)
+
+_workbenches: dict[tuple[int, str], Workbench] = {}
+
+
+class Opening(NamedTuple):
+    """A record about to be opened, and the files of the Method's code that go with it."""
+
+    record: ExecutionRecord
+    code: Mapping[str, bytes]
+
+
+def now() -> datetime:
+    """Return this moment in UTC; the one clock of a run."""
+    return datetime.now(UTC)
+
+
+def the_workbench(settings: Settings) -> Workbench:
+    """Return the workbench that *settings* describe, one for each process.
+
+    Connections do not survive a fork, so a child makes its own.
+    """
+    key = (os.getpid(), repr((settings.workbench_folder, settings.archive_url, settings.ledger_url)))
+    if key not in _workbenches:
+        _workbenches[key] = Workbench.of(settings, archive_block=engine.archive_block)
+    return _workbenches[key]
+
+
+def opening(
+    declared: Declared,
+    run: FlowRun,
+    execution_id: str,
+    values: Mapping[str, Any],
+    settings: Settings,
+    *,
+    parent: str | None = None,
+) -> Opening:
+    """Return the record of a run whose parameters are valid and whose Method is about to start.
+
+    *parent* is the execution whose Method called this one.
+    """
+    environment = os.environ
+    method, code = _method(declared, settings)
+    return Opening(
+        ExecutionRecord(
+            method=method,
+            request=_request(declared, run, execution_id, values, settings=settings, parent=parent),
+            infrastructure=_infrastructure(run, settings),
+            instance=machine.observe(environment=environment, allowed=settings.environment),
+            job_status=told_by_prefect(execution_id, method.id, run),
+            agent=agent(run, settings),
+        ),
+        code,
+    )
+
+
+def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:
+    """Return the record of a run that ended before the Method's code could start.
+
+    What it would have run on was not observed, so `Instance` is empty; its inputs
+    are the raw parameters, because none were validated.
+    """
+    # A dirty tree that is refused is the end that is to be told here, not a reason to tell nothing.
+    method, code = _method(declared, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
+    return Opening(
+        ExecutionRecord(
+            method=method,
+            request=_request(declared, run, execution_id, None, settings=settings, parent=None),
+            infrastructure=_infrastructure(run, settings),
+            instance=Instance(),
+            job_status=told_by_prefect(execution_id, method.id, run),
+            agent=agent(run, settings),
+        ),
+        code,
+    )
+
+
+def agent(run: FlowRun, settings: Settings) -> Agent:
+    """Return who asked, as far as anything says it: the operator's setting, Prefect, or the system's user."""
+    if settings.agent:
+        return Agent(source="setting", claims={"sub": settings.agent})
+    maker = engine.created_by(run)
+    if maker and "name" in maker:
+        return Agent(source="prefect", claims={"sub": maker["name"], **maker})
+    try:
+        return Agent(source="system", claims={"sub": getpass.getuser()})
+    except (KeyError, OSError):  # a container's user without a name
+        return Agent(source="system", claims={"sub": f"uid {os.getuid()}"})
+
+
+def recorded_parameters(declared: Declared, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return raw parameters as the record may hold them: no secret that was given in clear."""
+    return {
+        name: _secret_name(value) if name in declared.method.secrets else _without_credentials(json_value(value))
+        for name, value in parameters.items()
+    }
+
+
+def plain_value(value: Any) -> Any:
+    """Return *value* as JSON without what grants access: URLs lose credentials, what looks like a key is withheld."""
+    return _without_credentials(json_value(value))
+
+
+def resolved_name(reference: object) -> dict[str, Any]:
+    """Return how the record tells a secret that was resolved: by the name it was resolved from."""
+    return {"secret": reference} if is_secret_reference(reference) else dict(WITHHELD)
+
+
+def _secret_name(value: object) -> Any:
+    """A name may be a short secret given in clear, so only ``env:NAME`` shows by itself that it is a name."""
+    if value is None:
+        return None
+    return {"secret": value} if is_secret_reference(value) and str(value).startswith("env:") else dict(WITHHELD)
+
+
+def _without_credentials(value: Any) -> Any:
+    match value:
+        case str():
+            return dict(WITHHELD) if looks_secret("", clean := redact_urls(value)) else clean
+        case list():
+            return [_without_credentials(part) for part in value]
+        case dict():
+            return {name: _without_credentials(part) for name, part in value.items()}
+        case _:
+            return value
+
+
+def _method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
+    identity, code = identify(declared.function, settings=settings, environment=os.environ)
+    return declared.method.model_copy(update={"code": identity}), code
+
+
+def _request(
+    declared: Declared,
+    run: FlowRun,
+    execution_id: str,
+    values: Mapping[str, Any] | None,
+    *,
+    settings: Settings,
+    parent: str | None,
+) -> ExecuteRequest:
+    return ExecuteRequest(
+        execution_id=execution_id,
+        method_id=declared.method.id,
+        method_version=declared.method.version,
+        values=recorded_parameters(declared, run.parameters) if values is None else dict(values),
+        parameters=recorded_parameters(declared, run.parameters),
+        validated=values is not None,
+        archive=declared.method.archive or settings.archive_level,
+        relatives=_relatives(run, execution_id, parent),
+        flow_run_name=run.name,
+        deployment=engine.deployment(run, os.environ),
+        tags=tuple(run.tags),
+        created_by=engine.created_by(run),
+    )
+
+
+def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Relative, ...]:
+    first = str(run.id)
+    retried = [Relative(execution_id=first, relation="retry-of")] if execution_id != first else []
+    called = [Relative(execution_id=parent, relation="parent")] if parent else []
+    return (*retried, *called)
+
+
+def _infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
+    told = engine.infrastructure(run, os.environ)
+    return told.model_copy(update={"image": settings.image or None, "image_digest": settings.image_digest or None})
+
+
+def states(run: FlowRun) -> tuple[Seen, ...]:
+    """Prefect's state history since the run was created or retried by hand; its one state when the API is away.
+
+    A run that was just called in a process has two states, and Prefect told both
+    with the run: it need not be asked again.
+    """
+    called = run.deployment_id is None and os.environ.get("PREFECT__FLOW_RUN_ID") != str(run.id)
+    if called and run.run_count == 1 and run.state and run.state.is_running() and run.expected_start_time:
+        return (_called(run.expected_start_time), engine.seen(run.state))
+    try:
+        return lives(engine.history(run.id))[-1]
+    except OrchestratorError:
+        return (engine.seen(run.state),) if run.state else ()
+
+
+def _called(expected: datetime) -> Seen:
+    """The PENDING that a direct call begins with: Prefect's server keeps its time as the expected start."""
+    return Seen(PrefectState(type="PENDING", name="Pending"), in_utc(expected))
+
+
+def lives(told: Sequence[Seen]) -> list[tuple[Seen, ...]]:
+    """Return the states *told* of a flow run, cut where somebody scheduled it again after an end.
+
+    Prefect keeps its id then; a record has ended, and another one begins.
+    """
+    cuts = [
+        number
+        for number, (before, one) in enumerate(pairwise(told), start=1)
+        if one.state.type == "SCHEDULED" and before.state.type in _ENDS
+    ]
+    return [tuple(told[start:end]) for start, end in pairwise([0, *cuts, len(told)])]
+
+
+def told_by_prefect(execution_id: str, method_id: str, run: FlowRun) -> JobStatus:
+    """Return the history so far with Prefect's own times.
+
+    Prefect tells the creation twice: as the flow run's `created`, by the server's
+    clock, and as the time of its first state, by the client's. The earlier counts.
+    """
+    heard = states(run)
+    told = [one.time for one in heard[:1]]
+    if run.created and execution_id == str(run.id):
+        told.append(in_utc(run.created))
+    if not told:
+        return begin(execution_id, method_id, status=Status.STARTED, at=now(), observer=Observer.HOOK)
+    accepted = heard[0].state if heard and FROM_PREFECT.get(heard[0].state.type) is Status.CREATED else None
+    created = begin(
+        execution_id,
+        method_id,
+        status=Status.CREATED,
+        at=min(told),
+        observer=Observer.PREFECT,
+        prefect_state=accepted,
+    )
+    return follow(created, heard)

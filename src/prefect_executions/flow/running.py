@@ -1,0 +1,341 @@
+"""What runs around a Method's own code inside the flow: open the record, stage, run, gather.
+
+Law: before the work, refuse; after the work, never lose. Until the author's
+function is called any failure ends the run with a clear error; from then on no
+failure of ours changes what the function returned or raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import copy_context
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+import prefect
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.logging.loggers import flow_run_logger
+from prefect.utilities.timeout import timeout, timeout_async
+
+from prefect_executions import engine
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.capture.machine import Meter
+from prefect_executions.capture.secrets import SecretMask, redact_urls
+from prefect_executions.capture.streams import Streams, open_streams
+from prefect_executions.documents import Document, clean_text
+from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics, Raised
+from prefect_executions.flow import events, logs
+from prefect_executions.flow.current import Execution, Metadata, Telling, current_id, enter, running_id
+from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.door import door, knock
+from prefect_executions.flow.inputs import Inputs
+from prefect_executions.flow.opening import now, opening, states, the_workbench
+from prefect_executions.lifecycle import JobStatus, Observer, Status, advance, follow
+from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+_SHOW_SECONDS = 2.0
+_OUR_FOLDER = str(Path(__file__).parents[1])
+_PREFECT_FOLDER = str(Path(prefect.__file__).parent)
+
+
+def recorded(declared: Declared) -> Callable[..., Any]:
+    """Return the author's function with the record kept around it.
+
+    Called outside a flow run it is the author's function and nothing else.
+    """
+    function, limit = declared.function, declared.method.time_limit
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        recording = Recording.around(declared, whole, args, kwargs)
+        if recording is None:
+            return function(*args, **kwargs)
+        with recording.kept() as bound, timeout(seconds=limit, timeout_exc_type=TimeoutError):
+            return function(*bound.args, **bound.kwargs)
+
+    @wraps(function)
+    async def run_async(*args: Any, **kwargs: Any) -> Any:
+        recording = Recording.around(declared, whole, args, kwargs)
+        if recording is None:
+            return await cast("Awaitable[Any]", function(*args, **kwargs))
+        async with recording.kept_async() as bound:
+            with timeout_async(seconds=limit, timeout_exc_type=TimeoutError):
+                return await function(*bound.args, **bound.kwargs)
+
+    whole: Callable[..., Any] = run_async if inspect.iscoroutinefunction(function) else run
+    return whole
+
+
+class Recording:
+    """The record around one call of a Method's function: one attempt of one execution."""
+
+    def __init__(self, declared: Declared, context: FlowRunContext, bound: inspect.BoundArguments) -> None:
+        assert context.flow_run is not None  # noqa: S101 - `around` looked
+        self.declared = declared
+        self.run: FlowRun = context.flow_run
+        self.bound = bound
+        self.retries = context.flow.retries if context.flow else 0
+        self.log = flow_run_logger(self.run, context.flow)
+        self.settings = Settings.read()
+        self.workbench = the_workbench(self.settings)
+        self.mask = SecretMask()
+        self.meter = Meter()
+        self.bundle: OpenBundle | None = None
+        self.record: ExecutionRecord | None = None
+        self.execution: Execution | None = None
+        self.streams: Streams | None = None
+        self.staged: Mapping[str, tuple[Path, ...]] = {}
+        self._leave: list[Callable[[], None]] = []
+        self._show_next = 0.0
+
+    @classmethod
+    def around(
+        cls, declared: Declared, whole: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Recording | None:
+        """Return the recording for the flow run that is calling *whole*, or None outside one.
+
+        A call of the plain function from inside its own or another run is just a call.
+        """
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None or getattr(context.flow, "fn", None) is not whole:
+            return None
+        if running_id() == str(context.flow_run.id):
+            return None
+        bound = inspect.signature(declared.function).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return cls(declared, context, bound)
+
+    @contextmanager
+    def kept(self) -> Iterator[inspect.BoundArguments]:
+        """Keep the record around a sync function; yields its arguments, with staged files and secrets."""
+        error: BaseException | None = None
+        try:
+            self._prepare()
+            self._start()
+            yield self.bound
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._stop(error)
+            self._finish(error)
+
+    @asynccontextmanager
+    async def kept_async(self) -> AsyncIterator[inspect.BoundArguments]:
+        """Do the same around an async function; what may take long goes to a thread, so that the loop runs on."""
+        error: BaseException | None = None
+        try:
+            await asyncio.to_thread(self._prepare)
+            self._start()
+            yield self.bound
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._stop(error)
+            if error is None or isinstance(error, Exception):
+                await asyncio.to_thread(self._finish, error)
+            else:  # a cancelled task cannot wait for a thread
+                self._finish(error)
+
+    def _prepare(self) -> None:
+        """Open the record, resolve secrets, stage inputs."""
+        self.meter.start()
+        inputs = Inputs(self.declared, self.bound)
+        self.record, self.bundle = self._open(inputs.values())
+        knock(self.record.id)
+        request = self.record.request
+        if inputs.files():  # staging may take long, and may be the end of the machine
+            self.workbench.announce(self.record)
+        secrets = inputs.resolve_secrets(os.environ, self.mask)
+        self._show_next = time.monotonic() + _SHOW_SECONDS
+        staged = inputs.stage(self.bundle, request.archive, self.settings, self._show_staging, self.mask)
+        if secrets or staged:
+            told = request.model_dump(exclude={"inputs"}, by_alias=False) | {"files": staged}
+            request = ExecuteRequest(**told | {"values": request.values | secrets})
+            self.record = replace(self.record, request=request)
+            self.bundle.write_document(request)
+        self.bound = inputs.bound
+        self.staged = inputs.staged
+
+    def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
+        place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
+        if place.bundle is not None:
+            record = place.bundle.record()
+            job_status = follow(record.job_status, states(self.run))
+            return replace(record, job_status=job_status), place.bundle
+        opened = opening(self.declared, self.run, place.id, values, self.settings, parent=current_id())
+        return opened.record, self.workbench.begin(opened.record, opened.code)
+
+    def _start(self) -> None:
+        """Take the streams and mark EXECUTING; the author's code begins when this returns."""
+        record, bundle = self._opened()
+        if self.settings.capture_streams:
+            self.streams = open_streams(
+                bundle.paths.outputs,
+                owns_process=_owns_process(self.run),
+                mask=self.mask,
+                forward=logs.forwarder(self.run),
+            )
+        self._leave.append(logs.enter(self.streams, self.mask))
+        job_status = advance(record.job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
+        self.record = replace(record, job_status=job_status)
+        bundle.write_document(job_status)
+        self.workbench.announce(self.record)
+        with self._never_losing("telling events"):
+            events.tell_soon(job_status)
+        self.execution = Execution(
+            metadata=Metadata(
+                execution_id=record.id,
+                method=record.method,
+                request=record.request,
+                attempt=job_status.attempt,
+                started=job_status.started,
+            ),
+            output_path=bundle.output_path,
+            staged=self.staged,
+            job_status=job_status,
+            metrics=record.metrics or Metrics(),
+            telling=self._telling(bundle),
+            clock=now,
+        )
+        self._leave.append(enter(self.execution))
+
+    def _stop(self, error: BaseException | None) -> None:
+        """Give the streams back and write what was used and how the code ended; never raises."""
+        told: tuple[JobStatus, Metrics | None] | None = None
+        if self.execution is not None:
+            with self._never_losing("telling the last progress"):  # while the logs are still open
+                told = self.execution.close()
+        for leave in reversed(self._leave):
+            with self._never_losing("leaving the execution"):
+                leave()
+        if self.streams is not None:
+            with self._never_losing("closing the logs"):
+                self.streams.close()
+        with self._never_losing("masking the error"):
+            mask_error(error, self.mask)
+        if self.bundle is not None and self.record is not None:
+            usage = self.meter.stop().model_copy(update=outcome(error, self.mask))
+            changed = [document for document in told or () if document is not self.record.job_status]
+            self._write(self.bundle, self.record.instance.model_copy(update={"usage": usage}), *changed)
+
+    def _write(self, bundle: OpenBundle, *documents: Document | None) -> None:
+        for document in documents:
+            if document is not None:
+                with self._never_losing(f"writing {document.file_name}"):
+                    bundle.write_document(document)
+
+    def _finish(self, error: BaseException | None) -> None:
+        """Do the heavy part of sealing, if this attempt is the last; never raises."""
+        if self.bundle is None or self.record is None or isinstance(error, Pause) or self._comes_again(error):
+            return
+        with self._never_losing("gathering the outputs"):
+            self.workbench.gather(self.bundle, self.record.request.archive)
+
+    def _comes_again(self, error: BaseException | None) -> bool:
+        """Whether Prefect will try again: its rule RetryFailedFlows compares the run count with the retries."""
+        return isinstance(error, Exception) and self.run.run_count <= self.retries
+
+    def _opened(self) -> tuple[ExecutionRecord, OpenBundle]:
+        assert self.record is not None  # noqa: S101 - _prepare opened it or raised
+        assert self.bundle is not None  # noqa: S101 - the same
+        return self.record, self.bundle
+
+    def _telling(self, bundle: OpenBundle) -> Telling:
+        shown = engine.Progress(None)
+        context = copy_context()  # the thread that tells has no flow run of its own
+
+        def show(percent: float, message: str | None) -> None:
+            nonlocal shown
+            shown = context.run(engine.show_progress, shown, self.run.id, percent, message)
+
+        return Telling(
+            write_status=bundle.write_document,
+            write_metrics=bundle.write_document,
+            show_progress=show,
+            log=lambda text: context.run(self.log.info, "%s", text),
+            failed=lambda text: context.run(self.log.warning, "%s", text),
+        )
+
+    def _show_staging(self, name: str, done: int, total: int | None) -> None:
+        if time.monotonic() >= self._show_next:
+            self._show_next = time.monotonic() + _SHOW_SECONDS
+            self.log.info("input '%s': %s of %s bytes", name, done, "?" if total is None else total)
+
+    @contextmanager
+    def _never_losing(self, doing: str) -> Iterator[None]:
+        """Keep a failure of ours from changing what the Method did; it is told and settled later."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - law 3: after the work, never lose
+            with suppress(Exception):
+                self.log.warning("execution %s: %s failed and is left to settle: %s", self.run.id, doing, error)
+
+
+def outcome(error: BaseException | None, mask: SecretMask) -> dict[str, Any]:
+    """Return how the author's code ended, as members of `Usage`."""
+    if error is None:
+        return {"exit_code": 0}
+    if isinstance(error, Pause):
+        return {}
+    told: dict[str, Any] = {"exception": raised(error, mask)}
+    if isinstance(error, SystemExit):
+        told["exit_code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+    return told
+
+
+def raised(error: BaseException, mask: SecretMask) -> Raised:
+    """Return *error* as the record holds it: our own frames left out, secrets masked."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and not _is_authors(trace):
+        trace = trace.tb_next
+    lines = traceback.format_exception(type(error), error, trace)
+    return Raised(
+        type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        message=_told(str(error), mask),
+        traceback=_told("".join(lines), mask),
+    )
+
+
+def _told(text: str, mask: SecretMask) -> str:
+    return clean_text(redact_urls(mask.mask(text)))
+
+
+def mask_error(error: BaseException | None, mask: SecretMask) -> None:
+    """Mask known secrets in *error*'s texts, before Prefect logs it and stores its message."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if mask and mask.mask(repr(error.args)) != repr(error.args):
+            error.args = tuple(mask.mask(part) if isinstance(part, str) else part for part in error.args)
+        error = error.__cause__ or error.__context__
+
+
+def _is_authors(trace: TracebackType) -> bool:
+    file = trace.tb_frame.f_code.co_filename
+    return not file.startswith((_OUR_FOLDER, _PREFECT_FOLDER)) and Path(file).name != "contextlib.py"
+
+
+def _owns_process(run: FlowRun) -> bool:
+    """Whether this process was started for *run* alone: by a worker, by serve, or by `executions run`."""
+    if door.get() is not None or os.environ.get("PREFECT__FLOW_RUN_ID") == str(run.id):
+        return True
+    # `.serve()` hands the flow itself to a child of its own, and no id with it.
+    served = run.deployment_id is not None and run.parent_task_run_id is None
+    return served and multiprocessing.parent_process() is not None

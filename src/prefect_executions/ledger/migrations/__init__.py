@@ -1,0 +1,1 @@
+"""How the ledger's tables came to be, in numbered steps that never change once released."""

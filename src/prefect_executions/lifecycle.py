@@ -1,0 +1,414 @@
+"""The statuses of an execution, what may follow what, and how Prefect and OGC say it.
+
+Law: these tables are the only ones. A status never goes back; what comes after
+a terminal status is kept as a note and changes nothing. Retries, pauses,
+progress and messages are entries in the history, not statuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from prefect_executions.documents import Document, Part, Time
+from prefect_executions.errors import TransitionError
+
+
+class Status(StrEnum):
+    """The seven statuses of an execution."""
+
+    CREATED = "CREATED"
+    SCHEDULED = "SCHEDULED"
+    STARTED = "STARTED"
+    EXECUTING = "EXECUTING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing may follow."""
+        return not FOLLOWS[self]
+
+
+class Reason(StrEnum):
+    """Why an execution failed."""
+
+    ERROR = "error"
+    TIMED_OUT = "timed_out"
+    CRASHED = "crashed"
+    INFRASTRUCTURE = "infrastructure"
+    LOST = "lost"
+
+
+class Observer(StrEnum):
+    """Who saw an entry of the history happen."""
+
+    HOOK = "hook"
+    """Our own code in the run: its wrapper or its state hooks."""
+    PREFECT = "prefect"
+    """Prefect's state history."""
+    SETTLE = "settle"
+    """`executions settle`, after the fact."""
+
+
+OgcStatus = Literal["accepted", "running", "successful", "failed", "dismissed"]
+
+_ENDS = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+FOLLOWS: dict[Status, frozenset[Status]] = {
+    Status.CREATED: frozenset({Status.SCHEDULED, Status.STARTED, Status.EXECUTING}) | _ENDS,
+    Status.SCHEDULED: frozenset({Status.STARTED, Status.EXECUTING}) | _ENDS,
+    Status.STARTED: frozenset({Status.EXECUTING}) | _ENDS,
+    Status.EXECUTING: _ENDS,
+    Status.COMPLETED: frozenset(),
+    Status.FAILED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+# OGC API Processes 1.0, schema statusCode.
+AS_OGC: dict[Status, OgcStatus] = {
+    Status.CREATED: "accepted",
+    Status.SCHEDULED: "accepted",
+    Status.STARTED: "running",
+    Status.EXECUTING: "running",
+    Status.COMPLETED: "successful",
+    Status.FAILED: "failed",
+    Status.CANCELLED: "dismissed",
+}
+
+# Prefect's state types. PAUSED and CANCELLING come while the Method's code is
+# under way and are told by entries; they move no status.
+FROM_PREFECT: dict[str, Status | None] = {
+    "SCHEDULED": Status.CREATED,
+    "PENDING": Status.SCHEDULED,
+    "RUNNING": Status.STARTED,
+    "PAUSED": None,
+    "CANCELLING": None,
+    "COMPLETED": Status.COMPLETED,
+    "FAILED": Status.FAILED,
+    "CRASHED": Status.FAILED,
+    "CANCELLED": Status.CANCELLED,
+}
+
+# How Prefect's workers begin the message of a run whose infrastructure could not be made.
+_NOT_SUBMITTED = (
+    "Failed to submit flow run",
+    "Flow run could not be submitted to infrastructure",
+    "Flow run could not start",
+)
+
+# Clocks of a server and a worker differ; more than this is told as a fault.
+CLOCK_SKEW = timedelta(minutes=5)
+
+
+class PrefectState(Part):
+    """A state as Prefect reported it."""
+
+    type: str
+    name: str
+    id: UUID | None = None
+
+
+class Seen(NamedTuple):
+    """A state of a flow run as Prefect keeps it, with Prefect's time."""
+
+    state: PrefectState
+    time: datetime
+    message: str | None = None
+
+
+class Happening(StrEnum):
+    """What kind of thing an entry of the history tells."""
+
+    STATUS = "status"
+    ATTEMPT = "attempt"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    PROGRESS = "progress"
+    NOTE = "note"
+
+
+class StatusEntry(Part):
+    """One line of the history."""
+
+    kind: Happening
+    status: Status
+    time: Time
+    observer: Observer
+    attempt: int = Field(default=1, ge=1)
+    prefect_state: PrefectState | None = None
+    reason: Reason | None = None
+    progress: float | None = Field(default=None, ge=0, le=100)
+    message: str | None = None
+
+
+class Link(Part):
+    """A link as OGC API Processes writes it."""
+
+    href: str
+    rel: str | None = None
+    type: str | None = None
+    title: str | None = None
+
+
+class OutputFile(Part):
+    """A file that the execution left, or a log of it.
+
+    `path` is relative to the bundle (``outputs/table.csv``), `size` is in bytes.
+    """
+
+    path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+    media_type: str
+
+
+class JobStatus(Document):
+    """Status and full history of one execution, which is also an OGC 1.0 ``statusInfo``."""
+
+    file_name: ClassVar[str] = "metadata/jobStatus.json"
+
+    job_id: str = Field(alias="jobID")
+    process_id: str = Field(alias="processID")
+    type: Literal["process"] = "process"
+    status: OgcStatus
+    message: str | None = None
+    created: Time | None = None
+    started: Time | None = None
+    finished: Time | None = None
+    updated: Time
+    progress: int | None = Field(default=None, ge=0, le=100)
+    links: tuple[Link, ...] = ()
+    execution_status: Status
+    reason: Reason | None = None
+    attempt: int = Field(default=1, ge=1)
+    cached_from: str | None = None
+    partial: bool | None = None
+    """True when the execution was stopped from outside, so that outputs may be incomplete."""
+    outputs: tuple[OutputFile, ...] = ()
+    history: tuple[StatusEntry, ...]
+
+    @model_validator(mode="after")
+    def _tells_one_status(self) -> Self:
+        if self.status != AS_OGC[self.execution_status]:
+            raise ValueError(f"status {self.status!r} does not say what executionStatus {self.execution_status} says")
+        return self
+
+
+def begin(
+    execution_id: str,
+    method_id: str,
+    *,
+    status: Status,
+    at: datetime,
+    observer: Observer,
+    prefect_state: PrefectState | None = None,
+    message: str | None = None,
+) -> JobStatus:
+    """Return the job status of an execution whose first known status is *status*."""
+    entry = StatusEntry(
+        kind=Happening.STATUS, status=status, time=at, observer=observer, prefect_state=prefect_state, message=message
+    )
+    return JobStatus(
+        job_id=execution_id,
+        process_id=method_id,
+        status=AS_OGC[status],
+        execution_status=status,
+        updated=at,
+        history=(entry,),
+        message=message,
+        **_times(status, at),
+    )
+
+
+def advance(
+    job_status: JobStatus,
+    to: Status,
+    at: datetime,
+    *,
+    observer: Observer,
+    prefect_state: PrefectState | None = None,
+    reason: Reason | None = None,
+    message: str | None = None,
+) -> JobStatus:
+    """Return *job_status* with the status *to* at its end.
+
+    Prefect may report a state twice (a worker retries its call), so hearing the
+    current status again changes nothing. What comes after a terminal status is
+    kept as a note.
+
+    Raises:
+        TransitionError: If *to* may not follow the current status.
+    """
+    current = job_status.execution_status
+    if to is current:
+        return job_status
+    if current.terminal:
+        heard = f"heard {to} after the end" + (f": {message}" if message else "")
+        return remark(job_status, Happening.NOTE, at, observer=observer, prefect_state=prefect_state, message=heard)
+    if to not in FOLLOWS[current]:
+        raise TransitionError(f"{to} may not follow {current} in execution {job_status.job_id}")
+    entry = StatusEntry(
+        kind=Happening.STATUS,
+        status=to,
+        time=at,
+        observer=observer,
+        attempt=job_status.attempt,
+        prefect_state=prefect_state,
+        reason=reason,
+        message=message,
+    )
+    changes: dict[str, Any] = {
+        "status": AS_OGC[to],
+        "execution_status": to,
+        "updated": max(at, job_status.updated),
+        "history": (*job_status.history, entry),
+        "reason": reason,
+        "message": message if message is not None or to.terminal else job_status.message,
+        **_times(to, at),
+    }
+    if to is Status.COMPLETED and job_status.progress is not None:
+        changes["progress"] = 100
+    return job_status.model_copy(update=changes)
+
+
+def remark(
+    job_status: JobStatus,
+    kind: Happening,
+    at: datetime,
+    *,
+    observer: Observer,
+    prefect_state: PrefectState | None = None,
+    attempt: int | None = None,
+    progress: float | None = None,
+    reason: Reason | None = None,
+    message: str | None = None,
+) -> JobStatus:
+    """Return *job_status* with an entry that moves no status: an attempt, a pause, progress or a note.
+
+    After the end only notes are taken; any other kind is refused.
+
+    Raises:
+        TransitionError: If the execution has ended and *kind* is not a note.
+    """
+    if job_status.execution_status.terminal and kind is not Happening.NOTE:
+        raise TransitionError(f"execution {job_status.job_id} has ended; a {kind} entry comes too late")
+    entry = StatusEntry(
+        kind=kind,
+        status=job_status.execution_status,
+        time=at,
+        observer=observer,
+        attempt=attempt or job_status.attempt,
+        prefect_state=prefect_state,
+        progress=progress,
+        reason=reason,
+        message=message,
+    )
+    changes: dict[str, Any] = {
+        "attempt": attempt or job_status.attempt,
+        "updated": max(at, job_status.updated),
+        "history": (*job_status.history, entry),
+    }
+    if progress is not None:
+        changes |= {"progress": int(progress), "message": message or job_status.message}
+    return job_status.model_copy(update=changes)
+
+
+def follow(job_status: JobStatus, states: Sequence[Seen]) -> JobStatus:
+    """Return *job_status* with what Prefect's state history tells, up to but not including the end.
+
+    States that are in the history already (by their ids) are passed over, so the
+    whole state history may be given again at each attempt. Terminal states are
+    left to `ending`.
+    """
+    known = {entry.prefect_state.id for entry in job_status.history if entry.prefect_state and entry.prefect_state.id}
+    for one in sorted(states, key=lambda one: one.time):
+        if one.state.id not in known:
+            job_status = _follow_one(job_status, one)
+    return job_status
+
+
+def _follow_one(job_status: JobStatus, one: Seen) -> JobStatus:
+    told: dict[str, Any] = {"observer": Observer.PREFECT, "prefect_state": one.state}
+    current = job_status.execution_status
+    if one.state.name == "AwaitingRetry":
+        return remark(
+            job_status, Happening.ATTEMPT, one.time, attempt=job_status.attempt + 1, message=one.message, **told
+        )
+    if one.state.type == "PAUSED":
+        return remark(job_status, Happening.PAUSED, one.time, message=one.state.name, **told)
+    if one.state.type == "RUNNING" and _paused(job_status):
+        return remark(job_status, Happening.RESUMED, one.time, **told)
+    to = FROM_PREFECT.get(one.state.type)
+    if to is None or to.terminal or to not in FOLLOWS[current]:
+        return job_status
+    return advance(job_status, to, one.time, message=one.message, **told)
+
+
+def _paused(job_status: JobStatus) -> bool:
+    for entry in reversed(job_status.history):
+        if entry.kind in {Happening.PAUSED, Happening.RESUMED, Happening.ATTEMPT}:
+            return entry.kind is Happening.PAUSED
+    return False
+
+
+def ending(
+    state_type: str, state_name: str, message: str | None, *, started: bool
+) -> tuple[Status, Reason | None] | None:
+    """Return the terminal status and reason that a Prefect state means, or None when it ends nothing.
+
+    CANCELLING counts as CANCELLED: Prefect calls the cancellation hooks with it,
+    before it commits CANCELLED, and nothing leads back. *started* says whether
+    the run ever reached RUNNING.
+    """
+    if state_type in {"CANCELLING", "CANCELLED"}:
+        return Status.CANCELLED, None
+    status = FROM_PREFECT.get(state_type)
+    if status is None or not status.terminal:
+        return None
+    if status is not Status.FAILED:
+        return status, None
+    if state_type == "FAILED":
+        return status, Reason.TIMED_OUT if state_name == "TimedOut" else Reason.ERROR
+    submitted = started or not (message or "").startswith(_NOT_SUBMITTED)
+    return status, Reason.CRASHED if submitted else Reason.INFRASTRUCTURE
+
+
+def faults(history: Sequence[StatusEntry]) -> Iterator[str]:
+    """Tell, one sentence each, what in *history* the law forbids; nothing when it is legal.
+
+    The order of times is our own check: no PROV validator makes it. Between two
+    observers, and among Prefect's states, which its clients and its server time by
+    their own clocks, a difference up to `CLOCK_SKEW` is no fault.
+    """
+    current: Status | None = None
+    last: StatusEntry | None = None
+    for number, entry in enumerate(history, start=1):
+        if entry.kind is Happening.STATUS:
+            if current is not None and entry.status not in FOLLOWS[current]:
+                yield f"entry {number}: {entry.status} may not follow {current}"
+            current = entry.status
+        elif current is not None and entry.status is not current:
+            yield f"entry {number}: a {entry.kind} entry says {entry.status} while the status is {current}"
+        if last is not None and entry.time < last.time - _allowance(last, entry):
+            yield f"entry {number}: {entry.time.isoformat()} is before the entry above it"
+        last = entry
+
+
+def _allowance(earlier: StatusEntry, later: StatusEntry) -> timedelta:
+    one_clock = earlier.observer is later.observer is not Observer.PREFECT
+    return timedelta(0) if one_clock else CLOCK_SKEW
+
+
+def _times(status: Status, at: datetime) -> dict[str, Any]:
+    if status is Status.CREATED:
+        return {"created": at}
+    if status is Status.STARTED:
+        return {"started": at}
+    return {"finished": at} if status.terminal else {}

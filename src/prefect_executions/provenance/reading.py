@@ -1,0 +1,119 @@
+"""Read what `provo.xml` tells of its execution."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prefect_executions.documents import strict_json
+from prefect_executions.executions import Account, in_milliseconds, run_name, value_digest
+from prefect_executions.provenance import words
+from prefect_executions.provenance.parsing import Record, fault, records
+
+
+def read(data: bytes) -> Account:
+    """Return what `provo.xml` tells of its execution.
+
+    Raises:
+        BundleError: If *data* is not XML, has a DTD, or does not tell one whole execution.
+    """
+    story = _Story()
+    for record in records(data):
+        story.hear(record)
+    return story.account()
+
+
+@dataclass
+class _Story:
+    """What was heard of the one execution that the document is about."""
+
+    runs: list[Record] = field(default_factory=list)
+    entities: dict[str, Record] = field(default_factory=dict)
+    plans: set[tuple[str, str]] = field(default_factory=set)
+    used: list[tuple[str, str, str]] = field(default_factory=list)
+    generated: list[tuple[str, str]] = field(default_factory=list)
+
+    def hear(self, record: Record) -> None:
+        refs = record.refs
+        match record.kind:
+            case "activity" if "exe:status" in record.texts:
+                self.runs.append(record)
+            case "entity":
+                if record.id in self.entities:
+                    raise fault(f"the entity {record.id} is told twice")
+                self.entities[record.id] = record
+            case "wasAssociatedWith" if "prov:plan" in refs:
+                self.plans.add((refs.get("prov:activity", ""), refs["prov:plan"]))
+            case "used":
+                role = words.from_text(record.texts.get("prov:role", ""))
+                self.used.append((refs.get("prov:activity", ""), refs.get("prov:entity", ""), role))
+            case "wasGeneratedBy":
+                self.generated.append((refs.get("prov:entity", ""), refs.get("prov:activity", "")))
+
+    def account(self) -> Account:
+        if len(self.runs) != 1:
+            raise fault(f"it tells {len(self.runs)} executions with a status; there must be one")
+        run = self.runs[0]
+        execution_id = words.from_text(run.text("exe:executionId"))
+        if run.id != f"px:{run_name(execution_id)}":
+            raise fault(f"the activity {run.id} is not named after its execution {execution_id}")
+        return Account(
+            execution_id=execution_id,
+            method=self._method(run.id),
+            status=words.from_text(run.text("exe:status")),
+            started=in_milliseconds(run.time("prov:startTime")),
+            finished=in_milliseconds(run.time("prov:endTime")),
+            inputs=frozenset(self._inputs(run.id)),
+            outputs=frozenset(self._outputs(run.id)),
+        )
+
+    def _method(self, run: str) -> str:
+        plans = {plan for activity, plan in self.plans if activity == run}
+        if len(plans) != 1:
+            raise fault(f"it tells {len(plans)} Methods of the execution; there must be one")
+        method = self._entity(plans.pop())
+        return f"{words.from_text(method.text('exe:methodId'))} {words.from_text(method.text('exe:version'))}"
+
+    def _inputs(self, run: str) -> Iterator[tuple[str, str]]:
+        told: set[str] = set()
+        for activity, name, role in self.used:
+            entity = self._entity(name)
+            if activity != run or not entity.types & {f"exe:{words.INPUT_FILE}", f"exe:{words.INPUT_VALUE}"}:
+                continue
+            told.add(name)
+            yield role, _digest(entity)
+        self._check_all(told, "used", words.INPUT_FILE, words.INPUT_VALUE)
+
+    def _outputs(self, run: str) -> Iterator[tuple[str, str]]:
+        told: set[str] = set()
+        for name, activity in self.generated:
+            entity = self._entity(name)
+            if activity != run or f"exe:{words.OUTPUT}" not in entity.types:
+                continue
+            if name in told:
+                raise fault(f"the entity {name} is generated twice")
+            told.add(name)
+            yield words.from_text(entity.text("prov:location")), _digest(entity)
+        self._check_all(told, "generated", words.OUTPUT)
+
+    def _entity(self, name: str) -> Record:
+        if name not in self.entities:
+            raise fault(f"the entity {name or '(without a name)'} is not told")
+        return self.entities[name]
+
+    def _check_all(self, told: set[str], how: Literal["used", "generated"], *types: str) -> None:
+        wanted = {f"exe:{kind}" for kind in types}
+        for name, entity in self.entities.items():
+            if entity.types & wanted and name not in told:
+                raise fault(f"the entity {name} is not {how} by the execution")
+
+
+def _digest(entity: Record) -> str:
+    if "prov:value" in entity.texts:
+        return value_digest(strict_json(entity.texts["prov:value"], f"{words.FILE}: {entity.id}"))
+    digest = entity.text("exe:sha256")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise fault(f"the entity {entity.id} has '{digest[:80]}' as exe:sha256")
+    return digest

@@ -1,0 +1,94 @@
+"""Find where the times in a PROV-XML document contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from prefect_executions.lifecycle import CLOCK_SKEW
+from prefect_executions.provenance.parsing import Record, records
+
+
+def time_faults(data: bytes) -> Iterator[str]:
+    """Tell, one sentence each, where times contradict each other; nothing when they do not.
+
+    No PROV validator compares times: the standard orders events. Here an activity
+    starts before it ends, uses and generates in between, an entity is not used
+    before it is generated, and what is derived is generated after its source was
+    used. Two clocks may have been read, so a difference up to `lifecycle.CLOCK_SKEW`
+    is no fault.
+
+    Raises:
+        BundleError: If *data* is not XML, has a DTD, or holds a time that is none.
+    """
+    times = _Times()
+    for record in records(data):
+        times.hear(record)
+    for earlier, later in times.pairs():
+        if earlier.at > later.at + CLOCK_SKEW:
+            yield f"{later.what} at {later.at.isoformat()}, before {earlier.what} at {earlier.at.isoformat()}"
+
+
+class _Event(NamedTuple):
+    what: str
+    at: datetime
+
+
+@dataclass
+class _Times:
+    """The times that a document tells, by what they belong to."""
+
+    starts: list[tuple[str, _Event]] = field(default_factory=list)
+    ends: list[tuple[str, _Event]] = field(default_factory=list)
+    inside: list[tuple[str, _Event]] = field(default_factory=list)
+    used: list[tuple[str, _Event]] = field(default_factory=list)
+    generated: dict[str, _Event] = field(default_factory=dict)
+    derived: list[tuple[str, str]] = field(default_factory=list)
+
+    def hear(self, record: Record) -> None:
+        activity, entity = record.refs.get("prov:activity", ""), record.refs.get("prov:entity", "")
+        match record.kind:
+            case "activity":
+                self._hear_span(record)
+            case "wasDerivedFrom":
+                ends = record.refs.get("prov:usedEntity", ""), record.refs.get("prov:generatedEntity", "")
+                self.derived.append(ends)
+            case "wasStartedBy" if at := record.time("prov:time"):
+                self.starts.append((activity, _Event(f"{activity} started", at)))
+            case "wasEndedBy" if at := record.time("prov:time"):
+                self.ends.append((activity, _Event(f"{activity} ended", at)))
+            case "used" if at := record.time("prov:time"):
+                event = _Event(f"{entity} was used", at)
+                self.used.append((entity, event))
+                self.inside.append((activity, event))
+            case "wasGeneratedBy" if at := record.time("prov:time"):
+                event = _Event(f"{entity} was generated", at)
+                self.generated[entity] = event
+                self.inside.append((activity, event))
+
+    def _hear_span(self, record: Record) -> None:
+        if at := record.time("prov:startTime"):
+            self.starts.append((record.id, _Event(f"{record.id} started", at)))
+        if at := record.time("prov:endTime"):
+            self.ends.append((record.id, _Event(f"{record.id} ended", at)))
+
+    def pairs(self) -> Iterator[tuple[_Event, _Event]]:
+        """Return each (earlier, later) that the order of events demands."""
+        starts, ends = dict(self.starts), dict(self.ends)
+        for name, event in self.ends:
+            if name in starts:
+                yield starts[name], event
+        for name, event in self.inside:
+            if name in starts:
+                yield starts[name], event
+            if name in ends:
+                yield event, ends[name]
+        for name, event in self.used:
+            if name in self.generated:
+                yield self.generated[name], event
+        first_use = dict(sorted(self.used, key=lambda pair: pair[1].at, reverse=True))
+        for source, derived in self.derived:
+            if source in first_use and derived in self.generated:
+                yield first_use[source], self.generated[derived]

@@ -1,0 +1,146 @@
+"""The environment, read once by the door that starts and handed down as a value."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from prefect_executions.errors import SettingsError
+
+_PREFIX = "EXECUTIONS_"
+
+
+class ArchiveLevel(StrEnum):
+    """Which data of an execution goes to the archive; its record always does."""
+
+    FULL = "full"
+    """The record, the staged inputs and the outputs."""
+    OUTPUTS = "outputs"
+    """The record and the outputs; inputs are kept by reference and digest."""
+    NONE = "none"
+    """The record alone."""
+
+
+class DirtyTree(StrEnum):
+    """What to do when the Method's repository has uncommitted changes."""
+
+    RECORD = "record"
+    REFUSE = "refuse"
+
+
+class Settings(BaseSettings):
+    """What the operator sets, by environment variables that begin with ``EXECUTIONS_``."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
+
+    home: Path = Field(default=Path("~/.executions"), description="The folder that the defaults below lie in.")
+    archive: str = Field(
+        default="",
+        description="Where sealed bundles are kept: a folder, any fsspec URL (s3://bucket/prefix), or "
+        "block:NAME for a Prefect RemoteFileSystem block. Default: archive in the home folder.",
+    )
+    workbench: Path | None = Field(
+        default=None, description="The folder of live bundles. Default: workbench in the home folder."
+    )
+    ledger: SecretStr = Field(
+        default=SecretStr(""),
+        description="The index: sqlite:///file or postgresql://user:password@host/name. "
+        "Default: ledger.db in the home folder.",
+    )
+    archive_level: ArchiveLevel = Field(
+        default=ArchiveLevel.FULL, description="The archive level of Methods that name none: full, outputs or none."
+    )
+    input_limit: int = Field(
+        default=1024**3, ge=0, description="Staged inputs above this size, in bytes, are kept by reference and digest."
+    )
+    environment: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Names of further environment variables to record, separated by commas."
+    )
+    method_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="Further terms for the type of a Method, separated by commas."
+    )
+    dirty: DirtyTree = Field(
+        default=DirtyTree.RECORD, description="record or refuse a run whose repository has uncommitted changes."
+    )
+    diff_limit: int = Field(
+        default=1024**2, ge=0, description="An uncommitted diff is recorded up to this size, in bytes."
+    )
+    code_commit: str = Field(
+        default="",
+        description="The commit that the code comes from, where no repository can be seen, as in a container.",
+    )
+    image: str = Field(default="", description="The container image of the run, which cannot be seen from inside.")
+    image_digest: str = Field(default="", description="The digest of that image, as sha256:HEX.")
+    agent: str = Field(
+        default="", description="Who asks for executions, where no token says it: a name, e-mail or ORCID URL."
+    )
+    archive_timeout: timedelta = Field(
+        default=timedelta(minutes=10),
+        description="How long one upload is tried, in seconds, before it is left pending.",
+    )
+    hook_timeout: timedelta = Field(
+        default=timedelta(seconds=20),
+        description="How long a state hook may work, in seconds, before it leaves the rest to settle.",
+    )
+    capture_streams: bool = Field(default=True, description="Whether stdout and stderr are kept in the bundle.")
+
+    @field_validator("environment", "method_types", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(word.strip() for word in value.split(",") if word.strip())
+        return value
+
+    @field_validator("archive_timeout", "hook_timeout", mode="before")
+    @classmethod
+    def _seconds(cls, value: object) -> object:
+        return (
+            timedelta(seconds=float(value)) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+        )
+
+    @classmethod
+    def read(cls) -> Settings:
+        """Read the environment; while it stays the same, the same settings are given again.
+
+        Raises:
+            SettingsError: If a variable has a value that cannot be used; the message names it.
+        """
+        # pydantic-settings takes milliseconds, which each run would pay three times.
+        return _read(tuple(sorted(item for item in os.environ.items() if item[0].startswith(_PREFIX))))
+
+    @classmethod
+    def _read(cls) -> Settings:
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = "EXECUTIONS_" + "_".join(str(step) for step in first["loc"]).upper()
+            raise SettingsError(f"{name}: {first['msg']}. Run 'executions doctor' to see all settings.") from error
+
+    @property
+    def home_folder(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def workbench_folder(self) -> Path:
+        return (self.workbench or self.home_folder / "workbench").expanduser().absolute()
+
+    @property
+    def archive_url(self) -> str:
+        return self.archive or (self.home_folder / "archive").as_uri()
+
+    @property
+    def ledger_url(self) -> str:
+        return self.ledger.get_secret_value() or f"sqlite:///{self.home_folder / 'ledger.db'}"
+
+
+@lru_cache(maxsize=8)
+def _read(environment: tuple[tuple[str, str], ...]) -> Settings:  # noqa: ARG001 - the key under which the answer is kept
+    return Settings._read()  # noqa: SLF001 - its own module

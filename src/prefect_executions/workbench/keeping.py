@@ -1,0 +1,368 @@
+"""Keep a record: open, gather, seal, settle, archive, index, and rebuild the index.
+
+Doors (flow, hooks, settle, command line) parse, call this room and show the
+answer. It holds the order of things (design, laws 2 to 5): before the work it
+refuses, after the work it never loses; data, then metadata, then the seal.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefect_executions.archive import Archive, Content, open_store
+from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.gathering import Gathered, gather
+from prefect_executions.bundles.sealing import Sealed, seal
+from prefect_executions.bundles.writing import SCRATCH, OpenBundle
+from prefect_executions.errors import ArchiveError, LedgerError, NotFoundError
+from prefect_executions.executions import (
+    RECORD,
+    BundleFile,
+    ExecutionRecord,
+    Metrics,
+    OpeningRecord,
+    record_from,
+)
+from prefect_executions.ledger import ArchiveState, Ledger
+from prefect_executions.lifecycle import (
+    Happening,
+    JobStatus,
+    Observer,
+    PrefectState,
+    Reason,
+    Status,
+    advance,
+    remark,
+)
+from prefect_executions.settings import ArchiveLevel, Settings
+
+log = logging.getLogger("prefect_executions")
+
+BLOCK = "block:"
+
+
+class Ending(NamedTuple):
+    """How an execution ended, as far as the one who seals it knows."""
+
+    status: Status
+    reason: Reason | None
+    at: datetime
+    observer: Observer
+    prefect_state: PrefectState | None = None
+    message: str | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of a sealed execution: its final status, its folder, and whether the archive has it."""
+
+    job_status: JobStatus
+    folder: Path
+    archived: bool
+
+
+class Place(NamedTuple):
+    """Where a flow run's record goes: the execution's id and, when it is on this workbench already, its bundle."""
+
+    id: str
+    bundle: OpenBundle | None
+
+
+class Workbench:
+    """The live executions of one machine, with the archive and the ledger that they go to.
+
+    The archive and the ledger are opened at the first use, so that a door pays
+    only for what it needs.
+    """
+
+    def __init__(self, folder: Path, *, open_archive: Callable[[], Archive], open_ledger: Callable[[], Ledger]) -> None:
+        self.folder = folder
+        self._open_archive = open_archive
+        self._open_ledger = open_ledger
+        self._archive: Archive | None = None
+        self._ledger: Ledger | None = None
+        self._opening = threading.Lock()
+
+    @classmethod
+    def of(cls, settings: Settings, *, archive_block: Callable[[str], tuple[str, Mapping[str, Any]]]) -> Workbench:
+        """Return the workbench that *settings* describe; *archive_block* looks up a Prefect block's URL and options."""
+
+        def open_archive() -> Archive:
+            url, options = settings.archive_url, dict[str, Any]()
+            if url.startswith(BLOCK):
+                url, found = archive_block(url.removeprefix(BLOCK))
+                options = dict(found)
+            return Archive(open_store(url, options=options, timeout=settings.archive_timeout))
+
+        return cls(
+            settings.workbench_folder,
+            open_archive=open_archive,
+            open_ledger=lambda: Ledger.open(settings.ledger_url),
+        )
+
+    @property
+    def archive(self) -> Archive:
+        """The archive, opened at the first use."""
+        with self._opening:
+            self._archive = self._archive or self._open_archive()
+            return self._archive
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, opened at the first use."""
+        with self._opening:
+            self._ledger = self._ledger or self._open_ledger()
+            return self._ledger
+
+    # --- a run -----------------------------------------------------------------
+
+    def latest(self, flow_run_id: str) -> Place:
+        """Return the newest execution of a flow run on this workbench: the open one, else the last that was sealed."""
+        number, found = 1, Place(flow_run_id, None)
+        while (place := self._at(_life(flow_run_id, number))).bundle is not None:
+            found, number = place, number + 1
+        return found
+
+    def next_place(self, flow_run_id: str, *, revisited: bool) -> Place:
+        """Return where a starting run's record goes.
+
+        An open bundle is continued: another attempt, or a resumed run. A sealed one
+        is never touched: a manual retry is a new execution, ``<flow run id>.2``. With
+        *revisited* (Prefect says that the run started before) the archive is asked,
+        too, because the first life may have been on another machine.
+        """
+        number = 1
+        while True:
+            place = self._at(_life(flow_run_id, number))
+            if place.bundle is not None and not place.bundle.sealed:
+                return place
+            elsewhere = revisited and place.bundle is None and self.archive.seal_of(place.id) is not None
+            if place.bundle is None and not elsewhere:
+                return place
+            number += 1
+
+    def begin(self, record: ExecutionRecord, code: Mapping[str, bytes]) -> OpenBundle:
+        """Make the bundle of *record*, before any work is done; `announce` follows.
+
+        Raises:
+            BundleError: If the disk refuses; nothing is left then.
+        """
+        documents = (record.agent, record.method, record.request, record.infrastructure, record.instance)
+        files = {document.file_name: document.to_json() for document in (*documents, record.job_status)}
+        return OpenBundle.create(self.folder, record.id, files | dict(code))
+
+    def announce(self, record: ExecutionRecord) -> None:
+        """Tell archive and ledger what is known now, when user code is about to run.
+
+        Raises:
+            ArchiveError: If the archive refuses; the Method must not run then.
+        """
+        self.archive.open_record(record.id, OpeningRecord.of(record).to_json())
+        self._index(record, archive="local")
+
+    def gather(self, bundle: OpenBundle, level: ArchiveLevel) -> Gathered:
+        """Do the heavy part of sealing: digests, `output.zip`, and the upload of what is big at the archive *level*.
+
+        Raises:
+            BundleError: If the outputs cannot be gathered.
+        """
+        with bundle.lock():
+            gathered = gather(bundle)
+            try:
+                self._upload(bundle, _data(gathered, level))
+            except ArchiveError as error:
+                log.warning("the data of execution %s is not archived yet: %s", bundle.id, error)
+        return gathered
+
+    def seal(self, execution_id: str, end: Ending) -> Outcome:
+        """Seal an execution that ended as *end* says, archive it and index it; the one way to seal.
+
+        May be called again and at the same time by others: what is sealed stays as
+        it is, and what is missing is done.
+
+        Raises:
+            NotFoundError: If this workbench has no such execution.
+            BundleError: If it cannot be sealed now; calling again goes on from there.
+        """
+        bundle = OpenBundle.load(self.folder, execution_id)
+        with bundle.lock():
+            if not bundle.sealed:
+                gathered = gather(bundle)
+                job_status = ended(bundle.read(JobStatus), end, gathered)
+                bundle.write_document(job_status)
+            return self._close(bundle, seal(bundle))
+
+    def settle(self, execution_id: str) -> Outcome | None:
+        """Finish an execution of this workbench that ended but is not all done; None while it is still open.
+
+        Raises:
+            BundleError: If the bundle is damaged.
+        """
+        bundle = OpenBundle.load(self.folder, execution_id)
+        with bundle.lock():
+            if bundle.sealed:
+                return self._close(bundle, seal(bundle))
+            job_status = bundle.read(JobStatus)
+            if not job_status.execution_status.terminal:
+                return None
+            bundle.write_document(job_status.model_copy(update={"outputs": gather(bundle).outputs}))
+            return self._close(bundle, seal(bundle))
+
+    def unfinished(self) -> Iterator[str]:
+        """Yield the ids of executions on this workbench that are not sealed, archived and indexed."""
+        scratch = self.folder / SCRATCH
+        if scratch.is_dir():
+            yield from sorted(entry.name for entry in scratch.iterdir() if (self.folder / entry.name).is_dir())
+
+    # --- afterwards --------------------------------------------------------------
+
+    def record(self, execution_id: str) -> ExecutionRecord:
+        """Return what is known of an execution: from this workbench, else from the archive.
+
+        Raises:
+            NotFoundError: If neither has it.
+        """
+        place = self._at(execution_id)
+        if place.bundle is not None:
+            return place.bundle.record()
+        return self.archived_record(execution_id)
+
+    def archived_record(self, execution_id: str) -> ExecutionRecord:
+        """Return what the archive tells of an execution: the sealed record, else the opening record.
+
+        Raises:
+            NotFoundError: If the archive has neither.
+        """
+        if self.archive.seal_of(execution_id) is not None:
+            bundle = self.archive.bundle(execution_id)
+            names = [*(kind.file_name for kind in RECORD), Metrics.file_name]
+            return record_from(bundle.read_many(name for name in names if name in bundle.manifest))
+        opening = self.archive.opening(execution_id)
+        if opening is None:
+            raise NotFoundError(f"there is no execution {execution_id} on this workbench or in the archive")
+        return OpeningRecord.from_json(opening).record()
+
+    def rebuild_ledger(self) -> int:
+        """Make the ledger anew from the archive and this workbench; return how many executions it has."""
+        count = 0
+        self.ledger.clear()
+        with self.ledger.bulk() as bulk:
+            for execution_id in self.archive.ids():
+                found = self.archive.seal_of(execution_id)
+                record = self.archived_record(execution_id)
+                bulk.record(
+                    record,
+                    archive="archived" if found else "local",
+                    manifest_sha256=found.manifest_sha256 if found else None,
+                )
+                count += 1
+            for execution_id in self.unfinished():
+                bundle = OpenBundle.load(self.folder, execution_id)
+                if self.archive.seal_of(execution_id) is None:
+                    bulk.record(bundle.record(), archive="pending" if bundle.sealed else "local")
+        return count
+
+    # --- inside --------------------------------------------------------------------
+
+    def _at(self, execution_id: str) -> Place:
+        there = (self.folder / layout.check_execution_id(execution_id)).is_dir()
+        return Place(execution_id, OpenBundle(self.folder, execution_id) if there else None)
+
+    def _close(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
+        """Archive and index a sealed bundle; whatever fails is left to settle, and the scratch folder says so."""
+        record = sealed.record
+        archived = self._try_archive(bundle, sealed)
+        indexed = self._index(record, archive="archived" if archived else "pending", manifest_sha256=sealed.sha256)
+        if archived and indexed:
+            shutil.rmtree(bundle.scratch, ignore_errors=True)
+        return Outcome(record.job_status, bundle.folder, archived)
+
+    def _try_archive(self, bundle: OpenBundle, sealed: Sealed) -> bool:
+        record, level = sealed.record, sealed.record.request.archive
+        files = [*_listed(bundle, sealed), BundleFile(layout.MANIFEST, sealed.sha256, len(sealed.manifest))]
+        data = [file for file in files if _is_data(file.path, level)]
+        content = Content(
+            folder=bundle.folder,
+            files=[file for file in files if not _is_bulk(file.path)],
+            data=data,
+            absent=[file.path for file in files if _is_absent(file.path, level)],
+            status=record.status,
+            finished=record.finished,
+        )
+        try:
+            self._upload(bundle, data)
+            self.archive.seal(bundle.id, content)
+        except ArchiveError as error:
+            log.warning("execution %s is sealed but not archived yet: %s", bundle.id, error)
+            return False
+        return True
+
+    def _upload(self, bundle: OpenBundle, data: Iterable[BundleFile]) -> None:
+        for file in data:
+            self.archive.keep_data(bundle.id, bundle.folder / file.path, file.sha256)
+
+    def _index(self, record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None = None) -> bool:
+        try:
+            self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256)
+        except LedgerError as error:
+            log.warning("execution %s is not in the ledger yet: %s", record.id, error)
+            return False
+        return True
+
+
+def ended(job_status: JobStatus, end: Ending, gathered: Gathered) -> JobStatus:
+    """Return the final job status: what could not be kept as notes, the end, the outputs.
+
+    One that is terminal already keeps its end.
+    """
+    if not job_status.execution_status.terminal:
+        for note in gathered.notes:
+            job_status = remark(job_status, Happening.NOTE, end.at, observer=end.observer, message=note)
+        interrupted = end.status is Status.CANCELLED or end.reason not in {None, Reason.ERROR}
+        ran = job_status.execution_status in {Status.STARTED, Status.EXECUTING}
+        job_status = advance(
+            job_status,
+            end.status,
+            end.at,
+            observer=end.observer,
+            prefect_state=end.prefect_state,
+            reason=end.reason,
+            message=end.message,
+        )
+        job_status = job_status.model_copy(update={"partial": True if interrupted and ran else None})
+    return job_status.model_copy(update={"outputs": gathered.outputs})
+
+
+def _life(flow_run_id: str, number: int) -> str:
+    return flow_run_id if number == 1 else f"{flow_run_id}.{number}"
+
+
+def _is_bulk(path: str) -> bool:
+    """Whether *path* is data, which lies in the archive by its digest or inside output.zip."""
+    return path == layout.OUTPUT_ZIP or path.startswith((f"{layout.OUTPUTS}/", f"{layout.INPUTS}/"))
+
+
+def _is_data(path: str, level: ArchiveLevel) -> bool:
+    if path == layout.OUTPUT_ZIP:
+        return level is not ArchiveLevel.NONE
+    return path.startswith(f"{layout.INPUTS}/") and level is ArchiveLevel.FULL
+
+
+def _is_absent(path: str, level: ArchiveLevel) -> bool:
+    """Whether the archive holds *path* in no form: single outputs lie in output.zip."""
+    inside_zip = path.startswith(f"{layout.OUTPUTS}/") and level is not ArchiveLevel.NONE
+    return _is_bulk(path) and not _is_data(path, level) and not inside_zip
+
+
+def _data(gathered: Gathered, level: ArchiveLevel) -> list[BundleFile]:
+    return [file for file in (*gathered.kept, gathered.output_zip) if _is_data(file.path, level)]
+
+
+def _listed(bundle: OpenBundle, sealed: Sealed) -> Iterator[BundleFile]:
+    for path, digest in manifest.parse(sealed.manifest).items():
+        yield BundleFile(path, digest, (bundle.folder / path).stat().st_size)

@@ -1,0 +1,126 @@
+"""What recording adds to a flow run, and what it costs by itself.
+
+Run it with a Prefect server: ``PREFECT_API_URL=… python tests/benchmarks/bench_flow.py``;
+without one it starts Prefect's embedded server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+
+def seconds(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def row(measure: str, figure: str, against: str, goal: str) -> None:
+    print(f"| {measure} | {figure} | {against} | {goal} |")
+
+
+def added_to_a_flow_run(pairs: int) -> None:
+    """Median of interleaved pairs: the same function as a bare flow and as a Method, one small output."""
+    from prefect import flow  # noqa: PLC0415 - after the environment is set
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: PLC0415 - the same
+
+    from prefect_executions import current_execution, method  # noqa: PLC0415 - the same
+
+    scratch = Path(os.environ["EXECUTIONS_HOME"]) / "bare.txt"
+
+    @flow
+    def bare(number: int) -> int:
+        scratch.write_text(str(number))
+        return number
+
+    @method(version="1.0.0")
+    def kept(number: int) -> int:
+        current_execution().output("number.txt").write_text(str(number))
+        return number
+
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        for number in range(5):
+            bare(number), kept(number)
+        times = [(seconds(lambda: bare(1)), seconds(lambda: kept(1))) for _ in range(pairs)]
+    added = statistics.median(with_record - without for without, with_record in times)
+    base = statistics.median(without for without, _ in times)
+    row("wall time added to a flow run", f"{added * 1000:.1f} ms", f"bare flow {base * 1000:.1f} ms", "<= 15 ms")
+
+
+def recording_alone(rounds: int) -> None:
+    """Open, advance, gather, seal, archive to a folder, ledger row: no Prefect anywhere."""
+    from datetime import UTC, datetime  # noqa: PLC0415 - beside its one use
+    from uuid import uuid4  # noqa: PLC0415 - the same
+
+    from prefect_executions.archive import Archive, open_store  # noqa: PLC0415 - timed apart from its import
+    from prefect_executions.ledger import Ledger  # noqa: PLC0415 - the same
+    from prefect_executions.lifecycle import Observer, Status, advance, begin  # noqa: PLC0415 - the same
+    from prefect_executions.workbench import Ending, Workbench  # noqa: PLC0415 - the same
+    from records import a_job_status, a_record, a_request  # noqa: PLC0415 - from tests/
+
+    home = Path(os.environ["EXECUTIONS_HOME"])
+    workbench = Workbench(
+        home / "alone",
+        open_archive=lambda: Archive(open_store((home / "alone-archive").as_uri())),
+        open_ledger=lambda: Ledger.open(f"sqlite:///{home / 'alone.db'}"),
+    )
+
+    def once() -> None:
+        execution_id, now = str(uuid4()), datetime.now(UTC)
+        status = begin(execution_id, "segment-coins", status=Status.CREATED, at=now, observer=Observer.PREFECT)
+        record = a_record(
+            job_status=advance(status, Status.STARTED, now, observer=Observer.PREFECT),
+            request=a_request(execution_id=execution_id, files=(), values={"threshold": 0.3}, relatives=()),
+            metrics=None,
+        )
+        bundle = workbench.begin(record, {})
+        bundle.write_document(advance(record.job_status, Status.EXECUTING, now, observer=Observer.HOOK))
+        bundle.output_path("number.txt").write_text("1")
+        workbench.gather(bundle, record.request.archive)
+        workbench.seal(execution_id, Ending(Status.COMPLETED, None, now, Observer.HOOK))
+
+    assert a_job_status
+    for _ in range(5):
+        once()
+    figure = statistics.median(seconds(once) for _ in range(rounds))
+    row("the recording itself without Prefect", f"{figure * 1000:.1f} ms", "-", "<= 10 ms")
+
+
+def importing(rounds: int) -> None:
+    """Fresh interpreters, interleaved."""
+    import subprocess  # noqa: PLC0415 - beside its one use
+
+    def fresh(statement: str) -> float:
+        return seconds(lambda: subprocess.run([sys.executable, "-c", statement], check=True))
+
+    pairs = [(fresh("import prefect"), fresh("import prefect_executions")) for _ in range(rounds)]
+    whole = [(fresh("from prefect import flow"), fresh("from prefect_executions import method")) for _ in range(rounds)]
+    for measure, times in (("import prefect_executions", pairs), ("from prefect_executions import method", whole)):
+        base, ours = (statistics.median(column) for column in zip(*times, strict=True))
+        row(measure, f"{ours / base:.2f} x ({ours:.2f} s)", f"prefect {base:.2f} s", "<= 1.1 x")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=60)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["EXECUTIONS_HOME"] = folder
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+        row("measure", "figure", "against", "goal")
+        recording_alone(arguments.pairs)
+        added_to_a_flow_run(arguments.pairs)
+        importing(5)
+
+
+if __name__ == "__main__":
+    main()

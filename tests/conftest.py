@@ -1,0 +1,95 @@
+"""What all tests share: a Prefect server, a home for executions, the way to ask for a service that may be missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+import servers
+
+LONGEST = {"test_journeys.py"}
+
+_prefect = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give Prefect a home and an address of its own before anything imports it, because it reads them once."""
+    home = TemporaryDirectory(prefix="prefect-")
+    config.add_cleanup(home.cleanup)
+    config.stash[_prefect] = dict(servers.environment(Path(home.name), servers.free_port()))
+    os.environ.update(config.stash[_prefect])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(pytestconfig: pytest.Config) -> Iterator[str]:
+    """Run one real Prefect server, which every flow in this process and in its children finds; the URL of its API.
+
+    Heartbeats are off in this process: a sync flow waits up to a second for the end of its own.
+    """
+    # Prefect takes seconds to import, and most tests need none.
+    from prefect.events.worker import EventsWorker  # noqa: PLC0415
+    from prefect.logging.handlers import APILogWorker  # noqa: PLC0415
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: PLC0415
+
+    without_heartbeats = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+    with servers.running(pytestconfig.stash[_prefect]) as url, without_heartbeats:
+        yield url
+        APILogWorker.drain_all()
+        EventsWorker.drain_all()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty home for executions; nothing else of the environment says where they go."""
+    for name in os.environ:
+        if name.startswith("EXECUTIONS_") and not name.startswith("EXECUTIONS_TEST_"):
+            monkeypatch.delenv(name)
+    folder = tmp_path / "executions"
+    monkeypatch.setenv("EXECUTIONS_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[[str, str], str]:
+    """Return a function that gives the address in an environment variable, or skips and says what is missing.
+
+    With CI=true a missing service is a failure: `.ci/run` starts all of them.
+    """
+
+    def ask(variable: str, what: str) -> str:
+        address = os.environ.get(variable, "")
+        if not address:
+            _missing(f"{what} is missing: set {variable} to its address")
+        return address
+
+    return ask
+
+
+@pytest.fixture(scope="session")
+def need_program() -> Callable[[str], str]:
+    """Return a function that gives a program's path, or skips and names it."""
+
+    def ask(name: str) -> str:
+        path = shutil.which(name)
+        if path is None:
+            _missing(f"the program {name} is not installed")
+        return str(path)
+
+    return ask
+
+
+def _missing(message: str) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)

@@ -1,0 +1,51 @@
+"""The bundles in a home for executions, as tests look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect_executions.bundles.verifying import verify
+from prefect_executions.executions import ExecutionRecord, record_from
+from prefect_executions.lifecycle import Happening
+
+WHOLE_WAY = ["CREATED", "SCHEDULED", "STARTED", "EXECUTING"]
+
+
+class Bundles:
+    """The bundles in a home folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def folders(self) -> list[Path]:
+        workbench = self.home / "workbench"
+        if not workbench.is_dir():
+            return []
+        return sorted(entry for entry in workbench.iterdir() if entry.name != ".open")
+
+    def one(self) -> Path:
+        (folder,) = self.folders()
+        return folder
+
+    def record(self, folder: Path | None = None) -> ExecutionRecord:
+        folder = folder or self.one()
+        return record_from(
+            {
+                path.relative_to(folder).as_posix(): path.read_bytes()
+                for path in folder.rglob("*.json")
+                if path.parent.name in {"auth", "metadata"}
+            }
+        )
+
+    def failed_checks(self) -> list[str]:
+        return [f"{folder.name}: {fault}" for folder in self.folders() for fault in verify(folder).faults]
+
+    def open_scratch(self) -> list[str]:
+        return [entry.name for entry in (self.home / "workbench" / ".open").iterdir()]
+
+
+def kinds(record: ExecutionRecord) -> list[str]:
+    return [
+        entry.status.value if entry.kind is Happening.STATUS else entry.kind.value
+        for entry in record.job_status.history
+    ]

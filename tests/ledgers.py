@@ -1,0 +1,75 @@
+"""Ledgers for tests: a fresh SQLite file, or a fresh database of a real PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+
+from prefect_executions.executions import (
+    Agent,
+    ExecuteRequest,
+    ExecutionRecord,
+    Infrastructure,
+    Instance,
+    Metrics,
+)
+from prefect_executions.lifecycle import JobStatus, Status
+from prefect_executions.methods import Method
+from records import NOON, a_job_status, a_method, a_record
+
+KINDS = ("sqlite", "postgresql")
+SEAL = "5e" * 32
+
+Need = Callable[[str, str], str]
+
+
+@contextmanager
+def a_fresh_url(kind: str, need: Need, folder: Path) -> Iterator[str]:
+    """Yield the URL of a ledger that nobody has made yet."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'new' / 'ledger.db'}"
+        return
+    server = need("EXECUTIONS_TEST_POSTGRES", "a PostgreSQL server (.ci/services/postgres.sh)")
+    name = f"ledger_{os.getpid()}_{uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield server.rpartition("/")[0] + f"/{name}"
+    finally:
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def as_read(record: ExecutionRecord) -> ExecutionRecord:
+    """Return *record* as its bundle gives it back."""
+    return ExecutionRecord(
+        method=Method.from_json(record.method.to_json()),
+        request=ExecuteRequest.from_json(record.request.to_json()),
+        infrastructure=Infrastructure.from_json(record.infrastructure.to_json()),
+        instance=Instance.from_json(record.instance.to_json()),
+        job_status=JobStatus.from_json(record.job_status.to_json()),
+        agent=Agent.from_json(record.agent.to_json()),
+        metrics=record.metrics and Metrics.from_json(record.metrics.to_json()),
+    )
+
+
+def numbered(
+    number: int, *, end: Status = Status.COMPLETED, method: str = "segment-coins", **told: Any
+) -> ExecutionRecord:
+    """Return execution *number*, created that many seconds after noon."""
+    job_status = a_job_status(
+        end, execution_id=an_id(number), method_id=method, begins=NOON + timedelta(seconds=number)
+    )
+    return a_record(job_status=job_status, method=a_method(id=method), **told)
+
+
+def an_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012d}"

@@ -1,0 +1,308 @@
+"""Records of executions for tests: sensible values, any of which a test may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from mimetypes import guess_type
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect_executions.executions import (
+    Agent,
+    BundleFile,
+    Deployment,
+    ExecuteRequest,
+    ExecutionRecord,
+    Infrastructure,
+    Instance,
+    Metric,
+    Metrics,
+    Python,
+    Raised,
+    Relative,
+    StagedInput,
+    Usage,
+)
+from prefect_executions.lifecycle import (
+    Happening,
+    JobStatus,
+    Observer,
+    OutputFile,
+    PrefectState,
+    Reason,
+    Status,
+    advance,
+    begin,
+    remark,
+)
+from prefect_executions.methods import CodeIdentity, InputDescription, Method, OutputDescription, Repository, SourceFile
+
+EXECUTION_ID = "0b1e5a52-6f0c-4f2e-9a41-3d6d5d3f2e10"
+NOON = datetime(2026, 9, 22, 12, 0, 0, 123456, UTC)
+
+SOURCE = b"def segment(picture, threshold=0.3):\n    ...\n"
+PICTURE = b"\x89PNG a picture of coins"
+OUTPUTS: Mapping[str, bytes] = {
+    "outputs/regions.csv": b"label,area\n1,2604\n",
+    "outputs/maps/labels.tif": b"II*\x00 labels",
+    "outputs/stdout.log": b"24 regions\n",
+    "outputs/stderr.log": b"",
+}
+
+
+def digest(content: bytes) -> str:
+    return sha256(content).hexdigest()
+
+
+def an_output(path: str, content: bytes = b"") -> OutputFile:
+    return OutputFile(path=path, sha256=digest(content), size=len(content), media_type=media_type(path))
+
+
+def a_staged_input(name: str = "picture", content: bytes = PICTURE, /, **changes: Any) -> StagedInput:
+    told: dict[str, Any] = {
+        "input": name,
+        "name": f"{name}.png",
+        "path": f"inputs/{name}.png",
+        "origin": f"s3://survey/{name}.png",
+        "sha256": digest(content),
+        "size": len(content),
+        "media_type": "image/png",
+        "etag": '"5d41402abc4b2a76b9719d911017c592"',
+    }
+    return StagedInput(**told | changes)
+
+
+def media_type(path: str) -> str:
+    return "text/plain" if path.endswith(".log") else guess_type(path)[0] or "application/octet-stream"
+
+
+def a_method(**changes: Any) -> Method:
+    told: dict[str, Any] = {
+        "id": "segment-coins",
+        "version": "1.2.0",
+        "title": "Segment coins",
+        "description": "Find the coins in a photograph.",
+        "keywords": ("segmentation",),
+        "type": "Analysis",
+        "inputs": {
+            "picture": InputDescription(json_schema={"type": "string", "format": "uri-reference"}),
+            "threshold": InputDescription(json_schema={"type": "number", "default": 0.3}, min_occurs=0),
+        },
+        "outputs": {"regions.csv": OutputDescription(json_schema={"type": "string"})},
+        "code": CodeIdentity(
+            entrypoint="flows/coins.py:segment",
+            sha256=digest(SOURCE),
+            repository=Repository(
+                remote="https://example.org/coins.git",
+                commit="4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+                branch="main",
+                path="flows/coins.py",
+                dirty=False,
+            ),
+            files=(
+                SourceFile(
+                    path="code/flows/coins.py",
+                    sha256=digest(SOURCE),
+                    git_object="8ab686eafeb1f44702738c8b0f24f2567c36da6d",
+                    module="coins",
+                ),
+            ),
+        ),
+    }
+    return Method(**told | changes)
+
+
+def a_request(**changes: Any) -> ExecuteRequest:
+    told: dict[str, Any] = {
+        "values": {"picture": "s3://survey/picture.png", "threshold": 0.3, "labels": ["a", "ä"]},
+        "execution_id": EXECUTION_ID,
+        "method_id": "segment-coins",
+        "method_version": "1.2.0",
+        "parameters": {"picture": "s3://survey/picture.png", "labels": ["a", "ä"]},
+        "files": (a_staged_input(),),
+        "relatives": (Relative(execution_id="b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f", relation="rerun-of"),),
+        "flow_run_name": "brave-otter",
+        "deployment": Deployment(id=UUID("6f1c1a8e-3b5d-4c7e-9d2a-0a1b2c3d4e5f"), name="coins/nightly"),
+        "tags": ("survey",),
+    }
+    return ExecuteRequest(**told | changes)
+
+
+def an_infrastructure(**changes: Any) -> Infrastructure:
+    told: dict[str, Any] = {
+        "type": "process",
+        "work_pool": "default",
+        "work_queue": "default",
+        "worker": "worker-1",
+        "identifier": "vm-7:4711",
+        "prefect_version": "3.8.8",
+    }
+    return Infrastructure(**told | changes)
+
+
+def an_instance(**changes: Any) -> Instance:
+    told: dict[str, Any] = {
+        "hostname": "vm-7",
+        "pid": 4711,
+        "user": "alice",
+        "os": "Linux",
+        "kernel": "6.1.0",
+        "architecture": "x86_64",
+        "cpu_count": 2,
+        "memory": 8 * 1024**3,
+        "python": Python(version="3.11.9", implementation="CPython"),
+        "packages": {"numpy": "2.3.1", "prefect": "3.8.8"},
+        "environment": {"TZ": "UTC"},
+        "usage": Usage(wall_seconds=4.5, cpu_seconds=4.25, peak_memory=123_456_789, exit_code=0),
+    }
+    return Instance(**told | changes)
+
+
+def an_agent(**changes: Any) -> Agent:
+    told: dict[str, Any] = {
+        "verified": True,
+        "source": "token",
+        "claims": {"iss": "https://login.example.org", "sub": "alice@example.org", "name": "Alice"},
+        "token_sha256": digest(b"a token"),
+    }
+    return Agent(**told | changes)
+
+
+def a_raised() -> Raised:
+    return Raised(
+        type="ValueError",
+        message="no coins in this picture",
+        traceback="Traceback (most recent call last):\n  …\nValueError: no coins in this picture\n",
+    )
+
+
+def a_job_status(
+    end: Status = Status.COMPLETED,
+    *,
+    execution_id: str = EXECUTION_ID,
+    method_id: str = "segment-coins",
+    started: bool = True,
+    reason: Reason | None = None,
+    message: str | None = None,
+    outputs: Sequence[OutputFile] | None = None,
+    begins: datetime = NOON,
+) -> JobStatus:
+    """Return a job status on the legal way to *end*; one that never *started* has no outputs of its own."""
+
+    def second(number: int) -> datetime:
+        return begins + timedelta(seconds=number)
+
+    told = begin(
+        execution_id,
+        method_id,
+        status=Status.CREATED,
+        at=second(0),
+        observer=Observer.PREFECT,
+        prefect_state=PrefectState(type="SCHEDULED", name="Scheduled"),
+    )
+    told = advance(told, Status.SCHEDULED, second(1), observer=Observer.PREFECT)
+    if started:
+        told = advance(told, Status.STARTED, second(2), observer=Observer.HOOK)
+        told = advance(told, Status.EXECUTING, second(3), observer=Observer.HOOK)
+        told = remark(told, Happening.PROGRESS, second(4), observer=Observer.HOOK, progress=50, message="half way")
+    if end.terminal:
+        told = advance(told, end, second(8), observer=Observer.HOOK, reason=reason, message=message)
+    if outputs is None:
+        outputs = tuple(an_output(path, content) for path, content in OUTPUTS.items()) if started else ()
+    return told.model_copy(update={"outputs": tuple(outputs)})
+
+
+def some_metrics() -> Metrics:
+    return Metrics(
+        params={"footprint": 3},
+        metrics=(
+            Metric(name="regions", value=24, time=NOON + timedelta(seconds=5)),
+            Metric(name="loss", value=0.5, step=1, time=NOON + timedelta(seconds=5)),
+            Metric(name="loss", value=0.25, step=2, time=NOON + timedelta(seconds=6)),
+        ),
+    )
+
+
+def a_record(**changes: Any) -> ExecutionRecord:
+    """Return a COMPLETED execution with one staged input, two values and four outputs; *changes* are its members."""
+    told: dict[str, Any] = {
+        "method": a_method(),
+        "request": a_request(),
+        "infrastructure": an_infrastructure(),
+        "instance": an_instance(),
+        "job_status": a_job_status(),
+        "agent": an_agent(),
+        "metrics": some_metrics(),
+    }
+    return ExecutionRecord(**told | changes)
+
+
+def a_failed_record(reason: Reason = Reason.ERROR, **changes: Any) -> ExecutionRecord:
+    """Return an execution whose code raised, with what it had written until then."""
+    told: dict[str, Any] = {
+        "job_status": a_job_status(Status.FAILED, reason=reason, message="ValueError: no coins in this picture"),
+        "instance": an_instance(usage=Usage(wall_seconds=4.5, exit_code=1, exception=a_raised())),
+    }
+    return a_record(**told | changes)
+
+
+def a_cancelled_record(**changes: Any) -> ExecutionRecord:
+    """Return an execution that somebody stopped while it ran."""
+    told = a_job_status(Status.CANCELLED, message="stopped by alice").model_copy(update={"partial": True})
+    return a_record(**{"job_status": told} | changes)
+
+
+def a_never_started_record(
+    end: Status = Status.CANCELLED, reason: Reason | None = None, **changes: Any
+) -> ExecutionRecord:
+    """Return an execution that ended before any worker took it: no start, no instance, no files."""
+    told: dict[str, Any] = {
+        "job_status": a_job_status(end, started=False, reason=reason),
+        "request": a_request(files=()),
+        "infrastructure": Infrastructure(type="process", work_pool="default"),
+        "instance": Instance(),
+        "metrics": None,
+    }
+    return a_record(**told | changes)
+
+
+def documents_of(record: ExecutionRecord) -> dict[str, bytes]:
+    """Return the JSON documents of *record*, by their paths in the bundle."""
+    told = (
+        record.agent,
+        record.method,
+        record.request,
+        record.infrastructure,
+        record.instance,
+        record.job_status,
+        record.metrics,
+    )
+    return {document.file_name: document.to_json() for document in told if document is not None}
+
+
+def contents_of(record: ExecutionRecord) -> dict[str, bytes]:
+    """Return every file of the bundle of *record*, whose data must be those of this module, but the two tellers'."""
+    known = {digest(content): content for content in (SOURCE, PICTURE, b"", *OUTPUTS.values())}
+    code = record.method.code.files if record.method.code else ()
+    kept = [
+        *((file.path, file.sha256) for file in code),
+        *((file.path, file.sha256) for file in record.request.files),
+        *((file.path, file.sha256) for file in record.job_status.outputs),
+    ]
+    return documents_of(record) | {path: known[sha] for path, sha in kept if path is not None}
+
+
+def files_of(contents: Mapping[str, bytes]) -> tuple[BundleFile, ...]:
+    return tuple(BundleFile(path, digest(content), len(content)) for path, content in contents.items())
+
+
+def lay_out(folder: Path, contents: Mapping[str, bytes]) -> tuple[BundleFile, ...]:
+    """Write *contents* under *folder* and return what lies there."""
+    for path, content in contents.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return files_of(contents)

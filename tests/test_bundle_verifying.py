@@ -1,0 +1,673 @@
+"""Verification finds every change, tells it by name, and is not harmed by what it reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bundle_makers import (
+    a_sealed_bundle,
+    an_open_bundle,
+    contents,
+    copy_of,
+    forge,
+    forge_json,
+    make_manifest_anew,
+    make_zip_anew,
+    zip_of,
+)
+from prefect_executions.bundles.checks import CHECKS
+from prefect_executions.bundles.sources import FolderSource
+from prefect_executions.bundles.verifying import Report, verify
+from prefect_executions.bundles.zipreading import Limits, ZipReader
+from prefect_executions.errors import BundleError, NotFoundError
+from prefect_executions.settings import ArchiveLevel
+from records import EXECUTION_ID, a_failed_record, a_job_status, a_record, a_request, a_staged_input
+
+OTHER_ID = "11111111-6f0c-4f2e-9a41-3d6d5d3f2e10"
+PICTURE = "inputs/picture.png"
+CSV = "outputs/regions.csv"
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed bundle that no test changes."""
+    return a_sealed_bundle(tmp_path_factory.mktemp("sealed")).folder
+
+
+@pytest.fixture
+def bundle(sealed: Path, tmp_path: Path) -> Path:
+    """A sealed bundle to be forged."""
+    return copy_of(sealed, tmp_path / "bundle")
+
+
+def failed(report: Report) -> set[str]:
+    return {check.name for check in report.checks if not check.passed}
+
+
+class Held:
+    """A bundle in memory, to be changed byte by byte."""
+
+    oddities: tuple[str, ...] = ()
+
+    def __init__(self, held: Mapping[str, bytes], absent: Mapping[str, str] | None = None) -> None:
+        self.held = held
+        self.absent = absent or {}
+        self.files = {path: len(data) for path, data in held.items()}
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        yield self.held[path]
+
+    def open(self, path: str) -> BinaryIO:
+        return io.BytesIO(self.held[path])
+
+
+@pytest.fixture(scope="module")
+def held(sealed: Path) -> dict[str, bytes]:
+    return contents(sealed)
+
+
+# --- what is whole
+
+
+def test_a_sealed_bundle_passes_every_check(sealed: Path) -> None:
+    report = verify(sealed)
+    assert report.faults == report.unchecked == ()
+    assert report.passed
+    assert [check.name for check in report.checks] == list(CHECKS)
+
+
+@pytest.mark.parametrize("top", ["", f"{EXECUTION_ID}/", "any name/"])
+def test_a_zip_of_the_bundle_passes_every_check(sealed: Path, tmp_path: Path, top: str) -> None:
+    assert verify(zip_of(sealed, tmp_path / "bundle.zip", top)).faults == ()
+
+
+def test_a_zip_made_by_zip_passes_every_check(sealed: Path, tmp_path: Path, need_program: Callable[[str], str]) -> None:
+    import subprocess  # noqa: PLC0415 - needed by this test alone
+
+    subprocess.run([need_program("zip"), "-qr", tmp_path / "bundle.zip", sealed.name], cwd=sealed.parent, check=True)
+    assert verify(tmp_path / "bundle.zip").faults == ()
+
+
+def test_verifying_writes_nothing(sealed: Path) -> None:
+    before = contents(sealed)
+    verify(sealed)
+    assert contents(sealed) == before
+
+
+def test_nothing_at_the_path_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="nothing"):
+        verify(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("only", [("digests",), ("crate", "layout")])
+def test_single_checks_can_be_asked_for(sealed: Path, only: tuple[str, ...]) -> None:
+    assert {check.name for check in verify(sealed, only=only).checks} == set(only)
+
+
+# --- damage that the manifest tells
+
+
+def test_a_flipped_bit_in_any_file_is_found(held: dict[str, bytes]) -> None:
+    for path, data in held.items():
+        for place in {0, len(data) // 2, len(data) - 1} if data else ():
+            changed = bytearray(data)
+            changed[place] ^= 1
+            assert not verify(Held(held | {path: bytes(changed)})).passed, f"byte {place} of {path}"
+
+
+BY_DIGEST = ("manifest", "digests", "no-extra-files")
+
+
+def test_every_flipped_byte_of_every_file_is_found(held: dict[str, bytes]) -> None:
+    for path, data in held.items():
+        changed = bytearray(data)
+        for place in range(len(data)):
+            changed[place] ^= 1 << place % 8
+            assert not verify(Held(held | {path: bytes(changed)}), only=BY_DIGEST).passed, f"byte {place} of {path}"
+            changed[place] = data[place]
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_other_byte_at_any_place_is_found(held: dict[str, bytes], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(path for path, content in held.items() if content)))
+    place = data.draw(st.integers(0, len(held[path]) - 1))
+    changed = bytearray(held[path])
+    changed[place] ^= data.draw(st.integers(1, 255))
+    assert not verify(Held(held | {path: bytes(changed)}), only=BY_DIGEST).passed
+
+
+def test_any_removed_file_is_found(held: dict[str, bytes]) -> None:
+    for path in held:
+        report = verify(Held({one: data for one, data in held.items() if one != path}))
+        assert not report.passed, path
+        assert any(path in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize("path", ["outputs/new.csv", "inputs/new", "code/new.py", "metadata/new.json", "new"])
+def test_an_added_file_is_found(held: dict[str, bytes], path: str) -> None:
+    assert "no-extra-files" in failed(verify(Held(held | {path: b""})))
+
+
+def test_two_files_that_changed_places_are_found(held: dict[str, bytes]) -> None:
+    swapped = {CSV: held["outputs/stdout.log"], "outputs/stdout.log": held[CSV]}
+    assert {"digests", "output-zip", "outputs"} <= failed(verify(Held(held | swapped)))
+
+
+def test_a_bundle_that_is_not_sealed_is_told(tmp_path: Path) -> None:
+    assert {"layout", "manifest"} <= failed(verify(an_open_bundle(tmp_path).folder))
+
+
+def test_a_link_in_a_sealed_bundle_is_not_followed_but_told(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "same.csv").write_bytes((bundle / CSV).read_bytes())
+    (bundle / CSV).unlink()
+    (bundle / CSV).symlink_to(tmp_path / "same.csv")
+    (bundle / "outputs/more").symlink_to("/etc")
+    report = verify(bundle)
+    assert {"layout", "digests", "outputs"} <= failed(report)
+
+
+def test_a_pipe_in_a_bundle_does_not_hold_the_reader(bundle: Path) -> None:
+    os.mkfifo(bundle / "outputs/pipe")
+    assert failed(verify(bundle)) == {"layout"}
+
+
+def test_a_fault_names_the_file_and_both_values(bundle: Path) -> None:
+    before = sha256((bundle / CSV).read_bytes()).hexdigest()
+    (bundle / CSV).write_bytes(b"label,area\n1,2605\n")
+    after = sha256((bundle / CSV).read_bytes()).hexdigest()
+    (fault,) = next(check.faults for check in verify(bundle).checks if check.name == "digests")
+    assert all(word in fault for word in (CSV, before, after))
+
+
+def test_a_manifest_that_names_what_is_outside_is_refused(bundle: Path) -> None:
+    with (bundle / "manifest-sha256.txt").open("a") as stream:
+        stream.write(f"{sha256(b'').hexdigest()}  ~/../../etc/passwd\n")
+    assert "manifest" in failed(verify(bundle))
+
+
+# --- forgeries whose manifest was made anew
+
+
+def change_member(*steps: str | int, to: Any) -> Callable[[Any], None]:
+    def change(told: Any) -> None:
+        for step in steps[:-1]:
+            told = told[step]
+        told[steps[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "check"),
+    [
+        ("metadata/jobStatus.json", change_member("status", to="failed"), "ogc-status"),
+        ("metadata/jobStatus.json", change_member("executionStatus", to="FAILED"), "ogc-status"),
+        ("metadata/jobStatus.json", lambda told: told.update(status="failed", executionStatus="FAILED"), "lifecycle"),
+        ("metadata/jobStatus.json", change_member("started", to="2026-09-22T11:00:00.000000+00:00"), "lifecycle"),
+        ("metadata/jobStatus.json", change_member("finished", to="2026-09-23T12:00:00.000000+00:00"), "lifecycle"),
+        ("metadata/jobStatus.json", change_member("created", to="2026-09-21T12:00:00.000000+00:00"), "lifecycle"),
+        ("metadata/jobStatus.json", change_member("updated", to="2026-09-23T12:00:00.000000+00:00"), "lifecycle"),
+        ("metadata/jobStatus.json", change_member("attempt", to=2), "lifecycle"),
+        ("metadata/jobStatus.json", change_member("reason", to="lost"), "lifecycle"),
+        ("metadata/jobStatus.json", change_member("jobID", to=OTHER_ID), "same-execution"),
+        ("metadata/jobStatus.json", change_member("processID", to="another"), "same-execution"),
+        ("metadata/jobStatus.json", change_member("outputs", 1, "sha256", to="0" * 64), "outputs"),
+        ("metadata/jobStatus.json", change_member("outputs", 1, "size", to=1), "outputs"),
+        ("metadata/jobStatus.json", lambda told: told["outputs"].pop(), "outputs"),
+        ("metadata/jobStatus.json", lambda told: told["history"].pop(), "lifecycle"),
+        ("metadata/request.json", change_member("values", "threshold", to=0.4), "documents"),
+        ("metadata/request.json", change_member("inputs", "threshold", to=0.4), "documents"),
+        ("metadata/request.json", change_member("files", 0, "sha256", to="0" * 64), "inputs"),
+        ("metadata/request.json", change_member("files", 0, "size", to=1), "inputs"),
+        ("metadata/request.json", change_member("executionId", to=OTHER_ID), "same-execution"),
+        ("metadata/request.json", change_member("methodVersion", to="9"), "same-execution"),
+        ("metadata/method.json", change_member("id", to="another"), "same-execution"),
+        ("metadata/method.json", change_member("code", "files", 0, "sha256", to="0" * 64), "code"),
+        ("metadata/instance.json", change_member("pid", to="none"), "documents"),
+        ("metadata/metrics.json", change_member("metrics", 0, "value", to="many"), "documents"),
+        ("auth/jwt.json", change_member("token", to="secret"), "documents"),
+        ("ro-crate-metadata.json", lambda told: told.pop("@graph"), "crate"),
+    ],
+)
+def test_one_changed_member_of_one_document_is_found_by_name(
+    bundle: Path, path: str, change: Callable[[Any], None], check: str
+) -> None:
+    forge_json(bundle, path, change)
+    report = verify(bundle)
+    assert check in failed(report)
+    assert {"manifest", "digests", "no-extra-files"}.isdisjoint(failed(report))
+
+
+def test_an_input_value_that_is_forged_twice_in_the_request_is_found(bundle: Path) -> None:
+    def change(told: Any) -> None:
+        told["values"]["threshold"] = told["inputs"]["threshold"] = told["parameters"]["threshold"] = 0.4
+
+    forge_json(bundle, "metadata/request.json", change)
+    assert failed(verify(bundle)) == {"provenance", "crate"}
+
+
+def test_times_that_are_forged_all_over_the_job_status_are_found(bundle: Path) -> None:
+    forge(bundle, "metadata/jobStatus.json", lambda text: text.replace("2026-09-22T12:00:02", "2026-09-22T12:00:01"))
+    assert failed(verify(bundle)) == {"provenance", "crate"}
+
+
+def test_a_status_that_is_forged_all_over_the_job_status_is_found(bundle: Path) -> None:
+    forge(
+        bundle,
+        "metadata/jobStatus.json",
+        lambda text: text.replace("COMPLETED", "CANCELLED").replace("successful", "dismissed"),
+    )
+    assert failed(verify(bundle)) == {"provenance", "crate"}
+
+
+def digest_of(path: str) -> str:
+    return {**{out.path: out.sha256 for out in a_record().job_status.outputs}, PICTURE: a_staged_input().sha256}[path]
+
+
+TELLERS = [("metadata/provo.xml", "provenance"), ("ro-crate-metadata.json", "crate")]
+
+
+@pytest.mark.parametrize(("path", "check"), TELLERS)
+@pytest.mark.parametrize(
+    ("said", "forged"),
+    [
+        ("COMPLETED", "FAILED"),
+        ("2026-09-22T12:00:02.123", "2026-09-22T12:00:03.123"),
+        ("2026-09-22T12:00:08.123", "2026-09-22T12:00:09.123"),
+        (digest_of(CSV), "0" * 64),
+        (digest_of(PICTURE), "0" * 64),
+        (EXECUTION_ID, OTHER_ID),
+        ("1.2.0", "1.2.1"),
+    ],
+)
+def test_a_forged_status_time_digest_or_id_in_one_teller_is_found(
+    bundle: Path, path: str, check: str, said: str, forged: str
+) -> None:
+    if said == "COMPLETED" and check == "crate":
+        said, forged = "CompletedActionStatus", "FailedActionStatus"
+    forge(bundle, path, lambda text: text.replace(said, forged))
+    assert check in failed(verify(bundle))
+
+
+@pytest.mark.parametrize(("path", "check"), TELLERS)
+def test_a_forged_input_value_in_one_teller_is_found(bundle: Path, path: str, check: str) -> None:
+    forge(bundle, path, lambda text: text.replace("0.3<", "0.4<").replace('"0.3"', '"0.4"'))
+    assert check in failed(verify(bundle))
+
+
+@pytest.mark.parametrize(("path", "check"), TELLERS)
+@pytest.mark.parametrize("text", ["", "{", "<a/>", "{}", "[]", "null", "\0", '{"@graph": 1}', "<!DOCTYPE a []><a/>"])
+def test_a_teller_that_is_no_teller_is_a_fault_and_no_error(bundle: Path, path: str, check: str, text: str) -> None:
+    forge(bundle, path, lambda _: text)
+    assert check in failed(verify(bundle))
+
+
+def test_times_that_contradict_each_other_in_prov_are_found(bundle: Path) -> None:
+    forge(bundle, "metadata/provo.xml", lambda text: text.replace("2026-09-22T12:00:08", "2025-09-22T12:00:08"))
+    assert "provenance-times" in failed(verify(bundle))
+
+
+def test_the_job_status_of_another_execution_is_found(bundle: Path) -> None:
+    other = a_job_status(execution_id=OTHER_ID)
+    (bundle / "metadata/jobStatus.json").write_bytes(other.to_json())
+    make_manifest_anew(bundle)
+    assert {"same-execution", "provenance", "crate"} <= failed(verify(bundle))
+
+
+def test_an_output_that_was_changed_with_zip_and_manifest_is_found(bundle: Path) -> None:
+    (bundle / CSV).write_bytes(b"label,area\n1,9999\n")
+    make_zip_anew(bundle)
+    make_manifest_anew(bundle)
+    assert failed(verify(bundle)) == {"outputs"}
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.with_name("new").write_bytes(b"")])
+def test_an_output_that_was_added_or_removed_with_zip_and_manifest_is_found(
+    bundle: Path, change: Callable[[Path], object]
+) -> None:
+    change(bundle / CSV)
+    make_zip_anew(bundle)
+    make_manifest_anew(bundle)
+    assert failed(verify(bundle)) == {"outputs"}
+
+
+def test_a_zip_with_other_outputs_than_the_folder_is_found(bundle: Path) -> None:
+    original = (bundle / CSV).read_bytes()
+    for forged in (b"label,area\n1,2605\n", b"longer than it was before"):
+        (bundle / CSV).write_bytes(forged)
+        make_zip_anew(bundle)
+        (bundle / CSV).write_bytes(original)
+        make_manifest_anew(bundle)
+        assert failed(verify(bundle)) == {"output-zip"}
+
+
+def test_a_staged_input_that_was_changed_with_the_manifest_is_found(bundle: Path) -> None:
+    (bundle / PICTURE).write_bytes(b"another picture")
+    make_manifest_anew(bundle)
+    assert failed(verify(bundle)) == {"inputs"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        "[" * 100_000,
+        '{"format": NaN}',
+        "\ud83d".encode("utf-8", "surrogatepass").decode("latin-1"),
+        '{"format": 2}',
+        "7",
+    ],
+)
+@pytest.mark.parametrize("path", ["metadata/jobStatus.json", "metadata/request.json"])
+def test_hostile_json_is_a_fault_and_no_error(bundle: Path, path: str, text: str) -> None:
+    forge(bundle, path, lambda _: text)
+    assert "documents" in failed(verify(bundle))
+
+
+def test_a_document_that_says_a_member_twice_is_found(bundle: Path) -> None:
+    forge(bundle, "metadata/jobStatus.json", lambda text: text.replace("{", '{"status": "failed",', 1))
+    assert "documents" in failed(verify(bundle))
+
+
+def test_a_document_beyond_the_limit_is_not_read(bundle: Path) -> None:
+    report = verify(bundle, limits=Limits(document=1000))
+    assert any("limit" in fault for fault in report.faults)
+
+
+def test_many_faults_of_one_check_are_counted(held: dict[str, bytes]) -> None:
+    report = verify(Held(held | {f"outputs/{number}": b"" for number in range(250)}), only=("no-extra-files",))
+    assert len(report.faults) == 101
+    assert report.faults[-1].endswith("and 150 more")
+
+
+# --- what is not there, and rightly so
+
+
+@pytest.mark.parametrize(
+    ("level", "left_out"),
+    [(ArchiveLevel.NONE, ("inputs/", "outputs/", "output.zip")), (ArchiveLevel.OUTPUTS, ("inputs/",))],
+)
+def test_what_the_archive_level_leaves_out_is_told_as_not_checked(
+    tmp_path: Path, level: ArchiveLevel, left_out: tuple[str, ...]
+) -> None:
+    held = contents(a_sealed_bundle(tmp_path, a_record(request=a_request(archive=level))).folder)
+    kept = {path: data for path, data in held.items() if not path.startswith(left_out)}
+    report = verify(Held(kept))
+    assert report.faults == ()
+    assert report.unchecked
+    assert not verify(Held(kept | {"metadata/jobStatus.json": held["metadata/request.json"]})).passed
+
+
+def test_a_part_that_is_there_is_there_as_a_whole(tmp_path: Path) -> None:
+    held = contents(a_sealed_bundle(tmp_path, a_record(request=a_request(archive=ArchiveLevel.NONE))).folder)
+    del held[CSV]
+    assert {"digests", "outputs"} <= failed(verify(Held(held)))
+
+
+def test_outputs_that_are_in_the_zip_only_are_checked_there(held: dict[str, bytes]) -> None:
+    absent = {"outputs/": "they are in output.zip"}
+    kept = {path: data for path, data in held.items() if not path.startswith("outputs/")}
+    report = verify(Held(kept, absent))
+    assert report.faults == report.unchecked == ()
+    other = io.BytesIO(kept["output.zip"])
+    with zipfile.ZipFile(other, "a") as zipped:
+        zipped.writestr("outputs/more", b"")
+    assert {"digests", "output-zip", "outputs"} <= failed(verify(Held(kept | {"output.zip": other.getvalue()}, absent)))
+
+
+def test_a_source_says_what_it_does_not_keep_file_by_file(held: dict[str, bytes]) -> None:
+    kept = {path: data for path, data in held.items() if path != PICTURE}
+    report = verify(Held(kept, {PICTURE: "it is larger than the limit"}))
+    assert report.faults == ()
+    assert any(PICTURE in words and "larger" in words for words in report.unchecked)
+
+
+def test_an_input_that_is_kept_by_reference_is_told_as_not_checked(tmp_path: Path) -> None:
+    record = a_record(request=a_request(files=(a_staged_input(path=None),)))
+    report = verify(a_sealed_bundle(tmp_path, record).folder)
+    assert report.faults == ()
+    assert any("s3://survey/picture.png" in words for words in report.unchecked)
+
+
+def test_a_failed_execution_is_verified_like_any_other(tmp_path: Path) -> None:
+    assert verify(a_sealed_bundle(tmp_path, a_failed_record()).folder).faults == ()
+
+
+# --- hostile zips
+
+
+@pytest.fixture
+def exported(sealed: Path, tmp_path: Path) -> bytes:
+    return zip_of(sealed, tmp_path / "exported.zip").read_bytes()
+
+
+def verdict(data: bytes, tmp_path: Path, limits: Limits | None = None) -> Report:
+    place = tmp_path / "hostile.zip"
+    place.write_bytes(data)
+    return verify(place, limits=limits) if limits else verify(place)
+
+
+def test_a_truncated_zip_is_found_wherever_it_was_cut(exported: bytes, tmp_path: Path) -> None:
+    for length in (0, 1, 21, 22, 100, len(exported) // 2, len(exported) - 1):
+        assert not verdict(exported[:length], tmp_path).passed, length
+
+
+@pytest.mark.parametrize("before", [b"MZ", b"\0" * 10_000])
+def test_a_zip_behind_something_else_is_refused(exported: bytes, tmp_path: Path, before: bytes) -> None:
+    assert not verdict(before + exported, tmp_path).passed
+
+
+def test_a_zip_before_something_else_is_refused(exported: bytes, tmp_path: Path) -> None:
+    assert not verdict(exported + b"\0", tmp_path).passed
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_changed_byte_of_output_zip_is_never_an_error(sealed: Path, data: st.DataObject) -> None:
+    held = contents(sealed)
+    changed = bytearray(held["output.zip"])
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
+    assert not verify(Held(held | {"output.zip": bytes(changed)})).passed
+
+
+def test_every_changed_byte_of_a_zip_leaves_its_content_or_is_found() -> None:
+    stream = io.BytesIO()
+    members = {"outputs/a": b"1,2,3\n" * 100, "outputs/b": b"noise"}
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, content in members.items():
+            zipped.writestr(name, content)
+    data = stream.getvalue()
+    for place in range(len(data)):
+        for flip in (1, 0x80):
+            changed = bytearray(data)
+            changed[place] ^= flip
+            try:
+                found = read_all(bytes(changed))
+            except BundleError:
+                continue
+            assert found == members, f"byte {place} is read as something else"
+
+
+def read_all(data: bytes, limits: Limits | None = None) -> dict[str, bytes]:
+    reader = ZipReader.open(io.BytesIO(data), limits or Limits())
+    return {name: b"".join(reader.blocks(entry)) for name, entry in reader.entries.items()}
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_zip_or_refused(data: bytes) -> None:
+    with pytest.raises(BundleError):
+        read_all(data)
+
+
+def zip_with(*names: str, mode: int = 0o100644, content: bytes = b"x", flag: int = 0) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as zipped:
+        for name in names:
+            info = zipfile.ZipInfo("placeholder")
+            info.filename = name
+            info.external_attr = mode << 16
+            info.flag_bits = flag
+            zipped.writestr(info, content)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/./b", "..", "outputs/..", "a/../", "//"]
+)
+def test_a_name_that_leads_out_is_refused(name: str) -> None:
+    with pytest.raises(BundleError, match="leads out"):
+        read_all(zip_with(name))
+
+
+def test_a_nul_in_a_name_is_refused() -> None:
+    with pytest.raises(BundleError, match="leads out"):
+        read_all(zip_with("aXb").replace(b"aXb", b"a\0b"))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a/")])
+def test_a_name_that_is_there_twice_is_refused(names: tuple[str, ...]) -> None:
+    with pytest.raises(BundleError, match="twice"):
+        read_all(zip_with(*names, content=b"", mode=0))
+
+
+@pytest.mark.parametrize("mode", [0o120777, 0o010644, 0o060644])
+def test_links_and_special_files_are_refused(mode: int) -> None:
+    with pytest.raises(BundleError, match="link or a special"):
+        read_all(zip_with("a", mode=mode))
+
+
+def test_a_name_in_an_old_code_page_is_refused() -> None:
+    with pytest.raises(BundleError, match="UTF-8"):
+        read_all(zip_with("aXb").replace(b"aXb", b"a\x84b"))
+
+
+def test_an_encrypted_file_is_refused() -> None:
+    data = bytearray(zip_with("a"))
+    data[6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    with pytest.raises(BundleError, match="encrypted"):
+        read_all(bytes(data))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_methods_than_deflate_are_refused(method: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as zipped:
+        zipped.writestr("a", b"x")
+    with pytest.raises(BundleError, match="another method"):
+        read_all(stream.getvalue())
+
+
+def test_a_local_name_that_differs_from_the_directory_is_refused() -> None:
+    with pytest.raises(BundleError, match="local header"):
+        read_all(zip_with("outputs/a").replace(b"outputs/a", b"outputs/b", 1))
+
+
+def deflated_zip(name: str, content: bytes, announced: int) -> bytes:
+    """Return a zip of one file that announces *announced* bytes in both headers."""
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = squeeze.compress(content) + squeeze.flush()
+    told = (zlib.crc32(content[:announced]), len(packed), announced, len(name), 0)
+    local = struct.pack("<4sHHHHHLLLHH", b"PK\3\4", 20, 0, 8, 0, 33, *told) + name.encode() + packed
+    central = struct.pack("<4sHHHHHHLLLHHHHHLL", b"PK\1\2", 20, 20, 0, 8, 0, 33, *told, 0, 0, 0, 0, 0) + name.encode()
+    return local + central + struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local), 0)
+
+
+@pytest.mark.parametrize("announced", [10, 999_999, 1_000_001])
+def test_a_size_that_is_not_true_is_found_and_no_more_is_unpacked(announced: int) -> None:
+    data = deflated_zip("outputs/a", b"\0" * 1_000_000, announced)
+    reader = ZipReader.open(io.BytesIO(data), Limits())
+    unpacked: list[bytes] = []
+    with pytest.raises(BundleError, match="announces"):
+        unpacked.extend(reader.blocks(reader.entries["outputs/a"]))
+    assert sum(map(len, unpacked)) <= announced
+
+
+def test_a_size_that_deflate_cannot_reach_is_refused_unread() -> None:
+    with pytest.raises(BundleError, match="cannot have"):
+        ZipReader.open(io.BytesIO(deflated_zip("a", b"\0" * 1000, 4_000_000_000)), Limits())
+
+
+def test_a_bomb_is_refused_before_anything_is_unpacked() -> None:
+    data = deflated_zip("a", b"\0" * 10_000_000, 10_000_000)
+    with pytest.raises(BundleError, match="unfolds"):
+        ZipReader.open(io.BytesIO(data), Limits(allowance=1_000_000))
+    assert ZipReader.open(io.BytesIO(data), Limits(allowance=1_000_000, expansion=1200))
+
+
+def test_an_output_zip_unfolds_to_no_more_than_the_outputs_beside_it(held: dict[str, bytes]) -> None:
+    bomb = deflated_zip(CSV, b"\0" * 10_000_000, 10_000_000)
+    report = verify(Held(held | {"output.zip": bomb}), only=("output-zip",))
+    assert any("of 10000000 bytes" in fault for fault in report.faults)
+
+
+def test_entries_that_overlap_are_refused() -> None:
+    data = zip_with("outputs/a", "outputs/b")
+    second = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    overlapping = bytearray(data)
+    struct.pack_into("<L", overlapping, second + 42, 0)
+    with pytest.raises(BundleError, match=r"overlaps|next entry"):
+        read_all(bytes(overlapping))
+
+
+def test_too_many_entries_are_refused_before_they_are_read() -> None:
+    data = zip_with(*(str(number) for number in range(20)))
+    with pytest.raises(BundleError, match="20 entries"):
+        ZipReader.open(io.BytesIO(data), Limits(entries=19))
+
+
+def test_a_directory_that_announces_more_than_there_is_costs_nothing() -> None:
+    end = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 400_000, 400_000, 1 << 60, 0)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
+    last = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    with pytest.raises(BundleError):
+        ZipReader.open(io.BytesIO(end + locator + last), Limits())
+
+
+def test_a_streamed_zip_is_read() -> None:
+    class OneWay(io.RawIOBase):
+        def __init__(self) -> None:
+            super().__init__()
+            self.data = bytearray()
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.data += data
+            return len(data)
+
+    stream = OneWay()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:  # type: ignore[call-overload]
+        zipped.writestr("a", b"content" * 100)
+        with zipped.open("b", "w", force_zip64=True) as member:
+            member.write(b"more")
+    assert read_all(bytes(stream.data)) == {"a": b"content" * 100, "b": b"more"}
+
+
+def test_a_folder_source_lists_plain_files_only(bundle: Path) -> None:
+    (bundle / "outputs/link").symlink_to("regions.csv")
+    source = FolderSource(bundle)
+    assert "outputs/link" not in source.files
+    assert len(source.oddities) == 1
+
+
+def test_a_report_can_be_written_as_json(sealed: Path) -> None:
+    report = verify(sealed)
+    told = json.loads(json.dumps([{"name": check.name, "faults": check.faults} for check in report.checks]))
+    assert len(told) == len(CHECKS)

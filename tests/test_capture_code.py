@@ -1,0 +1,450 @@
+"""Code identity: what Git, files, packages and notebooks say, never written to, never guessed, never stale."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from prefect_executions.capture.code import CodeCache, git_object, identify
+from prefect_executions.capture.notebook import notebook_digest
+from prefect_executions.errors import DirtyTreeError
+from prefect_executions.methods import CodeIdentity
+from prefect_executions.settings import Settings
+
+FLOW = "import {helper}\n\ndef count(text):\n    return len(text)\n"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+class Project:
+    """A Git repository with a Method and a module that it imports, loaded under names that no other test uses."""
+
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        self.folder = folder
+        self.helper = f"helper_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"
+        self.flow = f"flow_{self.helper}"
+        (folder / "flows").mkdir(parents=True)
+        self.write(f"flows/{self.flow}.py", FLOW.format(helper=self.helper))
+        self.write(f"flows/{self.helper}.py", "ANSWER = 42\n")
+        self.write("data.txt", "data\n")
+        monkeypatch.syspath_prepend(str(folder / "flows"))
+        self.function = __import__(self.flow).count
+        self.cache = CodeCache()
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+    def commit(self) -> str:
+        self.write(".gitignore", "__pycache__/\n")
+        git(self.folder, "init", "-q", "-b", "main")
+        git(self.folder, "add", ".")
+        git(self.folder, "commit", "-q", "-m", "first")
+        return git(self.folder, "rev-parse", "HEAD")
+
+    def identify(self, **options) -> tuple[CodeIdentity, dict[str, bytes]]:
+        settings = {name: options.pop(name) for name in list(options) if name in Settings.model_fields}
+        identity, files = identify(self.function, settings=Settings(**settings), cache=self.cache, **options)
+        return identity, dict(files)
+
+    def settle(self) -> None:
+        """Wait until what was written lies long enough back to be trusted."""
+        time.sleep(0.08)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Project:
+    return Project(tmp_path / "project", monkeypatch)
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """Put a real git before the real git that notes each call; return how many calls there were."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    real = subprocess.run(["sh", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
+    calls = tmp_path / "calls"
+    calls.touch()
+    (folder / "git").write_text(f'#!/bin/sh\necho call >> "{calls}"\nexec "{real}" "$@"\n')
+    (folder / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return lambda: len(calls.read_text().splitlines())
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_clean_commit_is_told_whole(project):
+    commit = project.commit()
+    git(project.folder, "remote", "add", "origin", "https://ada:ghp_0123456789abcdefghij@host/org/repo.git")
+    identity, files = project.identify()
+    entry = f"flows/{project.flow}.py"
+    repository = identity.repository
+    assert identity.entrypoint == f"{entry}:count"
+    assert (repository.commit, repository.branch, repository.path) == (commit, "main", entry)
+    assert repository.remote == "https://host/org/repo.git"
+    assert repository.dirty is False
+    assert repository.changed == ()
+    assert repository.diff_sha256 is None
+    assert [file.path for file in identity.files] == sorted([f"code/{entry}", f"code/flows/{project.helper}.py"])
+    for file in identity.files:
+        assert file.git_object == git(project.folder, "rev-parse", f"HEAD:{file.path.removeprefix('code/')}")
+        assert file.sha256 == hashlib.sha256(files[file.path]).hexdigest()
+    assert {file.module for file in identity.files} == {project.flow, project.helper}
+    assert set(files) == {file.path for file in identity.files} | {"code/requirements.txt"}
+    assert b"\npydantic==" in files["code/requirements.txt"]
+    assert "ghp_" not in repr(identity)
+
+
+def test_git_is_never_written_to(project):
+    project.commit()
+    project.settle()
+    # What makes an ordinary `git status` refresh the index.
+    os.utime(project.folder / "data.txt")
+    project.write(f"flows/{project.helper}.py", "ANSWER = 43\n")
+    before = contents(project.folder / ".git")
+    for _ in range(3):
+        project.identify()
+    assert contents(project.folder / ".git") == before
+    git(project.folder, "status")
+    assert contents(project.folder / ".git") != before
+
+
+def test_a_dirty_tree_is_told_with_a_diff_that_applies(project, tmp_path):
+    project.commit()
+    git(project.folder, "clone", "-q", ".", str(tmp_path / "clone"))
+    project.write(f"flows/{project.helper}.py", "ANSWER = 43  # password=hunter2 is code\n")
+    (project.folder / "data.txt").write_bytes(bytes(range(256)))
+    project.write("notes.txt", "untracked, and no code")
+    identity, files = project.identify()
+    changed = ("data.txt", f"flows/{project.helper}.py")
+    assert identity.repository.dirty is True
+    assert identity.repository.changed == changed
+    diff = files["code/uncommitted.diff"]
+    assert identity.repository.diff_sha256 == hashlib.sha256(diff).hexdigest()
+    assert identity.repository.diff_kept is True
+    (tmp_path / "diff").write_bytes(diff)
+    git(tmp_path / "clone", "apply", str(tmp_path / "diff"))
+    for name in changed:
+        assert (tmp_path / "clone" / name).read_bytes() == (project.folder / name).read_bytes()
+
+
+def test_a_diff_above_the_limit_is_told_by_its_digest(project):
+    project.commit()
+    project.write("data.txt", "other\n" * 1000)
+    whole, kept = project.identify()
+    identity, files = project.identify(diff_limit=100)
+    assert "code/uncommitted.diff" not in files
+    assert identity.repository.diff_kept is False
+    assert identity.repository.diff_sha256 == hashlib.sha256(kept["code/uncommitted.diff"]).hexdigest()
+    assert whole.sha256 == identity.sha256
+
+
+def test_a_file_that_is_only_touched_is_not_a_change(project):
+    project.commit()
+    os.utime(project.folder / "data.txt", (1, 1))
+    assert project.identify()[0].repository.dirty is False
+
+
+def test_loaded_code_that_git_does_not_track_makes_the_tree_dirty_but_ignored_code_does_not(project):
+    project.write(".gitignore", "")
+    git(project.folder, "init", "-q")
+    git(project.folder, "add", "data.txt", f"flows/{project.flow}.py")
+    git(project.folder, "commit", "-q", "-m", "first")
+    assert project.identify()[0].repository.changed == (f"flows/{project.helper}.py",)
+    project.write(".git/info/exclude", "helper_*\n")
+    assert project.identify()[0].repository.dirty is False
+
+
+def test_refuse_lists_the_changed_files(project):
+    project.commit()
+    assert project.identify(dirty="refuse")[0].repository.dirty is False
+    project.write("data.txt", "other\n")
+    with pytest.raises(DirtyTreeError, match=r"data\.txt") as caught:
+        project.identify(dirty="refuse")
+    assert caught.value.files == ("data.txt",)
+
+
+def test_a_cached_answer_costs_no_process(project, counted):
+    project.commit()
+    project.settle()
+    first = project.identify()
+    called = counted()
+    assert called > 0
+    for _ in range(5):
+        assert project.identify() == first
+    assert counted() == called
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda project: project.write("data.txt", "DATA\n"),
+        lambda project: project.write(f"flows/{project.helper}.py", "ANSWER = 41\n"),
+        lambda project: git(project.folder, "commit", "-q", "--allow-empty", "-m", "second"),
+        lambda project: git(project.folder, "checkout", "-q", "-b", "other"),
+        lambda project: git(project.folder, "remote", "add", "origin", "https://host/x"),
+        lambda project: (project.folder / "data.txt").unlink(),
+        lambda project: git(project.folder, "rm", "-q", "--cached", "data.txt"),
+        lambda project: (project.folder / ".git").rename(project.folder / "gone"),
+    ],
+    ids=["tracked file", "loaded module", "commit", "branch", "remote", "deleted", "index", "no repository"],
+)
+def test_every_change_is_seen_at_the_next_run(project, change):
+    project.commit()
+    project.settle()
+    first, _ = project.identify()
+    change(project)
+    second, _ = project.identify()
+    assert second != first
+    assert second == identify(project.function, settings=Settings(), cache=CodeCache())[0]
+
+
+def test_a_change_of_the_same_size_in_the_same_moment_is_seen(project):
+    project.commit()
+    for number in range(30):
+        text = f"ANSWER = {number:02}\n"
+        project.write(f"flows/{project.helper}.py", text)
+        assert project.identify()[1][f"code/flows/{project.helper}.py"] == text.encode()
+
+
+def test_a_change_with_its_old_time_put_back_is_seen(project):
+    project.commit()
+    project.settle()
+    project.identify()
+    told = (project.folder / "data.txt").stat()
+    project.write("data.txt", "DATA\n")
+    os.utime(project.folder / "data.txt", ns=(told.st_atime_ns, told.st_mtime_ns))
+    assert project.identify()[0].repository.dirty is True
+
+
+def test_a_module_that_is_loaded_later_is_told_from_then_on(project, monkeypatch):
+    late = f"late_{project.helper}"
+    project.write(f"flows/{late}.py", "")
+    project.commit()
+    project.settle()
+    assert len(project.identify()[0].files) == 2
+    __import__(late)
+    assert len(project.identify()[0].files) == 3
+
+
+def test_outside_git_the_files_beside_the_method_are_told(project):
+    identity, files = project.identify()
+    assert identity.repository is None
+    assert identity.entrypoint == f"{project.flow}.py:count"
+    assert sorted(file.path for file in identity.files) == sorted(
+        [f"code/{project.flow}.py", f"code/{project.helper}.py"]
+    )
+    assert f"code/{project.helper}.py" in files
+    project.commit()
+    assert project.identify()[0].repository is not None
+
+
+def test_without_git_installed_the_files_are_told(project, monkeypatch, tmp_path):
+    project.commit()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    identity, _ = project.identify()
+    assert identity.repository is None
+    assert identity.entrypoint == f"flows/{project.flow}.py:count"
+
+
+def test_a_repository_without_a_commit_is_told_as_far_as_it_goes(project):
+    git(project.folder, "init", "-q", "-b", "main")
+    git(project.folder, "add", "data.txt")
+    repository = project.identify()[0].repository
+    assert (repository.commit, repository.branch, repository.dirty) == (None, "main", True)
+
+
+@pytest.mark.parametrize("text", ["", "gitdir: /nowhere\n", None])
+def test_a_broken_repository_is_no_error_and_does_not_lead_to_another(project, text, tmp_path):
+    git(tmp_path, "init", "-q")
+    if text is None:
+        (project.folder / ".git").mkdir()
+    else:
+        project.write(".git", text)
+    assert project.identify()[0].repository is None
+
+
+def test_a_worktree_and_a_detached_head_are_told(project, monkeypatch, tmp_path):
+    commit = project.commit()
+    git(project.folder, "worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
+    sys.modules.pop(project.flow)
+    monkeypatch.syspath_prepend(str(tmp_path / "tree/flows"))
+    project.function = __import__(project.flow).count
+    project.settle()
+    repository = project.identify()[0].repository
+    assert (repository.commit, repository.branch, repository.dirty) == (commit, None, False)
+    git(tmp_path / "tree", "commit", "-q", "--allow-empty", "-m", "second")
+    assert project.identify()[0].repository.commit != commit
+
+
+def test_a_submodule_is_asked_anew_each_time(project, tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    git(inner, "init", "-q")
+    git(inner, "commit", "-q", "--allow-empty", "-m", "inner")
+    project.commit()
+    git(project.folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "sub")
+    git(project.folder, "commit", "-q", "-m", "with submodule")
+    project.settle()
+    assert project.identify()[0].repository.dirty is False
+    (project.folder / "sub/.git").stat()
+    git(project.folder / "sub", "commit", "-q", "--allow-empty", "-m", "moved")
+    assert project.identify()[0].repository.changed == ("sub",)
+
+
+def test_names_that_git_quotes_are_told_as_they_are(project):
+    project.write('ü "x"\n.txt', "1")
+    project.commit()
+    project.write('ü "x"\n.txt', "2")
+    assert project.identify()[0].repository.changed == ('ü "x"\n.txt',)
+
+
+def test_a_variable_of_git_does_not_lead_to_another_repository(project, monkeypatch, tmp_path):
+    commit = project.commit()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "elsewhere/index"))
+    assert project.identify()[0].repository.commit == commit
+
+
+def test_what_cannot_be_seen_in_a_container_comes_from_settings(project):
+    hidden = {"code_commit": "c0ffee", "image": "registry/image:1", "image_digest": "sha256:abc"}
+    identity, _ = project.identify(**hidden)
+    assert identity.repository.commit == "c0ffee"
+    assert identity.repository.dirty is None
+    assert (identity.image, identity.image_digest) == ("registry/image:1", "sha256:abc")
+    commit = project.commit()
+    assert project.identify(**hidden)[0].repository.commit == commit
+
+
+def test_partials_decorated_functions_and_callables_are_followed_to_their_code(project):
+    @functools.wraps(project.function)
+    def decorated(*args):
+        return project.function(*args)
+
+    for function in (decorated, functools.partial(project.function, "x")):
+        told = identify(function, settings=Settings(), cache=CodeCache())[0]
+        assert told.entrypoint == f"{project.flow}.py:count"
+
+
+def test_an_installed_package_is_told_by_name_and_version():
+    import pydantic  # noqa: PLC0415 - installed code is what is asked about
+
+    identity, files = identify(pydantic.create_model, settings=Settings(), cache=CodeCache())
+    assert identity.package == f"pydantic=={pydantic.__version__}"
+    assert [file.path for file in identity.files] == ["code/main.py"]
+    assert identity.repository is None
+    assert "code/main.py" in files
+
+
+def test_code_in_c_is_no_error():
+    identity, files = identify(len, settings=Settings(), cache=CodeCache())
+    assert identity.files == ()
+    assert identity.entrypoint is None
+    assert identity.sha256 is None
+    assert list(files) == ["code/requirements.txt"]
+
+
+def test_code_in_a_zip_is_kept(tmp_path):
+    with zipfile.ZipFile(tmp_path / "app.pyz", "w") as archive:
+        archive.writestr("zipped_code.py", "def count():\n    return 1\n")
+        archive.writestr(
+            "__main__.py",
+            "import zipped_code\n"
+            "from prefect_executions.capture.code import identify\n"
+            "from prefect_executions.settings import Settings\n"
+            "identity, files = identify(zipped_code.count, settings=Settings())\n"
+            "print(identity.model_dump_json(exclude_none=True)); print(files['code/zipped_code.py'].decode())\n",
+        )
+    done = subprocess.run([sys.executable, str(tmp_path / "app.pyz")], capture_output=True, text=True, check=True)
+    told, _, kept = done.stdout.partition("\n")
+    assert json.loads(told)["entrypoint"] == "zipped_code.py:count"
+    assert kept.strip() == "def count():\n    return 1"
+
+
+PROBE = textwrap.dedent("""
+    from prefect_executions.capture.code import identify
+    from prefect_executions.settings import Settings
+    def count(): return 1
+    identity, files = identify(count, settings=Settings())
+    print(identity.model_dump_json(exclude_none=True))
+    """)
+
+
+def test_a_script_is_told_by_its_file(tmp_path):
+    (tmp_path / "script.py").write_text(PROBE)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["entrypoint"] == "script.py:count"
+    assert told["files"][0]["gitObject"] == git_object(PROBE.encode())
+
+
+@pytest.mark.parametrize("arguments", [["-c", PROBE], ["-"], ["-i", "-q"]], ids=["python -c", "stdin", "prompt"])
+def test_typed_code_is_no_error(tmp_path, arguments):
+    git(tmp_path, "init", "-q")
+    typed = "\n".join(PROBE.strip().splitlines()).replace("return 1\n", "return 1\n\n")
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, input=typed + "\n", capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert "repository" not in told
+
+
+def notebook(*, output: str, count: int, source: str = "x = 1") -> bytes:
+    cell = {
+        "cell_type": "code",
+        "source": [source],
+        "metadata": {"execution": {"started": output}},
+        "outputs": [{"text": output}],
+        "execution_count": count,
+    }
+    return json.dumps({"cells": [cell], "metadata": {"widgets": {"state": output}}, "nbformat": 4}).encode()
+
+
+def test_a_notebooks_digest_does_not_change_by_running_it():
+    assert notebook_digest(notebook(output="a", count=1)) == notebook_digest(notebook(output="b", count=2))
+    assert notebook_digest(notebook(output="a", count=1)) != notebook_digest(notebook(output="a", count=1, source="x"))
+    with pytest.raises(ValueError, match="no notebook"):
+        notebook_digest(b"[]")
+
+
+def test_in_a_notebook_its_path_and_the_cell_are_told(tmp_path):
+    pytest.importorskip("IPython")
+    (tmp_path / "my.ipynb").write_bytes(notebook(output="a", count=1))
+    (tmp_path / "beside_notebook.py").write_text("x = 1\n")
+    code = textwrap.dedent("""
+        import json, os, sys
+        from IPython.core.interactiveshell import InteractiveShell
+        shell = InteractiveShell.instance()
+        shell.run_cell("def count():\\n    return 1\\n", store_history=True)
+        import beside_notebook
+        from prefect_executions.capture.code import identify
+        from prefect_executions.settings import Settings
+        function = shell.user_ns["count"]
+        identity, files = identify(function, settings=Settings(), environment=os.environ)
+        print(identity.model_dump_json(exclude_none=True))
+        print(files["code/cell.py"].decode())
+        """)
+    environment = os.environ | {"JPY_SESSION_NAME": str(tmp_path / "my.ipynb"), "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout.splitlines()[0])
+    assert told["notebook"]["path"] == str(tmp_path / "my.ipynb")
+    assert told["notebook"]["sha256"] == notebook_digest(notebook(output="other", count=7))
+    assert told["entrypoint"] == "cell.py:count"
+    assert {file["path"] for file in told["files"]} == {"code/cell.py", "code/beside_notebook.py"}
+    assert "def count():" in done.stdout

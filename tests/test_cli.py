@@ -1,0 +1,601 @@
+"""The terminal's door: what is asked is understood, what is shown is safe, and the exit code tells how it went."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benches import OTHER_ID, begun, bench_at, kept, record_of
+from prefect_executions.cli import app, codes, main
+from prefect_executions.cli.asking import moment, parameters
+from prefect_executions.cli.examining import fastapi_break
+from prefect_executions.cli.showing import as_text, how_large, how_long, safe
+from prefect_executions.errors import NotFoundError, RequestError
+from prefect_executions.lifecycle import Status
+from records import EXECUTION_ID, NOON, OUTPUTS
+
+COMMAND = str(Path(sys.executable).with_name("executions"))
+HOSTILE = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp.exe"
+
+FLOW = """
+import sys, time
+from prefect_executions import current_execution, method
+
+@method(version="1.0.0")
+def greet(name: str = "you", fail: bool = False, wait: float = 0) -> str:
+    print("hello", name, flush=True)
+    current_execution().output("greeting.txt").write_text(f"hello {name}")
+    time.sleep(wait)
+    if fail:
+        raise ValueError("nobody is there")
+    return name
+"""
+
+
+@pytest.fixture
+def told(home, capsys) -> Callable[..., str]:
+    """Return a function that runs the command line here, checks its exit code and returns what it shows."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        found = main(arguments)
+        shown = capsys.readouterr()
+        assert found == code, shown.err
+        return shown.err if code and not shown.out else shown.out
+
+    return run
+
+
+def executed(arguments: Sequence[str], home: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"EXECUTIONS_HOME": str(home)} | more
+    return subprocess.run(
+        [COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
+
+
+def on_a_terminal(arguments: Sequence[str], home: Path) -> str:
+    """Return what the command shows on a real pseudo-terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"EXECUTIONS_HOME": str(home), "COLUMNS": "100", "TERM": "xterm"}
+    with subprocess.Popen([COMMAND, *arguments], env=environment, stdout=theirs, stderr=theirs, close_fds=True) as made:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                block = os.read(ours, 65536)
+            except OSError:  # Linux: the other end is closed
+                break
+            if not block:
+                break
+            shown += block
+        made.wait(60)
+    os.close(ours)
+    return shown.decode().replace("\r\n", "\n")
+
+
+# --- what is asked ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pair", "value"),
+    [
+        ("n=5", 5),
+        ("n=0.5", 0.5),
+        ("n=true", True),
+        ("n=null", None),
+        ('n={"a": [1, 2]}', {"a": [1, 2]}),
+        ("n=some text", "some text"),
+        ("n=007", "007"),
+        ('n="5"', "5"),
+        ("n=NaN", "NaN"),
+        ("n=", ""),
+        ("n=a=b", "a=b"),
+        ("n=@@file", "@file"),
+    ],
+)
+def test_a_value_is_json_if_it_parses_else_text(pair, value):
+    assert parameters([pair], None) == {"n": value}
+
+
+@given(st.text().filter(lambda text: not text.startswith("@")))
+def test_any_text_can_be_given_as_a_json_string(text):
+    assert parameters([f"n={json.dumps(text)}"], None) == {"n": text}
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_no_text_breaks_the_reading_of_parameters(text):
+    value = parameters([f"n=@@{text}"], None)["n"]
+    assert value == f"@{text}"
+
+
+def test_a_value_is_read_from_a_file(tmp_path):
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "prompt.txt").write_text("two\nlines")
+    given_ = [f"a=@{tmp_path / 'list.json'}", f"b=@{tmp_path / 'prompt.txt'}"]
+    assert parameters(given_, None) == {"a": [1, 2], "b": "two\nlines"}
+
+
+def test_a_single_input_goes_before_the_file_of_inputs(tmp_path):
+    (tmp_path / "inputs.json").write_text('{"a": 1, "b": 2}')
+    assert parameters(["b=3"], str(tmp_path / "inputs.json")) == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize(
+    ("pairs", "file", "message"),
+    [
+        (["nothing"], None, "name=value"),
+        (["=5"], None, "name=value"),
+        (["a=1", "a=2"], None, "twice"),
+        (["a=@no/such/file"], None, "no/such/file cannot be read"),
+        ([], "no/such/file", "cannot be read"),
+        ([], __file__, "no JSON object"),
+    ],
+)
+def test_parameters_that_cannot_be_understood_are_refused(pairs, file, message):
+    with pytest.raises(RequestError, match=message):
+        parameters(pairs, file)
+
+
+def test_moments_are_dates_times_or_ago():
+    assert moment("2026-09-01", NOON) == datetime(2026, 9, 1, tzinfo=UTC)
+    assert moment("2026-09-01T12:00", NOON) == datetime(2026, 9, 1, 12, tzinfo=UTC)
+    assert moment("2026-09-01T12:00+02:00", NOON) == datetime(2026, 9, 1, 10, tzinfo=UTC)
+    assert moment("7d", NOON) == NOON - timedelta(days=7)
+    assert moment("12h", NOON) == NOON - timedelta(hours=12)
+    assert moment("2w", NOON) == NOON - timedelta(weeks=2)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "7", "7y", "-7d", "99999999999d", "2026-13-01"])
+def test_what_is_no_moment_is_refused(text):
+    with pytest.raises(RequestError):
+        moment(text, NOON)
+
+
+# --- what is shown ---------------------------------------------------------------
+
+
+@given(st.text(alphabet=st.characters()))
+def test_nothing_that_a_terminal_interprets_is_shown(text):
+    shown = safe(text)
+    shown.encode()  # a half of a pair could not be written
+    assert all(one.isprintable() or one.isspace() for one in shown)
+    assert not set("\x1b\x07\x08\n\r\t\x9b\u202e\u2066\u2028").intersection(shown)
+
+
+@given(st.lists(st.binary(max_size=50), max_size=8))
+def test_a_log_on_a_terminal_holds_no_control_character_however_it_is_cut(blocks):
+    whole, cut = "".join(as_text([b"".join(blocks)])), "".join(as_text(blocks))
+    assert whole == safe(whole, lines=True)
+    assert not set("\x1b\x07\x08\r\x9b\u202e").intersection(whole)
+    assert whole == cut
+
+
+def test_colours_are_taken_out_of_logs_and_the_rest_is_written_out():
+    assert "".join(as_text([b"\x1b[31mred\x1b[0m\x07 50%\r100%\r\n\x9b"])) == "red\\x07 50%\n100%\n\ufffd"
+
+
+def test_sizes_and_durations_are_told_for_people():
+    sizes = (0, 999, 1000, 1_234_567, 10**15)
+    assert [how_large(size) for size in sizes] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "1.2 MB",
+        "1000.0 TB",
+    ]
+    assert how_long(timedelta(seconds=4.5)) == "4.50 s"
+    assert how_long(timedelta(seconds=3661)) == "1:01:01"
+    assert how_long(None) == ""
+
+
+def test_hostile_text_reaches_no_terminal_uninterpreted_by_us(home):
+    message = f"{HOSTILE} [bold]no markup[/bold]"
+    kept(bench_at(home), job_status=record_of(end=Status.FAILED).job_status.model_copy(update={"message": message}))
+    for arguments in (["show", EXECUTION_ID], ["logs", EXECUTION_ID]):
+        shown = on_a_terminal(arguments, home)
+        assert "\x1b]0;" not in shown
+        assert "\u202e" not in shown
+        assert "\x9b" not in shown
+    assert "[bold]" in on_a_terminal(["show", EXECUTION_ID], home)
+
+
+def test_json_of_hostile_text_is_json_of_the_same_text(told, home):
+    job_status = record_of().job_status.model_copy(update={"message": HOSTILE})
+    kept(bench_at(home), job_status=job_status)
+    shown = told("show", EXECUTION_ID, "--json")
+    assert shown.replace("\n", "").isprintable()
+    assert json.loads(shown)["jobStatus"]["message"] == HOSTILE
+
+
+# --- commands --------------------------------------------------------------------
+
+
+def test_every_command_has_help_and_json(capsys):
+    names = [("run",), ("list",), ("show",), ("logs",), ("outputs",), ("prov",), ("verify",), ("settle",)]
+    names += [("ledger", "rebuild"), ("methods", "list"), ("methods", "show"), ("doctor",)]
+    for name in names:
+        assert main([*name, "--help"]) == codes.OK
+        assert "--json" in capsys.readouterr().out, name
+    assert {name[0] for name in names} == {name for name in app if not name.startswith("-")}
+
+
+def test_list_tells_the_newest_first_as_plain_lines_in_a_pipe(told, home):
+    kept(bench_at(home))
+    begun(bench_at(home), record_of(OTHER_ID, Status.EXECUTING))
+    rows = [line.split("\t") for line in told("list").splitlines()]
+    assert {row[0]: row[1] for row in rows} == {EXECUTION_ID: "COMPLETED", OTHER_ID: "EXECUTING"}
+    assert {len(row) for row in rows} == {7}
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (["--status", "completed"], {EXECUTION_ID}),
+        (["--status", "completed", "--status", "executing"], {EXECUTION_ID, OTHER_ID}),
+        (["--status", "CANCELLED"], set()),
+        (["--method", "segment-coins"], {EXECUTION_ID, OTHER_ID}),
+        (["--method", "other"], set()),
+        (["--since", NOON.date().isoformat()], {EXECUTION_ID, OTHER_ID}),
+        (["--until", NOON.date().isoformat()], set()),
+    ],
+)
+def test_list_takes_what_was_asked_for(told, home, options, found):
+    kept(bench_at(home))
+    begun(bench_at(home), record_of(OTHER_ID, Status.EXECUTING))
+    assert {row["id"] for row in json.loads(told("list", "--json", *options))["executions"]} == found
+
+
+def test_list_goes_on_where_a_page_ended(told, home):
+    kept(bench_at(home))
+    kept(bench_at(home), OTHER_ID)
+    first = json.loads(told("list", "--json", "--limit", "1"))
+    second = json.loads(told("list", "--json", "--limit", "1", "--after", first["after"]))
+    assert [len(page["executions"]) for page in (first, second)] == [1, 1]
+    assert {page["executions"][0]["id"] for page in (first, second)} == {EXECUTION_ID, OTHER_ID}
+    assert second["after"] is None
+
+
+def test_list_gives_comma_separated_values(told, home):
+    kept(bench_at(home))
+    (row,) = csv.DictReader(io.StringIO(told("list", "--csv")))
+    assert row["id"] == EXECUTION_ID
+    assert row["status"] == "COMPLETED"
+
+
+def test_show_tells_inputs_outputs_metrics_and_history(told, home):
+    kept(bench_at(home))
+    shown = told("show", EXECUTION_ID[:6])
+    assert "status\tCOMPLETED" in shown
+    for words in (
+        "status\tCOMPLETED",
+        "input\tthreshold\t0.3",
+        "output\tregions.csv",
+        "metric\tloss\t0.25\t2",
+        "history\t",
+    ):
+        assert words in shown
+
+
+def test_show_in_json_holds_every_document(told, home):
+    bundle = kept(bench_at(home))
+    document = json.loads(told("show", EXECUTION_ID, "--json"))
+    assert document["jobStatus"] == json.loads((bundle.folder / "metadata/jobStatus.json").read_bytes())
+    assert document["request"] == json.loads((bundle.folder / "metadata/request.json").read_bytes())
+    assert document["folder"] == str(bundle.folder)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_an_output_is_brought_to_a_file(told, home, tmp_path, local):
+    bundle = kept(bench_at(home))
+    if not local:
+        bundle.discard()
+    target = tmp_path / "table.csv"
+    assert str(target) in told("outputs", EXECUTION_ID[:6], "regions.csv", "-o", str(target))
+    assert target.read_bytes() == OUTPUTS["outputs/regions.csv"]
+
+
+def test_an_output_that_is_damaged_leaves_no_file(told, home, tmp_path):
+    bundle = kept(bench_at(home))
+    (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
+    target = tmp_path / "table.csv"
+    assert "was recorded as" in told("outputs", EXECUTION_ID, "regions.csv", "-o", str(target), code=codes.WORLD)
+    assert not list(tmp_path.glob("*.part"))
+    assert not target.exists()
+
+
+def test_outputs_are_listed_with_their_digests(told, home):
+    kept(bench_at(home))
+    listed = {line.split("\t")[0] for line in told("outputs", EXECUTION_ID).splitlines()}
+    assert listed == {path.removeprefix("outputs/") for path in OUTPUTS}
+    assert len(json.loads(told("outputs", EXECUTION_ID, "--json"))["outputs"]) == len(OUTPUTS)
+
+
+def test_logs_go_into_a_pipe_byte_by_byte(home):
+    content = bytes(range(256)) * 4
+    kept(bench_at(home), outputs={**OUTPUTS, "outputs/stdout.log": content})
+    done = subprocess.run(
+        [COMMAND, "logs", EXECUTION_ID],
+        env=os.environ | {"EXECUTIONS_HOME": str(home)},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == content
+
+
+def test_prov_is_told_in_the_form_that_was_asked_for(told, home, tmp_path):
+    bundle = kept(bench_at(home))
+    assert "prefix" in json.loads(told("prov", EXECUTION_ID, "--format", "json"))
+    assert json.loads(told("prov", EXECUTION_ID, "--json"))
+    told("prov", EXECUTION_ID, "-o", str(tmp_path / "provo.xml"))
+    assert (tmp_path / "provo.xml").read_bytes() == (bundle.folder / "metadata/provo.xml").read_bytes()
+
+
+def test_verify_tells_each_failed_check_by_name_and_fails(told, home):
+    bundle = kept(bench_at(home))
+    assert "archive: verified" in told("verify", EXECUTION_ID[:6])
+    (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
+    assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in told("verify", EXECUTION_ID, code=codes.FAILED)
+    document = json.loads(told("verify", EXECUTION_ID, "--json", code=codes.FAILED))
+    assert [(copy["place"], copy["passed"]) for copy in document["copies"]] == [("workbench", False), ("archive", True)]
+
+
+def test_verify_needs_nothing_but_the_zip(home, tmp_path):
+    bundle = kept(bench_at(home))
+    zipped = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
+    elsewhere = tmp_path / "elsewhere"
+    done = executed(["verify", zipped], elsewhere)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "zip: verified")
+    assert not elsewhere.exists()
+
+
+def test_settle_finishes_what_was_left(told, home):
+    begun(bench_at(home), record_of())
+    assert f"{EXECUTION_ID}\tarchived" in told("settle", "--once")
+    assert "Nothing is left" in told("settle", "--once")
+
+
+def test_a_rebuilt_ledger_gives_the_same_list(told, home):
+    kept(bench_at(home))
+    kept(bench_at(home), OTHER_ID)
+    before = told("list", "--json")
+    for path in home.glob("ledger.db*"):
+        path.unlink()
+    assert "2 executions" in told("ledger", "rebuild")
+    assert told("list", "--json") == before
+
+
+def test_methods_are_listed_and_shown(told, home):
+    kept(bench_at(home))
+    assert told("methods", "list").startswith("segment-coins\t1.2.0\tSegment coins")
+    assert "input\tthreshold" in told("methods", "show", "segment-coins")
+    assert json.loads(told("methods", "show", "segment-coins", "--json"))["description"]["inputs"]
+
+
+# --- exit codes and messages -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["list", "--bogus"], codes.REQUEST),
+        (["nonsense"], codes.REQUEST),
+        (["list", "--status", "happy"], codes.REQUEST),
+        (["list", "--since", "never"], codes.REQUEST),
+        (["list", "--json", "--csv"], codes.REQUEST),
+        (["list", "--after", "nonsense"], codes.REQUEST),
+        (["logs", "0b1e", "--follow", "--json"], codes.REQUEST),
+        (["show", "ffff"], codes.NOT_THERE),
+        (["verify", "no/such/folder"], codes.NOT_THERE),
+        (["methods", "show", "nothing"], codes.NOT_THERE),
+        (["outputs", "0b1e", "-o", "x"], codes.REQUEST),
+    ],
+)
+def test_the_exit_code_tells_whose_turn_it_is(told, home, arguments, code):
+    kept(bench_at(home))
+    message = told(*arguments, code=code)
+    assert message.startswith("error: ")
+    assert "Traceback" not in message
+
+
+def test_a_failing_world_has_its_own_exit_code(told, home):
+    kept(bench_at(home))
+    for path in home.glob("ledger.db*"):
+        path.unlink()
+    (home / "ledger.db").write_bytes(b"no database" * 1000)
+    assert "ledger" in told("list", code=codes.WORLD)
+
+
+def test_an_ambiguous_beginning_lists_the_candidates(told, home):
+    kept(bench_at(home))
+    kept(bench_at(home), OTHER_ID)
+    message = told("show", "0b1e", code=codes.REQUEST)
+    assert EXECUTION_ID in message
+    assert OTHER_ID in message
+
+
+def test_debug_shows_where_an_error_comes_from(told, home):
+    assert "Traceback" in told("show", "ffff", "--debug", code=codes.NOT_THERE)
+
+
+def test_a_setting_that_cannot_be_used_is_named(told, home, monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_INPUT_LIMIT", "much")
+    assert "EXECUTIONS_INPUT_LIMIT" in told("list", code=codes.REQUEST)
+
+
+def test_every_exit_code_is_documented():
+    page = (Path(__file__).parents[1] / "docs/commands.md").read_text(encoding="utf-8")
+    for name, code in vars(codes).items():
+        if name.isupper():
+            assert f"| {code} |" in page, name
+            assert f"\n{code} " in (codes.__doc__ or ""), name
+
+
+def test_errors_outside_the_tree_are_the_worlds():
+    assert codes.code_of(NotFoundError("x")) == codes.NOT_THERE
+    assert codes.code_of(OSError("x")) == codes.WORLD
+
+
+def test_a_reader_that_goes_away_is_no_error_message(home):
+    kept(bench_at(home), outputs={**OUTPUTS, "outputs/stdout.log": b"line\n" * 1_000_000})
+    with subprocess.Popen(
+        [COMMAND, "logs", EXECUTION_ID],
+        env=os.environ | {"EXECUTIONS_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as made:
+        assert made.stdout
+        assert made.stderr
+        assert made.stdout.readline() == b"line\n"
+        made.stdout.close()
+        assert made.stderr.read() == b""
+        assert made.wait(60) == codes.NO_READER
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", EXECUTION_ID], ["verify", EXECUTION_ID]])
+def test_what_needs_no_prefect_imports_none(home, arguments):
+    kept(bench_at(home))
+    code = (
+        "import sys\nfrom prefect_executions.cli import main\n"
+        f"assert main({arguments!r}) == 0\n"
+        "found = {'prefect', 's3fs', 'sqlalchemy', 'fastapi'} & set(sys.modules)\nassert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- doctor ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "outcome", "word"),
+    [
+        ("0.150.0", "ok", ""),
+        ("0.139.2", "ok", ""),
+        ("0.151.0", "fail", "deployments"),
+        ("0.155.1", "fail", "server"),
+        ("1.0", "fail", "server"),
+        ("0.115.0", "warn", "older"),
+    ],
+)
+def test_the_doctor_names_the_fastapi_that_breaks_prefect(version, outcome, word):
+    found = fastapi_break(version)
+    assert found.outcome == outcome
+    assert word in found.found
+    assert (outcome == "ok") == (not found.advice)
+
+
+def test_the_doctor_tells_what_is_well_and_what_is_not(home, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    more = {"EXECUTIONS_ARCHIVE": str(tmp_path / "file/archive"), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    done = executed(["doctor", "--json"], home, **more)
+    told = json.loads(done.stdout)
+    outcomes = {one["subject"]: one["outcome"] for one in told["findings"]}
+    assert done.returncode == codes.WORLD
+    assert not told["healthy"]
+    assert outcomes["archive"] == outcomes["Prefect's API"] == "fail"
+    assert outcomes["ledger"] == outcomes["workbench"] == outcomes["fastapi"] == outcomes["EXECUTIONS_HOME"] == "ok"
+    assert all(one["advice"] for one in told["findings"] if one["outcome"] != "ok")
+
+
+def test_the_doctor_tells_no_password(told, home, monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_LEDGER", "postgresql://me:pl4nted-s3cret@127.0.0.1:9/ledger")
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE", "s3://me:pl4nted-s3cret@bucket/prefix")
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE_TIMEOUT", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "pl4nted-s3cret" not in told("doctor", code=codes.WORLD)
+
+
+# --- run -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flow(tmp_path) -> str:
+    (tmp_path / "greeting.py").write_text(FLOW)
+    return f"{tmp_path / 'greeting.py'}:greet"
+
+
+def test_a_run_on_an_embedded_server_keeps_its_record(home, flow, tmp_path):
+    embedded = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml")}
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    environment |= embedded | {"EXECUTIONS_HOME": str(home)}
+    done = subprocess.run(
+        [COMMAND, "run", flow, "-p", "name=Ada"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Starting Prefect's embedded server" in done.stderr
+    shown = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
+    assert shown["status"] == "COMPLETED"
+    assert "hello Ada\n" in done.stdout
+    assert f"Next: executions show {shown['execution']}" in done.stdout
+    assert executed(["verify", shown["execution"][:8]], home).returncode == 0
+    assert executed(["logs", shown["execution"]], home).stdout == "hello Ada\n"
+
+
+def test_a_run_in_json_leaves_standard_output_to_the_document(prefect_server, home, flow):
+    done = executed(["run", flow, "--json", "-p", "fail=true"], home)
+    document = json.loads(done.stdout)
+    assert done.returncode == codes.FAILED
+    assert (document["status"], document["reason"]) == ("FAILED", "error")
+    assert document["error"] == {"type": "ValueError", "message": "nobody is there"}
+    assert "hello you" in done.stderr
+    assert executed(["verify", document["id"]], home).returncode == 0
+
+
+def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
+    done = executed(["run", flow, "-p", "fail=true"], home)
+    assert done.returncode == codes.FAILED
+    assert (done.stdout + done.stderr).count("\nValueError: nobody is there") == 1
+
+
+def test_a_quiet_run_says_its_id_and_no_more(prefect_server, home, flow):
+    done = executed(["run", flow, "--quiet"], home)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert executed(["show", done.stdout.strip()], home).returncode == 0
+
+
+def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
+    environment = os.environ | {"EXECUTIONS_HOME": str(home)}
+    with subprocess.Popen(
+        [COMMAND, "run", flow, "-p", "wait=200"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as made:
+        until = time.monotonic() + 120
+        while not list(home.glob("workbench/*/outputs/greeting.txt")) and time.monotonic() < until:
+            time.sleep(0.1)
+        made.send_signal(signal.SIGINT)
+        _, errors = made.communicate(timeout=120)
+    assert made.returncode == codes.INTERRUPTED
+    assert b"Interrupted. The record of" in errors
+    assert b"is sealed as" in errors
+    (row,) = json.loads(executed(["list", "--json"], home).stdout)["executions"]
+    assert (row["status"], row["reason"]) == ("FAILED", "crashed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["{flow}", "-p", "bogus=1"], codes.REQUEST, "bogus"),
+        (["{file}:nobody"], codes.NOT_THERE, "nobody"),
+        (["{flow}", "-p", "name"], codes.REQUEST, "name=value"),
+    ],
+)
+@pytest.mark.usefixtures("prefect_server")
+def test_a_run_that_cannot_be_is_refused_with_one_message(home, flow, arguments, code, word):
+    asked = [one.format(flow=flow, file=flow.partition(":")[0]) for one in arguments]
+    done = executed(["run", *asked], home)
+    assert done.returncode == code, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(home.glob("workbench/*"))

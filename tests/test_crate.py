@@ -1,0 +1,351 @@
+"""The crate teller against the RO-Crate validator, the rocrate library, and hostile text."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rocrate.rocrate import ROCrate
+
+from crates import contexts, issues_in, warm_cache
+from prefect_executions import crate, provenance
+from prefect_executions.errors import BundleError
+from prefect_executions.executions import Agent, BundleFile, ExecutionRecord, Instance, Relative, account
+from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.methods import CodeIdentity
+from records import (
+    EXECUTION_ID,
+    OUTPUTS,
+    a_cancelled_record,
+    a_failed_record,
+    a_job_status,
+    a_method,
+    a_never_started_record,
+    a_raised,
+    a_record,
+    a_request,
+    a_staged_input,
+    an_agent,
+    an_infrastructure,
+    an_output,
+    contents_of,
+    digest,
+    files_of,
+    lay_out,
+)
+
+OTHER = "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f"
+ODD_PATHS = (
+    "outputs/with space.csv",
+    "outputs/percent%20sign#hash?query.csv",
+    "outputs/ünï/cødé.tif",
+    "outputs/colon:semi;quote'\".txt",
+    "outputs/data/c++.x-odd type",
+)
+
+# One case for each way in which a crate can differ for the validator; a second each.
+VALIDATED: dict[str, ExecutionRecord] = {
+    "completed, with odd names": a_record(
+        job_status=a_job_status(
+            outputs=[
+                *(an_output(path, content) for path, content in OUTPUTS.items()),
+                *(an_output(path) for path in ODD_PATHS),
+            ]
+        )
+    ),
+    "failed, in a container, no outputs, one input": a_failed_record(
+        job_status=a_job_status(Status.FAILED, reason=Reason.ERROR, outputs=()),
+        infrastructure=an_infrastructure(
+            image="registry.example.org:5000/coins:1.2", image_digest=f"sha256:{'a' * 64}"
+        ),
+        request=a_request(values={"threshold": 0.3}, files=()),
+    ),
+    "cancelled, one output, input by reference": a_cancelled_record(
+        job_status=a_job_status(
+            Status.CANCELLED, outputs=[an_output("outputs/stdout.log", OUTPUTS["outputs/stdout.log"])]
+        ),
+        request=a_request(files=(a_staged_input(path=None),)),
+    ),
+    "never started, nobody named, no code, no inputs": a_never_started_record(
+        agent=Agent(),
+        method=a_method(code=None, description=None, keywords=()),
+        request=a_request(values={}, files=(), relatives=()),
+    ),
+    "agent with an ORCID, relatives": a_record(
+        agent=an_agent(claims={"sub": "https://orcid.org/0000-0002-1825-0097", "name": "Josiah Carberry"}),
+        request=a_request(
+            relatives=[Relative(execution_id=OTHER, relation=kind) for kind in ("parent", "rerun-of", "retry-of")]
+        ),
+    ),
+}
+
+RECORDS: dict[str, ExecutionRecord] = VALIDATED | {
+    "usual": a_record(),
+    "failed": a_failed_record(),
+    "lost": a_never_started_record(Status.FAILED, Reason.LOST),
+    "still running": a_record(job_status=a_job_status(Status.EXECUTING, outputs=())),
+    "second life": a_record(job_status=a_job_status(execution_id=f"{EXECUTION_ID}.2")),
+    "nothing observed": a_record(agent=Agent(), instance=Instance(), method=a_method(code=CodeIdentity())),
+    "the same file twice": a_record(request=a_request(files=(a_staged_input(), a_staged_input("mask")))),
+    "two files of one name": a_record(request=a_request(files=(a_staged_input(), a_staged_input("picture", b"x")))),
+    "a long value": a_record(request=a_request(values={"table": "ä" * 100_000}, files=())),
+    "a lone surrogate": a_record(request=a_request(values={"name": "file-\udc80"}, files=())),
+}
+
+text = st.text() | st.sampled_from(
+    ("", " ", "\x00", "\r\n", "@id", "a/../b", "%2F", "#", "http://a", "\ufffe", "\\ud800")
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def lay_out_crate(folder: Path, record: ExecutionRecord) -> Path:
+    """Write the whole bundle of *record*, PROV and crate included."""
+    contents = contents_of(record)
+    stream = io.BytesIO()
+    provenance.write(record, files_of(contents), stream)
+    files = lay_out(folder, contents | {"metadata/provo.xml": stream.getvalue()})
+    (folder / "ro-crate-metadata.json").write_bytes(crate.build(record, files))
+    return folder
+
+
+def entities(data: bytes) -> dict[str, dict[str, Any]]:
+    return {entity["@id"]: entity for entity in json.loads(data)["@graph"]}
+
+
+def action(data: bytes) -> dict[str, Any]:
+    (found,) = (entity for entity in entities(data).values() if entity["@type"] == "CreateAction")
+    return found
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return warm_cache(tmp_path_factory.mktemp("validator"))
+
+
+@pytest.mark.parametrize("record", VALIDATED.values(), ids=VALIDATED.keys())
+def test_the_validator_finds_no_required_and_no_recommended_issue(record, tmp_path, cache):
+    assert issues_in(lay_out_crate(tmp_path, record), cache) == []
+
+
+def test_the_validator_would_find_what_is_missing(tmp_path, cache):
+    folder = lay_out_crate(tmp_path, a_record())
+    (folder / "outputs/regions.csv").unlink()
+    document = folder / "ro-crate-metadata.json"
+    document.write_text(re.sub(r'"endTime": "[^"]*", ', "", document.read_text()))
+    found = "\n".join(issues_in(folder, cache))
+    assert "REQUIRED" in found
+    assert "outputs/regions.csv" in found
+    assert "RECOMMENDED" in found
+    assert "endTime" in found
+
+
+def test_the_rocrate_library_opens_the_crate(tmp_path):
+    opened = ROCrate(lay_out_crate(tmp_path, VALIDATED["completed, with odd names"]))
+    assert opened.root_dataset["license"]["name"] == "No license was stated"
+    (run,) = opened.get_by_type("CreateAction")
+    assert run["instrument"]["version"] == "1.2.0"
+    assert {entity["name"] for entity in run["result"] if entity.type == "File"} == {
+        output.path.removeprefix("outputs/") for output in VALIDATED["completed, with odd names"].job_status.outputs
+    }
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
+@pytest.mark.parametrize("there", [True, False], ids=["with its files", "without files"])
+def test_every_outcome_is_read_back_as_the_record_tells_it(record, there):
+    outputs = [BundleFile(output.path, output.sha256, output.size) for output in record.job_status.outputs]
+    inputs = {file.path: BundleFile(file.path, file.sha256, file.size) for file in record.request.files if file.path}
+    files = (*outputs, *inputs.values()) if there else ()
+    assert crate.read(crate.build(record, files)) == account(record)
+    assert crate.build(record, files) == crate.build(record, files)
+
+
+@pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
+def test_every_word_is_in_the_contexts(record):
+    known = set[str]()
+    for context in contexts().values():
+        known |= json.loads(context)["@context"].keys()
+    for entity in entities(crate.build(record, ())).values():
+        assert entity.keys() - {"@id", "@type"} <= known
+        assert entity["@type"] in known
+
+
+@given(
+    paths=st.lists(text, unique=True, max_size=4),
+    inputs=st.dictionaries(text, values, max_size=4),
+    staged=st.lists(st.tuples(text, text), max_size=3),
+    named=st.tuples(text, text, text, text),
+)
+def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
+    identity, version, title, name = named
+    hostile = a_record(
+        method=a_method(id=identity, version=version, title=title),
+        request=a_request(
+            values=inputs,
+            files=[a_staged_input(key, origin=origin, name=origin, path=f"inputs/{key}") for key, origin in staged],
+        ),
+        job_status=a_job_status(outputs=[an_output(f"outputs/{path}", path.encode()) for path in paths], message=name),
+        agent=an_agent(claims={"sub": name, "name": name}),
+    )
+    files = [BundleFile(output.path, output.sha256, output.size) for output in hostile.job_status.outputs[:2]]
+    data = crate.build(hostile, files)
+    assert crate.read(data) == account(hostile)
+    for entity in entities(data).values():
+        assert re.fullmatch(r"[A-Za-z0-9._~%/:#-]+", entity["@id"])
+
+
+@given(text)
+def test_any_execution_id_comes_back(execution_id):
+    odd = a_record(job_status=a_job_status(execution_id=execution_id))
+    assert crate.read(crate.build(odd, ())).execution_id == execution_id
+
+
+def test_what_was_not_observed_is_absent():
+    told = action(crate.build(a_never_started_record(agent=Agent()), ()))
+    assert told.keys().isdisjoint({"startTime", "environment", "containerImage"})
+    assert entities(crate.build(a_record(agent=Agent()), ()))["#agent"] == {"@id": "#agent", "@type": "Person"}
+
+
+def test_only_what_did_not_complete_says_an_error():
+    raised = a_raised()
+    assert "error" not in action(crate.build(a_record(), ()))
+    assert action(crate.build(a_failed_record(), ()))["error"] == f"{raised.type}: {raised.message}"
+    assert action(crate.build(a_cancelled_record(), ()))["error"] == "cancelled: stopped by alice"
+    lost = a_never_started_record(Status.FAILED, Reason.LOST)
+    assert action(crate.build(lost, ()))["error"] == "lost"
+
+
+def test_times_are_cut_to_milliseconds_with_an_offset():
+    assert action(crate.build(a_record(), ()))["startTime"] == "2026-09-22T12:00:02.123+00:00"
+
+
+def test_a_string_and_the_number_of_the_same_look_are_told_apart():
+    number = a_record(request=a_request(values={"limit": 1}, files=()))
+    string = a_record(request=a_request(values={"limit": "1"}, files=()))
+    assert crate.read(crate.build(number, ())).inputs != crate.read(crate.build(string, ())).inputs
+
+
+def test_the_last_value_of_each_metric_is_a_result():
+    told = entities(crate.build(a_record(), ()))
+    measured = {
+        told[ref["@id"]]["name"]: told[ref["@id"]].get("value") for ref in action(crate.build(a_record(), ()))["result"]
+    }
+    assert measured["loss"] == "0.25"
+    assert measured["regions"] == "24"
+
+
+@pytest.mark.parametrize(
+    ("image", "registry", "name"),
+    [
+        ("python:3.11", "docker.io", "python:3.11"),
+        ("team/coins", "docker.io", "team/coins"),
+        ("ghcr.io/team/coins:1", "ghcr.io", "team/coins:1"),
+        ("localhost/coins", "localhost", "coins"),
+        ("registry:5000/coins", "registry:5000", "coins"),
+    ],
+)
+def test_an_image_is_told_with_its_registry(image, registry, name):
+    told = entities(crate.build(a_record(infrastructure=an_infrastructure(image=image)), ()))["#image"]
+    assert (told["registry"], told["name"]) == (registry, name)
+
+
+def test_provenance_and_logs_are_about_the_execution():
+    record = a_record()
+    told = entities(crate.build(record, files_of(contents_of(record) | {"metadata/provo.xml": b""})))
+    for path in ("metadata/provo.xml", "outputs/stdout.log", "outputs/stderr.log", "metadata/jobStatus.json"):
+        assert told[path]["about"] == {"@id": f"#run.{EXECUTION_ID}"}
+    assert "about" not in told["outputs/regions.csv"]
+
+
+def test_ten_thousand_outputs_are_told_and_read():
+    outputs = [an_output(f"outputs/tile-{number}.csv", b"%d" % number) for number in range(10_000)]
+    many = a_record(job_status=a_job_status(outputs=outputs))
+    files = [BundleFile(output.path, output.sha256, output.size) for output in outputs]
+    assert crate.read(crate.build(many, files)) == account(many)
+
+
+USUAL = crate.build(a_record(), files_of(contents_of(a_record()))).decode()
+
+
+@given(st.integers(min_value=0))
+def test_a_truncated_document_is_refused(cut):
+    document = USUAL.rstrip().encode()
+    with pytest.raises(BundleError):
+        crate.read(document[: cut % len(document)])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"\xff\xfe",
+        b'{"@graph": {}}',
+        b'{"@graph": [1]}',
+        b'{"@graph": []}',
+        b'{"@graph": [{"@id": "a"}, {"@id": "a"}]}',
+        b"[" * 100_000,
+        b'{"@graph": [], "@graph": []}',
+        b'{"@graph": [NaN]}',
+    ],
+    ids=range(11),
+)
+def test_what_is_no_crate_is_refused(document):
+    with pytest.raises(BundleError, match=r"^ro-crate-metadata\.json: "):
+        crate.read(document)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"actionStatus": "http://schema.org/Completed', '"actionStatus": "http://schema.org/Failed'),
+        ('"value": "COMPLETED"', '"value": "FAILED"'),
+        ('"@type": "CreateAction"', '"@type": "UpdateAction"'),
+        ('"mentions": {', '"mentions": "#a", "keywords": {'),
+        (f'"identifier": "{EXECUTION_ID}", "instrument"', f'"identifier": "{OTHER}", "instrument"'),
+        ('"startTime": "2026-09-22T12:00:02.123+00:00"', '"startTime": "2026-09-22T12:00:02.123"'),
+        ('"startTime": "2026-09-22T12:00:02.123+00:00"', '"startTime": 0'),
+        ('"startTime": "2026-09-22T12:00:02.123+00:00"', '"startTime": "yesterday"'),
+        ('{"@id": "#value.threshold"}', '{"@id": "#value.other"}'),
+        ('"value": "0.3"', '"value": "0.3.1"'),
+        ('"value": "0.3"', '"value": 0.3'),
+        ('"value": "0.3"', '"value": "0.3", "value": "0.4"'),
+        (f'"sha256": "{digest(OUTPUTS["outputs/regions.csv"])}"', '"sha256": "0"'),
+        ('"identifier": "segment-coins", ', ""),
+        ('"instrument": {', '"instrument": [], "agent": {'),
+    ],
+)
+def test_a_document_that_contradicts_itself_is_refused(old, new):
+    assert old in USUAL
+    with pytest.raises(BundleError, match=r"^ro-crate-metadata\.json: "):
+        crate.read(USUAL.replace(old, new, 1).encode())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"value": "0.3"', '"value": "0.4"'),
+        ('"name": "threshold", "exampleOfWork"', '"name": "limit", "exampleOfWork"'),
+        ('"endTime": "2026-09-22T12:00:08.123', '"endTime": "2026-09-22T12:00:08.124'),
+        ('"version": "1.2.0"', '"version": "1.2.1"'),
+        (digest(OUTPUTS["outputs/regions.csv"]), "0" * 64),
+        (
+            '"result": [{"@id": "outputs/regions.csv"}, ',
+            '"result": [',
+        ),
+    ],
+    ids=range(6),
+)
+def test_a_forged_fact_gives_another_account(old, new):
+    assert old in USUAL
+    assert crate.read(USUAL.replace(old, new, 1).encode()) != account(a_record())

@@ -1,0 +1,97 @@
+"""Documents: the same bytes for the same value, clear words for what is wrong."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_executions.documents import canonical, clean_text, in_utc, json_value, text_of_time
+from prefect_executions.errors import BundleError
+from prefect_executions.executions import ExecuteRequest, Instance
+from prefect_executions.lifecycle import JobStatus
+from records import a_record
+
+
+def test_a_time_is_told_in_utc_with_microseconds():
+    noon = datetime(2026, 11, 21, 13, tzinfo=timezone(timedelta(hours=1)))
+
+    assert text_of_time(noon) == "2026-11-21T12:00:00.000000+00:00"
+
+
+def test_a_time_without_offset_is_refused():
+    with pytest.raises(ValueError, match="needs an offset"):
+        in_utc(datetime(2026, 11, 21))  # noqa: DTZ001 - the mistake
+
+
+def test_a_time_of_prefects_becomes_a_plain_one():
+    import pendulum  # noqa: PLC0415 - Prefect's own times
+
+    told = in_utc(pendulum.datetime(2026, 11, 21, 12))
+
+    assert type(told) is datetime
+    assert told == datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def test_what_is_not_known_is_absent():
+    assert b"null" not in Instance(pid=3).to_json()
+
+
+def test_the_first_wrong_member_is_named():
+    with pytest.raises(BundleError, match=r"metadata/jobStatus\.json: jobID: Field required"):
+        JobStatus.from_json(b"{}")
+
+
+def test_a_member_that_the_format_does_not_know_is_refused():
+    with pytest.raises(BundleError, match=r"metadata/instance\.json: colour"):
+        Instance.from_json(b'{"format": 1, "colour": "blue"}')
+
+
+def test_another_format_is_refused():
+    with pytest.raises(BundleError, match="format"):
+        Instance.from_json(b'{"format": 2}')
+
+
+def test_the_same_record_gives_the_same_bytes():
+    assert a_record().request.to_json() == a_record().request.to_json()
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (Path("/data"), "/data"),
+        (Decimal("1.5"), "1.5"),
+        (b"\xff\x00", "_wA="),
+        ({1: {"a"}}, {"1": ["a"]}),
+        (float("nan"), "NaN"),
+        (float("inf"), "Infinity"),
+        ("\udc80", "\\udc80"),
+        (["\udc81"], ["\\udc81"]),
+        (object, {"unrecorded": "builtins.type"}),
+    ],
+)
+def test_values_are_told_as_json_can_hold_them(value, told):
+    assert json_value(value) == told
+
+
+def test_a_value_that_contains_itself_is_not_guessed():
+    itself: list[object] = []
+    itself.append(itself)
+
+    assert json_value(itself) == {"unrecorded": "builtins.list"}
+
+
+@given(st.text(alphabet=st.characters()))
+def test_any_text_can_be_written(text):
+    request = ExecuteRequest(execution_id="i", method_id="m", method_version="1", values={"x": json_value(text)})
+
+    assert ExecuteRequest.from_json(request.to_json()) == request
+    assert clean_text(text).encode().decode() == clean_text(text)
+
+
+def test_the_canonical_form_does_not_depend_on_order():
+    assert (
+        canonical({"b": 1, "a": [1.0, "ä"]}) == canonical({"a": [1.0, "ä"], "b": 1}) == '{"a":[1.0,"ä"],"b":1}'.encode()
+    )

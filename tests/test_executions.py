@@ -1,0 +1,85 @@
+"""The record: a request in OGC's words, one account of an execution."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_executions.documents import json_value
+from prefect_executions.errors import BundleError
+from prefect_executions.executions import (
+    ExecuteRequest,
+    OpeningRecord,
+    account,
+    as_ogc,
+    in_milliseconds,
+    record_from,
+)
+from records import a_record, a_request, a_staged_input
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def test_a_file_is_a_link_and_several_are_a_list_of_links():
+    one, two = a_staged_input("picture"), a_staged_input("picture", b"other")
+
+    assert as_ogc({"picture": "x"}, [one])["picture"] == {"href": one.origin, "type": "image/png"}
+    assert len(as_ogc({"picture": ["x", "y"]}, [one, two])["picture"]["value"]) == 2
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_any_values_survive_the_document(values: dict[str, Any]):
+    request = a_request(values=values, files=())
+
+    assert ExecuteRequest.from_json(request.to_json()) == request
+
+
+def test_inputs_that_differ_from_the_values_are_refused():
+    forged = a_request().to_json().replace(b'"threshold": 0.3', b'"threshold": 0.4', 1)
+
+    with pytest.raises(BundleError, match="inputs do not say what values and files say"):
+        ExecuteRequest.from_json(forged)
+
+
+def test_the_opening_record_gives_the_record_back():
+    record = a_record(metrics=None)
+
+    assert OpeningRecord.from_json(OpeningRecord.of(record).to_json()).record() == record
+
+
+def test_a_record_is_read_from_its_documents():
+    record = a_record()
+    documents = [record.agent, record.method, record.request, record.infrastructure, record.instance, record.job_status]
+    told = {document.file_name: document.to_json() for document in documents}
+    if record.metrics is not None:
+        told[record.metrics.file_name] = record.metrics.to_json()
+
+    assert record_from(told) == record
+
+
+def test_a_missing_document_is_named():
+    with pytest.raises(BundleError, match=r"the record has no auth/jwt\.json, metadata/method\.json"):
+        record_from({})
+
+
+def test_the_account_tells_files_by_content_and_values_by_value():
+    told = account(a_record())
+
+    assert {name for name, _ in told.inputs} == {"picture", "threshold", "labels"}
+    assert account(a_record(request=a_request(values={"picture": "x", "threshold": 0.4, "labels": []}))) != told
+
+
+def test_times_are_cut_to_milliseconds_not_rounded():
+    assert in_milliseconds(datetime(2026, 1, 1, microsecond=999_999, tzinfo=UTC)) == datetime(
+        2026, 1, 1, microsecond=999_000, tzinfo=UTC
+    )
+
+
+def test_what_json_has_no_form_for_is_told_as_unrecorded():
+    assert json_value({"a": object()}) == {"a": {"unrecorded": "builtins.object"}}

@@ -1,0 +1,674 @@
+"""A Method as a flow: whatever happens to its run, one true record is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow, task
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.exceptions import ParameterTypeError
+from prefect.flows import Flow
+from prefect.states import Completed, Failed
+from pydantic import BaseModel, Field, SecretStr, model_validator
+
+from homes import WHOLE_WAY, Bundles, kinds
+from prefect_executions import InputFile, MethodFlow, current_execution, method
+from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
+from prefect_executions.ledger import Ledger
+from prefect_executions.lifecycle import Happening, Observer, Reason, Status
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+PLANTED = "-".join(["plAnted", "s3cret", "9f2c71"])  # noqa: FLY002 - the record keeps this file, too
+
+
+@pytest.fixture
+def bundles(home: Path) -> Bundles:
+    return Bundles(home)
+
+
+@method(version="1.0.0", title="Add", keywords=["sum"], type="Analysis")
+def add(one: int, other: int = 2) -> int:
+    """Add two numbers.
+
+    Args:
+        one: The first number.
+    """
+    current_execution().output("sum.txt").write_text(str(one + other))
+    return one + other
+
+
+def test_a_method_is_a_flow_and_returns_what_its_function_returns(bundles):
+    assert isinstance(add, Flow)
+    assert add(1) == 3
+    assert (bundles.one() / "outputs" / "sum.txt").read_text() == "3"
+
+
+def test_a_completed_run_goes_the_whole_way_with_times(bundles):
+    add(1)
+    record = bundles.record()
+
+    assert kinds(record) == [*WHOLE_WAY, "COMPLETED"]
+    times = [entry.time for entry in record.job_status.history]
+    assert times == sorted(times)
+    assert [entry.observer for entry in record.job_status.history] == [
+        Observer.PREFECT,
+        Observer.PREFECT,
+        Observer.PREFECT,
+        Observer.HOOK,
+        Observer.HOOK,
+    ]
+    assert record.job_status.history[-1].prefect_state.type == "COMPLETED"
+
+
+def test_the_times_of_a_direct_call_are_those_of_prefects_history(bundles):
+    state = add(1, return_state=True)
+    with get_client(sync_client=True) as client:
+        told = client.read_flow_run_states(state.state_details.flow_run_id)
+    prefects = {one.type.value: one.timestamp for one in told}
+    ours = {entry.status: entry.time for entry in bundles.record().job_status.history}
+
+    assert ours[Status.SCHEDULED] == prefects["PENDING"]
+    assert ours[Status.STARTED] == prefects["RUNNING"]
+    assert ours[Status.COMPLETED] == prefects["COMPLETED"]
+    assert ours[Status.CREATED] <= prefects["PENDING"]
+
+
+def test_the_id_is_the_flow_runs(bundles):
+    state = add(1, return_state=True)
+
+    assert bundles.one().name == str(state.state_details.flow_run_id)
+
+
+def test_the_record_verifies_and_leaves_nothing_open(bundles):
+    add(1)
+
+    assert bundles.failed_checks() == []
+    assert bundles.open_scratch() == []
+    subprocess.run(["sha256sum", "-c", "--quiet", "manifest-sha256.txt"], cwd=bundles.one(), check=True)
+
+
+def test_the_validated_inputs_are_recorded_beside_the_raw_parameters(bundles):
+    add(one="1")
+    request = bundles.record().request
+
+    assert request.values == {"one": 1, "other": 2}
+    assert request.parameters["one"] == "1"
+
+
+def test_the_ledger_has_the_row(bundles, home):
+    add(1)
+    (row,) = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
+
+    assert (row.id, row.status, row.archive) == (bundles.one().name, Status.COMPLETED, "archived")
+
+
+def test_an_error_is_recorded_with_its_traceback_and_raised_as_it_is(bundles):
+    @method(version="1")
+    def fails() -> None:
+        current_execution().output("half.txt").write_text("kept")
+        raise LookupError("no such star")
+
+    with pytest.raises(LookupError, match="no such star"):
+        fails()
+    record = bundles.record()
+    raised = record.instance.usage.exception
+
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.ERROR)
+    assert (raised.type, raised.message) == ("LookupError", "no such star")
+    assert "raise LookupError" in raised.traceback
+    assert "prefect" not in raised.traceback.lower().replace("test_flow", "").split("raise lookuperror", maxsplit=1)[0]
+    assert (bundles.one() / "outputs" / "half.txt").read_text() == "kept"
+    assert bundles.failed_checks() == []
+
+
+def test_a_time_limit_ends_the_code_and_is_told(bundles):
+    @method(version="1")
+    @flow(timeout_seconds=0.5)
+    def slow() -> None:
+        for _ in range(100):
+            time.sleep(0.05)
+
+    with pytest.raises(TimeoutError):
+        slow()
+
+    assert bundles.record().job_status.reason is Reason.TIMED_OUT
+    assert bundles.record().job_status.history[-1].prefect_state.name == "TimedOut"
+
+
+def test_the_time_limit_counts_the_code_and_not_our_sealing(bundles):
+    @method(version="1")
+    @flow(timeout_seconds=1)
+    def writes_much() -> None:
+        for number in range(3000):
+            current_execution().output(f"many/{number}").write_bytes(b"x" * 50_000)
+        time.sleep(0.6)
+
+    begun = time.monotonic()
+    writes_much.with_options(timeout_seconds=60)()
+    assert time.monotonic() - begun > 0
+    assert bundles.record().status is Status.COMPLETED
+
+
+def test_retries_are_attempts_of_one_execution(bundles):
+    @method(version="1")
+    @flow(retries=2)
+    def flaky() -> str:
+        attempt = current_execution().metadata.attempt
+        print(f"attempt {attempt}")
+        if attempt < 3:
+            raise ValueError(f"attempt {attempt} failed")
+        return "done"
+
+    assert flaky() == "done"
+    record = bundles.record()
+
+    assert kinds(record) == [*WHOLE_WAY, "attempt", "attempt", "COMPLETED"]
+    assert record.job_status.attempt == 3
+    assert (bundles.one() / "outputs" / "stdout.log").read_text().split("\n")[:3] == [
+        "attempt 1",
+        "attempt 2",
+        "attempt 3",
+    ]
+
+
+def test_an_async_method_runs_in_its_loop(bundles):
+    @method(version="1")
+    async def waits(seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        current_execution().output("waited.txt").write_text("yes")
+        return "waited"
+
+    assert asyncio.run(waits(0.01)) == "waited"
+    assert bundles.record().status is Status.COMPLETED
+    assert bundles.failed_checks() == []
+
+
+def test_an_async_method_is_timed_out_too(bundles):
+    @method(version="1")
+    @flow(timeout_seconds=0.2)
+    async def waits() -> None:
+        await asyncio.sleep(30)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(waits())
+    assert bundles.record().job_status.reason is Reason.TIMED_OUT
+
+
+def test_leaving_the_interpreter_is_a_crash_with_its_exit_code(bundles):
+    @method(version="1")
+    def leaves() -> None:
+        sys.exit(3)
+
+    with pytest.raises(SystemExit):
+        leaves()
+    record = bundles.record()
+
+    assert (record.job_status.reason, record.instance.usage.exit_code) == (Reason.CRASHED, 3)
+    assert record.job_status.partial is True
+
+
+def test_a_returned_state_decides_the_status(bundles):
+    @method(version="1")
+    def gives_up() -> Any:
+        return Failed(message="not today")
+
+    gives_up(return_state=True)
+    record = bundles.record()
+
+    assert (record.status, record.job_status.message) == (Status.FAILED, "not today")
+
+
+def test_a_state_with_a_name_of_its_own_is_completed(bundles):
+    @method(version="1")
+    def skips() -> Any:
+        return Completed(name="Skipped")
+
+    skips(return_state=True)
+
+    assert bundles.record().status is Status.COMPLETED
+    assert bundles.record().job_status.history[-1].prefect_state.name == "Skipped"
+
+
+class Limits(BaseModel):
+    low: int = 0
+    high: int = Field(10, description="above low")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Limits:
+        if self.high <= self.low:
+            raise ValueError("high must be above low")
+        return self
+
+
+@method(version="1")
+def within(limits: Limits) -> int:
+    return limits.high - limits.low
+
+
+def test_parameters_that_do_not_validate_leave_a_failed_record(bundles):
+    with pytest.raises(ParameterTypeError):
+        within({"low": 5, "high": 1})
+    record = bundles.record()
+
+    assert kinds(record) == ["CREATED", "SCHEDULED", "FAILED"]
+    assert record.request.validated is False
+    assert record.request.parameters == {"limits": {"low": 5, "high": 1}}
+    assert "high must be above low" in record.job_status.message
+    assert bundles.failed_checks() == []
+
+
+def test_a_nested_model_is_recorded_with_its_defaults(bundles):
+    within({"low": 5})
+
+    assert bundles.record().request.values == {"limits": {"low": 5, "high": 10}}
+
+
+@method(version="1")
+def reads(text: InputFile, more: list[InputFile] = []) -> str:  # noqa: B006 - the shape that users write
+    together = text.read_text() + "".join(file.read_text() for file in more)
+    assert current_execution().input("text") == Path(text)
+    return together
+
+
+def test_an_input_file_is_staged_before_the_function_starts(bundles, tmp_path):
+    (tmp_path / "a.txt").write_text("alpha")
+    (tmp_path / "b.txt").write_text("beta")
+
+    assert reads(tmp_path / "a.txt", [tmp_path / "b.txt"]) == "alphabeta"
+    files = bundles.record().request.files
+
+    assert [(file.input, file.name, file.size) for file in files] == [("text", "a.txt", 5), ("more", "b.txt", 4)]
+    assert [(bundles.one() / file.path).read_text() for file in files] == ["alpha", "beta"]
+    assert bundles.failed_checks() == []
+
+
+def test_a_url_of_fsspec_is_staged(bundles):
+    import fsspec  # noqa: PLC0415 - only this test needs it
+
+    with fsspec.open("memory://staged/a.txt", "wt") as stream:
+        stream.write("from memory")
+
+    assert reads("memory://staged/a.txt") == "from memory"
+    assert bundles.record().request.files[0].origin == "memory://staged/a.txt"
+
+
+class Scene(BaseModel):
+    scene: InputFile
+    level: int = 1
+
+
+def test_a_file_inside_a_model_is_staged(bundles, tmp_path):
+    @method(version="1")
+    def looks(options: Scene) -> str:
+        return options.scene.read_text()
+
+    (tmp_path / "scene.txt").write_text("hills")
+
+    assert looks({"scene": str(tmp_path / "scene.txt")}) == "hills"
+    assert bundles.record().request.files[0].input == "options.scene"
+
+
+def test_a_missing_input_fails_before_the_code_and_is_named(bundles, tmp_path):
+    ran = []
+
+    @method(version="1")
+    def looks(scene: InputFile) -> None:
+        ran.append(scene)
+
+    with pytest.raises(InputError, match="scene"):
+        looks(tmp_path / "gone.tif")
+    record = bundles.record()
+
+    assert ran == []
+    assert kinds(record) == ["CREATED", "SCHEDULED", "STARTED", "FAILED"]
+    assert "scene" in record.instance.usage.exception.message
+
+
+@pytest.mark.parametrize("level", ["full", "outputs", "none"])
+def test_the_archive_level_decides_what_is_archived(bundles, home, tmp_path, level):
+    @method(version="1", archive=level)
+    def copies(text: InputFile) -> None:
+        current_execution().output("copy.txt").write_text(text.read_text())
+
+    (tmp_path / "a.txt").write_text("alpha")
+    copies(tmp_path / "a.txt")
+    data = list((home / "archive").glob("executions/*/data/*"))
+
+    assert len(data) == {"full": 2, "outputs": 1, "none": 0}[level]
+    assert (bundles.record().request.files[0].path is None) is (level != "full")
+    assert bundles.failed_checks() == []
+
+
+def test_metrics_params_progress_and_notes_are_kept(bundles):
+    @method(version="1")
+    def trains() -> None:
+        execution = current_execution()
+        execution.log_params({"rate": 0.1, "layers": [3, 4]})
+        for epoch in range(3):
+            execution.log_metrics({"loss": 1 / (epoch + 1), "seen": epoch}, step=epoch)
+            execution.progress(100 * (epoch + 1) / 4, f"epoch {epoch}")
+        execution.note("the third epoch was the last")
+
+    trains()
+    record = bundles.record()
+
+    assert record.metrics.params == {"rate": 0.1, "layers": [3, 4]}
+    assert [(metric.name, metric.value, metric.step) for metric in record.metrics.metrics][-2:] == [
+        ("loss", pytest.approx(1 / 3), 2),
+        ("seen", 2, 2),
+    ]
+    assert {type(metric.value) for metric in record.metrics.metrics if metric.name == "seen"} == {int}
+    assert record.job_status.progress == 100
+    assert "the third epoch was the last" in [entry.message for entry in record.job_status.history]
+    assert [entry.progress for entry in record.job_status.history if entry.kind is Happening.PROGRESS][-1] == 75
+
+
+def test_progress_shows_in_prefect_as_an_artifact(bundles):
+    @method(version="1")
+    def works() -> None:
+        current_execution().progress(40, "nearly half")
+        time.sleep(0.3)
+
+    works()
+    with get_client(sync_client=True) as client:
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    (ours,) = [one for one in artifacts if one["flow_run_id"] == bundles.one().name]
+
+    assert (ours["type"], ours["data"], ours["description"]) == ("progress", 40.0, "nearly half")
+
+
+@pytest.mark.parametrize("bad", ["0.5", True, None, [1]])
+def test_a_metric_that_is_no_number_is_refused(bundles, bad):
+    @method(version="1")
+    def logs() -> None:
+        current_execution().log_metrics({"accuracy": bad})
+
+    with pytest.raises(RequestError, match="metric 'accuracy' is no number"):
+        logs()
+
+
+def test_outside_an_execution_there_is_no_current_one():
+    with pytest.raises(NoExecutionError, match="No execution is running here"):
+        current_execution()
+
+
+def test_the_plain_function_is_just_the_function(bundles):
+    @method(version="1")
+    def doubles(number: int) -> int:
+        return 2 * number
+
+    assert doubles.fn(4) == 8
+    assert bundles.folders() == []
+
+
+def test_a_task_works_for_the_same_execution(bundles):
+    @task
+    def square(number: int) -> int:
+        current_execution().log_metrics({"square": number**2}, step=number)
+        return number**2
+
+    @method(version="1")
+    def squares() -> int:
+        return sum(future.result() for future in square.map([1, 2, 3]))
+
+    assert squares() == 14
+    assert sorted(metric.value for metric in bundles.record().metrics.metrics) == [1, 4, 9]
+
+
+def test_a_method_that_calls_a_method_leaves_two_bundles_with_their_own_logs(bundles):
+    @method(version="1")
+    def inner() -> None:
+        print("inside")
+
+    @method(version="1")
+    def outer() -> None:
+        print("before")
+        inner()
+        print("after")
+
+    outer()
+    logs = {
+        bundles.record(folder).method.id: (folder / "outputs" / "stdout.log").read_text()
+        for folder in bundles.folders()
+    }
+
+    assert logs == {"inner": "inside\n", "outer": "before\nafter\n"}
+    assert bundles.failed_checks() == []
+
+
+def test_ten_at_once_in_one_process_never_mix(bundles):
+    @method(version="1")
+    async def counts(number: int) -> None:
+        for line in range(20):
+            print(f"{number} {line}")
+            await asyncio.sleep(0)
+        current_execution().output("number.txt").write_text(str(number))
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(counts(number) for number in range(10)))
+
+    asyncio.run(all_of_them())
+    for folder in bundles.folders():
+        number = (folder / "outputs" / "number.txt").read_text()
+        assert (folder / "outputs" / "stdout.log").read_text() == "".join(f"{number} {line}\n" for line in range(20))
+    assert len(bundles.folders()) == 10
+    assert bundles.failed_checks() == []
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+def test_the_form_is_the_methods(bundles):
+    @method(version="2", secrets=["key"])
+    def paints(
+        picture: InputFile, colour: Colour = Colour.RED, key: str = "env:KEY", token: SecretStr | None = None
+    ) -> None:
+        """Paint.
+
+        Args:
+            picture: What to paint on.
+        """
+
+    form = paints.parameters.model_dump()["properties"]
+
+    assert form["picture"]["format"] == "uri-reference"
+    assert form["picture"]["description"] == "What to paint on."
+    assert form["key"]["pattern"].startswith("^(env:")
+    assert "Secret block" in form["key"]["description"]
+    assert paints.method.secrets == {"key", "token"}
+    assert paints.method.inputs["colour"].json_schema["enum"] == ["red", "blue"]
+
+
+@method(version="1")
+def uses_secret(token: SecretStr, place: str = "") -> None:
+    print(f"the token is {token.get_secret_value()}")
+    subprocess.run(["echo", token.get_secret_value()], check=True)
+    raise RuntimeError(f"refused: {token.get_secret_value()}")
+
+
+def test_a_secret_given_in_clear_is_refused_before_a_run_exists(bundles):
+    refuses = uses_secret.with_options(name="refuses-a-secret")
+    with pytest.raises(SecretError) as refused:
+        refuses(PLANTED)
+    with get_client(sync_client=True) as client:
+        named = FlowFilter(name=FlowFilterName(any_=["refuses-a-secret"]))
+        assert client.read_flow_runs(flow_filter=named) == []
+
+    assert PLANTED not in str(refused.value)
+    assert bundles.folders() == []
+
+
+def test_a_secret_block_is_resolved_in_the_run(bundles):
+    @method(version="1")
+    def tells_length(token: SecretStr) -> int:
+        return len(token.get_secret_value())
+
+    Secret(value=PLANTED).save("a-token", overwrite=True)
+
+    assert tells_length("a-token") == len(PLANTED)
+    assert bundles.record().request.values == {"token": {"secret": "a-token"}}
+
+
+def test_a_name_that_resolves_to_nothing_fails_before_the_code(bundles, monkeypatch):
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    with pytest.raises(SecretError, match="token"):
+        uses_secret("env:NOT_THERE")
+
+    assert bundles.record().request.values["token"] == {"withheld": True}
+
+
+def everything_prefect_knows(flow_run_id: UUID) -> str:
+    told = []
+    with get_client(sync_client=True) as client:
+        told.append(client.request("GET", f"/flow_runs/{flow_run_id}").text)
+        told.append(client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run_id)}).text)
+        told.append(client.request("POST", "/artifacts/filter", json={}).text)
+        for _ in range(20):
+            logs = {"logs": {"flow_run_id": {"any_": [str(flow_run_id)]}}}
+            told.append(client.request("POST", "/logs/filter", json=logs).text)
+            if "Finished in state" in told[-1]:
+                break
+            time.sleep(0.5)
+        told.append(client.request("POST", "/events/filter", json={"limit": 50}).text)
+    return "\n".join(told)
+
+
+def test_a_planted_secret_is_found_nowhere(bundles, home, monkeypatch):
+    monkeypatch.setenv("PLANTED_TOKEN", PLANTED)
+    monkeypatch.setenv("EXECUTIONS_ENVIRONMENT", "PLANTED_TOKEN")
+    url = f"https://someone:{PLANTED}@example.org/data?X-Amz-Signature={PLANTED}"
+    with pytest.raises(RuntimeError):
+        uses_secret("env:PLANTED_TOKEN", place=url)
+    flow_run_id = UUID(bundles.one().name)
+    files = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+    assert [path for path, data in files.items() if PLANTED.encode() in data] == []
+    prefects = (
+        everything_prefect_knows(flow_run_id)
+        .replace(f"https://someone:{PLANTED}@", "")
+        .replace(f"X-Amz-Signature={PLANTED}", "")
+    )
+    assert PLANTED not in prefects
+    assert "the token is ********" in (bundles.one() / "outputs" / "stdout.log").read_text()
+
+
+def test_each_status_change_is_an_event_for_automations(bundles):
+    add(1)
+    wanted = {f"execution.{status.lower()}" for status in [*WHOLE_WAY, "COMPLETED"]}
+    resource = f"prefect-executions.execution.{bundles.one().name}"
+    asked = {"filter": {"resource": {"id": [resource]}}, "limit": 50}
+    with get_client(sync_client=True) as client:
+        for _ in range(40):
+            events = client.request("POST", "/events/filter", json=asked).json()["events"]
+            if {event["event"] for event in events} == wanted:
+                break
+            time.sleep(0.25)
+
+    assert sorted(event["event"] for event in events) == sorted(wanted)
+    related = {one["prefect.resource.role"]: one["prefect.resource.id"] for one in events[0]["related"]}
+    assert related["method"] == "prefect-executions.method.add"
+    assert related["flow-run"] == f"prefect.flow-run.{bundles.one().name}"
+
+
+def test_a_hook_of_the_user_still_runs_and_ours_comes_first(bundles):
+    seen: list[Any] = []
+
+    @method(version="1")
+    @flow(
+        on_completion=[lambda flow, run, state: seen.append((run.id, (bundles.one() / "manifest-sha256.txt").exists()))]
+    )
+    def works() -> None: ...
+
+    works()
+
+    assert seen == [(UUID(bundles.one().name), True)]
+
+
+def test_options_make_another_method_that_keeps_its_record(bundles):
+    renamed = add.with_options(name="renamed", retries=1, timeout_seconds=30, on_failure=[print])
+
+    assert isinstance(renamed, MethodFlow)
+    assert (renamed.method.id, renamed.retries, renamed.time_limit, renamed.timeout_seconds) == (
+        "renamed",
+        1,
+        30.0,
+        None,
+    )
+    assert renamed(5) == 7
+    assert bundles.record().method.id == "renamed"
+
+
+def test_an_archive_that_is_away_refuses_before_the_work(bundles, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(tmp_path / "file" / "archive"))
+    ran = []
+
+    @method(version="1")
+    def works() -> None:
+        ran.append(1)
+
+    with pytest.raises(Exception, match="archive"):
+        works()
+    assert ran == []
+
+
+def test_an_archive_that_goes_away_meanwhile_changes_nothing_for_the_run(bundles, home):
+    @method(version="1")
+    def breaks_the_archive() -> str:
+        (home / "archive").rename(home / "gone")
+        (home / "archive").write_text("no folder any more")
+        return "fine"
+
+    assert breaks_the_archive() == "fine"
+    (row,) = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
+
+    assert (row.status, row.archive) == (Status.COMPLETED, "pending")
+    assert bundles.failed_checks() == []
+    assert bundles.open_scratch() == [bundles.one().name]
+
+
+@pytest.mark.parametrize(
+    ("declare", "message"),
+    [
+        (lambda: method(type="Cooking")(lambda: None), "not a known type"),
+        (lambda: method(archive="some")(lambda: None), "no archive level"),
+        (lambda: method(add), "a Method already"),
+        (lambda: method(version="1")(print), "goes on a function or a flow"),
+    ],
+)
+def test_a_wrong_declaration_says_why(declare: Callable[[], object], message):
+    with pytest.raises(MethodError, match=message):
+        declare()
+
+
+def test_a_generator_is_refused():
+    def yields():
+        yield 1
+
+    with pytest.raises(MethodError, match="is a generator"):
+        method(yields)
+
+
+def test_the_documents_are_what_ogc_says(bundles):
+    add(1)
+    status = json.loads((bundles.one() / "metadata" / "jobStatus.json").read_bytes())
+
+    assert status["jobID"] == bundles.one().name
+    assert (status["type"], status["status"], status["processID"]) == ("process", "successful", "add")
+    assert datetime.fromisoformat(status["created"]).utcoffset().total_seconds() == 0

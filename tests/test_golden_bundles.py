@@ -1,0 +1,56 @@
+"""A bundle of each format version ever written opens for ever.
+
+The zips under tests/bundles/ are never made anew: a test that fails here means
+that the code has lost a promise, not that a file is out of date.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from prefect_executions.bundles.verifying import verify
+from prefect_executions.executions import record_from
+from prefect_executions.lifecycle import Status
+
+BUNDLES = Path(__file__).parent / "bundles"
+GOLDEN = {
+    "format-1.zip": "c34289b11b7d26e305d0b7e83e077400d68d96ed9831c9a9492188777d84af59",
+}
+
+
+def test_every_golden_bundle_is_listed_and_unchanged():
+    assert {path.name: sha256(path.read_bytes()).hexdigest() for path in BUNDLES.glob("*.zip")} == GOLDEN
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_golden_bundle_verifies(name):
+    report = verify(BUNDLES / name)
+
+    assert report.faults == ()
+    assert report.unchecked == ()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_golden_bundle_is_read(name):
+    with zipfile.ZipFile(BUNDLES / name) as bundle:
+        top = bundle.namelist()[0].split("/")[0]
+        told = {path.removeprefix(f"{top}/"): bundle.read(path) for path in bundle.namelist()}
+    record = record_from({path: data for path, data in told.items() if path.startswith(("auth/", "metadata/"))})
+
+    assert (record.id, record.status) == (top, Status.COMPLETED)
+    assert record.request.files
+    assert record.metrics
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_golden_bundle_is_checked_without_this_package(name, tmp_path):
+    with zipfile.ZipFile(BUNDLES / name) as bundle:
+        bundle.extractall(tmp_path)
+    (folder,) = tmp_path.iterdir()
+
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "manifest-sha256.txt"], cwd=folder, check=True)

@@ -1,0 +1,275 @@
+"""The hook that seals: called twice, late, elsewhere, with half the knowledge, before a wall."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flow_engine import run_flow
+from prefect.states import AwaitingRetry, Crashed, Pending, Running, Scheduled
+
+from homes import WHOLE_WAY, Bundles, kinds
+from prefect_executions import MethodFlow, current_execution, method
+from prefect_executions.executions import Relative
+from prefect_executions.ledger import Ledger
+from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.settling import settle_all
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+CRASH = "Process exited with status code: -9."
+
+
+@pytest.fixture
+def bundles(home: Path) -> Bundles:
+    return Bundles(home)
+
+
+@method(version="1")
+def halves(number: int = 2) -> float:
+    current_execution().output("half.txt").write_text(str(number / 2))
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    return number / 2
+
+
+def crashed(**parameters: Any) -> tuple[FlowRun, State[Any]]:
+    """Make a flow run that crashed before its body began, as a worker leaves it."""
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(halves, parameters=parameters, state=Scheduled())
+        client.set_flow_run_state(run.id, Pending())
+        client.set_flow_run_state(run.id, Crashed(message=CRASH))
+        run = client.read_flow_run(run.id)
+    assert run.state is not None
+    return run, run.state
+
+
+def heard(run: FlowRun, state: State[Any], flow: MethodFlow[Any, Any] = halves) -> None:
+    """Call the hook as Prefect's runners do."""
+    flow.on_crashed_hooks[0](flow=flow, flow_run=run, state=state)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_never_began_leaves_a_record(bundles):
+    run, state = crashed(number=4)
+    heard(run, state)
+    record = bundles.record()
+
+    assert kinds(record) == ["CREATED", "SCHEDULED", "FAILED"]
+    assert (record.id, record.job_status.reason, record.job_status.message) == (str(run.id), Reason.CRASHED, CRASH)
+    assert (record.request.validated, record.request.parameters) == (False, {"number": 4})
+    assert bundles.failed_checks() == []
+
+
+def test_to_hear_it_again_changes_nothing(bundles):
+    run, state = crashed()
+    heard(run, state)
+    before = contents(bundles.one())
+    heard(run, state)
+    heard(run, Crashed(message="and once more"))
+
+    assert contents(bundles.one()) == before
+
+
+def test_to_hear_it_at_once_from_all_sides_leaves_one_record(bundles, home):
+    run, state = crashed()
+    hooks = [threading.Thread(target=heard, args=(run, state)) for _ in range(6)]
+    for hook in hooks:
+        hook.start()
+    for hook in hooks:
+        hook.join()
+
+    assert kinds(bundles.record()) == ["CREATED", "SCHEDULED", "FAILED"]
+    assert bundles.failed_checks() == []
+    assert bundles.open_scratch() == []
+    assert len(Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows) == 1
+
+
+def test_a_flow_run_that_knows_nothing_of_itself_is_enough(bundles):
+    run, state = crashed(number=6)
+    heard(FlowRun(id=run.id, flow_id=run.flow_id), state)
+
+    assert bundles.record().request.parameters == {"number": 6}
+    assert bundles.record().request.flow_run_name == run.name
+
+
+def test_a_state_that_ends_nothing_is_passed_over(bundles):
+    run, _ = crashed()
+    heard(run, Running())
+
+    assert bundles.folders() == []
+
+
+def test_a_late_word_changes_a_sealed_record_no_more(bundles):
+    finished = halves(2, return_state=True)
+    before = contents(bundles.one())
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(finished.state_details.flow_run_id)
+    heard(run, Crashed(message="too late"))
+
+    assert bundles.record().status is Status.COMPLETED
+    assert contents(bundles.one()) == before
+
+
+def again(run: FlowRun) -> FlowRun:
+    """Retry a flow run by hand, as the Prefect UI does."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, AwaitingRetry(message="Retry from the UI"), force=True)
+        return client.read_flow_run(run.id)
+
+
+def test_a_retry_by_hand_is_a_new_execution_with_its_own_times(bundles):
+    finished = halves(3, return_state=True)
+    with get_client(sync_client=True) as client:
+        run = again(client.read_flow_run(finished.state_details.flow_run_id))
+    run_flow(halves, flow_run=run, return_type="state")
+    first, second = (bundles.record(folder) for folder in bundles.folders())
+
+    assert (first.id, second.id) == (str(run.id), f"{run.id}.2")
+    assert kinds(first) == [*WHOLE_WAY, "FAILED"]
+    assert kinds(second) == ["CREATED", "STARTED", "EXECUTING", "FAILED"]  # nobody made it PENDING
+    assert second.job_status.history[0].time > first.job_status.history[-1].time
+    assert second.job_status.attempt == 1
+    assert second.request.relatives == (Relative(execution_id=first.id, relation="retry-of"),)
+    assert bundles.failed_checks() == []
+
+
+def test_a_retry_by_hand_that_crashes_before_it_begins_leaves_its_record_as_well(bundles):
+    run, state = crashed()
+    heard(run, state)
+    retried = again(run)
+    heard(retried, state)  # the first end, heard late, is not the end of the second life
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Crashed(message="again"), force=True)
+        ended = client.read_flow_run(run.id)
+    assert ended.state is not None
+    heard(ended, ended.state)
+    second = bundles.record(bundles.folders()[1])
+
+    assert [folder.name for folder in bundles.folders()] == [str(run.id), f"{run.id}.2"]
+    assert kinds(second) == ["CREATED", "FAILED"]
+    assert (second.job_status.message, bundles.record(bundles.folders()[0]).job_status.message) == ("again", CRASH)
+    assert bundles.failed_checks() == []
+
+
+# --- in another process --------------------------------------------------------
+
+ELSEWHERE = """
+import json, sys
+from pathlib import Path
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import load_flow_from_entrypoint
+
+flow = load_flow_from_entrypoint(sys.argv[1], use_placeholder_flow=False)
+run, state = (kind.model_validate_json(text) for kind, text in zip((FlowRun, State), sys.argv[2:], strict=True))
+flow.on_crashed_hooks[0](flow=flow, flow_run=run, state=state)
+print("the hook has ended")
+"""
+
+
+def elsewhere(run: FlowRun, state: State[Any], folder: Path, **environment: str) -> str:
+    """Call the hook in another process and folder, with what was written of run and state."""
+    words = [f"{Path(__file__)}:halves", run.model_dump_json(), state.model_dump_json()]
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    assert "the hook has ended" in done.stdout
+    return done.stdout
+
+
+def test_it_works_in_another_process_and_folder(bundles, tmp_path):
+    run, state = crashed(number=8)
+    said = elsewhere(run, state, tmp_path)
+
+    assert bundles.record().request.parameters == {"number": 8}
+    assert bundles.failed_checks() == []
+    assert f"Execution {run.id} FAILED: {bundles.one()}" in said
+
+
+@pytest.fixture
+def wall() -> Iterator[str]:
+    """Listen as a server that takes every connection and never answers; its address."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_an_archive_that_hangs_holds_it_up_no_longer_than_told_and_settle_does_the_rest(bundles, home, tmp_path, wall):
+    run, state = crashed()
+    said = elsewhere(
+        run,
+        state,
+        tmp_path,
+        EXECUTIONS_ARCHIVE="s3://bucket/prefix",
+        EXECUTIONS_ARCHIVE_TIMEOUT="600",
+        EXECUTIONS_HOOK_TIMEOUT="3",
+        AWS_ENDPOINT_URL=wall,
+        AWS_ACCESS_KEY_ID="key",
+        AWS_SECRET_ACCESS_KEY="secret",
+    )
+
+    assert "is not done in time; 'executions settle' does what is left" in said
+    assert bundles.failed_checks() == []
+    assert bundles.open_scratch() == [str(run.id)]
+
+    bench = Workbench.of(Settings(), archive_block=lambda name: (name, {}))
+    assert [(one.id, one.result) for one in settle_all(bench)] == [(str(run.id), "archived")]
+    (row,) = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
+    assert (row.id, row.status, row.archive) == (str(run.id), Status.FAILED, "archived")
+
+
+def test_a_server_that_is_away_keeps_it_from_nothing(bundles, tmp_path):
+    run, state = crashed(number=10)
+    away = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    elsewhere(run, state, tmp_path, PREFECT_LOGGING_TO_API_ENABLED="false", **away)
+
+    assert bundles.record().request.parameters == {"number": 10}
+    assert kinds(bundles.record()) == ["CREATED", "FAILED"]
+    assert bundles.failed_checks() == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("EXECUTIONS_HOOK_TIMEOUT=soon", "EXECUTIONS_HOOK_TIMEOUT"),
+        ("EXECUTIONS_HOME=/dev/null/home", "cannot be written"),
+    ],
+)
+def test_it_never_raises_and_says_what_is_wrong(bundles, monkeypatch, caplog, setting, told):
+    run, state = crashed()
+    monkeypatch.setenv(*setting.split("="))
+    heard(run, state)
+
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told in warning
+    assert f"execution {run.id} is not sealed yet" in warning
+
+
+def test_the_documents_of_a_run_that_never_began_say_what_is_not_known(bundles):
+    run, state = crashed()
+    heard(run, state)
+    instance = json.loads((bundles.one() / "metadata/instance.json").read_bytes())
+
+    assert instance == {"format": 1, "gpus": [], "packages": {}, "environment": {}}

@@ -1,0 +1,466 @@
+"""The ledger answers alike in SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ledgers import KINDS, SEAL, a_fresh_url, an_id, as_read, numbered
+from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
+from prefect_executions.executions import (
+    Metric,
+    Metrics,
+    Relative,
+)
+from prefect_executions.ledger import Ledger
+from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.methods import Method
+from records import (
+    EXECUTION_ID,
+    NOON,
+    a_cancelled_record,
+    a_failed_record,
+    a_job_status,
+    a_method,
+    a_never_started_record,
+    a_record,
+    a_request,
+    a_staged_input,
+    an_output,
+    digest,
+)
+
+
+@pytest.fixture(params=KINDS)
+def url(request, need, tmp_path):
+    with a_fresh_url(request.param, need, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def ledger(url):
+    with Ledger.open(url) as opened:
+        yield opened
+
+
+def only(ledger, table):
+    (row,) = ledger.rows(table)
+    return row
+
+
+# what is kept
+
+
+def test_a_row_tells_what_the_documents_say(ledger):
+    ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
+    row = ledger.get(EXECUTION_ID)
+    assert (row.method_id, row.method_version, row.method_type) == ("segment-coins", "1.2.0", "Analysis")
+    assert row.status is Status.COMPLETED
+    assert row.created == row.first_known == NOON
+    assert row.scheduled == NOON + timedelta(seconds=1)
+    assert (row.started, row.finished) == (NOON + timedelta(seconds=2), NOON + timedelta(seconds=8))
+    assert row.duration == timedelta(seconds=6)
+    assert (row.agent, row.hostname, row.worker, row.work_pool) == ("Alice", "vm-7", "worker-1", "default")
+    assert (row.infrastructure, row.flow_run_name) == ("process", "brave-otter")
+    assert (row.deployment_name, row.progress) == ("coins/nightly", 100)
+    assert row.code_commit == "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+    assert (row.archive, row.manifest_sha256) == ("archived", SEAL)
+
+
+def test_a_time_comes_back_to_the_microsecond_and_in_utc(ledger):
+    ledger.record(a_record(), archive="local")
+    assert ledger.get(EXECUTION_ID).created == datetime(2026, 9, 22, 12, 0, 0, 123456, UTC)
+    assert ledger.get(EXECUTION_ID).created.tzinfo is UTC
+
+
+def test_an_execution_that_never_started_has_no_times_that_nobody_saw(ledger):
+    ledger.record(a_never_started_record(), archive="archived", manifest_sha256=SEAL)
+    row = ledger.get(EXECUTION_ID)
+    assert row.status is Status.CANCELLED
+    assert (row.started, row.duration, row.hostname, row.worker) == (None, None, None, None)
+
+
+def test_a_failure_keeps_its_reason_and_message(ledger):
+    ledger.record(a_failed_record(), archive="archived", manifest_sha256=SEAL)
+    row = ledger.get(EXECUTION_ID)
+    assert (row.status, row.reason) == (Status.FAILED, Reason.ERROR)
+    assert row.message == "ValueError: no coins in this picture"
+    assert row.partial is None
+
+
+def test_a_cancelled_execution_says_that_its_outputs_may_be_incomplete(ledger):
+    ledger.record(a_cancelled_record(), archive="archived", manifest_sha256=SEAL)
+    assert ledger.get(EXECUTION_ID).partial is True
+
+
+def test_an_execution_whose_creation_nobody_saw_is_listed_by_the_first_thing_that_was_seen(ledger):
+    told = a_job_status()
+    unseen = told.model_copy(update={"created": None, "history": told.history[2:]})
+    ledger.record(a_record(job_status=unseen), archive="local")
+    row = ledger.get(EXECUTION_ID)
+    assert (row.created, row.scheduled) == (None, None)
+    assert row.first_known == NOON + timedelta(seconds=2)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (3, ("3", 3.0, None, None)),
+        (0.25, ("0.25", 0.25, None, None)),
+        (2**70, (str(2**70), float(2**70), None, None)),
+        (10**400, (str(10**400), math.inf, None, None)),
+        (-(10**400), (str(-(10**400)), -math.inf, None, None)),
+        (True, ("true", None, None, True)),
+        ("ä", ('"ä"', None, "ä", None)),
+        ("a\0b", ('"a\\u0000b"', None, "a�b", None)),
+        ("\ud800", ('"\\\\ud800"', None, "\\ud800", None)),
+        (math.inf, ('"Infinity"', None, "Infinity", None)),
+        (math.nan, ('"NaN"', None, "NaN", None)),
+        (None, ("null", None, None, None)),
+        ([1, {"a": None}], ('[1,{"a":null}]', None, None, None)),
+        ("x" * 70_000, (None, None, None, None)),
+    ],
+    ids=str,
+)
+def test_an_input_value_is_kept_in_the_column_of_its_type_and_whole_as_json(ledger, value, told):
+    record = a_record(request=a_request(values={"given": value}, files=()))
+    ledger.record(record, archive="local")
+    row = only(ledger, "inputs")
+    assert row["name"] == "given"
+    assert (row["json"], row["number"], row["text"], None if row["truth"] is None else bool(row["truth"])) == told
+
+
+def test_an_input_file_is_kept_with_its_digest_and_origin(ledger):
+    ledger.record(a_record(), archive="local")
+    row = only(ledger, "input_files")
+    assert row["sha256"] == a_staged_input().sha256
+    assert (row["input"], row["origin"], row["media_type"]) == ("picture", "s3://survey/picture.png", "image/png")
+
+
+def test_an_artefact_that_one_execution_made_and_another_used_has_the_same_digest_in_both(ledger):
+    made = an_output("outputs/map.tif", b"a map")
+    maker, user = numbered(1), numbered(2, request=a_request(files=(a_staged_input("picture", b"a map"),)))
+    maker = replace(maker, job_status=maker.job_status.model_copy(update={"outputs": (made,)}))
+    for record in (maker, user):
+        ledger.record(record, archive="local")
+    outputs = [row for row in ledger.rows("outputs") if row["sha256"] == digest(b"a map")]
+    files = [row for row in ledger.rows("input_files") if row["sha256"] == digest(b"a map")]
+    assert [row["execution"] for row in outputs] == [an_id(1)]
+    assert [row["execution"] for row in files] == [an_id(2)]
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "exact"),
+    [
+        (0.5, 0.5, None),
+        (24, 24.0, "24"),
+        (2**53 + 1, float(2**53), str(2**53 + 1)),
+        (10**30, 1e30, str(10**30)),
+        (10**400, math.inf, str(10**400)),
+        (math.nan, None, "NaN"),
+        (math.inf, math.inf, None),
+        (-math.inf, -math.inf, None),
+        (5e-324, 5e-324, None),
+    ],
+    ids=str,
+)
+def test_a_metric_is_a_number_and_loses_nothing(ledger, value, number, exact):
+    metric = Metric(name="loss", value=value, step=7, time=NOON)
+    ledger.record(a_record(metrics=Metrics(metrics=(metric,))), archive="local")
+    row = only(ledger, "metrics")
+    assert (row["name"], row["number"], row["exact"], row["step"]) == ("loss", number, exact, 7)
+
+
+def test_a_step_beyond_64_bits_is_left_out_and_never_made_smaller(ledger):
+    metric = Metric(name="loss", value=1, step=2**64, time=NOON)
+    ledger.record(a_record(metrics=Metrics(metrics=(metric,))), archive="local")
+    assert only(ledger, "metrics")["step"] is None
+
+
+def test_tags_relatives_and_history_are_kept_in_their_order(ledger):
+    relatives = (Relative(execution_id="b", relation="parent"), Relative(execution_id="a", relation="rerun-of"))
+    ledger.record(a_record(request=a_request(tags=("z", "a", "z"), relatives=relatives)), archive="local")
+    assert [row["tag"] for row in ledger.rows("tags")] == ["z", "a", "z"]
+    assert [(row["other"], row["relation"]) for row in ledger.rows("relatives")] == [
+        ("b", "parent"),
+        ("a", "rerun-of"),
+    ]
+    assert [row["kind"] for row in ledger.rows("history")] == ["status"] * 4 + ["progress", "status"]
+
+
+# recording again
+
+
+def test_recording_twice_changes_nothing(ledger):
+    ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
+    once = ledger.dump()
+    ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
+    assert ledger.dump() == once
+
+
+def test_the_final_record_replaces_all_rows_of_the_live_one(ledger):
+    live = a_record(
+        job_status=a_job_status(Status.EXECUTING),
+        request=a_request(tags=("live", "more")),
+        metrics=Metrics(params={"a": 1, "b": 2}),
+    )
+    ledger.record(live, archive="local")
+    ledger.record(a_record(), archive="pending", manifest_sha256=SEAL)
+    assert ledger.get(EXECUTION_ID).status is Status.COMPLETED
+    assert [row["tag"] for row in ledger.rows("tags")] == ["survey"]
+    assert [row["name"] for row in ledger.rows("params")] == ["footprint"]
+
+
+def test_a_late_live_record_does_not_replace_a_sealed_one(ledger):
+    ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
+    ledger.record(a_record(job_status=a_job_status(Status.EXECUTING)), archive="local")
+    assert ledger.get(EXECUTION_ID).status is Status.COMPLETED
+
+
+def test_a_second_sealer_does_not_take_an_execution_out_of_the_archive(ledger):
+    ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
+    ledger.record(a_record(), archive="pending", manifest_sha256=SEAL)
+    assert ledger.pending() == ()
+
+
+def test_what_waits_for_the_archive_is_told_oldest_first_until_it_is_there(ledger):
+    for number in (2, 1, 3):
+        ledger.record(numbered(number), archive="pending", manifest_sha256=SEAL)
+    ledger.note_archived(an_id(1), manifest_sha256=SEAL)
+    assert ledger.pending() == (an_id(2), an_id(3))
+    assert ledger.get(an_id(1)).archive == "archived"
+
+
+def test_an_execution_that_the_ledger_does_not_know_cannot_be_noted_or_got(ledger):
+    with pytest.raises(NotFoundError, match=EXECUTION_ID):
+        ledger.note_archived(EXECUTION_ID, manifest_sha256=SEAL)
+    with pytest.raises(NotFoundError, match=EXECUTION_ID):
+        ledger.get(EXECUTION_ID)
+
+
+def test_removing_an_execution_leaves_nothing_of_it(ledger):
+    ledger.record(numbered(1), archive="local")
+    without = ledger.dump()
+    ledger.record(numbered(2, method="other"), archive="local")
+    ledger.remove(an_id(2))
+    ledger.remove(an_id(2))
+    assert ledger.dump() == without
+
+
+# rebuilding
+
+
+def test_a_rebuilt_ledger_has_the_same_rows(ledger):
+    records = [numbered(number, method=f"m{number % 3}") for number in range(30)]
+    for record in records:
+        ledger.record(replace(record, job_status=a_job_status(Status.STARTED, execution_id=record.id)), archive="local")
+        ledger.record(record, archive="archived", manifest_sha256=SEAL)
+    before = ledger.dump()
+    ledger.clear()
+    assert not ledger.list().rows
+    with ledger.bulk() as bulk:
+        for record in reversed(records):
+            bulk.record(as_read(record), archive="archived", manifest_sha256=SEAL)
+    assert ledger.dump() == before
+
+
+def test_a_bulk_takes_an_execution_twice_and_keeps_the_last_word(ledger):
+    with ledger.bulk() as bulk:
+        bulk.record(a_record(job_status=a_job_status(Status.STARTED)), archive="local")
+        bulk.record(a_record(), archive="archived", manifest_sha256=SEAL)
+        bulk.record(a_record(job_status=a_job_status(Status.STARTED)), archive="local")
+    bulked = ledger.dump()
+    ledger.clear()
+    ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
+    assert ledger.dump() == bulked
+
+
+def test_a_bulk_of_many_rows_is_written_before_its_end(ledger):
+    metrics = Metrics(metrics=tuple(Metric(name="loss", value=n, step=n, time=NOON) for n in range(26_000)))
+    with ledger.bulk() as bulk:
+        for number in (1, 2):
+            bulk.record(numbered(number, metrics=metrics), archive="local")
+        assert len(ledger.list().rows) == 2
+
+
+def test_a_bulk_that_is_interrupted_keeps_the_batches_before(ledger):
+    def interrupted():
+        with ledger.bulk() as bulk:
+            for number in range(600):
+                bulk.record(numbered(number), archive="local")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(ledger.list(limit=1000).rows) == 500
+
+
+# finding
+
+
+@pytest.mark.parametrize("prefix", ["0b1e", "0B1E5A52", "0b1e5a526f0c", "0b1e5a52-6f0c-4", EXECUTION_ID])
+def test_a_short_prefix_finds_the_full_id_with_or_without_dashes(ledger, prefix):
+    for record in (a_record(), numbered(1)):
+        ledger.record(record, archive="local")
+    assert ledger.find(prefix) == EXECUTION_ID
+
+
+def test_an_ambiguous_prefix_lists_at_most_twenty_candidates(ledger):
+    for number in range(25):
+        ledger.record(numbered(number), archive="local")
+    with pytest.raises(AmbiguousIdError, match=an_id(3)) as told:
+        ledger.find("0000")
+    assert told.value.candidates == tuple(an_id(number) for number in range(20))
+
+
+def test_a_full_id_is_found_beside_its_second_life(ledger):
+    for life in (EXECUTION_ID, f"{EXECUTION_ID}.2"):
+        ledger.record(a_record(job_status=a_job_status(execution_id=life)), archive="local")
+    assert ledger.find(EXECUTION_ID) == EXECUTION_ID
+    assert ledger.find(EXECUTION_ID.replace("-", "")) == EXECUTION_ID
+    assert ledger.find(f"{EXECUTION_ID}.2") == f"{EXECUTION_ID}.2"
+    with pytest.raises(AmbiguousIdError):
+        ledger.find(EXECUTION_ID[:8])
+
+
+def test_a_prefix_that_nothing_begins_with_is_not_found(ledger):
+    ledger.record(a_record(), archive="local")
+    for prefix in ("", "1b", "%", "_b1e", "0b1e\0", "'; DROP TABLE executions; --", "\ud800"):
+        with pytest.raises(NotFoundError):
+            ledger.find(prefix)
+
+
+# listing
+
+
+def ids(page):
+    return [row.id for row in page.rows]
+
+
+def test_the_newest_come_first_and_a_cursor_leads_through_all_of_them(ledger):
+    for number in range(25):
+        ledger.record(numbered(number), archive="local")
+    seen, after = [], None
+    while True:
+        page = ledger.list(limit=10, after=after)
+        seen += ids(page)
+        after = page.after
+        if after is None:
+            break
+    assert seen == [an_id(number) for number in reversed(range(25))]
+
+
+def test_a_cursor_holds_its_place_when_newer_executions_come(ledger):
+    for number in range(6):
+        ledger.record(numbered(number), archive="local")
+    first = ledger.list(limit=3)
+    ledger.record(numbered(100), archive="local")
+    assert ids(ledger.list(limit=3, after=first.after)) == [an_id(2), an_id(1), an_id(0)]
+
+
+def test_executions_of_the_same_moment_are_all_listed_once(ledger):
+    for number in range(7):
+        told = a_job_status(execution_id=an_id(number))
+        ledger.record(a_record(job_status=told), archive="local")
+    first = ledger.list(limit=4)
+    second = ledger.list(limit=4, after=first.after)
+    assert sorted(ids(first) + ids(second)) == [an_id(number) for number in range(7)]
+    assert second.after is None
+
+
+def test_a_page_that_is_just_full_has_no_cursor_when_nothing_follows(ledger):
+    for number in range(3):
+        ledger.record(numbered(number), archive="local")
+    assert ledger.list(limit=3).after is None
+
+
+@pytest.fixture
+def mixed(ledger):
+    ends = (Status.COMPLETED, Status.FAILED, Status.CANCELLED, Status.EXECUTING)
+    for number in range(24):
+        ledger.record(numbered(number, end=ends[number % 4], method=f"m{number % 3}"), archive="local")
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        ({"status": [Status.FAILED]}, lambda n: n % 4 == 1),
+        ({"status": {Status.FAILED, Status.CANCELLED}}, lambda n: n % 4 in {1, 2}),
+        ({"method": "m1"}, lambda n: n % 3 == 1),
+        ({"method": "m1", "status": [Status.COMPLETED]}, lambda n: n % 12 == 4),
+        ({"since": NOON + timedelta(seconds=20)}, lambda n: n >= 20),
+        ({"until": NOON + timedelta(seconds=3)}, lambda n: n < 3),
+        ({"since": NOON + timedelta(seconds=4), "until": NOON + timedelta(seconds=9)}, lambda n: 4 <= n < 9),
+        ({"method": "m2", "since": NOON + timedelta(seconds=12)}, lambda n: n % 3 == 2 and n >= 12),
+        ({"method": "none"}, lambda n: n < 0),
+        ({"method": "m1' OR 1=1 --"}, lambda n: n < 0),
+    ],
+)
+def test_filters_together_narrow_the_list(mixed, asked, fits):
+    wanted = [an_id(number) for number in reversed(range(24)) if fits(number)]
+    first = mixed.list(limit=2, **asked)
+    assert ids(first) == wanted[:2]
+    rest = ids(mixed.list(after=first.after, **asked)) if first.after else []
+    assert rest == wanted[2:]
+
+
+@pytest.mark.parametrize("cursor", ["", "!", "bm8gY3Vyc29y", "ä", "MQ"])
+def test_a_cursor_that_is_none_is_refused(ledger, cursor):
+    with pytest.raises(RequestError, match="cursor"):
+        ledger.list(after=cursor)
+
+
+def test_a_page_of_no_rows_is_refused(ledger):
+    with pytest.raises(RequestError, match="at least one"):
+        ledger.list(limit=0)
+
+
+# Methods
+
+
+def test_methods_are_told_by_version_with_when_they_were_seen(ledger):
+    for number, version in enumerate(["1.0", "1.0", "2.0"]):
+        record = numbered(number)
+        ledger.record(replace(record, method=a_method(version=version)), archive="local")
+    one, two = ledger.methods()
+    assert (one.id, one.version, one.executions) == ("segment-coins", "1.0", 2)
+    assert (one.first_seen, one.last_seen) == (NOON, NOON + timedelta(seconds=1))
+    assert (two.version, two.executions) == ("2.0", 1)
+    assert Method.from_json(two.descriptor.encode()) == a_method(version="2.0")
+    assert ledger.method("segment-coins") == two
+    assert ledger.method("segment-coins", "1.0") == one
+
+
+def test_a_version_whose_code_changed_is_told_by_its_newest_execution(ledger):
+    for number, title in ((2, "new"), (1, "old")):
+        ledger.record(replace(numbered(number), method=a_method(title=title)), archive="local")
+    (told,) = ledger.methods()
+    assert (told.title, told.executions, told.first_seen) == ("new", 2, NOON + timedelta(seconds=1))
+    assert len(list(ledger.rows("methods"))) == 2
+
+
+def test_a_method_that_nobody_ran_is_not_found_and_known_versions_are_named(ledger):
+    ledger.record(a_record(), archive="local")
+    with pytest.raises(NotFoundError, match=r"Known versions: 1\.2\.0"):
+        ledger.method("segment-coins", "9")
+    with pytest.raises(NotFoundError, match="methods list"):
+        ledger.method("nothing")
+
+
+# the ledger itself
+
+
+def test_a_table_that_is_not_there_is_told_with_those_that_are(ledger):
+    with pytest.raises(LedgerError, match="input_files"):
+        list(ledger.rows("executions; DROP TABLE executions"))
+
+
+def test_a_closed_ledger_opens_itself_again(ledger):
+    ledger.record(a_record(), archive="local")
+    ledger.close()
+    ledger.close()
+    assert ledger.get(EXECUTION_ID).id == EXECUTION_ID

@@ -1,0 +1,243 @@
+"""The ledger's tables, migrations and query plans agree, in SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import subprocess
+import sys
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import NullPool, create_engine, inspect, text
+
+from ledgers import KINDS, SEAL, a_fresh_url, numbered
+from prefect_executions.errors import LedgerError
+from prefect_executions.ledger import Ledger, statements
+from prefect_executions.ledger.schema import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
+from prefect_executions.ledger.tables import METADATA
+
+
+@pytest.fixture(params=KINDS)
+def url(request, need, tmp_path):
+    with a_fresh_url(request.param, need, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def connection(url):
+    """A plain connection of SQLAlchemy to a ledger that was just made."""
+    Ledger.open(url).close()
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"), poolclass=NullPool)
+    with engine.connect() as connected:
+        if engine.dialect.name == "postgresql":
+            connected.execute(text(f"SET search_path TO {SCHEMA}"))
+        yield connected
+
+
+def sql(url, statement):
+    """Run a statement on the ledger as a stranger would."""
+    if url.startswith("sqlite"):
+        with sqlite3.connect(url.removeprefix("sqlite:///")) as connected:
+            connected.execute(statement)
+        connected.close()
+    else:
+        with psycopg.connect(url) as connected:
+            connected.execute(f"SET search_path TO {SCHEMA}")
+            connected.execute(statement)
+
+
+def test_the_migrations_give_exactly_the_tables_of_today(connection):
+    context = MigrationContext.configure(
+        connection, opts={"version_table": VERSION_TABLE, "compare_type": True, "compare_server_default": False}
+    )
+    assert compare_metadata(context, METADATA) == []
+
+
+def test_a_table_that_differs_would_be_told(connection):
+    connection.execute(text("ALTER TABLE tags ADD COLUMN planted TEXT"))
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    assert "planted" in str(compare_metadata(context, METADATA))
+
+
+def test_indexes_and_keys_have_the_names_that_the_tables_give_them(connection):
+    found = inspect(connection)
+    for table in METADATA.tables.values():
+        assert {index["name"] for index in found.get_indexes(table.name)} - {
+            constraint["name"] for constraint in found.get_unique_constraints(table.name)
+        } == {index.name for index in table.indexes}
+
+
+def test_the_newest_migration_is_the_one_that_a_ledger_is_held_to():
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == HEAD
+    steps = sorted(path.name for path in (MIGRATIONS / "versions").glob("0*.py"))
+    assert [name[:4] for name in steps] == [f"{number:04d}" for number in range(1, len(steps) + 1)]
+
+
+def test_statements_name_the_columns_of_the_tables_in_their_order():
+    assert set(statements.TABLES) == set(METADATA.tables)
+    keys = {"methods": ["key"], "executions": ["key", "method"]}
+    named = {
+        **{table: list(columns) for table, columns in statements.PARTS.items()},
+        "methods": list(statements.METHOD_COLUMNS),
+        "executions": list(statements.ROW_COLUMNS),
+    }
+    for name, table in METADATA.tables.items():
+        assert table.columns.keys() == keys.get(name, ["execution", "position"]) + named[name]
+
+
+def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(url):
+    with Ledger.open(url) as ledger:
+        ledger.record(numbered(1), archive="local")
+    sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")  # noqa: S608  a constant
+    with pytest.raises(LedgerError, match=r"version 9999 .* newer prefect-executions"):
+        Ledger.open(url)
+    sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '{HEAD}'")  # noqa: S608  a constant
+    with Ledger.open(url) as ledger:
+        assert len(ledger.list().rows) == 1
+
+
+def test_opening_again_keeps_what_is_there(url):
+    for number in range(3):
+        with Ledger.open(url) as ledger:
+            ledger.record(numbered(number), archive="local")
+    assert len(Ledger.open(url).list().rows) == 3
+
+
+def test_a_half_made_ledger_is_made_whole_or_refused_but_never_used(tmp_path):
+    path = tmp_path / "ledger.db"
+    with sqlite3.connect(path) as connected:
+        connected.execute("CREATE TABLE executions (id TEXT)")
+    connected.close()
+    with pytest.raises(LedgerError, match="executions already exists"):
+        Ledger.open(f"sqlite:///{path}")
+
+
+def test_a_ledger_of_today_is_opened_without_alembic_and_sqlalchemy(url):
+    with Ledger.open(url) as ledger:
+        ledger.record(numbered(1), archive="local")
+    asked = (
+        "import sys\nfrom prefect_executions.ledger import Ledger\n"
+        "assert len(Ledger.open(sys.argv[1]).list().rows) == 1\n"
+        "print({'sqlalchemy', 'alembic', 'prefect'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", asked, url], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"
+
+
+def test_a_sqlite_ledger_needs_no_driver_of_postgresql(tmp_path):
+    asked = (
+        "import sys\nfrom prefect_executions.ledger import Ledger\n"
+        "Ledger.open(sys.argv[1])\nprint('psycopg' in sys.modules)"
+    )
+    address = f"sqlite:///{tmp_path / 'ledger.db'}"
+    run = subprocess.run([sys.executable, "-c", asked, address], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def test_a_ledger_in_postgresql_keeps_to_a_schema_of_its_own(need, tmp_path):
+    with a_fresh_url("postgresql", need, tmp_path) as address:
+        with psycopg.connect(address) as connected:
+            connected.execute("CREATE TABLE public.alembic_version (version_num TEXT)")  # as Prefect's database has
+            connected.execute("CREATE TABLE public.metrics (somebody_elses TEXT)")  # and MLflow's
+        with Ledger.open(address) as ledger:
+            ledger.record(numbered(1), archive="local")
+            assert len(list(ledger.rows("metrics"))) == 3
+        with psycopg.connect(address) as connected:
+            assert connected.execute("SELECT count(*) FROM public.metrics").fetchone() == (0,)
+            query = "SELECT table_name FROM information_schema.tables WHERE table_schema = %s"
+            found = {name for (name,) in connected.execute(query, ("public",))}
+            assert found == {"alembic_version", "metrics"}
+
+
+# plans
+
+FILTERS = [
+    {},
+    {"status": "FAILED"},
+    {"method": "m1"},
+    {"method": "m1", "status": "FAILED"},
+    {"since": 5, "until": 10**15},
+    {"status": "FAILED", "since": 5},
+    {"method": "m1", "status": "FAILED", "since": 5, "until": 10**18},
+    {"after": (10**17, "x")},
+    {"status": "FAILED", "after": (10**17, "x")},
+    {"method": "m1", "after": (10**17, "x"), "until": 10**18},
+]
+
+
+def fill(url):
+    """Record enough executions that a planner takes an index."""
+    with Ledger.open(url) as ledger, ledger.bulk() as bulk:
+        for number in range(1500):
+            archive = "pending" if number % 100 == 0 else "archived"
+            bulk.record(numbered(number, method=f"m{number % 5}"), archive=archive, manifest_sha256=SEAL)
+
+
+@pytest.fixture(scope="module")
+def filled_sqlite(need, tmp_path_factory):
+    with a_fresh_url("sqlite", need, tmp_path_factory.mktemp("plans")) as url:
+        fill(url)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def filled_postgres(need, tmp_path_factory):
+    with a_fresh_url("postgresql", need, tmp_path_factory.mktemp("plans")) as url:
+        fill(url)
+        yield url
+
+
+def plan_in_sqlite(url, query):
+    connected = sqlite3.connect(url.removeprefix("sqlite:///"))
+    told = [row[3] for row in connected.execute(f"EXPLAIN QUERY PLAN {query.sql}", query.values)]
+    connected.close()
+    return told
+
+
+@pytest.mark.parametrize("asked", FILTERS, ids=str)
+def test_every_list_in_sqlite_reads_an_index_and_sorts_nothing(filled_sqlite, asked):
+    (step,) = plan_in_sqlite(filled_sqlite, statements.newest(limit=51, **asked))
+    expected = "_".join(word for word in ("method", "status") if word in asked)
+    name = f"executions_{expected}_newest_idx".replace("__", "_")
+    assert re.match(rf"(SCAN|SEARCH) executions USING INDEX {name}\b", step)
+
+
+@pytest.mark.parametrize("asked", FILTERS, ids=str)
+def test_every_list_in_postgresql_reads_an_index_and_sorts_nothing(filled_postgres, asked):
+    query = statements.newest(limit=51, **asked)
+    with psycopg.connect(filled_postgres, autocommit=True) as connected:
+        connected.execute(f"SET search_path TO {SCHEMA}")
+        connected.execute("ANALYZE executions")
+        found = connected.execute(f"EXPLAIN {query.sql.replace('?', '%s')}", query.values).fetchall()
+    told = "\n".join(line for (line,) in found)
+    assert "Index Scan" in told
+    assert not re.search(r"^ *(->)? *Sort", told, re.MULTILINE)
+    assert "Seq Scan" not in told
+
+
+@pytest.mark.parametrize(
+    ("statement", "values", "index"),
+    [
+        (statements.PENDING, (), "executions_pending_idx"),
+        (statements.GET, ("x",), "sqlite_autoindex_executions_1"),
+        (statements.BEGINNING_WITH, ("a", "b", 21), "sqlite_autoindex_executions_1"),
+    ],
+    ids=["pending", "get", "find"],
+)
+def test_other_questions_read_an_index_too(filled_sqlite, statement, values, index):
+    (step,) = plan_in_sqlite(filled_sqlite, statements.Query(statement, values))
+    assert f"INDEX {index}" in step
+
+
+@pytest.mark.parametrize("table", ["input_files", "outputs"])
+def test_an_artefact_is_found_by_its_digest_in_an_index(filled_sqlite, table):
+    query = statements.Query(f"SELECT execution FROM {table} WHERE sha256 = ?", ("x",))  # noqa: S608  a name above
+    (step,) = plan_in_sqlite(filled_sqlite, query)
+    assert f"{table}_sha256_idx" in step

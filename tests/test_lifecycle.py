@@ -1,0 +1,239 @@
+"""The lifecycle: the tables are whole, the history is never turned back."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.client.schemas.objects import StateType
+from pydantic import ValidationError
+
+from prefect_executions.errors import TransitionError
+from prefect_executions.lifecycle import (
+    AS_OGC,
+    FOLLOWS,
+    FROM_PREFECT,
+    Happening,
+    JobStatus,
+    Observer,
+    PrefectState,
+    Reason,
+    Seen,
+    Status,
+    advance,
+    begin,
+    ending,
+    faults,
+    follow,
+    remark,
+)
+
+NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
+
+
+def at(seconds: float) -> datetime:
+    return NOON + timedelta(seconds=seconds)
+
+
+def created() -> JobStatus:
+    return begin("id-1", "a-method", status=Status.CREATED, at=NOON, observer=Observer.PREFECT)
+
+
+def executing() -> JobStatus:
+    started = advance(created(), Status.STARTED, at(1), observer=Observer.PREFECT)
+    return advance(started, Status.EXECUTING, at(2), observer=Observer.HOOK)
+
+
+def a_state(kind: str, name: str, seconds: float, message: str | None = None) -> Seen:
+    return Seen(PrefectState(type=kind, name=name, id=uuid4()), at(seconds), message)
+
+
+def test_every_state_type_of_prefect_has_its_place():
+    assert set(FROM_PREFECT) == {kind.value for kind in StateType}
+
+
+def test_every_status_has_a_row_in_each_table():
+    assert set(FOLLOWS) == set(AS_OGC) == set(Status)
+
+
+def test_only_the_three_ends_are_terminal():
+    assert {status for status in Status if status.terminal} == {Status.COMPLETED, Status.FAILED, Status.CANCELLED}
+
+
+def test_no_status_can_come_back():
+    for status, nexts in FOLLOWS.items():
+        for later in nexts:
+            assert status not in FOLLOWS[later]
+
+
+def test_hearing_the_same_status_twice_changes_nothing():
+    job_status = executing()
+
+    assert advance(job_status, Status.EXECUTING, at(9), observer=Observer.HOOK) is job_status
+
+
+def test_forward_skips_are_legal():
+    ended = advance(created(), Status.FAILED, at(1), observer=Observer.HOOK, reason=Reason.CRASHED)
+
+    assert (ended.status, ended.execution_status, ended.reason) == ("failed", Status.FAILED, Reason.CRASHED)
+
+
+def test_a_step_back_is_refused():
+    with pytest.raises(TransitionError, match="SCHEDULED may not follow EXECUTING"):
+        advance(executing(), Status.SCHEDULED, at(3), observer=Observer.PREFECT)
+
+
+def test_a_late_word_is_kept_as_a_note_and_changes_nothing():
+    ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
+
+    late = advance(ended, Status.FAILED, at(4), observer=Observer.PREFECT, message="heartbeat lost")
+
+    assert late.execution_status is Status.COMPLETED
+    assert late.finished == ended.finished
+    assert late.history[-1].kind is Happening.NOTE
+    assert "heartbeat lost" in (late.history[-1].message or "")
+
+
+def test_after_the_end_nothing_but_a_note_is_taken():
+    ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
+
+    with pytest.raises(TransitionError, match="too late"):
+        remark(ended, Happening.PROGRESS, at(4), observer=Observer.HOOK, progress=50)
+
+
+def test_progress_moves_no_status_and_ends_at_a_hundred():
+    half = remark(executing(), Happening.PROGRESS, at(3), observer=Observer.HOOK, progress=50.5, message="half")
+
+    assert (half.progress, half.message, half.execution_status) == (50, "half", Status.EXECUTING)
+    assert advance(half, Status.COMPLETED, at(4), observer=Observer.HOOK).progress == 100
+
+
+def test_a_failed_execution_keeps_the_progress_it_had():
+    half = remark(executing(), Happening.PROGRESS, at(3), observer=Observer.HOOK, progress=50)
+
+    assert advance(half, Status.FAILED, at(4), observer=Observer.HOOK).progress == 50
+
+
+def test_the_document_says_one_status_only():
+    forged = executing().to_json().replace(b'"status": "running"', b'"status": "successful"')
+
+    with pytest.raises(ValidationError, match="does not say"):
+        JobStatus.model_validate_json(forged)
+
+
+def test_a_document_reads_back_as_it_was_written():
+    assert JobStatus.from_json(executing().to_json()) == executing()
+
+
+def test_prefects_history_is_followed_with_its_own_times():
+    told = follow(
+        created(),
+        [
+            a_state("SCHEDULED", "Scheduled", 0),
+            a_state("PENDING", "Pending", 2),
+            a_state("PENDING", "Submitting", 3),
+            a_state("RUNNING", "Running", 5),
+        ],
+    )
+
+    assert [(entry.status, entry.time) for entry in told.history] == [
+        (Status.CREATED, at(0)),
+        (Status.SCHEDULED, at(2)),
+        (Status.STARTED, at(5)),
+    ]
+    assert told.started == at(5)
+
+
+def test_following_the_same_states_again_adds_nothing():
+    states = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
+    once = follow(created(), states)
+
+    assert follow(once, states) == once
+
+
+def test_a_retry_is_an_attempt_and_no_status():
+    first = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
+    running = advance(follow(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
+
+    again = follow(
+        running, [*first, a_state("SCHEDULED", "AwaitingRetry", 4, "boom"), a_state("RUNNING", "Running", 5)]
+    )
+
+    assert (again.attempt, again.execution_status) == (2, Status.EXECUTING)
+    assert [(entry.kind, entry.attempt, entry.message) for entry in again.history[-1:]] == [
+        (Happening.ATTEMPT, 2, "boom")
+    ]
+
+
+def test_a_pause_and_its_end_are_entries():
+    running = [a_state("RUNNING", "Running", 2)]
+    begun = advance(follow(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
+
+    told = follow(begun, [*running, a_state("PAUSED", "Suspended", 4), a_state("RUNNING", "Running", 60)])
+
+    assert [(entry.kind, entry.time) for entry in told.history[-2:]] == [
+        (Happening.PAUSED, at(4)),
+        (Happening.RESUMED, at(60)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "message", "started", "expected"),
+    [
+        ("COMPLETED", "Completed", None, True, (Status.COMPLETED, None)),
+        ("COMPLETED", "Cached", None, True, (Status.COMPLETED, None)),
+        ("FAILED", "Failed", "boom", True, (Status.FAILED, Reason.ERROR)),
+        ("FAILED", "TimedOut", None, True, (Status.FAILED, Reason.TIMED_OUT)),
+        ("CRASHED", "Crashed", "exit 137", True, (Status.FAILED, Reason.CRASHED)),
+        (
+            "CRASHED",
+            "Crashed",
+            "Failed to submit flow run to infrastructure: x",
+            False,
+            (Status.FAILED, Reason.INFRASTRUCTURE),
+        ),
+        ("CRASHED", "Crashed", "Flow run could not start: no such file", False, (Status.FAILED, Reason.INFRASTRUCTURE)),
+        ("CANCELLING", "Cancelling", None, True, (Status.CANCELLED, None)),
+        ("CANCELLED", "Cancelled", None, False, (Status.CANCELLED, None)),
+        ("RUNNING", "Running", None, True, None),
+        ("PAUSED", "Suspended", None, True, None),
+        ("SCHEDULED", "AwaitingRetry", None, True, None),
+    ],
+)
+def test_the_end_is_read_from_the_state(kind, name, message, started, expected):
+    assert ending(kind, name, message, started=started) == expected
+
+
+def test_a_legal_history_has_no_faults():
+    assert list(faults(advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK).history)) == []
+
+
+def test_a_forged_history_is_found():
+    done = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK).history
+    turned = (*done, done[0])
+    early = (*done[:-1], done[-1].model_copy(update={"time": at(-3)}))
+
+    assert any("may not follow" in fault for fault in faults(turned))
+    assert any("before the entry above" in fault for fault in faults(early))
+
+
+def test_clocks_of_two_machines_may_differ_a_little():
+    behind = advance(executing(), Status.COMPLETED, at(-60), observer=Observer.SETTLE).history
+    far_behind = advance(executing(), Status.COMPLETED, at(-3600), observer=Observer.SETTLE).history
+
+    assert list(faults(behind)) == []
+    assert len(list(faults(far_behind))) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(Status), st.floats(0, 1e6)), max_size=12))
+def test_whatever_is_heard_the_history_stays_legal(words):
+    job_status = created()
+    for status, seconds in sorted(words, key=lambda word: word[1]):
+        try:
+            job_status = advance(job_status, status, at(seconds), observer=Observer.HOOK)
+        except TransitionError:
+            continue
+
+    assert list(faults(job_status.history)) == []
+    assert job_status.status == AS_OGC[job_status.execution_status]

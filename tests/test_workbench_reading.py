@@ -1,0 +1,490 @@
+"""What is kept can be found and read: from the workbench, the archive, with and without a ledger."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import archives
+from benches import OTHER_ID, begun, bench_at, kept, record_of
+from prefect_executions.archive import Archive, Store, open_store
+from prefect_executions.archive.folder import UNFINISHED
+from prefect_executions.archive.seals import folder_of
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.errors import (
+    AmbiguousIdError,
+    ArchiveError,
+    BundleError,
+    NotAvailableError,
+    NotFoundError,
+    RequestError,
+    WorldError,
+)
+from prefect_executions.ledger import Ledger
+from prefect_executions.lifecycle import Observer, Reason, Status
+from prefect_executions.workbench import Ending, Workbench
+from prefect_executions.workbench.checking import Verified, verify_target
+from prefect_executions.workbench.downloads import downloaded
+from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.settling import STALE, settle_all, sweep_uploads
+from records import EXECUTION_ID, NOON, OUTPUTS
+
+
+@pytest.fixture
+def bench(home) -> Workbench:
+    return bench_at(home)
+
+
+@pytest.fixture
+def reader(bench) -> Reader:
+    return Reader(bench)
+
+
+def without_local(bench: Workbench, bundle: OpenBundle) -> None:
+    bundle.discard()
+    assert not bundle.folder.exists()
+
+
+# --- finding ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", [EXECUTION_ID[:9], EXECUTION_ID[:13], EXECUTION_ID, EXECUTION_ID.replace("-", "")])
+def test_a_beginning_that_fits_one_execution_finds_it(bench, reader, prefix):
+    kept(bench)
+    assert reader.find(prefix) == EXECUTION_ID
+
+
+def test_a_beginning_that_fits_two_is_an_error_that_lists_them(bench, reader):
+    kept(bench)
+    kept(bench, OTHER_ID)
+    with pytest.raises(AmbiguousIdError) as told:
+        reader.find("0b1e5a52")
+    assert set(told.value.candidates) == {EXECUTION_ID, OTHER_ID}
+
+
+def test_what_nobody_knows_is_not_found(bench, reader):
+    kept(bench)
+    with pytest.raises(NotFoundError, match="ffff"):
+        reader.find("ffff")
+
+
+@pytest.mark.parametrize("prefix", ["0b1e5a526", EXECUTION_ID[:12], EXECUTION_ID])
+def test_without_a_ledger_the_archive_tells_the_id(bench, home, prefix):
+    without_local(bench, kept(bench))
+    kept(bench, OTHER_ID)
+    bench.ledger.close()
+    (home / "ledger.db").unlink()
+    assert Reader(bench_at(home)).find(prefix) == EXECUTION_ID
+
+
+def test_a_damaged_ledger_hinders_no_reading(bench, home):
+    kept(bench)
+    bench.ledger.close()
+    for path in home.glob("ledger.db*"):
+        path.unlink()
+    (home / "ledger.db").write_bytes(b"no database at all" * 100)
+    assert Reader(bench_at(home)).find(EXECUTION_ID[:6]) == EXECUTION_ID
+
+
+def test_without_a_ledger_an_ambiguous_beginning_is_still_told(bench, home):
+    kept(bench)
+    without_local(bench, kept(bench, OTHER_ID))
+    bench.ledger.close()
+    (home / "ledger.db").unlink()
+    with pytest.raises(AmbiguousIdError) as told:
+        Reader(bench_at(home)).find("0b1e5a52")
+    assert set(told.value.candidates) == {EXECUTION_ID, OTHER_ID}
+
+
+def test_a_whole_id_is_meant_although_another_begins_with_it(bench, home):
+    kept(bench)
+    kept(bench, f"{EXECUTION_ID}.2")
+    assert Reader(bench).find(EXECUTION_ID) == EXECUTION_ID
+    bench.ledger.close()
+    (home / "ledger.db").unlink()
+    assert Reader(bench_at(home)).find(EXECUTION_ID) == EXECUTION_ID
+    assert Reader(bench_at(home)).find(f"{EXECUTION_ID}.2") == f"{EXECUTION_ID}.2"
+
+
+@pytest.mark.parametrize("prefix", ["", "../..", "a/b", "\0", "-", ".open"])
+def test_what_can_be_no_id_is_not_found(bench, reader, prefix):
+    kept(bench)
+    with pytest.raises(NotFoundError):
+        reader.find(prefix)
+
+
+# --- reading ---------------------------------------------------------------------
+
+
+def test_the_record_reads_the_same_from_the_archive(bench, reader):
+    bundle = kept(bench)
+    here = reader.record(EXECUTION_ID)
+    without_local(bench, bundle)
+    assert reader.record(EXECUTION_ID) == here
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_an_output_reads_the_same_here_and_from_the_archive(bench, reader, local):
+    bundle = kept(bench)
+    if not local:
+        without_local(bench, bundle)
+    for path, content in OUTPUTS.items():
+        with reader.open_output(EXECUTION_ID, path.removeprefix("outputs/")) as stream:
+            assert stream.read() == content
+        assert b"".join(reader.blocks(EXECUTION_ID, path)) == content
+
+
+def test_the_outputs_of_a_sealed_execution_carry_their_digests(bench, reader):
+    kept(bench)
+    told = {output.path: (output.size, output.sha256) for output in reader.outputs(EXECUTION_ID)}
+    record = reader.record(EXECUTION_ID)
+    assert told == {output.path: (output.size, output.sha256) for output in record.job_status.outputs}
+    assert set(told) == set(OUTPUTS)
+
+
+def test_an_output_that_was_changed_is_refused_at_its_end(bench, reader):
+    bundle = kept(bench)
+    (bundle.folder / "outputs/regions.csv").write_bytes(b"label,area\n1,9999\n")
+    with pytest.raises(BundleError, match=r"outputs/regions\.csv.*verify"):
+        list(reader.blocks(EXECUTION_ID, "regions.csv"))
+
+
+@pytest.mark.parametrize("name", ["nothing.csv", "../metadata/request.json", "/etc/passwd", "", "maps"])
+def test_only_outputs_are_read_as_outputs(bench, reader, name):
+    kept(bench)
+    with pytest.raises(NotFoundError, match="executions outputs"):
+        reader.open_output(EXECUTION_ID, name)
+
+
+def test_a_live_link_is_no_output(bench, reader, tmp_path):
+    (tmp_path / "secret").write_text("not an output")
+    bundle = begun(bench, record_of(end=Status.EXECUTING))
+    (bundle.folder / "outputs/link").symlink_to(tmp_path / "secret")
+    assert "link" not in {output.name for output in reader.outputs(EXECUTION_ID)}
+    with pytest.raises(NotFoundError):
+        reader.open_output(EXECUTION_ID, "link")
+
+
+def test_the_outputs_of_a_live_execution_are_those_that_are_there_now(bench, reader):
+    begun(bench, record_of(end=Status.EXECUTING))
+    told = {output.path: output for output in reader.outputs(EXECUTION_ID)}
+    assert set(told) == set(OUTPUTS)
+    assert {output.sha256 for output in told.values()} == {None}
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_any_file_of_the_bundle_can_be_read_by_its_path(bench, reader, local):
+    bundle = kept(bench)
+    expected = (bundle.folder / layout.PROVENANCE).read_bytes()
+    if not local:
+        without_local(bench, bundle)
+    assert reader.read(EXECUTION_ID, layout.PROVENANCE) == expected
+
+
+def test_what_is_written_at_the_end_is_said_to_come(bench, reader):
+    begun(bench, record_of(end=Status.EXECUTING))
+    with pytest.raises(NotFoundError, match="EXECUTING; this is written when it ends"):
+        reader.read(EXECUTION_ID, layout.PROVENANCE)
+
+
+def test_reading_leaves_the_workbench_as_it_was(bench, reader):
+    kept(bench)
+    before = sorted(bench.folder.rglob("*"))
+    reader.record(EXECUTION_ID)
+    reader.standing(EXECUTION_ID)
+    list(reader.blocks(EXECUTION_ID, "regions.csv"))
+    list(reader.follow(EXECUTION_ID, "stdout"))
+    assert sorted(bench.folder.rglob("*")) == before
+
+
+def test_where_a_record_is_can_be_told(bench, reader):
+    bundle = begun(bench, record_of(end=Status.EXECUTING))
+    assert reader.standing(EXECUTION_ID) == (bundle.folder, False, "local")
+    bench.seal(EXECUTION_ID, Ending(Status.FAILED, Reason.ERROR, NOON, Observer.HOOK))
+    assert reader.standing(EXECUTION_ID) == (bundle.folder, True, "archived")
+    without_local(bench, bundle)
+    assert reader.standing(EXECUTION_ID) == (None, True, "archived")
+
+
+# --- logs ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_log_reads_the_same_here_and_from_the_archive(bench, reader, local):
+    bundle = kept(bench)
+    if not local:
+        without_local(bench, bundle)
+    with reader.log(EXECUTION_ID, "stdout") as stream:
+        assert stream.read() == OUTPUTS["outputs/stdout.log"]
+    assert b"".join(reader.follow(EXECUTION_ID, "stdout")) == OUTPUTS["outputs/stdout.log"]
+
+
+def test_a_live_log_is_followed_until_the_execution_is_sealed(bench, reader):
+    bundle = begun(bench, record_of(end=Status.EXECUTING))
+    seen: list[bytes] = []
+    first = threading.Event()
+
+    def follow() -> None:
+        for block in reader.follow(EXECUTION_ID, "stdout", pause=0.01):
+            seen.append(block)
+            first.set()
+
+    following = threading.Thread(target=follow)
+    following.start()
+    assert first.wait(30)
+    with bundle.paths.stdout.open("ab") as log:
+        log.write(b"one more line\n")
+    bench.seal(EXECUTION_ID, Ending(Status.COMPLETED, None, NOON, Observer.HOOK))
+    following.join(30)
+    assert not following.is_alive()
+    assert b"".join(seen) == OUTPUTS["outputs/stdout.log"] + b"one more line\n"
+
+
+def test_a_log_that_another_machine_writes_is_said_to_come(bench, reader):
+    begun(bench, record_of(end=Status.EXECUTING)).discard()
+    with pytest.raises(NotFoundError, match="is EXECUTING"):
+        list(reader.follow(EXECUTION_ID, "stdout"))
+
+
+# --- verifying -------------------------------------------------------------------
+
+
+def verified(reader: Reader, text: object) -> dict[str, Verified]:
+    return {one.place: one for one in verify_target(reader, str(text))}
+
+
+def test_both_copies_of_an_execution_are_verified(bench, reader):
+    kept(bench)
+    told = verified(reader, EXECUTION_ID[:6])
+    assert list(told) == ["workbench", "archive"]
+    assert [one.report.faults for one in told.values()] == [(), ()]
+
+
+def test_damage_in_one_copy_is_not_hidden_by_the_other(bench, reader):
+    bundle = kept(bench)
+    with (bundle.folder / "outputs/regions.csv").open("ab") as file:
+        file.write(b"!")
+    told = verified(reader, EXECUTION_ID)
+    assert not told["workbench"].report.passed
+    assert told["archive"].report.passed
+
+
+def test_damage_in_the_archive_is_found_by_name(bench, reader, home):
+    without_local(bench, kept(bench))
+    damaged = 0
+    for path in sorted((home / "archive" / folder_of(EXECUTION_ID)).rglob("*")):
+        if path.is_file() and path.name not in {"seal.json", "opening.json", Path(layout.ATTESTATION).name}:
+            whole = path.read_bytes()
+            path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:] if whole else b"!")
+            told = verified(reader, EXECUTION_ID)
+            assert list(told) == ["archive"]
+            assert not told["archive"].report.passed, path
+            path.write_bytes(whole)
+            damaged += 1
+    assert damaged > 10
+
+
+def test_an_object_that_is_gone_from_the_archive_is_a_fault(bench, reader, home):
+    without_local(bench, kept(bench))
+    (data,) = (home / "archive" / folder_of(EXECUTION_ID) / "data").glob(
+        reader.bundle_source(EXECUTION_ID)._bundle.seal.data[layout.OUTPUT_ZIP].sha256
+    )
+    data.unlink()
+    report = verified(reader, EXECUTION_ID)["archive"].report
+    assert any("output.zip" in fault for fault in report.faults)
+
+
+def test_an_object_that_nobody_sealed_is_a_fault(bench, reader, home):
+    without_local(bench, kept(bench))
+    (objects,) = (home / "archive" / folder_of(EXECUTION_ID)).glob("sealed-*")
+    (objects / "metadata/extra.json").write_bytes(b"{}")
+    report = verified(reader, EXECUTION_ID)["archive"].report
+    assert any("extra.json" in fault for fault in report.faults)
+
+
+def test_a_manifest_that_was_made_anew_does_not_fit_the_seal(bench, reader, home):
+    without_local(bench, kept(bench))
+    (listed,) = (home / "archive" / folder_of(EXECUTION_ID)).glob(f"sealed-*/{layout.MANIFEST}")
+    listed.write_bytes(listed.read_bytes().replace(b"a", b"b"))
+    report = verified(reader, EXECUTION_ID)["archive"].report
+    assert any(fault.startswith("seal: ") for fault in report.faults)
+
+
+def test_an_execution_that_is_not_sealed_cannot_be_verified_yet(bench, reader):
+    begun(bench, record_of(end=Status.EXECUTING))
+    with pytest.raises(NotAvailableError, match="EXECUTING and not sealed yet"):
+        verified(reader, EXECUTION_ID)
+
+
+def test_the_copy_here_is_verified_before_an_archive_that_fails(bench, reader, home):
+    kept(bench)
+    (home / "archive" / folder_of(EXECUTION_ID) / "seal.json").write_bytes(b"{ no seal")
+    told = verify_target(reader, EXECUTION_ID)
+    assert next(told).report.passed
+    with pytest.raises(ArchiveError, match="seal"):
+        next(told)
+
+
+def test_a_folder_and_a_zip_of_it_are_verified(bench, reader, tmp_path):
+    bundle = kept(bench)
+    assert verified(reader, bundle.folder)["folder"].report.passed
+    zipped = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
+    assert list(verified(reader, zipped)) == ["zip"]
+
+
+@pytest.mark.parametrize("target", ["there/is/nothing", "nothing.zip"])
+def test_a_path_that_is_not_there_is_not_found(reader, target):
+    with pytest.raises(NotFoundError, match="no file or folder"):
+        verified(reader, target)
+
+
+# --- addresses -------------------------------------------------------------------
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Python's own web server of files, without its log."""
+
+    def log_message(self, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/elsewhere":
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1/bundle.zip")
+            self.end_headers()
+        elif path == "/cut":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"only this")
+        elif path == "/endless":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"0" * 100_000)
+        else:
+            super().do_GET()
+
+
+@pytest.fixture
+def web(tmp_path) -> Iterator[str]:
+    def serve(*arguments: object) -> Quiet:
+        return Quiet(*arguments, directory=str(tmp_path))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        serving.join()
+
+
+def test_a_zip_on_the_web_is_verified(bench, reader, web, tmp_path):
+    bundle = kept(bench)
+    here = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
+    told = verified(reader, f"{web}/bundle.zip?X-Amz-Signature=abc")
+    assert told["download"].report == verified(reader, here)["zip"].report
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "message"),
+    [
+        ("nothing.zip", NotFoundError, "404"),
+        ("cut", WorldError, "broke off after 9 of 1000 bytes"),
+        ("elsewhere", WorldError, "cannot be read"),
+    ],
+)
+def test_a_download_that_fails_is_told_without_the_query(web, path, kind, message):
+    with pytest.raises(kind, match=message) as told, downloaded(f"{web}/{path}?token=hidden"):
+        pass
+    assert "hidden" not in str(told.value)
+
+
+def test_a_download_ends_at_the_limit(web):
+    with pytest.raises(RequestError, match="at most 1000"), downloaded(f"{web}/endless", largest=1000):
+        pass
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/a.zip", "file:///etc/passwd", "gopher://x/y"])
+def test_only_web_and_object_storage_are_downloaded_from(url):
+    with pytest.raises(RequestError, match="https://"), downloaded(url):
+        pass
+
+
+# --- settling --------------------------------------------------------------------
+
+
+def test_settling_finishes_what_is_left_and_leaves_what_runs(bench, home):
+    begun(bench, record_of(end=Status.EXECUTING))
+    begun(bench, record_of(OTHER_ID))
+    told = {one.id: one.result for one in settle_all(bench)}
+    assert told == {EXECUTION_ID: "open", OTHER_ID: "archived"}
+    assert {one.id: one.result for one in settle_all(bench)} == {EXECUTION_ID: "open"}
+    assert bench.ledger.get(OTHER_ID).archive == "archived"
+
+
+def test_one_damaged_bundle_hinders_no_other(bench):
+    begun(bench, record_of(OTHER_ID))
+    damaged = begun(bench, record_of(EXECUTION_ID))
+    (damaged.folder / "metadata/jobStatus.json").write_text("{}")
+    told = {one.id: one.result for one in settle_all(bench)}
+    assert told == {EXECUTION_ID: "failed", OTHER_ID: "archived"}
+
+
+# --- on S3 -----------------------------------------------------------------------
+
+
+class Counting:
+    """A store that knows how many bytes were read from it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        data = self._store.get_range(key, start, end)
+        self.read += len(data)
+        return data
+
+
+def test_one_output_is_read_from_s3_by_its_range(need, tmp_path):
+    place = archives.place_on("seaweedfs", need)
+    try:
+        store = Counting(open_store(place.url, options=place.options))
+        ledger = f"sqlite:///{tmp_path / 'ledger.db'}"
+        bench = Workbench(
+            tmp_path / "bench",
+            open_archive=lambda: Archive(cast("Store", store)),
+            open_ledger=lambda: Ledger.open(ledger),
+        )
+        without_local(bench, kept(bench, outputs={**OUTPUTS, "outputs/large.bin": os.urandom(24 << 20)}))
+        reader = Reader(bench)
+        assert b"".join(reader.blocks(EXECUTION_ID, "regions.csv")) == OUTPUTS["outputs/regions.csv"]
+        assert 0 < store.read < 2 << 20
+        assert verified(reader, EXECUTION_ID)["archive"].report.passed
+        assert store.read > 24 << 20
+    finally:
+        place.close()
+
+
+def test_what_a_dead_upload_left_is_swept_and_a_young_one_is_not(tmp_path):
+    bench = bench_at(tmp_path)
+    bench.archive.store.put("executions/x/opening.json", b"{}")
+    left = tmp_path / "archive" / "executions" / "x" / f"{UNFINISHED}0123456789abcdef"
+    left.write_bytes(b"half")
+    begun = datetime.fromtimestamp(left.stat().st_mtime, UTC)
+
+    assert sweep_uploads(bench, begun + STALE / 2) == 0
+    assert sweep_uploads(bench, begun + STALE * 2) == 1
+    assert not left.exists()
