@@ -17,7 +17,7 @@ from prefect_executions.capture.machine import Meter, observe, recorded_environm
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.capture.secrets import MASK
 from prefect_executions.capture.system import container_id_in, cpu_limit_in, memory_limit_in
-from prefect_executions.executions import Gpu, Instance
+from prefect_executions.executions import Gpu, Instance, Usage
 
 ID = "4f5e" * 16
 SMI = """NVIDIA H200, GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, 143771, 570.86.15
@@ -220,12 +220,19 @@ def test_a_meter_inside_another_does_not_lower_its_peak():
 
 
 def test_a_meter_counts_children_that_were_waited_for():
-    meter = Meter()
-    meter.start()
-    code = (
+    # In a process of its own: the system keeps one peak for all children that a process ever waited for.
+    child = (
         "import time; x = bytearray(400 * 1024**2); t = time.process_time()\nwhile time.process_time() < t + 0.05: pass"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    usage = meter.stop()
+    code = f"""
+import subprocess, sys
+from prefect_executions.capture.machine import Meter
+meter = Meter()
+meter.start()
+subprocess.run([sys.executable, "-c", {child!r}], check=True)
+print(meter.stop().model_dump_json())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    usage = Usage.model_validate_json(done.stdout)
     assert usage.cpu_seconds >= 0.04
     assert usage.peak_memory > 400 * 1024**2
