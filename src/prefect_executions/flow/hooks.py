@@ -30,7 +30,7 @@ from prefect_executions.flow import events, logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import knock
 from prefect_executions.flow.inputs import mask_credentials
-from prefect_executions.flow.opening import Opening, lives, never_started, the_workbench
+from prefect_executions.flow.opening import Opening, never_started, the_workbench
 from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import Ending, Outcome
@@ -126,7 +126,7 @@ def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> boo
     if state.id in known:
         return False
     try:
-        told = lives(engine.history(flow_run.id))
+        told = engine.lives(engine.history(flow_run.id))
     except OrchestratorError:
         return False
     return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_executions import engine
 from prefect_executions.capture import machine
 from prefect_executions.capture.code import identify
 from prefect_executions.capture.secrets import looks_secret, redact_urls
-from prefect_executions.documents import in_utc, json_value
-from prefect_executions.errors import OrchestratorError
+from prefect_executions.documents import json_value
 from prefect_executions.executions import Agent, ExecuteRequest, ExecutionRecord, Infrastructure, Instance, Relative
 from prefect_executions.flow.declared import Declared
-from prefect_executions.lifecycle import FROM_PREFECT, JobStatus, Observer, PrefectState, Seen, Status, begin, follow
 from prefect_executions.methods import Method, is_secret_reference
 from prefect_executions.settings import DirtyTree, Settings
 from prefect_executions.workbench import Workbench
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
 
 WITHHELD = {"withheld": True}
 """What stands in the record for a secret whose name was never resolved."""
-
-_ENDS = frozenset(name for name, status in FROM_PREFECT.items() if status is not None and status.terminal)
 
 _workbenches: dict[tuple[int, str], Workbench] = {}
 
@@ -78,7 +73,7 @@ def opening(
             request=_request(declared, run, execution_id, values, settings=settings, parent=parent),
             infrastructure=_infrastructure(run, settings),
             instance=machine.observe(environment=environment, allowed=settings.environment),
-            job_status=told_by_prefect(execution_id, method.id, run),
+            job_status=engine.told_by_prefect(execution_id, method.id, run),
             agent=agent(run, settings),
         ),
         code,
@@ -99,7 +94,7 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
             request=_request(declared, run, execution_id, None, settings=settings, parent=None),
             infrastructure=_infrastructure(run, settings),
             instance=Instance(),
-            job_status=told_by_prefect(execution_id, method.id, run),
+            job_status=engine.told_by_prefect(execution_id, method.id, run),
             agent=agent(run, settings),
         ),
         code,
@@ -196,60 +191,3 @@ def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Rel
 def _infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
     told = engine.infrastructure(run, os.environ)
     return told.model_copy(update={"image": settings.image or None, "image_digest": settings.image_digest or None})
-
-
-def states(run: FlowRun) -> tuple[Seen, ...]:
-    """Prefect's state history since the run was created or retried by hand; its one state when the API is away.
-
-    A run that was just called in a process has two states, and Prefect told both
-    with the run: it need not be asked again.
-    """
-    called = run.deployment_id is None and os.environ.get("PREFECT__FLOW_RUN_ID") != str(run.id)
-    if called and run.run_count == 1 and run.state and run.state.is_running() and run.expected_start_time:
-        return (_called(run.expected_start_time), engine.seen(run.state))
-    try:
-        return lives(engine.history(run.id))[-1]
-    except OrchestratorError:
-        return (engine.seen(run.state),) if run.state else ()
-
-
-def _called(expected: datetime) -> Seen:
-    """The PENDING that a direct call begins with: Prefect's server keeps its time as the expected start."""
-    return Seen(PrefectState(type="PENDING", name="Pending"), in_utc(expected))
-
-
-def lives(told: Sequence[Seen]) -> list[tuple[Seen, ...]]:
-    """Return the states *told* of a flow run, cut where somebody scheduled it again after an end.
-
-    Prefect keeps its id then; a record has ended, and another one begins.
-    """
-    cuts = [
-        number
-        for number, (before, one) in enumerate(pairwise(told), start=1)
-        if one.state.type == "SCHEDULED" and before.state.type in _ENDS
-    ]
-    return [tuple(told[start:end]) for start, end in pairwise([0, *cuts, len(told)])]
-
-
-def told_by_prefect(execution_id: str, method_id: str, run: FlowRun) -> JobStatus:
-    """Return the history so far with Prefect's own times.
-
-    Prefect tells the creation twice: as the flow run's `created`, by the server's
-    clock, and as the time of its first state, by the client's. The earlier counts.
-    """
-    heard = states(run)
-    told = [one.time for one in heard[:1]]
-    if run.created and execution_id == str(run.id):
-        told.append(in_utc(run.created))
-    if not told:
-        return begin(execution_id, method_id, status=Status.STARTED, at=now(), observer=Observer.HOOK)
-    accepted = heard[0].state if heard and FROM_PREFECT.get(heard[0].state.type) is Status.CREATED else None
-    created = begin(
-        execution_id,
-        method_id,
-        status=Status.CREATED,
-        at=min(told),
-        observer=Observer.PREFECT,
-        prefect_state=accepted,
-    )
-    return follow(created, heard)

@@ -40,7 +40,7 @@ from prefect_executions.flow.current import Execution, Metadata, Telling, curren
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import door, knock
 from prefect_executions.flow.inputs import Inputs
-from prefect_executions.flow.opening import now, opening, states, the_workbench
+from prefect_executions.flow.opening import now, opening, the_workbench
 from prefect_executions.lifecycle import JobStatus, Observer, Status, advance, follow
 from prefect_executions.settings import Settings
 
@@ -177,7 +177,7 @@ class Recording:
         place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
         if place.bundle is not None:
             record = place.bundle.record()
-            job_status = follow(record.job_status, states(self.run))
+            job_status = follow(record.job_status, engine.states(self.run))
             return replace(record, job_status=job_status), place.bundle
         opened = opening(self.declared, self.run, place.id, values, self.settings, parent=current_id())
         return opened.record, self.workbench.begin(opened.record, opened.code)

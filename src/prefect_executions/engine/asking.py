@@ -1,0 +1,98 @@
+"""What Prefect says of a flow run: itself, its states, and where it was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import prefect
+from prefect.exceptions import ObjectNotFound
+
+from prefect_executions.capture.secrets import redact_urls
+from prefect_executions.documents import in_utc, json_value
+from prefect_executions.engine.client import client, configured_api
+from prefect_executions.errors import OrchestratorError
+from prefect_executions.executions import Deployment, Infrastructure
+from prefect_executions.lifecycle import PrefectState, Seen
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun, State
+
+
+def seen(state: State[Any]) -> Seen:
+    """Return *state* as a value of ours, its message without credentials of URLs."""
+    told = PrefectState(type=state.type.value, name=state.name or state.type.value.title(), id=state.id)
+    return Seen(told, in_utc(state.timestamp), redact_urls(state.message) if state.message else None)
+
+
+def history(flow_run_id: UUID) -> tuple[Seen, ...]:
+    """Return the states of a flow run in the order of their times, one request.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    try:
+        states = client().read_flow_run_states(flow_run_id)
+    except Exception as error:
+        raise OrchestratorError(f"the state history of flow run {flow_run_id} cannot be read: {error}") from error
+    return tuple(sorted((seen(state) for state in states), key=lambda one: one.time))
+
+
+def flow_run(flow_run_id: UUID) -> FlowRun | None:
+    """Return a flow run as Prefect knows it now, or None when Prefect does not know it.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    try:
+        return client().read_flow_run(flow_run_id)
+    except ObjectNotFound:
+        return None
+    except Exception as error:
+        raise OrchestratorError(f"flow run {flow_run_id} cannot be read: {error}") from error
+
+
+def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructure:
+    """Return what Prefect and its worker say about where *run* was sent.
+
+    Of the job variables the names in ``env`` are kept and their values are not:
+    they may hold secrets.
+    """
+    labels = run.labels or {}
+    pool_type = labels.get("prefect.worker.type")
+    variables = {name: json_value(value) for name, value in (run.job_variables or {}).items()}
+    if isinstance(variables.get("env"), dict):
+        variables["env"] = sorted(variables["env"])
+    kind = str(pool_type) if pool_type else "direct" if run.deployment_id is None else "serve"
+    return Infrastructure(
+        type=kind,
+        work_pool=run.work_pool_name or _text(labels.get("prefect.work-pool.name")),
+        work_queue=run.work_queue_name,
+        worker=_text(labels.get("prefect.worker.name")) or environment.get("PREFECT__WORKER_NAME"),
+        worker_id=environment.get("PREFECT__WORKER_ID"),
+        job_variables=variables,
+        identifier=run.infrastructure_pid,
+        prefect_version=prefect.__version__,
+        prefect_api=configured_api(),
+    )
+
+
+def deployment(run: FlowRun, environment: Mapping[str, str]) -> Deployment | None:
+    """Return the deployment that *run* came through; its name only where the worker told it."""
+    if run.deployment_id is None:
+        return None
+    return Deployment(id=run.deployment_id, name=environment.get("PREFECT__DEPLOYMENT_NAME"))
+
+
+def created_by(run: FlowRun) -> dict[str, str] | None:
+    """Return the schedule or automation that created *run*, if Prefect says one."""
+    maker = run.created_by
+    if maker is None:
+        return None
+    told = {"type": maker.type, "id": maker.id and str(maker.id), "name": maker.display_value}
+    return {key: str(value) for key, value in told.items() if value}
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,52 @@
+"""The way to Prefect's API: one client for each process, and whether anybody answers."""
+
+from __future__ import annotations
+
+import os
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.context import SyncClientContext
+from prefect.settings import PREFECT_API_URL
+
+from prefect_executions.capture.secrets import redact_url, redact_urls
+from prefect_executions.errors import OrchestratorError
+
+_clients: dict[tuple[int, str], SyncPrefectClient] = {}
+
+
+def client() -> SyncPrefectClient:
+    """Return the run's own client inside a sync run, and elsewhere one that the process keeps.
+
+    Making a client costs about 20 ms (its TLS context), so it is made once for
+    each API and process; a forked child makes its own.
+    """
+    if SyncClientContext.get() is not None:
+        return get_client(sync_client=True)
+    key = (os.getpid(), PREFECT_API_URL.value() or "ephemeral")
+    if key not in _clients:
+        _clients[key] = get_client(sync_client=True)
+    return _clients[key]
+
+
+def configured_api() -> str | None:
+    """Return the address of the Prefect API that is configured, without credentials; None where none is.
+
+    Prefect then starts a server of its own for the process, at the first request.
+    """
+    api = PREFECT_API_URL.value()
+    return redact_url(api) if api else None
+
+
+def greet() -> str:
+    """Ask Prefect's API for its version; the first request, which starts an embedded server where one is needed.
+
+    Raises:
+        OrchestratorError: If the API cannot be asked, or the embedded server does not start.
+    """
+    try:
+        return client().api_version()
+    except Exception as error:
+        place = configured_api() or "the embedded server"
+        raise OrchestratorError(
+            f"Prefect's API ({place}) does not answer: {redact_urls(str(error))}. Run 'executions doctor'."
+        ) from error
