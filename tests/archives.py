@@ -112,4 +112,5 @@ def content(
         absent=sorted(absent or {}),
         status=Status.COMPLETED,
         finished=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+        at=datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC),
     )

@@ -16,9 +16,10 @@ from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_job_status, a_reco
 OTHER_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e11"
 
 
-def bench_at(home: Path) -> Workbench:
-    """Return the workbench that a home folder means."""
-    return Workbench.of(Settings(home=home), archive_block=lambda name: (name, {}))
+def bench_at(home: Path, *, archive: Workbench | None = None) -> Workbench:
+    """Return the workbench that a home folder means; it may share the archive of another."""
+    shared = archive.archive.store.url if archive else ""
+    return Workbench.of(Settings(home=home, archive=shared), archive_block=lambda name: (name, {}))
 
 
 def record_of(execution_id: str = EXECUTION_ID, end: Status = Status.COMPLETED, **changes: Any) -> ExecutionRecord:

@@ -125,6 +125,13 @@ def as_ogc(values: Mapping[str, Any], files: Sequence[StagedInput]) -> dict[str,
     return told
 
 
+def by_reference(request: ExecuteRequest) -> ExecuteRequest:
+    """Return *request* with staged inputs told by origin and digest alone, because their copies are out of reach."""
+    told = request.model_dump(exclude={"inputs"}, by_alias=False)
+    told["files"] = [file.model_copy(update={"path": None}) for file in request.files]
+    return ExecuteRequest(**told)
+
+
 class Infrastructure(Document):
     """What the execution was assigned to; only what the worker and the platform really said."""
 
@@ -372,9 +379,11 @@ class OpeningRecord(Document):
     instance: Instance
     job_status: JobStatus
     agent: Agent
+    code: dict[str, str] = {}
+    """The Method's own files, by their places in the bundle, so that they are not lost with the worker's disk."""
 
     @classmethod
-    def of(cls, record: ExecutionRecord) -> OpeningRecord:
+    def of(cls, record: ExecutionRecord, *, code: Mapping[str, str] | None = None) -> OpeningRecord:
         """Return the opening record of *record*."""
         return cls(
             method=record.method,
@@ -383,6 +392,7 @@ class OpeningRecord(Document):
             instance=record.instance,
             job_status=record.job_status,
             agent=record.agent,
+            code=dict(code or {}),
         )
 
     def record(self) -> ExecutionRecord:

@@ -1,6 +1,7 @@
 """Where sealed bundles are kept: object storage behind one narrow interface, and what lies where in it."""
 
 from prefect_executions.archive.keeping import Archive, Content, Sealing, Swept, open_archive
+from prefect_executions.archive.marks import Marks, OpenMark, SealMark
 from prefect_executions.archive.reading import ArchivedBundle
 from prefect_executions.archive.seals import ArchivedData, Seal
 from prefect_executions.archive.store import Head, Store, honours_create_if_absent
@@ -12,7 +13,10 @@ __all__ = [
     "ArchivedData",
     "Content",
     "Head",
+    "Marks",
+    "OpenMark",
     "Seal",
+    "SealMark",
     "Sealing",
     "Store",
     "Swept",

@@ -67,7 +67,7 @@ class FilesystemStore:
         else:
             self._on(key, lambda path: self._filesystem.pipe_file(path, data))
 
-    def put_many(self, objects: Mapping[str, bytes | Path]) -> None:
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:  # noqa: ARG002 - whether an object lasts is the file system's own
         for key, data in objects.items():
             self.put(key, data)
 

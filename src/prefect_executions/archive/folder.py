@@ -45,21 +45,23 @@ class FolderStore:
     def put(self, key: str, data: bytes | Path) -> None:
         self.put_many({key: data})
 
-    def put_many(self, objects: Mapping[str, bytes | Path]) -> None:
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:
         written: list[_Written] = []
         folders: set[str] = set()
         try:
             # Written first and flushed together: the disk then has one journal to write, not one for each file.
             for key, data in objects.items():
                 written.append(self._write_aside(key, data, folders))
-            with self._told(written[0].key if len(written) == 1 else "its objects"):
-                sync(one.unfinished for one in written)
+            if lasting:
+                with self._told(written[0].key if len(written) == 1 else "its objects"):
+                    sync(one.unfinished for one in written)
             for one in written:
                 with self._told(one.key):
                     os.replace(one.unfinished, one.path)
                     folders.add(os.path.dirname(one.path))
-            with self._told("its folders"):
-                _flush_folders(folders)
+            if lasting:
+                with self._told("its folders"):
+                    _flush_folders(folders)
         except BaseException:
             for one in written:
                 _forget(one.unfinished)

@@ -6,23 +6,28 @@
     ├── opening.json           the opening record, put before user code runs
     ├── data/<sha256>          what is big: output.zip, staged inputs
     ├── sealed-<16 hex>/…      the small files of the bundle, under their paths in it
-    └── seal.json              created last, and only if it is not there
+    ├── seal.json              created last, and only if it is not there
+    └── late/<16 hex>.json     what was heard after the seal and changed nothing
 
 Law: data, then metadata, then the seal; readers go the other way, and without a
 seal there is an opening record or nothing. Sealers of different content write to
 different folders and the seal decides, so a bundle is never a mixture of two.
+
+Beside them lie the marks (`marks`), which say at a glance what is open.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from prefect_executions.archive.marks import Marks, open_key
 from prefect_executions.archive.reading import ArchivedBundle
-from prefect_executions.archive.seals import OPENING, SEAL, ArchivedData, Seal, data_name, folder_of, parse_seal
+from prefect_executions.archive.seals import LATE, OPENING, SEAL, ArchivedData, Seal, data_name, folder_of, parse_seal
 from prefect_executions.archive.store import Store
 from prefect_executions.archive.urls import NO_OPTIONS, TIMEOUT, open_store
 from prefect_executions.bundles.layout import MANIFEST, check_execution_id
@@ -41,7 +46,7 @@ class Content(NamedTuple):
 
     `files` are put as single objects and must hold the manifest; `data` are kept
     already by `Archive.keep_data`; `absent` are the files of the bundle that its
-    archive level leaves out.
+    archive level leaves out. `at` is the time of sealing, for the marks.
     """
 
     folder: Path
@@ -50,6 +55,7 @@ class Content(NamedTuple):
     absent: Sequence[str]
     status: Status
     finished: datetime | None
+    at: datetime
 
 
 class Sealing(NamedTuple):
@@ -71,10 +77,11 @@ class Archive:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.marks = Marks(store)
 
     def open_record(self, execution_id: str, data: bytes) -> None:
-        """Keep the opening record *data*; called before user code runs."""
-        self.store.put(folder_of(execution_id) + OPENING, data)
+        """Keep the opening record *data* and mark the execution as open; called before user code runs."""
+        self.store.put_many({folder_of(execution_id) + OPENING: data, open_key(execution_id): b""})
 
     def opening(self, execution_id: str) -> bytes | None:
         """Return the opening record, or None where none was kept."""
@@ -108,6 +115,12 @@ class Archive:
             BundleError: If a file does not have the digest it should have.
             ArchiveError: If the store fails, or some of the data were not kept.
         """
+        sealing = self._seal(execution_id, content)
+        with suppress(ArchiveError):  # the seal stands; a mark that is left says only that somebody should look
+            self.marks.close(execution_id, sealing.seal.manifest_sha256, content.at)
+        return sealing
+
+    def _seal(self, execution_id: str, content: Content) -> Sealing:
         ours = _seal_for(execution_id, content)
         winner = self.seal_of(execution_id)
         if winner is None:
@@ -128,6 +141,15 @@ class Archive:
         key = folder_of(execution_id) + SEAL
         data = self.store.get_many([key]).get(key)
         return None if data is None else parse_seal(execution_id, data)
+
+    def note_late(self, execution_id: str, data: bytes) -> None:
+        """Keep what was heard of an execution after another had sealed it; the same words are kept once."""
+        self.store.put(f"{folder_of(execution_id)}{LATE}{sha256(data).hexdigest()[:16]}.json", data)
+
+    def late_words(self, execution_id: str) -> list[bytes]:
+        """Return what was heard of an execution after it was sealed, in no order."""
+        keys = [found.key for found in self.store.list(folder_of(execution_id) + LATE)]
+        return list(self.store.get_many(keys).values())
 
     def bundle(self, execution_id: str) -> ArchivedBundle:
         """Return the sealed bundle for reading.
@@ -166,7 +188,7 @@ class Archive:
         """Remove an execution. Broken off, it leaves a sealed one as it was, or objects that a sweep takes."""
         folder = folder_of(execution_id)
         # Without its seal but with its opening record it would look like one that has yet to be settled.
-        self.store.delete(folder + OPENING)
+        self.store.delete(folder + OPENING, open_key(execution_id))
         self.store.delete(folder + SEAL)
         self.store.delete(*[found.key for found in self.store.list(folder)])
 
@@ -182,7 +204,8 @@ class Archive:
         names = {one.key.removeprefix(folder) for one in found}
         if seal:
             # A seal never changes, so age does not matter here.
-            orphans = {name for name in names if name not in {SEAL, OPENING} and not seal.names(name)}
+            kept = {SEAL, OPENING} | {name for name in names if name.startswith(LATE)}
+            orphans = {name for name in names - kept if not seal.names(name)}
         elif OPENING in names or any(one.modified is None or one.modified >= older_than for one in found):
             orphans = set()
         else:

@@ -56,7 +56,7 @@ class S3Store:
     def put(self, key: str, data: bytes | Path) -> None:
         self.put_many({key: data})
 
-    def put_many(self, objects: Mapping[str, bytes | Path]) -> None:
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:  # noqa: ARG002 - S3 keeps whatever it took
         sized = [(self._name(key), data, _size(data)) for key, data in objects.items()]
         self._run(lambda bucket: all_of((_put(bucket, *one) for one in sized), _AT_ONCE))
 

@@ -48,8 +48,11 @@ class Store(Protocol):
     def put(self, key: str, data: bytes | Path) -> None:
         """Keep *data*, or the content of the file at that path, under *key*; the old object is replaced."""
 
-    def put_many(self, objects: Mapping[str, bytes | Path]) -> None:
-        """Keep several objects; when this returns all of them are kept, when it raises some may be."""
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:
+        """Keep several objects; when this returns all of them are kept, when it raises some may be.
+
+        What need not be *lasting* may be gone after a power cut, because it can be made anew.
+        """
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Keep *data* under *key* unless there is an object; return whether this call made it.

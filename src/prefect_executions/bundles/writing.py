@@ -33,10 +33,14 @@ from prefect_executions.methods import Method
 SCRATCH = ".open"
 """The folder of the workbench that holds what is open and belongs to no bundle."""
 
+ASIDE = ".late"
+"""The folder of the workbench that holds bundles that were sealed after another had sealed the same execution."""
+
 LOCK_TIMEOUT = 10.0
 """How long `OpenBundle.lock` waits, in seconds, when the caller does not say."""
 
 _LOCK_PAUSE = 0.005
+_STAND_IN = "stand-in"
 _PRIVATE = frozenset({Agent.file_name})
 
 D = TypeVar("D", bound=Document)
@@ -186,6 +190,38 @@ class OpenBundle:
             agent=self.read(Agent),
             metrics=self.read(Metrics) if metrics else None,
         )
+
+    @property
+    def aside(self) -> Path:
+        """Where the bundle lies when another sealed the execution before."""
+        return self.workbench / ASIDE / self.id
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether this bundle was made for one that cannot be reached."""
+        return (self.scratch / _STAND_IN).exists()
+
+    def mark_stand_in(self) -> None:
+        """Say, before it is made, that this bundle stands for one out of reach and is not to be kept here.
+
+        Raises:
+            BundleError: If the workbench cannot be written.
+        """
+        with _writing(self.scratch):
+            self.scratch.mkdir(parents=True, exist_ok=True)
+        self.put(self.scratch / _STAND_IN, b"")
+
+    def set_aside(self) -> None:
+        """Move the bundle to `aside` and forget its scratch folder; what lay there before is replaced.
+
+        Raises:
+            BundleError: If it cannot be moved.
+        """
+        with _writing(self.aside):
+            self.aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(self.aside, ignore_errors=True)
+            self.folder.rename(self.aside)
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     @contextmanager
     def lock(self, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:

@@ -243,7 +243,12 @@ class Recording:
 
     def _finish(self, error: BaseException | None) -> None:
         """Do the heavy part of sealing, if this attempt is the last; never raises."""
-        if self.bundle is None or self.record is None or isinstance(error, Pause) or self._comes_again(error):
+        if self.bundle is None or self.record is None:
+            return
+        if isinstance(error, Pause):  # the run is suspended and its process may end
+            self.workbench.leases.release(self.record.id)
+            return
+        if self._comes_again(error):
             return
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)

@@ -10,23 +10,25 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect_executions.archive import Archive, Content, open_store
-from prefect_executions.bundles import layout, manifest
+from prefect_executions.archive import Archive, Sealing, open_store
+from prefect_executions.bundles import layout
 from prefect_executions.bundles.gathering import Gathered, gather
 from prefect_executions.bundles.sealing import Sealed, seal
 from prefect_executions.bundles.writing import SCRATCH, OpenBundle
 from prefect_executions.errors import ArchiveError, LedgerError, NotFoundError
 from prefect_executions.executions import (
     RECORD,
-    BundleFile,
     ExecutionRecord,
     Metrics,
     OpeningRecord,
+    by_reference,
     record_from,
 )
 from prefect_executions.ledger import ArchiveState, Ledger
@@ -41,10 +43,14 @@ from prefect_executions.lifecycle import (
     remark,
 )
 from prefect_executions.settings import ArchiveLevel, Settings
+from prefect_executions.workbench.archiving import content_of, data_of, late_word, upload
+from prefect_executions.workbench.leases import Leases
 
 log = logging.getLogger("prefect_executions")
 
 BLOCK = "block:"
+
+_MOST_CODE = 1024**2
 
 
 class Ending(NamedTuple):
@@ -84,6 +90,7 @@ class Workbench:
         self.folder = folder
         self._open_archive = open_archive
         self._open_ledger = open_ledger
+        self.leases = Leases(lambda: self.archive.marks)
         self._archive: Archive | None = None
         self._ledger: Ledger | None = None
         self._opening = threading.Lock()
@@ -162,7 +169,9 @@ class Workbench:
         Raises:
             ArchiveError: If the archive refuses; the Method must not run then.
         """
-        self.archive.open_record(record.id, OpeningRecord.of(record).to_json())
+        opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
+        self.archive.open_record(record.id, opening.to_json())
+        self.leases.hold(record.id)
         self._index(record, archive="local")
 
     def gather(self, bundle: OpenBundle, level: ArchiveLevel) -> Gathered:
@@ -174,7 +183,7 @@ class Workbench:
         with bundle.lock():
             gathered = gather(bundle)
             try:
-                self._upload(bundle, _data(gathered, level))
+                upload(self.archive, bundle, data_of(gathered, level))
             except ArchiveError as error:
                 log.warning("the data of execution %s is not archived yet: %s", bundle.id, error)
         return gathered
@@ -189,6 +198,7 @@ class Workbench:
             NotFoundError: If this workbench has no such execution.
             BundleError: If it cannot be sealed now; calling again goes on from there.
         """
+        self.leases.release(execution_id)
         bundle = OpenBundle.load(self.folder, execution_id)
         with bundle.lock():
             if not bundle.sealed:
@@ -196,6 +206,19 @@ class Workbench:
                 job_status = ended(bundle.read(JobStatus), end, gathered)
                 bundle.write_document(job_status)
             return self._close(bundle, seal(bundle))
+
+    def stand_in(self, record: ExecutionRecord, code: Mapping[str, bytes], end: Ending) -> Outcome:
+        """Seal an execution whose bundle is on no disk that can be reached, from what is known elsewhere.
+
+        Where its bundle is here after all, that is sealed. Once it is archived nothing of it stays here.
+
+        Raises:
+            BundleError: If the disk refuses.
+        """
+        if self._at(record.id).bundle is None:
+            OpenBundle(self.folder, record.id).mark_stand_in()
+            self.begin(replace(record, request=by_reference(record.request)), code)
+        return self.seal(record.id, end)
 
     def settle(self, execution_id: str) -> Outcome | None:
         """Finish an execution of this workbench that ended but is not all done; None while it is still open.
@@ -276,35 +299,42 @@ class Workbench:
     def _close(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
         """Archive and index a sealed bundle; whatever fails is left to settle, and the scratch folder says so."""
         record = sealed.record
-        archived = self._try_archive(bundle, sealed)
+        sealing = self._try_archive(bundle, sealed)
+        if sealing is not None and not sealing.ours:
+            return self._come_late(bundle, sealed)
+        archived = sealing is not None
         indexed = self._index(record, archive="archived" if archived else "pending", manifest_sha256=sealed.sha256)
         if archived and indexed:
-            shutil.rmtree(bundle.scratch, ignore_errors=True)
+            if bundle.stand_in:
+                bundle.discard()
+            else:
+                shutil.rmtree(bundle.scratch, ignore_errors=True)
         return Outcome(record.job_status, bundle.folder, archived)
 
-    def _try_archive(self, bundle: OpenBundle, sealed: Sealed) -> bool:
-        record, level = sealed.record, sealed.record.request.archive
-        files = [*_listed(bundle, sealed), BundleFile(layout.MANIFEST, sealed.sha256, len(sealed.manifest))]
-        data = [file for file in files if _is_data(file.path, level)]
-        content = Content(
-            folder=bundle.folder,
-            files=[file for file in files if not _is_bulk(file.path)],
-            data=data,
-            absent=[file.path for file in files if _is_absent(file.path, level)],
-            status=record.status,
-            finished=record.finished,
-        )
+    def _try_archive(self, bundle: OpenBundle, sealed: Sealed) -> Sealing | None:
+        content = content_of(bundle, sealed, datetime.now(UTC))
         try:
-            self._upload(bundle, data)
-            self.archive.seal(bundle.id, content)
+            upload(self.archive, bundle, content.data)
+            return self.archive.seal(bundle.id, content)
         except ArchiveError as error:
             log.warning("execution %s is sealed but not archived yet: %s", bundle.id, error)
-            return False
-        return True
+            return None
 
-    def _upload(self, bundle: OpenBundle, data: Iterable[BundleFile]) -> None:
-        for file in data:
-            self.archive.keep_data(bundle.id, bundle.folder / file.path, file.sha256)
+    def _come_late(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
+        """Another sealed the execution before: its record stands; what is here lies aside and is told as a late word.
+
+        What never ran has nothing to tell, and neither has a stand-in.
+        """
+        if sealed.record.started is not None and not bundle.stand_in:
+            self.archive.note_late(bundle.id, late_word(sealed, datetime.now(UTC)).to_json())
+            log.warning("execution %s was sealed by another before; what is here lies in %s", bundle.id, bundle.aside)
+            bundle.set_aside()
+        else:
+            bundle.discard()
+        found = self.archive.bundle(bundle.id)
+        record = self.archived_record(bundle.id)
+        self._index(record, archive="archived", manifest_sha256=found.seal.manifest_sha256)
+        return Outcome(record.job_status, bundle.folder, archived=True)
 
     def _index(self, record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None = None) -> bool:
         try:
@@ -342,27 +372,14 @@ def _life(flow_run_id: str, number: int) -> str:
     return flow_run_id if number == 1 else f"{flow_run_id}.{number}"
 
 
-def _is_bulk(path: str) -> bool:
-    """Whether *path* is data, which lies in the archive by its digest or inside output.zip."""
-    return path == layout.OUTPUT_ZIP or path.startswith((f"{layout.OUTPUTS}/", f"{layout.INPUTS}/"))
-
-
-def _is_data(path: str, level: ArchiveLevel) -> bool:
-    if path == layout.OUTPUT_ZIP:
-        return level is not ArchiveLevel.NONE
-    return path.startswith(f"{layout.INPUTS}/") and level is ArchiveLevel.FULL
-
-
-def _is_absent(path: str, level: ArchiveLevel) -> bool:
-    """Whether the archive holds *path* in no form: single outputs lie in output.zip."""
-    inside_zip = path.startswith(f"{layout.OUTPUTS}/") and level is not ArchiveLevel.NONE
-    return _is_bulk(path) and not _is_data(path, level) and not inside_zip
-
-
-def _data(gathered: Gathered, level: ArchiveLevel) -> list[BundleFile]:
-    return [file for file in (*gathered.kept, gathered.output_zip) if _is_data(file.path, level)]
-
-
-def _listed(bundle: OpenBundle, sealed: Sealed) -> Iterator[BundleFile]:
-    for path, digest in manifest.parse(sealed.manifest).items():
-        yield BundleFile(path, digest, (bundle.folder / path).stat().st_size)
+def _code(folder: Path) -> dict[str, str]:
+    """The Method's own files in an open bundle, as far as they are text and not too much for an opening record."""
+    found: dict[str, str] = {}
+    left = _MOST_CODE
+    for path in sorted((folder / layout.CODE).rglob("*")):
+        if path.is_file() and path.stat().st_size <= left:
+            with suppress(UnicodeDecodeError):
+                text = path.read_bytes().decode()
+                found[path.relative_to(folder).as_posix()] = text
+                left -= len(text)
+    return found

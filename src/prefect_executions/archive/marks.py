@@ -1,0 +1,110 @@
+"""Marks in the archive: which executions are open, which are sealed, and up to when all was settled.
+
+::
+
+    open/<id>                               from the opening record to the seal; written anew while it runs
+    sealed/<yyyy-mm-ddThh>/<id>-<sha256>    one for each seal, by the hour of sealing and with its manifest's digest
+    settled                                 the time up to which every ended execution is known to be sealed
+
+So what is unfinished, and what was sealed lately, is found by listing a few
+names, however many executions there are. Marks are hints and decide nothing: a
+mark that is missing or too many costs a look at the seal, which is the truth.
+
+Times of marks are the store's own, so that no clock of a worker matters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from prefect_executions.archive.store import Store
+from prefect_executions.documents import in_utc
+from prefect_executions.errors import ArchiveError, NotFoundError
+
+_OPEN = "open/"
+_SEALED = "sealed/"
+_SETTLED = "settled"
+_CLOCK = "clock"
+_HOUR = "%Y-%m-%dT%H"
+_NAME = re.compile(r"(?P<id>.+)-(?P<sha256>[0-9a-f]{64})")
+
+
+class OpenMark(NamedTuple):
+    """An execution that was announced and is not known to be sealed; `renewed` is by the store's clock."""
+
+    id: str
+    renewed: datetime
+
+
+class SealMark(NamedTuple):
+    """An execution that was sealed, and the digest of its manifest."""
+
+    id: str
+    manifest_sha256: str
+
+
+class Marks:
+    """The marks in one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def renew(self, ids: Iterable[str]) -> None:
+        """Say that these executions are open and alive."""
+        self._store.put_many({open_key(execution_id): b"" for execution_id in ids}, lasting=False)
+
+    def open(self) -> Iterator[OpenMark]:
+        """Yield the executions that are open, with the time of the last sign of life."""
+        for found in self._store.list(_OPEN):
+            if found.modified is None:
+                raise ArchiveError(f"{self._store.url} tells no times, so nobody can say which executions are alive")
+            yield OpenMark(found.key.removeprefix(_OPEN), found.modified)
+
+    def close(self, execution_id: str, manifest_sha256: str, at: datetime) -> None:
+        """Say that an execution is sealed, at about *at*; doing it again changes nothing that matters."""
+        hour = in_utc(at).strftime(_HOUR)
+        self._store.put_many({f"{_SEALED}{hour}/{execution_id}-{manifest_sha256}": b""}, lasting=False)
+        self._store.delete(open_key(execution_id))
+
+    def sealed_since(self, when: datetime) -> Iterator[SealMark]:
+        """Yield the executions that were sealed since the hour of *when*, in no order."""
+        first = in_utc(when).strftime(_HOUR)
+        for hour in self._store.list_children(_SEALED):
+            if hour >= first:
+                for found in self._store.list(f"{_SEALED}{hour}/"):
+                    named = _NAME.fullmatch(found.key.rpartition("/")[2])
+                    if named:
+                        yield SealMark(named["id"], named["sha256"])
+
+    def clock(self) -> datetime:
+        """Return the time by the store's clock."""
+        self._store.put_many({_CLOCK: b""}, lasting=False)
+        found = self._store.head(_CLOCK)
+        if found is None or found.modified is None:
+            raise ArchiveError(f"{self._store.url} tells no times, so nobody can say which executions are alive")
+        return found.modified
+
+    def settled_until(self) -> datetime | None:
+        """Return the time up to which every ended execution is known to be sealed, or None where nobody settled yet."""
+        try:
+            told = self._store.get(_SETTLED).decode()
+            return in_utc(datetime.fromisoformat(told))
+        except (NotFoundError, ValueError):
+            return None
+
+    def settle_until(self, when: datetime) -> None:
+        """Remember that every execution that ended before *when* is sealed."""
+        self._store.put_many({_SETTLED: in_utc(when).isoformat().encode()}, lasting=False)
+
+
+def open_key(execution_id: str) -> str:
+    """Return the key of the mark that says that an execution is open."""
+    return _OPEN + execution_id
+
+
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+SKEW = timedelta(hours=1)
+"""How far the clocks of those who seal may differ, for who looks for what they sealed."""

@@ -1,0 +1,98 @@
+"""Which files of a bundle go to the archive, in which form, and what is done when another was sealed first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import ClassVar
+
+from prefect_executions.archive import Archive, Content
+from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.gathering import Gathered
+from prefect_executions.bundles.sealing import Sealed
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.documents import Document, Time
+from prefect_executions.executions import BundleFile
+from prefect_executions.lifecycle import Status
+from prefect_executions.settings import ArchiveLevel
+
+
+class LateWord(Document):
+    """What was heard of an execution after another had sealed it; it changes nothing in the record."""
+
+    file_name: ClassVar[str] = "late.json"
+
+    execution_id: str
+    status: Status
+    finished: Time | None = None
+    message: str | None = None
+    hostname: str | None = None
+    manifest_sha256: str
+    """The digest of the manifest that was sealed too late; its bundle lies aside on that machine."""
+    noted: Time
+
+
+def late_word(sealed: Sealed, at: datetime) -> LateWord:
+    """Return what a bundle that was sealed too late has to say."""
+    record = sealed.record
+    return LateWord(
+        execution_id=record.id,
+        status=record.status,
+        finished=record.finished,
+        message=record.job_status.message,
+        hostname=record.instance.hostname,
+        manifest_sha256=sealed.sha256,
+        noted=at,
+    )
+
+
+def content_of(bundle: OpenBundle, sealed: Sealed, at: datetime) -> Content:
+    """Return what of a sealed bundle is to be archived at its archive level."""
+    record, level = sealed.record, sealed.record.request.archive
+    files = [*_listed(bundle, sealed), BundleFile(layout.MANIFEST, sealed.sha256, len(sealed.manifest))]
+    return Content(
+        folder=bundle.folder,
+        files=[file for file in files if not _is_bulk(file.path)],
+        data=[file for file in files if _is_data(file.path, level)],
+        absent=[file.path for file in files if _is_absent(file.path, level)],
+        status=record.status,
+        finished=record.finished,
+        at=at,
+    )
+
+
+def data_of(gathered: Gathered, level: ArchiveLevel) -> list[BundleFile]:
+    """Return the big files that go to the archive at that level, which may be sent before the bundle is sealed."""
+    return [file for file in (*gathered.kept, gathered.output_zip) if _is_data(file.path, level)]
+
+
+def upload(archive: Archive, bundle: OpenBundle, data: Iterable[BundleFile]) -> None:
+    """Send big files that are not there yet.
+
+    Raises:
+        ArchiveError: If the store fails; the same call goes on from there.
+    """
+    for file in data:
+        archive.keep_data(bundle.id, bundle.folder / file.path, file.sha256)
+
+
+def _is_bulk(path: str) -> bool:
+    """Whether *path* is data, which lies in the archive by its digest or inside output.zip."""
+    return path == layout.OUTPUT_ZIP or path.startswith((f"{layout.OUTPUTS}/", f"{layout.INPUTS}/"))
+
+
+def _is_data(path: str, level: ArchiveLevel) -> bool:
+    if path == layout.OUTPUT_ZIP:
+        return level is not ArchiveLevel.NONE
+    return path.startswith(f"{layout.INPUTS}/") and level is ArchiveLevel.FULL
+
+
+def _is_absent(path: str, level: ArchiveLevel) -> bool:
+    """Whether the archive holds *path* in no form: single outputs lie in output.zip."""
+    inside_zip = path.startswith(f"{layout.OUTPUTS}/") and level is not ArchiveLevel.NONE
+    return _is_bulk(path) and not _is_data(path, level) and not inside_zip
+
+
+def _listed(bundle: OpenBundle, sealed: Sealed) -> Iterator[BundleFile]:
+    for path, digest in manifest.parse(sealed.manifest).items():
+        yield BundleFile(path, digest, (bundle.folder / path).stat().st_size)
