@@ -261,6 +261,23 @@ SECRET_FORM: Mapping[str, Any] = {
 """How a secret input is told in a form: Prefect stores parameters in clear, so the form asks for a name."""
 
 
+MARK = "x-prefect-executions"
+"""What says in a Prefect deployment that its flow is a Method: a member of the first parameter's schema, or where
+there is no parameter a comment in the description. Its value is the Method's version."""
+
+_MARKED = re.compile(rf"\n*<!-- {MARK}: [^\n]* -->")
+
+
+def marked(description: str | None, version: str) -> str:
+    """Return a Method's description with the mark in a comment, which no page shows."""
+    return f"{unmarked(description) or ''}\n\n<!-- {MARK}: {version} -->".lstrip()
+
+
+def unmarked(description: str | None) -> str | None:
+    """Return a Method's description as its author wrote it."""
+    return _MARKED.sub("", description).strip() or None if description else description
+
+
 def secret_inputs(schema: Mapping[str, Any], declared: frozenset[str], method_id: str) -> frozenset[str]:
     """Return which parameters name a secret: the *declared* ones and those whose schema is a password.
 
@@ -290,7 +307,7 @@ def inputs_of(schema: Mapping[str, Any]) -> dict[str, InputDescription]:
 
 
 def _describe(told: Mapping[str, Any], required: bool, definitions: Mapping[str, Any]) -> InputDescription:  # noqa: FBT001 - private, named by its one caller
-    schema = {key: value for key, value in told.items() if key not in {"position", "title", "description"}}
+    schema = {key: value for key, value in told.items() if key not in {"position", "title", "description", MARK}}
     return InputDescription(
         title=told.get("title"),
         description=told.get("description"),

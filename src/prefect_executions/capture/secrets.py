@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import AnyStr, BinaryIO
-from urllib.parse import quote, quote_plus, unquote_plus
+from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
 
 MASK = "********"
 
@@ -298,3 +298,9 @@ def _base64_forms(raw: bytes) -> Iterator[bytes]:
             piece = encode(bytes(before) + raw)[first:last]
             if len(piece) >= SHORTEST_PIECE:
                 yield piece
+
+
+def mask_credentials(url: str, mask: SecretMask) -> None:
+    """Tell *mask* what grants access in *url*, if anything does."""
+    if redact_url(url) != url:
+        mask.add(url, *filter(None, [urlsplit(url).password]))

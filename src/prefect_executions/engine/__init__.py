@@ -7,28 +7,51 @@ hides Prefect's clients; it decides nothing.
 from prefect_executions.engine.asking import created_by, deployment, flow_run, history, infrastructure, seen
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.client import client, configured_api, greet
+from prefect_executions.engine.closing import close_logs
 from prefect_executions.engine.lives import lives, states, told_by_prefect
+from prefect_executions.engine.recognising import TAG, is_method, mark_flows, method_flows
+from prefect_executions.engine.requests import request_of
+from prefect_executions.engine.scanning import (
+    ended_since,
+    open_runs,
+    put_to_end,
+    runs_of,
+    server_time,
+    worker_silence,
+)
 from prefect_executions.engine.telling import METHOD_RESOURCE, RESOURCE, Progress, show_progress, tell
 
 __all__ = [
     "METHOD_RESOURCE",
     "RESOURCE",
+    "TAG",
     "Progress",
     "archive_block",
     "check_secret",
     "client",
+    "close_logs",
     "configured_api",
     "created_by",
     "deployment",
+    "ended_since",
     "flow_run",
     "greet",
     "history",
     "infrastructure",
+    "is_method",
     "lives",
+    "mark_flows",
+    "method_flows",
+    "open_runs",
+    "put_to_end",
+    "request_of",
+    "runs_of",
     "secret",
     "seen",
+    "server_time",
     "show_progress",
     "states",
     "tell",
     "told_by_prefect",
+    "worker_silence",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, overload
 
 from prefect.flows import Flow
-from prefect.utilities.callables import parameter_schema
+from prefect.utilities.callables import generate_parameter_schema, parameter_schema
 from pydantic import Field, SecretStr
 
 from prefect_executions import engine
@@ -21,7 +21,17 @@ from prefect_executions.flow import logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.hooks import hooked
 from prefect_executions.flow.running import recorded
-from prefect_executions.methods import SECRET_FORM, Method, OutputDescription, check_type, inputs_of, secret_inputs
+from prefect_executions.methods import (
+    MARK,
+    SECRET_FORM,
+    Method,
+    OutputDescription,
+    check_type,
+    inputs_of,
+    marked,
+    secret_inputs,
+    unmarked,
+)
 from prefect_executions.settings import ArchiveLevel, Settings
 
 P = ParamSpec("P")
@@ -88,11 +98,14 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         signature = _form_signature(function, secrets, told)
         self.declaration = declaration
         self.time_limit = float(timeout_seconds) if timeout_seconds else None
-        self.__signature__ = signature
+        self.__signature__ = signature = _with_mark(signature, self.version or "0")
         self.parameters = parameter_schema(self)
+        self.description = unmarked(self.description)
         self.declared = Declared(
             function=function, method=self._described(), wrapped=secret_inputs(told, frozenset(), self.name)
         )
+        if not signature.parameters:
+            self.description = marked(self.description, self.version or "0")
         self.fn = recorded(self.declared)
         self.fn.__signature__ = signature  # type: ignore[attr-defined]  # a function takes any attribute
         for name in _FLOW_HOOKS:
@@ -278,6 +291,19 @@ def _form_signature(
             parameter = parameter.replace(annotation=name_of | None if parameter.default is None else name_of)  # noqa: PLW2901 - the replaced one is what goes on
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
+
+
+def _with_mark(signature: inspect.Signature, version: str) -> inspect.Signature:
+    """Return the signature with the mark in the schema of its first parameter, unless that would change the form."""
+    first, *others = signature.parameters.values() or [None]
+    if first is None:
+        return signature
+    annotation = Any if first.annotation is inspect.Parameter.empty else first.annotation
+    marking = first.replace(annotation=Annotated[annotation, Field(json_schema_extra={MARK: version})])
+    changed = signature.replace(parameters=[marking, *(one for one in others if one is not None)])
+    before, after = (generate_parameter_schema(one, {}).model_dump() for one in (signature, changed))
+    after["properties"][first.name].pop(MARK, None)
+    return changed if before == after else signature
 
 
 def _outputs(promised: Mapping[str, str]) -> dict[str, OutputDescription]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from itertools import chain
 from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +19,11 @@ from typing import TYPE_CHECKING, Any
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_executions import engine
-from prefect_executions.bundles import layout
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.capture.logfile import settle_log
-from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.errors import OrchestratorError, SettingsError
-from prefect_executions.executions import ExecuteRequest, Instance
+from prefect_executions.executions import Instance
 from prefect_executions.flow import events, logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import knock
-from prefect_executions.flow.inputs import mask_credentials
 from prefect_executions.flow.opening import Opening, never_started, the_workbench
 from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
 from prefect_executions.settings import Settings
@@ -115,7 +109,7 @@ def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: 
         workbench.begin(opened.record, opened.code)
         knock(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
-        _close_logs(declared, place.bundle, flow_run)
+        engine.close_logs(place.bundle, flow_run.parameters, os.environ)
     status, reason = decided
     return workbench.seal(place.id, Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message))
 
@@ -146,34 +140,6 @@ def _heard(flow_run: FlowRun, state: State[Any]) -> Seen:
         told = [one.state for one in engine.history(flow_run.id) if one.state.type == kept.type]
         kept = told[-1] if told else kept
     return seen._replace(state=kept)
-
-
-def _close_logs(declared: Declared, bundle: OpenBundle, flow_run: FlowRun) -> None:
-    """Do for the logs of a process that was killed what it could not do at its end; again changes nothing.
-
-    What its children wrote was not masked yet, and they may live on and write more.
-
-    Raises:
-        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
-    """
-    mask = SecretMask()
-    values = bundle.read(ExecuteRequest).values
-    for name in declared.method.secrets & values.keys():
-        if values[name] is not None and "secret" in values[name]:  # else it was never resolved
-            mask.add(engine.secret(name, values[name]["secret"], os.environ).get_secret_value())
-    for text in _texts(flow_run.parameters):
-        mask_credentials(text, mask)
-    for log in (layout.STDOUT, layout.STDERR):
-        settle_log(bundle.folder / log, mask)
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(_texts, value.values()))
-    elif isinstance(value, list):
-        yield from chain.from_iterable(map(_texts, value))
 
 
 def _fresh(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:

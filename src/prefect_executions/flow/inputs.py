@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.capture.secrets import SecretMask, redact_url
+from prefect_executions.capture.parameters import WITHHELD, plain_value, resolved_name
+from prefect_executions.capture.secrets import SecretMask, mask_credentials
 from prefect_executions.capture.staging import Staged, stage
 from prefect_executions.executions import StagedInput
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.opening import WITHHELD, plain_value, resolved_name
 from prefect_executions.methods import InputFile
 from prefect_executions.settings import ArchiveLevel, Settings
 
@@ -114,12 +113,6 @@ class Inputs:
         for name, value in self.bound.arguments.items():
             self.bound.arguments[name] = _walk(name, value, lambda path, _: _copy(waiting[path]))
         return tuple(told)
-
-
-def mask_credentials(url: str, mask: SecretMask) -> None:
-    """Tell *mask* what grants access in *url*, if anything does."""
-    if redact_url(url) != url:
-        mask.add(url, *filter(None, [urlsplit(url).password]))
 
 
 def _as_file(value: Any) -> Any:

@@ -11,20 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect_executions import engine
 from prefect_executions.capture import machine
 from prefect_executions.capture.code import identify
-from prefect_executions.capture.secrets import looks_secret, redact_urls
-from prefect_executions.documents import json_value
-from prefect_executions.executions import Agent, ExecuteRequest, ExecutionRecord, Infrastructure, Instance, Relative
+from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
 from prefect_executions.flow.declared import Declared
-from prefect_executions.methods import Method, is_secret_reference
+from prefect_executions.methods import Method
 from prefect_executions.settings import DirtyTree, Settings
 from prefect_executions.workbench import Workbench
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-
-WITHHELD = {"withheld": True}
-"""What stands in the record for a secret whose name was never resolved."""
 
 _workbenches: dict[tuple[int, str], Workbench] = {}
 
@@ -70,7 +65,15 @@ def opening(
     return Opening(
         ExecutionRecord(
             method=method,
-            request=_request(declared, run, execution_id, values, settings=settings, parent=parent),
+            request=engine.request_of(
+                run,
+                method,
+                execution_id,
+                values,
+                archive=settings.archive_level,
+                environment=environment,
+                parent=parent,
+            ),
             infrastructure=_infrastructure(run, settings),
             instance=machine.observe(environment=environment, allowed=settings.environment),
             job_status=engine.told_by_prefect(execution_id, method.id, run),
@@ -91,7 +94,9 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
     return Opening(
         ExecutionRecord(
             method=method,
-            request=_request(declared, run, execution_id, None, settings=settings, parent=None),
+            request=engine.request_of(
+                run, method, execution_id, None, archive=settings.archive_level, environment=os.environ
+            ),
             infrastructure=_infrastructure(run, settings),
             instance=Instance(),
             job_status=engine.told_by_prefect(execution_id, method.id, run),
@@ -114,78 +119,9 @@ def agent(run: FlowRun, settings: Settings) -> Agent:
         return Agent(source="system", claims={"sub": f"uid {os.getuid()}"})
 
 
-def recorded_parameters(declared: Declared, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return raw parameters as the record may hold them: no secret that was given in clear."""
-    return {
-        name: _secret_name(value) if name in declared.method.secrets else _without_credentials(json_value(value))
-        for name, value in parameters.items()
-    }
-
-
-def plain_value(value: Any) -> Any:
-    """Return *value* as JSON without what grants access: URLs lose credentials, what looks like a key is withheld."""
-    return _without_credentials(json_value(value))
-
-
-def resolved_name(reference: object) -> dict[str, Any]:
-    """Return how the record tells a secret that was resolved: by the name it was resolved from."""
-    return {"secret": reference} if is_secret_reference(reference) else dict(WITHHELD)
-
-
-def _secret_name(value: object) -> Any:
-    """A name may be a short secret given in clear, so only ``env:NAME`` shows by itself that it is a name."""
-    if value is None:
-        return None
-    return {"secret": value} if is_secret_reference(value) and str(value).startswith("env:") else dict(WITHHELD)
-
-
-def _without_credentials(value: Any) -> Any:
-    match value:
-        case str():
-            return dict(WITHHELD) if looks_secret("", clean := redact_urls(value)) else clean
-        case list():
-            return [_without_credentials(part) for part in value]
-        case dict():
-            return {name: _without_credentials(part) for name, part in value.items()}
-        case _:
-            return value
-
-
 def _method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
     identity, code = identify(declared.function, settings=settings, environment=os.environ)
     return declared.method.model_copy(update={"code": identity}), code
-
-
-def _request(
-    declared: Declared,
-    run: FlowRun,
-    execution_id: str,
-    values: Mapping[str, Any] | None,
-    *,
-    settings: Settings,
-    parent: str | None,
-) -> ExecuteRequest:
-    return ExecuteRequest(
-        execution_id=execution_id,
-        method_id=declared.method.id,
-        method_version=declared.method.version,
-        values=recorded_parameters(declared, run.parameters) if values is None else dict(values),
-        parameters=recorded_parameters(declared, run.parameters),
-        validated=values is not None,
-        archive=declared.method.archive or settings.archive_level,
-        relatives=_relatives(run, execution_id, parent),
-        flow_run_name=run.name,
-        deployment=engine.deployment(run, os.environ),
-        tags=tuple(run.tags),
-        created_by=engine.created_by(run),
-    )
-
-
-def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Relative, ...]:
-    first = str(run.id)
-    retried = [Relative(execution_id=first, relation="retry-of")] if execution_id != first else []
-    called = [Relative(execution_id=parent, relation="parent")] if parent else []
-    return (*retried, *called)
 
 
 def _infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:

@@ -1,0 +1,43 @@
+"""The logs of a run whose process was killed: what it could not do at its end is done for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.capture.logfile import settle_log
+from prefect_executions.capture.secrets import SecretMask, mask_credentials
+from prefect_executions.engine.blocks import secret
+from prefect_executions.executions import ExecuteRequest
+from prefect_executions.methods import Method
+
+
+def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Mask in the logs of *bundle* what nobody masked yet: what children wrote; again changes nothing.
+
+    The children may live on and write more; that is kept out of the bundle.
+
+    Raises:
+        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
+    """
+    mask = SecretMask()
+    values = bundle.read(ExecuteRequest).values
+    for name in bundle.read(Method).secrets & values.keys():
+        if values[name] is not None and "secret" in values[name]:  # else it was never resolved
+            mask.add(secret(name, values[name]["secret"], environment).get_secret_value())
+    for text in _texts(parameters):
+        mask_credentials(text, mask)
+    for log in (layout.STDOUT, layout.STDERR):
+        settle_log(bundle.folder / log, mask)
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_texts, value.values()))
+    elif isinstance(value, list):
+        yield from chain.from_iterable(map(_texts, value))
