@@ -187,6 +187,20 @@ class Usage(Part):
     exception: Raised | None = None
 
 
+class Process(Part):
+    """A process, told so that no other can be taken for it: a pid is given again when its process is gone.
+
+    `boot` is the machine's boot, `pids` the namespace that `pid` is counted in (a
+    container has its own), `started` the start of the process in the system's own words.
+    """
+
+    host: str | None = None
+    boot: str | None = None
+    pids: str | None = None
+    pid: int
+    started: str | None = None
+
+
 class Instance(Document):
     """Where it really ran: host, process or container, system, Python, packages, usage."""
 
@@ -194,6 +208,9 @@ class Instance(Document):
 
     hostname: str | None = None
     pid: int | None = None
+    process: Process | None = None
+    own_process: bool | None = None
+    """True when the process was started for this execution alone, so that it may be ended with it."""
     user: str | None = None
     working_directory: str | None = None
     container_id: str | None = None

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from prefect_executions.capture.gpus import installed_gpus, visible_gpus
 from prefect_executions.capture.packages import Packages
+from prefect_executions.capture.processes import this_process
 from prefect_executions.capture.secrets import MASK, looks_secret
 from prefect_executions.capture.system import content, cpu_count, facts
 from prefect_executions.executions import Instance, Usage
@@ -78,6 +79,7 @@ def observe(*, environment: Mapping[str, str], allowed: Sequence[str], packages:
     return Instance(
         hostname=socket.gethostname() or None,
         pid=os.getpid(),
+        process=this_process(),
         user=_user(os.geteuid()),
         working_directory=_working_directory(),
         container_id=known.container_id,

@@ -1,0 +1,226 @@
+"""Processes of this machine: which one is meant, whether it lives, and how what a run has left behind is ended.
+
+Law: a pid alone names nobody, because it is given again. A process is named by
+its start and the boot of the machine as well, and only one that is so named is
+ever sent a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from prefect_executions.capture.system import content
+from prefect_executions.executions import Process
+
+COOKIE = "EXECUTION_ID"
+"""The environment variable that a run's processes inherit: the id of the execution that they work for."""
+
+GRACE = 3.0
+"""Seconds that a process has to end by itself after SIGTERM."""
+
+_LOOK = 0.05
+_ROUNDS = 3  # a process may fork while it is being ended
+_ZOMBIES = frozenset("ZXx")
+# It ends by itself when the process is gone that it serves, and removes what that one left in shared memory.
+_TRACKER = b"multiprocessing.resource_tracker"
+
+
+def this_process() -> Process:
+    """Return the process that is calling, told so that no other can be taken for it."""
+    return _named(os.getpid())
+
+
+def alive(process: Process) -> bool | None:
+    """Return whether *process* still runs, or None when that cannot be said from here.
+
+    It cannot of a process of another machine, of another boot, or of another
+    container, whose pids mean nothing here.
+    """
+    if process.boot is None or (process.boot, process.pids) != (_boot(), _pids()):
+        return None
+    return process.started is not None and process.started == _started(process.pid)
+
+
+def send(process: Process, number: signal.Signals) -> bool:
+    """Send *process* a signal; return False when it is gone, or when it cannot be said that it is this one.
+
+    Raises:
+        PermissionError: If it belongs to somebody else.
+    """
+    try:
+        # Taken before the look, so that the pid cannot be given to another in between (pidfd_open(2)).
+        taken = os.pidfd_open(process.pid) if sys.platform == "linux" else None
+    except ProcessLookupError:
+        return False
+    except OSError:  # an old kernel
+        taken = None
+    try:
+        if not alive(process):
+            return False
+        if taken is None:
+            os.kill(process.pid, number)
+        else:
+            signal.pidfd_send_signal(taken, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        if taken is not None:
+            os.close(taken)
+    return True
+
+
+def moment_of_processes() -> int:
+    """Return this moment as the start of a process is told (proc(5): clock ticks since boot); 0 where there is none."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def end_carriers(execution_id: str, *, grace: float = GRACE) -> int:
+    """End every process of this user that carries the cookie of *execution_id*; return how many there were.
+
+    This process and those above it are spared. Nothing is done where there is no
+    ``/proc``. A process that shows nothing of its environment is not found.
+    """
+    return _end(lambda table: _carriers(table, execution_id), grace)
+
+
+def end_descendants(since: int, *, grace: float = GRACE) -> int:
+    """End what this process has started since the moment *since*, with all below it; return how many there were."""
+    return _end(lambda table: _below(table, os.getpid(), since), grace)
+
+
+class _Row(NamedTuple):
+    """A line of the table of processes."""
+
+    parent: int
+    started: int
+
+
+def _end(find: Callable[[Mapping[int, _Row]], Iterable[int]], grace: float) -> int:
+    ended: set[tuple[int, int]] = set()
+    for _ in range(_ROUNDS):
+        table = _table()
+        spared = {os.getpid(), *_above(table, os.getpid())}
+        found = {pid: table[pid] for pid in find(table) if pid not in spared and not _is_tracker(pid)}
+        if not found:
+            break
+        ended |= {(pid, row.started) for pid, row in found.items()}
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 1.0)):
+            for pid, row in found.items():
+                with suppress(OSError):
+                    send(_named(pid, row.started), number)
+            found = _after(found, patience)
+    return len(ended)
+
+
+def _after(found: Mapping[int, _Row], patience: float) -> dict[int, _Row]:
+    """Return those of *found* that still run after *patience* seconds, or nothing as soon as none does."""
+    until = time.monotonic() + patience
+    left = dict(found)
+    while left and time.monotonic() < until:
+        time.sleep(_LOOK)
+        left = {pid: row for pid, row in left.items() if (now := _row(pid)) and now.started == row.started}
+    return left
+
+
+def _carriers(table: Mapping[int, _Row], execution_id: str) -> Iterator[int]:
+    cookie = f"{COOKIE}={execution_id}".encode()
+    for pid in table:
+        with suppress(OSError):  # it is gone, or somebody else's
+            place = Path(f"/proc/{pid}")
+            if place.stat().st_uid == os.geteuid() and cookie in (place / "environ").read_bytes().split(b"\0"):
+                yield pid
+
+
+def _below(table: Mapping[int, _Row], top: int, since: int) -> set[int]:
+    """The processes under *top* whose way up to it leads only through those that started after *since*."""
+    found: set[int] = set()
+    level = {top}
+    while level:
+        level = {pid for pid, row in table.items() if row.parent in level and row.started >= since} - found
+        found |= level
+    return found
+
+
+def _above(table: Mapping[int, _Row], pid: int) -> Iterator[int]:
+    seen = {pid}
+    while pid in table and (pid := table[pid].parent) not in seen:
+        seen.add(pid)
+        yield pid
+
+
+def _table() -> dict[int, _Row]:
+    try:
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names are enough
+    except OSError:
+        return {}
+    return {pid: row for pid in pids if (row := _row(pid)) is not None}
+
+
+def _row(pid: int) -> _Row | None:
+    """The line of a process that runs; one that has ended and was not waited for runs no more."""
+    # proc(5), /proc/pid/stat: the name in parentheses may hold anything; state, parent and start are 3, 4 and 22.
+    fields = content(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    if len(fields) < 20 or fields[0] in _ZOMBIES:  # noqa: PLR2004 - proc(5)
+        return None
+    return _Row(parent=int(fields[1]), started=int(fields[19]))
+
+
+def _is_tracker(pid: int) -> bool:
+    with suppress(OSError):
+        return _TRACKER in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def _named(pid: int, started: int | None = None) -> Process:
+    return Process(
+        host=socket.gethostname(),
+        boot=_boot(),
+        pids=_pids(),
+        pid=pid,
+        started=_started(pid) if started is None else str(started),
+    )
+
+
+def _started(pid: int) -> str | None:
+    """When a process started, in the system's own words; None when there is none that runs."""
+    if sys.platform == "linux":
+        row = _row(pid)
+        return None if row is None else str(row.started)
+    told = _said("ps", "-o", "stat=,lstart=", "-p", str(pid)).strip()
+    state, _, started = told.partition(" ")
+    return None if not started or state.startswith("Z") else re.sub(r"\s+", " ", started.strip())
+
+
+@cache
+def _boot() -> str | None:
+    if sys.platform == "linux":
+        return content("/proc/sys/kernel/random/boot_id").strip() or None
+    return _said("sysctl", "-n", "kern.bootsessionuuid").strip() or None
+
+
+def _pids() -> str | None:
+    """The namespace that this process's pids are counted in; on Linux each container has its own."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None
+
+
+def _said(*words: str) -> str:
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=5).stdout  # noqa: S603 - our own words
+    except (OSError, subprocess.SubprocessError):
+        return ""

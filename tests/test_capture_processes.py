@@ -1,0 +1,152 @@
+"""Processes: which one is meant, whether it lives, and that what a run has left behind is ended and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from prefect_executions.capture.processes import (
+    COOKIE,
+    alive,
+    end_carriers,
+    end_descendants,
+    moment_of_processes,
+    send,
+    this_process,
+)
+from prefect_executions.executions import Process
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is missing")
+
+NAMED = "from prefect_executions.capture.processes import this_process as p; print(p().model_dump_json(), flush=True);"
+DEAF = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+LOUD = "echo ready; exec sleep 300"
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Return a function that starts a shell script, and comes back when it has written a line."""
+    made: list[subprocess.Popen[str]] = []
+
+    def start(script: str, **environment: str) -> subprocess.Popen[str]:
+        told = os.environ | environment
+        made.append(subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True, env=told))
+        assert made[-1].stdout is not None
+        made[-1].stdout.readline()
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def of(child: subprocess.Popen[str]) -> Process:
+    """Name a child as it would name itself."""
+    stat = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    return this_process().model_copy(update={"pid": child.pid, "started": stat[19]})
+
+
+def test_a_process_is_named_alike_by_itself_and_from_outside():
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{NAMED} input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        told = Process.model_validate_json(child.stdout.readline())
+        assert told == of(child)
+        assert alive(told) is True
+        child.communicate("\n")
+    assert alive(told) is False
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_dead(started):
+    child = started("echo ready; exec sleep 300")
+    told = of(child)
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    assert Path(f"/proc/{child.pid}").exists()
+    assert alive(told) is False
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"started": "1"}, False),
+        ({"started": None}, False),
+        ({"boot": "another"}, None),
+        ({"boot": None}, None),
+        ({"pids": "pid:[1]"}, None),
+        ({"host": "renamed"}, True),
+    ],
+)
+def test_a_pid_alone_names_nobody(change, answer):
+    assert alive(this_process().model_copy(update=change)) is answer
+
+
+def test_a_signal_goes_to_the_process_that_is_meant_and_to_no_other(started):
+    child = started(LOUD)
+    told = of(child)
+
+    assert not send(told.model_copy(update={"started": "1"}), signal.SIGKILL)
+    assert not send(told.model_copy(update={"boot": "another"}), signal.SIGKILL)
+    assert child.poll() is None
+    assert send(told, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert not send(told, signal.SIGKILL)
+
+
+def test_all_that_carries_the_cookie_is_ended_however_deaf_and_wherever_it_went(started):
+    deaf = started(DEAF, **{COOKIE: "mine"})
+    left = started("setsid sleep 300 & echo $!", **{COOKIE: "mine"})
+    others = started(LOUD, **{COOKIE: "yours"}), started(LOUD)
+    left.wait()
+
+    assert end_carriers("mine", grace=0.3) >= 2
+    assert deaf.wait() == -signal.SIGKILL
+    assert [one.poll() for one in others] == [None, None]
+    assert end_carriers("mine") == 0
+
+
+def test_who_asks_is_spared_with_all_above_it(started):
+    script = (
+        "from prefect_executions.capture.processes import end_carriers; import subprocess;"
+        "child = subprocess.Popen(['sleep', '300']); print(end_carriers('mine', grace=5), child.wait())"
+    )
+    # The shell carries it, too, and waits for what it has started.
+    command = ["sh", "-c", f'"$0" -c "{script}"; echo alive', sys.executable]
+    done = subprocess.run(command, env=os.environ | {COOKIE: "mine"}, capture_output=True, text=True, check=False)
+
+    assert done.stdout == "1 -15\nalive\n", done.stderr
+
+
+def test_what_was_started_before_is_spared_with_what_it_starts_later(started):
+    server = started(LOUD)
+    time.sleep(0.05)  # the system counts starts in hundredths of a second
+    since = moment_of_processes()
+    deep = started("sh -c 'sleep 300 & wait' & echo ready; wait")
+
+    assert end_descendants(since) >= 1
+    assert deep.wait() != 0
+    assert server.poll() is None
+
+
+def test_the_tracker_of_shared_memory_is_left_to_clean_up():
+    script = (
+        "import multiprocessing as m, multiprocessing.resource_tracker as t, os\n"
+        "from prefect_executions.capture.processes import end_descendants\n"
+        "m.set_start_method('spawn'); lock = m.Lock(); pid = t._resource_tracker._pid\n"
+        "print(end_descendants(0), os.path.exists(f'/proc/{pid}'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
