@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (
     {"errors"},  # the ground, where anybody stands
-    {"documents", "media", "settings", "durability"},
+    {"documents", "media", "settings", "durability", "milestones"},
     {"methods", "lifecycle"},
     {"executions", "query"},
     {"provenance", "crate", "capture", "access", "ledger"},
@@ -48,7 +48,10 @@ WORLD = {
     "cyclopts": {"cli"},
 }
 
-PURE = {"errors", "documents", "methods", "lifecycle", "executions", "query", "provenance", "crate", "access"}
+PURE = (
+    {"errors", "documents", "milestones", "methods", "lifecycle", "executions", "query"}
+    | {"provenance", "crate", "access"}
+)  # fmt: skip
 IMPURE_MODULES = {"time", "random", "subprocess", "socket", "tempfile", "shutil", "urllib.request", "asyncio"}
 IMPURE_CALLS = re.compile(
     r"^open$|\.(now|utcnow|today|uuid4|read_text|read_bytes|write_text|write_bytes|iterdir)$"

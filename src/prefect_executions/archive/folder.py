@@ -19,6 +19,7 @@ from prefect_executions.archive.fetching import Expected, bring
 from prefect_executions.archive.store import UNFINISHED, Head, checked_key
 from prefect_executions.durability import sync
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
+from prefect_executions.milestones import Milestone, reach
 
 _PIECE = 8 * 1024**2
 _TRIES = 5
@@ -58,6 +59,7 @@ class FolderStore:
             for one in written:
                 with self._told(one.key):
                     os.replace(one.unfinished, one.path)
+                    reach(Milestone.OBJECT_KEPT, one.key)
                     folders.add(os.path.dirname(one.path))
             if lasting:
                 with self._told("its folders"):
@@ -77,6 +79,7 @@ class FolderStore:
                 sync([one.unfinished])
                 # A hard link is the one way to create a file that is whole at once and replaces none.
                 os.link(one.unfinished, one.path)
+                reach(Milestone.OBJECT_KEPT, key)
                 _flush_folders(folders | {os.path.dirname(one.path)})
         except ArchiveError as error:
             if isinstance(error.__cause__, FileExistsError):
@@ -140,6 +143,7 @@ class FolderStore:
             with self._told(key):
                 path = self._path(key)
                 path.unlink(missing_ok=True)
+                reach(Milestone.OBJECT_REMOVED, key)
                 self._prune(path.parent)
 
     def abort_stale(self, older_than: datetime) -> int:
@@ -176,6 +180,7 @@ class FolderStore:
                 except FileNotFoundError:
                     folders |= _make_folder(folder)
                 else:
+                    reach(Milestone.OBJECT_WRITTEN, key)
                     return one
         raise ArchiveError(f"{self.url}/{key}: the folder {folder} is removed again and again")
 

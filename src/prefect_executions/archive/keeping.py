@@ -35,6 +35,7 @@ from prefect_executions.bundles.manifest import render
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
 from prefect_executions.executions import BundleFile
 from prefect_executions.lifecycle import Status
+from prefect_executions.milestones import Milestone, reach
 
 _ROOT = "executions/"
 # A file up to this size is read and checked against its digest before it is put; a larger one streams.
@@ -103,6 +104,7 @@ class Archive:
         if there and there.size == path.stat().st_size:
             return False
         self.store.put(key, path)
+        reach(Milestone.DATA_SENT, execution_id, digest)
         return True
 
     def seal(self, execution_id: str, content: Content) -> Sealing:
@@ -118,6 +120,7 @@ class Archive:
         sealing = self._seal(execution_id, content)
         with suppress(ArchiveError):  # the seal stands; a mark that is left says only that somebody should look
             self.marks.close(execution_id, sealing.seal.manifest_sha256, content.at)
+            reach(Milestone.MARKED, execution_id)
         return sealing
 
     def _seal(self, execution_id: str, content: Content) -> Sealing:
@@ -129,7 +132,9 @@ class Archive:
             self.store.put_many(
                 {folder + ours.object_of(file.path): _load(content.folder, file) for file in content.files}
             )
+            reach(Milestone.FILES_SENT, execution_id)
             if self.store.put_if_absent(folder + SEAL, ours.to_json()):
+                reach(Milestone.SEALED, execution_id)
                 return Sealing(ours, ours=True)
             winner = self.bundle(execution_id).seal
         if winner != ours:

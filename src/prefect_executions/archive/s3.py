@@ -27,6 +27,7 @@ from prefect_executions.archive.store import Head, checked_key
 from prefect_executions.archive.together import all_of
 from prefect_executions.archive.upload import PART, upload
 from prefect_executions.errors import ArchiveError, NotFoundError
+from prefect_executions.milestones import Milestone, reach
 
 _AT_ONCE = 8
 _PIECE = 8 * 1024**2
@@ -184,9 +185,10 @@ def _size(data: bytes | Path) -> int:
 async def _put(bucket: Bucket, name: str, data: bytes | Path, size: int) -> None:
     if isinstance(data, Path) and size > PART:
         await upload(bucket, name, data, size)
-        return
-    body = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
-    await bucket.ask("put_object", name, {"Body": body})
+    else:
+        body = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
+        await bucket.ask("put_object", name, {"Body": body})
+    reach(Milestone.OBJECT_KEPT, name)
 
 
 async def _create(bucket: Bucket, name: str, data: bytes) -> bool:
@@ -199,6 +201,7 @@ async def _create(bucket: Bucket, name: str, data: bytes) -> bool:
     except RefusedError:
         about = await _head(bucket, name)
         return about is not None and about["Metadata"].get(_CLAIM) == claim
+    reach(Milestone.OBJECT_KEPT, name)
     return True
 
 
@@ -250,6 +253,7 @@ async def _download(bucket: Bucket, name: str, to: Path, expected: Expected) -> 
 async def _delete(bucket: Bucket, name: str) -> None:
     with suppress(RefusedError):
         await bucket.ask("delete_object", name, {}, allowed=MISSING)
+        reach(Milestone.OBJECT_REMOVED, name)
 
 
 async def _abort(bucket: Bucket, name: str, upload_id: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from prefect_executions.archive.bucket import MISSING, Bucket, RefusedError
 from prefect_executions.archive.together import all_of
 from prefect_executions.errors import ArchiveError
+from prefect_executions.milestones import Milestone, reach
 
 PART = 8 * 1024**2
 _IN_FLIGHT = 4 * PART
@@ -83,6 +84,7 @@ async def _send_part(sending: _Sending, number: int) -> str:
         return finished.etag
     request = {"UploadId": sending.upload_id, "PartNumber": number, "Body": data}
     reply = await sending.bucket.ask("upload_part", sending.key, request, allowed=_GONE)
+    reach(Milestone.PART_SENT, sending.key, str(number))
     return str(reply.members["ETag"]).strip('"')
 
 

@@ -29,6 +29,7 @@ from prefect_executions.errors import BundleError, SealedError
 from prefect_executions.executions import BundleFile, ExecuteRequest
 from prefect_executions.lifecycle import OutputFile
 from prefect_executions.media import already_compressed, media_type
+from prefect_executions.milestones import Milestone, reach
 
 _GATHERED = "gathered.json"
 
@@ -124,7 +125,9 @@ class _Gathering:
                 outputs, output_zip = self._zip(stream.fileno())
                 kept = tuple(self._kept())
             sync(self._heavy(fresh, output_zip, kept))
+            reach(Milestone.ZIP_WRITTEN, self.bundle.id)
             fresh.replace(self.bundle.paths.output_zip)
+            reach(Milestone.ZIP_KEPT, self.bundle.id)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
@@ -183,6 +186,7 @@ class _Gathering:
                 return self._stream(path, descriptor, told.st_size, first, writer)
         finally:
             os.close(descriptor)
+            reach(Milestone.FILE_READ, self.bundle.id, path)
         if writer:
             writer.add_whole(path, first, deflate=_worth_deflating(path, first))
         return BundleFile(path, sha256(first).hexdigest(), len(first))

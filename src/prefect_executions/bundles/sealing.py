@@ -23,6 +23,7 @@ from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.durability import sync
 from prefect_executions.errors import BundleError
 from prefect_executions.executions import BundleFile, ExecutionRecord
+from prefect_executions.milestones import Milestone, reach
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def _close(bundle: OpenBundle, closing: bytes, files: Iterable[BundleFile]) -> N
     places = [bundle.folder / file.path for file in files]
     try:
         sync([*places, waiting, *{place.parent for place in places}])
+        reach(Milestone.MANIFEST_READY, bundle.id)
         waiting.replace(bundle.paths.manifest)
+        reach(Milestone.MANIFEST_KEPT, bundle.id)
         sync([bundle.folder])
     except OSError as error:
         raise BundleError(f"the bundle {bundle.id} cannot be sealed: {error}; try again") from error

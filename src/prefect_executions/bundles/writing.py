@@ -29,6 +29,7 @@ from prefect_executions.errors import BundleError, NotFoundError, SealedError
 from prefect_executions.executions import Agent, ExecuteRequest, ExecutionRecord, Infrastructure, Instance, Metrics
 from prefect_executions.lifecycle import JobStatus
 from prefect_executions.methods import Method
+from prefect_executions.milestones import Milestone, reach
 
 SCRATCH = ".open"
 """The folder of the workbench that holds what is open and belongs to no bundle."""
@@ -68,6 +69,7 @@ class OpenBundle:
             bundle.scratch.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
+            reach(Milestone.FOLDER_BEGUN, execution_id)
             for name in layout.FOLDERS:
                 (fresh / name).mkdir(mode=0o700 if name == layout.AUTH else 0o777)
             for name, data in (files or {}).items():
@@ -76,7 +78,9 @@ class OpenBundle:
                 if name.count("/") > 1:
                     place.parent.mkdir(parents=True, exist_ok=True)
                 _write_new(place, data, mode=_mode(name))
+                reach(Milestone.FOLDER_FILLED, execution_id, name)
             fresh.rename(bundle.folder)
+        reach(Milestone.OPENED, execution_id)
         return bundle
 
     @classmethod
@@ -158,10 +162,12 @@ class OpenBundle:
         with _writing(target):
             try:
                 _write_new(fresh, data, mode=mode)
+                reach(Milestone.FILE_WRITTEN, self.id, target.name)
                 fresh.replace(target)
             except BaseException:
                 fresh.unlink(missing_ok=True)
                 raise
+        reach(Milestone.FILE_KEPT, self.id, target.name)
 
     def read(self, kind: type[D]) -> D:
         """Return the document of *kind*.
@@ -221,6 +227,7 @@ class OpenBundle:
             self.aside.parent.mkdir(exist_ok=True)
             shutil.rmtree(self.aside, ignore_errors=True)
             self.folder.rename(self.aside)
+            reach(Milestone.SET_ASIDE, self.id)
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     @contextmanager

@@ -42,6 +42,7 @@ from prefect_executions.flow.door import door, knock
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, the_workbench
 from prefect_executions.lifecycle import JobStatus, Observer, Status, advance, follow
+from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class Recording:
             self.bundle.write_document(request)
         self.bound = inputs.bound
         self.staged = inputs.staged
+        reach(Milestone.STAGED, self.record.id)
 
     def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
         place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
@@ -215,11 +217,13 @@ class Recording:
             clock=now,
         )
         self._leave.append(enter(self.execution))
+        reach(Milestone.EXECUTING, record.id)
 
     def _stop(self, error: BaseException | None) -> None:
         """Give the streams back and write what was used and how the code ended; never raises."""
         told: tuple[JobStatus, Metrics | None] | None = None
         if self.execution is not None:
+            reach(Milestone.RETURNED, str(self.run.id))
             with self._never_losing("telling the last progress"):  # while the logs are still open
                 told = self.execution.close()
         for leave in reversed(self._leave):
@@ -228,6 +232,7 @@ class Recording:
         if self.streams is not None:
             with self._never_losing("closing the logs"):
                 self.streams.close()
+            reach(Milestone.LOGS_CLOSED, str(self.run.id))
         with self._never_losing("masking the error"):
             mask_error(error, self.mask)
         if self.bundle is not None and self.record is not None:
@@ -252,6 +257,7 @@ class Recording:
             return
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)
+        reach(Milestone.LEFT, self.record.id)
 
     def _comes_again(self, error: BaseException | None) -> bool:
         """Whether Prefect will try again: its rule RetryFailedFlows compares the run count with the retries."""

@@ -42,6 +42,7 @@ from prefect_executions.lifecycle import (
     advance,
     remark,
 )
+from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench.archiving import content_of, data_of, late_word, upload
 from prefect_executions.workbench.leases import Leases
@@ -171,6 +172,7 @@ class Workbench:
         """
         opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
         self.archive.open_record(record.id, opening.to_json())
+        reach(Milestone.ANNOUNCED, record.id)
         self.leases.hold(record.id)
         self._index(record, archive="local")
 
@@ -205,6 +207,7 @@ class Workbench:
                 gathered = gather(bundle)
                 job_status = ended(bundle.read(JobStatus), end, gathered)
                 bundle.write_document(job_status)
+                reach(Milestone.FINAL_STATUS, bundle.id)
             return self._close(bundle, seal(bundle))
 
     def stand_in(self, record: ExecutionRecord, code: Mapping[str, bytes], end: Ending) -> Outcome:
@@ -309,6 +312,7 @@ class Workbench:
                 bundle.discard()
             else:
                 shutil.rmtree(bundle.scratch, ignore_errors=True)
+            reach(Milestone.CLEARED, bundle.id)
         return Outcome(record.job_status, bundle.folder, archived)
 
     def _try_archive(self, bundle: OpenBundle, sealed: Sealed) -> Sealing | None:
@@ -339,6 +343,7 @@ class Workbench:
     def _index(self, record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None = None) -> bool:
         try:
             self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256)
+            reach(Milestone.INDEXED, record.id, archive)
         except LedgerError as error:
             log.warning("execution %s is not in the ledger yet: %s", record.id, error)
             return False
