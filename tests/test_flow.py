@@ -163,28 +163,6 @@ def test_the_time_limit_counts_the_code_and_not_our_sealing(bundles):
     assert bundles.record().status is Status.COMPLETED
 
 
-def test_retries_are_attempts_of_one_execution(bundles):
-    @method(version="1")
-    @flow(retries=2)
-    def flaky() -> str:
-        attempt = current_execution().metadata.attempt
-        print(f"attempt {attempt}")
-        if attempt < 3:
-            raise ValueError(f"attempt {attempt} failed")
-        return "done"
-
-    assert flaky() == "done"
-    record = bundles.record()
-
-    assert kinds(record) == [*WHOLE_WAY, "attempt", "attempt", "COMPLETED"]
-    assert record.job_status.attempt == 3
-    assert (bundles.one() / "outputs" / "stdout.log").read_text().split("\n")[:3] == [
-        "attempt 1",
-        "attempt 2",
-        "attempt 3",
-    ]
-
-
 def test_an_async_method_runs_in_its_loop(bundles):
     @method(version="1")
     async def waits(seconds: float) -> str:

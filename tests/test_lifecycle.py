@@ -161,9 +161,26 @@ def test_a_retry_is_an_attempt_and_no_status():
     )
 
     assert (again.attempt, again.execution_status) == (2, Status.EXECUTING)
-    assert [(entry.kind, entry.attempt, entry.message) for entry in again.history[-1:]] == [
-        (Happening.ATTEMPT, 2, "boom")
+    assert [(entry.kind, entry.attempt, entry.time, entry.message) for entry in again.history[-2:]] == [
+        (Happening.ATTEMPT_FAILED, 1, at(4), "boom"),
+        (Happening.ATTEMPT, 2, at(5), None),
     ]
+
+
+def test_a_failed_attempt_that_our_own_code_told_is_told_once():
+    first = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
+    retry = [a_state("SCHEDULED", "AwaitingRetry", 5), a_state("RUNNING", "Running", 6)]
+    running = advance(follow(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
+    failed = remark(running, Happening.ATTEMPT_FAILED, at(4), observer=Observer.HOOK, reason=Reason.ERROR, message="no")
+
+    again = follow(failed, [*first, *retry])
+
+    assert [(entry.kind, entry.time, entry.message) for entry in again.history[-2:]] == [
+        (Happening.ATTEMPT_FAILED, at(4), "no"),
+        (Happening.ATTEMPT, at(6), None),
+    ]
+    assert again.history[-2].prefect_state == retry[0].state
+    assert follow(again, [*first, *retry]) == again
 
 
 def test_a_pause_and_its_end_are_entries():

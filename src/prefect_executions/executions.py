@@ -178,7 +178,7 @@ class Raised(Part):
 
 
 class Usage(Part):
-    """What the execution used: seconds, bytes, and how it ended."""
+    """What all attempts of the execution used together, in seconds and bytes, and how the last one ended."""
 
     wall_seconds: float | None = None
     cpu_seconds: float | None = None

@@ -128,10 +128,16 @@ class Happening(StrEnum):
 
     STATUS = "status"
     ATTEMPT = "attempt"
+    """Another attempt begins."""
+    ATTEMPT_FAILED = "attempt-failed"
+    """An attempt ended, and another one is to come."""
     PAUSED = "paused"
     RESUMED = "resumed"
     PROGRESS = "progress"
     NOTE = "note"
+
+
+_TURNS = frozenset({Happening.ATTEMPT, Happening.ATTEMPT_FAILED, Happening.PAUSED, Happening.RESUMED})
 
 
 class StatusEntry(Part):
@@ -338,24 +344,34 @@ def _follow_one(job_status: JobStatus, one: Seen) -> JobStatus:
     told: dict[str, Any] = {"observer": Observer.PREFECT, "prefect_state": one.state}
     current = job_status.execution_status
     if one.state.name == "AwaitingRetry":
-        return remark(
-            job_status, Happening.ATTEMPT, one.time, attempt=job_status.attempt + 1, message=one.message, **told
-        )
+        known = _confirmed(job_status, one.state)
+        return known or remark(job_status, Happening.ATTEMPT_FAILED, one.time, message=one.message, **told)
     if one.state.type == "PAUSED":
         return remark(job_status, Happening.PAUSED, one.time, message=one.state.name, **told)
-    if one.state.type == "RUNNING" and _paused(job_status):
-        return remark(job_status, Happening.RESUMED, one.time, **told)
+    if one.state.type == "RUNNING" and (last := _last_turn(job_status)):
+        if last.kind is Happening.PAUSED:
+            return remark(job_status, Happening.RESUMED, one.time, **told)
+        if last.kind is Happening.ATTEMPT_FAILED:
+            return remark(job_status, Happening.ATTEMPT, one.time, attempt=job_status.attempt + 1, **told)
     to = FROM_PREFECT.get(one.state.type)
     if to is None or to.terminal or to not in FOLLOWS[current]:
         return job_status
     return advance(job_status, to, one.time, message=one.message, **told)
 
 
-def _paused(job_status: JobStatus) -> bool:
-    for entry in reversed(job_status.history):
-        if entry.kind in {Happening.PAUSED, Happening.RESUMED, Happening.ATTEMPT}:
-            return entry.kind is Happening.PAUSED
-    return False
+def _confirmed(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
+    """The same with Prefect's *state* beside the failed attempt that our own code told; None when it told none."""
+    for number, entry in reversed(list(enumerate(job_status.history))):
+        if entry.kind is Happening.ATTEMPT_FAILED and entry.attempt == job_status.attempt and not entry.prefect_state:
+            confirmed = entry.model_copy(update={"prefect_state": state})
+            history = (*job_status.history[:number], confirmed, *job_status.history[number + 1 :])
+            return job_status.model_copy(update={"history": history})
+    return None
+
+
+def _last_turn(job_status: JobStatus) -> StatusEntry | None:
+    turns = (entry for entry in reversed(job_status.history) if entry.kind in _TURNS)
+    return next(turns, None)
 
 
 def ending(

@@ -86,6 +86,12 @@ class LogFile:
         """The file's size by now, in bytes."""
         return os.fstat(self._descriptor).st_size
 
+    @property
+    def ends_a_line(self) -> bool:
+        """Whether the next byte begins a line."""
+        size = self.size
+        return size == 0 or os.pread(self._descriptor, 1, size - 1) == b"\n"
+
     def renew_lock(self) -> None:
         """Make the lock anew in a forked child, where its holder does not exist."""
         self._lock = threading.Lock()

@@ -91,6 +91,15 @@ class Streams(ABC):
         if not self.closed:
             self._logs[stream].append(as_bytes(text if text.endswith("\n") else text + "\n"))
 
+    def mark(self, headline: str) -> None:
+        """Append a line of our own to both logs, on a line of its own, to tell apart what was written before and after.
+
+        A log that is empty gets none.
+        """
+        for log in self._logs.values():
+            if log.size:
+                log.append(as_bytes(("" if log.ends_a_line else "\n") + f"--- {headline} ---\n"))
+
     def terminal(self, stream: Name) -> SafeStream:
         """Return a stream to where *stream* was shown before, past the log; writing to it never raises."""
         return self._terminals[stream]

@@ -52,13 +52,13 @@ def lives(told: Sequence[Seen]) -> list[tuple[Seen, ...]]:
     return [tuple(told[start:end]) for start, end in pairwise([0, *cuts, len(told)])]
 
 
-def told_by_prefect(execution_id: str, method_id: str, run: FlowRun) -> JobStatus:
-    """Return the history so far with Prefect's own times.
+def told_by_prefect(execution_id: str, method_id: str, run: FlowRun, heard: Sequence[Seen] | None = None) -> JobStatus:
+    """Return the history so far with Prefect's own times; *heard* are the run's `states`, asked for when not given.
 
     Prefect tells the creation twice: as the flow run's `created`, by the server's
     clock, and as the time of its first state, by the client's. The earlier counts.
     """
-    heard = states(run)
+    heard = states(run) if heard is None else heard
     told = [one.time for one in heard[:1]]
     if run.created and execution_id == str(run.id):
         told.append(in_utc(run.created))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +13,7 @@ from prefect_executions.capture import machine
 from prefect_executions.capture.code import identify
 from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
 from prefect_executions.flow.declared import Declared
+from prefect_executions.lifecycle import Seen
 from prefect_executions.methods import Method
 from prefect_executions.settings import DirtyTree, Settings
 from prefect_executions.workbench import Workbench
@@ -54,14 +55,14 @@ def opening(
     values: Mapping[str, Any],
     settings: Settings,
     *,
+    heard: Sequence[Seen],
     parent: str | None = None,
 ) -> Opening:
     """Return the record of a run whose parameters are valid and whose Method is about to start.
 
-    *parent* is the execution whose Method called this one.
+    *heard* are Prefect's states so far, *parent* is the execution whose Method called this one.
     """
-    environment = os.environ
-    method, code = _method(declared, settings)
+    method, code = the_method(declared, settings)
     return Opening(
         ExecutionRecord(
             method=method,
@@ -71,16 +72,21 @@ def opening(
                 execution_id,
                 values,
                 archive=settings.archive_level,
-                environment=environment,
+                environment=os.environ,
                 parent=parent,
             ),
-            infrastructure=_infrastructure(run, settings),
-            instance=machine.observe(environment=environment, allowed=settings.environment),
-            job_status=engine.told_by_prefect(execution_id, method.id, run),
+            infrastructure=infrastructure(run, settings),
+            instance=instance(settings),
+            job_status=engine.told_by_prefect(execution_id, method.id, run, heard),
             agent=agent(run, settings),
         ),
         code,
     )
+
+
+def instance(settings: Settings) -> Instance:
+    """Return where this process runs."""
+    return machine.observe(environment=os.environ, allowed=settings.environment)
 
 
 def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:
@@ -90,14 +96,14 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
     are the raw parameters, because none were validated.
     """
     # A dirty tree that is refused is the end that is to be told here, not a reason to tell nothing.
-    method, code = _method(declared, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
+    method, code = the_method(declared, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
     return Opening(
         ExecutionRecord(
             method=method,
             request=engine.request_of(
                 run, method, execution_id, None, archive=settings.archive_level, environment=os.environ
             ),
-            infrastructure=_infrastructure(run, settings),
+            infrastructure=infrastructure(run, settings),
             instance=Instance(),
             job_status=engine.told_by_prefect(execution_id, method.id, run),
             agent=agent(run, settings),
@@ -119,11 +125,13 @@ def agent(run: FlowRun, settings: Settings) -> Agent:
         return Agent(source="system", claims={"sub": f"uid {os.getuid()}"})
 
 
-def _method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
+def the_method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
+    """Return the Method with the identity of its code, and the files of that code."""
     identity, code = identify(declared.function, settings=settings, environment=os.environ)
     return declared.method.model_copy(update={"code": identity}), code
 
 
-def _infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
+def infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
+    """Return what Prefect, its worker and the operator say about where *run* was sent."""
     told = engine.infrastructure(run, os.environ)
     return told.model_copy(update={"image": settings.image or None, "image_digest": settings.image_digest or None})

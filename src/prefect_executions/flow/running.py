@@ -12,17 +12,14 @@ import inspect
 import multiprocessing
 import os
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-import prefect
 from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.logging.loggers import flow_run_logger
@@ -31,17 +28,19 @@ from prefect.utilities.timeout import timeout, timeout_async
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.machine import Meter
-from prefect_executions.capture.secrets import SecretMask, redact_urls
+from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.streams import Streams, open_streams
-from prefect_executions.documents import Document, clean_text
-from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics, Raised
+from prefect_executions.documents import Document
+from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics
 from prefect_executions.flow import events, logs
+from prefect_executions.flow.continuing import Turn, continued
 from prefect_executions.flow.current import Execution, Metadata, Telling, current_id, enter, running_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import door, knock
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, the_workbench
-from prefect_executions.lifecycle import JobStatus, Observer, Status, advance, follow
+from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
+from prefect_executions.lifecycle import JobStatus, Observer, Status, advance
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import Settings
 
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
 
 _SHOW_SECONDS = 2.0
-_OUR_FOLDER = str(Path(__file__).parents[1])
-_PREFECT_FOLDER = str(Path(prefect.__file__).parent)
 
 
 def recorded(declared: Declared) -> Callable[..., Any]:
@@ -98,6 +95,7 @@ class Recording:
         self.meter = Meter()
         self.bundle: OpenBundle | None = None
         self.record: ExecutionRecord | None = None
+        self.turn: Turn | None = None
         self.execution: Execution | None = None
         self.streams: Streams | None = None
         self.staged: Mapping[str, tuple[Path, ...]] = {}
@@ -177,11 +175,11 @@ class Recording:
 
     def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
         place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
+        heard = engine.states(self.run)
         if place.bundle is not None:
-            record = place.bundle.record()
-            job_status = follow(record.job_status, engine.states(self.run))
-            return replace(record, job_status=job_status), place.bundle
-        opened = opening(self.declared, self.run, place.id, values, self.settings, parent=current_id())
+            self.turn = continued(place.bundle.record(), self.declared, self.run, heard, self.settings)
+            return self.turn.record, place.bundle
+        opened = opening(self.declared, self.run, place.id, values, self.settings, heard=heard, parent=current_id())
         return opened.record, self.workbench.begin(opened.record, opened.code)
 
     def _start(self) -> None:
@@ -194,6 +192,11 @@ class Recording:
                 mask=self.mask,
                 forward=logs.forwarder(self.run),
             )
+            if self.turn:
+                self.streams.mark(self.turn.headline)
+        if self.turn:
+            bundle.write_document(record.infrastructure)
+            bundle.write_document(record.instance)
         self._leave.append(logs.enter(self.streams, self.mask))
         job_status = advance(record.job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
         self.record = replace(record, job_status=job_status)
@@ -226,6 +229,12 @@ class Recording:
             reach(Milestone.RETURNED, str(self.run.id))
             with self._never_losing("telling the last progress"):  # while the logs are still open
                 told = self.execution.close()
+        ended: dict[str, Any] = {}
+        with self._never_losing("masking the error"):
+            mask_error(error, self.mask)
+            ended = outcome(error, self.mask)
+        if self.streams is not None and "exception" in ended and self._comes_again(error):
+            self.streams.append_line("stderr", ended["exception"].traceback)  # Prefect's line comes when it is closed
         for leave in reversed(self._leave):
             with self._never_losing("leaving the execution"):
                 leave()
@@ -233,12 +242,20 @@ class Recording:
             with self._never_losing("closing the logs"):
                 self.streams.close()
             reach(Milestone.LOGS_CLOSED, str(self.run.id))
-        with self._never_losing("masking the error"):
-            mask_error(error, self.mask)
         if self.bundle is not None and self.record is not None:
-            usage = self.meter.stop().model_copy(update=outcome(error, self.mask))
-            changed = [document for document in told or () if document is not self.record.job_status]
-            self._write(self.bundle, self.record.instance.model_copy(update={"usage": usage}), *changed)
+            job_status, metrics = told or (self.record.job_status, None)
+            with self._never_losing("telling how the attempt ended"):
+                job_status = self._turned(job_status, error, ended)
+            usage = together(self.record.instance.usage, self.meter.stop().model_copy(update=ended))
+            changed = [] if job_status is self.record.job_status else [job_status]
+            self._write(self.bundle, self.record.instance.model_copy(update={"usage": usage}), *changed, metrics)
+
+    def _turned(self, job_status: JobStatus, error: BaseException | None, ended: Mapping[str, Any]) -> JobStatus:
+        if isinstance(error, Pause):
+            return suspended(job_status, error)
+        if self._comes_again(error):
+            return attempt_failed(job_status, ended["exception"], now(), timed_out=isinstance(error, TimeoutError))
+        return job_status
 
     def _write(self, bundle: OpenBundle, *documents: Document | None) -> None:
         for document in documents:
@@ -297,50 +314,6 @@ class Recording:
         except Exception as error:  # noqa: BLE001 - law 3: after the work, never lose
             with suppress(Exception):
                 self.log.warning("execution %s: %s failed and is left to settle: %s", self.run.id, doing, error)
-
-
-def outcome(error: BaseException | None, mask: SecretMask) -> dict[str, Any]:
-    """Return how the author's code ended, as members of `Usage`."""
-    if error is None:
-        return {"exit_code": 0}
-    if isinstance(error, Pause):
-        return {}
-    told: dict[str, Any] = {"exception": raised(error, mask)}
-    if isinstance(error, SystemExit):
-        told["exit_code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
-    return told
-
-
-def raised(error: BaseException, mask: SecretMask) -> Raised:
-    """Return *error* as the record holds it: our own frames left out, secrets masked."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and not _is_authors(trace):
-        trace = trace.tb_next
-    lines = traceback.format_exception(type(error), error, trace)
-    return Raised(
-        type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-        message=_told(str(error), mask),
-        traceback=_told("".join(lines), mask),
-    )
-
-
-def _told(text: str, mask: SecretMask) -> str:
-    return clean_text(redact_urls(mask.mask(text)))
-
-
-def mask_error(error: BaseException | None, mask: SecretMask) -> None:
-    """Mask known secrets in *error*'s texts, before Prefect logs it and stores its message."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if mask and mask.mask(repr(error.args)) != repr(error.args):
-            error.args = tuple(mask.mask(part) if isinstance(part, str) else part for part in error.args)
-        error = error.__cause__ or error.__context__
-
-
-def _is_authors(trace: TracebackType) -> bool:
-    file = trace.tb_frame.f_code.co_filename
-    return not file.startswith((_OUR_FOLDER, _PREFECT_FOLDER)) and Path(file).name != "contextlib.py"
 
 
 def _owns_process(run: FlowRun) -> bool:

@@ -1,0 +1,81 @@
+"""An execution that is open goes on: its next attempt, or its resumption, in this process or in a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from prefect_executions.executions import ExecutionRecord, Instance, Usage
+from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.opening import infrastructure, instance, now, the_method
+from prefect_executions.lifecycle import Happening, JobStatus, Observer, Seen, StatusEntry, follow, remark
+from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+class Turn(NamedTuple):
+    """The record as it goes on, and the line that tells in the logs where that is."""
+
+    record: ExecutionRecord
+    headline: str
+
+
+def continued(
+    record: ExecutionRecord, declared: Declared, run: FlowRun, heard: Sequence[Seen], settings: Settings
+) -> Turn:
+    """Return the *record* of an open execution whose Method begins once more; *heard* are Prefect's states so far.
+
+    Where it runs is told anew when it is another process, with a note that says
+    where it ran before. What was used before stays in `usage`; how the attempt
+    before ended is in the history, and in `usage` no more.
+    """
+    here, before = instance(settings), record.instance
+    job_status = _begun(record.job_status, heard)
+    if (here.hostname, here.pid) != (before.hostname, before.pid):
+        job_status = _moved(job_status, before, here)
+        code = the_method(declared, settings)[0].code
+        if code and record.method.code and code.sha256 != record.method.code.sha256:
+            note = f"the Method's code is not that of the beginning any more; its digest is {code.sha256}"
+            job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
+    used = (before.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})
+    return Turn(
+        replace(
+            record,
+            job_status=job_status,
+            infrastructure=infrastructure(run, settings),
+            instance=here.model_copy(update={"usage": used}),
+        ),
+        _headline(job_status),
+    )
+
+
+def _begun(job_status: JobStatus, heard: Sequence[Seen]) -> JobStatus:
+    """Tell that it goes on; where Prefect tells no reason, the process before ended without a word."""
+    told = follow(job_status, heard)
+    if any(_is_turn(entry) for entry in told.history[len(job_status.history) :]):
+        return told
+    lost: dict[str, Any] = {"attempt": told.attempt + 1, "message": "the process before it ended without a word"}
+    if heard and heard[-1].state.type == "RUNNING":
+        state, at, _ = heard[-1]
+        return remark(told, Happening.ATTEMPT, at, observer=Observer.PREFECT, prefect_state=state, **lost)
+    return remark(told, Happening.ATTEMPT, now(), observer=Observer.HOOK, **lost)
+
+
+def _moved(job_status: JobStatus, before: Instance, here: Instance) -> JobStatus:
+    note = f"goes on in process {here.pid} of {here.hostname}"
+    if before.pid is not None:
+        note += f"; before, it ran in process {before.pid} of {before.hostname}"
+    return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
+
+
+def _headline(job_status: JobStatus) -> str:
+    turn = next(entry for entry in reversed(job_status.history) if _is_turn(entry))
+    what = f"attempt {turn.attempt}" if turn.kind is Happening.ATTEMPT else "resumed"
+    return f"{what}, {turn.time.isoformat(timespec='milliseconds')}"
+
+
+def _is_turn(entry: StatusEntry) -> bool:
+    return entry.kind in {Happening.ATTEMPT, Happening.RESUMED}
