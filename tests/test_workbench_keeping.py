@@ -7,13 +7,13 @@ import time
 from datetime import UTC, datetime
 
 from benches import begun, bench_at, record_of
-from prefect_executions.executions import OpeningRecord
 from prefect_executions.lifecycle import Observer, Reason, Status
 from prefect_executions.workbench import Ending
 from prefect_executions.workbench.archiving import LateWord
 from prefect_executions.workbench.checking import verify_target
 from prefect_executions.workbench.leases import Leases
 from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.recovering import recover, restore
 from records import EXECUTION_ID, SOURCE, a_job_status
 
 LOST = Ending(Status.FAILED, Reason.LOST, datetime(2031, 1, 1, tzinfo=UTC), Observer.SETTLE, message="it is gone")
@@ -27,9 +27,9 @@ def test_a_lost_execution_is_sealed_from_what_the_archive_knows(tmp_path):
     there = bench_at(tmp_path / "there")
     begun(there, a_running_record())
     here = bench_at(tmp_path / "here", archive=there)
-    opening = OpeningRecord.from_json(here.archive.opening(EXECUTION_ID))
-    assert opening.code == {"code/flows/coins.py": SOURCE.decode()}
-    outcome = here.stand_in(opening.record(), {path: text.encode() for path, text in opening.code.items()}, LOST)
+    found = recover(here.archive, EXECUTION_ID)
+    assert found.code == {"code/flows/coins.py": SOURCE}
+    outcome = here.stand_in(found.record, found.code, LOST, fill=lambda bundle: restore(here.archive, found, bundle))
     assert outcome.archived
     assert (outcome.job_status.execution_status, outcome.job_status.reason) == (Status.FAILED, Reason.LOST)
     assert not (here.folder / EXECUTION_ID).exists()
@@ -41,7 +41,7 @@ def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path)
     there = bench_at(tmp_path / "there")
     bundle = begun(there, a_running_record())
     here = bench_at(tmp_path / "here", archive=there)
-    here.stand_in(here.archived_record(EXECUTION_ID), {}, LOST)
+    here.stand_in(recover(here.archive, EXECUTION_ID).record, {}, LOST)
     late = there.seal(EXECUTION_ID, Ending(Status.COMPLETED, None, LOST.at, Observer.HOOK))
     assert late.job_status.execution_status is Status.FAILED
     assert there.record(EXECUTION_ID).job_status.reason is Reason.LOST
@@ -54,13 +54,13 @@ def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path)
 
 def test_an_open_execution_gives_signs_of_life_until_it_is_released(tmp_path):
     bench = bench_at(tmp_path)
-    leases = Leases(lambda: bench.archive.marks, period=0.01)
+    leases, others = Leases(lambda: bench.archive.marks, period=0.01), set(threading.enumerate())
     leases.hold("one")
     leases.hold("two")
     wait_for(lambda: {mark.id for mark in bench.archive.marks.open()} == {"one", "two"})
     leases.release("one")
     leases.release("two")
-    wait_for(lambda: not any(thread.name == "leases" for thread in threading.enumerate()))
+    wait_for(lambda: not any(thread.name == "leases" for thread in set(threading.enumerate()) - others))
     bench.archive.store.delete("open/one", "open/two")
     leases.hold("three")
     wait_for(lambda: [mark.id for mark in bench.archive.marks.open()] == ["three"])

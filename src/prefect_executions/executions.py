@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -125,10 +125,10 @@ def as_ogc(values: Mapping[str, Any], files: Sequence[StagedInput]) -> dict[str,
     return told
 
 
-def by_reference(request: ExecuteRequest) -> ExecuteRequest:
-    """Return *request* with staged inputs told by origin and digest alone, because their copies are out of reach."""
+def kept_files(request: ExecuteRequest, paths: Container[str]) -> ExecuteRequest:
+    """Return *request* with only the staged inputs at *paths* kept; the others are told by origin and digest alone."""
     told = request.model_dump(exclude={"inputs"}, by_alias=False)
-    told["files"] = [file.model_copy(update={"path": None}) for file in request.files]
+    told["files"] = [file if file.path in paths else file.model_copy(update={"path": None}) for file in request.files]
     return ExecuteRequest(**told)
 
 

@@ -37,6 +37,9 @@ SCRATCH = ".open"
 ASIDE = ".late"
 """The folder of the workbench that holds bundles that were sealed after another had sealed the same execution."""
 
+WITHHELD = ".withheld"
+"""The folder of the workbench that holds logs that may hold a secret, so that they are in no bundle."""
+
 LOCK_TIMEOUT = 10.0
 """How long `OpenBundle.lock` waits, in seconds, when the caller does not say."""
 
@@ -216,6 +219,22 @@ class OpenBundle:
         with _writing(self.scratch):
             self.scratch.mkdir(parents=True, exist_ok=True)
         self.put(self.scratch / _STAND_IN, b"")
+
+    def withhold_logs(self) -> Path:
+        """Move the logs out of the bundle and return where they lie, because they may hold what must not be shown.
+
+        Raises:
+            BundleError: If they cannot be moved.
+        """
+        kept = self.workbench / WITHHELD / self.id
+        with _writing(kept):
+            kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for log in (layout.STDOUT, layout.STDERR):
+                place = self.folder / log
+                if place.exists():
+                    place.rename(kept / place.name)
+                    place.touch()
+        return kept
 
     def set_aside(self) -> None:
         """Move the bundle to `aside` and forget its scratch folder; what lay there before is replaced.

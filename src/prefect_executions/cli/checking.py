@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from prefect_executions.cli.asking import Json, reader, workbench
+from prefect_executions.cli.asking import Json, moment, reader, workbench
 from prefect_executions.cli.codes import FAILED, OK, WORLD
 from prefect_executions.cli.showing import say, show_json, show_table, working
 from prefect_executions.errors import ArchiveError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
+    from prefect_executions.settle import Settled
     from prefect_executions.workbench.checking import Verified
-    from prefect_executions.workbench.settling import Settled
 
 ledger = App(name="ledger", help="The index of executions.")
 
@@ -51,28 +51,34 @@ def verify(target: str, /, *, as_json: Json = False) -> int:
     return OK if passed else FAILED
 
 
-def settle(*, once: bool = False, as_json: Json = False) -> int:
-    """Finish what is left to do on this workbench.
+def settle(*, once: bool = False, since: str | None = None, as_json: Json = False) -> int:
+    """Seal what has ended, whatever died: compare Prefect, the archive and this workbench.
 
-    What has ended is sealed; what is sealed is archived and indexed. Before the
-    first round, what uploads that died long ago left in the archive is removed.
+    What lives is left alone. What has ended is sealed with its reason; what is
+    sealed is archived and indexed. Before the first round, what uploads that died
+    long ago left in the archive is removed.
 
     Args:
         once: One round, and then end; else a round every minute until it is interrupted.
+        since: In the first round, look again at all that ended after this time: a date, a time, or 7d, 12h ago.
         as_json: One JSON document for each round.
     """
-    # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.workbench.settling import settle_all, sweep_uploads  # noqa: PLC0415
+    # Start-up time of the CLI: Prefect, archive and bundles come with it.
+    from prefect_executions.settle import settle as settle_round  # noqa: PLC0415
+    from prefect_executions.workbench.settling import sweep_uploads  # noqa: PLC0415
 
-    bench = workbench(Settings.read())
+    settings = Settings.read()
+    bench = workbench(settings)
+    after = moment(since, datetime.now(UTC)) if since else None
     with suppress(ArchiveError):  # an archive that is away is told below, for each execution that waits for it
         swept = sweep_uploads(bench, datetime.now(UTC))
         if swept and not as_json:
             say(f"Removed what {swept} broken-off uploads had left in the archive.")
     while True:
-        settled = _show_settled(settle_all(bench), as_json=as_json, always=once)
+        settled = _show_settled(settle_round(bench, settings, since=after), as_json=as_json, always=once)
         if once:
             return WORLD if any(one.result in {"pending", "failed"} for one in settled) else OK
+        after = None
         time.sleep(PAUSE)
 
 
@@ -118,7 +124,10 @@ def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) ->
     if as_json:
         show_json({"settled": told})
     else:
-        show_table(("id", "result", "why"), ((one.id, one.result, one.message or "") for one in told))
+        show_table(
+            ("id", "result", "status", "why"),
+            ((one.id, one.result, one.status or "", one.message or "") for one in told),
+        )
         if always and not told:
             say("Nothing is left to do.")
     return told

@@ -209,6 +209,17 @@ class Ledger:
         hint = f"Known versions: {versions}." if known else "'executions methods list' shows those that have."
         raise NotFoundError(f"no execution ran the Method '{method_id}'{f' {version}' if version else ''}. {hint}")
 
+    def unarchived(self, ids: Collection[str]) -> frozenset[str]:
+        """Return those of *ids* that the ledger does not know to be archived."""
+        asked = sorted(ids)
+        known: set[str] = set()
+        with self._database.reading() as session:
+            for start in range(0, len(asked), BATCH):
+                some = asked[start : start + BATCH]
+                sql = statements.ARCHIVED_AMONG.format(", ".join("?" * len(some)))
+                known |= {row[0] for row in session.rows(sql, some)}
+        return frozenset(asked) - known
+
     def pending(self) -> tuple[str, ...]:
         """Return the ids of the executions that wait for the archive, oldest first."""
         with self._database.reading() as session:

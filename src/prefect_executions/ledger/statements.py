@@ -55,6 +55,8 @@ GET = f"SELECT {_ROW} FROM executions WHERE id = ?"  # noqa: S608  names of this
 DELETE = "DELETE FROM executions WHERE id = ?"
 CLEAR = ("DELETE FROM executions", "DELETE FROM methods")
 NOTE_ARCHIVED = "UPDATE executions SET archive = 'archived', manifest_sha256 = ? WHERE id = ?"
+ARCHIVED_AMONG = "SELECT id FROM executions WHERE archive = 'archived' AND id IN ({})"
+
 PENDING = "SELECT id FROM executions WHERE archive = 'pending' ORDER BY first_known, id"
 # Both ends are inside: an id that is the prefix itself fits it too.
 BEGINNING_WITH = "SELECT id FROM executions WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from prefect_executions.bundles.layout import check_execution_id
-from prefect_executions.bundles.writing import ASIDE, SCRATCH
+from prefect_executions.bundles.writing import ASIDE, SCRATCH, WITHHELD
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NameRefusedError, NotFoundError
 from prefect_executions.ledger.index import CANDIDATES
 from prefect_executions.workbench.keeping import Workbench
@@ -68,6 +68,5 @@ def _plain(text: str) -> str:
 
 def _on_workbench(workbench: Workbench) -> Iterator[str]:
     if workbench.folder.is_dir():
-        yield from (
-            entry.name for entry in workbench.folder.iterdir() if entry.is_dir() and entry.name not in {SCRATCH, ASIDE}
-        )
+        names = (entry.name for entry in workbench.folder.iterdir() if entry.is_dir())
+        yield from (name for name in names if name not in {SCRATCH, ASIDE, WITHHELD})

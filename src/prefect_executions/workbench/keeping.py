@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,6 @@ from prefect_executions.executions import (
     ExecutionRecord,
     Metrics,
     OpeningRecord,
-    by_reference,
     record_from,
 )
 from prefect_executions.ledger import ArchiveState, Ledger
@@ -38,8 +36,10 @@ from prefect_executions.lifecycle import (
     Observer,
     PrefectState,
     Reason,
+    Seen,
     Status,
     advance,
+    follow,
     remark,
 )
 from prefect_executions.milestones import Milestone, reach
@@ -190,11 +190,14 @@ class Workbench:
                 log.warning("the data of execution %s is not archived yet: %s", bundle.id, error)
         return gathered
 
-    def seal(self, execution_id: str, end: Ending) -> Outcome:
+    def seal(
+        self, execution_id: str, end: Ending, *, states: Sequence[Seen] = (), notes: Sequence[str] = ()
+    ) -> Outcome:
         """Seal an execution that ended as *end* says, archive it and index it; the one way to seal.
 
         May be called again and at the same time by others: what is sealed stays as
-        it is, and what is missing is done.
+        it is, and what is missing is done. Prefect's *states*, as far as they are not
+        in the history yet, and *notes* are put into it before the end.
 
         Raises:
             NotFoundError: If this workbench has no such execution.
@@ -205,23 +208,48 @@ class Workbench:
         with bundle.lock():
             if not bundle.sealed:
                 gathered = gather(bundle)
-                job_status = ended(bundle.read(JobStatus), end, gathered)
-                bundle.write_document(job_status)
+                job_status = follow(bundle.read(JobStatus), states)
+                bundle.write_document(ended(job_status, end, gathered, notes))
                 reach(Milestone.FINAL_STATUS, bundle.id)
             return self._close(bundle, seal(bundle))
 
-    def stand_in(self, record: ExecutionRecord, code: Mapping[str, bytes], end: Ending) -> Outcome:
+    def stand_in(
+        self,
+        record: ExecutionRecord,
+        code: Mapping[str, bytes],
+        end: Ending,
+        *,
+        fill: Callable[[OpenBundle], bool] = lambda _: False,
+    ) -> Outcome:
         """Seal an execution whose bundle is on no disk that can be reached, from what is known elsewhere.
 
+        *fill* puts into the new bundle what of its files is known elsewhere, and
+        returns whether that are its outputs; where they are not, the record says so.
         Where its bundle is here after all, that is sealed. Once it is archived nothing of it stays here.
 
         Raises:
             BundleError: If the disk refuses.
+            ArchiveError: If *fill* cannot ask the archive.
         """
-        if self._at(record.id).bundle is None:
-            OpenBundle(self.folder, record.id).mark_stand_in()
-            self.begin(replace(record, request=by_reference(record.request)), code)
-        return self.seal(record.id, end)
+        if self._at(record.id).bundle is not None:
+            return self.seal(record.id, end)
+        bundle = OpenBundle(self.folder, record.id)
+        bundle.mark_stand_in()
+        self.begin(record, code)
+        lost = not fill(bundle) and record.status in {Status.STARTED, Status.EXECUTING}
+        notes = (f"outputs and logs were lost with the workbench on {record.instance.hostname}",) if lost else ()
+        return self.seal(record.id, end, notes=notes)
+
+    def index(self, execution_id: str) -> Outcome:
+        """Take a sealed execution of the archive into the ledger.
+
+        Raises:
+            NotFoundError: If the archive has no such sealed execution.
+        """
+        found = self.archive.bundle(execution_id).seal
+        record = self.archived_record(execution_id)
+        self._index(record, archive="archived", manifest_sha256=found.manifest_sha256)
+        return Outcome(record.job_status, self.folder / execution_id, archived=True)
 
     def settle(self, execution_id: str) -> Outcome | None:
         """Finish an execution of this workbench that ended but is not all done; None while it is still open.
@@ -335,10 +363,7 @@ class Workbench:
             bundle.set_aside()
         else:
             bundle.discard()
-        found = self.archive.bundle(bundle.id)
-        record = self.archived_record(bundle.id)
-        self._index(record, archive="archived", manifest_sha256=found.seal.manifest_sha256)
-        return Outcome(record.job_status, bundle.folder, archived=True)
+        return self.index(bundle.id)
 
     def _index(self, record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None = None) -> bool:
         try:
@@ -350,13 +375,13 @@ class Workbench:
         return True
 
 
-def ended(job_status: JobStatus, end: Ending, gathered: Gathered) -> JobStatus:
-    """Return the final job status: what could not be kept as notes, the end, the outputs.
+def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequence[str] = ()) -> JobStatus:
+    """Return the final job status: what could not be kept and other *notes*, the end, the outputs.
 
     One that is terminal already keeps its end.
     """
     if not job_status.execution_status.terminal:
-        for note in gathered.notes:
+        for note in (*gathered.notes, *notes):
             job_status = remark(job_status, Happening.NOTE, end.at, observer=end.observer, message=note)
         interrupted = end.status is Status.CANCELLED or end.reason not in {None, Reason.ERROR}
         ran = job_status.execution_status in {Status.STARTED, Status.EXECUTING}

@@ -7,18 +7,26 @@ from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
 from prefect_executions.errors import ExecutionsError
-from prefect_executions.workbench.keeping import Workbench
+from prefect_executions.lifecycle import Status
+from prefect_executions.workbench.keeping import Outcome, Workbench
 
 STALE = timedelta(days=1)
 """An upload that was begun so long ago is not going on any more: one is tried for minutes."""
 
 
 class Settled(NamedTuple):
-    """What became of one unfinished execution; `message` says why one failed."""
+    """What became of one execution; `message` says why. One that is to be reported needs somebody to look at it."""
 
     id: str
-    result: Literal["archived", "pending", "open", "failed"]
+    result: Literal["archived", "pending", "open", "report", "failed"]
     message: str | None = None
+    status: Status | None = None
+
+    @classmethod
+    def of(cls, execution_id: str, outcome: Outcome) -> Settled:
+        """Return what a sealing came to."""
+        told = outcome.job_status
+        return cls(execution_id, "archived" if outcome.archived else "pending", told.message, told.execution_status)
 
 
 def settle_all(workbench: Workbench) -> Iterator[Settled]:
@@ -35,7 +43,7 @@ def settle_all(workbench: Workbench) -> Iterator[Settled]:
         if outcome is None:
             yield Settled(execution_id, "open")
         else:
-            yield Settled(execution_id, "archived" if outcome.archived else "pending")
+            yield Settled.of(execution_id, outcome)
 
 
 def sweep_uploads(workbench: Workbench, now: datetime) -> int:

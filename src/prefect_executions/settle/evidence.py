@@ -1,0 +1,111 @@
+"""What is known of executions without a seal, from Prefect, the archive's marks, this workbench and its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
+
+from prefect_executions import engine
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.capture.processes import alive
+from prefect_executions.errors import BundleError
+from prefect_executions.executions import Instance
+from prefect_executions.lifecycle import JobStatus, Seen
+from prefect_executions.settle.judging import Evidence
+from prefect_executions.workbench import Workbench
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+class Known(NamedTuple):
+    """All that one look found: what is open here and in the archive, and what Prefect says of it.
+
+    `silences` are by the store's clock and `now` is by Prefect's.
+    """
+
+    here: frozenset[str]
+    silences: Mapping[str, timedelta]
+    runs: Mapping[UUID, FlowRun]
+    now: datetime
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of all executions that may be open, in order."""
+        return sorted(self.here | self.silences.keys())
+
+
+def look(workbench: Workbench, here: Collection[str]) -> Known:
+    """Look at everything that may be open; *here* are the unfinished executions of this workbench.
+
+    Raises:
+        ArchiveError: If the archive cannot be asked.
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    marks = workbench.archive.marks
+    clock = marks.clock()
+    silences = {mark.id: max(clock - mark.renewed, timedelta(0)) for mark in marks.open()}
+    now = engine.server_time()
+    runs = engine.runs_of({flow_run_of(execution_id) for execution_id in {*here, *silences}})
+    return Known(frozenset(here), silences, runs, now)
+
+
+def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: Seen | None) -> Evidence:
+    """Return what is known of one execution; *state* is Prefect's newest state of it.
+
+    Raises:
+        BundleError: If its bundle here is damaged.
+        ArchiveError: If the archive cannot be asked.
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    instance, job_status = _documents(workbench, known, execution_id)
+    run = known.runs.get(flow_run_of(execution_id))
+    pool, worker, kind = _worker(run)
+    silent = engine.worker_silence(pool, worker, known.now) if pool and worker else None
+    return Evidence(
+        state=state,
+        now=known.now,
+        here=execution_id in known.here,
+        alive=alive(instance.process) if instance and instance.process else None,
+        silence=known.silences.get(execution_id),
+        worker_silence=silent,
+        pool_type=kind,
+        process=f"{instance.pid} on {instance.hostname}" if instance else None,
+        status=job_status.execution_status if job_status else None,
+        usage=instance.usage if instance else None,
+    )
+
+
+def flow_run_of(execution_id: str) -> UUID:
+    """Return the flow run that an execution is a life of."""
+    return UUID(execution_id.partition(".")[0])
+
+
+def life_of(execution_id: str, told: tuple[Seen, ...]) -> tuple[Seen, ...]:
+    """Return the states that belong to that life of the flow run."""
+    lives = engine.lives(told)
+    number = int(execution_id.partition(".")[2] or 1)
+    return lives[min(number, len(lives)) - 1] if lives else ()
+
+
+def _documents(workbench: Workbench, known: Known, execution_id: str) -> tuple[Instance | None, JobStatus | None]:
+    if execution_id in known.here:
+        bundle = OpenBundle.load(workbench.folder, execution_id)
+        return bundle.read(Instance), bundle.read(JobStatus)
+    if execution_id not in known.silences:
+        return None, None
+    data = workbench.archive.opening(execution_id)
+    if data is None:
+        raise BundleError(f"execution {execution_id} is marked as open in the archive and has no opening record")
+    record = workbench.archived_record(execution_id)
+    return record.instance, record.job_status
+
+
+def _worker(run: FlowRun | None) -> tuple[str | None, str | None, str | None]:
+    """The work pool, the worker and the pool's type that Prefect's labels of a flow run name."""
+    labels = (run.labels or {}) if run else {}
+    told = (labels.get(f"prefect.{name}") for name in ("work-pool.name", "worker.name", "worker.type"))
+    pool, worker, kind = (str(one) if one else None for one in told)
+    return pool, worker, kind

@@ -1,0 +1,83 @@
+"""Seal what was judged to have ended, from the bundle here or from what the archive and Prefect know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from prefect_executions import engine
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.errors import NotFoundError, SecretError
+from prefect_executions.lifecycle import Seen, follow
+from prefect_executions.settings import ArchiveLevel
+from prefect_executions.settle.evidence import Known, flow_run_of
+from prefect_executions.settle.judging import Judgement
+from prefect_executions.settle.unstarted import unstarted_record
+from prefect_executions.workbench import Ending, Outcome, Workbench
+from prefect_executions.workbench.recovering import recover, restore
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+def seal(
+    workbench: Workbench, known: Known, execution_id: str, states: Sequence[Seen], judgement: Judgement
+) -> Outcome:
+    """Seal an execution whose record was opened, as *judgement* says it ended; *states* are Prefect's of this life.
+
+    Raises:
+        NotFoundError: If neither this workbench nor the archive has its record.
+        BundleError: If it cannot be sealed now.
+        ArchiveError: If the archive cannot be asked.
+    """
+    end = _end(judgement, states)
+    if execution_id in known.here:
+        run = known.runs.get(flow_run_of(execution_id))
+        bundle = OpenBundle.load(workbench.folder, execution_id)
+        notes = _close_logs(bundle, run)
+        return workbench.seal(execution_id, end, states=states, notes=notes)
+    recovered = recover(workbench.archive, execution_id)
+    if recovered is None:
+        raise NotFoundError(f"the archive has no opening record of {execution_id}, and neither has this workbench")
+    return workbench.stand_in(
+        replace(recovered.record, job_status=follow(recovered.record.job_status, states)),
+        recovered.code,
+        end,
+        fill=lambda bundle: restore(workbench.archive, recovered, bundle),
+    )
+
+
+def seal_unstarted(
+    workbench: Workbench, run: FlowRun, states: Sequence[Seen], judgement: Judgement, archive: ArchiveLevel
+) -> Outcome:
+    """Seal a run of which nothing was ever recorded, from what Prefect knows.
+
+    Raises:
+        BundleError: If it cannot be sealed now.
+        ArchiveError: If the archive cannot be asked.
+    """
+    record = unstarted_record(run, str(run.id), states, archive)
+    return workbench.stand_in(record, {}, _end(judgement, states))
+
+
+def _end(judgement: Judgement, states: Sequence[Seen]) -> Ending:
+    """The end as judged, with the time and the state that Prefect has for it now."""
+    assert judgement.end is not None  # noqa: S101 - only such a judgement is acted on
+    last = states[-1] if states else None
+    if last is None or last.state.type not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+        return judgement.end
+    return judgement.end._replace(at=last.time, prefect_state=last.state)
+
+
+def _close_logs(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
+    """Mask the logs of a process that was killed; where a secret cannot be told any more they are not kept."""
+    if bundle.sealed:
+        return ()
+    try:
+        engine.close_logs(bundle, run.parameters if run else {}, os.environ)
+    except SecretError as error:
+        aside = bundle.withhold_logs()
+        return (f"the logs may hold a secret that cannot be told any more ({error}); they lie in {aside}",)
+    return ()
