@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.flow_runs import pause_flow_run, suspend_flow_run
+from prefect.states import Pending
 from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
-from prefect_executions import current_execution, method
-from prefect_executions.lifecycle import Observer, Reason
+from prefect_executions import MethodFlow, current_execution, method
+from prefect_executions.executions import ExecutionRecord
+from prefect_executions.lifecycle import Happening, Observer, Reason, Status
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
+TESTS = Path(__file__).parent
 PLANTED = "-".join(["plAnted", "s3cret", "a71f0c"])  # noqa: FLY002 - the record keeps this file, too
 
 
@@ -66,3 +83,132 @@ def test_retries_are_attempts_of_one_execution_each_with_its_times_and_its_error
     assert record.instance.usage.exception is None
     assert record.instance.usage.exit_code == 0
     assert bundles.failed_checks() == []
+
+
+# --- pauses --------------------------------------------------------------------
+
+
+def told(record: ExecutionRecord) -> list[tuple[str, str | None]]:
+    """Return pauses, resumptions and progress of a history."""
+    return [
+        (entry.kind.value, entry.message)
+        for entry in record.job_status.history
+        if entry.kind in {Happening.PAUSED, Happening.RESUMED, Happening.PROGRESS}
+    ]
+
+
+def test_a_pause_in_the_process_is_in_the_history_at_its_time(bundles):
+    @method(version="1")
+    def pauses() -> None:
+        execution = current_execution()
+        execution.progress(10, "before")
+        flow_run_id = FlowRunContext.get().flow_run.id
+        threading.Thread(target=resume_soon, args=(flow_run_id,), daemon=True).start()
+        pause_flow_run(timeout=60, poll_interval=1)
+        execution.note("after")
+
+    pauses()
+    record = bundles.record()
+
+    assert kinds(record) == [*WHOLE_WAY, "progress", "paused", "resumed", "note", "COMPLETED"]
+    assert told(record) == [("progress", "before"), ("paused", "Paused"), ("resumed", None)]
+    times = [entry.time for entry in record.job_status.history]
+    assert times == sorted(times)
+    assert bundles.failed_checks() == []
+
+
+def resume_soon(flow_run_id: UUID) -> None:
+    with get_client(sync_client=True) as client:
+        for _ in range(600):
+            state = client.read_flow_run(flow_run_id).state
+            if state is not None and state.is_paused():
+                client.resume_flow_run(flow_run_id)
+                return
+            time.sleep(0.1)
+
+
+@method(version="1")
+def sleeps() -> str:
+    """Do a part, be suspended, do the next part; each time the function begins anew."""
+    execution = current_execution()
+    for part in ("one", "two"):
+        here = execution.output(f"{part}.txt")
+        if not here.exists():
+            print(f"doing {part}")
+            here.write_text(f"{part} by {os.environ['EXECUTIONS_HOME']}")
+        suspend_flow_run(key=part)
+    return "done"
+
+
+def deployed(flow: MethodFlow[Any, Any]) -> FlowRun:
+    """Make a flow run of a deployment, which Prefect asks of what can be suspended."""
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(flow)
+        deployment = client.create_deployment(flow_id, name=f"test-{uuid4()}", enforce_parameter_schema=False)
+        return client.create_flow_run_from_deployment(deployment)
+
+
+def go_on(flow: MethodFlow[Any, Any], run: FlowRun) -> State[Any] | None:
+    """Run *flow* as a worker's process does, and return the state in which it leaves."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Pending())
+        run = client.read_flow_run(run.id)
+        with suppress(Pause):
+            run_flow(flow, flow_run=run, return_type="state")
+        return client.read_flow_run(run.id).state
+
+
+def resume(run: FlowRun) -> None:
+    with get_client(sync_client=True) as client:
+        client.resume_flow_run(run.id)
+
+
+ELSEWHERE = """
+import sys
+from uuid import UUID
+import test_attempts
+from prefect.client.orchestration import get_client
+
+with get_client(sync_client=True) as client:
+    state = test_attempts.go_on(test_attempts.sleeps, client.read_flow_run(UUID(sys.argv[1])))
+print(state.name)
+"""
+
+
+def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machine(bundles, home, tmp_path, monkeypatch):
+    archive = tmp_path / "archive"
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(archive))
+    run = deployed(sleeps)
+    assert go_on(sleeps, run).name == "Suspended"
+    kept = archive / "executions" / str(run.id) / "suspended.zip"
+    assert kept.exists()
+
+    resume(run)
+    there = tmp_path / "there"
+    told_there = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(run.id)],
+        env=os.environ | {"EXECUTIONS_HOME": str(there), "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)])},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert told_there.stdout.splitlines()[-1] == "Suspended"
+
+    resume(run)  # here lies an older bundle of it
+    assert go_on(sleeps, run).name == "Completed"
+    record = bundles.record()
+    outputs = bundles.one() / "outputs"
+
+    assert told(record) == [("paused", "Suspended"), ("resumed", None)] * 2
+    assert record.status is Status.COMPLETED
+    assert (outputs / "one.txt").read_text() == f"one by {home}"
+    assert (outputs / "two.txt").read_text() == f"two by {there}"
+    said = (outputs / "stdout.log").read_text().splitlines()
+    assert [line.partition(",")[0] for line in said] == ["doing one", "--- resumed", "doing two", "--- resumed"]
+    notes = [entry.message for entry in record.job_status.history if entry.kind is Happening.NOTE]
+    assert [note.startswith("goes on in process") for note in notes] == [True, True]
+    assert record.instance.pid == os.getpid()
+    assert record.instance.usage.cpu_seconds > 0
+    assert not kept.exists()
+    assert bundles.failed_checks() == []
+    assert bundles.open_scratch() == []

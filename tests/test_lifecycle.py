@@ -183,6 +183,25 @@ def test_a_failed_attempt_that_our_own_code_told_is_told_once():
     assert follow(again, [*first, *retry]) == again
 
 
+def test_a_pause_that_is_heard_of_late_stands_where_its_time_belongs():
+    running = [a_state("RUNNING", "Running", 2)]
+    begun = advance(follow(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
+    for second in (4, 900):
+        begun = remark(begun, Happening.PROGRESS, at(second), observer=Observer.HOOK, progress=second / 10)
+
+    told = follow(begun, [*running, a_state("PAUSED", "Paused", 5), a_state("RUNNING", "Running", 60)])
+
+    assert [entry.kind for entry in told.history[-4:]] == ["progress", "paused", "resumed", "progress"]
+    assert list(faults(told.history)) == []
+    assert told.updated == at(900)
+
+
+def test_after_the_end_nothing_is_followed():
+    ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
+
+    assert follow(ended, [a_state("PAUSED", "Suspended", 1), a_state("SCHEDULED", "AwaitingRetry", 2)]) is ended
+
+
 def test_a_pause_and_its_end_are_entries():
     running = [a_state("RUNNING", "Running", 2)]
     begun = advance(follow(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)

@@ -331,8 +331,10 @@ def follow(job_status: JobStatus, states: Sequence[Seen]) -> JobStatus:
 
     States that are in the history already (by their ids) are passed over, so the
     whole state history may be given again at each attempt. Terminal states are
-    left to `ending`.
+    left to `ending`; after the end nothing is added.
     """
+    if job_status.execution_status.terminal:
+        return job_status
     known = {entry.prefect_state.id for entry in job_status.history if entry.prefect_state and entry.prefect_state.id}
     for one in sorted(states, key=lambda one: one.time):
         if one.state.id not in known:
@@ -347,16 +349,40 @@ def _follow_one(job_status: JobStatus, one: Seen) -> JobStatus:
         known = _confirmed(job_status, one.state)
         return known or remark(job_status, Happening.ATTEMPT_FAILED, one.time, message=one.message, **told)
     if one.state.type == "PAUSED":
-        return remark(job_status, Happening.PAUSED, one.time, message=one.state.name, **told)
-    if one.state.type == "RUNNING" and (last := _last_turn(job_status)):
+        return _inserted(job_status, Happening.PAUSED, one, message=one.state.name)
+    if one.state.type == "RUNNING" and (last := _last_turn(job_status, one.time)):
         if last.kind is Happening.PAUSED:
-            return remark(job_status, Happening.RESUMED, one.time, **told)
+            return _inserted(job_status, Happening.RESUMED, one)
         if last.kind is Happening.ATTEMPT_FAILED:
             return remark(job_status, Happening.ATTEMPT, one.time, attempt=job_status.attempt + 1, **told)
     to = FROM_PREFECT.get(one.state.type)
     if to is None or to.terminal or to not in FOLLOWS[current]:
         return job_status
     return advance(job_status, to, one.time, message=one.message, **told)
+
+
+def _inserted(job_status: JobStatus, kind: Happening, one: Seen, *, message: str | None = None) -> JobStatus:
+    """Return *job_status* with an entry where its time belongs: a pause may be heard of when it is long over."""
+    number = _place(job_status, one.time)
+    before = job_status.history[number - 1]
+    entry = StatusEntry(
+        kind=kind,
+        status=before.status,
+        time=one.time,
+        observer=Observer.PREFECT,
+        attempt=before.attempt,
+        prefect_state=one.state,
+        message=message,
+    )
+    history = (*job_status.history[:number], entry, *job_status.history[number:])
+    return job_status.model_copy(update={"updated": max(one.time, job_status.updated), "history": history})
+
+
+def _place(job_status: JobStatus, time: datetime) -> int:
+    number = len(job_status.history)
+    while job_status.history[number - 1].time > time and job_status.history[number - 1].kind is not Happening.STATUS:
+        number -= 1
+    return number
 
 
 def _confirmed(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
@@ -369,8 +395,8 @@ def _confirmed(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
     return None
 
 
-def _last_turn(job_status: JobStatus) -> StatusEntry | None:
-    turns = (entry for entry in reversed(job_status.history) if entry.kind in _TURNS)
+def _last_turn(job_status: JobStatus, time: datetime) -> StatusEntry | None:
+    turns = (entry for entry in reversed(job_status.history[: _place(job_status, time)]) if entry.kind in _TURNS)
     return next(turns, None)
 
 

@@ -4,6 +4,7 @@
 
     executions/<id>/
     ├── opening.json           the opening record, put before user code runs
+    ├── suspended.zip          the open bundle of a run that is suspended, until it is sealed
     ├── data/<sha256>          what is big: output.zip, staged inputs
     ├── sealed-<16 hex>/…      the small files of the bundle, under their paths in it
     ├── seal.json              created last, and only if it is not there
@@ -26,8 +27,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from prefect_executions.archive.marks import Marks, open_key
+from prefect_executions.archive.ranges import open_ranges
 from prefect_executions.archive.reading import ArchivedBundle
-from prefect_executions.archive.seals import LATE, OPENING, SEAL, ArchivedData, Seal, data_name, folder_of, parse_seal
+from prefect_executions.archive.seals import (
+    LATE,
+    OPENING,
+    SEAL,
+    SUSPENDED,
+    ArchivedData,
+    Seal,
+    data_name,
+    folder_of,
+    parse_seal,
+)
 from prefect_executions.archive.store import Store
 from prefect_executions.archive.urls import NO_OPTIONS, TIMEOUT, open_store
 from prefect_executions.bundles.layout import MANIFEST, check_execution_id
@@ -87,6 +99,22 @@ class Archive:
     def opening(self, execution_id: str) -> bytes | None:
         """Return the opening record, or None where none was kept."""
         return self.store.get_many([folder_of(execution_id) + OPENING]).get(folder_of(execution_id) + OPENING)
+
+    def keep_suspended(self, execution_id: str, path: Path) -> None:
+        """Keep the open bundle of a run that is suspended, a zip; it replaces the one before."""
+        self.store.put(folder_of(execution_id) + SUSPENDED, path)
+
+    def suspended(self, execution_id: str) -> BinaryIO | None:
+        """Open what `keep_suspended` kept, or return None where nothing is kept; it is to be read as hostile input."""
+        key = folder_of(execution_id) + SUSPENDED
+        there = self.store.head(key)
+        if there is None:
+            return None
+        return open_ranges(lambda start, end: self.store.get_range(key, start, end), there.size)
+
+    def forget_suspended(self, execution_id: str) -> None:
+        """Remove what `keep_suspended` kept; where nothing is, nothing changes."""
+        self.store.delete(folder_of(execution_id) + SUSPENDED)
 
     def keep_data(self, execution_id: str, path: Path, digest: str) -> bool:
         """Keep the file at *path*, whose SHA-256 is *digest*; return whether it had to be sent.

@@ -16,6 +16,7 @@ from prefect_executions.lifecycle import Status
 OPENING = "opening.json"
 SEAL = "seal.json"
 LATE = "late/"
+SUSPENDED = "suspended.zip"
 # No store is sure to hold these in a key; "%" itself is escaped so that the way back has one answer.
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f]")
 _DIGEST = r"[0-9a-f]{64}"

@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,8 +58,17 @@ class OpenBundle:
     id: str
 
     @classmethod
-    def create(cls, workbench: Path, execution_id: str, files: Mapping[str, bytes] | None = None) -> OpenBundle:
+    def create(
+        cls,
+        workbench: Path,
+        execution_id: str,
+        files: Mapping[str, bytes] | None = None,
+        *,
+        fill: Callable[[Path], None] | None = None,
+    ) -> OpenBundle:
         """Make a new bundle with *files*, by their places in the format; all of it is there at once or nothing is.
+
+        *fill* may write what is too large for that into the folder that is about to become the bundle.
 
         Raises:
             NameRefusedError: If *execution_id* cannot name a folder.
@@ -82,6 +91,8 @@ class OpenBundle:
                     place.parent.mkdir(parents=True, exist_ok=True)
                 _write_new(place, data, mode=_mode(name))
                 reach(Milestone.FOLDER_FILLED, execution_id, name)
+            if fill is not None:
+                fill(fresh)
             fresh.rename(bundle.folder)
         reach(Milestone.OPENED, execution_id)
         return bundle

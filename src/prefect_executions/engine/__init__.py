@@ -8,7 +8,7 @@ from prefect_executions.engine.asking import created_by, deployment, flow_run, h
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.client import client, configured_api, greet
 from prefect_executions.engine.closing import close_logs
-from prefect_executions.engine.lives import lives, states, told_by_prefect
+from prefect_executions.engine.lives import catch_up, lives, states, told_by_prefect
 from prefect_executions.engine.recognising import TAG, is_method, mark_flows, method_flows
 from prefect_executions.engine.requests import request_of
 from prefect_executions.engine.scanning import (
@@ -27,6 +27,7 @@ __all__ = [
     "TAG",
     "Progress",
     "archive_block",
+    "catch_up",
     "check_secret",
     "client",
     "close_logs",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from prefect_executions.documents import in_utc
 from prefect_executions.engine.asking import history, seen
@@ -74,3 +75,14 @@ def told_by_prefect(execution_id: str, method_id: str, run: FlowRun, heard: Sequ
         prefect_state=accepted,
     )
     return follow(created, heard)
+
+
+def catch_up(job_status: JobStatus) -> JobStatus:
+    """Return *job_status* with what Prefect's state history tells of this life of the flow run by now, one request.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    flow_run_id, _, life = job_status.job_id.partition(".")
+    told = lives(history(UUID(flow_run_id)))
+    return follow(job_status, told[min(int(life or 1), len(told)) - 1])

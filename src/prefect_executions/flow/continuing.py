@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,6 +10,7 @@ from prefect_executions.executions import ExecutionRecord, Instance, Usage
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.opening import infrastructure, instance, now, the_method
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, Seen, StatusEntry, follow, remark
+from prefect_executions.methods import CodeIdentity
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,9 +37,8 @@ def continued(
     job_status = _begun(record.job_status, heard)
     if (here.hostname, here.pid) != (before.hostname, before.pid):
         job_status = _moved(job_status, before, here)
-        code = the_method(declared, settings)[0].code
-        if code and record.method.code and code.sha256 != record.method.code.sha256:
-            note = f"the Method's code is not that of the beginning any more; its digest is {code.sha256}"
+        for changed in _changed(record.method.code, the_method(declared, settings)[0].code):
+            note = f"{changed} was changed since it began; the bundle keeps it as it was then"
             job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
     used = (before.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})
     return Turn(
@@ -69,6 +69,14 @@ def _moved(job_status: JobStatus, before: Instance, here: Instance) -> JobStatus
     if before.pid is not None:
         note += f"; before, it ran in process {before.pid} of {before.hostname}"
     return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
+
+
+def _changed(before: CodeIdentity | None, here: CodeIdentity | None) -> Iterator[str]:
+    """Which files are another now; which are loaded may differ between two processes."""
+    known = {file.path: file.sha256 for file in (before.files if before else ())}
+    for file in here.files if here else ():
+        if known.get(file.path, file.sha256) != file.sha256:
+            yield file.path
 
 
 def _headline(job_status: JobStatus) -> str:

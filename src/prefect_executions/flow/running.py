@@ -28,9 +28,10 @@ from prefect.utilities.timeout import timeout, timeout_async
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.machine import Meter
-from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
+from prefect_executions.errors import OrchestratorError
 from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics
 from prefect_executions.flow import events, logs
 from prefect_executions.flow.continuing import Turn, continued
@@ -40,9 +41,10 @@ from prefect_executions.flow.door import door, knock
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, the_workbench
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
-from prefect_executions.lifecycle import JobStatus, Observer, Status, advance
+from prefect_executions.lifecycle import Happening, JobStatus, Observer, Status, advance, remark
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import Settings
+from prefect_executions.workbench.suspending import resume, suspend
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -85,6 +87,7 @@ class Recording:
     def __init__(self, declared: Declared, context: FlowRunContext, bound: inspect.BoundArguments) -> None:
         assert context.flow_run is not None  # noqa: S101 - `around` looked
         self.declared = declared
+        self.context = context
         self.run: FlowRun = context.flow_run
         self.bound = bound
         self.retries = context.flow.retries if context.flow else 0
@@ -176,6 +179,9 @@ class Recording:
     def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
         place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
         heard = engine.states(self.run)
+        suspensions = [one.state.id for one in heard if one.state.type == "PAUSED"]
+        if suspensions:
+            place = resume(self.workbench, place, suspensions[-1])
         if place.bundle is not None:
             self.turn = continued(place.bundle.record(), self.declared, self.run, heard, self.settings)
             return self.turn.record, place.bundle
@@ -248,6 +254,7 @@ class Recording:
                 job_status = self._turned(job_status, error, ended)
             usage = together(self.record.instance.usage, self.meter.stop().model_copy(update=ended))
             changed = [] if job_status is self.record.job_status else [job_status]
+            self.record = replace(self.record, job_status=job_status)
             self._write(self.bundle, self.record.instance.model_copy(update={"usage": usage}), *changed, metrics)
 
     def _turned(self, job_status: JobStatus, error: BaseException | None, ended: Mapping[str, Any]) -> JobStatus:
@@ -269,12 +276,25 @@ class Recording:
             return
         if isinstance(error, Pause):  # the run is suspended and its process may end
             self.workbench.leases.release(self.record.id)
+            with self._never_losing("keeping the suspended bundle in the archive"):
+                suspend(self.workbench, self.bundle)
             return
+        if self.context.observed_flow_pauses:
+            with self._never_losing("telling the pauses"):
+                self._write(self.bundle, self._with_pauses(self.record.job_status))
         if self._comes_again(error):
             return
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)
         reach(Milestone.LEFT, self.record.id)
+
+    def _with_pauses(self, job_status: JobStatus) -> JobStatus:
+        """Tell the pauses in this process, of which nothing was heard: Prefect's state history knows them."""
+        try:
+            return engine.catch_up(job_status)
+        except OrchestratorError as error:
+            note = f"the run was paused, and Prefect does not tell when: {error}"
+            return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=redact_urls(note))
 
     def _comes_again(self, error: BaseException | None) -> bool:
         """Whether Prefect will try again: its rule RetryFailedFlows compares the run count with the retries."""

@@ -347,10 +347,14 @@ class Workbench:
         content = content_of(bundle, sealed, datetime.now(UTC))
         try:
             upload(self.archive, bundle, content.data)
-            return self.archive.seal(bundle.id, content)
+            sealing = self.archive.seal(bundle.id, content)
         except ArchiveError as error:
             log.warning("execution %s is sealed but not archived yet: %s", bundle.id, error)
             return None
+        if any(entry.kind is Happening.PAUSED for entry in sealed.record.job_status.history):
+            with suppress(ArchiveError):  # a sweep takes it
+                self.archive.forget_suspended(bundle.id)
+        return sealing
 
     def _come_late(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
         """Another sealed the execution before: its record stands; what is here lies aside and is told as a late word.
