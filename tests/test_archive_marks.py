@@ -38,7 +38,8 @@ def test_an_execution_is_open_from_its_opening_record_to_its_seal(archive: Archi
 def test_a_sign_of_life_is_timed_by_the_store(archive: Archive) -> None:
     archive.open_record(ID, b"opened")
     [before] = archive.marks.open()
-    archive.marks.renew([ID])
+    archive.marks.renew({ID: "/bench"})
+    assert archive.marks.places([ID, "other"]) == {ID: "/bench"}
     [after] = archive.marks.open()
     assert before.renewed <= after.renewed <= archive.marks.clock() + timedelta(seconds=1)
 
@@ -46,7 +47,7 @@ def test_a_sign_of_life_is_timed_by_the_store(archive: Archive) -> None:
 def test_a_mark_that_came_back_after_the_seal_is_closed_by_who_seals_again(archive: Archive, tmp_path: Path) -> None:
     made = content(tmp_path, {"metadata/method.json": b"{}"})
     archive.seal(ID, made)
-    archive.marks.renew([ID])
+    archive.marks.renew({ID: ""})
     assert not archive.seal(ID, made).ours or list(archive.marks.open()) == []
 
 

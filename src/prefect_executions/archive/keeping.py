@@ -92,9 +92,12 @@ class Archive:
         self.store = store
         self.marks = Marks(store)
 
-    def open_record(self, execution_id: str, data: bytes) -> None:
-        """Keep the opening record *data* and mark the execution as open; called before user code runs."""
-        self.store.put_many({folder_of(execution_id) + OPENING: data, open_key(execution_id): b""})
+    def open_record(self, execution_id: str, data: bytes, *, place: str = "") -> None:
+        """Keep the opening record *data* and mark the execution as open; called before user code runs.
+
+        *place* is the path of the Workbench that has the bundle.
+        """
+        self.store.put_many({folder_of(execution_id) + OPENING: data, open_key(execution_id): place.encode()})
 
     def opening(self, execution_id: str) -> bytes | None:
         """Return the opening record, or None where none was kept."""

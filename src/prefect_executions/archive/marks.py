@@ -2,7 +2,8 @@
 
 ::
 
-    open/<id>                               from the opening record to the seal; written anew while it runs
+    open/<id>                               from the opening record to the seal; written anew while it runs;
+                                            holds the path of the Workbench that has the bundle
     sealed/<yyyy-mm-ddThh>/<id>-<sha256>    one for each seal, by the hour of sealing and with its manifest's digest
     settled                                 the time up to which every ended execution is known to be sealed
 
@@ -16,7 +17,7 @@ Times of marks are the store's own, so that no clock of a worker matters.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -52,9 +53,14 @@ class Marks:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def renew(self, ids: Iterable[str]) -> None:
-        """Say that these executions are open and alive."""
-        self._store.put_many({open_key(execution_id): b"" for execution_id in ids}, lasting=False)
+    def renew(self, places: Mapping[str, str]) -> None:
+        """Say of executions, each with the path of its Workbench, that they are open and alive."""
+        self._store.put_many({open_key(one): place.encode() for one, place in places.items()}, lasting=False)
+
+    def places(self, ids: Iterable[str]) -> dict[str, str]:
+        """Return the paths of the Workbenches, on whatever machine, that have these open executions."""
+        found = self._store.get_many([open_key(execution_id) for execution_id in ids])
+        return {key.removeprefix(_OPEN): data.decode(errors="replace") for key, data in found.items() if data}
 
     def open(self) -> Iterator[OpenMark]:
         """Yield the executions that are open, with the time of the last sign of life."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
 class Known(NamedTuple):
     """All that one look found: what is open here and in the archive, and what Prefect says of it.
 
-    `silences` are by the store's clock and `now` is by Prefect's.
+    `here` has the Workbench on which each bundle lies that can be reached, `silences`
+    are by the store's clock and `now` is by Prefect's.
     """
 
-    here: frozenset[str]
+    here: Mapping[str, Workbench]
     silences: Mapping[str, timedelta]
     runs: Mapping[UUID, FlowRun]
     now: datetime
@@ -47,9 +50,10 @@ def look(workbench: Workbench, here: Collection[str]) -> Known:
     marks = workbench.archive.marks
     clock = marks.clock()
     silences = {mark.id: max(clock - mark.renewed, timedelta(0)) for mark in marks.open()}
+    found = _reachable(workbench, marks.places(silences.keys() - set(here)))
     now = engine.server_time()
     runs = engine.runs_of({flow_run_of(execution_id) for execution_id in {*here, *silences}})
-    return Known(frozenset(here), silences, runs, now)
+    return Known(found | dict.fromkeys(here, workbench), silences, runs, now)
 
 
 def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: Seen | None) -> Evidence:
@@ -90,9 +94,14 @@ def life_of(execution_id: str, told: tuple[Seen, ...]) -> tuple[Seen, ...]:
     return lives[min(number, len(lives)) - 1] if lives else ()
 
 
+def _reachable(workbench: Workbench, places: Mapping[str, str]) -> dict[str, Workbench]:
+    """The bundles that lie on other Workbenches of this machine, or on a disk that it shares with others."""
+    return {one: workbench.at(Path(place)) for one, place in places.items() if os.access(Path(place, one), os.W_OK)}
+
+
 def _documents(workbench: Workbench, known: Known, execution_id: str) -> tuple[Instance | None, JobStatus | None]:
     if execution_id in known.here:
-        bundle = OpenBundle.load(workbench.folder, execution_id)
+        bundle = OpenBundle.load(known.here[execution_id].folder, execution_id)
         return bundle.read(Instance), bundle.read(JobStatus)
     if execution_id not in known.silences:
         return None, None

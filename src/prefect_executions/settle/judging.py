@@ -127,7 +127,7 @@ def _running(evidence: Evidence, state: Seen) -> Judgement:
     cancelled = state.state.type == "CANCELLING"
     handed = evidence.here or evidence.silence is None or evidence.silence >= SILENCE
     if evidence.alive is False and not handed:
-        return Judgement(Act.LEAVE, "its process is gone and it lies on another workbench of this machine")
+        return Judgement(Act.LEAVE, "its process is gone, but its bundle cannot be reached from here")
     if evidence.alive is False:
         why = f"Its process {evidence.process} is gone"
         return _end(evidence, Reason.CRASHED, why, cancelled=cancelled)

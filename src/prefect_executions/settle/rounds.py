@@ -70,10 +70,12 @@ class _Round:
         self.workbench = workbench
         self.settings = settings
         self.pause = pause
+        self.unfinished: list[str] = []
         self.waiting: list[datetime] = []
         """When those ended that had to be left, so that the watermark does not pass them."""
 
     def go(self, unfinished: list[str], since: datetime | None) -> Iterator[Settled]:
+        self.unfinished = unfinished
         marks = self.workbench.archive.marks
         known = look(self.workbench, unfinished)
         mark = marks.settled_until()
@@ -105,7 +107,7 @@ class _Round:
         if ends:
             gone = all(known.silences.get(one) is None or self._gone(known, one) for one in ends)
             self.pause(_AT_ONCE if gone else SECOND_LOOK)
-            known = look(self.workbench, known.here)
+            known = look(self.workbench, self.unfinished)
         for execution_id, _ in doubtful:
             yield from self._act(known, execution_id)
 

@@ -35,9 +35,10 @@ def seal(
     end = _end(judgement, states)
     if execution_id in known.here:
         run = known.runs.get(flow_run_of(execution_id))
-        bundle = OpenBundle.load(workbench.folder, execution_id)
+        holder = known.here[execution_id]
+        bundle = OpenBundle.load(holder.folder, execution_id)
         notes = _close_logs(bundle, run)
-        return workbench.seal(execution_id, end, states=states, notes=notes)
+        return holder.seal(execution_id, end, states=states, notes=notes)
     recovered = recover(workbench.archive, execution_id)
     if recovered is None:
         raise NotFoundError(f"the archive has no opening record of {execution_id}, and neither has this workbench")

@@ -113,6 +113,10 @@ class Workbench:
             open_ledger=lambda: Ledger.open(settings.ledger_url),
         )
 
+    def at(self, folder: Path) -> Workbench:
+        """Return another Workbench of this machine that has the same archive and ledger."""
+        return Workbench(folder, open_archive=lambda: self.archive, open_ledger=lambda: self.ledger)
+
     @property
     def archive(self) -> Archive:
         """The archive, opened at the first use."""
@@ -171,9 +175,9 @@ class Workbench:
             ArchiveError: If the archive refuses; the Method must not run then.
         """
         opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
-        self.archive.open_record(record.id, opening.to_json())
+        self.archive.open_record(record.id, opening.to_json(), place=str(self.folder))
         reach(Milestone.ANNOUNCED, record.id)
-        self.leases.hold(record.id)
+        self.leases.hold(record.id, str(self.folder))
         self._index(record, archive="local")
 
     def gather(self, bundle: OpenBundle, level: ArchiveLevel) -> Gathered:

@@ -27,31 +27,31 @@ class Leases:
     def __init__(self, marks: Callable[[], Marks], *, period: float = PERIOD) -> None:
         self._marks = marks
         self._period = period
-        self._held: set[str] = set()
+        self._held: dict[str, str] = {}
         self._changed = threading.Condition()
         self._process = 0
 
-    def hold(self, execution_id: str) -> None:
-        """Renew the lease of an execution, which was just opened in the archive, from now on."""
+    def hold(self, execution_id: str, place: str) -> None:
+        """Renew from now on the lease of an execution that was just opened; *place* is its Workbench's path."""
         with self._changed:
             if self._process != os.getpid():  # a forked child has neither the thread nor the executions
-                self._process, self._held = os.getpid(), set()
+                self._process, self._held = os.getpid(), {}
             started = bool(self._held)
-            self._held.add(execution_id)
+            self._held[execution_id] = place
             if not started:
                 threading.Thread(target=self._renew, args=(os.getpid(),), name="leases", daemon=True).start()
 
     def release(self, execution_id: str) -> None:
         """Say nothing more of an execution; once more changes nothing."""
         with self._changed:
-            self._held.discard(execution_id)
+            self._held.pop(execution_id, None)
             self._changed.notify_all()
 
     def _renew(self, process: int) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: not self._held, timeout=self._period)
-                held = set(self._held)
+                held = dict(self._held)
             if not held or process != os.getpid():
                 return
             try:
