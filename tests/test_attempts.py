@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
+from prefect.deployments import run_deployment
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
@@ -24,8 +26,9 @@ from prefect.states import Pending
 from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
-from prefect_executions import MethodFlow, current_execution, method
-from prefect_executions.executions import ExecutionRecord
+from prefect_executions import InputFile, MethodFlow, current_execution, method
+from prefect_executions.cli.door import main
+from prefect_executions.executions import ExecutionRecord, Relative
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -212,3 +215,68 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     assert not kept.exists()
     assert bundles.failed_checks() == []
     assert bundles.open_scratch() == []
+
+
+# --- a Method that calls Methods ----------------------------------------------
+
+
+@method(version="1")
+def counts(table: InputFile) -> int:
+    return len(table.read_text())
+
+
+@method(version="1")
+def calls(deployment: str) -> str:
+    table = current_execution().output("table.csv")
+    table.write_text("1,2,3")
+    counts(str(table))
+    return str(run_deployment(deployment, parameters={"table": str(table)}, timeout=0).id)
+
+
+@flow
+def plain(deployment: str) -> UUID:
+    return run_deployment(deployment, timeout=0).id
+
+
+def test_parent_and_child_know_each_other_and_the_data_between_them(bundles, home, capsys):
+    with get_client(sync_client=True) as client:
+        name = f"test-{uuid4()}"
+        client.create_deployment(client.create_flow(counts), name=name, enforce_parameter_schema=False)
+        sent = UUID(calls(f"counts/{name}"))
+        go_on(counts, client.read_flow_run(sent))
+    (parent,) = (one for one in bundles.folders() if bundles.record(one).method.id == "calls")
+    called, asked = sorted((one.name for one in bundles.folders() if one != parent), key=lambda one: one == str(sent))
+    capsys.readouterr()
+    assert main(["show", parent.name, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert main(["show", asked]) == 0
+    child = capsys.readouterr().out.splitlines()
+
+    for one in (called, asked):
+        assert bundles.record(home / "workbench" / one).request.relatives == (
+            Relative(execution_id=parent.name, relation="parent"),
+        )
+    assert {(one["id"], one["relation"]) for one in shown["namedBy"]} == {(called, "parent"), (asked, "parent")}
+    assert [(one["id"], one["output"], one["input"]) for one in shown["usedBy"]] == [
+        (called, "outputs/table.csv", "table"),
+        (asked, "outputs/table.csv", "table"),
+    ]
+    assert shown["madeFrom"] == []
+    assert f"parent\t{parent.name}" in child
+    assert f"made from\t{parent.name}\toutputs/table.csv\ttable" in child
+    assert bundles.failed_checks() == []
+
+
+def test_a_caller_that_is_no_execution_is_no_parent(bundles):
+    with get_client(sync_client=True) as client:
+        name = f"test-{uuid4()}"
+        client.create_deployment(client.create_flow(sleepless), name=name, enforce_parameter_schema=False)
+        run = client.read_flow_run(plain(f"sleepless/{name}"))
+        assert run.parent_task_run_id is not None
+        go_on(sleepless, run)
+
+    assert bundles.record().request.relatives == ()
+
+
+@method(version="1")
+def sleepless() -> None: ...

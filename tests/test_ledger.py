@@ -15,7 +15,7 @@ from prefect_executions.executions import (
     Metrics,
     Relative,
 )
-from prefect_executions.ledger import Ledger
+from prefect_executions.ledger import Handed, Ledger, Named
 from prefect_executions.lifecycle import Reason, Status
 from prefect_executions.methods import Method
 from records import (
@@ -178,6 +178,43 @@ def test_a_step_beyond_64_bits_is_left_out_and_never_made_smaller(ledger):
     metric = Metric(name="loss", value=1, step=2**64, time=NOON)
     ledger.record(a_record(metrics=Metrics(metrics=(metric,))), archive="local")
     assert only(ledger, "metrics")["step"] is None
+
+
+def test_who_names_an_execution_is_told_from_the_other_side(ledger):
+    for number, relation in ((1, "parent"), (2, "rerun-of"), (3, "parent")):
+        named = (Relative(execution_id=an_id(0 if number < 3 else 9), relation=relation),)
+        ledger.record(numbered(number, request=a_request(relatives=named)), archive="local")
+
+    assert ledger.naming(an_id(0)) == (
+        Named(id=an_id(1), relation="parent"),
+        Named(id=an_id(2), relation="rerun-of"),
+    )
+    assert ledger.naming(an_id(1)) == ()
+
+
+def test_a_file_that_one_made_and_another_used_links_them_by_its_digest(ledger):
+    table, empty = an_output("outputs/table.csv", b"1,2"), an_output("outputs/empty", b"")
+
+    def one(number: int, *, makes: bool, takes: bool) -> None:
+        files = (a_staged_input("rows", b"1,2"), a_staged_input("nothing", b"")) if takes else ()
+        record = numbered(number, request=a_request(files=files, values={}))
+        outputs = {"outputs": (table, empty) if makes else ()}
+        ledger.record(replace(record, job_status=record.job_status.model_copy(update=outputs)), archive="local")
+
+    one(0, makes=False, takes=True)  # it had begun before the file was made
+    one(1, makes=True, takes=False)
+    one(2, makes=True, takes=True)
+    one(3, makes=False, takes=True)
+
+    def handed(number: int) -> Handed:
+        return Handed(id=an_id(number), output="outputs/table.csv", input="rows", sha256=table.sha256)
+
+    assert ledger.made_from(an_id(3)) == (handed(2), handed(1))
+    assert ledger.made_from(an_id(2)) == (handed(1),)
+    assert ledger.made_from(an_id(0)) == ledger.made_from(an_id(1)) == ()
+    assert ledger.used_by(an_id(1)) == (handed(2), handed(3))
+    assert ledger.used_by(an_id(1), limit=1) == (handed(2),)
+    assert ledger.used_by(an_id(3)) == ()
 
 
 def test_tags_relatives_and_history_are_kept_in_their_order(ledger):

@@ -30,11 +30,15 @@ from prefect_executions.lifecycle import Happening
 
 if TYPE_CHECKING:
     from prefect_executions.executions import ExecutionRecord
-    from prefect_executions.workbench.reading import Reader, Standing, Stream
+    from prefect_executions.ledger import Handed
+    from prefect_executions.workbench.reading import Links, Reader, Standing, Stream
 
 # `provenance.Form`, which brings lxml and prov along.
 Form = Literal["xml", "json", "n", "ttl", "svg"]
 Target = Annotated[str | None, Parameter(name=["--output", "-o"])]
+
+# What the one that is named is to the one that names it, told from the other side.
+_INVERSE = {"parent": "child", "rerun-of": "rerun", "retry-of": "retry"}
 
 
 def show(execution: str, /, *, as_json: Json = False) -> None:
@@ -46,13 +50,15 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     """
     hall = reader()
     execution_id = hall.find(execution)
-    record, standing = hall.record(execution_id), hall.standing(execution_id)
+    record, standing, links = hall.record(execution_id), hall.standing(execution_id), hall.links(execution_id)
     if as_json:
-        show_json(_everything(record, standing))
+        show_json(_everything(record, standing, links))
         return
-    show_facts(_facts(record, standing))
+    show_facts(_facts(record, standing, links))
     show_table(("name", "value"), _inputs(record), title="input")
     show_table(("name", "size", "media type"), _outputs(hall, execution_id), title="output")
+    show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")
+    show_table(("execution", "output", "input"), _handed(links.used_by), title="used by")
     show_table(("name", "value", "step"), _metrics(record), title="metric")
     show_table(("time", "status", "by", "what"), _history(record), title="history")
 
@@ -158,7 +164,7 @@ def _stream(*, stderr: bool) -> Stream:
     return "stderr" if stderr else "stdout"
 
 
-def _everything(record: ExecutionRecord, standing: Standing) -> dict[str, Any]:
+def _everything(record: ExecutionRecord, standing: Standing, links: Links) -> dict[str, Any]:
     return {
         "id": record.id,
         "status": record.status,
@@ -172,10 +178,13 @@ def _everything(record: ExecutionRecord, standing: Standing) -> dict[str, Any]:
         "instance": record.instance,
         "agent": record.agent,
         "metrics": record.metrics,
+        "namedBy": links.named_by,
+        "madeFrom": links.made_from,
+        "usedBy": links.used_by,
     }
 
 
-def _facts(record: ExecutionRecord, standing: Standing) -> Iterator[tuple[str, object]]:
+def _facts(record: ExecutionRecord, standing: Standing, links: Links) -> Iterator[tuple[str, object]]:
     told, usage = record.job_status, record.instance.usage
     yield "execution", record.id
     yield "status", record.status
@@ -185,6 +194,8 @@ def _facts(record: ExecutionRecord, standing: Standing) -> Iterator[tuple[str, o
     yield "title", record.method.title
     for relative in record.request.relatives:
         yield relative.relation, relative.execution_id
+    for named in links.named_by:
+        yield _INVERSE.get(named.relation, named.relation), named.id
     yield "created", when(told.created)
     yield "started", when(told.started)
     yield "finished", when(told.finished)
@@ -202,6 +213,11 @@ def _facts(record: ExecutionRecord, standing: Standing) -> Iterator[tuple[str, o
     yield "bundle", standing.folder
     yield "archive", standing.archive
     yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
+
+
+def _handed(files: Iterable[Handed]) -> Iterator[tuple[str, str, str]]:
+    for file in files:
+        yield file.id, file.output, file.input
 
 
 def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:

@@ -4,7 +4,7 @@ The only room below the flow that knows Prefect. It gives our own values and
 hides Prefect's clients; it decides nothing.
 """
 
-from prefect_executions.engine.asking import created_by, deployment, flow_run, history, infrastructure, seen
+from prefect_executions.engine.asking import caller, created_by, deployment, flow_run, history, infrastructure, seen
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.client import client, configured_api, greet
 from prefect_executions.engine.closing import close_logs
@@ -27,6 +27,7 @@ __all__ = [
     "TAG",
     "Progress",
     "archive_block",
+    "caller",
     "catch_up",
     "check_secret",
     "client",

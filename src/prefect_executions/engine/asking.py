@@ -53,6 +53,20 @@ def flow_run(flow_run_id: UUID) -> FlowRun | None:
         raise OrchestratorError(f"flow run {flow_run_id} cannot be read: {error}") from error
 
 
+def caller(run: FlowRun) -> UUID | None:
+    """Return the flow run whose code asked for *run*, or None when Prefect tells of none; a request only where it does.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    if run.parent_task_run_id is None:
+        return None
+    try:
+        return client().read_task_run(run.parent_task_run_id).flow_run_id
+    except Exception as error:
+        raise OrchestratorError(f"who called flow run {run.id} cannot be read: {error}") from error
+
+
 def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructure:
     """Return what Prefect and its worker say about where *run* was sent.
 

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect_executions import engine
 from prefect_executions.capture import machine
 from prefect_executions.capture.code import identify
+from prefect_executions.errors import ArchiveError, OrchestratorError
 from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
+from prefect_executions.flow.current import current_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.lifecycle import Seen
 from prefect_executions.methods import Method
 from prefect_executions.settings import DirtyTree, Settings
 from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.finding import newest
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -56,11 +59,10 @@ def opening(
     settings: Settings,
     *,
     heard: Sequence[Seen],
-    parent: str | None = None,
 ) -> Opening:
     """Return the record of a run whose parameters are valid and whose Method is about to start.
 
-    *heard* are Prefect's states so far, *parent* is the execution whose Method called this one.
+    *heard* are Prefect's states so far.
     """
     method, code = the_method(declared, settings)
     return Opening(
@@ -73,7 +75,7 @@ def opening(
                 values,
                 archive=settings.archive_level,
                 environment=os.environ,
-                parent=parent,
+                parent=_parent(run, settings),
             ),
             infrastructure=infrastructure(run, settings),
             instance=instance(settings),
@@ -101,7 +103,13 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
         ExecutionRecord(
             method=method,
             request=engine.request_of(
-                run, method, execution_id, None, archive=settings.archive_level, environment=os.environ
+                run,
+                method,
+                execution_id,
+                None,
+                archive=settings.archive_level,
+                environment=os.environ,
+                parent=_parent(run, settings),
             ),
             infrastructure=infrastructure(run, settings),
             instance=Instance(),
@@ -123,6 +131,17 @@ def agent(run: FlowRun, settings: Settings) -> Agent:
         return Agent(source="system", claims={"sub": getpass.getuser()})
     except (KeyError, OSError):  # a container's user without a name
         return Agent(source="system", claims={"sub": f"uid {os.getuid()}"})
+
+
+def _parent(run: FlowRun, settings: Settings) -> str | None:
+    """The execution whose Method asked for this run: the one around us, or one that Prefect tells of."""
+    if (around := current_id()) is not None:
+        return around
+    try:
+        called_by = engine.caller(run)
+        return None if called_by is None else newest(the_workbench(settings), str(called_by))
+    except (OrchestratorError, ArchiveError):  # what cannot be observed is absent
+        return None
 
 
 def the_method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:

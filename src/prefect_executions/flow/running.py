@@ -35,7 +35,7 @@ from prefect_executions.errors import OrchestratorError
 from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics
 from prefect_executions.flow import events, logs
 from prefect_executions.flow.continuing import Turn, continued
-from prefect_executions.flow.current import Execution, Metadata, Telling, current_id, enter, running_id
+from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import door, knock
 from prefect_executions.flow.inputs import Inputs
@@ -185,7 +185,7 @@ class Recording:
         if place.bundle is not None:
             self.turn = continued(place.bundle.record(), self.declared, self.run, heard, self.settings)
             return self.turn.record, place.bundle
-        opened = opening(self.declared, self.run, place.id, values, self.settings, heard=heard, parent=current_id())
+        opened = opening(self.declared, self.run, place.id, values, self.settings, heard=heard)
         return opened.record, self.workbench.begin(opened.record, opened.code)
 
     def _start(self) -> None:

@@ -24,7 +24,9 @@ from prefect_executions.ledger.databases import Database, Session
 from prefect_executions.ledger.entries import Entry, clean, entry_of
 from prefect_executions.ledger.rows import (
     ArchiveState,
+    Handed,
     MethodRow,
+    Named,
     Page,
     Row,
     micros_of,
@@ -36,6 +38,9 @@ from prefect_executions.lifecycle import Status
 
 CANDIDATES = 20
 """How many ids an `AmbiguousIdError` lists at most."""
+
+EDGES = 100
+"""How many links to other executions are told at most."""
 
 BATCH = 500
 """How many executions one transaction of a bulk takes: others wait for it about a tenth of a second."""
@@ -219,6 +224,25 @@ class Ledger:
                 sql = statements.ARCHIVED_AMONG.format(", ".join("?" * len(some)))
                 known |= {row[0] for row in session.rows(sql, some)}
         return frozenset(asked) - known
+
+    def naming(self, execution_id: str, *, limit: int = EDGES) -> tuple[Named, ...]:
+        """Return the executions that name this one as their parent, or as what they run again; oldest first."""
+        with self._database.reading() as session:
+            found = session.rows(statements.NAMING, (clean(execution_id), limit))
+        return tuple(Named(id=one, relation=relation) for one, relation in found)
+
+    def made_from(self, execution_id: str, *, limit: int = EDGES) -> tuple[Handed, ...]:
+        """Return the outputs of others that are inputs of this execution, by digest; the newest maker first."""
+        return self._handed(statements.MADE_FROM, execution_id, limit)
+
+    def used_by(self, execution_id: str, *, limit: int = EDGES) -> tuple[Handed, ...]:
+        """Return the outputs of this execution that are inputs of others, by digest; the oldest use first."""
+        return self._handed(statements.USED_BY, execution_id, limit)
+
+    def _handed(self, statement: str, execution_id: str, limit: int) -> tuple[Handed, ...]:
+        with self._database.reading() as session:
+            found = session.rows(statement, (clean(execution_id), limit))
+        return tuple(Handed(id=one, output=path, input=name, sha256=sha256) for one, path, name, sha256, _ in found)
 
     def pending(self) -> tuple[str, ...]:
         """Return the ids of the executions that wait for the archive, oldest first."""

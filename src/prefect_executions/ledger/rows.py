@@ -89,6 +89,25 @@ class Page:
     after: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """An execution that names this one as its `relation`: its parent, or what it runs again."""
+
+    id: str
+    relation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handed:
+    """A file that was an output of one execution and an input of another, which its digest tells."""
+
+    id: str
+    """The other execution."""
+    output: str
+    input: str
+    sha256: str
+
+
 ROW_COLUMNS = tuple(field.name for field in fields(Row))
 
 

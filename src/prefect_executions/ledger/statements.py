@@ -66,6 +66,25 @@ DESCRIPTORS = (
     "FROM executions GROUP BY method) AS e JOIN methods AS m ON m.key = e.method ORDER BY m.id, m.version, m.sha256"
 )
 
+NAMING = (
+    "SELECT e.id, r.relation FROM relatives AS r JOIN executions AS e ON e.key = r.execution "
+    "WHERE r.other = ? ORDER BY e.first_known, e.id LIMIT ?"
+)
+# Who made a file had begun when it was used; an empty file is the same everywhere and tells nothing.
+_HANDED = (
+    "FROM input_files AS f JOIN outputs AS o ON o.sha256 = f.sha256 "
+    "JOIN executions AS taker ON taker.key = f.execution JOIN executions AS maker ON maker.key = o.execution "
+    "WHERE o.size > 0 AND maker.key <> taker.key AND maker.started <= taker.started "
+)
+MADE_FROM = (
+    f"SELECT DISTINCT maker.id, o.path, f.input, o.sha256, maker.started {_HANDED}"
+    "AND taker.id = ? ORDER BY maker.started DESC, maker.id, o.path, f.input LIMIT ?"
+)
+USED_BY = (
+    f"SELECT DISTINCT taker.id, o.path, f.input, o.sha256, taker.started {_HANDED}"
+    "AND maker.id = ? ORDER BY taker.started, taker.id, o.path, f.input LIMIT ?"
+)
+
 # Every row by table, without the numbers that a database gives: two ledgers with the same rows are the same.
 ALL = {
     "methods": f"SELECT {', '.join(METHOD_COLUMNS)} FROM methods AS m "  # noqa: S608  names of this module

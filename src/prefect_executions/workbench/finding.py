@@ -13,7 +13,7 @@ from prefect_executions.bundles.layout import check_execution_id
 from prefect_executions.bundles.writing import ASIDE, SCRATCH, WITHHELD
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NameRefusedError, NotFoundError
 from prefect_executions.ledger.index import CANDIDATES
-from prefect_executions.workbench.keeping import Workbench
+from prefect_executions.workbench.keeping import Workbench, life
 
 
 def find(workbench: Workbench, prefix: str) -> str:
@@ -39,6 +39,21 @@ def find(workbench: Workbench, prefix: str) -> str:
     if len(found) > 1:
         raise AmbiguousIdError(prefix, found)
     return found[0]
+
+
+def newest(workbench: Workbench, flow_run_id: str) -> str | None:
+    """Return the id of the newest execution of a flow run, here or in the archive; None when it is none of ours.
+
+    Raises:
+        ArchiveError: If only the archive could tell and it cannot be asked.
+    """
+    here = workbench.latest(flow_run_id)
+    if here.bundle is not None:
+        return here.id
+    found, number = None, 1
+    while workbench.archive.opening(one := life(flow_run_id, number)) is not None:
+        found, number = one, number + 1
+    return found
 
 
 def _without_ledger(workbench: Workbench, prefix: str, *, everywhere: bool) -> list[str]:

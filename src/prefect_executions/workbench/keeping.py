@@ -136,7 +136,7 @@ class Workbench:
     def latest(self, flow_run_id: str) -> Place:
         """Return the newest execution of a flow run on this workbench: the open one, else the last that was sealed."""
         number, found = 1, Place(flow_run_id, None)
-        while (place := self._at(_life(flow_run_id, number))).bundle is not None:
+        while (place := self._at(life(flow_run_id, number))).bundle is not None:
             found, number = place, number + 1
         return found
 
@@ -150,7 +150,7 @@ class Workbench:
         """
         number = 1
         while True:
-            place = self._at(_life(flow_run_id, number))
+            place = self._at(life(flow_run_id, number))
             if place.bundle is not None and not place.bundle.sealed:
                 return place
             elsewhere = revisited and place.bundle is None and self.archive.seal_of(place.id) is not None
@@ -406,7 +406,8 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
     return job_status.model_copy(update={"outputs": gathered.outputs})
 
 
-def _life(flow_run_id: str, number: int) -> str:
+def life(flow_run_id: str, number: int) -> str:
+    """Return the id of the execution that is the life *number*, from 1 on, of a flow run."""
     return flow_run_id if number == 1 else f"{flow_run_id}.{number}"
 
 

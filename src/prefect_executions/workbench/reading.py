@@ -21,9 +21,9 @@ from prefect_executions.archive import ArchivedBundle
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.sources import FolderSource, Source
 from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.errors import BundleError, NotFoundError
+from prefect_executions.errors import BundleError, LedgerError, NotFoundError
 from prefect_executions.executions import ExecutionRecord
-from prefect_executions.ledger import ArchiveState
+from prefect_executions.ledger import ArchiveState, Handed, Named
 from prefect_executions.media import media_type
 from prefect_executions.workbench.archived import ArchivedSource
 from prefect_executions.workbench.finding import find
@@ -57,6 +57,17 @@ class Standing(NamedTuple):
     folder: Path | None
     sealed: bool
     archive: ArchiveState
+
+
+class Links(NamedTuple):
+    """What the ledger knows of an execution and others, orchestration and data apart."""
+
+    named_by: tuple[Named, ...] = ()
+    """Those that name it as their parent, or as what they run again."""
+    made_from: tuple[Handed, ...] = ()
+    """Outputs of others that are its inputs."""
+    used_by: tuple[Handed, ...] = ()
+    """Its outputs that are inputs of others."""
 
 
 class Reader:
@@ -93,6 +104,14 @@ class Reader:
             return Standing(bundle.folder, sealed=False, archive="local")
         # The scratch folder goes when a sealed bundle is archived and indexed.
         return Standing(bundle.folder, sealed=True, archive="pending" if bundle.scratch.is_dir() else "archived")
+
+    def links(self, execution_id: str) -> Links:
+        """Return how others are linked to an execution; nothing where the ledger is away."""
+        try:
+            ledger = self.workbench.ledger
+            return Links(ledger.naming(execution_id), ledger.made_from(execution_id), ledger.used_by(execution_id))
+        except LedgerError:
+            return Links()
 
     def outputs(self, execution_id: str) -> tuple[Found, ...]:
         """Return the outputs and logs of an execution by name; of a live one, those that are there now."""
