@@ -22,7 +22,7 @@ def settle(days: float | None = None) -> dict[str, int]:
         days: Look again at all that ended in so many days, instead of what ended since the last round.
     """
     settings, log = Settings.read(), get_run_logger()
-    workbench = Workbench.of(settings, archive_block=engine.archive_block)
+    workbench = Workbench.of(settings, archive_block=engine.archive_block, tell=engine.EndTelling)
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     results: Counter[str] = Counter()
     for one in settle_round(workbench, settings, since=since):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from prefect_executions import events
+from prefect_executions.events import Event
 from prefect_executions.executions import (
     Agent,
     BundleFile,
@@ -213,6 +215,23 @@ def a_job_status(
     if outputs is None:
         outputs = tuple(an_output(path, content) for path, content in OUTPUTS.items()) if started else ()
     return told.model_copy(update={"outputs": tuple(outputs)})
+
+
+def some_events() -> list[Event]:
+    """Return at least one event of every name, each with all that it may tell."""
+    ends = [
+        a_job_status(Status.COMPLETED),
+        a_job_status(Status.FAILED, reason=Reason.ERROR, message="ValueError: no coins"),
+        a_job_status(Status.CANCELLED, message="Cancelled"),
+    ]
+    last = ends[1].history[-1].model_copy(update={"observer": Observer.SETTLE})
+    settled = ends[1].model_copy(update={"history": (*ends[1].history[:-1], last)})
+    return [
+        *(event for told in (*ends, settled) for event in events.changes(told, NOON)),
+        events.archived(ends[0], digest(b"the manifest"), NOON),
+        events.archive_failed(ends[0], "the bucket is gone", NOON),
+        events.progressed(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON),
+    ]
 
 
 def some_metrics() -> Metrics:

@@ -26,11 +26,11 @@ from pydantic_core import PydanticUndefined
 
 import prefect_executions
 from house import House
-from prefect_executions import documents, errors, executions, lifecycle, methods, settings
+from prefect_executions import documents, errors, events, executions, lifecycle, methods, settings
 from prefect_executions.archive import ArchivedData, Seal
 from prefect_executions.bundles import layout
 from prefect_executions.documents import Document
-from records import EXECUTION_ID, NOON, a_record, digest
+from records import EXECUTION_ID, NOON, a_record, digest, some_events
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -102,6 +102,16 @@ def _seal() -> str:
     return f"```json\n{seal.to_json().decode()}```\n"
 
 
+def _events() -> str:
+    rows = [("event", "emitted when", "labels of the resource", "members of the payload")]
+    for name in events.EventName:
+        told = next(event.as_json() for event in some_events() if event.name is name)
+        labels = sorted(label for label in told["resource"] if not label.startswith("prefect.resource."))
+        cells = [", ".join(f"`{one}`" for one in some) for some in (labels, sorted(told["payload"]))]
+        rows.append((f"`{name}`", events.WHEN[name], *cells))
+    return table(*rows)
+
+
 def _commands() -> str:
     rows = [("command", "what it does")]
     rows += [(f"`executions {name}`", help_text.partition("\n")[0]) for name, help_text in commands().items()]
@@ -133,6 +143,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "lifecycle": _lifecycle,
     "method-types": _method_types,
     "commands": _commands,
+    "events": _events,
     Seal.file_name: _seal,
     **{
         document.file_name: (lambda name=document.file_name: _example(name))

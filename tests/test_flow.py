@@ -546,24 +546,6 @@ def test_a_planted_secret_is_found_nowhere(bundles, home, monkeypatch):
     assert "the token is ********" in (bundles.one() / "outputs" / "stdout.log").read_text()
 
 
-def test_each_status_change_is_an_event_for_automations(bundles):
-    add(1)
-    wanted = {f"execution.{status.lower()}" for status in [*WHOLE_WAY, "COMPLETED"]}
-    resource = f"prefect-executions.execution.{bundles.one().name}"
-    asked = {"filter": {"resource": {"id": [resource]}}, "limit": 50}
-    with get_client(sync_client=True) as client:
-        for _ in range(40):
-            events = client.request("POST", "/events/filter", json=asked).json()["events"]
-            if {event["event"] for event in events} == wanted:
-                break
-            time.sleep(0.25)
-
-    assert sorted(event["event"] for event in events) == sorted(wanted)
-    related = {one["prefect.resource.role"]: one["prefect.resource.id"] for one in events[0]["related"]}
-    assert related["method"] == "prefect-executions.method.add"
-    assert related["flow-run"] == f"prefect.flow-run.{bundles.one().name}"
-
-
 def test_a_hook_of_the_user_still_runs_and_ours_comes_first(bundles):
     seen: list[Any] = []
 

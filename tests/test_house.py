@@ -18,7 +18,7 @@ FLOORS = (
     {"errors"},  # the ground, where anybody stands
     {"documents", "media", "settings", "durability", "milestones"},
     {"methods", "lifecycle"},
-    {"executions", "query"},
+    {"executions", "events", "query"},
     {"provenance", "crate", "capture", "access", "ledger"},
     {"bundles"},
     {"archive", "runtimes", "engine"},
@@ -49,7 +49,7 @@ WORLD = {
 }
 
 PURE = (
-    {"errors", "documents", "milestones", "methods", "lifecycle", "executions", "query"}
+    {"errors", "documents", "milestones", "methods", "lifecycle", "executions", "events", "query"}
     | {"provenance", "crate", "access"}
 )  # fmt: skip
 IMPURE_MODULES = {"time", "random", "subprocess", "socket", "tempfile", "shutil", "urllib.request", "asyncio"}

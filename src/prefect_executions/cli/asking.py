@@ -28,12 +28,16 @@ _AGO = re.compile(r"(\d+)\s*([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def workbench(settings: Settings) -> Workbench:
-    """Return the workbench that *settings* describe."""
+def workbench(settings: Settings, *, telling: bool = False) -> Workbench:
+    """Return the workbench that *settings* describe; one that is *telling* imports Prefect and tells it of each end."""
     # Start-up time of the CLI: archive, bundles and ledger come with it, and --help needs none.
     from prefect_executions.workbench import Workbench  # noqa: PLC0415
 
-    return Workbench.of(settings, archive_block=_archive_block)
+    if not telling:
+        return Workbench.of(settings, archive_block=_archive_block)
+    from prefect_executions import engine  # noqa: PLC0415 - the same
+
+    return Workbench.of(settings, archive_block=_archive_block, tell=engine.EndTelling)
 
 
 def reader(settings: Settings | None = None) -> Reader:

@@ -68,7 +68,7 @@ def settle(*, once: bool = False, since: str | None = None, as_json: Json = Fals
     from prefect_executions.workbench.settling import sweep_uploads  # noqa: PLC0415
 
     settings = Settings.read()
-    bench = workbench(settings)
+    bench = workbench(settings, telling=True)
     after = moment(since, datetime.now(UTC)) if since else None
     with suppress(ArchiveError):  # an archive that is away is told below, for each execution that waits for it
         swept = sweep_uploads(bench, datetime.now(UTC))

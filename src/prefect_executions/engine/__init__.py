@@ -19,12 +19,11 @@ from prefect_executions.engine.scanning import (
     server_time,
     worker_silence,
 )
-from prefect_executions.engine.telling import METHOD_RESOURCE, RESOURCE, Progress, show_progress, tell
+from prefect_executions.engine.telling import EndTelling, Progress, show_progress, tell
 
 __all__ = [
-    "METHOD_RESOURCE",
-    "RESOURCE",
     "TAG",
+    "EndTelling",
     "Progress",
     "archive_block",
     "caller",

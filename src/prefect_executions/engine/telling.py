@@ -1,18 +1,41 @@
-"""What Prefect is told: status changes as events, progress as an artifact."""
+"""What Prefect is told: status changes and the archive's word as acknowledged events, progress as an artifact.
+
+Law: an event counts as told when Prefect's API has acknowledged it. Nobody waits
+for that longer than `PATIENCE`; what is not acknowledged is told again by settle.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from contextvars import copy_context
+from datetime import UTC, datetime
 from typing import NamedTuple
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.events import emit_event
 
-from prefect_executions.engine.client import client
-from prefect_executions.lifecycle import JobStatus, StatusEntry
+from prefect_executions import events
+from prefect_executions.capture.secrets import redact_urls
+from prefect_executions.engine.client import client, configured_api
+from prefect_executions.events import Event
+from prefect_executions.lifecycle import JobStatus
 
-RESOURCE = "prefect-executions.execution"
-METHOD_RESOURCE = "prefect-executions.method"
+log = logging.getLogger("prefect_executions")
+
+PATIENCE = 5.0
+"""Seconds that the end of an execution may wait for Prefect's acknowledgement."""
+
+_TOGETHER = 1.0
+"""Seconds that the end waits for the archive's word: both are one request then, and who was too late tells nothing."""
+
+_REST = 15.0
+"""Seconds in which an API that did not answer is not waited for again."""
+
+_away_until: dict[str | None, float] = {}
+"""When each API that did not answer may be waited for again."""
 
 
 class Progress(NamedTuple):
@@ -21,31 +44,84 @@ class Progress(NamedTuple):
     id: UUID | None
 
 
-def tell(job_status: JobStatus, entry: StatusEntry) -> None:
-    """Emit the status change *entry* as the Prefect event ``execution.<status>``, so that automations can react.
+def tell(told: Iterable[Event]) -> None:
+    """Tell events to Prefect's API in one request; when it returns they are acknowledged.
 
-    The event's id follows from the execution and the status: telling it twice
-    gives one event. It makes no request of its own, because Prefect sends events
-    in the background.
+    Raises:
+        Exception: Whatever Prefect's client raises, if they are not.
     """
-    execution_id = job_status.job_id
-    flow_run_id = execution_id.partition(".")[0]
-    emit_event(
-        event=f"execution.{entry.status.value.lower()}",
-        resource={
-            "prefect.resource.id": f"{RESOURCE}.{execution_id}",
-            "prefect.resource.name": execution_id,
-            "prefect-executions.status": entry.status.value,
-        },
-        related=[
-            {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"},
-            {"prefect.resource.id": f"{METHOD_RESOURCE}.{job_status.process_id}", "prefect.resource.role": "method"},
-        ],
-        payload=entry.model_dump(mode="json", by_alias=True, exclude_none=True)
-        | {"execution": execution_id, "method": job_status.process_id},
-        occurred=entry.time,
-        id=uuid5(UUID(flow_run_id), f"{execution_id} {entry.status.value}"),
-    )
+    bodies = [event.as_json() for event in told]
+    if bodies:
+        client().request("POST", "/events", json=bodies)
+
+
+class EndTelling:
+    """The telling of one sealed execution's end, in a thread beside its archiving.
+
+    All its status changes are told, because the process that should have told the
+    first of them may have been killed. Telling once more changes nothing.
+    """
+
+    def __init__(self, job_status: JobStatus) -> None:
+        self._job_status = job_status
+        self._archive: Event | None = None
+        self._known = threading.Event()
+        self._withdrawn = False
+        self._acknowledged = _too_old(job_status)
+        # A new thread has none of Prefect's settings.
+        self._thread = threading.Thread(target=copy_context().run, args=(self._tell,), name="tell", daemon=True)
+        if not self._acknowledged:
+            self._thread.start()
+
+    def archived(self, manifest_sha256: str) -> None:
+        """Say that the archive has all of the record."""
+        self._archive = events.archived(self._job_status, manifest_sha256, datetime.now(UTC))
+        self._known.set()
+
+    def not_archived(self, why: str) -> None:
+        """Say why the archive did not take the record."""
+        self._archive = events.archive_failed(self._job_status, redact_urls(why), datetime.now(UTC))
+        self._known.set()
+
+    def withdraw(self) -> None:
+        """Tell nothing: another sealed the execution before, and its end is another's to tell."""
+        self._withdrawn = True
+        self._known.set()
+
+    def acknowledged(self) -> bool:
+        """Return whether all is told, once it is, after `PATIENCE` at the latest."""
+        api, now = configured_api(), time.monotonic()
+        if not self._acknowledged and now >= _away_until.get(api, now):
+            self._thread.join(PATIENCE)
+            if not self._acknowledged:
+                _away_until[api] = time.monotonic() + _REST
+                log.debug("the end of execution %s is not told to Prefect yet", self._job_status.job_id)
+        return self._acknowledged
+
+    def _tell(self) -> None:
+        together = self._known.wait(_TOGETHER)
+        if not self._withdrawn:
+            told = list(events.changes(self._job_status, datetime.now(UTC)))
+            if not self._told([*told, *([self._archive] if self._archive else [])]):
+                return
+            if not together:
+                self._known.wait()
+                if self._archive and not self._told([self._archive]):
+                    return
+        self._acknowledged = True
+
+    def _told(self, some: list[Event]) -> bool:
+        try:
+            tell(some)
+        except Exception as error:  # noqa: BLE001 - a thread of ours must not speak up; settle tells again
+            log.debug("events of execution %s are not told: %s", self._job_status.job_id, error)
+            return False
+        return True
+
+
+def _too_old(job_status: JobStatus) -> bool:
+    """Whether Prefect would have forgotten the end by now, so that nobody reacts to it."""
+    return job_status.finished is not None and datetime.now(UTC) - job_status.finished > events.KEPT
 
 
 def show_progress(artifact: Progress, flow_run_id: UUID, percent: float, message: str | None) -> Progress:

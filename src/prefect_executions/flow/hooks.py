@@ -80,7 +80,6 @@ def _seal(declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerA
         log.warning("execution %s is not sealed yet, 'executions settle' will do it: %s", flow_run.id, error)
         return
     if outcome is not None:
-        events.tell_end(outcome.job_status, again=state.is_crashed())
         if not outcome.archived:
             log.warning("execution %s is not archived yet; 'executions settle' does it", outcome.job_status.job_id)
         log.info("Execution %s %s: %s", outcome.job_status.job_id, outcome.job_status.execution_status, outcome.folder)
@@ -111,6 +110,7 @@ def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: 
     elif state.is_crashed() or state.is_cancelling():
         engine.close_logs(place.bundle, flow_run.parameters, os.environ)
     status, reason = decided
+    events.leave_to_end(place.id)
     return workbench.seal(place.id, Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message))
 
 

@@ -47,7 +47,7 @@ def the_workbench(settings: Settings) -> Workbench:
     """
     key = (os.getpid(), repr((settings.workbench_folder, settings.archive_url, settings.ledger_url)))
     if key not in _workbenches:
-        _workbenches[key] = Workbench.of(settings, archive_block=engine.archive_block)
+        _workbenches[key] = Workbench.of(settings, archive_block=engine.archive_block, tell=engine.EndTelling)
     return _workbenches[key]
 
 

@@ -32,6 +32,7 @@ from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
 from prefect_executions.errors import OrchestratorError
+from prefect_executions.events import progressed
 from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics
 from prefect_executions.flow import events, logs
 from prefect_executions.flow.continuing import Turn, continued
@@ -306,12 +307,16 @@ class Recording:
         return self.record, self.bundle
 
     def _telling(self, bundle: OpenBundle) -> Telling:
+        record, _ = self._opened()
         shown = engine.Progress(None)
         context = copy_context()  # the thread that tells has no flow run of its own
 
         def show(percent: float, message: str | None) -> None:
             nonlocal shown
-            shown = context.run(engine.show_progress, shown, self.run.id, percent, message)
+            told = message and self.mask.mask(message)
+            event = progressed(record.id, record.method.id, percent, told, now())
+            context.run(engine.tell, [event])
+            shown = context.run(engine.show_progress, shown, self.run.id, percent, told)
 
         return Telling(
             write_status=bundle.write_document,

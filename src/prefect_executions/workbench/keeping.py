@@ -46,6 +46,7 @@ from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench.archiving import content_of, data_of, late_word, upload
 from prefect_executions.workbench.leases import Leases
+from prefect_executions.workbench.telling import EndTelling, Tell, tell_nobody
 
 log = logging.getLogger("prefect_executions")
 
@@ -87,8 +88,16 @@ class Workbench:
     only for what it needs.
     """
 
-    def __init__(self, folder: Path, *, open_archive: Callable[[], Archive], open_ledger: Callable[[], Ledger]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        open_archive: Callable[[], Archive],
+        open_ledger: Callable[[], Ledger],
+        tell: Tell = tell_nobody,
+    ) -> None:
         self.folder = folder
+        self._tell = tell
         self._open_archive = open_archive
         self._open_ledger = open_ledger
         self.leases = Leases(lambda: self.archive.marks)
@@ -97,8 +106,18 @@ class Workbench:
         self._opening = threading.Lock()
 
     @classmethod
-    def of(cls, settings: Settings, *, archive_block: Callable[[str], tuple[str, Mapping[str, Any]]]) -> Workbench:
-        """Return the workbench that *settings* describe; *archive_block* looks up a Prefect block's URL and options."""
+    def of(
+        cls,
+        settings: Settings,
+        *,
+        archive_block: Callable[[str], tuple[str, Mapping[str, Any]]],
+        tell: Tell = tell_nobody,
+    ) -> Workbench:
+        """Return the workbench that *settings* describe.
+
+        *archive_block* looks up a Prefect block's URL and options; *tell* tells the
+        world of each end.
+        """
 
         def open_archive() -> Archive:
             url, options = settings.archive_url, dict[str, Any]()
@@ -111,11 +130,12 @@ class Workbench:
             settings.workbench_folder,
             open_archive=open_archive,
             open_ledger=lambda: Ledger.open(settings.ledger_url),
+            tell=tell,
         )
 
     def at(self, folder: Path) -> Workbench:
         """Return another Workbench of this machine that has the same archive and ledger."""
-        return Workbench(folder, open_archive=lambda: self.archive, open_ledger=lambda: self.ledger)
+        return Workbench(folder, open_archive=lambda: self.archive, open_ledger=lambda: self.ledger, tell=self._tell)
 
     @property
     def archive(self) -> Archive:
@@ -272,7 +292,7 @@ class Workbench:
             return self._close(bundle, seal(bundle))
 
     def unfinished(self) -> Iterator[str]:
-        """Yield the ids of executions on this workbench that are not sealed, archived and indexed."""
+        """Yield the ids of executions on this workbench that are not sealed, archived, indexed and told."""
         scratch = self.folder / SCRATCH
         if scratch.is_dir():
             yield from sorted(entry.name for entry in scratch.iterdir() if (self.folder / entry.name).is_dir())
@@ -332,14 +352,19 @@ class Workbench:
         return Place(execution_id, OpenBundle(self.folder, execution_id) if there else None)
 
     def _close(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
-        """Archive and index a sealed bundle; whatever fails is left to settle, and the scratch folder says so."""
+        """Archive, index and tell a sealed bundle; whatever fails is left to settle, and the scratch folder says so."""
         record = sealed.record
-        sealing = self._try_archive(bundle, sealed)
+        telling = self._tell(record.job_status)
+        sealing = self._try_archive(bundle, sealed, telling)
         if sealing is not None and not sealing.ours:
+            telling.withdraw()
             return self._come_late(bundle, sealed)
         archived = sealing is not None
+        if archived:
+            telling.archived(sealed.sha256)
         indexed = self._index(record, archive="archived" if archived else "pending", manifest_sha256=sealed.sha256)
-        if archived and indexed:
+        told = telling.acknowledged()
+        if archived and indexed and told:
             if bundle.stand_in:
                 bundle.discard()
             else:
@@ -347,13 +372,14 @@ class Workbench:
             reach(Milestone.CLEARED, bundle.id)
         return Outcome(record.job_status, bundle.folder, archived)
 
-    def _try_archive(self, bundle: OpenBundle, sealed: Sealed) -> Sealing | None:
+    def _try_archive(self, bundle: OpenBundle, sealed: Sealed, telling: EndTelling) -> Sealing | None:
         content = content_of(bundle, sealed, datetime.now(UTC))
         try:
             upload(self.archive, bundle, content.data)
             sealing = self.archive.seal(bundle.id, content)
         except ArchiveError as error:
             log.warning("execution %s is sealed but not archived yet: %s", bundle.id, error)
+            telling.not_archived(str(error))
             return None
         if any(entry.kind is Happening.PAUSED for entry in sealed.record.job_status.history):
             with suppress(ArchiveError):  # a sweep takes it

@@ -1,0 +1,253 @@
+"""The Prefect events that tell of executions: their names, ids, resources and payloads.
+
+Law: an event's id follows from the execution and from what it tells, so that it
+may be told again by anybody and is one event all the same. Times are those of
+the record. No payload holds an input or an output, only names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID, uuid5
+
+from prefect_executions.documents import text_of_time
+from prefect_executions.lifecycle import Happening, JobStatus, Observer, OutputFile, Status, StatusEntry
+
+RESOURCE = "prefect-executions.execution"
+METHOD_RESOURCE = "prefect-executions.method"
+OUTPUT_RESOURCE = "prefect-executions.output"
+
+STATUS_LABEL = "prefect-executions.status"
+METHOD_LABEL = "prefect-executions.method"
+REASON_LABEL = "prefect-executions.reason"
+MEDIA_TYPE_LABEL = "prefect-executions.media-type"
+
+KEPT = timedelta(days=7)
+"""How long Prefect keeps events; an end that is older is told no more."""
+
+CLOSE = timedelta(minutes=5)
+"""How long after Prefect's own event ours says that it follows it. Prefect waits for what an
+event follows, and forgets what it has seen; after minutes the order is clear without it."""
+
+_MOST_LISTED = 100
+_MOST_RELATED = 50  # Prefect takes 100 related resources, and adds some of its own
+_LONGEST_TEXT = 2000
+_OUTPUTS = "outputs/"
+_LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
+
+
+class EventName(StrEnum):
+    """Every event that we emit."""
+
+    CREATED = "execution.created"
+    SCHEDULED = "execution.scheduled"
+    STARTED = "execution.started"
+    EXECUTING = "execution.executing"
+    PROGRESS = "execution.progress"
+    COMPLETED = "execution.completed"
+    FAILED = "execution.failed"
+    CANCELLED = "execution.cancelled"
+    ARCHIVED = "archive.completed"
+    ARCHIVE_FAILED = "archive.failed"
+    SETTLED = "record.settled"
+
+
+WHEN: Mapping[EventName, str] = {
+    EventName.CREATED: "the request was accepted",
+    EventName.SCHEDULED: "it was assigned to an infrastructure",
+    EventName.STARTED: "preparation began",
+    EventName.EXECUTING: "the Method's own code began",
+    EventName.PROGRESS: "the Method called `progress()`; about once a second at most",
+    EventName.COMPLETED: "it ended well, and its record is sealed",
+    EventName.FAILED: "it failed, and its record is sealed",
+    EventName.CANCELLED: "somebody stopped it, and its record is sealed",
+    EventName.ARCHIVED: "the archive has all of its record",
+    EventName.ARCHIVE_FAILED: "its record is sealed and the archive did not take it; it is tried again",
+    EventName.SETTLED: "it was not the run itself that sealed its record, but `executions settle`",
+}
+"""When each is emitted, in the words of the documentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One event as Prefect's API takes it."""
+
+    name: EventName
+    id: UUID
+    occurred: datetime
+    execution_id: str
+    method_id: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[OutputFile, ...] = ()
+    follows: UUID | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the event as the body of a request holds it."""
+        flow_run_id = self.execution_id.partition(".")[0]
+        listed = {"outputs": [_listed(output) for output in self.outputs[:_MOST_LISTED]]} if self.outputs else {}
+        return {
+            "event": self.name.value,
+            "id": str(self.id),
+            "occurred": text_of_time(self.occurred),
+            "follows": self.follows and str(self.follows),
+            "resource": {
+                "prefect.resource.id": f"{RESOURCE}.{self.execution_id}",
+                "prefect.resource.name": self.execution_id,
+                METHOD_LABEL: self.method_id,
+                **self.labels,
+            },
+            "related": [
+                {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"},
+                {"prefect.resource.id": f"{METHOD_RESOURCE}.{self.method_id}", "prefect.resource.role": "method"},
+                *(_related(output) for output in self.outputs[:_MOST_RELATED]),
+            ],
+            "payload": {"execution": self.execution_id, "method": self.method_id, **self.payload, **listed},
+        }
+
+
+def changes(job_status: JobStatus, now: datetime) -> Iterator[Event]:
+    """Yield an event for each change of status so far, in their order; that of the end lists the outputs.
+
+    Each follows Prefect's own event of that state, EXECUTING that of RUNNING.
+    Where `settle` found the end, `record.settled` comes behind it.
+    """
+    leader: UUID | None = None
+    for entry in job_status.history:
+        if entry.kind is not Happening.STATUS:
+            continue
+        leader = (entry.prefect_state and entry.prefect_state.id) or (
+            leader if entry.status is Status.EXECUTING else None
+        )
+        yield _event(
+            EventName(f"execution.{entry.status.value.lower()}"),
+            job_status,
+            entry.time,
+            entry.status.value,
+            labels=_labels(entry),
+            payload=_told(entry),
+            outputs=_named(job_status) if entry.status.terminal else (),
+            follows=leader if now - entry.time < CLOSE else None,
+        )
+    if job_status.execution_status.terminal and job_status.history:
+        yield from _settled(job_status)
+
+
+def archived(job_status: JobStatus, manifest_sha256: str, at: datetime) -> Event:
+    """Return the event that the archive has all of the record."""
+    return _event(
+        EventName.ARCHIVED,
+        job_status,
+        at,
+        manifest_sha256,
+        labels={STATUS_LABEL: job_status.execution_status.value},
+        payload={"status": job_status.execution_status.value, "manifestSha256": manifest_sha256},
+        outputs=_named(job_status),
+    )
+
+
+def archive_failed(job_status: JobStatus, why: str, at: datetime) -> Event:
+    """Return the event that the archive did not take the record; *why* holds no secret. The same again is one event."""
+    told = why[:_LONGEST_TEXT]
+    labels = {STATUS_LABEL: job_status.execution_status.value}
+    return _event(EventName.ARCHIVE_FAILED, job_status, at, told, labels=labels, payload={"message": told})
+
+
+def progressed(execution_id: str, method_id: str, percent: float, message: str | None, at: datetime) -> Event:
+    """Return the event that the Method told how far it is."""
+    told: dict[str, Any] = {"progress": percent, "time": text_of_time(at)}
+    return Event(
+        name=EventName.PROGRESS,
+        id=_id(execution_id, EventName.PROGRESS, text_of_time(at)),
+        occurred=at,
+        execution_id=execution_id,
+        method_id=method_id,
+        labels={STATUS_LABEL: Status.EXECUTING.value},
+        payload=told | ({"message": message[:_LONGEST_TEXT]} if message else {}),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What an event of ours told somebody who listens."""
+
+    name: EventName
+    execution_id: str
+    method_id: str
+    time: datetime
+    status: Status | None = None
+    progress: float | None = None
+    message: str | None = None
+
+
+def heard(name: str, resource: Mapping[str, str], payload: Mapping[str, Any], occurred: datetime) -> Heard | None:
+    """Return what an event tells, or None when it is none of ours."""
+    resource_id = resource.get("prefect.resource.id", "")
+    if name not in set(EventName) or not resource_id.startswith(f"{RESOURCE}."):
+        return None
+    told, progress, message = payload.get("status"), payload.get("progress"), payload.get("message")
+    return Heard(
+        name=EventName(name),
+        execution_id=resource_id.removeprefix(f"{RESOURCE}."),
+        method_id=resource.get(METHOD_LABEL, ""),
+        time=occurred,
+        status=Status(told) if told in set(Status) else None,
+        progress=float(progress) if isinstance(progress, int | float) else None,
+        message=str(message) if message else None,
+    )
+
+
+def _event(name: EventName, job_status: JobStatus, at: datetime, what: str, **more: Any) -> Event:
+    return Event(
+        name=name,
+        id=_id(job_status.job_id, name, what),
+        occurred=at,
+        execution_id=job_status.job_id,
+        method_id=job_status.process_id,
+        **more,
+    )
+
+
+def _id(execution_id: str, name: EventName, what: str) -> UUID:
+    return uuid5(UUID(execution_id.partition(".")[0]), f"{execution_id} {name} {what}")
+
+
+def _settled(job_status: JobStatus) -> Iterator[Event]:
+    end = next(entry for entry in reversed(job_status.history) if entry.kind is Happening.STATUS)
+    if end.observer is Observer.SETTLE:
+        # A moment behind the end, so that whoever sorts by time has them in their order.
+        at = end.time + timedelta(microseconds=1)
+        yield _event(EventName.SETTLED, job_status, at, end.status.value, labels=_labels(end), payload=_told(end))
+
+
+def _labels(entry: StatusEntry) -> dict[str, str]:
+    reason = {REASON_LABEL: entry.reason.value} if entry.reason else {}
+    return {STATUS_LABEL: entry.status.value, **reason}
+
+
+def _told(entry: StatusEntry) -> dict[str, Any]:
+    told = entry.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return told | ({"message": entry.message[:_LONGEST_TEXT]} if entry.message else {})
+
+
+def _named(job_status: JobStatus) -> tuple[OutputFile, ...]:
+    """The outputs, the logs last: when there are too many, what the Method wrote is listed first."""
+    return tuple(sorted(job_status.outputs, key=lambda output: output.path in _LOGS))
+
+
+def _listed(output: OutputFile) -> dict[str, str]:
+    return {"name": output.path.removeprefix(_OUTPUTS), "mediaType": output.media_type}
+
+
+def _related(output: OutputFile) -> dict[str, str]:
+    name = output.path.removeprefix(_OUTPUTS)
+    return {
+        "prefect.resource.id": f"{OUTPUT_RESOURCE}.{name}",
+        "prefect.resource.role": "output",
+        "prefect.resource.name": name,
+        MEDIA_TYPE_LABEL: output.media_type,
+    }

@@ -1,0 +1,138 @@
+"""Prefect is told of ends, acknowledged: after the shortest run, after a kill, and where the server was away."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from benches import begun, record_of
+from homes import WHOLE_WAY
+from journeys import waited
+from prefect_executions import current_execution, engine, method
+from prefect_executions.engine.telling import PATIENCE
+from prefect_executions.lifecycle import Observer, Status
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Ending, Workbench
+from prefect_executions.workbench.settling import settle_all
+from records import a_job_status, a_request
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+AWAY = "http://127.0.0.1:9/api"
+
+
+def stored(resource: str, until: str) -> list[Mapping[str, Any]]:
+    """Return the events of a resource, in the order of their times, when *until* is there."""
+    wanted = {"filter": {"resource": {"id": [resource]}}, "limit": 50}
+
+    def told() -> list[Mapping[str, Any]] | None:
+        found = engine.client().request("POST", "/events/filter", json=wanted).json()["events"]
+        return found if until in {event["event"] for event in found} else None
+
+    return sorted(waited(told, f"{until} of {resource}"), key=lambda event: (event["occurred"], event["event"]))
+
+
+def names(told: list[Mapping[str, Any]]) -> list[str]:
+    return [event["event"] for event in told]
+
+
+STATUSES = [f"execution.{status.lower()}" for status in [*WHOLE_WAY, "COMPLETED"]]
+
+
+def test_a_run_tells_its_statuses_behind_prefects_and_then_the_archive(home):
+    @method(version="1")
+    def counts(token: str) -> None:
+        current_execution().output("counts.csv").write_text(token)
+
+    counts("a text that no event tells")
+    (folder,) = (entry for entry in (home / "workbench").iterdir() if entry.name != ".open")
+    assert [*(home / "workbench" / ".open").iterdir()] == []
+
+    ours = stored(f"prefect-executions.execution.{folder.name}", "archive.completed")
+    states = {
+        event["event"]: event["id"] for event in stored(f"prefect.flow-run.{folder.name}", "prefect.flow-run.Completed")
+    }
+    leads = {event["event"]: event["follows"] for event in ours if event["follows"]}
+
+    assert sorted(names(ours)) == sorted([*STATUSES, "archive.completed"])
+    assert leads == {
+        "execution.started": states["prefect.flow-run.Running"],
+        "execution.executing": states["prefect.flow-run.Running"],
+        "execution.completed": states["prefect.flow-run.Completed"],
+    }
+    assert {"name": "counts.csv", "mediaType": "text/csv"} in ours[-1]["payload"]["outputs"]
+    related = {one["prefect.resource.role"]: one["prefect.resource.id"] for one in ours[0]["related"]}
+    assert related == {"method": "prefect-executions.method.counts", "flow-run": f"prefect.flow-run.{folder.name}"}
+    assert "a text that no event tells" not in str(ours)
+
+
+KILLED = """
+import os, signal, sys, time
+from prefect_executions import current_execution, method
+from prefect_executions.milestones import EVENT, Milestone
+
+def killing(event, arguments):
+    if event == EVENT and arguments[0] is Milestone.CLEARED:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(killing)
+
+@method(version="1")
+def works():
+    current_execution().progress(40, "half way")
+    print(current_execution().id, flush=True)
+    current_execution().output("words.txt").write_text("words")
+
+works()
+"""
+
+
+def test_a_kill_at_the_moment_after_loses_no_event(home, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, script],
+        env=os.environ | {"EXECUTIONS_CAPTURE_STREAMS": "false"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -9
+    ours = stored(f"prefect-executions.execution.{done.stdout.strip()}", "archive.completed")
+    progress = next(event for event in ours if event["event"] == "execution.progress")
+
+    assert sorted(names(ours)) == sorted([*STATUSES, "execution.progress", "archive.completed"])
+    assert (progress["payload"]["progress"], progress["payload"]["message"]) == (40.0, "half way")
+
+
+def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(tmp_path):
+    execution_id, now = str(uuid4()), datetime.now(UTC)
+    bench = Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}), tell=engine.EndTelling)
+    status = a_job_status(Status.EXECUTING, execution_id=execution_id, begins=now)
+    begun(bench, record_of(request=a_request(execution_id=execution_id), job_status=status))
+    with temporary_settings({PREFECT_API_URL: AWAY, PREFECT_CLIENT_MAX_RETRIES: 0}):
+        before = time.monotonic()
+        outcome = bench.seal(execution_id, Ending(Status.COMPLETED, None, now, Observer.SETTLE))
+        took = time.monotonic() - before
+
+    assert outcome.archived
+    assert list(bench.unfinished()) == [execution_id]
+    assert took < PATIENCE + 60  # a busy machine; without a bound it would be minutes
+
+    assert [one.result for one in settle_all(bench)] == ["archived"]
+    assert list(bench.unfinished()) == []
+    ours = stored(f"prefect-executions.execution.{execution_id}", "record.settled")
+    assert sorted(names(ours)) == sorted([*STATUSES, "archive.completed", "record.settled"])
+
+
+def test_an_end_that_prefect_would_have_forgotten_is_not_told_any_more():
+    assert engine.EndTelling(a_job_status()).acknowledged()

@@ -1,0 +1,129 @@
+"""The events of an execution: what each tells, and that telling it again is telling the same."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from uuid import uuid4
+
+import pytest
+
+from prefect_executions import events
+from prefect_executions.events import EventName
+from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Status, advance, begin
+from records import EXECUTION_ID, NOON, a_job_status, an_output, some_events
+
+PENDING, RUNNING, COMPLETED = uuid4(), uuid4(), uuid4()
+
+
+def led() -> JobStatus:
+    """Return a completed execution whose every state Prefect told with its id."""
+    told = begin(
+        EXECUTION_ID,
+        "coins",
+        status=Status.SCHEDULED,
+        at=NOON,
+        observer=Observer.PREFECT,
+        prefect_state=PrefectState(type="PENDING", name="Pending", id=PENDING),
+    )
+    running = PrefectState(type="RUNNING", name="Running", id=RUNNING)
+    ended = PrefectState(type="COMPLETED", name="Completed", id=COMPLETED)
+    told = advance(told, Status.STARTED, NOON, observer=Observer.PREFECT, prefect_state=running)
+    told = advance(told, Status.EXECUTING, NOON, observer=Observer.HOOK)
+    return advance(told, Status.COMPLETED, NOON, observer=Observer.HOOK, prefect_state=ended)
+
+
+def test_each_change_of_status_is_an_event_with_the_records_time():
+    told = a_job_status(Status.FAILED)
+
+    assert [(event.name, event.occurred) for event in events.changes(told, NOON)] == [
+        (f"execution.{entry.status.lower()}", entry.time) for entry in told.history if entry.kind == "status"
+    ]
+
+
+def test_to_tell_again_is_to_tell_the_same_whoever_does_it_and_when():
+    ended, later = a_job_status(), NOON + timedelta(hours=1)
+    first, again = ({event.id for event in events.changes(ended, now)} for now in (NOON, later))
+    other = {event.id for event in events.changes(a_job_status(execution_id=f"{EXECUTION_ID}.2"), NOON)}
+
+    assert first == again
+    assert len(first) == 5
+    assert first.isdisjoint(other)
+    assert events.archived(ended, "a", NOON).id == events.archived(ended, "a", later).id
+    assert events.archive_failed(ended, "gone", NOON).id == events.archive_failed(ended, "gone", later).id
+    assert events.archive_failed(ended, "full", NOON).id != events.archive_failed(ended, "gone", NOON).id
+
+
+def test_a_status_follows_prefects_event_of_it_and_executing_that_of_running():
+    assert [event.follows for event in events.changes(led(), NOON)] == [PENDING, RUNNING, RUNNING, COMPLETED]
+
+
+def test_an_old_status_follows_nothing_because_prefect_would_wait_for_what_it_has_forgotten():
+    later = NOON + events.CLOSE
+
+    assert {event.follows for event in events.changes(led(), later)} == {None}
+
+
+def test_the_end_lists_its_outputs_and_names_them_as_related_resources():
+    *_, end = (event.as_json() for event in events.changes(a_job_status(), NOON))
+
+    assert end["payload"]["outputs"] == [
+        {"name": "regions.csv", "mediaType": "text/csv"},
+        {"name": "maps/labels.tif", "mediaType": "image/tiff"},
+        {"name": "stdout.log", "mediaType": "text/plain"},
+        {"name": "stderr.log", "mediaType": "text/plain"},
+    ]
+    assert {one["prefect.resource.id"] for one in end["related"] if one["prefect.resource.role"] == "output"} == {
+        f"prefect-executions.output.{name}" for name in ("regions.csv", "maps/labels.tif", "stdout.log", "stderr.log")
+    }
+
+
+def test_ten_thousand_outputs_are_no_large_event_and_the_logs_give_way():
+    outputs = [an_output("outputs/stdout.log"), *(an_output(f"outputs/{number}.csv") for number in range(10_000))]
+    *_, end = (event.as_json() for event in events.changes(a_job_status(outputs=outputs), NOON))
+
+    assert len(end["payload"]["outputs"]) == 100
+    assert len(end["related"]) == 52
+    assert "stdout.log" not in json.dumps(end)
+    assert len(json.dumps(end)) < 20_000
+
+
+def test_a_long_message_is_cut():
+    long = "x" * 100_000
+    *_, end = events.changes(a_job_status(Status.FAILED, message=long), NOON)
+
+    assert len(end.payload["message"]) == 2000
+    assert len(events.archive_failed(a_job_status(), long, NOON).payload["message"]) == 2000
+
+
+def test_an_end_that_settle_found_is_told_as_settled_as_well():
+    ran = a_job_status(Status.EXECUTING)
+    lost = advance(ran, Status.FAILED, NOON + timedelta(minutes=2), observer=Observer.SETTLE, message="its machine")
+    *_, failed, settled = events.changes(lost, NOON)
+
+    assert (failed.name, settled.name) == (EventName.FAILED, EventName.SETTLED)
+    assert settled.payload["message"] == "its machine"
+    assert settled.occurred > failed.occurred
+
+
+def test_every_event_is_emitted_by_something():
+    assert {event.name for event in some_events()} == set(EventName) == set(events.WHEN)
+
+
+@pytest.mark.parametrize("event", some_events(), ids=lambda event: event.name)
+def test_whoever_listens_hears_what_was_told(event):
+    told = event.as_json()
+    heard = events.heard(told["event"], told["resource"], told["payload"], event.occurred)
+
+    assert heard is not None
+    assert (heard.name, heard.execution_id, heard.method_id) == (event.name, EXECUTION_ID, "segment-coins")
+    assert heard.message == event.payload.get("message")
+    assert heard.progress == event.payload.get("progress")
+    assert (heard.status or "") == event.payload.get("status", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "resource"), [("prefect.flow-run.Completed", "prefect.flow-run.1"), ("execution.completed", "others.1")]
+)
+def test_the_events_of_others_are_passed_over(name, resource):
+    assert events.heard(name, {"prefect.resource.id": resource}, {}, NOON) is None

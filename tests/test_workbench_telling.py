@@ -1,0 +1,101 @@
+"""Telling an end: beside archiving, once it is known whose end it is, and until somebody has heard it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benches import begun, record_of
+from prefect_executions.lifecycle import JobStatus, Observer, Reason, Status
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Ending, Workbench
+from records import EXECUTION_ID
+
+NOW = datetime(2026, 9, 22, 13, tzinfo=UTC)
+WELL = Ending(Status.COMPLETED, None, NOW, Observer.HOOK)
+LOST = Ending(Status.FAILED, Reason.LOST, NOW, Observer.SETTLE)
+
+
+class Listener:
+    """Somebody who is told of ends, and hears them or does not."""
+
+    def __init__(self) -> None:
+        self.hears = True
+        self.told: list[str] = []
+
+    def __call__(self, job_status: JobStatus) -> Listener:
+        self.told.append(job_status.execution_status)
+        return self
+
+    def archived(self, manifest_sha256: str) -> None:
+        self.told.append(f"archived {len(manifest_sha256)}")
+
+    def not_archived(self, why: str) -> None:
+        self.told.append(f"not archived: {why}")
+
+    def withdraw(self) -> None:
+        self.told.append("withdrawn")
+
+    def acknowledged(self) -> bool:
+        return self.hears
+
+
+def bench_that_tells(home: Path, listener: Listener, archive: str = "") -> Workbench:
+    return Workbench.of(Settings(home=home, archive=archive), archive_block=lambda name: (name, {}), tell=listener)
+
+
+def unfinished(bench: Workbench) -> list[str]:
+    return list(bench.unfinished())
+
+
+def test_an_end_is_told_with_the_archives_word(tmp_path):
+    listener = Listener()
+    bench = bench_that_tells(tmp_path, listener)
+    begun(bench, record_of(end=Status.EXECUTING))
+    bench.seal(EXECUTION_ID, WELL)
+
+    assert listener.told == ["COMPLETED", "archived 64"]
+    assert unfinished(bench) == []
+
+
+def test_an_end_that_nobody_heard_is_told_again_by_settle(tmp_path):
+    listener = Listener()
+    bench = bench_that_tells(tmp_path, listener)
+    begun(bench, record_of(end=Status.EXECUTING))
+    listener.hears = False
+    bench.seal(EXECUTION_ID, WELL)
+    assert unfinished(bench) == [EXECUTION_ID]
+
+    listener.hears = True
+    bench.settle(EXECUTION_ID)
+    assert unfinished(bench) == []
+    assert listener.told == ["COMPLETED", "archived 64"] * 2
+
+
+def test_an_archive_that_refuses_is_told_with_its_reason(tmp_path):
+    listener = Listener()
+    bench = bench_that_tells(tmp_path, listener)
+    begun(bench, record_of(end=Status.EXECUTING))
+    folder = tmp_path / "archive"
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("no folder any more")
+    bench.seal(EXECUTION_ID, WELL)
+
+    first, second = listener.told
+    assert first == "COMPLETED"
+    assert second.startswith("not archived: ")
+    assert len(second) > len("not archived: ")
+    assert unfinished(bench) == [EXECUTION_ID]
+
+
+def test_who_comes_late_tells_nothing_of_its_end(tmp_path):
+    early, late = Listener(), Listener()
+    slow = bench_that_tells(tmp_path / "slow", late, str(tmp_path / "archive"))
+    begun(slow, record_of(end=Status.EXECUTING))
+    settling = bench_that_tells(tmp_path / "settling", early, str(tmp_path / "archive"))
+    settling.stand_in(record_of(end=Status.EXECUTING), {}, LOST)
+    outcome = slow.seal(EXECUTION_ID, WELL)
+
+    assert outcome.job_status.execution_status is Status.FAILED
+    assert early.told == ["FAILED", "archived 64"]
+    assert late.told == ["COMPLETED", "withdrawn"]
