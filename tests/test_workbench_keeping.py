@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from benches import begun, bench_at, record_of
 from prefect_executions.lifecycle import Observer, Reason, Status
 from prefect_executions.workbench import Ending
-from prefect_executions.workbench.archiving import LateWord
 from prefect_executions.workbench.checking import verify_target
 from prefect_executions.workbench.leases import Leases
 from prefect_executions.workbench.reading import Reader
@@ -46,7 +45,7 @@ def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path)
     assert late.job_status.execution_status is Status.FAILED
     assert there.record(EXECUTION_ID).job_status.reason is Reason.LOST
     assert (bundle.aside / "outputs").is_dir()
-    [word] = [LateWord.from_json(data) for data in there.archive.late_words(EXECUTION_ID)]
+    [word] = Reader(there).late_words(EXECUTION_ID)
     assert (word.status, word.execution_id) == (Status.COMPLETED, EXECUTION_ID)
     assert list(there.unfinished()) == []
     assert there.ledger.get(EXECUTION_ID).status is Status.FAILED

@@ -31,6 +31,7 @@ from prefect_executions.lifecycle import Happening
 if TYPE_CHECKING:
     from prefect_executions.executions import ExecutionRecord
     from prefect_executions.ledger import Handed
+    from prefect_executions.workbench.archiving import LateWord
     from prefect_executions.workbench.reading import Links, Reader, Standing, Stream
 
 # `provenance.Form`, which brings lxml and prov along.
@@ -51,8 +52,9 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     hall = reader()
     execution_id = hall.find(execution)
     record, standing, links = hall.record(execution_id), hall.standing(execution_id), hall.links(execution_id)
+    late = hall.late_words(execution_id) if standing.sealed else ()
     if as_json:
-        show_json(_everything(record, standing, links))
+        show_json(_everything(record, standing, links) | {"lateWords": late})
         return
     show_facts(_facts(record, standing, links))
     show_table(("name", "value"), _inputs(record), title="input")
@@ -61,6 +63,7 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     show_table(("execution", "output", "input"), _handed(links.used_by), title="used by")
     show_table(("name", "value", "step"), _metrics(record), title="metric")
     show_table(("time", "status", "by", "what"), _history(record), title="history")
+    show_table(("time", "status", "by", "what"), _late(late), title="late word")
 
 
 def logs(
@@ -182,6 +185,12 @@ def _everything(record: ExecutionRecord, standing: Standing, links: Links) -> di
         "madeFrom": links.made_from,
         "usedBy": links.used_by,
     }
+
+
+def _late(words: Iterable[LateWord]) -> Iterator[tuple[object, ...]]:
+    for word in words:
+        told = f"it was sealed here too late, which changes nothing: {word.message}" if word.message else "too late"
+        yield when(word.noted), word.status, word.hostname, told
 
 
 def _facts(record: ExecutionRecord, standing: Standing, links: Links) -> Iterator[tuple[str, object]]:

@@ -21,11 +21,12 @@ from prefect_executions.archive import ArchivedBundle
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.sources import FolderSource, Source
 from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.errors import BundleError, LedgerError, NotFoundError
+from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
 from prefect_executions.executions import ExecutionRecord
 from prefect_executions.ledger import ArchiveState, Handed, Named
 from prefect_executions.media import media_type
 from prefect_executions.workbench.archived import ArchivedSource
+from prefect_executions.workbench.archiving import LateWord
 from prefect_executions.workbench.finding import find
 from prefect_executions.workbench.keeping import Workbench
 
@@ -112,6 +113,13 @@ class Reader:
             return Links(ledger.naming(execution_id), ledger.made_from(execution_id), ledger.used_by(execution_id))
         except LedgerError:
             return Links()
+
+    def late_words(self, execution_id: str) -> tuple[LateWord, ...]:
+        """Return what was heard of an execution after it was sealed; nothing where the archive cannot be asked."""
+        with suppress(ArchiveError):
+            words = (LateWord.from_json(data) for data in self.workbench.archive.late_words(execution_id))
+            return tuple(sorted(words, key=lambda word: word.noted))
+        return ()
 
     def outputs(self, execution_id: str) -> tuple[Found, ...]:
         """Return the outputs and logs of an execution by name; of a live one, those that are there now."""
