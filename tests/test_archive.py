@@ -47,7 +47,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-OUTPUTS = {"outputs/a.txt": b"a", "outputs/deep/b.bin": os.urandom(700_000)}
+OUTPUTS = {"outputs/a.txt": b"a", "outputs/deep/b.bin": os.urandom(1_200_000)}  # too much to go along with the seal
 
 
 def bundle(folder: Path, words: bytes = b"{}") -> Content:
@@ -190,6 +190,29 @@ def test_nothing_is_sealed_without_its_data(archive: Archive, tmp_path: Path) ->
         archive.seal(ID, made)
     archive.store.put(f"{FOLDER}data/{made.data[0].sha256}", b"short")
     with pytest.raises(ArchiveError, match="has 5 bytes"):
+        archive.seal(ID, made)
+    assert archive.seal_of(ID) is None
+
+
+def test_little_data_goes_along_with_the_seal_and_goes_with_a_loser(archive: Archive, tmp_path: Path) -> None:
+    one, two = (
+        content(tmp_path / name, {"metadata/method.json": b"{}"}, {"output.zip": name.encode(), "inputs/a": b"same"})
+        for name in ("one", "two")
+    )
+    assert archive.seal(ID, one).ours
+    before = names(archive)
+    assert not archive.seal(ID, two).ours
+    assert names(archive) == before
+    archive.download(ID, tmp_path / "back")
+    assert (tmp_path / "back" / "output.zip").read_bytes() == b"one"
+    assert (tmp_path / "back" / "inputs" / "a").read_bytes() == b"same"
+
+
+def test_little_data_that_changed_after_the_manifest_is_not_archived(tmp_path: Path) -> None:
+    archive = open_archive(str(tmp_path / "archive"))
+    made = content(tmp_path / "bundle", {"metadata/method.json": b"{}"}, {"output.zip": b"zip"})
+    (made.folder / "output.zip").write_bytes(b"zap")
+    with pytest.raises(BundleError, match=r"output\.zip has changed"):
         archive.seal(ID, made)
     assert archive.seal_of(ID) is None
 

@@ -163,6 +163,20 @@ def test_only_the_first_of_two_creates(store: Store) -> None:
     assert honours_create_if_absent(store)
 
 
+def test_what_speaks_of_others_is_created_after_them(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"z")
+    named = {"one/a": b"x", "one/deep/b": b"", "two/c": tmp_path / "file"}
+    store.put_many(named, lasting=False)
+    assert store.put_if_absent("one/seal", b"first", after=named)
+    assert not store.put_if_absent("one/seal", b"second", after=named)
+    assert store.get_many([*named, "one/seal"]) == {
+        "one/a": b"x",
+        "one/deep/b": b"",
+        "two/c": b"z",
+        "one/seal": b"first",
+    }
+
+
 def test_sixteen_threads_race_and_one_creates(store: Store) -> None:
     barrier = threading.Barrier(16)
 

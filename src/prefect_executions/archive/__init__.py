@@ -1,6 +1,6 @@
 """Where sealed bundles are kept: object storage behind one narrow interface, and what lies where in it."""
 
-from prefect_executions.archive.keeping import Archive, Content, Sealing, Swept, open_archive
+from prefect_executions.archive.keeping import Archive, Content, Sealing, Swept, goes_along, open_archive
 from prefect_executions.archive.marks import Marks, OpenMark, SealMark
 from prefect_executions.archive.reading import ArchivedBundle
 from prefect_executions.archive.seals import ArchivedData, Seal
@@ -20,6 +20,7 @@ __all__ = [
     "Sealing",
     "Store",
     "Swept",
+    "goes_along",
     "honours_create_if_absent",
     "open_archive",
     "open_store",

@@ -71,7 +71,7 @@ class FilesystemStore:
         for key, data in objects.items():
             self.put(key, data)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:  # noqa: ARG002 - whether an object lasts is the file system's own
         attempts = 0
 
         def create(path: str) -> bool:

@@ -53,34 +53,32 @@ class FolderStore:
             # Written first and flushed together: the disk then has one journal to write, not one for each file.
             for key, data in objects.items():
                 written.append(self._write_aside(key, data, folders))
-            if lasting:
-                with self._told(written[0].key if len(written) == 1 else "its objects"):
-                    sync(one.unfinished for one in written)
+            with self._told(written[0].key if len(written) == 1 else "its objects"):
+                sync(one.unfinished for one in written if lasting or objects[one.key])
             for one in written:
                 with self._told(one.key):
                     os.replace(one.unfinished, one.path)
                     reach(Milestone.OBJECT_KEPT, one.key)
-                    folders.add(os.path.dirname(one.path))
             if lasting:
                 with self._told("its folders"):
-                    _flush_folders(folders)
+                    _flush_folders(folders | self._folders_of(objects))
         except BaseException:
             for one in written:
                 _forget(one.unfinished)
             raise
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:
         if self._path(key).exists():
             return False
-        folders: set[str] = set()
+        folders = self._folders_of(after)
         one = self._write_aside(key, data, folders)
         try:
             with self._told(key):
-                sync([one.unfinished])
+                _flush_folders(folders, one.unfinished)
                 # A hard link is the one way to create a file that is whole at once and replaces none.
                 os.link(one.unfinished, one.path)
                 reach(Milestone.OBJECT_KEPT, key)
-                _flush_folders(folders | {os.path.dirname(one.path)})
+                _flush_folders({os.path.dirname(one.path)} if after else self._folders_of([key]))
         except ArchiveError as error:
             if isinstance(error.__cause__, FileExistsError):
                 return False
@@ -184,6 +182,10 @@ class FolderStore:
                     return one
         raise ArchiveError(f"{self.url}/{key}: the folder {folder} is removed again and again")
 
+    def _folders_of(self, keys: Iterable[str]) -> set[str]:
+        """The folders through which *keys* are found; who made one may have left it to others to make it last."""
+        return {f"{self._root}/{folder}" for key in keys for folder in _above(key)}
+
     def _prune(self, folder: Path) -> None:
         while folder != self._root and folder.is_relative_to(self._root):
             try:
@@ -241,7 +243,15 @@ def _head(key: str, found: os.stat_result) -> Head:
     return Head(key, found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
 
 
-def _flush_folders(folders: Iterable[str]) -> None:
-    # Not every system can open a folder or flush one; there its names are as safe as they can be.
-    with suppress(PermissionError, NotADirectoryError):
-        sync(folders)
+def _above(key: str) -> Iterator[str]:
+    while key:
+        key = key.rpartition("/")[0]
+        yield key
+
+
+def _flush_folders(folders: Iterable[str], *files: str) -> None:
+    try:
+        sync([*files, *folders])
+    except (PermissionError, NotADirectoryError):
+        # Not every system can open a folder or flush one; there its names are as safe as they can be.
+        sync(files)

@@ -19,7 +19,7 @@ Beside them lie the marks (`marks`), which say at a glance what is open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -52,14 +52,17 @@ from prefect_executions.milestones import Milestone, reach
 _ROOT = "executions/"
 # A file up to this size is read and checked against its digest before it is put; a larger one streams.
 _SMALL = 8 * 1024**2
+# What all data of a bundle may have together to go along: less than what sealing can send without anybody noticing.
+_ALONG = 1024**2
 
 
 class Content(NamedTuple):
     """A finished bundle as it is to be archived.
 
     `files` are put as single objects and must hold the manifest; `data` are kept
-    already by `Archive.keep_data`; `absent` are the files of the bundle that its
-    archive level leaves out. `at` is the time of sealing, for the marks.
+    already by `Archive.keep_data`, unless they are so little that they go along
+    (`goes_along`); `absent` are the files of the bundle that its archive level
+    leaves out. `at` is the time of sealing, for the marks.
     """
 
     folder: Path
@@ -97,7 +100,9 @@ class Archive:
 
         *place* is the path of the Workbench that has the bundle.
         """
-        self.store.put_many({folder_of(execution_id) + OPENING: data, open_key(execution_id): place.encode()})
+        objects = {folder_of(execution_id) + OPENING: data, open_key(execution_id): place.encode()}
+        # Not lasting: user code would wait twice for the disk, for the case that the power fails in its first seconds.
+        self.store.put_many(objects, lasting=False)
 
     def opening(self, execution_id: str) -> bytes | None:
         """Return the opening record, or None where none was kept."""
@@ -158,13 +163,16 @@ class Archive:
         ours = _seal_for(execution_id, content)
         winner = self.seal_of(execution_id)
         if winner is None:
-            self._check_data(execution_id, ours)
+            files = [*content.files]
+            if goes_along(content.data):
+                files += content.data
+            else:
+                self._check_data(execution_id, ours)
             folder = folder_of(execution_id)
-            self.store.put_many(
-                {folder + ours.object_of(file.path): _load(content.folder, file) for file in content.files}
-            )
+            objects = {folder + ours.object_of(file.path): _load(content.folder, file) for file in files}
+            self.store.put_many(objects, lasting=False)
             reach(Milestone.FILES_SENT, execution_id)
-            if self.store.put_if_absent(folder + SEAL, ours.to_json()):
+            if self.store.put_if_absent(folder + SEAL, ours.to_json(), after=objects):
                 reach(Milestone.SEALED, execution_id)
                 return Sealing(ours, ours=True)
             winner = self.bundle(execution_id).seal
@@ -274,6 +282,11 @@ def open_archive(url: str, *, options: Mapping[str, Any] = NO_OPTIONS, timeout: 
         SettingsError: If nothing can be kept at such a URL.
     """
     return Archive(open_store(url, options=options, timeout=timeout))
+
+
+def goes_along(data: Iterable[BundleFile]) -> bool:
+    """Whether *data* is so little that `Archive.seal` puts it with the small files, in the same breath."""
+    return sum(file.size for file in data) <= _ALONG
 
 
 def _seal_for(execution_id: str, content: Content) -> Seal:

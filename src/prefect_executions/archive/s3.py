@@ -61,7 +61,7 @@ class S3Store:
         sized = [(self._name(key), data, _size(data)) for key, data in objects.items()]
         self._run(lambda bucket: all_of((_put(bucket, *one) for one in sized), _AT_ONCE))
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:  # noqa: ARG002 - S3 keeps whatever it took
         name = self._name(key)
         return self._run(lambda bucket: _create(bucket, name, data))
 

@@ -51,13 +51,15 @@ class Store(Protocol):
     def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:
         """Keep several objects; when this returns all of them are kept, when it raises some may be.
 
-        What need not be *lasting* may be gone after a power cut, because it can be made anew.
+        What need not be *lasting* may be gone after a power cut in the next seconds; half of it is never there.
         """
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:
         """Keep *data* under *key* unless there is an object; return whether this call made it.
 
-        Of any number of callers, in any number of processes, one gets True.
+        Of any number of callers, in any number of processes, one gets True. What *data*
+        speaks of is named in *after*, keys of objects that need not be lasting yet: a
+        power cut never leaves the new object without them.
         """
 
     def get(self, key: str) -> bytes:

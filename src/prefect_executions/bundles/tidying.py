@@ -181,7 +181,7 @@ def _free(folder: Path, name: str) -> Path:
 
 def _misplaced(root: Path) -> Iterator[str]:
     for folder in ("", "metadata/", "auth/"):
-        for entry in sorted((root / folder).iterdir()):
+        for entry in sorted(_scan(f"{root}/{folder}"), key=lambda entry: entry.name):
             path = f"{folder}{entry.name}"
             if not entry.is_dir() and not known(path):
                 yield f"{_as_text(path)} has no place in a bundle and is in no manifest"

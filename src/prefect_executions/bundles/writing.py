@@ -5,7 +5,8 @@ bundle is valid to open at any moment; once the manifest is there, nothing is
 written any more.
 
 Live writes are not synced to the disk one by one: they survive the death of the
-process, and the archive's opening record survives the machine. Sealing syncs.
+process, and the archive's opening record survives the machine, seconds after it
+was put. Sealing syncs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,17 +115,17 @@ class OpenBundle:
             bundle.scratch.mkdir(parents=True, exist_ok=True)
         return bundle
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The bundle."""
         return self.workbench / self.id
 
-    @property
+    @cached_property
     def scratch(self) -> Path:
         """What is needed while the bundle is open: the lock, what was gathered, inputs that are not kept."""
         return self.workbench / SCRATCH / self.id
 
-    @property
+    @cached_property
     def paths(self) -> BundlePaths:
         return BundlePaths(self.folder)
 

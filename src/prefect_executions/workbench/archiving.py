@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import ClassVar
 
-from prefect_executions.archive import Archive, Content
+from prefect_executions.archive import Archive, Content, goes_along
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gathering import Gathered
 from prefect_executions.bundles.sealing import Sealed
@@ -66,13 +66,13 @@ def data_of(gathered: Gathered, level: ArchiveLevel) -> list[BundleFile]:
     return [file for file in (*gathered.kept, gathered.output_zip) if _is_data(file.path, level)]
 
 
-def upload(archive: Archive, bundle: OpenBundle, data: Iterable[BundleFile]) -> None:
-    """Send big files that are not there yet.
+def upload(archive: Archive, bundle: OpenBundle, data: Sequence[BundleFile]) -> None:
+    """Send big files that are not there yet; what is little goes along with the seal.
 
     Raises:
         ArchiveError: If the store fails; the same call goes on from there.
     """
-    for file in data:
+    for file in () if goes_along(data) else data:
         archive.keep_data(bundle.id, bundle.folder / file.path, file.sha256)
 
 
