@@ -127,6 +127,23 @@ def test_what_has_ended_is_sealed_as_it_ended(evidence, status, reason):
     assert (judgement.end.status, judgement.end.reason) == (status, reason)
 
 
+@pytest.mark.parametrize(
+    "dead",
+    [
+        known("RUNNING", here=False, silence=SILENCE, **RUNS),
+        known("RUNNING", UNANNOUNCED, here=False),
+        known("PENDING", STUCK, here=False, worker_silence=STUCK, pool_type="process"),
+        known("RUNNING", alive=False, silence=SECOND, **RUNS),
+    ],
+)
+def test_whoever_seals_what_another_settle_put_to_its_end_says_the_same(dead):
+    first = judge(dead)
+    left = dead._replace(state=known("CRASHED", STUCK, said=first.why).state, silence=dead.silence and STUCK)
+    assert judge(left).act is Act.SEAL
+    assert judge(left).end[:2] == first.end[:2]
+    assert judge(left).end.message == first.end.message
+
+
 def test_a_crash_after_the_code_had_ended_well_says_so():
     judgement = judge(known("CRASHED", alive=False, said="Process exited", usage=WELL, **RUNS))
     assert judgement.end.message == "Process exited (the Method's own code had ended well before)"

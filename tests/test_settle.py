@@ -1,0 +1,464 @@
+"""Settle on a real server: each way to die or never to begin ends in one true, verified record."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Late, Pending, Running
+from pydantic import SecretStr
+
+from homes import kinds
+from journeys import waited
+from prefect_executions import current_execution, engine, method
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.executions import Raised, Usage
+from prefect_executions.lifecycle import Happening, Observer, Reason, Status, advance
+from prefect_executions.settings import ArchiveLevel
+from prefect_executions.workbench import Ending
+from records import OUTPUTS, a_method, a_request
+from scenes import FAR, Scene, age
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+A_MINUTE = timedelta(minutes=1)
+A_WHILE = timedelta(minutes=20)
+NO_INFRASTRUCTURE = "Failed to submit flow run to infrastructure: RuntimeError: no such image"
+
+
+@method(version="4")
+def measures(number: int = 1) -> int:
+    return number
+
+
+@method(version="5")
+def rests() -> None:
+    """Do nothing, with no parameter."""
+
+
+@method(version="1")
+def opens(token: SecretStr) -> None: ...
+
+
+@pytest.fixture
+def scene(prefect_server: str, home: Path) -> Scene:
+    return Scene(home)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """Return the home of another machine with the same archive."""
+    return tmp_path / "elsewhere"
+
+
+# --- runs for which our code never ran -----------------------------------------
+
+
+def test_what_ended_before_it_began_is_sealed_from_prefect_alone(scene):
+    numbers, nothing = scene.deploy(measures), scene.deploy(rests)
+    unpicked = scene.run(numbers, Cancelling(), ago=A_WHILE, parameters={"number": 7})
+    refused = scene.run(nothing, Pending(), Crashed(message=NO_INFRASTRUCTURE), ago=A_WHILE)
+    pending = scene.run(nothing, Pending(), Cancelled(message="not now"), ago=A_WHILE)
+    vanished = scene.run(numbers, Pending(), Running(), ago=A_WHILE)
+    fresh = scene.run(numbers, Pending(), Cancelled())
+
+    told = scene.settle()
+    assert {one.id: one.result for one in told.values()} == {
+        str(run.id): "archived" for run in (unpicked, refused, pending, vanished)
+    }
+    ends = {
+        run.id: (record.status, record.job_status.reason, kinds(record))
+        for run in (unpicked, refused, pending, vanished)
+        for record in [scene.record(run)]
+    }
+    assert ends == {
+        unpicked.id: (Status.CANCELLED, None, ["CREATED", "CANCELLED"]),
+        refused.id: (Status.FAILED, Reason.INFRASTRUCTURE, ["CREATED", "SCHEDULED", "FAILED"]),
+        pending.id: (Status.CANCELLED, None, ["CREATED", "SCHEDULED", "CANCELLED"]),
+        vanished.id: (Status.FAILED, Reason.LOST, ["CREATED", "SCHEDULED", "STARTED", "note", "FAILED"]),
+    }
+    record = scene.record(unpicked)
+    assert (record.method.id, record.method.version, record.request.parameters) == ("measures", "4", {"number": 7})
+    assert (scene.record(refused).method.version, scene.record(refused).job_status.message) == ("5", NO_INFRASTRUCTURE)
+    assert record.job_status.history[-1].observer is Observer.SETTLE
+    assert scene.state(vanished).is_crashed()
+    assert "never heard of" in scene.record(vanished).job_status.message
+    [note] = [one.message for one in scene.record(vanished).job_status.history if one.kind is Happening.NOTE]
+    assert note == "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
+    assert str(fresh.id) not in scene.seals()  # its worker may be about to tell
+    assert {row.id for row in scene.bench.ledger.list().rows} == set(scene.seals())
+    assert list(scene.bench.unfinished()) == []
+    assert scene.settle() == {}
+
+
+def test_what_nobody_picks_up_is_reported_on_each_round_and_not_sealed(scene):
+    deployment = scene.deploy(measures)
+    late = scene.run(deployment, Late(), ago=A_WHILE)
+    stuck = scene.run(deployment, Pending(), ago=A_WHILE)
+    for _ in range(2):
+        told = scene.settle()
+        assert {one.id: one.result for one in told.values()} == {str(late.id): "report", str(stuck.id): "report"}
+        assert "no worker has picked it up" in told[str(late.id)].message
+        assert "it is pending for" in told[str(stuck.id)].message
+    scene.put(late, Cancelled(), A_MINUTE)
+    assert scene.settle()[str(late.id)].status is Status.CANCELLED
+
+
+def test_a_run_whose_worker_died_before_it_began_is_given_up(scene):
+    labels = {"prefect.worker.name": "gone", "prefect.worker.type": "process", "prefect.work-pool.name": "scenes"}
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="scenes", type="process"), overwrite=True)
+        told = {"json": {"name": "gone"}, "path_params": {"work_pool_name": "scenes"}}
+        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **told)
+    run = scene.run(scene.deploy(measures), Pending(), ago=A_WHILE, labels=labels)
+    assert scene.settle()[str(run.id)].result == "report"
+    age("gone", A_WHILE, "worker")
+
+    assert scene.settle()[str(run.id)].result == "archived"
+    record = scene.record(run)
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.INFRASTRUCTURE)
+    assert "worker was gone before it started the run" in record.job_status.message
+    assert scene.state(run).is_crashed()
+
+
+def test_a_method_is_recognised_when_its_deployment_is_renamed_or_gone(scene):
+    renamed, deleted = scene.deploy(measures, "first name"), scene.deploy(rests)
+    scene.settle()
+    runs = [scene.run(one, Pending(), Crashed(message="no"), ago=A_MINUTE) for one in (renamed, deleted)]
+    with get_client(sync_client=True) as client:
+        client.delete_deployment(deleted)
+        told = client.read_deployment(renamed).model_dump(mode="json") | {"name": "second name"}
+        fields = DeploymentUpdate.model_fields.keys() & told.keys() | {"name"}
+        client.delete_deployment(renamed)
+        again = {name: told[name] for name in fields} | {"flow_id": told["flow_id"], "parameter_openapi_schema": None}
+        client.request("POST", "/deployments/", json=again)
+
+    assert {one.status for one in scene.settle().values()} == {Status.FAILED}
+    assert scene.seals() == sorted(str(run.id) for run in runs)
+    assert [scene.record(run).method.id for run in runs] == ["measures", "rests"]
+
+
+# --- runs that died --------------------------------------------------------------
+
+
+def test_what_was_killed_here_keeps_what_it_had_written(scene):
+    deployment = scene.deploy(measures)
+    killed, bundle = scene.opened(deployment)
+    stopped, _ = scene.opened(deployment)
+    scene.put(stopped, Cancelling())
+    early, _ = scene.opened(deployment, status=Status.STARTED)
+    told = scene.settle()
+
+    assert {one.result for one in told.values()} == {"archived"}
+    record = scene.record(killed)
+    assert (record.status, record.job_status.reason, record.job_status.partial) == (Status.FAILED, Reason.CRASHED, True)
+    assert "is gone; it was killed in the Method's own code" in record.job_status.message
+    assert [output.path for output in record.job_status.outputs] == sorted(OUTPUTS)
+    assert (bundle.folder / "outputs/regions.csv").read_bytes() == OUTPUTS["outputs/regions.csv"]
+    last = record.job_status.history[-1]
+    assert (last.observer, last.prefect_state.id) == (Observer.SETTLE, scene.state(killed).id)
+    assert (scene.record(stopped).status, scene.state(stopped).type.value) == (Status.CANCELLED, "CANCELLED")
+    assert "own code had not begun" in scene.record(early).job_status.message
+    assert not (scene.home / "workbench" / ".open" / str(killed.id)).exists()
+    assert scene.settle() == {}
+
+
+def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):
+    deployment = scene.deploy(measures)
+    there, away = scene.home.with_name("there"), scene.home.with_name("away")
+    gone, _ = scene.opened(deployment, process=FAR, at=there)
+    sent, _ = scene.opened(deployment, process=FAR, at=there)
+    alive, _ = scene.opened(deployment, process=FAR, at=there)
+    far = scene.bench_at(there)
+    far.gather(OpenBundle(far.folder, str(sent.id)), ArchiveLevel.FULL)
+    there.rename(away)
+    for run in (gone, sent):
+        scene.silence(run)
+    told = scene.settle(elsewhere)
+
+    assert {one.id: one.result for one in told.values()} == {
+        str(gone.id): "archived",
+        str(sent.id): "archived",
+        str(alive.id): "open",
+    }
+    records = [scene.record(run) for run in (gone, sent)]
+    assert {(one.status, one.job_status.reason) for one in records} == {(Status.FAILED, Reason.LOST)}
+    assert [[output.path for output in one.job_status.outputs] for one in records] == [[], sorted(OUTPUTS)]
+    notes = [[one.message for one in record.job_status.history if one.kind is Happening.NOTE] for record in records]
+    assert notes == [["outputs and logs were lost with the workbench on far"], []]
+    assert scene.bench.archive.read(str(sent.id), "inputs/picture.png").startswith(b"\x89PNG")
+    assert scene.state(gone).is_crashed()
+    assert not any(entry.name != ".open" for entry in (elsewhere / "workbench").iterdir())
+
+    # the machine comes back
+    away.rename(there)
+    for run in (gone, sent):
+        age(run.id, A_MINUTE)
+    late = scene.settle(there)
+    assert late[str(gone.id)].status is Status.FAILED
+    words = [json.loads(data) for data in scene.bench.archive.late_words(str(gone.id))]
+    assert [word["executionId"] for word in words] == [str(gone.id)]
+    assert (far.folder / ".late" / str(gone.id) / "outputs/regions.csv").exists()
+    assert far.ledger.get(str(gone.id)).archive == "archived"
+    assert scene.record(gone) == records[0]
+    assert scene.settle(there).keys() == {str(alive.id)}
+
+
+def test_the_run_itself_finds_the_seal_of_another_and_leaves_a_late_word(scene, elsewhere):
+    @method(version="1")
+    def comes_late() -> str:
+        execution = current_execution()
+        execution.output("result.txt").write_text("late")
+        run = engine.flow_run(execution.metadata.execution_id)
+        scene.seen_to_have_been(run, FAR)
+        scene.silence(run)
+        assert scene.settle(elsewhere, pause=lambda _: scene.silence(run))[str(run.id)].status is Status.FAILED
+        return "done"
+
+    state = comes_late(return_state=True)
+    run_id = str(state.state_details.flow_run_id)
+    record = scene.record(run_id)
+
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.LOST)
+    [word] = [json.loads(data) for data in scene.bench.archive.late_words(run_id)]
+    assert (word["status"], word["executionId"]) == ("COMPLETED", run_id)
+    assert (scene.home / "workbench" / ".late" / run_id / "outputs/result.txt").read_text() == "late"
+    assert scene.bench.ledger.get(run_id).status is Status.FAILED
+    assert list(scene.bench.unfinished()) == []
+    assert scene.settle() == {}
+
+
+def test_what_prefect_forgot_is_sealed_by_what_we_saw_ourselves(scene):
+    deployment = scene.deploy(measures)
+    error = Raised(type="KeyError", message="x", traceback="")
+    here = [(*scene.opened(deployment), usage) for usage in (Usage(exit_code=0), Usage(exception=error), None)]
+    for _, bundle, usage in here:
+        bundle.write_document(bundle.record().instance.model_copy(update={"usage": usage}))
+    gone, _ = scene.opened(deployment, process=FAR, at=scene.home.with_name("there"))
+    with get_client(sync_client=True) as client:
+        for run in (*(run for run, *_ in here), gone):
+            client.delete_flow_run(run.id)
+    scene.silence(gone)
+    scene.settle()
+
+    ends = [(one.status, one.job_status.reason) for one in (scene.record(run) for run, *_ in here)]
+    assert ends == [(Status.COMPLETED, None), (Status.FAILED, Reason.ERROR), (Status.FAILED, Reason.LOST)]
+    assert (scene.record(gone).job_status.reason, scene.settle()) == (Reason.LOST, {})
+    assert "Prefect no longer knows this flow run" in scene.record(gone).job_status.message
+
+
+def test_a_sealing_that_crashed_is_done_as_it_was_meant(scene):
+    run, bundle = scene.opened(scene.deploy(measures))
+    scene.put(run, Completed(message="well"))
+    job_status = bundle.record().job_status
+    ended = advance(job_status, Status.COMPLETED, job_status.updated + timedelta(seconds=1), observer=Observer.HOOK)
+    bundle.write_document(ended)
+
+    assert scene.settle()[str(run.id)].status is Status.COMPLETED
+    assert kinds(scene.record(run))[-1] == "COMPLETED"
+    assert [output.path for output in scene.record(run).job_status.outputs] == sorted(OUTPUTS)
+
+
+def test_a_seal_wins_over_a_later_crash(scene):
+    run, _ = scene.opened(scene.deploy(measures))
+    scene.put(run, Completed())
+    end = Ending(Status.COMPLETED, None, engine.history(run.id)[-1].time, Observer.HOOK)
+    scene.bench.seal(str(run.id), end)
+    before = scene.bench.archive.seal_of(str(run.id))
+    scene.put(run, Crashed(message="a zombie was found"), A_WHILE)
+
+    assert scene.settle() == {}
+    assert scene.bench.archive.seal_of(str(run.id)) == before
+    assert scene.record(run).status is Status.COMPLETED
+
+
+def test_a_second_life_that_never_began_is_sealed_as_well(scene):
+    run = scene.run(scene.deploy(measures), Pending(), Crashed(message="first"), ago=A_WHILE)
+    scene.settle()
+    for state in (AwaitingRetry(message="Retry from the UI"), Pending(), Failed(message="second")):
+        scene.put(run, state)
+    age(run.id, A_MINUTE)
+    age(run.id, A_MINUTE, "flow_run")
+    scene.sealed_before(A_WHILE)
+
+    assert scene.settle().keys() == {f"{run.id}.2"}
+    first, second = scene.record(run), scene.record(f"{run.id}.2")
+    assert (first.job_status.message, second.job_status.message) == ("first", "second")
+    assert scene.settle() == {}
+
+
+def test_a_log_that_may_hold_a_secret_nobody_can_tell_is_withheld(scene):
+    run, bundle = scene.opened(scene.deploy(measures))
+    kept = a_method(inputs={**a_method().inputs, "token": opens.method.inputs["token"]})
+    request = bundle.record().request
+    values = {**request.values, "token": {"secret": "env:TOKEN_THAT_IS_GONE"}}
+    for document in (kept, a_request(execution_id=str(run.id), values=values, relatives=())):
+        bundle.write_document(document)
+    (bundle.folder / "outputs/stdout.log").write_text("the token is Sesame")
+    scene.settle()
+
+    record = scene.record(run)
+    aside = scene.home / "workbench" / ".withheld" / str(run.id)
+    assert (aside / "stdout.log").read_text() == "the token is Sesame"
+    assert (bundle.folder / "outputs/stdout.log").read_text() == ""
+    [note] = [entry.message for entry in record.job_status.history if entry.kind is Happening.NOTE]
+    assert "logs may hold a secret" in note
+    found = [path for path in scene.home.rglob("*") if path.is_file() and b"Sesame" in path.read_bytes()]
+    assert found == [aside / "stdout.log"]
+
+
+# --- many settlers, and few questions --------------------------------------------
+
+
+def test_what_another_machine_sealed_comes_into_the_ledger_here(scene, elsewhere):
+    run = scene.run(scene.deploy(measures), Pending(), Crashed(message="no"), ago=A_WHILE)
+    assert scene.settle(elsewhere)[str(run.id)].result == "archived"
+    assert scene.bench.ledger.list().rows == ()
+
+    assert scene.settle()[str(run.id)].result == "archived"
+    (row,) = scene.bench.ledger.list().rows
+    assert (row.id, row.archive, row.status) == (str(run.id), "archived", Status.FAILED)
+    assert scene.settle() == {}
+
+
+def test_a_round_looks_only_at_what_happened_since_the_last(scene, requests):
+    deployment = scene.deploy(measures)
+    for _ in range(12):
+        scene.run(deployment, Pending(), Crashed(message="no"), ago=A_WHILE)
+    assert len(scene.settle()) == 12
+    requests.clear()
+    assert scene.settle() == {}
+    quiet = len(requests)
+    run = scene.run(deployment, Pending(), Crashed(message="no"), ago=A_MINUTE)
+    requests.clear()
+
+    assert scene.settle().keys() == {str(run.id)}
+    assert len(requests) <= quiet + 4
+    assert quiet <= 8
+    assert scene.settle(since=run.created - 2 * A_WHILE) == {}
+
+
+@pytest.fixture
+def requests(scene: Scene) -> Iterator[list[str]]:
+    """Return the requests to Prefect's API that settle has made."""
+    made: list[str] = []
+    hooks = engine.client()._client.event_hooks
+    hooks["request"].append(listen := lambda request: made.append(f"{request.method} {request.url.path}"))
+    yield made
+    hooks["request"].remove(listen)
+
+
+SETTLERS = """
+import os, signal, sys, time
+from pathlib import Path
+from prefect_executions import engine
+from prefect_executions.milestones import EVENT
+from prefect_executions.settings import Settings
+from prefect_executions.settle import settle
+from prefect_executions.workbench import Workbench
+
+steps = 0
+
+def die(event, told):
+    global steps
+    if event == EVENT:
+        steps -= 1
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def settler(home, archive):
+    settings = Settings(home=Path(home), archive=archive)
+    list(settle(Workbench.of(settings, archive_block=None), settings, pause=lambda seconds: None))
+
+what, archive, flag, *homes = sys.argv[1:]
+sys.addaudithook(die)
+if what == "together":
+    children = []
+    for number, home in enumerate(homes):
+        if (child := os.fork()) == 0:
+            engine.greet()
+            Path(f"{flag}-{number}").touch()
+            while not Path(flag).exists():
+                time.sleep(0.001)
+            settler(home, archive)
+            os._exit(0)
+        children.append(child)
+    sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+killed = 0
+while True:
+    if (child := os.fork()) == 0:
+        steps = 1 + 3 * killed
+        settler(homes[0], archive)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    killed += 1
+print(killed)
+"""
+
+
+def settlers(scene: Scene, what: str, flag: Path, *homes: Path) -> subprocess.Popen[str]:
+    """Start settlers in processes of their own: together when *flag* is there, or in a row, each killed a bit later."""
+    words = [sys.executable, "-c", SETTLERS, what, scene.bench.archive.store.url, str(flag), *map(str, homes)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_many_settlers_and_the_runs_own_hook_at_once_give_one_seal(scene, elsewhere, tmp_path):
+    deployment = scene.deploy(measures)
+    never = [scene.run(deployment, Pending(), Crashed(message="no"), ago=A_WHILE) for _ in range(3)]
+    runs = [*never, *(run for run, _ in (scene.opened(deployment) for _ in range(3)))]
+    homes = (scene.home, scene.home, elsewhere)
+    started = settlers(scene, "together", tmp_path / "flag", *homes)
+    hooks = [
+        threading.Thread(target=measures.on_crashed_hooks[0], args=(measures, run, scene.state(run))) for run in never
+    ]
+    settling = threading.Thread(target=scene.settle)
+    waited(lambda: len(list(tmp_path.glob("flag-*"))) == len(homes) or started.poll() is not None, "the settlers")
+    (tmp_path / "flag").touch()
+    for thread in (*hooks, settling):
+        thread.start()
+    for thread in (*hooks, settling):
+        thread.join()
+    said = started.communicate()[0]
+
+    assert started.returncode == 0, said
+    scene.settle()
+    there = scene.bench_at(elsewhere)
+    for run in runs:
+        record = scene.record(run, there)
+        assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
+        assert kinds(record).count("FAILED") == 1
+        assert bool(record.job_status.outputs) == (run not in never)
+    assert scene.seals() == sorted(str(run.id) for run in runs)
+    assert {row.id for row in scene.bench.ledger.list().rows} == set(scene.seals())
+    assert [*scene.bench.unfinished(), *there.unfinished(), *(scene.archive / "open").glob("*")] == []
+
+
+def test_settle_may_be_killed_and_run_again(scene, tmp_path):
+    deployment = scene.deploy(measures)
+    never = scene.run(deployment, Pending(), Crashed(message="no"), ago=A_WHILE)
+    killed, _ = scene.opened(deployment)
+    scene.put(killed, Crashed(message="no"), A_WHILE)
+    gone, _ = scene.opened(deployment, process=FAR, at=tmp_path / "there")
+    scene.silence(gone, 24 * 3600)
+    said = settlers(scene, "in a row", tmp_path / "flag", scene.home).communicate()[0]
+
+    assert int(said.splitlines()[-1]) > 3, said
+    age(gone.id, A_MINUTE)
+    scene.settle()
+    reasons = [scene.record(run).job_status.reason for run in (never, killed, gone)]
+    assert reasons == [Reason.CRASHED, Reason.CRASHED, Reason.LOST]
+    assert len(scene.record(killed).job_status.outputs) == len(OUTPUTS)
+    assert scene.seals() == sorted(str(run.id) for run in (never, killed, gone))
+    assert [*scene.bench.unfinished(), *(scene.archive / "open").glob("*")] == []
+    assert scene.settle() == {}
+    left = [path for path in scene.home.rglob("*") if path.is_file() and ".new" in path.name]
+    assert left == []
