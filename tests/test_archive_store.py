@@ -24,6 +24,7 @@ from archives import SERVERS, Place, place_on, written
 from prefect_executions.archive import Store, honours_create_if_absent, open_store
 from prefect_executions.archive.store import checked_key, public_url
 from prefect_executions.archive.upload import PART, part_size
+from prefect_executions.capture.processes import mark
 from prefect_executions.errors import ArchiveError, NameRefusedError, NotAvailableError, NotFoundError, SettingsError
 
 Need = Callable[[str, str], str]
@@ -325,6 +326,29 @@ def test_unfinished_files_in_a_folder_are_not_objects_and_are_swept(tmp_path: Pa
     assert store.abort_stale(datetime.now(UTC) - timedelta(hours=1)) == 0
     assert store.abort_stale(datetime.now(UTC) + timedelta(hours=1)) == 1
     assert [path.name for path in (tmp_path / "archive" / "a").iterdir()] == ["b"]
+
+
+def test_what_a_killed_writer_left_in_a_folder_is_swept_at_once(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    store = open_store(str(archive))
+    store.put("a/b", b"x")
+    killed = "open_store(sys.argv[1]).put_many({'a/c': b'half', 'a/d': Path('/nowhere')})"
+    listen = "sys.addaudithook(lambda event, told: event == EVENT and os.kill(os.getpid(), 9))"
+    lines = (
+        "import os, sys",
+        "from pathlib import Path",
+        "from prefect_executions.archive import open_store",
+        "from prefect_executions.milestones import EVENT",
+        listen,
+        killed,
+    )
+    writer = subprocess.run([sys.executable, "-c", "\n".join(lines), str(archive)], check=False)
+    assert writer.returncode == -9
+    assert len(list(archive.rglob(".~*"))) == 1
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    assert store.abort_stale(long_ago) == 1
+    (archive / "a" / f".~{mark()}.0123").write_bytes(b"of a writer that lives")
+    assert store.abort_stale(long_ago) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from prefect_executions.archive.fetching import Expected, bring
 from prefect_executions.archive.store import UNFINISHED, Head, checked_key
+from prefect_executions.capture.processes import gone, mark
 from prefect_executions.durability import sync
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
 from prefect_executions.milestones import Milestone, reach
@@ -150,7 +151,7 @@ class FolderStore:
             for name in names:
                 path = Path(folder, name)
                 with suppress(FileNotFoundError):  # its writer finished in the meantime
-                    if name.startswith(UNFINISHED) and path.stat().st_mtime < older_than.timestamp():
+                    if name.startswith(UNFINISHED) and _is_stale(path, older_than):
                         path.unlink()
                         removed += 1
         return removed
@@ -167,7 +168,7 @@ class FolderStore:
     def _write_aside(self, key: str, data: bytes | Path, folders: set[str]) -> _Written:
         path = f"{self._root}/{checked_key(key)}"
         folder = os.path.dirname(path)
-        one = _Written(key, path, f"{folder}/{UNFINISHED}{secrets.token_hex(8)}")
+        one = _Written(key, path, f"{folder}/{UNFINISHED}{mark()}.{secrets.token_hex(4)}")
         if isinstance(data, Path) and not data.is_file():
             raise ArchiveError(f"{data} cannot be archived: there is no such file")
         # Its folder is not there yet, or another process removed the last object in it, and the folder, just now.
@@ -221,6 +222,11 @@ def _write_all(file: FileIO, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
+
+
+def _is_stale(path: Path, older_than: datetime) -> bool:
+    writer = path.name.removeprefix(UNFINISHED).partition(".")[0]
+    return gone(writer) or path.stat().st_mtime < older_than.timestamp()
 
 
 def _forget(path: str) -> None:

@@ -41,11 +41,10 @@ class OpenMark(NamedTuple):
 
 
 class SealMark(NamedTuple):
-    """An execution that was sealed, and its manifest's digest; `at` is the mark's time by the store's clock."""
+    """An execution that was sealed, and the digest of its manifest."""
 
     id: str
     manifest_sha256: str
-    at: datetime
 
 
 class Marks:
@@ -84,7 +83,7 @@ class Marks:
                 for found in self._store.list(f"{_SEALED}{hour}/"):
                     named = _NAME.fullmatch(found.key.rpartition("/")[2])
                     if named:
-                        yield SealMark(named["id"], named["sha256"], found.modified or LONG_AGO)
+                        yield SealMark(named["id"], named["sha256"])
 
     def clock(self) -> datetime:
         """Return the time by the store's clock."""

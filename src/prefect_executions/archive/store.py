@@ -102,7 +102,10 @@ class Store(Protocol):
         """Remove objects; one that is not there is no error."""
 
     def abort_stale(self, older_than: datetime) -> int:
-        """Remove what uploads begun before *older_than* left behind, and return how many there were."""
+        """Remove what uploads begun before *older_than* left behind, and return how many there were.
+
+        Where the store can tell that an upload's process is gone, its age does not matter.
+        """
 
     def presign(self, key: str, seconds: int) -> str:
         """Return a URL that reads the object without credentials for that long.

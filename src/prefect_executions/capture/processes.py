@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,24 @@ def alive(process: Process) -> bool | None:
     if process.boot is None or (process.boot, process.pids) != (_boot(), _pids()):
         return None
     return process.started is not None and process.started == _started(process.pid)
+
+
+def mark() -> str:
+    """Return a short name of the calling process that a file's name may hold, so that `gone` can tell whose it is."""
+    pid = os.getpid()
+    if pid not in _marks:
+        _marks.clear()  # those of a parent, before it forked
+        _marks[pid] = _mark(pid, _started(pid))
+    return _marks[pid]
+
+
+def gone(told: str) -> bool:
+    """Return whether the process of the mark *told* is known to be gone; False also where that cannot be said."""
+    place, _, pid = told.rpartition("-")[0].partition("-")
+    if _boot() is None or place != _place() or not pid.isdigit():
+        return False
+    started = _started(int(pid))
+    return started is None or _mark(int(pid), started) != told
 
 
 def send(process: Process, number: signal.Signals) -> bool:
@@ -192,6 +211,22 @@ def _named(pid: int, started: int | None = None) -> Process:
         pid=pid,
         started=_started(pid) if started is None else str(started),
     )
+
+
+_marks: dict[int, str] = {}
+
+
+def _mark(pid: int, started: str | None) -> str:
+    return f"{_place()}-{pid}-{_short(str(started))}"
+
+
+def _place() -> str:
+    """What pids are counted in: this boot of this machine, and in it this container."""
+    return _short(f"{_boot()} {_pids()}")
+
+
+def _short(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:8]
 
 
 def _started(pid: int) -> str | None:
