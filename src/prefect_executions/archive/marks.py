@@ -41,10 +41,11 @@ class OpenMark(NamedTuple):
 
 
 class SealMark(NamedTuple):
-    """An execution that was sealed, and the digest of its manifest."""
+    """An execution that was sealed, and its manifest's digest; `at` is the mark's time by the store's clock."""
 
     id: str
     manifest_sha256: str
+    at: datetime
 
 
 class Marks:
@@ -83,7 +84,7 @@ class Marks:
                 for found in self._store.list(f"{_SEALED}{hour}/"):
                     named = _NAME.fullmatch(found.key.rpartition("/")[2])
                     if named:
-                        yield SealMark(named["id"], named["sha256"])
+                        yield SealMark(named["id"], named["sha256"], found.modified or LONG_AGO)
 
     def clock(self) -> datetime:
         """Return the time by the store's clock."""

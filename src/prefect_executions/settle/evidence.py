@@ -26,13 +26,14 @@ class Known(NamedTuple):
     """All that one look found: what is open here and in the archive, and what Prefect says of it.
 
     `here` has the Workbench on which each bundle lies that can be reached, `silences`
-    are by the store's clock and `now` is by Prefect's.
+    are by the store's clock and `now` is by Prefect's, which is that much `ahead` of it.
     """
 
     here: Mapping[str, Workbench]
     silences: Mapping[str, timedelta]
     runs: Mapping[UUID, FlowRun]
     now: datetime
+    ahead: timedelta
 
     @property
     def ids(self) -> list[str]:
@@ -53,7 +54,7 @@ def look(workbench: Workbench, here: Collection[str]) -> Known:
     found = _reachable(workbench, marks.places(silences.keys() - set(here)))
     now = engine.server_time()
     runs = engine.runs_of({flow_run_of(execution_id) for execution_id in {*here, *silences}})
-    return Known(found | dict.fromkeys(here, workbench), silences, runs, now)
+    return Known(found | dict.fromkeys(here, workbench), silences, runs, now, now - clock)
 
 
 def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: Seen | None) -> Evidence:

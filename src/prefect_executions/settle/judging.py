@@ -28,6 +28,12 @@ STUCK = timedelta(minutes=10)
 
 _LOCAL_POOLS = frozenset({"process"})
 
+_WORKER_GONE = "Its worker was gone before it started the run"
+_NEVER_HEARD = "It was never heard of after Prefect saw it start"
+_SILENT = "Nothing was heard of it or its worker"
+_OWN_WORDS = {_WORKER_GONE: Reason.INFRASTRUCTURE, _NEVER_HEARD: Reason.LOST, _SILENT: Reason.LOST}
+"""How the message begins that a settle leaves in Prefect: another may have to seal what it has put to its end."""
+
 
 class Act(StrEnum):
     """What is to be done."""
@@ -103,6 +109,9 @@ def _ended(evidence: Evidence, state: Seen, decided: tuple[Status, Reason | None
         return Judgement(Act.LEAVE, "it has ended and its own process or worker is about to seal it")
     status, reason = decided
     message = state.message
+    if reason is Reason.CRASHED:
+        own = (told for words, told in _OWN_WORDS.items() if (message or "").startswith(words))
+        reason = next(own, reason)
     if reason is Reason.CRASHED and _well(evidence.usage):
         message = f"{message or 'Crashed'} (the Method's own code had ended well before)"
     end = Ending(status, reason, state.time, Observer.SETTLE, state.state, message)
@@ -115,7 +124,7 @@ def _pending(evidence: Evidence, state: Seen) -> Judgement:
         return Judgement(Act.LEAVE, "it is about to start")
     silent = evidence.worker_silence is not None and evidence.worker_silence > STUCK / 2
     if silent and evidence.pool_type in _LOCAL_POOLS and evidence.alive is not True:
-        message = f"Its worker was gone before it started the run, {_words(evidence.worker_silence)} ago"
+        message = f"{_WORKER_GONE}, {_words(evidence.worker_silence)} ago"
         end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, evidence.now, Observer.SETTLE, message=message)
         return Judgement(Act.END, message, end)
     return Judgement(Act.REPORT, f"it is pending for {_words(waits)}; look at its infrastructure, or cancel it")
@@ -140,10 +149,10 @@ def _out_of_sight(evidence: Evidence, state: Seen, *, cancelled: bool) -> Judgem
     if evidence.silence is None:
         if evidence.now - state.time < UNANNOUNCED:
             return Judgement(Act.LEAVE, "it is about to open its record")
-        return _end(evidence, Reason.LOST, "It was never heard of after Prefect saw it start", cancelled=cancelled)
+        return _end(evidence, Reason.LOST, _NEVER_HEARD, cancelled=cancelled)
     if evidence.silence < SILENCE:
         return Judgement(Act.LEAVE, "it gives signs of life")
-    why = f"Nothing was heard of it or its worker for {_words(evidence.silence)}; its machine is gone or out of reach"
+    why = f"{_SILENT} for {_words(evidence.silence)}; its machine is gone or out of reach"
     return _end(evidence, Reason.LOST, why, cancelled=cancelled)
 
 

@@ -8,7 +8,7 @@ archive, so that its cost is that of what happened lately.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -21,6 +21,7 @@ from prefect_executions.settle.evidence import Known, evidence_of, flow_run_of, 
 from prefect_executions.settle.judging import Act, Judgement, judge
 from prefect_executions.settle.sealing import seal, seal_unstarted
 from prefect_executions.workbench import Outcome, Workbench
+from prefect_executions.workbench.keeping import life
 from prefect_executions.workbench.leases import PERIOD
 from prefect_executions.workbench.settling import Settled, settle_all
 
@@ -36,6 +37,11 @@ OVERLAP = timedelta(minutes=10)
 
 SECOND_LOOK = 1.5 * PERIOD
 """Seconds after which an execution that seems dead is looked at again, before it is declared so."""
+
+_ENDS = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+_TO_THE_SECOND = timedelta(seconds=2)
+"""How exactly the clocks of Prefect and of the store are compared: both tell seconds, at two moments."""
 
 _AT_ONCE = 2.0
 """The same where its process is known to be gone: its supervisor tells the exit code within a second."""
@@ -83,15 +89,15 @@ class _Round:
         engine.mark_flows({run.flow_id for run in known.runs.values()})
         flows = sorted(engine.method_flows(mark and mark - SKEW))
         yield from self._announced(known)
-        sealed = {one.id for one in marks.sealed_since(since - SKEW)}
+        sealed = {one.id: one.at + known.ahead for one in marks.sealed_since(since - SKEW)}
         yield from self._unannounced(known, flows, since, sealed)
-        yield from self._index(sealed)
+        yield from self._index(sealed.keys())
         marks.settle_until(min([*self.waiting, known.now]))
 
     def _announced(self, known: Known) -> Iterator[Settled]:
         doubtful = []
         for execution_id in known.ids:
-            if execution_id not in known.here and self._is_sealed(execution_id):
+            if execution_id not in known.here and self._sealed_when(execution_id):
                 continue
             run = known.runs.get(flow_run_of(execution_id))
             state = engine.seen(run.state) if run and run.state else None
@@ -136,26 +142,43 @@ class _Round:
         except ExecutionsError as error:
             return Settled(execution_id, "failed", str(error)), None
         if judgement.act is Act.LEAVE:
-            if state is not None and state.state.type in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+            if state is not None and state.state.type in _ENDS:
                 self.waiting.append(state.time)
             return Settled(execution_id, "open", judgement.why), judgement
         if judgement.act is Act.REPORT:
             return Settled(execution_id, "report", judgement.why), judgement
         return None, judgement
 
-    def _unannounced(self, known: Known, flows: list[UUID], since: datetime, sealed: set[str]) -> Iterator[Settled]:
+    def _unannounced(
+        self, known: Known, flows: list[UUID], since: datetime, sealed: Mapping[str, datetime]
+    ) -> Iterator[Settled]:
         """Runs of Methods that ended, or are under way, and of which the archive knows nothing."""
-        seen_ids = set(known.ids)
+        looked_at: set[UUID] = set()
         for run in (*engine.ended_since(flows, since), *engine.open_runs(flows), *engine.open_runs(flows, late=True)):
-            execution_id = str(run.id)
-            if execution_id in sealed or execution_id in seen_ids or run.state is None:
+            if run.state is None or run.id in looked_at:
                 continue
-            seen_ids.add(execution_id)
-            if not self._is_sealed(execution_id):
-                yield from self._one_unannounced(known, run)
+            looked_at.add(run.id)
+            for execution_id in self._unsealed_lives(run, engine.seen(run.state), sealed):
+                if execution_id not in known.silences and execution_id not in known.here:
+                    yield from self._one_unannounced(known, run, execution_id)
 
-    def _one_unannounced(self, known: Known, run: FlowRun) -> Iterator[Settled]:
-        execution_id = str(run.id)
+    def _unsealed_lives(self, run: FlowRun, last: Seen, sealed: Mapping[str, datetime]) -> Iterator[str]:
+        """The executions of a run that have no seal; whoever dies amid them leaves the first, which the next sees."""
+        first = str(run.id)
+        when = sealed.get(first) or self._sealed_when(first)
+        if when is not None and last.time <= when + _TO_THE_SECOND:
+            return
+        if when is None and last.state.type not in _ENDS:
+            yield first
+            return
+        for number in range(len(engine.lives(engine.history(run.id))), 1, -1):
+            execution_id = life(first, number)
+            if execution_id not in sealed and self._sealed_when(execution_id) is None:
+                yield execution_id
+        if when is None:
+            yield first
+
+    def _one_unannounced(self, known: Known, run: FlowRun, execution_id: str) -> Iterator[Settled]:
         known = known._replace(runs={**known.runs, run.id: run})
         told, judgement = self._judge(known, execution_id, engine.seen(run.state) if run.state else None)
         if judgement is None or judgement.act in {Act.LEAVE, Act.REPORT}:
@@ -164,10 +187,14 @@ class _Round:
             return
 
         def act() -> Outcome | None:
-            if judgement.act is Act.END:
-                engine.put_to_end(run.id, judgement.why, cancelled=judgement.cancelled)
+            ended = judgement
+            if ended.act is Act.END:
+                engine.put_to_end(run.id, ended.why, cancelled=ended.cancelled)
             states = life_of(execution_id, engine.history(run.id))
-            return seal_unstarted(self.workbench, run, states, judgement, self.settings.archive_level)
+            if states and run.state and states[-1].state.id != run.state.id and ended.act is Act.SEAL:
+                ended = judge(evidence_of(self.workbench, known, execution_id, states[-1]))  # an earlier life's own end
+            level = self.settings.archive_level
+            return seal_unstarted(self.workbench, run, execution_id, states=states, judgement=ended, archive=level)
 
         done = _guarded(execution_id, act)
         if done is not None:
@@ -175,20 +202,21 @@ class _Round:
                 self.waiting.append(run.end_time)
             yield done
 
-    def _index(self, sealed: set[str]) -> Iterator[Settled]:
+    def _index(self, sealed: Collection[str]) -> Iterator[Settled]:
         """Take into the ledger what others sealed, who may not reach it."""
         for execution_id in sorted(self.workbench.ledger.unarchived(sealed)):
             told = _guarded(execution_id, self.workbench.index, execution_id)
             if told is not None:
                 yield told
 
-    def _is_sealed(self, execution_id: str) -> bool:
-        """Whether it has a seal; marks that were left or lost are put right."""
+    def _sealed_when(self, execution_id: str) -> datetime | None:
+        """When it ended, if it has a seal; marks that were left or lost are put right."""
         found = self.workbench.archive.seal_of(execution_id)
         if found is None:
-            return False
-        self.workbench.archive.marks.close(execution_id, found.manifest_sha256, found.finished or LONG_AGO)
-        return True
+            return None
+        ended = found.finished or LONG_AGO
+        self.workbench.archive.marks.close(execution_id, found.manifest_sha256, ended)
+        return ended
 
 
 def _guarded(execution_id: str, work: Callable[P, Outcome | None], *args: P.args, **kwargs: P.kwargs) -> Settled | None:

@@ -51,15 +51,21 @@ def seal(
 
 
 def seal_unstarted(
-    workbench: Workbench, run: FlowRun, states: Sequence[Seen], judgement: Judgement, archive: ArchiveLevel
+    workbench: Workbench,
+    run: FlowRun,
+    execution_id: str,
+    *,
+    states: Sequence[Seen],
+    judgement: Judgement,
+    archive: ArchiveLevel,
 ) -> Outcome:
-    """Seal a run of which nothing was ever recorded, from what Prefect knows.
+    """Seal a life of a run of which nothing was ever recorded, from what Prefect knows; *states* are of that life.
 
     Raises:
         BundleError: If it cannot be sealed now.
         ArchiveError: If the archive cannot be asked.
     """
-    record = unstarted_record(run, str(run.id), states, archive)
+    record = unstarted_record(run, execution_id, states, archive)
     return workbench.stand_in(record, {}, _end(judgement, states))
 
 

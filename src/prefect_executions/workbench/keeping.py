@@ -261,8 +261,7 @@ class Workbench:
         bundle.mark_stand_in()
         self.begin(record, code)
         lost = not fill(bundle) and record.status in {Status.STARTED, Status.EXECUTING}
-        notes = (f"outputs and logs were lost with the workbench on {record.instance.hostname}",) if lost else ()
-        return self.seal(record.id, end, notes=notes)
+        return self.seal(record.id, end, notes=(_lost_with(record.instance.hostname),) if lost else ())
 
     def index(self, execution_id: str) -> Outcome:
         """Take a sealed execution of the archive into the ledger.
@@ -430,6 +429,12 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
         )
         job_status = job_status.model_copy(update={"partial": True if interrupted and ran else None})
     return job_status.model_copy(update={"outputs": gathered.outputs})
+
+
+def _lost_with(hostname: str | None) -> str:
+    if hostname is None:  # its record was never opened
+        return "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
+    return f"outputs and logs were lost with the workbench on {hostname}"
 
 
 def life(flow_run_id: str, number: int) -> str:
