@@ -66,15 +66,17 @@ def within(limits: Limits) -> int:
 
 @method(version="1")
 def dies(how: Literal["kill", "exit", "terminate"], token: SecretStr | None = None) -> None:
-    """Die, with a child that lives on for a while and writes on."""
+    """Die, with two children that would live on and write on; the one hides what it was started for."""
     execution = current_execution()
     execution.output("half.txt").write_text("half")
     if token is not None:
         subprocess.run(["echo", "the token is", token.get_secret_value()], check=True)
     if how == "kill":
-        loop = f"for n in $(seq {10 * LONGEST}); do echo orphan; sleep 0.1; done"
-        child = subprocess.Popen(["sh", "-c", loop], start_new_session=True)
-        execution.output("child.txt").write_text(str(child.pid))
+        loop = "for n in $(seq {}); do echo {}; sleep 0.1; done"
+        for name, word, environment in (("child.txt", "orphan", None), ("hidden.txt", "hidden", {})):
+            words = ["sh", "-c", loop.format(10 * LONGEST, word)]
+            child = subprocess.Popen(words, start_new_session=True, env=environment)
+            execution.output(name).write_text(str(child.pid))
     print("the last words")
     if how == "exit":
         os._exit(7)

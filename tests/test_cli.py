@@ -225,7 +225,7 @@ def test_json_of_hostile_text_is_json_of_the_same_text(told, home):
 
 
 def test_every_command_has_help_and_json(capsys):
-    names = [("run",), ("list",), ("show",), ("logs",), ("outputs",), ("prov",), ("verify",), ("settle",)]
+    names = [("run",), ("cancel",), ("list",), ("show",), ("logs",), ("outputs",), ("prov",), ("verify",), ("settle",)]
     names += [("ledger", "rebuild"), ("methods", "list"), ("methods", "show"), ("doctor",)]
     for name in names:
         assert main([*name, "--help"]) == codes.OK

@@ -112,7 +112,7 @@ def _automated(station: Station) -> Run:
 
 def _end_child(run: Run) -> None:
     with suppress(OSError):
-        os.kill(int(run.read("child.txt")), signal.SIGKILL)
+        os.kill(int(run.read("hidden.txt")), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -292,13 +292,23 @@ def test_a_secret_that_a_killed_process_could_not_mask_is_masked(runs, station):
     assert PLANTED not in station.output(POOL).read_text()
 
 
-def test_a_child_that_outlives_a_killed_run_changes_its_record_no_more(runs):
+def test_a_child_of_a_killed_run_is_ended_wherever_it_went(runs):
     runs["killed"].ended()
     child = int(runs["killed"].read("child.txt"))
+
+    waited(lambda: not Path(f"/proc/{child}").exists(), "the end of the child")
+    assert "orphan" in runs["killed"].read("stdout.log")
+    assert faults(runs["killed"].folder) == []
+
+
+def test_a_child_that_outlives_a_killed_run_changes_its_record_no_more(runs):
+    """One that hides what it was started for is not found."""
+    runs["killed"].ended()
+    child = int(runs["killed"].read("hidden.txt"))
     log = runs["killed"].read("stdout.log")
     time.sleep(1)
 
-    assert "orphan" in Path(f"/proc/{child}/cmdline").read_text()
+    assert "hidden" in Path(f"/proc/{child}/cmdline").read_text()
     assert runs["killed"].read("stdout.log") == log
     assert faults(runs["killed"].folder) == []
 
@@ -367,12 +377,16 @@ from prefect_executions import current_execution, method
 
 
 @method(version="1")
-def serves(deadly: bool = False) -> None:
+def serves(deadly: bool = False, patient: bool = False) -> None:
     subprocess.run(["echo", "subprocess"], check=True)
     print("python")
     current_execution().output("half.txt").write_text("half")
     if deadly:
         os.kill(os.getpid(), signal.SIGKILL)
+    if patient:
+        child = subprocess.Popen(["sleep", "300"], start_new_session=True)
+        print("child", child.pid)
+        child.wait()
 
 
 if __name__ == "__main__":
@@ -392,8 +406,14 @@ def test_a_served_method_leaves_its_records(station, tmp_path):
         waited(deployed, "the served deployment")
         run = _ordered(station, "serves/served")
         killed = _ordered(station, "serves/served", "--param", "deadly=true")
-        record, killed_record = run.ended(), killed.ended()
+        patient = _ordered(station, "serves/served", "--param", "patient=true")
+        patient.says("child")
+        command("executions", "cancel", str(patient.id), environment=environment | {"EXECUTIONS_AGENT": "ada"})
+        record, killed_record, cancelled = run.ended(), killed.ended(), patient.ended()
 
+    assert (cancelled.status, cancelled.job_status.message) == (Status.CANCELLED, "cancelled by ada")
+    assert not Path("/proc", patient.read("stdout.log").split()[-1]).exists()
+    assert patient.read("half.txt") == "half"
     assert kinds(record) == [*WHOLE_WAY, "COMPLETED"]
     assert record.infrastructure.type == "serve"
     assert record.request.deployment is not None
@@ -402,7 +422,7 @@ def test_a_served_method_leaves_its_records(station, tmp_path):
     assert record.method.code.entrypoint == "serving.py:serves"
     assert (killed_record.status, killed_record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
     assert [one.read("stdout.log") for one in (run, killed)] == ["subprocess\npython\n"] * 2
-    assert faults(run.folder) == faults(killed.folder) == []
+    assert faults(run.folder) == faults(killed.folder) == faults(patient.folder) == []
 
 
 def test_ten_at_once_in_ten_processes_leave_ten_right_records(station, home):

@@ -15,6 +15,7 @@
     │   ├── NoExecutionError        no execution is around the caller
     │   ├── NotFoundError           no such execution, Method, output or file
     │   ├── SealedError             the bundle is sealed and takes no change
+    │   ├── EndedError              the execution has ended, so it cannot be cancelled
     │   └── DirtyTreeError          the working tree has changes and the operator forbade that
     └── WorldError                the world failed: try again, or call the operator
         ├── ArchiveError            the object storage failed
@@ -90,6 +91,10 @@ class NotFoundError(NotAvailableError):
 
 class SealedError(NotAvailableError):
     """The bundle is sealed; nothing in it changes any more."""
+
+
+class EndedError(NotAvailableError):
+    """The execution has ended, or its process has; it cannot be cancelled any more."""
 
 
 class DirtyTreeError(NotAvailableError):

@@ -47,6 +47,7 @@ LOCK_TIMEOUT = 10.0
 
 _LOCK_PAUSE = 0.005
 _STAND_IN = "stand-in"
+_CANCEL = "cancel"
 _PRIVATE = frozenset({Agent.file_name})
 
 D = TypeVar("D", bound=Document)
@@ -222,6 +223,19 @@ class OpenBundle:
     def stand_in(self) -> bool:
         """Whether this bundle was made for one that cannot be reached."""
         return (self.scratch / _STAND_IN).exists()
+
+    @property
+    def cancel_asked(self) -> bool:
+        """Whether somebody on this machine has asked the run to stop."""
+        return (self.scratch / _CANCEL).exists()
+
+    def ask_to_cancel(self) -> None:
+        """Ask the run, which looks for it, to stop; again changes nothing.
+
+        Raises:
+            BundleError: If the workbench cannot be written.
+        """
+        self.put(self.scratch / _CANCEL, b"")
 
     def mark_stand_in(self) -> None:
         """Say, before it is made, that this bundle stands for one out of reach and is not to be kept here.

@@ -80,7 +80,7 @@ def observe(*, environment: Mapping[str, str], allowed: Sequence[str], packages:
         hostname=socket.gethostname() or None,
         pid=os.getpid(),
         process=this_process(),
-        user=_user(os.geteuid()),
+        user=this_user(),
         working_directory=_working_directory(),
         container_id=known.container_id,
         pod=_first(environment, _POD),
@@ -180,6 +180,11 @@ def _cpu_seconds() -> float:
 
 def _peak_of_children() -> int:
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _UNIT
+
+
+def this_user() -> str:
+    """Return the name of the user whom this process acts for, or the number where there is no name."""
+    return _user(os.geteuid())
 
 
 @cache

@@ -92,7 +92,8 @@ def _tell(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bo
         return _tell_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
     hall = reader(settings)
     record, standing = hall.record(ran.execution_id), hall.standing(ran.execution_id)
-    interrupted = isinstance(ran.error, KeyboardInterrupt)
+    # Whoever cancelled it has interrupted it, too.
+    interrupted = isinstance(ran.error, KeyboardInterrupt) and record.status is not Status.CANCELLED
     if as_json:
         show_json(_as_json(record, standing))
     elif quiet:
@@ -144,6 +145,7 @@ def _facts(record: ExecutionRecord, standing: Standing) -> Iterator[tuple[str, o
     yield "execution", record.id
     yield "status", record.status
     yield "reason", record.job_status.reason
+    yield "message", record.job_status.message if record.status is Status.CANCELLED else None
     yield "took", how_long(_took(record))
     yield "bundle", standing.folder
     yield "archive", standing.archive

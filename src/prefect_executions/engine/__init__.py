@@ -6,6 +6,7 @@ hides Prefect's clients; it decides nothing.
 
 from prefect_executions.engine.asking import caller, created_by, deployment, flow_run, history, infrastructure, seen
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
+from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
 from prefect_executions.engine.client import client, configured_api, greet
 from prefect_executions.engine.closing import close_logs
 from prefect_executions.engine.lives import catch_up, lives, states, told_by_prefect
@@ -23,10 +24,13 @@ from prefect_executions.engine.telling import EndTelling, Progress, show_progres
 
 __all__ = [
     "TAG",
+    "Answer",
     "EndTelling",
     "Progress",
     "archive_block",
+    "asked_to_cancel",
     "caller",
+    "cancel",
     "catch_up",
     "check_secret",
     "client",
@@ -50,6 +54,7 @@ __all__ = [
     "secret",
     "seen",
     "server_time",
+    "set_cancelled",
     "show_progress",
     "states",
     "tell",

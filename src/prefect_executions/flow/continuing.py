@@ -33,7 +33,7 @@ def continued(
     where it ran before. What was used before stays in `usage`; how the attempt
     before ended is in the history, and in `usage` no more.
     """
-    here, before = instance(settings), record.instance
+    here, before = instance(run, settings), record.instance
     job_status = _begun(record.job_status, heard)
     if (here.hostname, here.pid) != (before.hostname, before.pid):
         job_status = _moved(job_status, before, here)

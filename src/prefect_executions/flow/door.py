@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefect_executions.flow.current import current_id
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
 
 
 class Door(NamedTuple):
@@ -23,3 +28,12 @@ def knock(execution_id: str) -> None:
     waiting = door.get()
     if waiting is not None and current_id() is None:  # a Method that another calls was not asked for
         waiting.begun(execution_id)
+
+
+def owns_process(run: FlowRun) -> bool:
+    """Whether this process was started for *run* alone: by a worker, by serve, or by `executions run`."""
+    if door.get() is not None or os.environ.get("PREFECT__FLOW_RUN_ID") == str(run.id):
+        return True
+    # `.serve()` hands the flow itself to a child of its own, and no id with it.
+    served = run.deployment_id is not None and run.parent_task_run_id is None
+    return served and multiprocessing.parent_process() is not None

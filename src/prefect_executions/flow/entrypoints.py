@@ -69,7 +69,7 @@ def run_method(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any], *, beg
         answer = flow(**parameters)
         if inspect.iscoroutine(answer):
             asyncio.run(answer)
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001 - it is returned, to be shown by the door
+    except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is returned, to be shown by the door
         return Ran(ids[-1] if ids else None, error)
     finally:
         door.reset(token)

@@ -15,16 +15,20 @@ from contextvars import copy_context
 from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_executions import engine
-from prefect_executions.errors import OrchestratorError, SettingsError
-from prefect_executions.executions import Instance
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.capture.processes import end_carriers
+from prefect_executions.errors import ExecutionsError, OrchestratorError, SettingsError
+from prefect_executions.executions import ExecuteRequest, Instance
 from prefect_executions.flow import events, logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import knock
 from prefect_executions.flow.opening import Opening, never_started, the_workbench
+from prefect_executions.flow.stopping import called
 from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import Ending, Outcome
@@ -99,7 +103,7 @@ def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: 
         if not _lives_again(place.bundle.read(JobStatus), flow_run, state):
             return None  # heard before, or a late word: a sealed record changes no more
         place = workbench.next_place(str(flow_run.id), revisited=True)
-    seen = _heard(flow_run, state)
+    seen = _heard(flow_run, state, place.bundle)
     decided = ending(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
     if decided is None:
         return None
@@ -108,6 +112,7 @@ def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: 
         workbench.begin(opened.record, opened.code)
         knock(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
+        end_carriers(place.id)
         engine.close_logs(place.bundle, flow_run.parameters, os.environ)
     status, reason = decided
     events.leave_to_end(place.id)
@@ -126,20 +131,42 @@ def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> boo
     return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])
 
 
-def _heard(flow_run: FlowRun, state: State[Any]) -> Seen:
-    """The state as Prefect keeps it.
+def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> Seen:
+    """The state as Prefect keeps it; of a run that nobody watches over, as Prefect is told that it ended.
 
     A runner calls the cancellation hooks with a state that it makes up when the
     process is gone. Its time is that of the end; its id means nothing to Prefect.
     """
     seen = engine.seen(state)
-    if not state.is_cancelling():
+    if not (state.is_cancelling() or state.is_crashed()):
         return seen
-    kept = PrefectState(type=seen.state.type, name=seen.state.name)
+    asked = _asked_to_cancel(flow_run.id)
+    if state.is_cancelling() and not called(flow_run):
+        kept = asked.state if asked else PrefectState(type=seen.state.type, name=seen.state.name)
+        return seen._replace(state=kept, message=asked.message if asked and asked.message else seen.message)
+    caller = _caller(bundle) if bundle and not asked and called(flow_run) else None
+    if caller is not None:  # it ends with the Method that called it
+        asked = _asked_to_cancel(caller)
+    return _cancelled(flow_run, seen, asked.message) if asked else seen
+
+
+def _cancelled(flow_run: FlowRun, seen: Seen, message: str | None) -> Seen:
+    """Tell Prefect that the run is cancelled, which has only noted the wish, and return that state."""
+    try:
+        return engine.set_cancelled(flow_run.id, message)
+    except ExecutionsError:  # settle tells it later
+        return seen._replace(state=PrefectState(type="CANCELLED", name="Cancelled"), message=message)
+
+
+def _caller(bundle: OpenBundle) -> UUID | None:
+    relatives = bundle.read(ExecuteRequest).relatives
+    return next((UUID(one.execution_id.partition(".")[0]) for one in relatives if one.relation == "parent"), None)
+
+
+def _asked_to_cancel(flow_run_id: UUID) -> Seen | None:
     with suppress(OrchestratorError):
-        told = [one.state for one in engine.history(flow_run.id) if one.state.type == kept.type]
-        kept = told[-1] if told else kept
-    return seen._replace(state=kept)
+        return engine.asked_to_cancel(engine.history(flow_run_id))
+    return None
 
 
 def _fresh(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:

@@ -15,6 +15,7 @@ from prefect_executions.errors import ArchiveError, OrchestratorError
 from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
 from prefect_executions.flow.current import current_id
 from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.door import owns_process
 from prefect_executions.lifecycle import Seen
 from prefect_executions.methods import Method
 from prefect_executions.settings import DirtyTree, Settings
@@ -78,7 +79,7 @@ def opening(
                 parent=_parent(run, settings),
             ),
             infrastructure=infrastructure(run, settings),
-            instance=instance(settings),
+            instance=instance(run, settings),
             job_status=engine.told_by_prefect(execution_id, method.id, run, heard),
             agent=agent(run, settings),
         ),
@@ -86,9 +87,10 @@ def opening(
     )
 
 
-def instance(settings: Settings) -> Instance:
-    """Return where this process runs."""
-    return machine.observe(environment=os.environ, allowed=settings.environment)
+def instance(run: FlowRun, settings: Settings) -> Instance:
+    """Return where this process runs, and whether it was started for *run* alone."""
+    here = machine.observe(environment=os.environ, allowed=settings.environment)
+    return here.model_copy(update={"own_process": current_id() is None and owns_process(run)})
 
 
 def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:

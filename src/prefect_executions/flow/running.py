@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import multiprocessing
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -38,10 +37,11 @@ from prefect_executions.flow import events, logs
 from prefect_executions.flow.continuing import Turn, continued
 from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.door import door, knock
+from prefect_executions.flow.door import knock, owns_process
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, the_workbench
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
+from prefect_executions.flow.stopping import Reins
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, Status, advance, remark
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import Settings
@@ -102,6 +102,7 @@ class Recording:
         self.turn: Turn | None = None
         self.execution: Execution | None = None
         self.streams: Streams | None = None
+        self.reins: Reins | None = None
         self.staged: Mapping[str, tuple[Path, ...]] = {}
         self._leave: list[Callable[[], None]] = []
         self._show_next = 0.0
@@ -195,7 +196,7 @@ class Recording:
         if self.settings.capture_streams:
             self.streams = open_streams(
                 bundle.paths.outputs,
-                owns_process=_owns_process(self.run),
+                owns_process=owns_process(self.run),
                 mask=self.mask,
                 forward=logs.forwarder(self.run),
             )
@@ -226,14 +227,20 @@ class Recording:
             telling=self._telling(bundle),
             clock=now,
         )
+        task = asyncio.current_task() if inspect.iscoroutinefunction(self.declared.function) else None
+        self.reins = Reins(self.run, bundle, own=owns_process(self.run), task=task)
+        self.reins.take()
         self._leave.append(enter(self.execution))
         reach(Milestone.EXECUTING, record.id)
 
     def _stop(self, error: BaseException | None) -> None:
         """Give the streams back and write what was used and how the code ended; never raises."""
         told: tuple[JobStatus, Metrics | None] | None = None
-        if self.execution is not None:
+        if self.reins is not None:
             reach(Milestone.RETURNED, str(self.run.id))
+            with self._never_losing("ending what it has started"):
+                self.reins.leave(error, self.declared.method.time_limit)
+        if self.execution is not None:
             with self._never_losing("telling the last progress"):  # while the logs are still open
                 told = self.execution.close()
         ended: dict[str, Any] = {}
@@ -339,12 +346,3 @@ class Recording:
         except Exception as error:  # noqa: BLE001 - law 3: after the work, never lose
             with suppress(Exception):
                 self.log.warning("execution %s: %s failed and is left to settle: %s", self.run.id, doing, error)
-
-
-def _owns_process(run: FlowRun) -> bool:
-    """Whether this process was started for *run* alone: by a worker, by serve, or by `executions run`."""
-    if door.get() is not None or os.environ.get("PREFECT__FLOW_RUN_ID") == str(run.id):
-        return True
-    # `.serve()` hands the flow itself to a child of its own, and no id with it.
-    served = run.deployment_id is not None and run.parent_task_run_id is None
-    return served and multiprocessing.parent_process() is not None

@@ -1,0 +1,315 @@
+"""Cancelled by whatever way: the record says so and who asked, what was written is kept, and no process is left."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelling, Pending, Scheduled
+
+from homes import Bundles
+from journeys import waited
+from prefect_executions import current_execution, engine, method
+from prefect_executions.capture.processes import alive
+from prefect_executions.cli import codes, main
+from prefect_executions.dispatch.pressing import Pressure
+from prefect_executions.executions import ExecutionRecord
+from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.reading import Reader
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
+
+LONGEST = 300.0
+COMMAND = str(Path(sys.executable).with_name("executions"))
+WAITING = """
+import multiprocessing
+import subprocess
+import time
+
+from prefect_executions import current_execution, method
+
+
+@method(version="1")
+def waits() -> None:
+    execution = current_execution()
+    child = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+    fork.start()
+    execution.output("children.txt").write_text(f"{child.pid} {fork.pid}")
+    execution.output("half.txt").write_text("half")
+    print("now waiting", flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.fixture
+def bundles(home: Path) -> Bundles:
+    return Bundles(home)
+
+
+@pytest.fixture
+def told(home: Path, capsys, monkeypatch) -> Callable[..., str]:
+    """Return a function that runs the command line as Ada, checks its exit code and returns what it shows."""
+    monkeypatch.setenv("EXECUTIONS_AGENT", "ada")
+
+    def run(*arguments: str, code: int = 0) -> str:
+        capsys.readouterr()
+        found = main(arguments)
+        shown = capsys.readouterr()
+        assert found == code, shown.err + shown.out
+        return shown.out + shown.err
+
+    return run
+
+
+@pytest.fixture
+def running(home: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], ExecutionRecord]]]:
+    """Return a function that runs the Method in a process of its own, and comes back when it waits."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    made: list[subprocess.Popen[bytes]] = []
+    bundles = Bundles(home)
+
+    def run(*words: str) -> tuple[subprocess.Popen[bytes], ExecutionRecord]:
+        known = set(bundles.folders())
+        with (tmp_path / "log").open("ab") as log:
+            made.append(subprocess.Popen([*words, COMMAND, "run", "waiting.py:waits"], cwd=tmp_path, stdout=log))
+
+        def waits() -> Path | None:
+            fresh = [one for one in bundles.folders() if one not in known]
+            return next((one for one in fresh if "now waiting" in text(one / "outputs/stdout.log")), None)
+
+        return made[-1], bundles.record(waited(waits, "the Method to wait"))
+
+    yield run
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def children(bundles: Bundles, record: ExecutionRecord) -> list[Path]:
+    told = (bundles.home / "workbench" / record.id / "outputs/children.txt").read_text()
+    return [Path(f"/proc/{pid}") for pid in told.split()]
+
+
+def prefects_state(record: ExecutionRecord) -> StateType | None:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(record.id)).state_type
+
+
+# --- in a process of its own -----------------------------------------------------
+
+
+@pytest.mark.parametrize("shell", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["terminal", "background"])
+def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running, told, bundles, shell):
+    process, record = running(*shell)
+    assert (record.instance.pid, record.instance.own_process) == (process.pid, True)
+    shown = told("cancel", record.id[:13])
+    sealed = bundles.record(bundles.home / "workbench" / record.id)
+
+    assert (sealed.status, sealed.job_status.reason, sealed.job_status.partial) == (Status.CANCELLED, None, True)
+    assert sealed.job_status.message == sealed.job_status.history[-1].message == "cancelled by ada"
+    assert "cancelled by ada" in shown
+    assert prefects_state(record) is StateType.CANCELLED
+    assert (bundles.home / "workbench" / record.id / "outputs/half.txt").read_text() == "half"
+    assert process.wait(60) == (codes.FAILED if not shell else -signal.SIGTERM)
+    waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
+    assert "verified" in told("verify", record.id)
+    assert "ada" in told("cancel", record.id)  # again
+
+
+def test_a_deaf_process_is_told_and_then_ended_but_only_one_that_is_the_executions_own(running, told, bundles):
+    process, record = running()
+    hall = Reader(Workbench.of(Settings.read(), archive_block=engine.archive_block))
+    os.kill(process.pid, signal.SIGSTOP)
+    shared = record.instance.model_copy(update={"own_process": None})
+    list(Pressure(hall, replace(record, instance=shared)).step(100))
+    assert record.instance.process is not None
+    assert alive(record.instance.process) is True
+    pressure = Pressure(hall, record)
+
+    assert ["SIGTERM" in words for words in pressure.step(10)] == [False, True]
+    assert list(pressure.step(11)) == []
+    assert not pressure.dead
+    assert ["SIGKILL" in words for words in pressure.step(40)] == [True]
+    assert process.wait() == -signal.SIGKILL
+    assert pressure.dead
+    waited(lambda: not children(bundles, record)[0].exists(), "the end of the child")
+    assert "executions settle --once" in told("cancel", record.id, code=codes.NOT_THERE)
+    assert prefects_state(record) is StateType.RUNNING
+
+
+# --- in this process ---------------------------------------------------------------
+
+
+@pytest.fixture
+def soon(home: Path, told: Callable[..., str]) -> Iterator[Callable[[Callable[[str], object]], None]]:
+    """Return a function that a Method calls so that its execution is cancelled while it goes on."""
+    threads: list[threading.Thread] = []
+
+    def begin(wish: Callable[[str], object]) -> None:
+        threads.append(threading.Thread(target=wish, args=(current_execution().id,)))
+        threads[-1].start()
+
+    yield begin
+    for thread in threads:
+        thread.join()
+
+
+def cancelling(execution_id: str) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(execution_id), Cancelling())
+
+
+def nap() -> None:
+    until = time.monotonic() + LONGEST
+    while time.monotonic() < until:
+        time.sleep(0.02)
+    raise AssertionError("nobody has cancelled")
+
+
+@method(version="1")
+def inner() -> None:
+    current_execution().output("inner.txt").write_text("inner")
+    nap()
+
+
+def test_prefects_own_way_cancels_a_call_and_the_method_that_it_called(bundles, soon):
+    @method(version="1")
+    def outer() -> None:
+        soon(cancelling)
+        inner()
+
+    with pytest.raises(KeyboardInterrupt):
+        outer()
+    records = {one.method.id: one for one in map(bundles.record, bundles.folders())}
+
+    assert {name: one.status for name, one in records.items()} == dict.fromkeys(("outer", "inner"), Status.CANCELLED)
+    assert [one.job_status.message for one in records.values()] == [None, None]
+    assert {prefects_state(one) for one in records.values()} == {StateType.CANCELLED}
+    assert bundles.failed_checks() == []
+
+
+def test_an_async_call_is_cancelled_by_the_command(bundles, told, soon):
+    @method(version="1")
+    async def naps() -> None:
+        soon(lambda execution_id: told("cancel", execution_id))
+        await asyncio.sleep(LONGEST)
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(naps())
+    record = bundles.record()
+
+    assert (record.status, record.job_status.message) == (Status.CANCELLED, "cancelled by ada")
+
+
+def test_what_an_author_makes_of_an_interruption_is_cancelled_as_well(bundles, told, soon):
+    @method(version="1")
+    def stubborn() -> None:
+        soon(lambda execution_id: told("cancel", execution_id))
+        try:
+            nap()
+        except KeyboardInterrupt:
+            raise ValueError("interrupted") from None
+
+    with pytest.raises(ValueError, match="interrupted"):
+        stubborn()
+    record = bundles.record()
+
+    assert (record.status, record.job_status.message) == (Status.CANCELLED, "cancelled by ada")
+    assert record.instance.usage.exception.message == "interrupted"
+
+
+def test_a_method_that_comes_to_its_end_all_the_same_is_cancelled_as_prefect_has_it(bundles):
+    @method(version="1")
+    def quick() -> None:
+        cancelling(current_execution().id)
+
+    quick(return_state=True)
+    record = bundles.record()
+
+    assert (record.status, record.instance.usage.exit_code) == (Status.CANCELLED, 0)
+    assert prefects_state(record) is StateType.CANCELLED
+
+
+def test_a_time_limit_ends_the_children_and_an_error_does_not(bundles):
+    left: list[subprocess.Popen[bytes]] = []
+
+    def leaves(*, late: bool) -> None:
+        left.append(subprocess.Popen(["sleep", "300"]))
+        if late:
+            nap()
+        raise ValueError("an error")
+
+    hasty = method(version="1")(leaves).with_options(name="hasty", timeout_seconds=0.5)
+    for late in (True, False):
+        hasty(late=late, return_state=True)
+
+    assert {one.job_status.reason for one in map(bundles.record, bundles.folders())} == {
+        Reason.TIMED_OUT,
+        Reason.ERROR,
+    }
+    assert left[0].wait(10) == -signal.SIGTERM
+    assert left[1].poll() is None
+    left[1].kill()
+    left[1].wait()
+
+
+# --- what is not running -------------------------------------------------------------
+
+
+def test_a_run_that_nobody_has_picked_up_is_cancelled_at_once(told):
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(inner, state=Scheduled())
+    shown = json.loads(told("cancel", str(run.id), "--json").partition("Prefect says")[0])
+
+    assert (shown["state"], shown["message"], shown["status"]) == ("Cancelled", "cancelled by ada", None)
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(run.id).state
+    assert state is not None
+    assert (state.type, state.message) == (StateType.CANCELLED, "cancelled by ada")
+
+
+def test_a_run_that_is_about_to_begin_is_told_and_waited_for_no_longer_than_one_likes(told):
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(inner, state=Pending())
+
+    assert "Cancelling" in told("cancel", str(run.id), "--wait", "0")
+    assert "settle --once" in told("cancel", str(run.id), "--wait", "1", code=codes.WORLD)
+
+
+def test_what_has_ended_or_is_unknown_or_ends_with_another_is_refused(bundles, told):
+    @method(version="1")
+    def ends() -> None:
+        within.append(told("cancel", current_execution().id, code=codes.REQUEST))
+
+    @method(version="1")
+    def calls() -> None:
+        ends()
+
+    within: list[str] = []
+    calls()
+    ended = bundles.folders()
+
+    assert "cancel that one" in within[0]
+    assert "COMPLETED" in told("cancel", ended[0].name, code=codes.NOT_THERE)
+    assert "no execution" in told("cancel", str(uuid4()), code=codes.NOT_THERE)
+    assert "whole flow run id" in told("cancel", "ffff", code=codes.NOT_THERE)
