@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -175,7 +176,8 @@ def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):
     deployment = scene.deploy(measures)
     there, away = scene.home.with_name("there"), scene.home.with_name("away")
     gone, _ = scene.opened(deployment, process=FAR, at=there)
-    sent, _ = scene.opened(deployment, process=FAR, at=there)
+    large = {**OUTPUTS, "outputs/large.bin": os.urandom(2 * 1024**2)}  # what is small goes along with the seal
+    sent, _ = scene.opened(deployment, process=FAR, at=there, outputs=large)
     alive, _ = scene.opened(deployment, process=FAR, at=there)
     far = scene.bench_at(there)
     far.gather(OpenBundle(far.folder, str(sent.id)), ArchiveLevel.FULL)
@@ -191,7 +193,7 @@ def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):
     }
     records = [scene.record(run) for run in (gone, sent)]
     assert {(one.status, one.job_status.reason) for one in records} == {(Status.FAILED, Reason.LOST)}
-    assert [[output.path for output in one.job_status.outputs] for one in records] == [[], sorted(OUTPUTS)]
+    assert [[output.path for output in one.job_status.outputs] for one in records] == [[], sorted(large)]
     notes = [[one.message for one in record.job_status.history if one.kind is Happening.NOTE] for record in records]
     assert notes == [["outputs and logs were lost with the workbench on far"], []]
     assert scene.bench.archive.read(str(sent.id), "inputs/picture.png").startswith(b"\x89PNG")
