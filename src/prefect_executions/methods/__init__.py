@@ -1,0 +1,51 @@
+"""What a Method is: an OGC process description, the code behind it, and the rules of its declaration."""
+
+from prefect_executions.methods.describing import (
+    METHOD_TYPES,
+    AdditionalParameter,
+    AdditionalParameters,
+    CodeIdentity,
+    InputDescription,
+    Method,
+    Notebook,
+    OutputDescription,
+    Repository,
+    SourceFile,
+    check_type,
+)
+from prefect_executions.methods.files import FILE_FORMAT, InputFile
+from prefect_executions.methods.forms import (
+    MARK,
+    SECRET_FORM,
+    SECRET_REFERENCE,
+    is_secret_reference,
+    marked,
+    secret_inputs,
+    unmarked,
+)
+from prefect_executions.methods.openapi import as_openapi, inputs_of
+
+__all__ = [
+    "FILE_FORMAT",
+    "MARK",
+    "METHOD_TYPES",
+    "SECRET_FORM",
+    "SECRET_REFERENCE",
+    "AdditionalParameter",
+    "AdditionalParameters",
+    "CodeIdentity",
+    "InputDescription",
+    "InputFile",
+    "Method",
+    "Notebook",
+    "OutputDescription",
+    "Repository",
+    "SourceFile",
+    "as_openapi",
+    "check_type",
+    "inputs_of",
+    "is_secret_reference",
+    "marked",
+    "secret_inputs",
+    "unmarked",
+]
