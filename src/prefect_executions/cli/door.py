@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_executions.cli import cancelling, checking, diagnosis, listing, looking, running
+from prefect_executions.cli import cancelling, checking, diagnosis, listing, looking, running, watching
 from prefect_executions.cli.codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
 from prefect_executions.cli.showing import warn
 from prefect_executions.errors import ExecutionsError
@@ -30,6 +30,7 @@ app = App(
 app.command(running.run)
 app.command(cancelling.cancel)
 app.command(listing.list_executions, name="list")
+app.command(watching.watch)
 app.command(looking.show)
 app.command(looking.logs)
 app.command(looking.outputs)

@@ -25,6 +25,7 @@ from prefect_executions.lifecycle import Status
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 # ECMA-48: control sequences (colours, cursor) and operating system commands (titles, links).
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
@@ -116,9 +117,17 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, title: 
         return
     if not told:
         return
+    if title:
+        _write("")
+    _console().print(table_of(head, told, title=title))
+
+
+def table_of(head: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
+    """Return *rows* as a terminal's table under their *head*."""
     from rich.table import Table  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
     from rich.text import Text  # noqa: PLC0415 - the same
 
+    told = [[safe(cell) for cell in row] for row in rows]
     shown = bool(head)
     table = Table(box=None, title=title, title_justify="left", title_style="bold", pad_edge=False, show_header=shown)
     for number, cells in enumerate(zip(*told, strict=True)):
@@ -126,9 +135,7 @@ def show_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, title: 
         table.add_column(head[number] if shown else "", no_wrap=max(map(len, cells)) <= _SHORT, overflow="fold")
     for row in told:
         table.add_row(*(Text(cell, _COLOURS.get(cell, ""), overflow="fold") for cell in row))
-    if title:
-        _write("")
-    _console().print(table)
+    return table
 
 
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:

@@ -9,6 +9,7 @@ from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
 from prefect_executions.engine.client import client, configured_api, greet
 from prefect_executions.engine.closing import close_logs
+from prefect_executions.engine.listening import Connection, listen
 from prefect_executions.engine.lives import catch_up, lives, states, told_by_prefect
 from prefect_executions.engine.recognising import TAG, is_method, mark_flows, method_flows
 from prefect_executions.engine.requests import request_of
@@ -25,6 +26,7 @@ from prefect_executions.engine.telling import EndTelling, Progress, show_progres
 __all__ = [
     "TAG",
     "Answer",
+    "Connection",
     "EndTelling",
     "Progress",
     "archive_block",
@@ -44,6 +46,7 @@ __all__ = [
     "history",
     "infrastructure",
     "is_method",
+    "listen",
     "lives",
     "mark_flows",
     "method_flows",

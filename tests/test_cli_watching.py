@@ -1,0 +1,131 @@
+"""`executions watch`: what it shows in a pipe and on a terminal, when it ends and with which code."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from benches import begun, bench_at, kept, record_of
+from prefect_executions import engine, events
+from prefect_executions.cli import codes, main
+from prefect_executions.lifecycle import Status
+from records import EXECUTION_ID, a_job_status, a_request
+from test_cli import on_a_terminal
+
+HOSTILE = "\x1b[31mred\x9b2J"
+
+
+@pytest.fixture
+def told(home, capsys) -> Callable[..., str]:
+    """Return a function that runs the command line here, checks its exit code and returns what it shows."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        found = main(arguments)
+        shown = capsys.readouterr()
+        assert found == code, shown.err
+        return shown.out or shown.err
+
+    return run
+
+
+def running(home: Path) -> str:
+    """Put an execution on the bench that runs now, and return its id."""
+    execution_id = str(uuid4())
+    then = datetime.now(UTC) - timedelta(seconds=10)
+    status = a_job_status(Status.EXECUTING, execution_id=execution_id, begins=then)
+    bench = bench_at(home)
+    begun(bench, record_of(request=a_request(execution_id=execution_id), job_status=status))
+    bench.leases.release(execution_id)
+    return execution_id
+
+
+@contextmanager
+def going_on(execution_id: str, end: Status, message: str | None = None) -> Iterator[None]:
+    """Tell Prefect how an execution goes on, again and again: who begins to listen hears it."""
+    then, over = datetime.now(UTC) - timedelta(seconds=10), threading.Event()
+    told = a_job_status(end, execution_id=execution_id, begins=then, message=message)
+    progress = events.progressed(execution_id, "segment-coins", 70.0, "soon", then)
+
+    def tell() -> None:
+        while not over.wait(0.5):
+            engine.tell([progress, *events.changes(told, then)])
+
+    teller = threading.Thread(target=copy_context().run, args=(tell,))
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+def test_it_ends_with_the_named_execution_and_each_change_is_a_json_object_on_a_line(told, home, prefect_server):
+    execution_id = running(home)
+    with going_on(execution_id, Status.FAILED, HOSTILE):
+        lines = [json.loads(line) for line in told("watch", execution_id, "--json", code=codes.FAILED).splitlines()]
+
+    assert {line["id"] for line in lines} == {execution_id}
+    assert (lines[0]["status"], lines[0]["progress"], lines[0]["message"]) == ("EXECUTING", 50.0, "half way")
+    assert (lines[-1]["status"], lines[-1]["message"]) == ("FAILED", HOSTILE)
+    assert lines[-1]["elapsed"] >= 6
+    assert len(lines) == len({json.dumps(line) for line in lines})
+
+
+def test_in_a_pipe_each_change_is_a_plain_line(told, home, prefect_server):
+    execution_id = running(home)
+    with going_on(execution_id, Status.CANCELLED, HOSTILE):
+        lines = told("watch", execution_id[:13], code=codes.FAILED).splitlines()
+    first, *_, last = lines
+
+    assert first.split("\t")[1:5] == [execution_id, "segment-coins", "EXECUTING", "50 %"]
+    assert last.split("\t")[3] == "CANCELLED"
+    assert last.endswith("\\x1b[31mred\\x9b2J")
+
+
+def test_on_a_terminal_it_is_a_table_that_stays(home, prefect_server):
+    execution_id = running(home)
+    with going_on(execution_id, Status.COMPLETED):
+        shown = on_a_terminal(["watch", execution_id], home)
+
+    assert "COMPLETED" in shown
+    assert "100 %" in shown
+    assert "segment-coins" in shown
+
+
+def test_what_has_ended_needs_no_server(told, home, monkeypatch):
+    kept(bench_at(home))
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+
+    assert json.loads(told("watch", EXECUTION_ID, "--json"))["status"] == "COMPLETED"
+
+
+def test_a_flow_run_that_has_not_begun_is_waited_for(told, home, prefect_server):
+    @flow
+    def coins() -> None: ...
+
+    with get_client(sync_client=True) as client:
+        execution_id = str(client.create_flow_run(coins).id)
+    with going_on(execution_id, Status.COMPLETED):
+        first, *_, last = (json.loads(line) for line in told("watch", execution_id, "--json").splitlines())
+
+    assert (first["id"], first["status"]) == (execution_id, None)
+    assert last["status"] == "COMPLETED"
+
+
+def test_an_id_that_nobody_knows_is_an_error(told, prefect_server):
+    assert "no execution id begins with" in told("watch", str(uuid4()), code=codes.NOT_THERE)
+
+
+@pytest.mark.parametrize("arguments", [[], [EXECUTION_ID, "--all"]])
+def test_either_ids_or_all_is_asked_for(told, arguments):
+    assert "name the executions to watch, or give --all" in told("watch", *arguments, code=codes.REQUEST)

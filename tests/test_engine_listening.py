@@ -1,0 +1,149 @@
+"""Prefect's event stream: heard as it happens, and again when the server went away and came back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_executions import engine, events
+from prefect_executions.engine import Connection
+from prefect_executions.errors import OrchestratorError
+from prefect_executions.events import EventName, Heard
+from prefect_executions.lifecycle import Status
+from records import a_job_status
+
+
+class Relay:
+    """A port that leads to a server, byte by byte, until somebody closes it."""
+
+    def __init__(self, upstream: str) -> None:
+        self._to = urlsplit(upstream)
+        self._loop = asyncio.new_event_loop()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.come_back()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self._to.path}"
+
+    def go_away(self) -> None:
+        self._do(self._close())
+
+    def come_back(self) -> None:
+        self._do(self._open())
+
+    def end(self) -> None:
+        self.go_away()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _do(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    async def _open(self) -> None:
+        self._server = await asyncio.start_server(self._lead, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        if self._server:
+            self._server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, on = await asyncio.open_connection(self._to.hostname, self._to.port)
+        self._writers |= {writer, on}
+        await asyncio.gather(self._copy(reader, on), self._copy(there, writer))
+        self._writers -= {writer, on}
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while block := await reader.read(65536):
+                writer.write(block)
+                await writer.drain()
+        writer.close()
+
+
+@pytest.fixture
+def relay(prefect_server: str) -> Iterator[Relay]:
+    relay = Relay(prefect_server)
+    yield relay
+    relay.end()
+
+
+THERE = {True: "there", False: "away"}
+
+
+def until(stream: Iterator[Connection | Heard], wanted: str) -> list[Connection | Heard]:
+    """Return what the stream gives until a status, or a word about the connection, comes."""
+    found = []
+    for word in stream:
+        found.append(word)
+        if (word.status if isinstance(word, Heard) else THERE[word.there]) == wanted:
+            return found
+    raise AssertionError(f"the stream ended before {wanted}")
+
+
+def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_is_heard_again(relay):
+    mine, other = str(uuid4()), str(uuid4())
+
+    def tell(execution_id: str, status: Status) -> None:
+        now = datetime.now(UTC)
+        engine.tell(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
+
+    with temporary_settings({PREFECT_API_URL: relay.url}), closing(engine.listen([mine])) as stream:
+        assert next(stream) == Connection(there=True)
+        tell(other, Status.FAILED)
+        tell(mine, Status.EXECUTING)
+        heard = until(stream, Status.EXECUTING)
+        assert {word.execution_id for word in heard if isinstance(word, Heard)} == {mine}
+
+        relay.go_away()
+        *_, broken = until(stream, "away")
+        assert isinstance(broken, Connection)
+        assert broken.why
+
+        relay.come_back()
+        until(stream, "there")
+        tell(mine, Status.COMPLETED)
+        *_, end = until(stream, Status.COMPLETED)
+        assert isinstance(end, Heard)
+        assert (end.name, end.method_id) == (EventName.COMPLETED, "segment-coins")
+
+
+def test_what_was_told_just_before_is_heard_too(prefect_server):
+    execution_id, then = str(uuid4()), datetime.now(UTC) - timedelta(seconds=10)
+    engine.tell(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
+    with closing(engine.listen([execution_id])) as stream:
+        *_, end = until(stream, Status.FAILED)
+
+    assert isinstance(end, Heard)
+    assert end.execution_id == execution_id
+
+
+def test_a_server_that_is_not_there_is_an_error_at_once(prefect_server):
+    away = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
+    with away, closing(engine.listen(None)) as stream, pytest.raises(OrchestratorError, match="cannot be heard"):
+        next(stream)
+
+
+def test_without_a_server_nothing_can_be_heard(prefect_server):
+    nowhere = temporary_settings(restore_defaults={PREFECT_API_URL})
+    with nowhere, closing(engine.listen(None)) as stream, pytest.raises(OrchestratorError, match="PREFECT_API_URL"):
+        next(stream)

@@ -1,0 +1,97 @@
+"""A watched execution: what is shown of it, and that no late or repeated word turns it back."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import permutations
+
+from prefect_executions import events
+from prefect_executions.events import Event, Heard
+from prefect_executions.lifecycle import Status
+from prefect_executions.workbench.watching import Watched, from_record, newer, told
+from records import EXECUTION_ID, NOON, a_job_status, a_record
+
+NOBODY = Watched(id=EXECUTION_ID)
+
+
+def word(event: Event) -> Heard:
+    heard = events.heard(event.name, event.as_json()["resource"], event.payload, event.occurred)
+    assert heard is not None
+    return heard
+
+
+def words(end: Status = Status.COMPLETED, message: str | None = None) -> list[Heard]:
+    return [word(event) for event in events.changes(a_job_status(end, message=message), NOON)]
+
+
+def after(*heard: Heard) -> Watched:
+    known = NOBODY
+    for one in heard:
+        known = told(known, one)
+    return known
+
+
+def half_way() -> Heard:
+    return word(events.progressed(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON))
+
+
+def test_it_is_shown_as_its_record_tells_it():
+    seen = from_record(a_record())
+
+    assert (seen.id, seen.method, seen.status) == (EXECUTION_ID, "segment-coins", Status.COMPLETED)
+    assert seen.over
+    assert seen.elapsed(NOON) == timedelta(seconds=6)
+
+
+def test_events_alone_tell_the_same_as_the_record():
+    seen = after(*words(), half_way())
+    record = from_record(a_record())
+
+    assert (seen.method, seen.status, seen.begun, seen.ended) == (
+        *(record.method, record.status),
+        *(record.begun, record.ended),
+    )
+
+
+def test_progress_is_shown_with_its_message_and_is_whole_at_the_end():
+    *before, end = words()
+    running = after(*before, half_way())
+
+    assert (running.status, running.progress, running.message) == (Status.EXECUTING, 50.0, "half way")
+    assert told(running, end).progress == 100
+
+
+def test_the_first_word_may_be_progress():
+    seen = after(half_way())
+
+    assert (seen.status, seen.progress, seen.elapsed(NOON)) == (Status.EXECUTING, 50.0, None)
+
+
+def test_in_whatever_order_the_words_come_the_end_stands():
+    heard = words(Status.FAILED, "no coins")
+    ends = {after(*order, half_way(), *heard) for order in permutations(heard)}
+
+    (seen,) = ends
+    assert (seen.status, seen.message, seen.ended) == (Status.FAILED, "no coins", heard[-1].time)
+    assert seen.begun == heard[2].time
+
+
+def test_an_archive_that_failed_is_told_after_the_end_too():
+    failed = word(events.archive_failed(a_job_status(), "the bucket is gone", NOON))
+
+    assert after(*words(), failed).message == "not archived: the bucket is gone"
+
+
+def test_what_is_read_counts_only_where_it_knows_more_than_what_was_heard():
+    open_, ended = after(*words()[:4]), after(*words())
+
+    assert newer(open_, ended) == ended
+    assert newer(ended, open_) == ended
+    assert newer(NOBODY, open_) == open_
+
+
+def test_while_it_runs_its_time_goes_on_and_never_back():
+    running = after(*words()[:3])
+
+    assert running.elapsed(NOON + timedelta(seconds=12)) == timedelta(seconds=10)
+    assert running.elapsed(NOON) == timedelta(0)
