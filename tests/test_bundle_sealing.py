@@ -29,6 +29,7 @@ from prefect_executions.bundles.gathering import Gathered, gather, load_gathered
 from prefect_executions.bundles.sealing import seal
 from prefect_executions.bundles.verifying import verify
 from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.zipwriting import ZipWriter
 from prefect_executions.errors import BundleError, SealedError
 from prefect_executions.executions import BundleFile
 from prefect_executions.lifecycle import JobStatus, Status
@@ -537,9 +538,45 @@ def test_a_zip_of_more_than_65535_files_is_read_by_others(tmp_path: Path) -> Non
         assert len(inside.namelist()) == 65_540
 
 
-def test_a_file_beyond_4_gib_is_zipped_with_64_bit_sizes_and_what_follows_is_found(tmp_path: Path) -> None:
-    bundle = OpenBundle.create(tmp_path, EXECUTION_ID)
-    size = (1 << 32) + 12_345
+BEYOND = (1 << 32) + 12_345
+
+
+def test_an_entry_beyond_4_gib_has_64_bit_sizes_and_what_follows_is_found(tmp_path: Path) -> None:
+    zeros = bytes(1 << 20)
+
+    def blocks() -> Iterator[bytes]:
+        yield from (zeros for _ in range(BEYOND >> 20))
+        yield bytes(BEYOND % len(zeros))
+
+    with (tmp_path / "large.zip").open("wb") as file:
+
+        def write(data: bytes) -> None:
+            if data == zeros:
+                file.seek(len(data), os.SEEK_CUR)  # a hole, so that the disk is spared
+            else:
+                file.write(data)
+
+        writer = ZipWriter(write)
+        writer.add_blocks("a.gz", blocks(), BEYOND, deflate=False)
+        writer.add_whole("b.csv", b"after it", deflate=False)
+        assert writer.close() == file.tell()
+    with zipfile.ZipFile(tmp_path / "large.zip") as inside:
+        assert [entry.file_size for entry in inside.infolist()] == [BEYOND, 8]
+        assert inside.getinfo("b.csv").header_offset > 1 << 32
+        assert inside.read("b.csv") == b"after it"
+        with inside.open("a.gz") as large:
+            assert large.read(1 << 20) == zeros
+
+
+@pytest.fixture
+def room(need: Callable[[str, str], str]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=need("EXECUTIONS_TEST_ROOM", "a folder with 5 GB of room")) as folder:
+        yield Path(folder)
+
+
+def test_a_file_beyond_4_gib_is_zipped_with_64_bit_sizes_and_what_follows_is_found(room: Path) -> None:
+    bundle = OpenBundle.create(room, EXECUTION_ID)
+    size = BEYOND
     with (bundle.folder / "outputs/a.gz").open("wb") as sparse:
         sparse.truncate(size)
     put(bundle, "b.csv", b"after it")

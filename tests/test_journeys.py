@@ -425,18 +425,32 @@ def test_a_served_method_leaves_its_records(station, tmp_path):
     assert faults(run.folder) == faults(killed.folder) == faults(patient.folder) == []
 
 
+TEN = """
+import os
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from methods import tells
+
+children = []
+for number in range(10):
+    child = os.fork()
+    if child == 0:
+        tells(f"number {number}")
+        sys.exit()
+    children.append(child)
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+
 def test_ten_at_once_in_ten_processes_leave_ten_right_records(station, home):
-    words = "import sys; sys.path.insert(0, sys.argv[1]); from methods import tells; tells(sys.argv[2])"
-    command_line = [sys.executable, "-c", words, str(station.methods.parent)]
-    started = [
-        subprocess.Popen([*command_line, f"number {number}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for number in range(10)
-    ]
-    said = [process.communicate()[0].decode() for process in started]
+    command_line = [sys.executable, "-c", TEN, str(station.methods.parent)]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
     bundles = Bundles(home)
     rows = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
 
-    assert [process.returncode for process in started] == [0] * 10, "\n".join(said)
+    assert done.stdout.endswith(f"{[0] * 10}\n"), said
     assert sorted((folder / "outputs/words.txt").read_text() for folder in bundles.folders()) == [
         f"number {number}" for number in range(10)
     ]
@@ -447,7 +461,7 @@ def test_ten_at_once_in_ten_processes_leave_ten_right_records(station, home):
     assert {(row.id, row.status, row.archive) for row in rows} == {
         (folder.name, Status.COMPLETED, "archived") for folder in bundles.folders()
     }
-    assert "database is locked" not in "\n".join(said)
+    assert "database is locked" not in said
 
 
 def test_the_form_is_on_the_server_and_holds_the_secret_rule(station):
