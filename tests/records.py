@@ -36,6 +36,7 @@ from prefect_executions.lifecycle import (
     PrefectState,
     Reason,
     Status,
+    Step,
     advance,
     begin,
     remark,
@@ -232,6 +233,22 @@ def some_events() -> list[Event]:
         events.archive_failed(ends[0], "the bucket is gone", NOON),
         events.progressed(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON),
     ]
+
+
+def some_steps() -> tuple[Step, ...]:
+    """Return steps of every kind: one that ended well, one that failed, a call of a flow, one that never began."""
+
+    def step(number: int, name: str, state: str, **told: Any) -> Step:
+        known = {"id": UUID(int=number), "name": name, "state": state, "state_name": state.title()}
+        return Step(**known | told)
+
+    began, ended = NOON + timedelta(seconds=4), NOON + timedelta(seconds=5, milliseconds=250)
+    return (
+        step(1, "smooth-3f1", "COMPLETED", started=began, finished=ended),
+        step(2, "label <&> \x01 ä", "FAILED", started=began, finished=ended),
+        step(3, "measure-0", "RUNNING", started=ended, flow_run_id=UUID(int=9)),
+        step(4, "never", "PENDING"),
+    )
 
 
 def some_metrics() -> Metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,23 +10,26 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
-from prefect.states import Pending
+from prefect.states import Crashed, Pending
 from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
+from journeys import waited
 from prefect_executions import InputFile, MethodFlow, current_execution, method
 from prefect_executions.cli.door import main
 from prefect_executions.executions import ExecutionRecord, Relative
@@ -280,3 +284,97 @@ def test_a_caller_that_is_no_execution_is_no_parent(bundles):
 
 @method(version="1")
 def sleepless() -> None: ...
+
+
+# --- steps -----------------------------------------------------------------------
+
+
+@task
+def nothing() -> None: ...
+
+
+@task(task_run_name="opens-{key}")
+def opens(key: str) -> str:
+    return key[:1]
+
+
+@task
+def fails() -> None:
+    raise LookupError("no such star")
+
+
+@flow
+def within() -> None:
+    nothing()
+
+
+@method(version="1")
+def stepped(key: SecretStr) -> None:
+    nothing()
+    nothing.submit().wait()
+    opens(key.get_secret_value())
+    with suppress(LookupError):
+        fails()
+    within()
+
+
+def test_the_task_runs_of_the_flow_are_steps_of_the_record(bundles, monkeypatch, capsys):
+    monkeypatch.setenv("THE_KEY", PLANTED)
+    stepped("env:THE_KEY")
+    record = bundles.record()
+    steps = record.job_status.steps
+    provenance = (bundles.one() / "metadata" / "provo.xml").read_text()
+    crate = (bundles.one() / "ro-crate-metadata.json").read_text()
+
+    names = [step.name.rpartition("-")[0] for step in steps]
+    assert names == ["nothing", "nothing", "opens", "fails", "within"]
+    assert [step.state for step in steps] == ["COMPLETED", "COMPLETED", "COMPLETED", "FAILED", "COMPLETED"]
+    for before, after in pairwise(steps):
+        assert before.started <= before.finished <= after.finished
+    assert [step.flow_run_id is not None for step in steps] == [False, False, False, False, True]
+    for step in steps:
+        assert f"here:step.{step.id}" in provenance
+        assert f"#step.{step.id}" in crate
+    assert PLANTED not in provenance + crate + record.job_status.to_json().decode()
+    assert [entry.kind for entry in record.job_status.history if entry.kind is Happening.NOTE] == []
+    assert bundles.failed_checks() == []
+
+    assert main(["show", record.id]) == 0
+    assert f"step\t{steps[3].name}\tFAILED" in capsys.readouterr().out
+
+
+def test_a_method_that_only_runs_tasks_without_a_result_has_steps_and_one_without_tasks_has_none(bundles):
+    @method(version="1")
+    async def quiet(*, tasks: int) -> None:
+        for _ in range(tasks):
+            nothing()
+
+    asyncio.run(quiet(tasks=1))
+    (step,) = bundles.record().job_status.steps
+    assert step.state == "COMPLETED"
+    asyncio.run(quiet(tasks=0))
+    assert sorted(len(bundles.record(one).job_status.steps or ()) for one in bundles.folders()) == [0, 1]
+    assert bundles.failed_checks() == []
+
+
+@method(version="1")
+def begins() -> None:
+    nothing()
+    suspend_flow_run()
+
+
+def test_the_hook_tells_the_steps_of_a_process_that_is_gone(bundles):
+    run = deployed(begins)
+    go_on(begins, run)
+    assert bundles.record().job_status.steps is None
+    of_the_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+    with get_client(sync_client=True) as client:
+        waited(lambda: [one for one in client.read_task_runs(flow_run_filter=of_the_run) if one.end_time], "the task")
+        client.set_flow_run_state(run.id, Crashed(message="Process exited with status code: -9."), force=True)
+        run = client.read_flow_run(run.id)
+    begins.on_crashed_hooks[0](flow=begins, flow_run=run, state=run.state)
+    record = bundles.record()
+
+    assert kinds(record) == [*WHOLE_WAY, "paused", "FAILED"]
+    assert [step.state for step in record.job_status.steps] == ["COMPLETED"]
+    assert bundles.failed_checks() == []

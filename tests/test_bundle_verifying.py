@@ -34,7 +34,7 @@ from prefect_executions.bundles.verifying import Report, verify
 from prefect_executions.bundles.zipreading import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.settings import ArchiveLevel
-from records import EXECUTION_ID, a_failed_record, a_job_status, a_record, a_request, a_staged_input
+from records import EXECUTION_ID, a_failed_record, a_job_status, a_record, a_request, a_staged_input, some_steps
 
 OTHER_ID = "11111111-6f0c-4f2e-9a41-3d6d5d3f2e10"
 PICTURE = "inputs/picture.png"
@@ -276,6 +276,24 @@ def test_a_status_that_is_forged_all_over_the_job_status_is_found(bundle: Path) 
 
 def digest_of(path: str) -> str:
     return {**{out.path: out.sha256 for out in a_record().job_status.outputs}, PICTURE: a_staged_input().sha256}[path]
+
+
+def a_bundle_with_steps(workbench: Path) -> Path:
+    job_status = a_record().job_status.model_copy(update={"steps": some_steps()})
+    return a_sealed_bundle(workbench, a_record(job_status=job_status)).folder
+
+
+@pytest.mark.parametrize("said", ["smooth-3f1", "FAILED", "12:00:05.373", "00000000-0000-0000-0000-000000000004"])
+def test_a_forged_step_is_found_in_each_teller(tmp_path: Path, said: str) -> None:
+    forged = {"smooth-3f1": "rough-3f1", "FAILED": "CRASHED", "12:00:05.373": "12:00:05.374"}.get(said, said[:-1] + "7")
+    for path, check in TELLERS:
+        bundle = a_bundle_with_steps(tmp_path / check)
+        assert verify(bundle).passed
+        forge(bundle, path, lambda text: text.replace(said, forged))
+        assert failed(verify(bundle)) == {check}, path
+    bundle = a_bundle_with_steps(tmp_path / "status")
+    forge(bundle, "metadata/jobStatus.json", lambda text: text.replace(said, forged))
+    assert {"provenance", "crate"} <= failed(verify(bundle))
 
 
 TELLERS = [("metadata/provo.xml", "provenance"), ("ro-crate-metadata.json", "crate")]

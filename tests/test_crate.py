@@ -38,6 +38,7 @@ from records import (
     digest,
     files_of,
     lay_out,
+    some_steps,
 )
 
 OTHER = "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f"
@@ -77,7 +78,8 @@ VALIDATED: dict[str, ExecutionRecord] = {
         method=a_method(code=None, description=None, keywords=()),
         request=a_request(values={}, files=(), relatives=()),
     ),
-    "agent with an ORCID, relatives": a_record(
+    "agent with an ORCID, relatives, steps": a_record(
+        job_status=a_job_status().model_copy(update={"steps": some_steps()}),
         agent=an_agent(claims={"sub": "https://orcid.org/0000-0002-1825-0097", "name": "Josiah Carberry"}),
         request=a_request(
             relatives=[Relative(execution_id=OTHER, relation=kind) for kind in ("parent", "rerun-of", "retry-of")]

@@ -47,6 +47,7 @@ from records import (
     contents_of,
     digest,
     files_of,
+    some_steps,
 )
 
 OTHER = "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f"
@@ -66,6 +67,7 @@ RECORDS: dict[str, ExecutionRecord] = {
     "no code": a_record(method=a_method(code=None)),
     "second life": a_record(job_status=a_job_status(execution_id=f"{EXECUTION_ID}.2")),
     "reused": a_record(job_status=a_job_status().model_copy(update={"cached_from": OTHER})),
+    "steps": a_record(job_status=a_job_status().model_copy(update={"steps": some_steps()})),
     "relatives": a_record(
         request=a_request(
             relatives=[Relative(execution_id=OTHER, relation=kind) for kind in ("parent", "rerun-of", "retry-of")]

@@ -327,6 +327,16 @@ class BundleFile(NamedTuple):
     size: int
 
 
+class StepTold(NamedTuple):
+    """What every teller of one execution must say alike of one of its steps."""
+
+    id: str
+    name: str
+    state: str
+    started: datetime | None
+    finished: datetime | None
+
+
 class Account(NamedTuple):
     """What every teller of one execution must say alike; `verify` compares them.
 
@@ -342,6 +352,7 @@ class Account(NamedTuple):
     finished: datetime | None
     inputs: frozenset[tuple[str, str]]
     outputs: frozenset[tuple[str, str]]
+    steps: frozenset[StepTold] = frozenset()
 
 
 def account(record: ExecutionRecord) -> Account:
@@ -357,6 +368,16 @@ def account(record: ExecutionRecord) -> Account:
         finished=in_milliseconds(record.finished),
         inputs=frozenset(staged | values),
         outputs=frozenset((output.path, output.sha256) for output in record.job_status.outputs),
+        steps=frozenset(
+            StepTold(
+                id=str(step.id),
+                name=step.name,
+                state=step.state,
+                started=in_milliseconds(step.started),
+                finished=in_milliseconds(step.finished),
+            )
+            for step in record.job_status.steps or ()
+        ),
     )
 
 

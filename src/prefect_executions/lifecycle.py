@@ -175,6 +175,25 @@ class OutputFile(Part):
     media_type: str
 
 
+class Step(Part):
+    """A task run of the flow, as Prefect's API told it when the record was closed; `state` is Prefect's type."""
+
+    id: UUID
+    name: str
+    state: str
+    state_name: str
+    started: Time | None = None
+    finished: Time | None = None
+    flow_run_id: UUID | None = None
+    """The flow run that it stands for, where the step is the call of another flow."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether Prefect says that it has ended."""
+        status = FROM_PREFECT.get(self.state)
+        return status is not None and status.terminal
+
+
 class JobStatus(Document):
     """Status and full history of one execution, which is also an OGC 1.0 ``statusInfo``."""
 
@@ -198,6 +217,8 @@ class JobStatus(Document):
     partial: bool | None = None
     """True when the execution was stopped from outside, so that outputs may be incomplete."""
     outputs: tuple[OutputFile, ...] = ()
+    steps: tuple[Step, ...] | None = None
+    """The task runs of the flow in the order in which they began; absent where none is known."""
     history: tuple[StatusEntry, ...]
 
     @model_validator(mode="after")

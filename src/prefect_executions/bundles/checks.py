@@ -10,7 +10,7 @@ from prefect_executions import provenance
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Account, ExecuteRequest
+from prefect_executions.executions import Account, ExecuteRequest, StepTold
 from prefect_executions.lifecycle import AS_OGC, Happening, JobStatus, Status, faults
 from prefect_executions.methods import Method
 
@@ -256,6 +256,19 @@ def _differences(ours: Account, theirs: Account, path: str) -> Findings:
             yield f"{path}: {member} {name!r} is {digest}; the documents say {_found(said, name)}"
         for name, digest in sorted(said - other):
             yield f"{path}: {member} {name!r} is {_found(other, name)}; the documents say {digest}"
+    for step in sorted(theirs.steps - ours.steps, key=str):
+        yield f"{path}: step {step.id} is told as {_step(step)}; the documents say {_step(_same(ours, step))}"
+    for step in sorted(ours.steps - theirs.steps, key=str):
+        if _same(theirs, step) is None:
+            yield f"{path}: step {step.id} is absent; the documents say {_step(step)}"
+
+
+def _same(account: Account, step: StepTold) -> StepTold | None:
+    return next((one for one in account.steps if one.id == step.id), None)
+
+
+def _step(step: StepTold | None) -> str:
+    return "absent" if step is None else " ".join(_words(part) for part in step[1:])
 
 
 def _found(pairs: frozenset[tuple[str, str]], name: str) -> str:

@@ -43,7 +43,7 @@ _INVERSE = {"parent": "child", "rerun-of": "rerun", "retry-of": "retry"}
 
 
 def show(execution: str, /, *, as_json: Json = False) -> None:
-    """Show an execution: status, history, inputs, outputs, metrics.
+    """Show an execution: status, history, inputs, outputs, metrics, steps.
 
     Args:
         execution: The id, or its beginning.
@@ -62,6 +62,7 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")
     show_table(("execution", "output", "input"), _handed(links.used_by), title="used by")
     show_table(("name", "value", "step"), _metrics(record), title="metric")
+    show_table(("name", "state", "started", "took"), _steps(record), title="step")
     show_table(("time", "status", "by", "what"), _history(record), title="history")
     show_table(("time", "status", "by", "what"), _late(late), title="late word")
 
@@ -255,6 +256,12 @@ def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:
     last = {metric.name: metric for metric in (record.metrics.metrics if record.metrics else ())}
     for metric in last.values():
         yield metric.name, metric.value, "" if metric.step is None else metric.step
+
+
+def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
+    for step in record.job_status.steps or ():
+        took = step.finished - step.started if step.started and step.finished else None
+        yield step.name, step.state, when(step.started), how_long(took)
 
 
 def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:

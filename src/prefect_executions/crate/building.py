@@ -57,7 +57,8 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
     outputs = list(_outputs(record, here))
     measured = list(_measurements(record))
     yield {**_METADATA, "@type": "CreativeWork", "about": _ROOT, "conformsTo": _ref(words.CRATE)}
-    yield _root(record, files, action)
+    steps = list(_steps(record))
+    yield _root(record, files, [action, *(_ref(step["@id"]) for step in steps)])
     yield {"@id": words.PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"}
     yield {
         **_NO_LICENSE,
@@ -80,6 +81,8 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
         "result": [_ref(entity["@id"]) for entity in (*outputs, *measured)],
     }
     yield {**_ref("#status"), "@type": "PropertyValue", "name": "executionStatus", "value": record.status.value}
+    yield from steps
+    yield from _step_states(record)
     yield _instrument(record.method)
     yield _agent(record.agent)
     yield from _environment(record)
@@ -92,7 +95,7 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
     yield from measured
 
 
-def _root(record: ExecutionRecord, files: Sequence[BundleFile], action: Entity) -> Entity:
+def _root(record: ExecutionRecord, files: Sequence[BundleFile], actions: list[Entity]) -> Entity:
     end = record.finished or record.job_status.updated
     earlier = [_other(told.execution_id) for told in record.request.relatives if told.relation != "parent"]
     parents = [_other(told.execution_id) for told in record.request.relatives if told.relation == "parent"]
@@ -109,7 +112,7 @@ def _root(record: ExecutionRecord, files: Sequence[BundleFile], action: Entity) 
         "author": _agent_ref(record.agent) if record.agent.name else _NOT_STATED,
         "publisher": _NOT_STATED,
         "conformsTo": _ref(words.PROFILE),
-        "mentions": action,
+        "mentions": actions,
         "isBasedOn": list({ref["@id"]: ref for ref in earlier}.values()),
         "isPartOf": list({ref["@id"]: ref for ref in parents}.values()),
         "hasPart": [_ref(uri(file.path)) for file in files],
@@ -134,6 +137,30 @@ def _action(record: ExecutionRecord) -> Entity:
         "environment": [_ref(_variable(name)) for name in record.instance.environment],
         "containerImage": _ref("#image") if record.infrastructure.image else None,
     }
+
+
+def _steps(record: ExecutionRecord) -> Iterator[Entity]:
+    for step in record.job_status.steps or ():
+        yield {
+            "@id": f"#step.{step.id}",
+            "@type": "Action",
+            "name": step.name,
+            "identifier": str(step.id),
+            "instrument": _ref(NAMESPACE + method_name(record.method)),
+            "startTime": _time(step.started),
+            "endTime": _time(step.finished),
+            "actionStatus": words.STEP_STATUS.get(step.state, words.POTENTIAL),
+            "additionalProperty": _ref(_state(step.state)),
+        }
+
+
+def _step_states(record: ExecutionRecord) -> Iterator[Entity]:
+    for state in dict.fromkeys(step.state for step in record.job_status.steps or ()):
+        yield {"@id": _state(state), "@type": "PropertyValue", "name": "state of a step", "value": state}
+
+
+def _state(state: str) -> str:
+    return f"#step-state.{quote(state, safe='')}"
 
 
 def _error(record: ExecutionRecord) -> str:

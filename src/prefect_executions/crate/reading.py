@@ -11,7 +11,7 @@ from prefect_executions.crate import words
 from prefect_executions.crate.words import Entity
 from prefect_executions.documents import in_utc, strict_json
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Account, in_milliseconds, run_name, value_digest
+from prefect_executions.executions import Account, StepTold, in_milliseconds, run_name, value_digest
 
 SIZE_LIMIT = 256 * 1024**2
 """A larger crate document is refused; one of 100,000 outputs has 27 MB."""
@@ -39,6 +39,7 @@ def read(data: bytes) -> Account:
         finished=_time(action, "endTime"),
         inputs=frozenset(_inputs(action, entities)),
         outputs=frozenset(_outputs(action, entities)),
+        steps=frozenset(_steps(entities)),
     )
 
 
@@ -60,8 +61,9 @@ def _action(entities: Mapping[str, Entity]) -> Entity:
     if len(actions) != 1:
         _refuse(f"it tells {len(actions)} actions; there must be one")
     mentioned = [entity["@id"] for entity in _all(entities.get("./", {}), "mentions", entities)]
-    if mentioned != [actions[0]["@id"]]:
-        _refuse("its root does not mention the action")
+    steps = [entity["@id"] for entity in entities.values() if entity.get("@type") == "Action"]
+    if mentioned != [actions[0]["@id"], *steps]:
+        _refuse("its root does not mention the action and its steps")
     return actions[0]
 
 
@@ -86,6 +88,21 @@ def _outputs(action: Entity, entities: Mapping[str, Entity]) -> Iterator[tuple[s
         if entity.get("@type") != "PropertyValue":
             inside = entity.get("@type") == "File"
             yield words.path(entity["@id"]) if inside else _text(entity, "identifier"), _digest(entity)
+
+
+def _steps(entities: Mapping[str, Entity]) -> Iterator[StepTold]:
+    for entity in entities.values():
+        if entity.get("@type") == "Action":
+            state = _text(_one(entity, "additionalProperty", entities), "value")
+            if entity.get("actionStatus") != words.STEP_STATUS.get(state, words.POTENTIAL):
+                _refuse(f"the step {entity['@id']} says {entity.get('actionStatus')} and {state}")
+            yield StepTold(
+                id=_text(entity, "identifier"),
+                name=_text(entity, "name"),
+                state=state,
+                started=_time(entity, "startTime"),
+                finished=_time(entity, "endTime"),
+            )
 
 
 def _value_digest(entity: Entity) -> str:

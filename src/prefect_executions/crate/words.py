@@ -29,6 +29,16 @@ ACTION_STATUS = {
     Status.CANCELLED: "http://schema.org/FailedActionStatus",
 }
 
+# The same for steps, by Prefect's types; one that has not ended may have no more than begun.
+POTENTIAL = "http://schema.org/PotentialActionStatus"
+STEP_STATUS = {
+    "COMPLETED": "http://schema.org/CompletedActionStatus",
+    "FAILED": "http://schema.org/FailedActionStatus",
+    "CRASHED": "http://schema.org/FailedActionStatus",
+    "CANCELLED": "http://schema.org/FailedActionStatus",
+    "RUNNING": "http://schema.org/ActiveActionStatus",
+}
+
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*")  # RFC 3986, unreserved characters and the slash
 

@@ -8,7 +8,7 @@ from prefect_executions.engine.asking import caller, created_by, deployment, flo
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
 from prefect_executions.engine.client import client, configured_api, greet
-from prefect_executions.engine.closing import close_logs
+from prefect_executions.engine.closing import close_logs, secret_mask
 from prefect_executions.engine.listening import Connection, listen
 from prefect_executions.engine.lives import catch_up, lives, states, told_by_prefect
 from prefect_executions.engine.recognising import TAG, is_method, mark_flows, method_flows
@@ -21,6 +21,7 @@ from prefect_executions.engine.scanning import (
     server_time,
     worker_silence,
 )
+from prefect_executions.engine.steps import steps
 from prefect_executions.engine.telling import EndTelling, Progress, show_progress, tell
 
 __all__ = [
@@ -55,11 +56,13 @@ __all__ = [
     "request_of",
     "runs_of",
     "secret",
+    "secret_mask",
     "seen",
     "server_time",
     "set_cancelled",
     "show_progress",
     "states",
+    "steps",
     "tell",
     "told_by_prefect",
     "worker_silence",

@@ -23,6 +23,17 @@ def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: M
     Raises:
         SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
     """
+    mask = secret_mask(bundle, parameters, environment)
+    for log in (layout.STDOUT, layout.STDERR):
+        settle_log(bundle.folder / log, mask)
+
+
+def secret_mask(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> SecretMask:
+    """Return the mask of the secrets that an execution had, whose process is gone.
+
+    Raises:
+        SecretError: If one of them cannot be told any more.
+    """
     mask = SecretMask()
     values = bundle.read(ExecuteRequest).values
     for name in bundle.read(Method).secrets & values.keys():
@@ -30,8 +41,7 @@ def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: M
             mask.add(secret(name, values[name]["secret"], environment).get_secret_value())
     for text in _texts(parameters):
         mask_credentials(text, mask)
-    for log in (layout.STDOUT, layout.STDERR):
-        settle_log(bundle.folder / log, mask)
+    return mask
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from functools import cache
-from typing import IO, TYPE_CHECKING, TextIO, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, TextIO, cast
 
 from prefect.logging.configuration import ensure_logging_setup
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
@@ -27,23 +27,41 @@ _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
 
 _streams: ContextVar[Streams | None] = ContextVar("execution_streams", default=None)
+_heard: ContextVar[set[Heard] | None] = ContextVar("execution_tasks", default=None)
 _mask: ContextVar[SecretMask | None] = ContextVar("execution_mask", default=None)
 
 
-def enter(streams: Streams | None, mask: SecretMask) -> Callable[[], None]:
-    """Keep what the run's loggers say in the log of *streams*, masked, and return the call that ends this."""
+class Heard(NamedTuple):
+    """A task run that said something; `ended` is its last word."""
+
+    flow_run_id: str
+    task_run_id: str
+    ended: bool
+
+
+def enter(streams: Streams | None, mask: SecretMask, heard: set[Heard]) -> Callable[[], None]:
+    """Keep what the run's loggers say in the log of *streams*, masked, and return the call that ends this.
+
+    Which task runs said something goes into *heard*.
+    """
     consoles = _shielded_consoles()
     _listen()
     if isinstance(streams, OwnedStreams):  # file descriptor 2 is a log now; the console goes past it
         for console in consoles:
             console.retarget(cast("TextIO", streams.terminal("stderr")))
-    tokens = _streams.set(streams), _mask.set(mask)
+    tokens = _streams.set(streams), _mask.set(mask), _heard.set(heard)
 
     def leave() -> None:
         _streams.reset(tokens[0])
         _mask.reset(tokens[1])
+        _heard.reset(tokens[2])
 
     return leave
+
+
+def tell_of_tasks() -> bool:
+    """Whether the end of a task run is heard at all: its loggers may be set to say less."""
+    return logging.getLogger("prefect.task_runs").isEnabledFor(logging.INFO)
 
 
 def shield() -> None:
@@ -83,6 +101,10 @@ class _RunLog(logging.Handler):
         self.setFormatter(logging.Formatter(_LINE, datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        heard, task = _heard.get(), getattr(record, "task_run_id", None)
+        if heard is not None and task is not None:
+            ended = str(record.msg).startswith("Finished in state")
+            heard.add(Heard(str(getattr(record, "flow_run_id", "")), str(task), ended))
         streams = _streams.get()
         if streams is not None and getattr(record, "send_to_api", True):
             streams.append_line("stderr", self.format(record))

@@ -27,10 +27,9 @@ from prefect.utilities.timeout import timeout, timeout_async
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.machine import Meter
-from prefect_executions.capture.secrets import SecretMask, redact_urls
+from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
-from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import progressed
 from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics
 from prefect_executions.flow import events, logs
@@ -38,11 +37,12 @@ from prefect_executions.flow.continuing import Turn, continued
 from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import knock, owns_process
+from prefect_executions.flow.following import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, the_workbench
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
 from prefect_executions.flow.stopping import Reins
-from prefect_executions.lifecycle import Happening, JobStatus, Observer, Status, advance, remark
+from prefect_executions.lifecycle import JobStatus, Observer, Status, advance
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.suspending import resume, suspend
@@ -100,6 +100,7 @@ class Recording:
         self.bundle: OpenBundle | None = None
         self.record: ExecutionRecord | None = None
         self.turn: Turn | None = None
+        self.heard: set[logs.Heard] = set()
         self.execution: Execution | None = None
         self.streams: Streams | None = None
         self.reins: Reins | None = None
@@ -205,7 +206,7 @@ class Recording:
         if self.turn:
             bundle.write_document(record.infrastructure)
             bundle.write_document(record.instance)
-        self._leave.append(logs.enter(self.streams, self.mask))
+        self._leave.append(logs.enter(self.streams, self.mask, self.heard))
         job_status = advance(record.job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
         self.record = replace(record, job_status=job_status)
         bundle.write_document(job_status)
@@ -287,22 +288,23 @@ class Recording:
             with self._never_losing("keeping the suspended bundle in the archive"):
                 suspend(self.workbench, self.bundle)
             return
-        if self.context.observed_flow_pauses:
-            with self._never_losing("telling the pauses"):
-                self._write(self.bundle, self._with_pauses(self.record.job_status))
+        with self._never_losing("telling pauses and steps"):
+            told = self._followed(self.record.job_status, last=not self._comes_again(error))
+            if told is not self.record.job_status:
+                self._write(self.bundle, told)
         if self._comes_again(error):
             return
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)
         reach(Milestone.LEFT, self.record.id)
 
-    def _with_pauses(self, job_status: JobStatus) -> JobStatus:
-        """Tell the pauses in this process, of which nothing was heard: Prefect's state history knows them."""
-        try:
-            return engine.catch_up(job_status)
-        except OrchestratorError as error:
-            note = f"the run was paused, and Prefect does not tell when: {error}"
-            return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=redact_urls(note))
+    def _followed(self, job_status: JobStatus, *, last: bool) -> JobStatus:
+        """Tell what Prefect alone knows, and is asked only where there is something to know."""
+        if self.context.observed_flow_pauses:
+            job_status = with_pauses(job_status, now())
+        if last and (self.turn or tasks_ran(self.context, self.heard)):
+            job_status = with_steps(job_status, self.heard, self.mask, now)
+        return job_status
 
     def _comes_again(self, error: BaseException | None) -> bool:
         """Whether Prefect will try again: its rule RetryFailedFlows compares the run count with the retries."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prefect_executions.documents import strict_json
-from prefect_executions.executions import Account, in_milliseconds, run_name, value_digest
+from prefect_executions.executions import Account, StepTold, in_milliseconds, run_name, value_digest
 from prefect_executions.provenance import words
 from prefect_executions.provenance.parsing import Record, fault, records
 
@@ -30,6 +30,8 @@ class _Story:
     """What was heard of the one execution that the document is about."""
 
     runs: list[Record] = field(default_factory=list)
+    steps: dict[str, Record] = field(default_factory=dict)
+    started: set[tuple[str, str]] = field(default_factory=set)
     entities: dict[str, Record] = field(default_factory=dict)
     plans: set[tuple[str, str]] = field(default_factory=set)
     used: list[tuple[str, str, str]] = field(default_factory=list)
@@ -40,6 +42,12 @@ class _Story:
         match record.kind:
             case "activity" if "exe:status" in record.texts:
                 self.runs.append(record)
+            case "activity" if f"exe:{words.STEP}" in record.types:
+                if record.id in self.steps:
+                    raise fault(f"the step {record.id} is told twice")
+                self.steps[record.id] = record
+            case "wasStartedBy":
+                self.started.add((refs.get("prov:activity", ""), refs.get("prov:starter", "")))
             case "entity":
                 if record.id in self.entities:
                     raise fault(f"the entity {record.id} is told twice")
@@ -67,7 +75,20 @@ class _Story:
             finished=in_milliseconds(run.time("prov:endTime")),
             inputs=frozenset(self._inputs(run.id)),
             outputs=frozenset(self._outputs(run.id)),
+            steps=frozenset(self._steps(run.id)),
         )
+
+    def _steps(self, run: str) -> Iterator[StepTold]:
+        for name, step in self.steps.items():
+            if (name, run) not in self.started:
+                raise fault(f"the step {name} was not started by the execution")
+            yield StepTold(
+                id=words.from_text(step.text("exe:taskRunId")),
+                name=words.from_text(step.text("prov:label")),
+                state=words.from_text(step.text("exe:state")),
+                started=in_milliseconds(step.time("prov:startTime")),
+                finished=in_milliseconds(step.time("prov:endTime")),
+            )
 
     def _method(self, run: str) -> str:
         plans = {plan for activity, plan in self.plans if activity == run}

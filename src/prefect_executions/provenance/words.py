@@ -22,6 +22,7 @@ ENVIRONMENT = "Environment"
 INPUT_FILE = "InputFile"
 INPUT_VALUE = "InputValue"
 OUTPUT = "Output"
+STEP = "Step"  # an activity
 
 VALUE_LIMIT = 64 * 1024
 """A longer input value, in characters of canonical JSON, is told by its digest and read in `request.json`."""

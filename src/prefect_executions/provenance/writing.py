@@ -44,6 +44,7 @@ def write(record: ExecutionRecord, files: Sequence[BundleFile], stream: BinaryIO
     The relations to other executions are kept apart by what they mean. A
     re-execution (``rerun-of``, ``retry-of``) was informed by the earlier execution
     and its request was derived from the earlier request; a parent started this one.
+    Steps (task runs of the flow) are activities that the execution started.
     """
     known = {file.path: file for file in files}
     stream.writelines(part.encode() for part in _document(record, known))
@@ -69,6 +70,7 @@ def _document(record: ExecutionRecord, known: Mapping[str, BundleFile]) -> Itera
             yield _value(run, name, value)
     for output in record.job_status.outputs:
         yield _output(run, output)
+    yield from _steps(run, record)
     yield from _relatives(run, record)
     yield "</prov:document>\n"
 
@@ -267,6 +269,24 @@ def _output(run: str, output: OutputFile) -> str:
         f'<prov:wasGeneratedBy><prov:entity prov:ref="{this}"/><prov:activity prov:ref="{run}"/>'
         f"<prov:role>{role}</prov:role></prov:wasGeneratedBy>\n"
     )
+
+
+def _steps(run: str, record: ExecutionRecord) -> Iterator[str]:
+    for step in record.job_status.steps or ():
+        this = f"here:step.{step.id}"
+        yield _record(
+            "activity",
+            this,
+            _time("prov:startTime", step.started),
+            _time("prov:endTime", step.finished),
+            _text("prov:label", step.name),
+            _type(f"exe:{words.STEP}"),
+            _text("exe:taskRunId", str(step.id)),
+            _text("exe:state", step.state),
+            _text("exe:stateName", step.state_name),
+            _text("exe:flowRunId", str(step.flow_run_id) if step.flow_run_id else None),
+        )
+        yield _relation("wasStartedBy", ("activity", this), ("starter", run))
 
 
 def _relatives(run: str, record: ExecutionRecord) -> Iterator[str]:
