@@ -106,6 +106,10 @@ _NOT_SUBMITTED = (
 # Clocks of a server and a worker differ; more than this is told as a fault.
 CLOCK_SKEW = timedelta(minutes=5)
 
+_TURNED_BACK = "a clock was turned back"
+# What keeps a clock right may turn it back by less; nobody has to be told.
+_SLEWED = timedelta(seconds=1)
+
 
 class PrefectState(Part):
     """A state as Prefect reported it."""
@@ -281,6 +285,7 @@ def advance(
         return remark(job_status, Happening.NOTE, at, observer=observer, prefect_state=prefect_state, message=heard)
     if to not in FOLLOWS[current]:
         raise TransitionError(f"{to} may not follow {current} in execution {job_status.job_id}")
+    job_status, at = _in_order(job_status, at, observer)
     entry = StatusEntry(
         kind=Happening.STATUS,
         status=to,
@@ -326,6 +331,7 @@ def remark(
     """
     if job_status.execution_status.terminal and kind is not Happening.NOTE:
         raise TransitionError(f"execution {job_status.job_id} has ended; a {kind} entry comes too late")
+    job_status, at = _in_order(job_status, at, observer)
     entry = StatusEntry(
         kind=kind,
         status=job_status.execution_status,
@@ -345,6 +351,21 @@ def remark(
     if progress is not None:
         changes |= {"progress": int(progress), "message": message or job_status.message}
     return job_status.model_copy(update=changes)
+
+
+def _in_order(job_status: JobStatus, at: datetime, observer: Observer) -> tuple[JobStatus, datetime]:
+    """Return the time that an entry can have behind the others: a clock may be turned back while a run is under way.
+
+    Then it is that of the entry above, the last that is known, and a note tells once what the clock said.
+    """
+    last = job_status.history[-1]
+    if at >= last.time - _allowance(last.observer, observer):
+        return job_status, at
+    told = any((entry.message or "").startswith(_TURNED_BACK) for entry in job_status.history)
+    if last.time - at > _SLEWED and not told:
+        words = f"{_TURNED_BACK}: it said {at.isoformat()} here, and later entries may have the time of the one above"
+        job_status = remark(job_status, Happening.NOTE, last.time, observer=last.observer, message=words)
+    return job_status, last.time
 
 
 def follow(job_status: JobStatus, states: Sequence[Seen]) -> JobStatus:
@@ -459,13 +480,13 @@ def faults(history: Sequence[StatusEntry]) -> Iterator[str]:
             current = entry.status
         elif current is not None and entry.status is not current:
             yield f"entry {number}: a {entry.kind} entry says {entry.status} while the status is {current}"
-        if last is not None and entry.time < last.time - _allowance(last, entry):
+        if last is not None and entry.time < last.time - _allowance(last.observer, entry.observer):
             yield f"entry {number}: {entry.time.isoformat()} is before the entry above it"
         last = entry
 
 
-def _allowance(earlier: StatusEntry, later: StatusEntry) -> timedelta:
-    one_clock = earlier.observer is later.observer is not Observer.PREFECT
+def _allowance(earlier: Observer, later: Observer) -> timedelta:
+    one_clock = earlier is later is not Observer.PREFECT
     return timedelta(0) if one_clock else CLOCK_SKEW
 
 
