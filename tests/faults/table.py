@@ -1,0 +1,196 @@
+"""All faults as one table, step by fault by outcome: ``python tests/faults``.
+
+It takes about ten minutes on two cores. S3 is harmed where EXECUTIONS_TEST_S3
+names a server; small disks need root, and a clock that is moved back needs
+a C compiler. What is missing is told. ``--only REGEX`` takes only those rows in
+whose step or fault it is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import groupby
+from pathlib import Path
+
+import archives
+from faults import harms, judging, kills, settles
+from faults.harms import Harm, Skipped
+from faults.kills import Case
+from faults.world import World, a_world
+from prefect_executions.ledger import Ledger
+from prefect_executions.milestones import Milestone
+
+QUIET = 200.0
+"""Seconds until all must be settled: a run that never opened its record is given two minutes to do it."""
+
+IN_A_FOLDER = (harms.full_disks, harms.closed_folders, harms.bad_ledgers, harms.clocks, harms.bad_apis)
+
+
+Row = tuple[str, str, str, str]
+"""One line of the table: whether it is true, where, the step, and the fault with its outcome."""
+
+
+def main() -> int:
+    """Run all that *only* selects and return 1 when anything is not true."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="REGEX")
+    only = parser.parse_args().only
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, ThreadPoolExecutor(2) as pool:
+        lanes = [pool.submit(_in_a_folder, Path(folder), only), pool.submit(_on_s3, Path(folder), only)]
+        lines = [line for lane in lanes for line in lane.result()]
+    if not only:
+        lines.append(_whole("both", "every milestone was reached", _unreached(lines)))
+    _show(lines)
+    untrue = sum(line[0] == "UNTRUE" for line in lines)
+    skipped = sum(line[0] == "skipped" for line in lines)
+    print(f"{len(lines)} faults, {untrue} untrue, {skipped} skipped, {time.monotonic() - began:.0f} s")
+    return int(bool(untrue))
+
+
+def _in_a_folder(folder: Path, only: str) -> list[Row]:
+    with ExitStack() as stack:
+        archive = folder / "folder" / "archive"
+        try:
+            stack.enter_context(harms.small_disk(archive, 128))
+        except Skipped:
+            archive.mkdir(parents=True, exist_ok=True)
+        world = stack.enter_context(a_world(folder / "folder", {"EXECUTIONS_ARCHIVE": str(archive)}))
+        return _all("folder", world, IN_A_FOLDER, only, killing_settles=True)
+
+
+def _on_s3(folder: Path, only: str) -> list[Row]:
+    endpoint = os.environ.get("EXECUTIONS_TEST_S3", "")
+    if not endpoint:
+        return [("skipped", "s3", "every step", "every fault: EXECUTIONS_TEST_S3 is not set")]
+    place = archives.place(endpoint)
+    told = {
+        "EXECUTIONS_ARCHIVE": place.url,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": archives.KEY,
+        "AWS_SECRET_ACCESS_KEY": archives.SECRET,
+    }
+    os.environ.update({name: value for name, value in told.items() if name.startswith("AWS_")})
+    try:
+        with a_world(folder / "s3", told) as world:
+            return _all("s3", world, (harms.bad_storage,), only, size=harms.BIG)
+    finally:
+        place.close()
+
+
+def _all(
+    where: str,
+    world: World,
+    makers: Sequence[Callable[[World, ExitStack], Iterator[Harm]]],
+    only: str,
+    *,
+    size: int = 1000,
+    killing_settles: bool = False,
+) -> list[Row]:
+    """Every fault in one world: first those that need a world for themselves, then all kills and one settle."""
+    rows: list[Row] = []
+    judged: list[str] = []
+    for make in makers:
+        rows += _harmed(where, world, make, only, judged)
+    rounds = [_killed(world, only, size=size)]
+    if killing_settles and re.search(only, f"settle: {settles.FAULT}"):
+        rounds.append(settles.killed_settles(world))
+    for one in rounds:
+        rows += _settled(where, world, list(one), judged, {})
+    rows += _afterwards(where, world, judged)
+    return rows
+
+
+def _harmed(
+    where: str, world: World, make: Callable[[World, ExitStack], Iterator[Harm]], only: str, judged: list[str]
+) -> Iterator[Row]:
+    with ExitStack() as stack:
+        try:
+            wanted = (harm for harm in make(world, stack) if re.search(only, f"{harm.step} {harm.fault}"))
+            for workbench, group in groupby(wanted, key=lambda harm: harm.workbench):
+                cases = [harms.suffered(world, harm, f"{harm.fault} {harm.step}") for harm in group]
+                yield from _settled(where, world, cases, judged, workbench)
+        except Skipped as missing:
+            yield ("skipped", where, "", f"{make.__name__.replace('_', ' ')}: {missing}")
+
+
+def _settled(
+    where: str, world: World, cases: Sequence[Case], judged: list[str], workbench: Mapping[str, str]
+) -> Iterator[Row]:
+    """Settle until every case is sealed, and judge."""
+    until = time.monotonic() + QUIET
+    archive = world.workbench().archive
+    while cases and time.monotonic() < until:
+        world.executions(*settles.SETTLE, environment=workbench)
+        if all(archive.seal_of(case.execution_id) for case in cases if case.execution_id):
+            break
+        time.sleep(5)
+    world.executions(*settles.SETTLE, environment=workbench)
+    yield from (_row(where, world, case, judged) for case in cases)
+
+
+def _killed(world: World, only: str, *, size: int) -> Iterator[Case]:
+    steps = kills.steps_of(world, size=size)
+    for step in steps:
+        if re.search(only, f"{step} {kills.FAULT}"):
+            yield kills.killed_at(world, steps, step, size=size)
+    failing = kills.steps_of(world, "fails", size=size)
+    for step in failing[failing.index(Milestone.LEFT) + 1 :]:
+        if step.startswith("seal:") and re.search(only, f"{step} {kills.FAULT}"):
+            yield kills.killed_at(world, failing, step, method="fails", size=size)
+
+
+def _row(where: str, world: World, case: Case, judged: list[str]) -> Row:
+    untrue = list(case.untrue)
+    words = "no execution"
+    if case.execution_id:
+        verdict = judging.judge(world, case.execution_id, case.truth, **dict(case.workbench))
+        judged.append(case.execution_id)
+        words = verdict.words
+        untrue += verdict.untrue
+    else:
+        untrue.append("there is no execution")
+    told = "; ".join([words, *untrue])
+    row = ("UNTRUE" if untrue else "true", where, case.step, f"{case.fault} → {told}")
+    print("\t".join(row), file=sys.stderr, flush=True)
+    return row
+
+
+def _afterwards(where: str, world: World, judged: Sequence[str]) -> Iterator[Row]:
+    """What holds for the world as a whole: nothing half-written is left, and the ledger comes back the same."""
+    left = judging.unfinished(world)
+    yield _whole(where, "no temporary file is left", left)
+    rebuilt = {"EXECUTIONS_LEDGER": f"sqlite:///{world.folder / 'rebuilt.db'}"}
+    world.executions("ledger", "rebuild", environment=rebuilt)
+    with Ledger.open(world.settings().ledger_url) as one, Ledger.open(world.settings(**rebuilt).ledger_url) as other:
+        unlike = [name for name in judged if one.get(name) != other.get(name)]
+    yield _whole(where, f"the ledger rebuilt has the same {len(judged)} rows", unlike)
+
+
+def _unreached(rows: Sequence[Row]) -> list[str]:
+    """Return the milestones at which nothing was killed; the first of two sealers sets nothing aside."""
+    alone = {Milestone.SET_ASIDE, *([Milestone.PART_SENT, Milestone.DATA_SENT] if _without_s3(rows) else [])}
+    return [one for one in Milestone if one not in alone and not any(row[2].startswith(one) for row in rows)]
+
+
+def _without_s3(rows: Sequence[Row]) -> bool:
+    return any(row[:2] == ("skipped", "s3") for row in rows)
+
+
+def _whole(where: str, what: str, wrong: Sequence[str]) -> Row:
+    told = f"{len(wrong)}: {', '.join(wrong[:5])}" if wrong else "yes"
+    return ("UNTRUE" if wrong else "true", where, "at the end", f"{what} → {told}")
+
+
+def _show(rows: Sequence[Row]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
