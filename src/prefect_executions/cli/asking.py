@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,22 @@ Json = Annotated[bool, Parameter(name="--json")]
 READING_PATIENCE = timedelta(seconds=60)
 """Somebody waits at the terminal: an archive that is away is told after this, not after an upload's time limit."""
 
+DEFAULTS = {
+    # Prefect gives its embedded server 20 s; the first start on a slow disk makes a database and takes longer.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+    # A run calls nobody whom its author does not know of.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+"""What is set before Prefect is imported, where the environment does not say otherwise."""
+
 _AGO = re.compile(r"(\d+)\s*([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def set_defaults() -> None:
+    """Set `DEFAULTS`, before Prefect is imported by a command that talks to its API."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def workbench(settings: Settings, *, telling: bool = False) -> Workbench:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from prefect_executions.cli.asking import Json, reader
+from prefect_executions.cli.asking import Json, reader, set_defaults
 from prefect_executions.cli.codes import FAILED, OK, WORLD
 from prefect_executions.cli.showing import say, show_facts, show_json, warn, working
 from prefect_executions.lifecycle import Status
@@ -24,6 +24,7 @@ def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> i
         as_json: One JSON document.
     """
     settings = Settings.read()
+    set_defaults()
     hall = reader(settings)
     with working("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.

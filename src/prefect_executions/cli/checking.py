@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from prefect_executions.cli.asking import Json, moment, reader, workbench
+from prefect_executions.cli.asking import Json, moment, reader, set_defaults, workbench
 from prefect_executions.cli.codes import FAILED, OK, WORLD
 from prefect_executions.cli.showing import say, show_json, show_table, working
 from prefect_executions.errors import ArchiveError
@@ -63,6 +63,7 @@ def settle(*, once: bool = False, since: str | None = None, as_json: Json = Fals
         since: In the first round, look again at all that ended after this time: a date, a time, or 7d, 12h ago.
         as_json: One JSON document for each round.
     """
+    set_defaults()
     # Start-up time of the CLI: Prefect, archive and bundles come with it.
     from prefect_executions.settle import settle as settle_round  # noqa: PLC0415
     from prefect_executions.workbench.settling import sweep_uploads  # noqa: PLC0415

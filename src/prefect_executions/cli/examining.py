@@ -14,8 +14,7 @@ from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Literal, NamedTuple
 
-from prefect_executions.cli.asking import workbench
-from prefect_executions.cli.running import DEFAULTS
+from prefect_executions.cli.asking import DEFAULTS, workbench
 from prefect_executions.cli.showing import how_large
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.settings import Settings

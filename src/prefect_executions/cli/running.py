@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.asking import Json, parameters, reader
+from prefect_executions.cli.asking import Json, parameters, reader, set_defaults
 from prefect_executions.cli.codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.showing import how_long, say, show_facts, show_json, warn, working
 from prefect_executions.errors import ExecutionsError
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
     from prefect_executions.flow import MethodFlow
     from prefect_executions.flow.entrypoints import Ran
     from prefect_executions.workbench.reading import Standing
-
-DEFAULTS = {
-    # Prefect gives its embedded server 20 s; the first start on a slow disk makes a database and takes longer.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
-    # A run calls nobody whom its author does not know of.
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-}
-"""What is set before Prefect is imported, where the environment does not say otherwise."""
 
 
 def run(
@@ -56,8 +48,7 @@ def run(
     """
     given = parameters(param, params)
     settings = Settings.read()
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    set_defaults()
     with _result_alone(redirected=quiet or as_json, silent=quiet):
         flow, ran = _run(entrypoint, given, quiet=quiet)
     if quiet:

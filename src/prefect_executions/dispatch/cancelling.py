@@ -112,8 +112,8 @@ def _awaited(
             tell(words)
         found = _record(hall, execution_id)
         if found is not None and hall.standing(execution_id).sealed:
-            told = found.job_status
-            return Cancelled(execution_id, state.state.name, found.status, sealed=True, message=told.message)
+            newest = _newest(execution_id, state).state.name
+            return Cancelled(execution_id, newest, found.status, sealed=True, message=found.job_status.message)
         if time.monotonic() >= ask_next:
             state, ask_next = _newest(execution_id, state), time.monotonic() + _ASK
         if waited >= wait or pressure.dead:
