@@ -8,7 +8,7 @@ from prefect_executions.engine.asking import caller, created_by, deployment, flo
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
 from prefect_executions.engine.client import client, configured_api, greet
-from prefect_executions.engine.closing import close_logs, secret_mask
+from prefect_executions.engine.closing import make_up
 from prefect_executions.engine.listening import Connection, listen
 from prefect_executions.engine.lives import catch_up, lives, states, told_by_prefect
 from prefect_executions.engine.recognising import TAG, is_method, mark_flows, method_flows
@@ -37,7 +37,6 @@ __all__ = [
     "catch_up",
     "check_secret",
     "client",
-    "close_logs",
     "configured_api",
     "created_by",
     "deployment",
@@ -49,6 +48,7 @@ __all__ = [
     "is_method",
     "listen",
     "lives",
+    "make_up",
     "mark_flows",
     "method_flows",
     "open_runs",
@@ -56,7 +56,6 @@ __all__ = [
     "request_of",
     "runs_of",
     "secret",
-    "secret_mask",
     "seen",
     "server_time",
     "set_cancelled",

@@ -1,8 +1,9 @@
-"""The logs of a run whose process was killed: what it could not do at its end is done for it."""
+"""What a process that was killed could not do at its end is done for it: its logs, its pauses and steps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -11,8 +12,30 @@ from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.logfile import settle_log
 from prefect_executions.capture.secrets import SecretMask, mask_credentials
 from prefect_executions.engine.blocks import secret
+from prefect_executions.engine.lives import catch_up
+from prefect_executions.engine.steps import steps
+from prefect_executions.errors import OrchestratorError
 from prefect_executions.executions import ExecuteRequest
+from prefect_executions.lifecycle import JobStatus
 from prefect_executions.methods import Method
+
+
+def make_up(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Do for an execution whose process is gone what that could not do at its end; again changes nothing.
+
+    Raises:
+        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
+    """
+    close_logs(bundle, parameters, environment)
+    job_status = bundle.read(JobStatus)
+    if job_status.execution_status.terminal:
+        return
+    with suppress(OrchestratorError):
+        job_status = catch_up(job_status)
+        if job_status.steps is None:
+            mask = secret_mask(bundle, parameters, environment)
+            job_status = job_status.model_copy(update={"steps": steps(job_status, mask.mask) or None})
+    bundle.write_document(job_status)
 
 
 def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:

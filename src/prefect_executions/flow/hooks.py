@@ -113,8 +113,7 @@ def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: 
         knock(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
         end_carriers(place.id)
-        engine.close_logs(place.bundle, flow_run.parameters, os.environ)
-        _follow(place.bundle, flow_run)
+        engine.make_up(place.bundle, flow_run.parameters, os.environ)
     status, reason = decided
     events.leave_to_end(place.id)
     return workbench.seal(place.id, Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message))
@@ -168,19 +167,6 @@ def _asked_to_cancel(flow_run_id: UUID) -> Seen | None:
     with suppress(OrchestratorError):
         return engine.asked_to_cancel(engine.history(flow_run_id))
     return None
-
-
-def _follow(bundle: OpenBundle, flow_run: FlowRun) -> None:
-    """Tell pauses and steps, as far as the process that is gone did not."""
-    job_status = bundle.read(JobStatus)
-    if job_status.execution_status.terminal:
-        return
-    with suppress(OrchestratorError):
-        job_status = engine.catch_up(job_status)
-        if job_status.steps is None:
-            mask = engine.secret_mask(bundle, flow_run.parameters, os.environ)
-            job_status = job_status.model_copy(update={"steps": engine.steps(job_status, mask.mask) or None})
-    bundle.write_document(job_status)
 
 
 def _fresh(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:

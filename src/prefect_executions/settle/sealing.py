@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.capture.processes import end_carriers
 from prefect_executions.errors import NotFoundError, SecretError
-from prefect_executions.lifecycle import Seen, follow
+from prefect_executions.lifecycle import Reason, Seen, Status, follow
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.settle.evidence import Known, flow_run_of
 from prefect_executions.settle.judging import Judgement
 from prefect_executions.settle.unstarted import unstarted_record
 from prefect_executions.workbench import Ending, Outcome, Workbench
 from prefect_executions.workbench.recovering import recover, restore
+from prefect_executions.workbench.suspending import bring_back
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -37,8 +39,14 @@ def seal(
         run = known.runs.get(flow_run_of(execution_id))
         holder = known.here[execution_id]
         bundle = OpenBundle.load(holder.folder, execution_id)
-        notes = _close_logs(bundle, run)
+        if end.status is Status.CANCELLED or end.reason in {Reason.CRASHED, Reason.LOST}:
+            end_carriers(execution_id)
+        notes = _make_up(bundle, run)
         return holder.seal(execution_id, end, states=states, notes=notes)
+    suspended = bring_back(workbench, execution_id)
+    if suspended is not None:
+        suspended.mark_stand_in()
+        return workbench.seal(execution_id, end, states=states)
     recovered = recover(workbench.archive, execution_id)
     if recovered is None:
         raise NotFoundError(f"the archive has no opening record of {execution_id}, and neither has this workbench")
@@ -78,12 +86,12 @@ def _end(judgement: Judgement, states: Sequence[Seen]) -> Ending:
     return judgement.end._replace(at=last.time, prefect_state=last.state)
 
 
-def _close_logs(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
-    """Mask the logs of a process that was killed; where a secret cannot be told any more they are not kept."""
+def _make_up(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
+    """Do what the process could not do at its end; where a secret cannot be told any more the logs are not kept."""
     if bundle.sealed:
         return ()
     try:
-        engine.close_logs(bundle, run.parameters if run else {}, os.environ)
+        engine.make_up(bundle, run.parameters if run else {}, os.environ)
     except SecretError as error:
         aside = bundle.withhold_logs()
         return (f"the logs may hold a secret that cannot be told any more ({error}); they lie in {aside}",)
