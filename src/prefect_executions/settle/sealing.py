@@ -83,7 +83,12 @@ def _end(judgement: Judgement, states: Sequence[Seen]) -> Ending:
     last = states[-1] if states else None
     if last is None or last.state.type not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
         return judgement.end
-    return judgement.end._replace(at=last.time, prefect_state=last.state)
+    end = judgement.end._replace(at=last.time, prefect_state=last.state)
+    asked = engine.asked_to_cancel(states) if end.reason is Reason.CRASHED else None
+    if asked is None:
+        return end
+    # Who is killed because somebody asked for it was cancelled, whatever its supervisor calls it.
+    return end._replace(status=Status.CANCELLED, reason=None, message=asked.message or end.message)
 
 
 def _make_up(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
