@@ -30,6 +30,8 @@ from prefect_executions import documents, errors, events, executions, lifecycle,
 from prefect_executions.archive import ArchivedData, Seal
 from prefect_executions.bundles import layout
 from prefect_executions.documents import Document
+from prefect_executions.runtimes import ProcessRuntime, Wish
+from prefect_executions.runtimes.docker import DockerRuntime
 from records import EXECUTION_ID, NOON, a_record, digest, some_events
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +114,13 @@ def _events() -> str:
     return table(*rows)
 
 
+def _runtimes() -> str:
+    kinds = (ProcessRuntime, DockerRuntime)
+    rows = [("asked for", *(f"`{kind.name}`" for kind in kinds))]
+    rows += [(wish.value, *(kind.honours.get(wish, "**refused**") for kind in kinds)) for wish in Wish]
+    return table(*rows)
+
+
 def _commands() -> str:
     rows = [("command", "what it does")]
     rows += [(f"`executions {name}`", help_text.partition("\n")[0]) for name, help_text in commands().items()]
@@ -144,6 +153,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "method-types": _method_types,
     "commands": _commands,
     "events": _events,
+    "runtimes": _runtimes,
     Seal.file_name: _seal,
     **{
         document.file_name: (lambda name=document.file_name: _example(name))

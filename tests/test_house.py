@@ -32,6 +32,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 HTTP = {"api", "pages"}
 WORLD = {
     "prefect": {"flow", "dispatch", "settle", "engine", "runtimes"},
+    "docker": {"runtimes"},
     "prefect_docker": {"runtimes"},
     "prefect_kubernetes": {"runtimes"},
     "fastapi": HTTP,

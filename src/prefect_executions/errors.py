@@ -10,6 +10,7 @@
     │   ├── NameRefusedError        a name may not be used for a file or an id
     │   ├── AmbiguousIdError        an id prefix fits more than one execution
     │   ├── TransitionError         a status may not follow the current one
+    │   ├── PlanError               a runtime cannot run a script as asked
     │   └── SettingsError           a setting has a value that cannot be used
     ├── NotAvailableError         the thing is not there or not allowed
     │   ├── NoExecutionError        no execution is around the caller
@@ -21,6 +22,7 @@
         ├── ArchiveError            the object storage failed
         ├── LedgerError             the ledger's database failed
         ├── BundleError             a bundle on disk is damaged or cannot be written
+        ├── InfrastructureError     a process cannot be started, or the engine of containers is away
         └── OrchestratorError       Prefect's API is away or does not fit
 """
 
@@ -71,6 +73,10 @@ class AmbiguousIdError(RequestError):
 
 class TransitionError(RequestError):
     """A status may not follow the current one (the table is in `lifecycle`)."""
+
+
+class PlanError(RequestError):
+    """A runtime cannot run a script as asked; the message tells every reason, and nothing was started."""
 
 
 class SettingsError(RequestError):
@@ -127,6 +133,10 @@ class LedgerError(WorldError):
 
 class BundleError(WorldError):
     """A bundle on disk is damaged, or cannot be written."""
+
+
+class InfrastructureError(WorldError):
+    """What runs scripts failed: a process cannot be started or reached, or the engine of containers is away."""
 
 
 class OrchestratorError(WorldError):

@@ -106,13 +106,13 @@ def moment_of_processes() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
-def end_carriers(execution_id: str, *, grace: float = GRACE) -> int:
-    """End every process of this user that carries the cookie of *execution_id*; return how many there were.
+def end_carriers(execution_id: str, *, grace: float = GRACE, cookie: str = COOKIE) -> int:
+    """End every process of this user whose variable *cookie* is *execution_id*; return how many there were.
 
     This process and those above it are spared. Nothing is done where there is no
     ``/proc``. A process that shows nothing of its environment is not found.
     """
-    return _end(lambda table: _carriers(table, execution_id), grace)
+    return _end(lambda table: _carriers(table, f"{cookie}={execution_id}".encode()), grace)
 
 
 def end_descendants(since: int, *, grace: float = GRACE) -> int:
@@ -154,8 +154,7 @@ def _after(found: Mapping[int, _Row], patience: float) -> dict[int, _Row]:
     return left
 
 
-def _carriers(table: Mapping[int, _Row], execution_id: str) -> Iterator[int]:
-    cookie = f"{COOKIE}={execution_id}".encode()
+def _carriers(table: Mapping[int, _Row], cookie: bytes) -> Iterator[int]:
     for pid in table:
         with suppress(OSError):  # it is gone, or somebody else's
             place = Path(f"/proc/{pid}")

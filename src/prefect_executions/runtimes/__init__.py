@@ -1,0 +1,24 @@
+"""How scripts are run: as processes of this machine, or in containers; one interface for all."""
+
+from prefect_executions.runtimes.opening import open_runtime
+from prefect_executions.runtimes.plans import DATA, Network, Plan, Pull, Resources, RunRequest, Wish
+from prefect_executions.runtimes.process import ProcessRuntime
+from prefect_executions.runtimes.runs import Exit, LogPiece, Run, RunStatus, Runtime, Seen
+
+__all__ = [
+    "DATA",
+    "Exit",
+    "LogPiece",
+    "Network",
+    "Plan",
+    "ProcessRuntime",
+    "Pull",
+    "Resources",
+    "Run",
+    "RunRequest",
+    "RunStatus",
+    "Runtime",
+    "Seen",
+    "Wish",
+    "open_runtime",
+]

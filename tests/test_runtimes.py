@@ -1,0 +1,358 @@
+"""What every runtime keeps: one test for all, on real processes and a real Docker engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from prefect_executions.errors import NameRefusedError, NotFoundError, PlanError, RequestError
+from prefect_executions.runtimes import (
+    LogPiece,
+    Network,
+    Plan,
+    Pull,
+    Resources,
+    Run,
+    RunRequest,
+    RunStatus,
+    Runtime,
+    Wish,
+    open_runtime,
+)
+from prefect_executions.runtimes.plans import RUN_COOKIE
+from prefect_executions.runtimes.refusing import LONGEST_VALUE
+
+PATIENT = 120.0
+
+HOSTILE = {
+    "COMMAND": "$(touch hacked) `touch hacked`; touch hacked & | > hacked",
+    "QUOTES": "'\"'\"\\'\\\"",
+    "LINES": "first\nsecond\r\n\n\tlast\n",
+    "EMPTY": "",
+    "SPACES": "  a  b  ",
+    "STARS": "* ~ ? [a-z] {a,b} !! %s %n",
+    "EQUALS": "a=b=c",
+    "PLACEHOLDER": "{{ NAME }} ${HOME}",
+    "WORDS": "Ελλάδα 🌍 \u202e\ufeff\x7f\x1b[31m",
+    "LONG": "x" * (LONGEST_VALUE - len("LONG=")),
+}
+
+Ask = Callable[..., RunRequest]
+
+
+@pytest.fixture(params=["process", "docker"])
+def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runtime]:
+    need = request.getfixturevalue("need")
+    engine = need("EXECUTIONS_TEST_DOCKER", "a Docker engine") if request.param == "docker" else None
+    opened = open_runtime(request.param, state=tmp_path / "state", engine=engine, open_network="host")
+    yield opened
+    if engine is not None:
+        opened.close()
+
+
+@pytest.fixture
+def ask(runtime: Runtime, tmp_path: Path) -> Iterator[Ask]:
+    """Return a function that makes a request which *runtime* takes; all that was asked for is discarded afterwards."""
+    asked: list[str] = []
+    (tmp_path / "data").mkdir()
+
+    def request(script: str = "true", **wishes) -> RunRequest:
+        asked.append(f"test-{uuid4()}")
+        image = {"image": "executions-test", "pull": Pull.NEVER} if Wish.IMAGE in runtime.honours else {}
+        told = {"id": asked[-1], "execution_id": "an-execution", "data": tmp_path / "data"}
+        return RunRequest(script=script, **(told | image | wishes))
+
+    yield request
+    for name in asked:
+        try:
+            runtime.find(name).discard()
+        except NotFoundError:
+            continue
+
+
+@pytest.fixture
+def start(runtime: Runtime, ask: Ask, tmp_path: Path) -> Callable[..., Run]:
+    return lambda script, **wishes: runtime.run(runtime.compile(ask(script, **wishes), tmp_path / "plan"))
+
+
+def written(run: Run) -> dict[str, bytes]:
+    """Return all that a run has written until its end, by stream."""
+    told = {"stdout": b"", "stderr": b""}
+    for piece in run.logs():
+        told[piece.stream] += piece.data
+    return told
+
+
+def test_a_script_that_fails_is_followed_to_its_end_and_told_with_its_exit_code(start, tmp_path):
+    run = start("echo begun; echo apart >&2; while [ ! -e go ]; do sleep 0.05; done; sleep 1; echo over; exit 7")
+    assert run.status() is RunStatus.RUNNING
+    assert run.exit_code is None
+
+    pieces = run.logs()
+    early = {piece.stream: piece.data for piece in (next(pieces), next(pieces))}
+    assert early == {"stdout": b"begun\n", "stderr": b"apart\n"}
+    assert run.status() is RunStatus.RUNNING
+    with pytest.raises(TimeoutError):
+        run.wait(0.01)
+
+    waiting = time.monotonic()
+    (tmp_path / "data" / "go").touch()
+    end = run.wait(PATIENT)
+    assert time.monotonic() - waiting >= 1
+    assert (end.status, end.code, run.exit_code, run.status()) == (RunStatus.FAILED, 7, 7, RunStatus.FAILED)
+    assert end.started is not None
+    assert end.ended is not None
+    assert (end.ended - end.started).total_seconds() < PATIENT
+    assert list(pieces) == [LogPiece("stdout", b"over\n")]
+    assert written(run) == {"stdout": b"begun\nover\n", "stderr": b"apart\n"}, "the logs are there afterwards, too"
+
+
+def test_cancel_ends_every_process_however_deaf_and_wherever_it_went(start):
+    mark = f"{time.time_ns()}"  # a time to sleep that no other process has
+    run = start(
+        f"""
+        trap '' TERM
+        setsid sh -c "trap '' TERM; while :; do sleep {mark}; done" &
+        env -i setsid sleep {mark} &
+        (setsid sleep {mark} &)
+        echo ready
+        while :; do sleep {mark}; done
+        """
+    )
+    next(run.logs())
+    assert sleepers(mark)
+
+    end = run.cancel(grace=0.3)
+    assert end.status is RunStatus.CANCELLED
+    assert not sleepers(mark)
+    assert run.status() is RunStatus.CANCELLED
+    assert run.cancel() == run.wait() == end, "once more changes nothing"
+
+
+def test_a_script_that_hears_the_signal_ends_in_its_own_way(start, tmp_path):
+    run = start("trap 'echo heard > heard; exit 3' TERM; echo ready; sleep 300 & wait")
+    next(run.logs())
+    end = run.cancel(grace=PATIENT)
+    assert (end.status, end.code) == (RunStatus.CANCELLED, 3)
+    assert (tmp_path / "data" / "heard").exists()
+
+
+def test_what_is_over_stays_as_it_ended(start):
+    run = start("exit 4")
+    end = run.wait(PATIENT)
+    assert run.cancel() == end
+    assert end.status is RunStatus.FAILED
+
+
+def test_a_script_that_leaves_processes_behind_takes_them_with_it(start):
+    mark = f"{time.time_ns()}"
+    run = start(f"setsid sleep {mark} & exit 0")
+    assert run.wait(PATIENT).status is RunStatus.SUCCEEDED
+    assert not sleepers(mark)
+
+
+def test_the_time_limit_ends_every_process(start):
+    mark = f"{time.time_ns()}"
+    run = start(f"trap '' TERM; (setsid sleep {mark} &); sleep {mark}; sleep {mark}", resources=Resources(time_limit=1))
+    end = run.wait(PATIENT)
+    assert end.status is RunStatus.EXPIRED
+    assert end.code in {137, 143}
+    assert end.why
+    assert not sleepers(mark)
+
+
+def test_a_script_that_ends_in_time_has_not_expired(start):
+    assert start("exit 0", resources=Resources(time_limit=60)).wait(PATIENT).status is RunStatus.SUCCEEDED
+
+
+def test_a_signal_that_ends_the_script_is_told_as_a_shell_tells_it(start):
+    assert start("kill -9 $$").wait(PATIENT).code == 137
+
+
+def test_environment_and_secrets_arrive_unchanged_and_nothing_of_the_worker_does(start, monkeypatch, tmp_path):
+    monkeypatch.setenv("PREFECT_API_KEY", "the worker's own")
+    run = start("env -0 > seen", environment=HOSTILE, secrets={"TOKEN": "'$(id)'\n"})
+    assert run.wait(PATIENT).code == 0
+    pairs = (tmp_path / "data" / "seen").read_bytes().decode().split("\0")[:-1]
+    seen = dict(pair.split("=", 1) for pair in pairs)
+    told = HOSTILE | {"TOKEN": "'$(id)'\n", "EXECUTION_ID": "an-execution", RUN_COOKIE: run.id}
+    assert {name: seen.get(name) for name in told} == told
+    assert "PREFECT_API_KEY" not in seen
+    assert not (tmp_path / "data" / "hacked").exists()
+
+
+def test_the_script_begins_in_the_data_folder_and_what_it_leaves_there_stays(runtime, start, tmp_path):
+    (tmp_path / "data" / "given.txt").write_text("given")
+    run = start('pwd; cp given.txt "$SEEN/left.txt"', environment={"SEEN": runtime.sees(tmp_path / "data")})
+    assert written(run) == {"stdout": f"{runtime.sees(tmp_path / 'data')}\n".encode(), "stderr": b""}
+    assert (tmp_path / "data" / "left.txt").read_text() == "given"
+
+
+def test_bytes_of_any_kind_and_number_are_told_as_they_came(start):
+    script = "perl -e 'print pack(q(C*), 0..255) x 4000; print STDERR pack(q(C*), reverse 0..255)'"
+    told = written(start(script))
+    assert told["stdout"] == bytes(range(256)) * 4000
+    assert told["stderr"] == bytes(reversed(range(256)))
+
+
+def test_limits_are_seen_inside(runtime, start):
+    quota = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null | grep -q ^100000"
+    seen = {"process": "test $(nproc) = 1", "docker": quota}[runtime.name]
+    # More memory than it may have, while what a shell takes is allowed.
+    greedy = "perl -e 'my $x = q(x) x 400_000_000; print length $x'"
+    limits = Resources(cpus=1, memory=300 << 20, time_limit=600)
+    end = start(f"{seen} || exit 3; {greedy} && exit 4; exit 5", resources=limits).wait(PATIENT)
+    assert end.code == 5, end
+
+
+def test_a_caller_that_was_killed_finds_its_run_again(runtime, ask, tmp_path):
+    plan = runtime.compile(ask("echo begun; echo apart >&2; while [ ! -e go ]; do sleep 0.1; done; exit 9"), tmp_path)
+    told = {"state": str(tmp_path / "state"), "engine": os.environ.get("EXECUTIONS_TEST_DOCKER")}
+    code = f"""
+import sys, signal, os
+from pathlib import Path
+from prefect_executions.runtimes import Plan, open_runtime
+runtime = open_runtime({runtime.name!r}, state=Path({told["state"]!r}), engine={told["engine"]!r}, open_network="host")
+runtime.run(Plan.model_validate_json(sys.stdin.buffer.read()))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], input=plan.to_json(), check=False, start_new_session=True)
+    assert done.returncode == -signal.SIGKILL
+
+    run = runtime.find(plan.id)
+    assert run.status() is RunStatus.RUNNING
+    (tmp_path / "data" / "go").touch()
+    assert written(run) == {"stdout": b"begun\n", "stderr": b"apart\n"}
+    assert run.wait(PATIENT).code == 9
+    assert runtime.find(plan.id).exit_code == 9
+
+
+def test_an_id_is_started_once_and_found_until_it_is_discarded(runtime, ask, tmp_path):
+    plan = runtime.compile(ask("exit 0"), tmp_path / "plan")
+    with pytest.raises(NotFoundError, match=plan.id):
+        runtime.find(plan.id)
+    run = runtime.run(plan)
+    with pytest.raises(PlanError, match="before"):
+        runtime.run(plan)
+    run.wait(PATIENT)
+    with pytest.raises(PlanError, match="before"):
+        runtime.run(plan)
+    run.discard()
+    run.discard()
+    with pytest.raises(NotFoundError):
+        runtime.find(plan.id)
+
+
+def test_what_runs_is_ended_when_it_is_discarded(runtime, start):
+    mark = f"{time.time_ns()}"
+    run = start(f"echo ready; sleep {mark}")
+    next(run.logs())
+    run.discard()
+    assert not sleepers(mark)
+
+
+def test_a_plan_shows_all_but_secrets_and_runs_only_with_them(runtime, ask, tmp_path):
+    request = ask("echo $TOKEN", secrets={"TOKEN": "tr0ub4dor"}, environment={"PLAIN": "seen"})
+    plan = runtime.compile(request, tmp_path / "plan")
+    assert (tmp_path / "plan" / "plan.json").read_bytes() == plan.to_json()
+    assert (tmp_path / "plan" / "entrypoint.sh").read_text() == "echo $TOKEN"
+    shown = plan.to_json().decode() + repr(plan)
+    assert "tr0ub4dor" not in shown
+    assert "TOKEN" in shown
+    assert "seen" in shown
+    read = Plan.model_validate_json(plan.to_json())
+    with pytest.raises(PlanError, match="TOKEN"):
+        runtime.run(read)
+
+
+@pytest.mark.parametrize("wish", Wish)
+def test_what_a_runtime_does_not_honour_it_refuses_before_anything_is_started(wish, runtime, ask, tmp_path):
+    asked = {
+        Wish.DATA: {},
+        Wish.ENVIRONMENT: {"environment": {"A": "b"}},
+        Wish.SECRETS: {"secrets": {"A": "b"}},
+        Wish.IMAGE: {"image": "executions-test"},
+        Wish.USER: {"user": "1234"},
+        Wish.OPEN_NETWORK: {"network": Network.OPEN},
+        Wish.CLOSED_NETWORK: {"network": Network.CLOSED},
+        Wish.CPUS: {"resources": Resources(cpus=1)},
+        Wish.MEMORY: {"resources": Resources(memory=1 << 30)},
+        Wish.GPUS: {"resources": Resources(gpus=1)},
+        Wish.PROCESSES: {"resources": Resources(processes=50)},
+        Wish.TIME_LIMIT: {"resources": Resources(time_limit=10)},
+    }
+    request = ask("true", **asked[wish])
+    # No engine with a GPU is at hand.
+    if wish in runtime.honours and wish is not Wish.GPUS:
+        runtime.compile(request, tmp_path / "plan")
+        assert (tmp_path / "plan" / "plan.json").exists()
+    else:
+        with pytest.raises(PlanError, match=str(wish)):
+            runtime.compile(request, tmp_path / "plan")
+        assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "told"),
+    [
+        ({"environment": {"A": "nul\0"}}, "NUL"),
+        ({"secrets": {"A": "sesame\0"}}, "NUL"),
+        ({"environment": {"A": "\udc80"}}, "UTF-8"),
+        ({"environment": {"A": "x" * 1_000_000}}, "file"),
+        ({"environment": {f"A{number}": "x" * 100_000 for number in range(20)}}, "file"),
+        ({"environment": {"A B": "1"}}, "A B"),
+        ({"environment": {"2A": "1"}}, "2A"),
+        ({"environment": {"": "1"}}, "name"),
+        ({"environment": {"A=B": "1"}}, "A=B"),
+        ({"environment": {"PWD": "/"}}, "PWD"),
+        ({"environment": {"EXECUTION_ID": "another"}}, "EXECUTION_ID"),
+        ({"environment": {"A": "1"}, "secrets": {"A": "2"}}, "twice"),
+        ({"script": "echo \0"}, "NUL"),
+        ({"data": Path("relative")}, "absolute"),
+        ({"data": Path("/is/not/there")}, "/is/not/there"),
+        ({"resources": Resources(cpus=4096)}, "4096"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_what_would_be_changed_or_dropped_on_the_way_is_refused(wishes, told, runtime, ask, tmp_path):
+    with pytest.raises(PlanError, match=told) as refused:
+        runtime.compile(ask(**wishes), tmp_path / "plan")
+    assert "sesame" not in str(refused.value)
+
+
+def test_all_reasons_are_told_at_once(runtime, ask, tmp_path):
+    with pytest.raises(PlanError, match=r"(?s)NUL.*4096"):
+        runtime.compile(ask(environment={"A": "\0"}, resources=Resources(cpus=4096)), tmp_path / "plan")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../a", "A", "a/b", "-a", "a" * 64, "ä", ".a"])
+def test_an_id_is_one_that_every_infrastructure_takes(name, tmp_path):
+    with pytest.raises(NameRefusedError, match="id of a run"):
+        RunRequest(id=name, execution_id="e", script="true", data=tmp_path)
+
+
+def test_a_runtime_that_there_is_not_is_told_with_those_that_are(tmp_path):
+    with pytest.raises(RequestError, match="process, docker"):
+        open_runtime("quantum", state=tmp_path)
+
+
+def sleepers(mark: str) -> list[str]:
+    """Return the processes of this machine, in containers too, whose command names *mark*."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+            command = (place / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state not in "ZX" and mark.encode() in command:
+            found.append(place.name)
+    return found

@@ -1,0 +1,138 @@
+"""Processes as a runtime: what watches them, and what is left when that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prefect_executions.capture.processes import alive, end_carriers
+from prefect_executions.errors import InfrastructureError, PlanError
+from prefect_executions.runtimes import Plan, ProcessRuntime, Resources, Run, RunRequest, RunStatus
+from prefect_executions.runtimes.plans import RUN_COOKIE
+from prefect_executions.runtimes.process import INHERITED
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is missing")
+
+PATIENT = 120.0
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> ProcessRuntime:
+    return ProcessRuntime(tmp_path / "state")
+
+
+@pytest.fixture
+def plan(runtime: ProcessRuntime, tmp_path: Path) -> Callable[..., Plan]:
+    (tmp_path / "data").mkdir()
+
+    def compiled(script: str, **wishes) -> Plan:
+        request = RunRequest(id="a-run", execution_id="e", data=tmp_path / "data", script=script, **wishes)
+        return runtime.compile(request, tmp_path / "plan")
+
+    return compiled
+
+
+def until(come: Callable[[], object]) -> None:
+    """Return when *come* tells something true."""
+    patience = time.monotonic() + PATIENT
+    while not come():
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+
+
+def begun(run: Run, state: Path) -> dict[str, dict[str, int]]:
+    """Return what the launcher has told of itself and the script, once the script has written something."""
+    next(run.logs())
+    told: dict[str, dict[str, int]] = json.loads((state / run.id / "begun.json").read_text())
+    return told
+
+
+def test_a_launcher_that_was_killed_takes_the_script_along_and_the_run_is_lost(runtime, plan, tmp_path):
+    run = runtime.run(plan("echo ready; setsid sleep 300 & sleep 300"))
+    told = begun(run, tmp_path / "state")
+    os.kill(told["launcher"]["pid"], signal.SIGKILL)
+    end = run.wait(PATIENT)
+    assert (end.status, end.code) == (RunStatus.LOST, None), "nobody saw its code"
+    until(lambda: alive(run.seen().process) is False)
+    assert run.cancel(grace=0.2) == end
+    assert end_carriers(run.id, cookie=RUN_COOKIE) == 0, "what it had started was found by its cookie"
+
+
+def test_a_launcher_that_is_told_to_stop_by_somebody_else_says_so(runtime, plan, tmp_path):
+    run = runtime.run(plan("echo ready; sleep 300"))
+    os.kill(begun(run, tmp_path / "state")["launcher"]["pid"], signal.SIGTERM)
+    end = run.wait(PATIENT)
+    assert (end.status, end.code) == (RunStatus.FAILED, 143)
+    assert "told to stop" in end.why
+
+
+def test_a_caller_that_died_before_it_could_start_anything_leaves_a_lost_run(runtime, tmp_path):
+    (tmp_path / "state" / "a-run").mkdir(parents=True)
+    (tmp_path / "state" / "a-run" / "lock").touch()
+    assert runtime.find("a-run").status() is RunStatus.LOST
+
+
+def test_what_a_script_used_is_told(runtime, plan):
+    end = runtime.run(plan("perl -e 'my $x = q(x) x 60_000_000; 1 for 1..2_000_000'")).wait(PATIENT)
+    assert end.cpu_seconds > 0.01
+    assert end.peak_memory > 60_000_000
+
+
+def test_of_the_worker_a_script_sees_only_what_is_listed(runtime, plan, monkeypatch, tmp_path):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for scripts")
+    run = runtime.run(plan("env > seen", environment={"HOME": "/elsewhere"}))
+    run.wait(PATIENT)
+    seen = dict(line.split("=", 1) for line in (tmp_path / "data" / "seen").read_text().splitlines())
+    assert seen.keys() <= {*INHERITED, "EXECUTION_ID", "EXECUTION_RUN", "PWD", "OLDPWD", "SHLVL", "_"}
+    assert seen["HOME"] == "/elsewhere"
+
+
+def test_no_secret_is_on_the_disk_nor_with_the_launcher(runtime, plan, tmp_path):
+    run = runtime.run(plan("echo ready; sleep 300", secrets={"TOKEN": "tr0ub4dor"}))
+    told = begun(run, tmp_path / "state")
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    launcher = Path(f"/proc/{told['launcher']['pid']}")
+    script = Path(f"/proc/{told['script']['pid']}")
+    assert not [content for content in kept if b"tr0ub4dor" in content]
+    assert b"tr0ub4dor" not in (launcher / "environ").read_bytes() + (launcher / "cmdline").read_bytes()
+    assert b"tr0ub4dor" not in (script / "cmdline").read_bytes()
+    run.discard()
+
+
+def test_the_launcher_has_left_its_caller(runtime, plan, tmp_path):
+    run = runtime.run(plan("echo ready; sleep 300"))
+    pid = begun(run, tmp_path / "state")["launcher"]["pid"]
+    assert os.getsid(pid) not in {os.getsid(0), os.getsid(run.seen().process.pid)}
+    assert pid not in [int(child) for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    run.discard()
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"), [(Resources(cpus=0.5), "whole"), (Resources(gpus=1), "gpus"), (Resources(processes=9), "proc")]
+)
+def test_a_limit_that_a_process_cannot_have_is_refused(limits, told, plan):
+    with pytest.raises(PlanError, match=told):
+        plan("true", resources=limits)
+
+
+def test_a_folder_that_is_gone_is_told_and_the_id_is_free_again(runtime, plan, tmp_path):
+    made = plan("true")
+    (tmp_path / "data").rmdir()
+    with pytest.raises(InfrastructureError, match=r"a-run cannot be started.*data"):
+        runtime.run(made)
+    (tmp_path / "data").mkdir()
+    assert runtime.run(made).wait(PATIENT).code == 0
+
+
+def test_the_example_of_the_documents_runs():
+    page = (Path(__file__).parents[1] / "docs" / "runtimes.md").read_text(encoding="utf-8")
+    example = page.partition("```python\n")[2].partition("```")[0]
+    subprocess.run([sys.executable, "-c", example], check=True)
