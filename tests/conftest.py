@@ -12,7 +12,7 @@ import pytest
 
 import servers
 
-LONGEST = {"test_journeys.py"}
+LONGEST = {"test_journeys.py", "test_scenarios.py"}
 
 _prefect = pytest.StashKey[dict[str, str]]()
 

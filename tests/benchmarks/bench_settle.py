@@ -1,0 +1,201 @@
+"""What a round of settle costs among many flow runs, and how long after a ``kill -9`` a record is sealed.
+
+It runs a Prefect server of its own: ``python tests/benchmarks/bench_settle.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import servers
+
+WORKING = """
+import time
+from prefect_executions import current_execution, method
+
+@method(version="1")
+def works() -> None:
+    current_execution().output("half.txt").write_text("half")
+    time.sleep(600)
+
+works()
+"""
+NEED_WORK = 10
+
+
+def row(measure: str, figure: str, against: str, goal: str) -> None:
+    print(f"| {measure} | {figure} | {against} | {goal} |", flush=True)
+
+
+@contextmanager
+def counted_requests() -> Iterator[list[str]]:
+    from prefect_executions import engine  # noqa: PLC0415 - after the environment is set
+
+    made: list[str] = []
+    hooks = engine.client()._client.event_hooks["request"]
+    hooks.append(listen := lambda request: made.append(request.url.path))
+    yield made
+    hooks.remove(listen)
+
+
+class Crowd:
+    """One deployed Method and many runs of it, most of them sealed before."""
+
+    def __init__(self, home: Path, database: Path) -> None:
+        from benches import bench_at  # noqa: PLC0415 - after the environment is set
+        from prefect_executions import method  # noqa: PLC0415 - the same
+
+        @method(version="1")
+        def crowded(number: int = 1) -> int:
+            return number
+
+        self.database = database
+        self.bench = bench_at(home)
+        self.deployment = crowded.to_deployment("crowd").apply()
+
+    def ended(self, count: int, newest: timedelta, oldest: timedelta) -> list[str]:
+        """Write *count* runs that ended between these times ago into Prefect's database; return their ids."""
+        from prefect.client.orchestration import get_client  # noqa: PLC0415 - after the environment is set
+        from prefect.states import Crashed, Pending  # noqa: PLC0415 - the same
+
+        with get_client(sync_client=True) as client:
+            model = client.create_flow_run_from_deployment(self.deployment)
+            for state in (Pending(), Crashed(message="no")):
+                client.set_flow_run_state(model.id, state)
+        ids = [str(uuid4()) for _ in range(count)]
+        now, step = datetime.now(UTC), (oldest - newest) / count
+        with closing(sqlite3.connect(self.database, timeout=60)) as database, database:
+            database.row_factory = sqlite3.Row
+            [state] = database.execute(
+                "SELECT s.* FROM flow_run_state s JOIN flow_run r ON r.state_id = s.id WHERE r.id = ?", (str(model.id),)
+            )
+            [run] = database.execute("SELECT * FROM flow_run WHERE id = ?", (str(model.id),))
+            states, runs = [], []
+            for number, run_id in enumerate(ids):
+                at = (now - newest - number * step).strftime("%Y-%m-%d %H:%M:%S.%f")
+                own = {"id": str(uuid4()), "flow_run_id": run_id, "timestamp": at}
+                states.append(dict(state) | own)
+                times = {"state_timestamp": at, "end_time": at, "expected_start_time": at, "created": at}
+                runs.append(dict(run) | times | {"id": run_id, "state_id": own["id"], "name": f"run-{run_id}"})
+            for table, rows in (("flow_run", runs), ("flow_run_state", states)):
+                columns = ", ".join(rows[0])
+                values = ", ".join(f":{name}" for name in rows[0])
+                database.executemany(f"INSERT INTO {table} ({columns}) VALUES ({values})", rows)  # noqa: S608 - our own words
+            database.execute("DELETE FROM flow_run WHERE id = ?", (str(model.id),))
+        return ids
+
+    def sealed(self, ids: list[str], newest: timedelta, oldest: timedelta) -> None:
+        """Say in the archive's marks and in the ledger that these were sealed."""
+        from records import a_never_started_record, a_request  # noqa: PLC0415 - from tests/
+
+        now, step = datetime.now(UTC), (oldest - newest) / len(ids)
+        with self.bench.ledger.bulk() as bulk:
+            for number, execution_id in enumerate(ids):
+                at = now - newest - number * step
+                self.bench.archive.marks.close(execution_id, "a" * 64, at)
+                told = a_never_started_record()
+                told = a_never_started_record(
+                    request=a_request(execution_id=execution_id, files=()),
+                    job_status=told.job_status.model_copy(update={"job_id": execution_id}),
+                )
+                bulk.record(told, archive="archived", manifest_sha256="a" * 64)
+
+
+def a_round(crowd: Crowd, home: Path) -> tuple[float, int, int, int]:
+    """Return what one round took: seconds, requests to Prefect, MiB of memory more, executions sealed."""
+    from prefect_executions.settings import Settings  # noqa: PLC0415 - after the environment is set
+    from prefect_executions.settle import settle  # noqa: PLC0415 - the same
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with counted_requests() as requests:
+        begun = time.perf_counter()
+        told = [one for one in settle(crowd.bench, Settings(home=home)) if one.result == "archived"]
+        took = time.perf_counter() - begun
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    return took, len(requests), more, len(told)
+
+
+def scan(home: Path, database: Path, count: int) -> None:
+    crowd = Crowd(home, database)
+    minute, day = timedelta(minutes=1), timedelta(days=1)
+    for what, newest, oldest in (
+        (f"a round over {count:,} flow runs of 30 days", 15 * minute, 30 * day),
+        (f"the same with {count:,} more that ended in the last ten minutes", 2 * minute, 9 * minute),
+    ):
+        ids = crowd.ended(count - NEED_WORK, newest, oldest)
+        crowd.sealed(ids, newest, oldest)
+        crowd.bench.archive.marks.settle_until(datetime.now(UTC))
+        a_round(crowd, home)
+        crowd.ended(NEED_WORK, minute, 2 * minute)
+        took, requests, more, done = a_round(crowd, home)
+        row(f"{what}, {done} to seal", f"{took:.2f} s", f"{requests} requests, {more} MiB more", "seconds, bounded")
+        took, requests, more, done = a_round(crowd, home)
+        row(f"{what}, {done} to seal", f"{took:.2f} s", f"{requests} requests, {more} MiB more", "seconds, bounded")
+
+
+def killed(home: Path, *, reachable: bool) -> float:
+    """Return the seconds from the ``kill -9`` of a run to its sealed record, with one round after the other."""
+    from benches import bench_at  # noqa: PLC0415 - the same
+    from prefect_executions.settings import Settings  # noqa: PLC0415 - after the environment is set
+    from prefect_executions.settle import settle  # noqa: PLC0415 - the same
+
+    there = home / "there"
+    bench = bench_at(home)
+    told = os.environ | {"EXECUTIONS_HOME": str(there), "EXECUTIONS_ARCHIVE": bench.archive.store.url}
+    script = home / "works.py"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(WORKING)
+    process = subprocess.Popen([sys.executable, str(script)], env=told, stderr=subprocess.DEVNULL)
+    while not list((there / "workbench").glob("*/outputs/half.txt")):
+        time.sleep(0.05)
+    [execution_id] = [one.id for one in bench.archive.marks.open()]
+    begun = time.perf_counter()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if not reachable:
+        there.rename(home / "away")
+    while bench.archive.seal_of(execution_id) is None:
+        list(settle(bench, Settings(home=home)))
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        told: dict[str, Any] = dict(servers.environment(here / "prefect", servers.free_port()))
+        os.environ.update(told | {"PREFECT_LOGGING_LEVEL": "ERROR", "EXECUTIONS_HOME": str(here / "crowd")})
+        with servers.running(told):
+            row("measure", "figure", "beside", "goal")
+            found = killed(here / "killed", reachable=True)
+            row(
+                "kill -9 to sealed record, bundle within reach",
+                f"{found:.1f} s",
+                "rounds without a pause",
+                "<= 120 s",
+            )
+            found = killed(here / "lost", reachable=False)
+            row("kill -9 to sealed record, its machine gone", f"{found:.1f} s", "45 s of silence of it", "<= 120 s")
+            scan(here / "crowd", here / "prefect" / "prefect.db", arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
