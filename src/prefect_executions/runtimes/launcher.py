@@ -144,7 +144,8 @@ def _end_all(grace: float, script: int, code: int | None) -> int | None:
 
 
 def _send_to_all(script: int, number: int) -> None:
-    below = set(_below(os.getpid()))
+    # From the top down: a script whose child ends first may end with it before it has heard anything.
+    below = list(_below(os.getpid()))
     for pid in below:
         with suppress(OSError):
             os.kill(pid, number)
