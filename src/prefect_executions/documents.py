@@ -134,7 +134,8 @@ def strict_json(data: bytes | str, name: str) -> Any:
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         told = dict(pairs)
         if len(told) != len(pairs):
-            raise BundleError(f"{name}: a JSON object says the same member twice")
+            twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+            raise BundleError(f"{name}: a JSON object says the member '{twice[:80]}' twice")
         return told
 
     def no_number(word: str) -> None:

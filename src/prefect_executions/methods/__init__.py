@@ -1,4 +1,9 @@
-"""What a Method is: an OGC process description, the code behind it, and the rules of its declaration."""
+"""What a Method is: an OGC process description, the code or scripts behind it, and the rules of its declaration.
+
+A descriptor Method has modules of its own, which are not loaded for others:
+`reading` makes a Method of a file, `asking` its form and the values of its
+inputs, `scripts` what is run, `wishes` what the infrastructure is asked for.
+"""
 
 from prefect_executions.methods.describing import (
     METHOD_TYPES,
@@ -6,6 +11,8 @@ from prefect_executions.methods.describing import (
     AdditionalParameters,
     CodeIdentity,
     InputDescription,
+    Link,
+    MetadataEntry,
     Method,
     Notebook,
     OutputDescription,
@@ -36,6 +43,8 @@ __all__ = [
     "CodeIdentity",
     "InputDescription",
     "InputFile",
+    "Link",
+    "MetadataEntry",
     "Method",
     "Notebook",
     "OutputDescription",

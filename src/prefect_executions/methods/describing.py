@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from prefect_executions.documents import Document, Part
 from prefect_executions.errors import MethodError
-from prefect_executions.methods.files import FILE_FORMAT
+from prefect_executions.methods.files import CCP_FILE, FILE_FORMAT
 from prefect_executions.settings import ArchiveLevel
 
 # The vocabulary that every installation knows; EXECUTIONS_METHOD_TYPES adds to it.
@@ -33,7 +33,30 @@ METHOD_TYPES = (
 )
 
 
-class InputDescription(Part):
+class OpenPart(Part):
+    """A part of a descriptor: what is unknown in it is kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Link(OpenPart):
+    """OGC's ``link``; ``compatibleWith`` names in CCP an infrastructure that the Method runs on."""
+
+    href: str
+    rel: str | None = None
+    type: str | None = None
+    title: str | None = None
+
+
+class MetadataEntry(OpenPart):
+    """OGC's ``metadata``; CCP's roles are ``author``, ``category`` and ``context``."""
+
+    title: str | None = None
+    role: str | None = None
+    href: str | None = None
+
+
+class InputDescription(OpenPart):
     """One input of a Method, as OGC's ``inputDescription``."""
 
     title: str | None = None
@@ -44,16 +67,36 @@ class InputDescription(Part):
 
     @property
     def is_file(self) -> bool:
-        """Whether the input's values name files that are staged before the Method starts."""
-        return bool(_leaf(self.json_schema).get("format") == FILE_FORMAT)
+        """Whether the input's values name files that are staged before the Method starts.
+
+        CCP's ``url`` is text that its scripts fetch themselves, so it is none.
+        """
+        leaf = _leaf(self.json_schema)
+        return _format(leaf) in {FILE_FORMAT, CCP_FILE} or (_format(leaf) == "uri" and bool(self.media_type))
+
+    @property
+    def media_type(self) -> str | None:
+        """What the author says of the values' media type."""
+        said = _leaf(self.json_schema).get("contentMediaType")
+        return said if isinstance(said, str) and said else None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the author gave the value, so that no form asks for it."""
+        return self.json_schema.get("readOnly") is True
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the input's value is a list because it may occur more than once."""
+        return self.max_occurs != 1
 
     @property
     def is_secret(self) -> bool:
         """Whether the input's value names a secret."""
-        return self.json_schema.get("format") == "secret"
+        return _format(self.json_schema) == "secret"
 
 
-class OutputDescription(Part):
+class OutputDescription(OpenPart):
     """One output of a Method, as OGC's ``outputDescription``."""
 
     title: str | None = None
@@ -61,14 +104,14 @@ class OutputDescription(Part):
     json_schema: dict[str, Any] = Field(alias="schema")
 
 
-class AdditionalParameter(Part):
+class AdditionalParameter(OpenPart):
     """A named list of values, as OGC's ``additionalParameter``."""
 
     name: str
     value: tuple[Any, ...]
 
 
-class AdditionalParameters(Part):
+class AdditionalParameters(OpenPart):
     """OGC's ``additionalParameters``: here the scripts of a descriptor Method."""
 
     title: str | None = None
@@ -143,14 +186,16 @@ class Method(Document):
 
     id: str
     version: str
-    title: str
+    title: str = Field(default_factory=lambda told: str(told.get("id", "")))
     description: str | None = None
     keywords: tuple[str, ...] = ()
+    metadata: tuple[MetadataEntry, ...] = ()
     job_control_options: tuple[Literal["sync-execute", "async-execute", "dismiss"], ...] = ("async-execute", "dismiss")
     output_transmission: tuple[Literal["value", "reference"], ...] = ("reference",)
     inputs: dict[str, InputDescription] = {}
     outputs: dict[str, OutputDescription] = {}
     additional_parameters: AdditionalParameters | None = None
+    links: tuple[Link, ...] = ()
     type: str | None = None
     archive: ArchiveLevel | None = None
     time_limit: float | None = None
@@ -161,6 +206,11 @@ class Method(Document):
     def secrets(self) -> frozenset[str]:
         """The names of the inputs that name a secret."""
         return frozenset(name for name, described in self.inputs.items() if described.is_secret)
+
+    def script(self, name: str) -> tuple[str, ...]:
+        """Return the lines of the script *name*, for example ``execute-script``; none when there is no such script."""
+        told = self.additional_parameters.parameters if self.additional_parameters else ()
+        return next((tuple(map(str, one.value)) for one in told if one.name == name), ())
 
 
 def check_type(term: str | None, further: Sequence[str]) -> str | None:
@@ -176,6 +226,10 @@ def check_type(term: str | None, further: Sequence[str]) -> str | None:
         f"'{term}' is not a known type of a Method. Known: {', '.join(known)}. "
         "An operator adds terms by EXECUTIONS_METHOD_TYPES."
     )
+
+
+def _format(schema: Mapping[str, Any]) -> str:
+    return str(schema.get("format") or "").lower()  # CCP writes "Secret" as well, and null for none
 
 
 def _leaf(schema: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,6 +14,9 @@ from prefect_executions.errors import InputError
 FILE_FORMAT = "uri-reference"
 """JSON Schema format of an `InputFile`: a path or an fsspec URL."""
 
+CCP_FILE = "file"
+"""CCP's format of a file: its placeholder stands for the content in base64."""
+
 
 class InputFile(str):
     """A file that a Method reads: given as a path or any fsspec URL, staged before the Method starts.

@@ -1,0 +1,325 @@
+"""A Method is read from a descriptor: what is unknown is kept, what is wrong is told with its place."""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ogc
+from prefect_executions.errors import MethodError
+from prefect_executions.methods import Method
+from prefect_executions.methods.parsing import MOST_BYTES, parse
+from prefect_executions.methods.reading import document_of, method_of, read_method, without_clear_secrets
+
+PAGE = Path(__file__).parents[1] / "docs" / "descriptors.md"
+
+
+def as_ccp_writes_it():
+    """Return a descriptor with everything that CCP's documentation shows: nulls, empty defaults, a secret in clear."""
+    every = {"minOccurs": 1, "maxOccurs": 1}
+    text = {"type": "string", "contentMediaType": "text/plain"}
+    return {
+        "id": "0f6b2c0e-6a53-4b53-9d0e-6d7d6f4c8c11",
+        "title": "Annotate",
+        "description": "",
+        "version": "1.0.0",
+        "jobControlOptions": ["async-execute"],
+        "keywords": ["rest"],
+        "metadata": [
+            {"title": "An Author", "role": "author", "href": "https://example.org/users/1"},
+            {"title": "Text", "role": "category"},
+            {"title": "%2Fa%2Fvre", "role": "context", "href": "https://example.org/vre"},
+        ],
+        "inputs": {
+            "ccpimage": {"id": "ccpimage", "title": "Runtime", **every}
+            | {"schema": text | {"format": "url", "default": "bash", "readOnly": True}},
+            "ccpreplicas": {"id": "ccpreplicas", **every, "schema": {"type": "string", "default": "1"}},
+            "ccpmaxtime": {"schema": {"type": "string", "format": "number", "default": "86400"}},
+            "baseurl": {"schema": text | {"format": "url", "default": "https://example.org/", "readOnly": True}},
+            "service": {"schema": text | {"format": None, "default": "mine"}, **every},
+            "file": {"schema": text | {"format": "file", "default": ""}, **every},
+            "kind": {"schema": text | {"format": None, "default": "a/b", "enum": ["a/b", "c/d"]}},
+            "kinds": {"schema": text | {"enum": ["x", "y"]}, "minOccurs": 0, "maxOccurs": 2},
+            "api_key": {"schema": text | {"format": "Secret", "default": "XXXYYYZZZ"}, **every},
+        },
+        "outputs": {
+            "stdout": {"id": "stdout", **every, "schema": text, "metadata": [{"role": "file", "href": "/ccp_data/o"}]}
+        },
+        "additionalParameters": {
+            "parameters": [
+                {"name": "deploy-script", "value": ["echo {{file}} | base64 -d > /ccp_data/input"]},
+                {
+                    "name": "execute-script",
+                    "value": [
+                        "wget '{{ baseurl }}{{ service }}' --header \"Auth: Basic {{api_key}}\" -O /ccp_data/o",
+                        "mkdir -p /ccp_data/output && echo $RANDOM >> /ccp_data/output/`printenv ccptaskid`.txt",
+                    ],
+                },
+                {"name": "undeploy-script", "value": []},
+                {"name": "lifecycle", "value": [{"updated": "2024-10-10"}]},
+            ]
+        },
+        "links": [{"rel": "compatibleWith", "title": "A swarm", "href": "infrastructures/a-swarm"}],
+    }
+
+
+def a_document(**changes):
+    script = {"parameters": [{"name": "execute-script", "value": ["true"]}]}
+    return {"id": "m", "version": "1", "additionalParameters": script} | changes
+
+
+def with_input(**described):
+    return a_document(inputs={"x": {"schema": {"type": "string"}} | described})
+
+
+def with_lines(*lines, name="execute-script"):
+    parameters = [{"name": "execute-script", "value": ["true"]}, {"name": name, "value": list(lines)}]
+    return a_document(additionalParameters={"parameters": parameters[-1:] if name == "execute-script" else parameters})
+
+
+def read(document, name="method.json"):
+    return read_method(json.dumps(document).encode(), name)
+
+
+def refusal(document):
+    with pytest.raises(MethodError) as refused:
+        read(document)
+    return str(refused.value)
+
+
+def test_what_ccp_shows_is_read_and_given_back_unchanged():
+    method = read(as_ccp_writes_it())
+
+    assert document_of(method) == as_ccp_writes_it()
+    assert [name for name, told in method.inputs.items() if told.is_file] == ["file"]
+    assert [name for name, told in method.inputs.items() if told.is_bound] == ["ccpimage", "baseurl"]
+    assert method.secrets == {"api_key"}
+    assert method.links[0].rel == "compatibleWith"
+    assert method.metadata[0].role == "author"
+
+
+def test_a_secret_that_ccp_gives_in_clear_is_not_recorded():
+    method = without_clear_secrets(read(as_ccp_writes_it()))
+
+    assert b"XXXYYYZZZ" not in method.to_json()
+    assert Method.from_json(method.to_json()).inputs["service"].json_schema["default"] == "mine"
+
+
+def test_what_a_bundle_keeps_of_a_descriptor_is_a_descriptor():
+    kept = read(as_ccp_writes_it()).to_json()
+
+    again = read_method(kept, "method.json")
+
+    assert again.to_json() == kept
+    assert again.title == "Annotate"
+
+
+def test_a_title_that_is_left_out_is_the_id_and_stays_left_out():
+    assert read(a_document()).title == "m"
+    assert document_of(read(a_document())) == a_document()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+unknown = st.dictionaries(st.text(max_size=5).map("ccp:{}".format), json_values, max_size=3)
+
+
+@settings(max_examples=25, deadline=None)  # each is a whole descriptor
+@given(unknown, unknown, unknown, unknown, unknown)
+def test_what_is_unknown_is_kept_wherever_it_stands(top, described, schema, listed, linked):
+    try:
+        json.dumps([top, described, schema, listed, linked], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return  # half a surrogate pair is refused, which is another test
+    document = as_ccp_writes_it() | top
+    document["inputs"]["kind"] |= described
+    document["inputs"]["kind"]["schema"] |= schema
+    document["additionalParameters"] |= listed
+    document["links"][0] |= linked
+
+    assert document_of(method_of(document, "m.json")) == document
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": None}, "/version: text is wanted; put it in quotes"),
+        ({"version": ""}, "/version: must be 1 to 200 characters"),
+        ({"id": "a\nb"}, "/id: must be 1 to 200 characters"),
+        ({"keywords": "text"}, "/keywords: a list is wanted"),
+        ({"format": 2}, "/format: 2 is not one of 1"),
+        (
+            {"jobControlOptions": ["async"]},
+            "/jobControlOptions/0: 'async' is .*; did you mean 'async-execute'",
+        ),
+        ({"job_control_options": []}, "/job_control_options: unknown; did you mean 'jobControlOptions'"),
+        ({"additionalParameters": {}}, "/additionalParameters/parameters: there is no 'execute-script'; add one"),
+        ({"inputs": {"a{b": {"schema": {}}}}, r"/inputs/a\{b: an input's name has"),
+        ({"inputs": {"a/b~c": {}}}, "/inputs/a~1b~0c: 'schema' is missing"),
+        ({"inputs": {"a": {"schma": {}}}}, "/inputs/a: 'schema' is missing; did you mean it by 'schma'"),
+        ({"inputs": {"a": {"schema": {}}, "a_": {"schema": {}}, "a-": {"schema": {}}}}, "/inputs/a-: its .* is a_, as"),
+        ({"inputs": {"PATH": {"schema": {}}}}, "/inputs/PATH: its environment variable would be PATH, which is taken"),
+        ({"inputs": {str(n): {"schema": {}} for n in range(501)}}, "/inputs: more than 500 inputs"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place_and_the_cure(changes, told):
+    assert re.match(f"method.json: {told}", refusal(a_document(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("described", "told"),
+    [
+        ({"minOccurs": "1"}, "/minOccurs: a whole number is wanted, without quotes"),
+        ({"minOcurs": 1}, "/minOcurs: unknown; did you mean 'minOccurs'"),
+        ({"min_occurs": 1}, "/min_occurs: unknown; did you mean 'minOccurs'"),
+        ({"minOccurs": 3, "maxOccurs": 2}, "/maxOccurs: must be 1 or more, and not below minOccurs"),
+        ({"id": "y"}, "/id: 'y': the input is called 'x'"),
+        ({"schema": {"type": "strnig"}}, "/schema/type: 'strnig' is no type: .* did you mean 'string'"),
+        ({"schema": {"type": "integer", "default": "two"}}, "/schema/default: does not fit the schema: 'two'"),
+        ({"schema": {"enum": ["a"], "default": "b"}}, "/schema/default: does not fit the schema: 'b'"),
+        ({"schema": {"enum": []}}, "/schema/enum: no value is allowed"),
+        ({"schema": {"pattern": "("}}, r"/schema/pattern: '\(' is not a 'regex'"),
+        ({"schema": {"items": {"$ref": "http://x/"}}}, r"/schema/items/\$ref: a schema of an input stands alone"),
+        ({"schema": {"readOnly": True}}, "/schema/default: an input that is bound"),
+        ({"schema": {"readonly": True}}, "/schema/readonly: unknown; did you mean 'readOnly'"),
+        ({"schema": {"readOnly": "yes"}}, "/schema/readOnly: true or false is wanted"),
+        ({"schema": {"format": "secret"}, "maxOccurs": 2}, "/maxOccurs: a secret is a single value"),
+        (
+            {"schema": {"format": "secret", "readOnly": True, "default": "In Clear"}},
+            "/schema/default: .* Secret",
+        ),
+    ],
+)
+def test_a_wrong_input_is_told_with_its_place_and_the_cure(described, told):
+    assert re.match(f"method.json: /inputs/x{told}", refusal(with_input(**described)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("execute_script", ["true"], "/name: 'execute_script': did you mean 'execute-script'"),
+        ("undeploy-scrip", ["true"], "/name: 'undeploy-scrip': did you mean 'undeploy-script'"),
+        ("execute-script", "true", "/value: a list is wanted"),
+        ("execute-script", ["true", 7], "/value/1: a line of a script is text"),
+        ("execute-script", ["a\0b"], "/value/0: a line of a script is text without NUL"),
+        ("execute-script", ["#!/usr/bin/env python3", "{{ x }}"], "/value/0: 'python3' is no shell"),
+    ],
+)
+def test_a_wrong_script_is_told_with_its_place_and_the_cure(name, value, told):
+    document = a_document(additionalParameters={"parameters": [{"name": name, "value": value}]})
+
+    assert f"/additionalParameters/parameters/0{told}" in refusal(document)
+
+
+def test_all_faults_are_told_at_once_and_not_without_end():
+    document = a_document(inputs={f"x{number}": {"schema": {"type": "txt"}} for number in range(50)})
+
+    told = refusal(document)
+
+    assert told.startswith("method.json: 50 faults in the descriptor:\n  /inputs/x0/schema/type: ")
+    assert told.endswith("\n  and 30 more")
+
+
+def test_a_python_methods_record_is_no_descriptor():
+    record = a_document(additionalParameters={}, code={"entrypoint": "flows/a.py:a"})
+
+    assert "this is the record of a Python Method; run its code, flows/a.py:a" in refusal(record)
+
+
+def test_yaml_says_the_same_as_json():
+    document = as_ccp_writes_it()
+
+    read_from_yaml = read_method(yaml.safe_dump(document, sort_keys=False).encode(), "method.yaml")
+
+    assert document_of(read_from_yaml) == document
+
+
+def test_yaml_reads_words_as_yaml_1_2_does():
+    text = b"a: [no, on, 12:30, 010, 1_000, 2024-01-01, 'true', True, ~, -1.5e3, '', .5]"
+
+    assert parse(text, "m.YML") == {
+        "a": ["no", "on", "12:30", 10, "1_000", "2024-01-01", "true", True, None, -1500.0, "", 0.5]
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("m.json", b"[" * 100_000, "nests too deep"),
+        ("m.json", b'{"a":' * 70 + b"1" + b"}" * 70, "nests deeper than 64"),
+        ("m.json", b" " * MOST_BYTES + b"{}", "larger than"),
+        ("m.json", b'{"a": {"b": 1, "b": 2}}', "says the member 'b' twice"),
+        ("m.json", b'{"a": NaN}', "NaN is no JSON number"),
+        ("m.json", b'{"a": 1e999}', "/a: the number is too large"),
+        ("m.json", b'{"a": ' + b"1" * 5000 + b"}", "no JSON"),
+        ("m.json", b'{"a": ["\\ud800"]}', "/a/0: half a surrogate pair"),
+        ("m.json", b'{"\\ud800": 1}', "half a surrogate pair"),
+        ("m.json", "{'é': 1}".encode("latin-1"), "byte 2 is no UTF-8"),
+        ("m.json", b"id: m", "no JSON"),
+        ("m.json", b"[]", "a descriptor is an object"),
+        ("m.yaml", b"[" * 100_000, "m.yaml:1: nests deeper than 64"),
+        ("m.yaml", b"a: &a [1]\nb: [*a, *a]", "m.yaml:1: an alias or anchor"),
+        ("m.yaml", b"a: 1\nb: !!python/object/apply:os.system [id]", "m.yaml:2: the tag 'tag:yaml.org,2002:python"),
+        ("m.yaml", b"a: !!binary aGk=", "the tag"),
+        ("m.yaml", b"a: 1\na: 2", "m.yaml:2: the member 'a' is said twice"),
+        ("m.yaml", b"1: 2", "a member's name must be text; put it in quotes"),
+        ("m.yaml", b"? [a]\n: 2", "a member's name must be text"),
+        ("m.yaml", b"a: 1\n---\na: 2", "holds 2 YAML documents"),
+        ("m.yaml", b"", "holds 0 YAML documents"),
+        ("m.yaml", b"a: [1", "m.yaml:2: this is no YAML"),
+        ("m.yaml", b"a: \x01", "this is no YAML"),
+        ("m.yaml", b"a: 1e999", "/a: the number is too large"),
+        ("m.yaml", b"a: " + b"1" * 5000, "m.yaml:1: the number is too large"),
+    ],
+    ids=lambda part: part[:20] if isinstance(part, bytes) else None,
+)
+def test_a_hostile_document_is_refused_in_words(name, data, told):
+    with pytest.raises(MethodError) as refused:
+        read_method(data, name)
+
+    assert str(refused.value).startswith("m.")
+    assert told in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60) | st.text(alphabet="{}[]\"',:&*!-? \n0aé", max_size=40).map(str.encode))
+def test_any_bytes_are_read_or_refused(data):
+    for name in ("m.json", "m.yaml"):
+        with suppress(MethodError):
+            parse(data, name)
+
+
+def test_a_byte_order_mark_does_no_harm():
+    assert read_method(b"\xef\xbb\xbf" + json.dumps(a_document()).encode(), "m.json").id == "m"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_the_example_of_the_page_is_a_method_and_an_ogc_process():
+    (example,) = blocks("json")
+
+    method = read_method(example.encode(), "method.json")
+
+    assert document_of(method) == json.loads(example)
+    assert ogc.faults("process", json.loads(example)) == []
+
+
+def test_the_faults_of_the_page_are_those_of_its_example_with_two_slips():
+    (example,) = blocks("json")
+    wrong = example.replace('"type": "integer"', '"type": "interger"').replace("-e {{ word }}", "-e {{ wrod }}")
+
+    with pytest.raises(MethodError) as refused:
+        read_method(wrong.encode(), "method.json")
+
+    assert f"{refused.value}\n" in blocks("text")
