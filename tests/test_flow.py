@@ -477,6 +477,11 @@ def test_the_form_is_the_methods(bundles):
 def uses_secret(token: SecretStr, place: str = "") -> None:
     print(f"the token is {token.get_secret_value()}")
     subprocess.run(["echo", token.get_secret_value()], check=True)
+    execution = current_execution()
+    execution.progress(50, f"half way with {token.get_secret_value()}")
+    execution.note(f"a note of {token.get_secret_value()}")
+    execution.log_params({"used": {"tokens": [token.get_secret_value()]}})
+    execution.log_metrics({f"with {token.get_secret_value()}": 1})
     raise RuntimeError(f"refused: {token.get_secret_value()}")
 
 

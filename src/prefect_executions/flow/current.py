@@ -47,6 +47,8 @@ class Telling:
     show_progress: Callable[[float, str | None], None]
     log: Callable[[str], None]
     failed: Callable[[str], None]
+    mask: Callable[[str], str]
+    """Takes the secrets of the execution out of a text that its code tells."""
 
 
 class Execution:
@@ -135,7 +137,7 @@ class Execution:
         if not 0 <= percent <= 100:  # noqa: PLR2004 - percent
             raise RequestError(f"progress is told in percent, from 0 to 100; {percent} was given")
         with self._lock:
-            self._latest = (float(percent), message and clean_text(message), self._clock())
+            self._latest = (float(percent), message and self._clean(message), self._clock())
         self._soon()
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -148,7 +150,7 @@ class Execution:
         """
         at = self._clock()
         new = [
-            Metric(name=clean_text(name), value=_number(name, value), step=step, time=at)
+            Metric(name=self._clean(name), value=_number(name, value), step=step, time=at)
             for name, value in values.items()
         ]
         with self._lock:
@@ -158,7 +160,7 @@ class Execution:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Keep what the Method decided for itself (a learning rate, a chosen model), as JSON values."""
-        new = {name: json_value(value) for name, value in values.items()}
+        new = {self._clean(name): _masked(json_value(value), self._telling.mask) for name, value in values.items()}
         with self._lock:
             self._params |= new
             self._untold_metrics = True
@@ -169,9 +171,12 @@ class Execution:
         with self._lock:
             self._take_progress()  # told before the note, so it stands before it
             self._job_status = remark(
-                self._job_status, Happening.NOTE, self._clock(), observer=Observer.HOOK, message=clean_text(text)
+                self._job_status, Happening.NOTE, self._clock(), observer=Observer.HOOK, message=self._clean(text)
             )
             self._telling.write_status(self._job_status)
+
+    def _clean(self, text: str) -> str:
+        return clean_text(self._telling.mask(text))
 
     def close(self) -> tuple[JobStatus, Metrics | None]:
         """Stop telling and return the last job status, and the metrics if there are any; again changes nothing."""
@@ -280,3 +285,15 @@ def running_id() -> str | None:
     """Return the flow run id of the execution around the caller, or None."""
     execution_id = current_id()
     return None if execution_id is None else execution_id.partition(".")[0]
+
+
+def _masked(value: Any, mask: Callable[[str], str]) -> Any:
+    match value:
+        case str():
+            return mask(value)
+        case list():
+            return [_masked(part, mask) for part in value]
+        case dict():
+            return {mask(name): _masked(part, mask) for name, part in value.items()}
+        case _:
+            return value

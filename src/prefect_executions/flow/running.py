@@ -322,10 +322,9 @@ class Recording:
 
         def show(percent: float, message: str | None) -> None:
             nonlocal shown
-            told = message and self.mask.mask(message)
-            event = progressed(record.id, record.method.id, percent, told, now())
+            event = progressed(record.id, record.method.id, percent, message, now())
             context.run(engine.tell, [event])
-            shown = context.run(engine.show_progress, shown, self.run.id, percent, told)
+            shown = context.run(engine.show_progress, shown, self.run.id, percent, message)
 
         return Telling(
             write_status=bundle.write_document,
@@ -333,6 +332,7 @@ class Recording:
             show_progress=show,
             log=lambda text: context.run(self.log.info, "%s", text),
             failed=lambda text: context.run(self.log.warning, "%s", text),
+            mask=self.mask.mask,
         )
 
     def _show_staging(self, name: str, done: int, total: int | None) -> None:
