@@ -31,6 +31,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what takes long, unless it is asked for; `.ci/run` asks."""
+    if item.get_closest_marker("long") and not os.environ.get("EXECUTIONS_TEST_LONG"):
+        _missing("time is missing: set EXECUTIONS_TEST_LONG=1 for the tests that take minutes")
+
+
 @pytest.fixture(scope="session")
 def prefect_server(pytestconfig: pytest.Config) -> Iterator[str]:
     """Run one real Prefect server, which every flow in this process and in its children finds; the URL of its API.

@@ -182,6 +182,7 @@ print(state.name)
 """
 
 
+@pytest.mark.long
 def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machine(bundles, home, tmp_path, monkeypatch):
     archive = tmp_path / "archive"
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(archive))

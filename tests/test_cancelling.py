@@ -118,6 +118,7 @@ def prefects_state(record: ExecutionRecord) -> StateType | None:
 # --- in a process of its own -----------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shell", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["terminal", "background"])
 def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running, told, bundles, shell):
     process, record = running(*shell)
@@ -136,6 +137,7 @@ def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running,
     assert "ada" in told("cancel", record.id)  # again
 
 
+@pytest.mark.long
 def test_a_deaf_process_is_told_and_then_ended_but_only_one_that_is_the_executions_own(running, told, bundles):
     process, record = running()
     hall = Reader(Workbench.of(Settings.read(), archive_block=engine.archive_block))
@@ -192,6 +194,7 @@ def inner() -> None:
     nap()
 
 
+@pytest.mark.long
 def test_prefects_own_way_cancels_a_call_and_the_method_that_it_called(bundles, soon):
     @method(version="1")
     def outer() -> None:

@@ -13,7 +13,7 @@ from faults.methods import HALF
 from faults.world import World, a_world
 from prefect_executions.milestones import Milestone
 
-pytestmark = pytest.mark.timeout(600)  # a Prefect server starts, and the machine may be busy
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a Prefect server starts, and the machine may be busy
 
 ELSEWHERE = {Milestone.SET_ASIDE, Milestone.DATA_SENT, Milestone.PART_SENT}
 """Milestones that an execution without a fault and with small files does not come to."""

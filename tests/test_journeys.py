@@ -301,6 +301,7 @@ def test_a_child_of_a_killed_run_is_ended_wherever_it_went(runs):
     assert faults(runs["killed"].folder) == []
 
 
+@pytest.mark.long
 def test_a_child_that_outlives_a_killed_run_changes_its_record_no_more(runs):
     """One that hides what it was started for is not found."""
     runs["killed"].ended()
@@ -330,6 +331,7 @@ def test_a_cancelled_run_keeps_its_outputs_and_leaves_no_process(runs):
     assert run.log(until=f"Execution {run.id} CANCELLED: {run.folder}")
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_harms_no_run_that_goes_on(station, tmp_path):
     flag = tmp_path / "flag"
     with get_client(sync_client=True) as client:
@@ -350,6 +352,7 @@ def test_a_worker_that_dies_harms_no_run_that_goes_on(station, tmp_path):
     assert faults(run.folder) == []
 
 
+@pytest.mark.long
 def test_a_terminal_that_was_never_there_harms_no_run(station, home):
     words = "import sys; sys.path.insert(0, sys.argv[1]); from methods import chats; chats(sys.argv[1])"
     reader, writer = os.pipe()
@@ -394,6 +397,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_served_method_leaves_its_records(station, tmp_path):
     (tmp_path / "serving.py").write_text(SERVING)
     environment = station.environment | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
@@ -443,6 +447,7 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 """
 
 
+@pytest.mark.long
 def test_ten_at_once_in_ten_processes_leave_ten_right_records(station, home):
     command_line = [sys.executable, "-c", TEN, str(station.methods.parent)]
     done = subprocess.run(command_line, capture_output=True, text=True, check=False)

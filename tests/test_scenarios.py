@@ -47,7 +47,7 @@ from scenarios import (
     worker_and_run_are_killed,
 )
 
-pytestmark = pytest.mark.timeout(1800)  # the first test waits for all that is brought about
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]  # the first test waits for all that is brought about
 
 ALL_ROWS = range(1, 39)
 ELSEWHERE = {

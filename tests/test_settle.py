@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from homes import kinds
 from journeys import waited
-from prefect_executions import current_execution, engine, method
+from prefect_executions import current_execution, engine, events, method
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.executions import Raised, Usage
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status, advance
@@ -98,6 +98,16 @@ def test_what_ended_before_it_began_is_sealed_from_prefect_alone(scene):
     assert {row.id for row in scene.bench.ledger.list().rows} == set(scene.seals())
     assert list(scene.bench.unfinished()) == []
     assert scene.settle() == {}
+
+
+def test_a_run_that_is_kept_in_another_archive_is_left_to_that(scene):
+    run = scene.run(scene.deploy(measures), Pending(), Running(), ago=A_WHILE)
+    engine.tell([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
+    waited(lambda: engine.was_told(str(run.id)), "the event")  # Prefect writes events down some seconds late
+    told = scene.settle()[str(run.id)]
+    assert (told.result, "another archive" in told.message) == ("report", True)
+    assert scene.seals() == []
+    assert scene.state(run).is_running()
 
 
 def test_what_nobody_picks_up_is_reported_on_each_round_and_not_sealed(scene):
@@ -413,6 +423,7 @@ def settlers(scene: Scene, what: str, flag: Path, *homes: Path) -> subprocess.Po
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.long
 def test_many_settlers_and_the_runs_own_hook_at_once_give_one_seal(scene, elsewhere, tmp_path):
     deployment = scene.deploy(measures)
     never = [scene.run(deployment, Pending(), Crashed(message="no"), ago=A_WHILE) for _ in range(3)]
@@ -444,6 +455,7 @@ def test_many_settlers_and_the_runs_own_hook_at_once_give_one_seal(scene, elsewh
     assert [*scene.bench.unfinished(), *there.unfinished(), *(scene.archive / "open").glob("*")] == []
 
 
+@pytest.mark.long
 def test_settle_may_be_killed_and_run_again(scene, tmp_path):
     deployment = scene.deploy(measures)
     never = scene.run(deployment, Pending(), Crashed(message="no"), ago=A_WHILE)

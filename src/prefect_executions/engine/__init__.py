@@ -22,7 +22,7 @@ from prefect_executions.engine.scanning import (
     worker_silence,
 )
 from prefect_executions.engine.steps import steps
-from prefect_executions.engine.telling import EndTelling, Progress, show_progress, tell
+from prefect_executions.engine.telling import EndTelling, Progress, show_progress, tell, was_told
 
 __all__ = [
     "TAG",
@@ -64,5 +64,6 @@ __all__ = [
     "steps",
     "tell",
     "told_by_prefect",
+    "was_told",
     "worker_silence",
 ]

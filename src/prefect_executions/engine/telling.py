@@ -20,6 +20,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect_executions import events
 from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.engine.client import client, configured_api
+from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import Event
 from prefect_executions.lifecycle import JobStatus
 
@@ -53,6 +54,19 @@ def tell(told: Iterable[Event]) -> None:
     bodies = [event.as_json() for event in told]
     if bodies:
         client().request("POST", "/events", json=bodies)
+
+
+def was_told(execution_id: str) -> bool:
+    """Return whether Prefect has events of an execution, so that somebody keeps a record of it.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    wanted = {"filter": {"resource": {"id": [f"{events.RESOURCE}.{execution_id}"]}}, "limit": 1}
+    try:
+        return bool(client().request("POST", "/events/filter", json=wanted).json()["events"])
+    except Exception as error:
+        raise OrchestratorError(f"Prefect's API does not tell the events of {execution_id}: {error}") from error
 
 
 class EndTelling:

@@ -140,6 +140,8 @@ class _Round:
         try:
             judgement = judge(evidence_of(self.workbench, known, execution_id, state))
         except ExecutionsError as error:
+            if state is not None and state.state.type in _ENDS:
+                self.waiting.append(state.time)
             return Settled(execution_id, "failed", str(error)), None
         if judgement.act is Act.LEAVE:
             if state is not None and state.state.type in _ENDS:
@@ -184,6 +186,10 @@ class _Round:
         if judgement is None or judgement.act in {Act.LEAVE, Act.REPORT}:
             if told is not None and told.result != "open":
                 yield told
+            return
+
+        if run.start_time is not None and engine.was_told(execution_id):
+            yield Settled(execution_id, "report", "it is kept in another archive, whose settle it is left to")
             return
 
         def act() -> Outcome | None:
