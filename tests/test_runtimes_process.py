@@ -132,6 +132,45 @@ def test_a_folder_that_is_gone_is_told_and_the_id_is_free_again(runtime, plan, t
     assert runtime.run(made).wait(PATIENT).code == 0
 
 
+@pytest.mark.parametrize("less", [[], ["setpriv", "--bounding-set", "-sys_admin"]], ids=["as-it-is", "without-right"])
+def test_scripts_that_run_together_see_their_own_data_at_one_place(less, tmp_path):
+    if less and os.geteuid():
+        pytest.skip("only root can give up a right")
+    namespace = [*less, "unshare", "--user", "--map-root-user", "--mount", "true"]
+    if subprocess.run(namespace, check=False, capture_output=True).returncode:
+        pytest.skip("this kernel lets users make no namespaces")
+    place = tmp_path / "ccp_data"
+    place.mkdir()
+    code = f"""
+import os
+from pathlib import Path
+from prefect_executions.runtimes import ProcessRuntime, RunRequest
+top = Path({str(tmp_path)!r})
+runtime = ProcessRuntime(top / "state", shown_at={str(place)!r})
+def start(name):
+    (top / name).mkdir()
+    assert runtime.sees(top / name) == {str(place)!r}
+    script = "pwd; while [ ! -e go ]; do sleep 0.05; done; id -u > {place}/$NAME"
+    told = RunRequest(id=name, execution_id="e", data=top / name, script=script, environment={{"NAME": name}})
+    return runtime.run(runtime.compile(told, top / "plan"))
+runs = [start("first"), start("second")]
+for run in runs:
+    (top / run.id / "go").touch()
+    assert run.wait(120).code == 0, list(run.logs())
+    assert (top / run.id / run.id).read_text() == f"{{os.getuid()}}\\n"
+    assert b"".join(piece.data for piece in run.logs()) == b"{place}\\n"
+assert not list(Path({str(place)!r}).iterdir())
+"""
+    subprocess.run([*less, sys.executable, "-c", code], check=True)
+
+
+def test_a_script_that_names_a_place_which_is_not_here_is_refused(tmp_path):
+    runtime = ProcessRuntime(tmp_path / "state", shown_at="/is/not/here")
+    request = RunRequest(id="a-run", execution_id="e", data=tmp_path, script="ls /is/not/here")
+    with pytest.raises(PlanError, match="make that folder"):
+        runtime.compile(request, tmp_path / "plan")
+
+
 def test_the_example_of_the_documents_runs():
     page = (Path(__file__).parents[1] / "docs" / "runtimes.md").read_text(encoding="utf-8")
     example = page.partition("```python\n")[2].partition("```")[0]

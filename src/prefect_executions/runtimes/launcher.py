@@ -31,6 +31,11 @@ _LOOK = 0.02
 # The options of prctl(2) by their numbers.
 _SET_PDEATHSIG = 1
 _SET_CHILD_SUBREAPER = 36
+# The flags of unshare(2) and mount(2).
+_NEW_MOUNTS = 0x00020000
+_NEW_USER = 0x10000000
+_BIND = 4096
+_PRIVATE_BELOW = 16384 | (1 << 18)
 
 
 def main() -> None:
@@ -70,6 +75,8 @@ def _begin(order: dict[str, Any]) -> tuple[int, datetime]:
     """Start the script, and write who it is and who watches it; return its pid and its start."""
     folder = Path(order["folder"])
     cpus = _chosen_cpus(order["cpus"])
+    if order["shown_at"]:
+        _show(order["data"], order["shown_at"])
 
     def limit() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -206,6 +213,26 @@ def _grace(folder: Path, otherwise: float) -> float:
         return float((folder / "cancel").read_text())
     except (OSError, ValueError):
         return otherwise
+
+
+def _show(data: str, place: str) -> None:
+    """Let the folder *data* be seen at *place* by us and all below us, and by nobody else."""
+    user, group = os.getuid(), os.getgid()
+    try:
+        _called("unshare", _NEW_MOUNTS)
+    except PermissionError:
+        # Who is not root may in a namespace of users of its own, in which it stays who it is.
+        _called("unshare", _NEW_MOUNTS | _NEW_USER)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            Path(f"/proc/self/{name}").write_text(text)
+    _called("mount", None, b"/", None, _PRIVATE_BELOW, None)
+    _called("mount", os.fsencode(data), os.fsencode(place), None, _BIND, None)
+
+
+def _called(name: str, *arguments: bytes | int | None) -> None:
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"the data folder cannot be shown ({name}: {os.strerror(number)})")
 
 
 def _chosen_cpus(number: int | None) -> set[int]:

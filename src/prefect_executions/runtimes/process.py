@@ -28,7 +28,7 @@ from prefect_executions.capture.processes import end_carriers, send
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
 from prefect_executions.executions import Process
 from prefect_executions.runtimes import launcher
-from prefect_executions.runtimes.plans import RUN_COOKIE, Plan, RunRequest, Wish, run_id
+from prefect_executions.runtimes.plans import DATA, RUN_COOKIE, Plan, RunRequest, Wish, run_id
 from prefect_executions.runtimes.refusing import environment_of, reasons_of_all, refusal
 from prefect_executions.runtimes.runs import GRACE, Exit, LogPiece, RunStatus, Seen, StreamName
 
@@ -53,7 +53,7 @@ class ProcessRuntime:
     name = "process"
     honours: Mapping[Wish, str] = MappingProxyType(
         {
-            Wish.DATA: "the script begins in it; it is seen by its own path",
+            Wish.DATA: f"the script begins in it; seen as `{DATA}` where the worker has one, else by its own path",
             Wish.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and nothing else of it",
             Wish.SECRETS: "on no disk",
             Wish.OPEN_NETWORK: "the machine's own",
@@ -63,23 +63,38 @@ class ProcessRuntime:
         }
     )
 
-    def __init__(self, state: Path) -> None:
-        """Keep the runs under the folder *state*, which is made when it is first needed."""
+    def __init__(self, state: Path, *, shown_at: str = DATA) -> None:
+        """Keep the runs under the folder *state*, which is made when it is first needed.
+
+        Where the folder *shown_at* exists, each script sees its own data there, and
+        nobody else does (a mount namespace; Linux).
+        """
         self._state = state.absolute()
+        self._shown_at = shown_at
 
     def sees(self, data: Path) -> str:
-        """Return *data* itself."""
-        return str(data)
+        """Return `DATA` where this machine has that folder, else *data* itself."""
+        return self._shown_at if self._can_show() else str(data)
+
+    def _can_show(self) -> bool:
+        return sys.platform == "linux" and Path(self._shown_at).is_dir()
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
         """Return the plan of *request*, and write it into the folder *into*."""
         reasons = [*reasons_of_all(request, self.honours), *_reasons_of_machine(request)]
+        if self._shown_at in request.script and not self._can_show():
+            reasons.append(
+                f"data folder: the script names {self._shown_at}, which is not here; make that folder once, empty, "
+                "or let the script use the folder that it begins in"
+            )
         if reasons:
             raise refusal(self.name, request, reasons)
         limits = request.resources
         spec = {
             "command": ["/bin/sh", str(self._folder(request.id) / "entrypoint.sh")],
-            "working_folder": str(request.data),
+            "data": str(request.data),
+            "shown_at": self._shown_at if self._can_show() else None,
+            "working_folder": self.sees(request.data),
             "inherited": [name for name in INHERITED if name in os.environ],
             "cpus": None if limits.cpus is None else int(limits.cpus),
             "memory": limits.memory,
