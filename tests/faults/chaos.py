@@ -25,12 +25,17 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
 import archives
 import servers
 from faultproxy import FaultProxy
 from faults.judging import COMPLETED, Truth, judge, unfinished
 from faults.settles import SETTLE
 from faults.world import World
+from prefect_executions import MethodFlow
 from prefect_executions.ledger import Ledger
 from prefect_executions.lifecycle import Reason, Status
 from prefect_executions.milestones import Milestone
@@ -192,7 +197,7 @@ def _world(stack: ExitStack, folder: Path, archive: str, endpoint: str) -> World
         "AWS_ACCESS_KEY_ID": archives.KEY,
         "AWS_SECRET_ACCESS_KEY": archives.SECRET,
     }
-    os.environ.update({name: value for name, value in told.items() if name.startswith(("AWS_", "PREFECT_"))})
+    os.environ.update({name: value for name, value in told.items() if name.startswith("AWS_")})
     stack.enter_context(servers.running(server))
     world = World(folder, told)
     stack.callback(world.close)
@@ -201,15 +206,11 @@ def _world(stack: ExitStack, folder: Path, archive: str, endpoint: str) -> World
 
 def _ordered(world: World, count: int, dice: random.Random) -> list[str]:
     """Deploy the Method and order *count* runs of it."""
-    # Prefect reads its settings when it is imported, and they are those of this world only now.
-    from prefect.client.orchestration import get_client  # noqa: PLC0415
-    from prefect.client.schemas.actions import WorkPoolCreate  # noqa: PLC0415
-
-    from prefect_executions import MethodFlow  # noqa: PLC0415
-
     journal = world.folder / "journal"
     journal.mkdir()
-    with get_client(sync_client=True) as client:
+    # Prefect read its settings when it was imported, before there was this world's server.
+    api = temporary_settings({PREFECT_API_URL: world.told["PREFECT_API_URL"]})
+    with api, get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
         # The tests' own folder, because the Methods import their neighbours.
         found = MethodFlow.from_source(source=str(Path(__file__).parent), entrypoint="methods.py:journals")

@@ -81,7 +81,8 @@ def _on_s3(folder: Path, only: str) -> list[Row]:
     os.environ.update({name: value for name, value in told.items() if name.startswith("AWS_")})
     try:
         with a_world(folder / "s3", told) as world:
-            return _all("s3", world, (harms.bad_storage,), only, size=harms.BIG)
+            rows = _all("s3", world, (harms.bad_storage,), only, size=harms.BIG)
+            return [*rows, _whole("s3", "no upload is left open", place.unfinished())]
     finally:
         place.close()
 
