@@ -226,7 +226,7 @@ def test_json_of_hostile_text_is_json_of_the_same_text(told, home):
 
 def test_every_command_has_help_and_json(capsys):
     names = [("run",), ("cancel",), ("list",), ("show",), ("logs",), ("outputs",), ("prov",), ("verify",), ("settle",)]
-    names += [("ledger", "rebuild"), ("methods", "list"), ("methods", "show"), ("doctor",)]
+    names += [("ledger", "rebuild"), ("methods", "list"), ("methods", "show"), ("doctor",), ("watch",)]
     for name in names:
         assert main([*name, "--help"]) == codes.OK
         assert "--json" in capsys.readouterr().out, name
@@ -362,7 +362,7 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
     assert not elsewhere.exists()
 
 
-def test_settle_finishes_what_was_left(told, home):
+def test_settle_finishes_what_was_left(told, home, prefect_server):
     begun(bench_at(home), record_of())
     assert f"{EXECUTION_ID}\tarchived" in told("settle", "--once")
     assert "Nothing is left" in told("settle", "--once")

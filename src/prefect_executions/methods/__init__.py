@@ -27,6 +27,7 @@ from prefect_executions.methods.forms import (
     SECRET_REFERENCE,
     is_secret_reference,
     marked,
+    marked_version,
     secret_inputs,
     unmarked,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "inputs_of",
     "is_secret_reference",
     "marked",
+    "marked_version",
     "secret_inputs",
     "unmarked",
 ]

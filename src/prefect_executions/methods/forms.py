@@ -23,12 +23,18 @@ MARK = "x-prefect-executions"
 """What says in a Prefect deployment that its flow is a Method: a member of the first parameter's schema, or where
 there is no parameter a comment in the description. Its value is the Method's version."""
 
-_MARKED = re.compile(rf"\n*<!-- {MARK}: [^\n]* -->")
+_MARKED = re.compile(rf"\n*<!-- {MARK}: (?P<version>[^\n]*) -->")
 
 
 def marked(description: str | None, version: str) -> str:
     """Return a Method's description with the mark in a comment, which no page shows."""
     return f"{unmarked(description) or ''}\n\n<!-- {MARK}: {version} -->".lstrip()
+
+
+def marked_version(description: str | None) -> str | None:
+    """Return the version of the Method that a marked description tells."""
+    found = _MARKED.search(description or "")
+    return found["version"] if found else None
 
 
 def unmarked(description: str | None) -> str | None:

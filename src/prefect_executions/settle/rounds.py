@@ -188,7 +188,7 @@ class _Round:
                 yield told
             return
 
-        if run.start_time is not None and engine.was_told(execution_id):
+        if run.run_count and engine.was_told(execution_id):
             yield Settled(execution_id, "report", "it is kept in another archive, whose settle it is left to")
             return
 

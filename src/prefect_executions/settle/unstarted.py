@@ -10,7 +10,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_executions import engine
 from prefect_executions.executions import Agent, ExecutionRecord, Instance
 from prefect_executions.lifecycle import Observer, Seen, Status, begin, follow
-from prefect_executions.methods import MARK, Method, inputs_of, unmarked
+from prefect_executions.methods import MARK, Method, inputs_of, marked_version, unmarked
 from prefect_executions.settings import ArchiveLevel
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _method(run: FlowRun) -> Method:
     marks = [told[MARK] for told in schema.get("properties", {}).values() if isinstance(told, dict) and MARK in told]
     return Method(
         id=name,
-        version=str((marks or [version or run.flow_version or "unknown"])[0]),
+        version=str(marks[0] if marks else marked_version(description) or version or run.flow_version or "unknown"),
         title=name.replace("-", " ").replace("_", " ").capitalize(),
         description=unmarked(description),
         inputs=inputs_of(schema),
