@@ -529,6 +529,7 @@ def test_ten_thousand_small_files_are_sealed_and_verified(tmp_path: Path, need_p
         assert len(inside.namelist()) == 10_000 + len(OUTPUTS)
 
 
+@pytest.mark.long
 def test_a_zip_of_more_than_65535_files_is_read_by_others(tmp_path: Path) -> None:
     bundle = OpenBundle.create(tmp_path, EXECUTION_ID)
     for number in range(65_540):
@@ -615,5 +616,6 @@ def peak_memory(workbench: Path, megabytes: int) -> int:
     return int(told.stdout) // 1024
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_a_file(tmp_path: Path) -> None:
     assert peak_memory(tmp_path / "large", 1000) - peak_memory(tmp_path / "small", 10) < 20

@@ -195,6 +195,7 @@ def test_a_method_that_calls_a_method_leaves_two_records_that_know_each_other(ru
     assert faults(inner[0]) == faults(runs["outer"].folder) == []
 
 
+@pytest.mark.long
 def test_a_run_that_an_automation_made_says_so(runs, station):
     record = _automated(station).ended()
 

@@ -112,6 +112,7 @@ def write_at_once(url, folder, firsts, many):
         end(writer)
 
 
+@pytest.mark.long
 def test_ten_processes_make_a_ledger_and_write_it_at_once(url, tmp_path):
     write_at_once(url, tmp_path, range(0, 1000, 100), 20)
     assert ids(url) == [an_id(first + number) for first in range(0, 1000, 100) for number in range(20)]
