@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import hypothesis
 import pytest
 
 import servers
+
+# The same examples each time, so that a change is judged by what it changes; EXECUTIONS_TEST_RANDOM=1 looks for new ones.
+hypothesis.settings.register_profile("steady", derandomize=not os.environ.get("EXECUTIONS_TEST_RANDOM"))
+hypothesis.settings.load_profile("steady")
 
 LONGEST = {"test_journeys.py", "test_scenarios.py"}
 

@@ -127,6 +127,7 @@ READS_EVERYWHERE = a_method(*EVERYWHERE, **{"x-y": {"type": "string"}})
 
 def _nested(inner):
     word, told = inner
+    end = f"Z{len(word)}"  # a here-document within another one ends with a word of its own
     return st.sampled_from(
         [
             (f'"$(printf %s {word}; printf .)"', f"{told}."),
@@ -135,7 +136,7 @@ def _nested(inner):
             (f'"$(case k in k) printf %s {word};; esac; printf .)"', f"{told}."),
             (f"$(printf k){word}", f"k{told}"),
             (f'"${{nothing-}}"{word}', told),
-            (f'"$(cat <<Z\n$(printf %s {word}; printf .)\nZ\n)"', f"{told}."),
+            (f'"$(cat <<{end}\n$(printf %s {word}; printf .)\n{end}\n)"', f"{told}."),
         ]
     )
 
