@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.zipreading import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 _BLOCK = 1 << 20
+
+_BUFFER = 1 << 16
 
 # What is unpacked to be read here and there stays in memory up to this size, and goes to a file beyond.
 _IN_MEMORY = 8 << 20
@@ -85,12 +91,13 @@ class ZipSource:
     absent: Mapping[str, str] = {}
     oddities: tuple[str, ...] = ()
 
-    def __init__(self, stream: BinaryIO, limits: Limits) -> None:
+    def __init__(self, stream: BinaryIO, limits: Limits, *, top: str | None = None) -> None:
+        """Read the directory; the files are named below the folder *top*, the only one where that is not said."""
         self._zip = ZipReader.open(stream, limits)
         files = {name: entry for name, entry in self._zip.entries.items() if not entry.is_folder}
         for entry in files.values():
             self._zip.data_begins(entry)
-        top = _only_folder(files)
+        top = _only_folder(files) if top is None else top
         self._entries = {name.removeprefix(top): entry for name, entry in files.items()}
         self.files: Mapping[str, int] = {path: entry.size for path, entry in sorted(self._entries.items())}
 
@@ -99,7 +106,11 @@ class ZipSource:
         return self._zip.blocks(self._entries[path])
 
     def open(self, path: str) -> BinaryIO:
-        """Unpack a file to be read here and there."""
+        """Open a file to be read here and there; one that is packed is unpacked first."""
+        entry = self._entries[path]
+        if entry.stored:
+            window = _Window(self._zip.stream, self._zip.data_begins(entry), entry.size)
+            return cast("BinaryIO", io.BufferedReader(window, _BUFFER))
         unpacked = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
             for block in self.blocks(path):
@@ -109,6 +120,61 @@ class ZipSource:
             raise
         unpacked.seek(0)
         return cast("BinaryIO", unpacked)
+
+
+class _Window(io.RawIOBase):
+    """A piece of a file that is open already; others may read from it in between."""
+
+    def __init__(self, stream: BinaryIO, begin: int, size: int) -> None:
+        self._stream, self._begin, self._size = stream, begin, size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if origin + offset < 0:
+            raise ValueError(f"cannot seek to {origin + offset}")
+        self._position = origin + offset
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        into = memoryview(buffer).cast("B")
+        self._stream.seek(self._begin + self._position)
+        found = self._stream.read(max(0, min(len(into), self._size - self._position)))
+        into[: len(found)] = found
+        self._position += len(found)
+        return len(found)
+
+
+class Part:
+    """What of a source lies below *prefix*, as a source of its own."""
+
+    oddities: tuple[str, ...] = ()
+
+    def __init__(self, source: Source, prefix: str, files: Mapping[str, int] | None = None) -> None:
+        """Look at *source* below *prefix*; *files*, where the caller knows them, are those there."""
+        self._source = source
+        self._prefix = prefix
+        self.absent: Mapping[str, str] = {}
+        if files is None:
+            files = {path.removeprefix(prefix): size for path, size in source.files.items() if path.startswith(prefix)}
+        self.files: Mapping[str, int] = files
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """Yield a file's content in blocks."""
+        return self._source.blocks(self._prefix + path)
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file to be read here and there."""
+        return self._source.open(self._prefix + path)
 
 
 @contextmanager

@@ -53,6 +53,10 @@ class Limits(NamedTuple):
     """Bytes of a document that is read as a whole."""
 
 
+OWN = Limits(entries=10_000_000, allowance=1 << 50)
+"""For a zip of our own whose digest is known: what it unfolds to is what a Method wrote."""
+
+
 class Entry(NamedTuple):
     """A file of a zip, as the directory tells it, and where its local header begins and must end."""
 
@@ -65,6 +69,11 @@ class Entry(NamedTuple):
     offset: int
     end: int
     is_folder: bool
+
+    @property
+    def stored(self) -> bool:
+        """Whether its data lies there as it is."""
+        return self.method == _STORED
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,14 @@ class ZipReader:
             )
         if checksum != entry.checksum:
             raise BundleError(f"{entry.name!r}: its data has another checksum than it announces")
+
+    def packed_blocks(self, entry: Entry) -> Iterator[bytes]:
+        """Yield the data of *entry* as it lies in the zip, packed; checksum and size are not looked at.
+
+        Raises:
+            BundleError: If the local header is not what was announced.
+        """
+        return _range(self.stream, self.data_begins(entry), entry.packed)
 
     def _check_end(self, entry: Entry, end: int, *, follows: bool, wide: bool) -> None:
         self.stream.seek(end)

@@ -42,6 +42,15 @@ _BIG = 0xF0000000
 _FLUSH = 1 << 20
 
 
+class Packed(NamedTuple):
+    """A file as another zip holds it: how it is packed, its CRC-32, its packed length, and its size."""
+
+    method: int
+    checksum: int
+    length: int
+    size: int
+
+
 class _Entry(NamedTuple):
     name: bytes
     flags: int
@@ -111,6 +120,27 @@ class ZipWriter:
             raise ValueError(f"{name} grew beyond 4 GiB while it was read")
         self._put(struct.pack("<4sLQQ" if big else "<4sLLL", b"PK\7\x08", checksum, packed, size))
         self._central.append(_central(_Entry(encoded, flags, method, checksum, packed, size, offset, _FILE, needed)))
+
+    def add_packed(self, name: str, blocks: Iterable[bytes], packed: Packed) -> None:
+        """Add a file that another zip holds, in the form in which it lies there; its data is not unpacked.
+
+        Raises:
+            ValueError: If the blocks are not as many bytes as *packed* says.
+        """
+        encoded, offset = name.encode(), self._offset
+        big = max(packed.size, packed.length) >= _FULL32
+        extra = struct.pack("<HHQQ", 1, 16, packed.size, packed.length) if big else b""
+        length, size = (_FULL32, _FULL32) if big else (packed.length, packed.size)
+        needed = 45 if big else 20
+        told = (packed.checksum, length, size, len(encoded), len(extra))
+        self._put(_LOCAL.pack(b"PK\3\4", needed, _UTF8, packed.method, 0, _DATE, *told) + encoded + extra)
+        begin = self._offset
+        for block in blocks:
+            self._put(block)
+        if self._offset - begin != packed.length:
+            raise ValueError(f"{name} has {self._offset - begin} packed bytes and should have {packed.length}")
+        stored = (packed.method, packed.checksum, packed.length, packed.size)
+        self._central.append(_central(_Entry(encoded, _UTF8, *stored, offset, _FILE, needed)))
 
     def close(self) -> int:
         """Write the directory and return the length of the zip."""

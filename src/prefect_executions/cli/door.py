@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_executions.cli import cancelling, checking, diagnosis, listing, looking, running, watching
+from prefect_executions.cli import cancelling, checking, diagnosis, exchanging, listing, looking, running, watching
 from prefect_executions.cli.codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
 from prefect_executions.cli.showing import warn
 from prefect_executions.errors import ExecutionsError
@@ -36,6 +36,7 @@ app.command(looking.logs)
 app.command(looking.outputs)
 app.command(looking.prov)
 app.command(checking.verify)
+app.command(exchanging.export)
 app.command(checking.settle)
 app.command(checking.ledger)
 app.command(listing.methods)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +12,7 @@ from cyclopts import Parameter
 
 from prefect_executions.bundles.layout import PROVENANCE
 from prefect_executions.cli.asking import Json, reader
+from prefect_executions.cli.saving import Target, save
 from prefect_executions.cli.showing import (
     copy_out,
     how_large,
@@ -25,7 +24,7 @@ from prefect_executions.cli.showing import (
     show_table,
     when,
 )
-from prefect_executions.errors import RequestError, WorldError
+from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Happening
 
 if TYPE_CHECKING:
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 # `provenance.Form`, which brings lxml and prov along.
 Form = Literal["xml", "json", "n", "ttl", "svg"]
-Target = Annotated[str | None, Parameter(name=["--output", "-o"])]
 
 # What the one that is named is to the one that names it, told from the other side.
 _INVERSE = {"parent": "child", "rerun-of": "rerun", "retry-of": "retry"}
@@ -123,7 +121,7 @@ def outputs(execution: str, name: str | None = None, /, *, output: Target = None
     if output == "-" and as_json:
         raise RequestError("-o - and --json cannot share standard output; leave one")
     if output not in {None, "-"}:
-        _save(blocks, Path(str(output)))
+        save(blocks, Path(str(output)))
     elif not as_json:
         copy_out(blocks)
         return
@@ -160,7 +158,7 @@ def prov(
     if output in {None, "-"}:
         copy_out([data])
     else:
-        _save([data], Path(str(output)))
+        save([data], Path(str(output)))
         say(f"The provenance of {execution_id} is in {output}")
 
 
@@ -281,26 +279,3 @@ def _list_outputs(hall: Reader, execution_id: str, *, as_json: bool) -> None:
         ("name", "bytes", "media type", "sha-256"),
         ((one.name, one.size, one.media_type, one.sha256 or "") for one in found),
     )
-
-
-def _save(blocks: Iterable[bytes], target: Path) -> None:
-    """Write a file that is there whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            try:
-                file.writelines(blocks)
-                file.close()
-                part.chmod(0o666 & ~_umask())
-                part.replace(target)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise WorldError(f"{target} cannot be written: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

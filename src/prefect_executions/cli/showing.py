@@ -11,7 +11,7 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
@@ -179,6 +179,24 @@ def working(text: str, *, quiet: bool = False) -> Iterator[None]:
 
     with Console(stderr=True, markup=False).status(f"{safe(text)} …"):
         yield
+
+
+@contextmanager
+def counting(text: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Say on standard error how far a work of *total* steps is; what is yielded is called after each.
+
+    On a terminal it is a bar, else one plain line.
+    """
+    if quiet or not sys.stderr.isatty():
+        with working(text, quiet=quiet):
+            yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
+    from rich.progress import Progress  # noqa: PLC0415 - the same
+
+    with Progress(console=Console(stderr=True, markup=False), transient=True) as progress:
+        task = progress.add_task(safe(text), total=total)
+        yield lambda _: progress.advance(task)
 
 
 def copy_out(blocks: Iterable[bytes]) -> None:

@@ -5,6 +5,7 @@ nobody stated (a licence, an organisation), it says that nobody stated it.
 """
 
 from prefect_executions.crate.building import build
+from prefect_executions.crate.collecting import collect
 from prefect_executions.crate.reading import read
 
-__all__ = ["build", "read"]
+__all__ = ["build", "collect", "read"]

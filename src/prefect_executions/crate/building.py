@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -29,8 +29,8 @@ from prefect_executions.methods import Method
 
 _METADATA = {"@id": words.FILE}
 _ROOT = {"@id": "./"}
-_NOT_STATED = {"@id": "#not-stated"}
-_NO_LICENSE = {"@id": "#no-license-stated"}
+NOT_STATED = {"@id": "#not-stated"}
+NO_LICENSE = {"@id": "#no-license-stated"}
 
 # RFC 6838, as far as the crate's validator takes it.
 _MEDIA_TYPE = re.compile(r"\w*/\w[\w.-]*(?:\+\w[\w.-]*)?(?:;\w+=[^;]+)*")
@@ -43,9 +43,13 @@ def build(record: ExecutionRecord, files: Sequence[BundleFile]) -> bytes:
     out) is told by name, digest and size as a work outside of the crate. The same
     record and files give the same bytes.
     """
-    graph = [_compact(entity) for entity in _entities(record, files)]
+    return rendered(_entities(record, files))
+
+
+def rendered(entities: Iterable[Entity]) -> bytes:
+    """Return the document of these *entities*; a member without a value is left out."""
     encode = json.JSONEncoder(ensure_ascii=False).encode
-    lines = ",\n".join(map(encode, graph))
+    lines = ",\n".join(encode(_compact(entity)) for entity in entities)
     text = f'{{"@context": {json.dumps(words.CONTEXT)}, "@graph": [\n{lines}\n]}}\n'
     return text.encode(errors="backslashreplace")  # a lone surrogate becomes the JSON escape of itself
 
@@ -60,20 +64,7 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
     steps = list(_steps(record))
     yield _root(record, files, [action, *(_ref(step["@id"]) for step in steps)])
     yield {"@id": words.PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"}
-    yield {
-        **_NO_LICENSE,
-        "@type": "CreativeWork",
-        "name": "No license was stated",
-        "description": "Nobody stated under which terms this execution's files may be used; ask the agent or the "
-        "owner of the data. This note grants nothing.",
-    }
-    yield {
-        **_NOT_STATED,
-        "@type": "Organization",
-        "name": "Not stated",
-        "description": "Nobody stated an organization for this execution, and none was guessed.",
-        "url": _NOT_STATED,
-    }
+    yield from not_stated()
     yield {
         **action,
         **_action(record),
@@ -95,6 +86,24 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
     yield from measured
 
 
+def not_stated() -> Iterator[Entity]:
+    """Yield what stands for the licence and the organization that nobody stated."""
+    yield {
+        **NO_LICENSE,
+        "@type": "CreativeWork",
+        "name": "No license was stated",
+        "description": "Nobody stated under which terms this execution's files may be used; ask the agent or the "
+        "owner of the data. This note grants nothing.",
+    }
+    yield {
+        **NOT_STATED,
+        "@type": "Organization",
+        "name": "Not stated",
+        "description": "Nobody stated an organization for this execution, and none was guessed.",
+        "url": NOT_STATED,
+    }
+
+
 def _root(record: ExecutionRecord, files: Sequence[BundleFile], actions: list[Entity]) -> Entity:
     end = record.finished or record.job_status.updated
     earlier = [_other(told.execution_id) for told in record.request.relatives if told.relation != "parent"]
@@ -106,11 +115,11 @@ def _root(record: ExecutionRecord, files: Sequence[BundleFile], actions: list[En
         "description": f"The execution bundle (format 1) of one run of the Method {record.method.id} "
         f"{record.method.version}, with the status {record.status.value}: request, code, inputs, outputs, logs "
         "and provenance.",
-        "datePublished": _time(end),
+        "datePublished": time_text(end),
         "identifier": record.id,
-        "license": _NO_LICENSE,
-        "author": _agent_ref(record.agent) if record.agent.name else _NOT_STATED,
-        "publisher": _NOT_STATED,
+        "license": NO_LICENSE,
+        "author": _agent_ref(record.agent) if record.agent.name else NOT_STATED,
+        "publisher": NOT_STATED,
         "conformsTo": _ref(words.PROFILE),
         "mentions": actions,
         "isBasedOn": list({ref["@id"]: ref for ref in earlier}.values()),
@@ -129,8 +138,8 @@ def _action(record: ExecutionRecord) -> Entity:
         "identifier": record.id,
         "instrument": _ref(NAMESPACE + method_name(record.method)),
         "agent": _agent_ref(record.agent),
-        "startTime": _time(record.started),
-        "endTime": _time(record.finished),
+        "startTime": time_text(record.started),
+        "endTime": time_text(record.finished),
         "actionStatus": words.ACTION_STATUS.get(record.status),
         "additionalProperty": _ref("#status"),
         "error": _error(record) if told.execution_status in {Status.FAILED, Status.CANCELLED} else None,
@@ -147,8 +156,8 @@ def _steps(record: ExecutionRecord) -> Iterator[Entity]:
             "name": step.name,
             "identifier": str(step.id),
             "instrument": _ref(NAMESPACE + method_name(record.method)),
-            "startTime": _time(step.started),
-            "endTime": _time(step.finished),
+            "startTime": time_text(step.started),
+            "endTime": time_text(step.finished),
             "actionStatus": words.STEP_STATUS.get(step.state, words.POTENTIAL),
             "additionalProperty": _ref(_state(step.state)),
         }
@@ -192,7 +201,7 @@ def _agent_ref(agent: Agent) -> Entity:
 
 
 def _agent(agent: Agent) -> Entity:
-    affiliation = _NOT_STATED if agent.name else None
+    affiliation = NOT_STATED if agent.name else None
     return {**_agent_ref(agent), "@type": "Person", "name": agent.name, "affiliation": affiliation}
 
 
@@ -348,6 +357,7 @@ def _variable(name: str) -> str:
     return f"#environment.{quote(name, safe='')}"
 
 
-def _time(time: datetime | None) -> str | None:
+def time_text(time: datetime | None) -> str | None:
+    """Return *time* as the crate's validator takes it, or None where there is none."""
     # The validator takes milliseconds at most; isoformat cuts, it does not round.
     return in_utc(time).isoformat(timespec="milliseconds") if time else None

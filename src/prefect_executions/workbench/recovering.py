@@ -10,13 +10,11 @@ from prefect_executions.archive import Archive
 from prefect_executions.archive.seals import folder_of
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.bundles.zipreading import Limits, ZipReader
+from prefect_executions.bundles.zipreading import OWN, ZipReader
 from prefect_executions.errors import BundleError
 from prefect_executions.executions import ExecutionRecord, OpeningRecord, kept_files
 
 _DATA = "data/"
-_UNPACKED = Limits(entries=10_000_000, allowance=1 << 50)
-"""The zip is our own, and its digest is checked; what it unfolds to is what the Method wrote."""
 
 
 class Recovered(NamedTuple):
@@ -77,7 +75,7 @@ def _fetch(archive: Archive, key: str, to: Path) -> None:
 
 
 def _unpack(stream: BinaryIO, bundle: OpenBundle) -> None:
-    reader = ZipReader.open(stream, _UNPACKED)
+    reader = ZipReader.open(stream, OWN)
     for entry in reader.entries.values():
         if not entry.name.startswith(f"{layout.OUTPUTS}/"):
             raise BundleError(f"{layout.OUTPUT_ZIP} of {bundle.id} holds {entry.name!r}, which is no output")

@@ -1,0 +1,90 @@
+"""`executions export`: executions as one file that leaves the house."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from prefect_executions.cli.asking import Json, moment, reader
+from prefect_executions.cli.saving import Target, saved
+from prefect_executions.cli.showing import counting, how_large, say, show_json
+from prefect_executions.errors import RequestError
+from prefect_executions.lifecycle import Status
+
+if TYPE_CHECKING:
+    from prefect_executions.workbench.exporting import Exported
+
+# `bundles.exporting`'s Form and Level, whose import brings lxml along.
+FormName = Literal["zip", "bagit", "crate"]
+LevelName = Literal["full", "outputs", "metadata"]
+
+
+def export(
+    *executions: str,
+    output: Target = None,
+    form: Annotated[FormName, Parameter(name="--format")] = "zip",
+    level: LevelName = "full",
+    status: Annotated[tuple[Status, ...], Parameter(show_default=False)] = (),
+    method: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    as_json: Json = False,
+) -> None:
+    """Write executions as one zip, from the archive; the same executions give the same bytes.
+
+    Args:
+        executions: Their ids, or beginnings of them; without any, those that the filters fit.
+        output: The file to write; - is standard output. When it is not said: <id>.zip, or executions.zip for several.
+        form: zip (a folder for each), bagit (a bag), crate (an RO-Crate).
+        level: full, outputs (no staged inputs), or metadata (the record and the code alone).
+        status: Those with this status; may be given several times.
+        method: Those of the Method with this id.
+        since: Those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
+        until: Those before this moment, written in the same way.
+        as_json: One JSON document: the ids, the size in bytes, and the file.
+    """
+    filtered = bool(status or method or since or until)
+    if bool(executions) is filtered:
+        raise RequestError("name executions by their ids, or by --status, --method, --since and --until; not both")
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.bundles.exporting import Form, Level  # noqa: PLC0415
+    from prefect_executions.workbench.exporting import export as write_export  # noqa: PLC0415
+    from prefect_executions.workbench.exporting import fitting  # noqa: PLC0415
+
+    hall, now = reader(), datetime.now(UTC)
+    ids = sorted(
+        {hall.find(one) for one in executions}
+        or fitting(
+            hall,
+            status=status,
+            method=method,
+            since=moment(since, now) if since else None,
+            until=moment(until, now) if until else None,
+        )
+    )
+    target = output or (f"{ids[0]}.zip" if len(ids) == 1 else "executions.zip")
+    if target == "-" and (as_json or sys.stdout.isatty()):
+        raise RequestError("-o - writes a zip to standard output, which is a terminal or has --json; give -o FILE")
+    exporting = partial(write_export, hall, ids, form=Form(form), level=Level(level))
+    text = f"Exporting {len(ids)} executions"
+    with counting(text, len(ids), quiet=as_json) as told:
+        done = _written(target, partial(exporting, told=told))
+    if as_json:
+        show_json({"executions": done.ids, "size": done.size, "file": target})
+    elif target != "-":
+        say(f"{len(done.ids)} executions, {how_large(done.size)} in {target}")
+
+
+def _written(target: str, exporting: Callable[..., Exported]) -> Exported:
+    if target == "-":
+        done = exporting(write=sys.stdout.buffer.write)
+        sys.stdout.buffer.flush()
+        return done
+    with saved(Path(target)) as file:
+        return exporting(write=file.write)

@@ -1,0 +1,242 @@
+"""Executions leave as one zip: the same bytes each time, checked while they are copied, and fit for others' tools."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rocrate.rocrate import ROCrate
+
+from benches import OTHER_ID, begun, bench_at, kept, record_of
+from bundle_makers import contents
+from crates import issues_in, warm_cache
+from prefect_executions.archive.seals import folder_of
+from prefect_executions.bundles.exporting import Form, Level
+from prefect_executions.bundles.verifying import verify
+from prefect_executions.cli import main
+from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError
+from prefect_executions.lifecycle import Status
+from prefect_executions.settings import ArchiveLevel
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.exporting import export, fitting
+from prefect_executions.workbench.reading import Reader
+from records import EXECUTION_ID, OUTPUTS, a_request
+
+BIG = os.urandom(9 << 20)
+ODD = {"outputs/ä ö/ü.txt": b"x" * 5000, "outputs/empty": b"", "outputs/big.bin": BIG}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """Return a workbench with two archived executions that no test changes."""
+    found = bench_at(tmp_path_factory.mktemp("home"))
+    kept(found, outputs={**OUTPUTS, **ODD})
+    kept(found, OTHER_ID)
+    return found
+
+
+def exported(bench: Workbench, *ids: str, form: Form = Form.ZIP, level: Level = Level.FULL) -> bytes:
+    out = io.BytesIO()
+    done = export(Reader(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
+    assert done.size == len(out.getvalue())
+    return out.getvalue()
+
+
+def unpacked(data: bytes, folder: Path) -> Path:
+    with zipfile.ZipFile(io.BytesIO(data)) as zipped:
+        assert zipped.testzip() is None
+        zipped.extractall(folder)
+    return folder
+
+
+def test_an_exported_bundle_is_the_bundle(bench, tmp_path):
+    folder = unpacked(exported(bench), tmp_path) / EXECUTION_ID
+    assert contents(folder) == contents(bench.folder / EXECUTION_ID)
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "manifest-sha256.txt"], cwd=folder, check=True)
+
+
+def test_an_exported_zip_verifies_as_it_is(bench, tmp_path):
+    (tmp_path / "one.zip").write_bytes(exported(bench))
+    report = verify(tmp_path / "one.zip")
+    assert report.faults == report.unchecked == ()
+
+
+@pytest.mark.parametrize("form", Form)
+def test_the_same_executions_give_the_same_bytes_in_any_order(bench, form):
+    first = exported(bench, EXECUTION_ID, OTHER_ID, form=form)
+    assert first == exported(bench, OTHER_ID, EXECUTION_ID, OTHER_ID, form=form)
+
+
+def test_what_is_not_archived_yet_is_exported_from_the_workbench_to_the_same_bytes(bench, tmp_path):
+    elsewhere = bench_at(tmp_path)
+    elsewhere.folder.symlink_to(bench.folder)
+    assert elsewhere.archive.seal_of(EXECUTION_ID) is None
+    assert exported(elsewhere) == exported(bench)
+
+
+def test_empty_folders_of_the_outputs_are_kept(tmp_path):
+    bench = bench_at(tmp_path / "home")
+    bundle = begun(bench, record_of())
+    (bundle.folder / "outputs/nothing/here").mkdir(parents=True)
+    bench.settle(EXECUTION_ID)
+    assert (unpacked(exported(bench), tmp_path) / EXECUTION_ID / "outputs/nothing/here").is_dir()
+
+
+def test_several_executions_lie_side_by_side_and_are_listed(bench, tmp_path):
+    folder = unpacked(exported(bench, EXECUTION_ID, OTHER_ID), tmp_path)
+    told = json.loads((folder / "export.json").read_bytes())
+    assert [one["id"] for one in told["executions"]] == sorted([EXECUTION_ID, OTHER_ID])
+    for one in (EXECUTION_ID, OTHER_ID):
+        assert contents(folder / one) == contents(bench.folder / one)
+
+
+@pytest.mark.parametrize(
+    ("level", "absent"), [(Level.OUTPUTS, ("inputs/",)), (Level.METADATA, ("inputs/", "outputs/", "output.zip"))]
+)
+def test_a_lower_level_leaves_data_out_and_says_so(bench, tmp_path, level, absent):
+    folder = unpacked(exported(bench, level=level), tmp_path)
+    whole = contents(bench.folder / EXECUTION_ID)
+    left = {path: data for path, data in whole.items() if not path.startswith(absent)}
+    assert contents(folder / EXECUTION_ID) == left
+    assert json.loads((folder / "export.json").read_bytes())["level"] == level
+
+
+def test_what_the_archive_level_left_out_is_no_fault(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench, request=a_request(archive=ArchiveLevel.NONE))
+    names = zipfile.ZipFile(io.BytesIO(exported(bench))).namelist()
+    assert not [name for name in names if "/outputs/" in name or name.endswith("output.zip")]
+
+
+def validated(bag: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "bagit", "--validate", str(bag)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("ids", [(EXECUTION_ID,), (EXECUTION_ID, OTHER_ID)], ids=("one", "several"))
+@pytest.mark.parametrize("level", Level)
+def test_a_bag_is_valid_to_bagit(bench, tmp_path, ids, level):
+    (bag,) = unpacked(exported(bench, *ids, form=Form.BAGIT, level=level), tmp_path).iterdir()
+    found = validated(bag)
+    assert found.returncode == 0, found.stderr
+    assert len(list(bag.rglob("method.json"))) == len(ids)
+    (bag / "data/more").write_bytes(b"x")
+    assert validated(bag).returncode == 1
+
+
+def test_a_name_that_bagit_cannot_write_is_refused(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench, outputs={**OUTPUTS, "outputs/50%0Aoff": b"x"})
+    with pytest.raises(NameRefusedError, match="50%0Aoff"):
+        exported(bench, form=Form.BAGIT)
+
+
+@pytest.mark.long
+def test_a_crate_is_one_to_the_validator(bench, tmp_path):
+    crate = unpacked(exported(bench, form=Form.CRATE), tmp_path / "crate")
+    assert issues_in(crate, warm_cache(tmp_path)) == []
+
+
+def test_a_crate_is_one_to_the_library(bench, tmp_path):
+    (tmp_path / "crate.zip").write_bytes(exported(bench, form=Form.CRATE))
+    assert ROCrate(tmp_path / "crate.zip").mainEntity is None
+    assert ROCrate(tmp_path / "crate.zip").root_dataset["identifier"] == EXECUTION_ID
+
+
+def test_several_crates_are_one_to_the_library_each(bench, tmp_path):
+    folder = unpacked(exported(bench, EXECUTION_ID, OTHER_ID, form=Form.CRATE), tmp_path)
+    parts = {part.id for part in ROCrate(folder).root_dataset["hasPart"]}
+    assert parts >= {f"{EXECUTION_ID}/", f"{OTHER_ID}/"}
+    assert ROCrate(folder / OTHER_ID).root_dataset["identifier"] == OTHER_ID
+
+
+def test_a_crate_without_its_files_is_refused(bench):
+    with pytest.raises(RequestError, match="--level metadata"):
+        exported(bench, form=Form.CRATE, level=Level.METADATA)
+
+
+@pytest.mark.parametrize("what", ["sealed", "data"])
+def test_what_is_damaged_in_the_archive_does_not_leave(tmp_path, what):
+    bench = bench_at(tmp_path)
+    kept(bench, outputs={**OUTPUTS, "outputs/big.bin": BIG})
+    folder = tmp_path / "archive" / folder_of(EXECUTION_ID)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and what in path.relative_to(folder).parts[0]:
+            changed = bytearray(path.read_bytes())
+            changed[len(changed) // 2] ^= 1
+            path.write_bytes(changed)
+    with pytest.raises(Exception, match=r"damaged|sealed as|not the one") as found:
+        exported(bench)
+    assert EXECUTION_ID in str(found.value)
+
+
+def test_a_file_that_is_gone_from_the_archive_is_named(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    (gone,) = (tmp_path / "archive" / folder_of(EXECUTION_ID)).rglob("instance.json")
+    gone.unlink()
+    with pytest.raises(BundleError, match=r"metadata/instance\.json is missing"):
+        exported(bench)
+
+
+def test_an_open_execution_is_not_exported(tmp_path):
+    bench = bench_at(tmp_path)
+    begun(bench, record_of(end=Status.EXECUTING))
+    with pytest.raises(NotAvailableError, match="export it when it has ended"):
+        exported(bench)
+
+
+def test_memory_does_not_grow_with_a_bundle(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench, outputs={**OUTPUTS, "outputs/large.bin": BIG * 8})
+    tracemalloc.start()
+    try:
+        done = export(Reader(bench), [EXECUTION_ID], lambda _: None)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert done.size > 2 * 8 * len(BIG)
+    assert peak < 4 * len(BIG)
+
+
+def test_filters_give_the_sealed_executions_that_fit(bench):
+    assert sorted(fitting(Reader(bench))) == sorted([EXECUTION_ID, OTHER_ID])
+    assert not list(fitting(Reader(bench), status=(Status.FAILED,)))
+    assert len(list(fitting(Reader(bench), method="segment-coins"))) == 2
+
+
+@pytest.fixture
+def told(capfd) -> Callable[..., str]:
+    def run(*arguments: str, code: int = 0) -> str:
+        found = main(arguments)
+        shown = capfd.readouterr()
+        assert found == code, shown.err
+        return shown.err if code else shown.out
+
+    return run
+
+
+def test_the_command_writes_the_file_and_says_what_is_in_it(home, tmp_path, told, monkeypatch):
+    bench = bench_at(home)
+    kept(bench)
+    monkeypatch.chdir(tmp_path)
+    assert "1 executions" in told("export", EXECUTION_ID[:6])
+    assert (tmp_path / f"{EXECUTION_ID}.zip").read_bytes() == exported(bench)
+    shown = json.loads(told("export", "--status", "COMPLETED", "-o", "all.zip", "--format", "bagit", "--json"))
+    assert shown == {"executions": [EXECUTION_ID], "size": (tmp_path / "all.zip").stat().st_size, "file": "all.zip"}
+    assert re.search("not both", told("export", EXECUTION_ID, "--status", "FAILED", code=2))
+    assert "no execution is to be exported" in told("export", "--status", "FAILED", code=2)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [f"{EXECUTION_ID}.zip", "all.zip"]
