@@ -226,7 +226,8 @@ def test_json_of_hostile_text_is_json_of_the_same_text(told, home):
 
 def test_every_command_has_help_and_json(capsys):
     names = [("run",), ("cancel",), ("list",), ("show",), ("logs",), ("outputs",), ("prov",), ("verify",), ("settle",)]
-    names += [("ledger", "rebuild"), ("methods", "list"), ("methods", "show"), ("doctor",), ("watch",)]
+    names += [("deploy",), ("submit",), ("export",), ("watch",), ("doctor",)]
+    names += [("ledger", "rebuild"), ("methods", "list"), ("methods", "show")]
     for name in names:
         assert main([*name, "--help"]) == codes.OK
         assert "--json" in capsys.readouterr().out, name

@@ -81,6 +81,10 @@ class Settings(BaseSettings):
     agent: str = Field(
         default="", description="Who asks for executions, where no token says it: a name, e-mail or ORCID URL."
     )
+    time_limit: timedelta | None = Field(
+        default=None,
+        description="How long a Method's code may run, in seconds; a shorter limit of the Method's own holds as well.",
+    )
     archive_timeout: timedelta = Field(
         default=timedelta(minutes=10),
         description="How long one upload is tried, in seconds, before it is left pending.",
@@ -98,7 +102,7 @@ class Settings(BaseSettings):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("archive_timeout", "hook_timeout", mode="before")
+    @field_validator("time_limit", "archive_timeout", "hook_timeout", mode="before")
     @classmethod
     def _seconds(cls, value: object) -> object:
         return (

@@ -34,6 +34,9 @@ DEFAULTS = {
 """What is set before Prefect is imported, where the environment does not say otherwise."""
 
 _AGO = re.compile(r"(\d+)\s*([mhdw])")
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_POWERS = ("", "k", "m", "g", "t")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
@@ -109,6 +112,30 @@ def moment(text: str, now: datetime) -> datetime:
     except ValueError as error:
         raise RequestError(f"'{text}' is no time; write 2026-09-01, 2026-09-01T12:00, 7d, 12h or 30m") from error
     return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
+
+
+def seconds(text: str) -> float:
+    """Return the seconds that *text* means: ``90``, ``90s``, ``30m``, ``2h``, ``1d``.
+
+    Raises:
+        RequestError: If it means none, or no time at all.
+    """
+    found = _NUMBER.fullmatch(text.strip().lower())
+    if not found or found[2] not in _SECONDS or float(found[1]) <= 0:
+        raise RequestError(f"'{text}' is no length of time; write 90s, 30m, 2h or 1d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def memory(text: str) -> int:
+    """Return the bytes that *text* means: ``512m``, ``4g``, ``4GiB``; a letter stands for a power of 1024.
+
+    Raises:
+        RequestError: If it means none, or no memory at all.
+    """
+    found = _NUMBER.fullmatch(text.strip().lower().removesuffix("b").removesuffix("i"))
+    if not found or found[2] not in _POWERS or float(found[1]) <= 0:
+        raise RequestError(f"'{text}' is no amount of memory; write 512m, 4g or a number of bytes")
+    return int(float(found[1]) * 1024 ** _POWERS.index(found[2]))
 
 
 def _object_in(file: str) -> dict[str, Any]:

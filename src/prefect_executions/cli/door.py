@@ -11,7 +11,17 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_executions.cli import cancelling, checking, diagnosis, exchanging, listing, looking, running, watching
+from prefect_executions.cli import (
+    cancelling,
+    checking,
+    deploying,
+    diagnosis,
+    exchanging,
+    listing,
+    looking,
+    running,
+    watching,
+)
 from prefect_executions.cli.codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
 from prefect_executions.cli.showing import warn
 from prefect_executions.errors import ExecutionsError
@@ -28,6 +38,8 @@ app = App(
     print_error=False,
 )
 app.command(running.run)
+app.command(deploying.deploy)
+app.command(deploying.submit)
 app.command(cancelling.cancel)
 app.command(listing.list_executions, name="list")
 app.command(watching.watch)

@@ -1,5 +1,19 @@
-"""What is done at the orchestrator: executions are cancelled."""
+"""What is done at the orchestrator: Methods are deployed, requests submitted, executions cancelled."""
 
 from prefect_executions.dispatch.cancelling import PATIENCE, Cancelled, cancel
+from prefect_executions.dispatch.deploying import Deployed, Wanted, deploy
+from prefect_executions.dispatch.submitting import Ended, Request, Submitted, submit, wait
 
-__all__ = ["PATIENCE", "Cancelled", "cancel"]
+__all__ = [
+    "PATIENCE",
+    "Cancelled",
+    "Deployed",
+    "Ended",
+    "Request",
+    "Submitted",
+    "Wanted",
+    "cancel",
+    "deploy",
+    "submit",
+    "wait",
+]

@@ -7,7 +7,7 @@ hides Prefect's clients; it decides nothing.
 from prefect_executions.engine.asking import caller, created_by, deployment, flow_run, history, infrastructure, seen
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
-from prefect_executions.engine.client import client, configured_api, greet
+from prefect_executions.engine.client import answering, client, configured_api, greet
 from prefect_executions.engine.closing import make_up
 from prefect_executions.engine.listening import Connection, listen
 from prefect_executions.engine.lives import catch_up, lives, states, told_by_prefect
@@ -30,6 +30,7 @@ __all__ = [
     "Connection",
     "EndTelling",
     "Progress",
+    "answering",
     "archive_block",
     "asked_to_cancel",
     "caller",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SyncClientContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
 from prefect_executions.capture.secrets import redact_url, redact_urls
-from prefect_executions.errors import OrchestratorError
+from prefect_executions.errors import ExecutionsError, OrchestratorError, RequestError
+
+_REFUSED = frozenset({400, 409, 422})
+"""With these codes Prefect's API says that it understood and that the request is wrong."""
 
 _clients: dict[tuple[int, str], SyncPrefectClient] = {}
 
@@ -50,3 +56,32 @@ def greet() -> str:
         raise OrchestratorError(
             f"Prefect's API ({place}) does not answer: {redact_urls(str(error))}. Run 'executions doctor'."
         ) from error
+
+
+@contextmanager
+def answering(what: str) -> Iterator[None]:
+    """Tell as one error of ours that Prefect's API refused *what* it was asked for, or that it is away.
+
+    Raises:
+        RequestError: If it refused; the message has its own words.
+        OrchestratorError: If it does not answer, or failed.
+    """
+    try:
+        yield
+    except ExecutionsError:
+        raise
+    except PrefectHTTPStatusError as error:
+        said = redact_urls(_words(error))
+        if error.response.status_code in _REFUSED:
+            raise RequestError(f"Prefect refuses {what}: {said}") from error
+        raise OrchestratorError(f"Prefect's API failed when asked for {what}: {said}") from error
+    except Exception as error:
+        raise OrchestratorError(f"Prefect's API failed when asked for {what}: {redact_urls(str(error))}") from error
+
+
+def _words(error: PrefectHTTPStatusError) -> str:
+    try:
+        told = error.response.json()
+    except ValueError:
+        return str(error)
+    return str(told.get("detail") or told.get("exception_detail") or told) if isinstance(told, dict) else str(told)

@@ -2,6 +2,6 @@
 
 from prefect_executions.flow.current import Execution, current_execution
 from prefect_executions.flow.declaring import MethodFlow, method
-from prefect_executions.flow.entrypoints import load_method, run_method
+from prefect_executions.flow.entrypoints import load_deployable, load_method, run_method
 
-__all__ = ["Execution", "MethodFlow", "current_execution", "load_method", "method", "run_method"]
+__all__ = ["Execution", "MethodFlow", "current_execution", "load_deployable", "load_method", "method", "run_method"]

@@ -12,7 +12,7 @@ from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.importtools import import_object
 
-from prefect_executions.errors import NotFoundError, RequestError
+from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.declaring import MethodFlow, method
 from prefect_executions.flow.door import Door, door
 
@@ -34,18 +34,36 @@ def load_method(entrypoint: str) -> MethodFlow[Any, Any]:
         NotFoundError: If there is nothing there; the message names it.
         RequestError: If the file cannot be run, or what is there is no function.
     """
+    found = _found(entrypoint)
+    return found if isinstance(found, MethodFlow) else method(cast("Flow[Any, Any]", found))
+
+
+def load_deployable(entrypoint: str) -> MethodFlow[Any, Any]:
+    """Return the Method at *entrypoint* as a worker finds it there, where nobody makes a Method of a plain flow.
+
+    Raises:
+        NotFoundError: If there is nothing there; the message names it.
+        RequestError: If the file cannot be run.
+        MethodError: If what is there is no Method: its runs would leave no record.
+    """
+    found = _found(entrypoint)
+    if not isinstance(found, MethodFlow):
+        raise MethodError(f"{entrypoint} is no Method, so a worker would keep no record of it: put @method above it")
+    return found
+
+
+def _found(entrypoint: str) -> Any:
     path = entrypoint.rpartition(":")[0]
     if path.endswith(".py") and not Path(path).is_file():
         raise NotFoundError(f"{entrypoint}: there is no file {path}. Give path.py:function or module:function.")
     try:
-        found: Any = load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
+        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
     except MissingFlowError:
-        found = _function(entrypoint)
+        return _function(entrypoint)
     except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
         raise NotFoundError(f"{entrypoint}: {error}. Give path.py:function or module:function.") from error
     except ScriptError as error:
         raise RequestError(f"{entrypoint}: {error}: {error.user_exc!r}") from error
-    return found if isinstance(found, MethodFlow) else method(cast("Flow[Any, Any]", found))
 
 
 def run_method(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any], *, begun: Callable[[str], None]) -> Ran:

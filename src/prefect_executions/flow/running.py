@@ -59,14 +59,14 @@ def recorded(declared: Declared) -> Callable[..., Any]:
 
     Called outside a flow run it is the author's function and nothing else.
     """
-    function, limit = declared.function, declared.method.time_limit
+    function = declared.function
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         recording = Recording.around(declared, whole, args, kwargs)
         if recording is None:
             return function(*args, **kwargs)
-        with recording.kept() as bound, timeout(seconds=limit, timeout_exc_type=TimeoutError):
+        with recording.kept() as bound, timeout(seconds=recording.limit, timeout_exc_type=TimeoutError):
             return function(*bound.args, **bound.kwargs)
 
     @wraps(function)
@@ -75,7 +75,7 @@ def recorded(declared: Declared) -> Callable[..., Any]:
         if recording is None:
             return await cast("Awaitable[Any]", function(*args, **kwargs))
         async with recording.kept_async() as bound:
-            with timeout_async(seconds=limit, timeout_exc_type=TimeoutError):
+            with timeout_async(seconds=recording.limit, timeout_exc_type=TimeoutError):
                 return await function(*bound.args, **bound.kwargs)
 
     whole: Callable[..., Any] = run_async if inspect.iscoroutinefunction(function) else run
@@ -124,6 +124,13 @@ class Recording:
         bound = inspect.signature(declared.function).bind(*args, **kwargs)
         bound.apply_defaults()
         return cls(declared, context, bound)
+
+    @property
+    def limit(self) -> float | None:
+        """Seconds that the author's code may take: the shorter of the author's limit and the operator's."""
+        asked = self.settings.time_limit
+        limits = [self.declared.method.time_limit, asked.total_seconds() if asked else None]
+        return min((limit for limit in limits if limit), default=None)
 
     @contextmanager
     def kept(self) -> Iterator[inspect.BoundArguments]:
@@ -240,7 +247,7 @@ class Recording:
         if self.reins is not None:
             reach(Milestone.RETURNED, str(self.run.id))
             with self._never_losing("ending what it has started"):
-                self.reins.leave(error, self.declared.method.time_limit)
+                self.reins.leave(error, self.limit)
         if self.execution is not None:
             with self._never_losing("telling the last progress"):  # while the logs are still open
                 told = self.execution.close()

@@ -1,0 +1,304 @@
+"""Methods are deployed and requests submitted on a real Prefect server; what a pool cannot honour is refused before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Crashed
+
+from homes import Bundles
+from prefect_executions import current_execution, engine, method
+from prefect_executions.cli import main
+from prefect_executions.cli.asking import memory, reader, seconds
+from prefect_executions.dispatch import wait
+from prefect_executions.dispatch.schedules import schedule_of
+from prefect_executions.errors import RequestError
+from prefect_executions.lifecycle import Reason
+
+METHOD = '''
+from pydantic import SecretStr
+
+from prefect import flow
+from prefect_executions import method
+
+
+@method(version="2.0.0")
+def greet(name: str, times: int = 1, token: SecretStr | None = None) -> str:
+    """Greet somebody."""
+    return name * times
+
+
+@flow
+def plain() -> None: ...
+'''
+CONTAINERS = {
+    "job_configuration": {"image": "{{ image }}", "env": "{{ env }}"},
+    "variables": {
+        "type": "object",
+        "properties": {
+            "image": {"type": "string"},
+            "env": {"type": "object"},
+            "mem_limit": {"type": "string"},
+            "container_create_kwargs": {"type": "object", "default": {"shm_size": "1g"}},
+        },
+    },
+}
+SIZED = {
+    "job_configuration": {"cpu": "{{ cpus }}"},
+    "variables": {"properties": {name: {"type": "number"} for name in ("cpus", "memory", "gpus")}},
+}
+
+
+@pytest.fixture
+def client(prefect_server: str) -> SyncPrefectClient:
+    return get_client(sync_client=True)
+
+
+@pytest.fixture
+def pool(client: SyncPrefectClient) -> Iterator[Callable[..., str]]:
+    """Return a function that makes a work pool with a name of its own; what was deployed there goes with it."""
+    made: list[str] = []
+
+    def make(kind: str = "process", template: Mapping[str, Any] = {}) -> str:
+        name = f"{kind}-{uuid4().hex[:8]}"
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=dict(template)))
+        made.append(name)
+        return name
+
+    yield make
+    deployed = {one.id for one in client.read_deployments() if one.work_pool_name in made}
+    for run in client.read_flow_runs():
+        if run.deployment_id in deployed:
+            client.delete_flow_run(run.id)
+    for deployment in deployed:
+        client.delete_deployment(deployment)
+
+
+@pytest.fixture
+def told(home, tmp_path, monkeypatch, capsys, prefect_server) -> Callable[..., str]:
+    """Return a function that runs the command line beside greet.py, checks its exit code and returns what it shows."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "greet.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, code: int = 0) -> str:
+        capsys.readouterr()
+        found = main(arguments)
+        shown = capsys.readouterr()
+        assert found == code, shown.err + shown.out
+        return shown.err if code else shown.out
+
+    return run
+
+
+def run_of(client: SyncPrefectClient, shown: str) -> FlowRun:
+    return client.read_flow_run(UUID(json.loads(shown)["id"]))
+
+
+def test_a_method_is_deployed_and_a_request_starts_a_run_of_it(told, pool, client, tmp_path):
+    name = pool()
+    shown = json.loads(
+        told("deploy", "methods/greet.py:greet", "--pool", name, "-p", "times=3", "--schedule", "15m", "--json")
+    )
+    deployment = client.read_deployment_by_name(f"greet/{name}")
+    assert (shown["name"], UUID(shown["id"])) == (f"greet/{name}", deployment.id)
+    assert deployment.entrypoint == "methods/greet.py:greet"
+    assert deployment.pull_steps == [
+        {"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path.resolve())}}
+    ]
+    assert (deployment.parameters, deployment.version) == ({"times": 3}, "2.0.0")
+    assert [one.schedule.interval.total_seconds() for one in deployment.schedules] == [900]
+    assert engine.is_method(deployment.parameter_openapi_schema, deployment.description)
+    assert engine.TAG in client.read_flow(deployment.flow_id).tags
+
+    submitted = told("submit", "greet", "--pool", name, "-p", "name=Ada", "--time-limit", "2m", "--json")
+    run = run_of(client, submitted)
+    assert run.deployment_id == deployment.id
+    assert run.parameters == {"name": "Ada", "times": 3}
+    assert run.job_variables == {"env": {"EXECUTIONS_TIME_LIMIT": "120"}}
+    assert json.loads(submitted)["link"].endswith(str(run.id))
+
+
+def test_to_deploy_it_again_replaces_what_was_there(told, pool, client):
+    name = pool()
+    told("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "0 6 * * *", "--timezone", "Europe/Berlin")
+    (before,) = client.read_deployment_by_name(f"greet/{name}").schedules
+    told("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "RRULE:FREQ=DAILY")
+    (after,) = client.read_deployment_by_name(f"greet/{name}").schedules
+    assert (before.schedule.cron, before.schedule.timezone) == ("0 6 * * *", "Europe/Berlin")
+    assert after.schedule.rrule.endswith("RRULE:FREQ=DAILY")
+
+
+def test_a_request_with_the_key_of_another_is_that_one(told, pool, client):
+    name = pool()
+    told("deploy", "methods/greet.py:greet", "--pool", name)
+    first, again, other = (
+        run_of(client, told("submit", f"greet/{name}", "-p", "name=A", "--idempotency-key", key, "--json")).id
+        for key in ("a", "a", "b")
+    )
+    assert first == again != other
+
+
+def test_a_container_pool_needs_an_image_and_has_the_code_elsewhere(told, pool, client):
+    name = pool("docker", CONTAINERS)
+    refused = told("deploy", "methods/greet.py:greet", "--pool", name, code=2)
+    assert "give --image" in refused
+    told("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1", "--job-variable", 'env={"A": "b"}')
+    deployment = client.read_deployment_by_name(f"greet/{name}")
+    assert deployment.job_variables == {"image": "here:1", "env": {"A": "b"}}
+    (step,) = deployment.pull_steps
+    assert step["prefect.deployments.steps.set_working_directory"] == {"directory": "/opt/executions"}
+
+
+def test_wishes_become_job_variables_of_the_pools_type(told, pool, client):
+    docker, kubernetes = pool("docker", CONTAINERS), pool("kubernetes", SIZED)
+    for name in (docker, kubernetes):
+        told("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1")
+    wishes = ("-p", "name=A", "--cpus", "1.5", "--memory", "512m", "--gpus", "1", "--json")
+    assert run_of(client, told("submit", "greet", "--pool", docker, *wishes)).job_variables == {
+        "mem_limit": "536870912b",
+        "container_create_kwargs": {
+            "shm_size": "1g",
+            "nano_cpus": 1_500_000_000,
+            "device_requests": [{"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}],
+        },
+    }
+    sized = run_of(client, told("submit", "greet", "--pool", kubernetes, *wishes))
+    assert sized.job_variables == {"cpus": 1.5, "memory": 512 << 20, "gpus": 1}
+
+
+def test_a_wish_that_the_pool_cannot_honour_is_refused_before_a_run_is_created(told, pool, client):
+    names = pool(), pool("kubernetes", CONTAINERS)
+    for name, image in zip(names, ([], ["--image", "here:1"]), strict=True):
+        told("deploy", "methods/greet.py:greet", "--pool", name, *image)
+        refused = told("submit", f"greet/{name}", "-p", "name=A", "--gpus", "2", "--memory", "1g", code=2)
+        assert f"'{name}'" in refused
+        assert "memory, gpus" in refused
+        deployment = client.read_deployment_by_name(f"greet/{name}")
+        assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
+
+
+def test_a_secret_in_clear_is_refused_and_not_repeated(told, pool, client):
+    name = pool()
+    told("deploy", "methods/greet.py:greet", "--pool", name)
+    for words in (
+        ("submit", f"greet/{name}", "-p", "name=A"),
+        ("deploy", "methods/greet.py:greet", "--pool", name),
+    ):
+        refused = told(*words, "-p", "token=Sesame, open!", code=2)
+        assert "Sesame" not in refused
+        assert "token" in refused
+    deployment = client.read_deployment_by_name(f"greet/{name}")
+    assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
+    run = run_of(client, told("submit", f"greet/{name}", "-p", "name=A", "-p", "token=env:SESAME", "--json"))
+    assert run.parameters["token"] == "env:SESAME"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("deploy", "methods/greet.py:plain", "--pool", "POOL"), 2, "put @method above it"),
+        (("deploy", "methods/nothing.py:greet", "--pool", "POOL"), 3, "there is no file"),
+        (("deploy", "methods/greet.py:greet", "--pool", "nowhere"), 3, "no work pool 'nowhere'"),
+        (("deploy", "methods/greet.py:greet", "--pool", "POOL", "--image", "a:1"), 2, "leave out --image"),
+        (("deploy", "methods/greet.py:greet", "--pool", "POOL", "--schedule", "often"), 2, "no schedule"),
+        (("deploy", "methods/greet.py:greet", "--pool", "POOL", "-p", "tims=3"), 2, "no input tims"),
+        (("submit", "nobody"), 3, "'nobody' is not deployed"),
+        (("submit", "nobody/nowhere"), 3, "no deployment 'nobody/nowhere'"),
+        (("submit", "greet", "--pool", "nowhere", "-p", "name=A"), 3, "'nowhere'"),
+        (("submit", "greet/POOL", "-p", "nam=A"), 2, "no input nam"),
+        (("submit", "greet/POOL"), 2, "name"),
+        (("submit", "greet/POOL", "-p", "name=A", "--cpus", "0"), 2, "above 0"),
+        (("submit", "greet/POOL", "-p", "name=A", "--memory", "much"), 2, "'much' is no amount of memory"),
+        (("submit", "greet/POOL", "-p", "name=A", "--time-limit", "0"), 2, "no length of time"),
+    ],
+)
+def test_what_is_wrong_is_refused_in_words(told, pool, words, code, said):
+    name = pool()
+    told("deploy", "methods/greet.py:greet", "--pool", name)
+    assert said in told(*(word.replace("POOL", name) for word in words), code=code)
+
+
+def test_one_of_several_deployments_has_to_be_named(told, pool):
+    name = pool()
+    for deployment in ("one", "other"):
+        told("deploy", "methods/greet.py:greet", "--pool", name, "--name", deployment)
+    refused = told("submit", "greet", "--pool", name, "-p", "name=A", code=2)
+    assert "greet/one" in refused
+    assert "greet/other" in refused
+
+
+def test_without_a_server_of_its_own_nothing_is_deployed(told, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415 - Prefect is imported by now
+
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert "prefect server start" in told("deploy", "methods/greet.py:greet", "--pool", "p", code=2)
+        assert "prefect server start" in told("submit", "greet", code=2)
+
+
+@pytest.mark.parametrize("state", [Completed(), Crashed(message="it fell")])
+def test_who_waits_is_told_how_it_ended(told, pool, client, state):
+    name = pool()
+    told("deploy", "methods/greet.py:greet", "--pool", name)
+    run = run_of(client, told("submit", f"greet/{name}", "-p", "name=A", "--json"))
+    seen: list[str] = []
+
+    def go_on(words: str) -> None:
+        seen.append(words)
+        client.set_flow_run_state(run.id, state, force=True)
+
+    ended = wait(reader(), str(run.id), tell=go_on, sealing=timedelta(0))
+    assert (ended.well, ended.status, ended.message) == (state.is_completed(), None, state.message)
+    assert [words.split()[2] for words in seen] == ["Scheduled"]
+
+
+def test_the_operators_time_limit_holds_beside_the_methods_own(home, monkeypatch, prefect_server):
+    @method(version="1")
+    def waits() -> None:
+        current_execution().output("half.txt").write_text("half")
+        while True:
+            pass
+
+    monkeypatch.setenv("EXECUTIONS_TIME_LIMIT", "0.5")
+    with pytest.raises(TimeoutError):
+        waits()
+    record = Bundles(home).record()
+    assert record.job_status.reason is Reason.TIMED_OUT
+    assert record.instance.environment["EXECUTIONS_TIME_LIMIT"] == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86400)],
+)
+def test_a_length_of_time_is_read(text, told):
+    assert seconds(text) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("100", 100), ("1k", 1024), ("512m", 512 << 20), ("4g", 4 << 30), ("4GiB", 4 << 30), ("1.5G", 3 << 29)],
+)
+def test_an_amount_of_memory_is_read(text, told):
+    assert memory(text) == told
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1", "0", "1x", "1 m m"])
+def test_what_is_no_number_with_a_unit_is_refused(text):
+    for read in (seconds, memory):
+        with pytest.raises(RequestError):
+            read(text)
+
+
+@pytest.mark.parametrize("text", ["", "0s", "often", "61 * * * *", "RRULE:FREQ=NEVER"])
+def test_what_is_no_schedule_is_refused(text):
+    with pytest.raises(RequestError):
+        schedule_of(text)
