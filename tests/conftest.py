@@ -13,7 +13,7 @@ import pytest
 
 import servers
 
-# The same examples each time, so that a change is judged by what it changes; EXECUTIONS_TEST_RANDOM=1 looks for new ones.
+# The same examples each time, so that a change is judged by what it changes; EXECUTIONS_TEST_RANDOM=1 finds new ones.
 hypothesis.settings.register_profile("steady", derandomize=not os.environ.get("EXECUTIONS_TEST_RANDOM"))
 hypothesis.settings.load_profile("steady")
 

@@ -17,9 +17,10 @@ from sqlalchemy import NullPool, create_engine, inspect, text
 
 from ledgers import KINDS, SEAL, a_fresh_url, numbered
 from prefect_executions.errors import LedgerError
-from prefect_executions.ledger import Ledger, statements
+from prefect_executions.ledger import Came, Ledger, statements
 from prefect_executions.ledger.schema import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
 from prefect_executions.ledger.tables import METADATA
+from records import NOON
 
 
 @pytest.fixture(params=KINDS)
@@ -101,6 +102,18 @@ def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(url):
     sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '{HEAD}'")  # noqa: S608  a constant
     with Ledger.open(url) as ledger:
         assert len(ledger.list().rows) == 1
+
+
+def test_a_ledger_of_the_first_version_is_brought_up_and_keeps_its_rows(url):
+    with Ledger.open(url) as ledger:
+        ledger.record(numbered(1), archive="local")
+    for column in ("imported", "origin"):
+        sql(url, f"ALTER TABLE executions DROP COLUMN {column}")
+    sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '0001'")  # noqa: S608  a constant
+    came = Came(at=NOON, origin="x.zip")
+    with Ledger.open(url) as ledger:
+        ledger.record(numbered(2), archive="archived", manifest_sha256="a" * 64, came=came)
+        assert [(row.imported, row.origin) for row in ledger.list().rows] == [(NOON, "x.zip"), (None, None)]
 
 
 def test_opening_again_keeps_what_is_there(url):

@@ -11,6 +11,7 @@
     │   ├── AmbiguousIdError        an id prefix fits more than one execution
     │   ├── TransitionError         a status may not follow the current one
     │   ├── PlanError               a runtime cannot run a script as asked
+    │   ├── ImportRefusedError      what is to be imported is damaged, hostile, or another execution has its id
     │   └── SettingsError           a setting has a value that cannot be used
     ├── NotAvailableError         the thing is not there or not allowed
     │   ├── NoExecutionError        no execution is around the caller
@@ -77,6 +78,10 @@ class TransitionError(RequestError):
 
 class PlanError(RequestError):
     """A runtime cannot run a script as asked; the message tells every reason, and nothing was started."""
+
+
+class ImportRefusedError(RequestError):
+    """What is to be imported is damaged, hostile, or another execution has its id; nothing of it was kept."""
 
 
 class SettingsError(RequestError):

@@ -55,6 +55,8 @@ class Observer(StrEnum):
     """Prefect's state history."""
     SETTLE = "settle"
     """`executions settle`, after the fact."""
+    IMPORT = "import"
+    """`executions import`, of what another system recorded."""
 
 
 OgcStatus = Literal["accepted", "running", "successful", "failed", "dismissed"]

@@ -35,6 +35,15 @@ class DirtyTree(StrEnum):
     REFUSE = "refuse"
 
 
+class ImportNames(StrEnum):
+    """Which names the files of an imported bundle may have."""
+
+    PORTABLE = "portable"
+    """Those that every system can hold, and holds apart."""
+    ANY = "any"
+    """Those that this system can hold."""
+
+
 class Settings(BaseSettings):
     """What the operator sets, by environment variables that begin with ``EXECUTIONS_``."""
 
@@ -92,6 +101,15 @@ class Settings(BaseSettings):
     hook_timeout: timedelta = Field(
         default=timedelta(seconds=20),
         description="How long a state hook may work, in seconds, before it leaves the rest to settle.",
+    )
+    import_limit: int = Field(
+        default=20 * 1024**3, ge=0, description="What one import may unfold to, in bytes, on the disk and elsewhere."
+    )
+    import_entries: int = Field(default=500_000, ge=1, description="How many files one import may have.")
+    import_names: ImportNames = Field(
+        default=ImportNames.PORTABLE,
+        description="portable: an import is refused when a name in it means another file, or none, on some systems "
+        "(devices, names that differ in capitals only); any: it is not.",
     )
     capture_streams: bool = Field(default=True, description="Whether stdout and stderr are kept in the bundle.")
 

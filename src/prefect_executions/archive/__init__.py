@@ -1,5 +1,6 @@
 """Where sealed bundles are kept: object storage behind one narrow interface, and what lies where in it."""
 
+from prefect_executions.archive.imports import Imported
 from prefect_executions.archive.keeping import Archive, Content, Sealing, Swept, goes_along, open_archive
 from prefect_executions.archive.marks import Marks, OpenMark, SealMark
 from prefect_executions.archive.reading import ArchivedBundle
@@ -13,6 +14,7 @@ __all__ = [
     "ArchivedData",
     "Content",
     "Head",
+    "Imported",
     "Marks",
     "OpenMark",
     "Seal",

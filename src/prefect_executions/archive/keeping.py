@@ -7,6 +7,7 @@
     ├── suspended.zip          the open bundle of a run that is suspended, until it is sealed
     ├── data/<sha256>          what is big: output.zip, staged inputs
     ├── sealed-<16 hex>/…      the small files of the bundle, under their paths in it
+    ├── imported.json          of an imported execution: from where and when
     ├── seal.json              created last, and only if it is not there
     └── late/<16 hex>.json     what was heard after the seal and changed nothing
 
@@ -26,6 +27,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from prefect_executions.archive.imports import IMPORTED, Imported
 from prefect_executions.archive.marks import Marks, open_key
 from prefect_executions.archive.ranges import open_ranges
 from prefect_executions.archive.reading import ArchivedBundle
@@ -62,7 +64,8 @@ class Content(NamedTuple):
     `files` are put as single objects and must hold the manifest; `data` are kept
     already by `Archive.keep_data`, unless they are so little that they go along
     (`goes_along`); `absent` are the files of the bundle that its archive level
-    leaves out. `at` is the time of sealing, for the marks.
+    leaves out. `at` is the time of sealing, for the marks. `beside` are objects that
+    go with the bundle and are none of its files, by name.
     """
 
     folder: Path
@@ -72,6 +75,7 @@ class Content(NamedTuple):
     status: Status
     finished: datetime | None
     at: datetime
+    beside: Mapping[str, bytes] = {}
 
 
 class Sealing(NamedTuple):
@@ -170,6 +174,7 @@ class Archive:
                 self._check_data(execution_id, ours)
             folder = folder_of(execution_id)
             objects = {folder + ours.object_of(file.path): _load(content.folder, file) for file in files}
+            objects |= {folder + name: data for name, data in content.beside.items()}
             self.store.put_many(objects, lasting=False)
             reach(Milestone.FILES_SENT, execution_id)
             if self.store.put_if_absent(folder + SEAL, ours.to_json(), after=objects):
@@ -185,6 +190,19 @@ class Archive:
         key = folder_of(execution_id) + SEAL
         data = self.store.get_many([key]).get(key)
         return None if data is None else parse_seal(execution_id, data)
+
+    def imported(self, execution_id: str) -> Imported | None:
+        """Return how an execution came here that was imported, or None for one that was not.
+
+        Raises:
+            ArchiveError: If the mark is damaged.
+        """
+        key = folder_of(execution_id) + IMPORTED
+        data = self.store.get_many([key]).get(key)
+        try:
+            return None if data is None else Imported.from_json(data)
+        except BundleError as error:
+            raise ArchiveError(f"The mark of the import of {execution_id} is damaged: {error}") from error
 
     def note_late(self, execution_id: str, data: bytes) -> None:
         """Keep what was heard of an execution after another had sealed it; the same words are kept once."""
@@ -248,7 +266,7 @@ class Archive:
         names = {one.key.removeprefix(folder) for one in found}
         if seal:
             # A seal never changes, so age does not matter here.
-            kept = {SEAL, OPENING} | {name for name in names if name.startswith(LATE)}
+            kept = {SEAL, OPENING, IMPORTED} | {name for name in names if name.startswith(LATE)}
             orphans = {name for name in names - kept if not seal.names(name)}
         elif OPENING in names or any(one.modified is None or one.modified >= older_than for one in found):
             orphans = set()

@@ -206,6 +206,16 @@ class _Copy:
         )
 
 
+def left_out(level: Level) -> Mapping[str, str]:
+    """Return why what begins with a path is not in an export of *level*."""
+    parts = {
+        Level.FULL: (),
+        Level.OUTPUTS: (layout.INPUTS + "/",),
+        Level.METADATA: (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP),
+    }
+    return dict.fromkeys(parts[level], f"it was exported with the level '{level}'")
+
+
 def _leaves(path: str, level: Level) -> bool:
     if path.startswith(layout.INPUTS + "/"):
         return level is Level.FULL

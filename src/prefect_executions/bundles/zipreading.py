@@ -36,6 +36,10 @@ _KNOWN_FLAGS = _UTF8 | _SIZES_FOLLOW | 0x006
 # Deflate's own bound: no stream holds more than 1032 times its length (zlib's technical notes).
 _DEFLATE_BOUND = 1032
 
+# APPNOTE 4.6.9 and 4.5: what may hold another name, the target of a link, or a key.
+_UNICODE_PATH = 0x7075
+_NO_FIELDS = {0x000D: 12, 0x756E: 0, 0x0017: 0, 0x9901: 0}
+
 _BLOCK = 1 << 20
 _LONGEST_DESCRIPTOR = 24
 
@@ -283,6 +287,11 @@ def _extra_fields(data: bytes, name: str) -> dict[int, bytes]:
         if position > len(data) or kind in fields:
             raise BundleError(f"{name!r}: its extra fields are damaged")
         fields[kind] = data[position - length : position]
+        if length > _NO_FIELDS.get(kind, length):
+            raise BundleError(f"{name!r}: its extra fields make it a link, or encrypt it")
+    # A version and the CRC of the other name, 5 bytes, go before it.
+    if _UNICODE_PATH in fields and fields[_UNICODE_PATH][5:] != name.encode():
+        raise BundleError(f"{name!r}: its extra fields give it another name")
     return fields
 
 

@@ -1,4 +1,4 @@
-"""`executions export`: executions as one file that leaves the house."""
+"""`executions export`, `import`: executions as one file that leaves the house, and back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.asking import Json, moment, reader
+from prefect_executions.cli.asking import Json, moment, reader, workbench
 from prefect_executions.cli.saving import Target, saved
-from prefect_executions.cli.showing import counting, how_large, say, show_json
+from prefect_executions.cli.showing import counting, how_large, say, show_json, show_table, working
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Status
+from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.workbench.exporting import Exported
@@ -79,6 +80,28 @@ def export(
         show_json({"executions": done.ids, "size": done.size, "file": target})
     elif target != "-":
         say(f"{len(done.ids)} executions, {how_large(done.size)} in {target}")
+
+
+def import_executions(target: str, /, *, as_json: Json = False) -> None:
+    """Import executions: from a zip, a folder, or the address of a zip. All are verified before one is recorded.
+
+    Args:
+        target: A zip or folder, or the https://, http:// or s3:// address of a zip: bundles, a bag, or exports of CCP.
+        as_json: One JSON document: each execution, whether it is new, and the digest of its manifest.
+    """
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.workbench.importing import Terms, take_in  # noqa: PLC0415
+
+    settings = Settings.read()
+    with working(f"Importing {target}", quiet=as_json):
+        taken = take_in(workbench(settings), target, Terms.of(settings, datetime.now(UTC)))
+    if as_json:
+        show_json({"target": target, "executions": taken})
+        return
+    show_table(("id", "result", "kind", "manifest"), taken)
+    new = sum(one.result == "imported" for one in taken)
+    before = len(taken) - new
+    say(f"{new} executions imported" + (f", {before} were here already and are unchanged" if before else ""))
 
 
 def _written(target: str, exporting: Callable[..., Exported]) -> Exported:

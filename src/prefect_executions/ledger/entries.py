@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from prefect_executions.documents import json_value
 from prefect_executions.executions import ExecutionRecord, Metric
-from prefect_executions.ledger.rows import ArchiveState, Row, Stored, micros_of
+from prefect_executions.ledger.rows import ArchiveState, Came, Row, Stored, micros_of
 from prefect_executions.lifecycle import Happening, JobStatus, Status, StatusEntry
 from prefect_executions.methods import Method
 
@@ -53,13 +53,15 @@ class Entry(NamedTuple):
     parts: Mapping[str, list[Columns]]
 
 
-def entry_of(record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None) -> Entry:
+def entry_of(
+    record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, came: Came | None = None
+) -> Entry:
     """Return the rows that *record* and its archive facts give; the same record gives the same rows."""
     metrics = record.metrics
     job_status, request = record.job_status, record.request
     return Entry(
         method=_method(record.method),
-        row=_row(record, archive, manifest_sha256),
+        row=_row(record, archive, manifest_sha256, came),
         parts={
             "inputs": [_value(name, value) for name, value in request.values.items()],
             "input_files": [
@@ -94,7 +96,7 @@ def _method(method: Method) -> MethodEntry:
     )
 
 
-def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None) -> Row:
+def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None, came: Came | None) -> Row:
     job_status, request, infrastructure = record.job_status, record.request, record.infrastructure
     code = record.method.code
     times = dict(_first_times(job_status))
@@ -130,6 +132,8 @@ def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | 
         cached_from=_text(job_status.cached_from),
         archive=archive,
         manifest_sha256=manifest_sha256,
+        imported=came.at if came else None,
+        origin=clean(came.origin) if came else None,
     )
 
 

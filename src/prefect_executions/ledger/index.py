@@ -24,6 +24,7 @@ from prefect_executions.ledger.databases import Database, Session
 from prefect_executions.ledger.entries import Entry, clean, entry_of
 from prefect_executions.ledger.rows import (
     ArchiveState,
+    Came,
     Handed,
     MethodRow,
     Named,
@@ -85,7 +86,14 @@ class Ledger:
         """Hand the connections back."""
         self._database.close()
 
-    def record(self, record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None = None) -> None:
+    def record(
+        self,
+        record: ExecutionRecord,
+        *,
+        archive: ArchiveState,
+        manifest_sha256: str | None = None,
+        came: Came | None = None,
+    ) -> None:
         """Replace all rows of an execution by what *record* says, in one transaction.
 
         The second time changes nothing. A record without a manifest, which
@@ -94,7 +102,7 @@ class Ledger:
         Raises:
             LedgerError: If the database fails.
         """
-        entry = entry_of(record, archive=archive, manifest_sha256=manifest_sha256)
+        entry = entry_of(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
         with self._database.writing(entry.row.id) as session:
             _put(session, [entry])
 
@@ -286,13 +294,20 @@ class Bulk:
         self._waiting: list[Entry] = []
         self._rows = 0
 
-    def record(self, record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None = None) -> None:
+    def record(
+        self,
+        record: ExecutionRecord,
+        *,
+        archive: ArchiveState,
+        manifest_sha256: str | None = None,
+        came: Came | None = None,
+    ) -> None:
         """Do what `Ledger.record` does, with the next batch.
 
         Raises:
             LedgerError: If the batch is full and the database fails.
         """
-        entry = entry_of(record, archive=archive, manifest_sha256=manifest_sha256)
+        entry = entry_of(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
         self._waiting.append(entry)
         self._rows += sum(map(len, entry.parts.values()))
         if len(self._waiting) >= BATCH or self._rows >= BATCH_ROWS:

@@ -59,6 +59,10 @@ class Row:
     cached_from: str | None
     archive: ArchiveState
     manifest_sha256: str | None
+    imported: datetime | None = None
+    """When it was imported, if it was."""
+    origin: str | None = None
+    """Where it was imported from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +112,14 @@ class Handed:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Came:
+    """That an execution was imported: when, and from where."""
+
+    at: datetime
+    origin: str
+
+
 ROW_COLUMNS = tuple(field.name for field in fields(Row))
 
 
@@ -148,6 +160,7 @@ _READ: dict[str, Callable[[Any], object]] = {
     "started": time_of,
     "finished": time_of,
     "updated": time_of,
+    "imported": time_of,
     "duration": lambda micros: timedelta(microseconds=micros),
     "partial": bool,  # SQLite keeps a truth as 0 or 1
 }

@@ -15,7 +15,7 @@ from prefect_executions.errors import LedgerError
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration."""
 
 VERSION_TABLE = "ledger_version"

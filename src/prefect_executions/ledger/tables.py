@@ -105,6 +105,8 @@ executions = Table(
     Column("cached_from", Text),
     Column("archive", Text, nullable=False),
     Column("manifest_sha256", Text),
+    _time("imported"),
+    Column("origin", Text),
     # One index for each way to ask for the newest, so that none of them sorts.
     Index("executions_newest_idx", "first_known", "id"),
     Index("executions_status_newest_idx", "status", "first_known", "id"),

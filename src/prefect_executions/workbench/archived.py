@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from prefect_executions.archive import Archive, ArchivedBundle
 from prefect_executions.archive.seals import folder_of
+from prefect_executions.bundles.exporting import left_out
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
 from prefect_executions.errors import BundleError, NotFoundError
 
@@ -37,7 +38,9 @@ class ArchivedSource:
             sizes[bundle.seal.path_of(found.key.removeprefix(folder))] = found.size
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
         zipped = OUTPUT_ZIP in bundle.seal.data
-        self.absent: Mapping[str, str] = {f"{OUTPUTS}/": f"the archive keeps them in {OUTPUT_ZIP}"} if zipped else {}
+        absent = {f"{OUTPUTS}/": f"the archive keeps them in {OUTPUT_ZIP}"} if zipped else {}
+        came = archive.imported(bundle.seal.execution_id) if bundle.seal.absent else None
+        self.absent: Mapping[str, str] = {**absent, **(left_out(came.level) if came else {})}
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks.

@@ -52,7 +52,7 @@ def content_of(bundle: OpenBundle, sealed: Sealed, at: datetime) -> Content:
     files = [*_listed(bundle, sealed), BundleFile(layout.MANIFEST, sealed.sha256, len(sealed.manifest))]
     return Content(
         folder=bundle.folder,
-        files=[file for file in files if not _is_bulk(file.path)],
+        files=[file for file in files if not is_bulk(file.path)],
         data=[file for file in files if _is_data(file.path, level)],
         absent=[file.path for file in files if _is_absent(file.path, level)],
         status=record.status,
@@ -76,7 +76,7 @@ def upload(archive: Archive, bundle: OpenBundle, data: Sequence[BundleFile]) -> 
         archive.keep_data(bundle.id, bundle.folder / file.path, file.sha256)
 
 
-def _is_bulk(path: str) -> bool:
+def is_bulk(path: str) -> bool:
     """Whether *path* is data, which lies in the archive by its digest or inside output.zip."""
     return path == layout.OUTPUT_ZIP or path.startswith((f"{layout.OUTPUTS}/", f"{layout.INPUTS}/"))
 
@@ -90,7 +90,7 @@ def _is_data(path: str, level: ArchiveLevel) -> bool:
 def _is_absent(path: str, level: ArchiveLevel) -> bool:
     """Whether the archive holds *path* in no form: single outputs lie in output.zip."""
     inside_zip = path.startswith(f"{layout.OUTPUTS}/") and level is not ArchiveLevel.NONE
-    return _is_bulk(path) and not _is_data(path, level) and not inside_zip
+    return is_bulk(path) and not _is_data(path, level) and not inside_zip
 
 
 def _listed(bundle: OpenBundle, sealed: Sealed) -> Iterator[BundleFile]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect_executions.bundles.verifying import Check, Report, verify
-from prefect_executions.errors import NotAvailableError, NotFoundError
+from prefect_executions.bundles.arrivals import Kind, arrivals, open_whole
+from prefect_executions.bundles.verifying import DEFAULT_LIMITS, Check, Report, verify
+from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError
 from prefect_executions.workbench.archived import ArchivedSource
 from prefect_executions.workbench.downloads import downloaded, is_url
 from prefect_executions.workbench.reading import Reader
@@ -21,7 +23,7 @@ class Verified(NamedTuple):
 
 
 def verify_target(reader: Reader, text: str) -> Iterator[Verified]:
-    """Verify every copy of what *text* names: a folder, a zip, a URL, or an execution by its id.
+    """Verify every copy of what *text* names: a folder, a zip or a URL with bundles, or an execution by its id.
 
     A path that exists is meant before an id. Of an execution both copies are
     verified, that on this workbench first: either may be damaged alone.
@@ -33,9 +35,9 @@ def verify_target(reader: Reader, text: str) -> Iterator[Verified]:
     """
     if is_url(text):
         with downloaded(text) as path:
-            yield Verified("download", verify(path))
+            yield from _verify_place(path, "download")
     elif Path(text).exists():
-        yield Verified("folder" if Path(text).is_dir() else "zip", verify(Path(text)))
+        yield from _verify_place(Path(text), "folder" if Path(text).is_dir() else "zip")
     elif "/" in text or text.endswith(".zip"):
         raise NotFoundError(f"there is no file or folder {text}")
     else:
@@ -59,6 +61,17 @@ def verify_execution(reader: Reader, execution_id: str) -> Iterator[Verified]:
         status = reader.record(execution_id).status
         cure = "'executions settle --once' seals it" if status.terminal else "verify it when it has ended"
         raise NotAvailableError(f"execution {execution_id} is {status} and not sealed yet; {cure}.")
+
+
+def _verify_place(path: Path, what: str) -> Iterator[Verified]:
+    """Verify each bundle of a folder or zip, in a bag or not; what is no whole export is verified as one bundle."""
+    with suppress(BundleError), open_whole(path, DEFAULT_LIMITS) as whole:
+        found = arrivals(whole)
+        if all(one.kind is Kind.BUNDLE for one in found):
+            for one in found:
+                yield Verified(what if len(found) == 1 else f"{what} {one.place}", verify(one.source))
+            return
+    yield Verified(what, verify(path))
 
 
 def _with_seal(source: ArchivedSource) -> Report:

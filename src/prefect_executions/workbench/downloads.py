@@ -1,4 +1,4 @@
-"""A zip from the web or from object storage, brought to a temporary file to be verified."""
+"""A zip from the web or from object storage, brought to a temporary file to be verified or imported."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def downloaded(url: str, *, largest: int = LARGEST) -> Iterator[Path]:
     """
     scheme = url.partition("://")[0].lower()
     if scheme not in {"http", "https", "s3"}:
-        raise RequestError(f"{public_url(url)} cannot be verified: give an https://, http:// or s3:// address of a zip")
+        raise RequestError(f"{public_url(url)} cannot be read: give an https://, http:// or s3:// address of a zip")
     with tempfile.TemporaryDirectory(prefix="executions-") as folder:
         path = Path(folder) / "bundle.zip"
         limit = min(largest, shutil.disk_usage(folder).free)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect_executions.archive import Archive, Sealing, open_store
+from prefect_executions.archive import Archive, Imported, Sealing, open_store
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.gathering import Gathered, gather
 from prefect_executions.bundles.sealing import Sealed, seal
@@ -29,7 +29,7 @@ from prefect_executions.executions import (
     OpeningRecord,
     record_from,
 )
-from prefect_executions.ledger import ArchiveState, Ledger
+from prefect_executions.ledger import ArchiveState, Came, Ledger
 from prefect_executions.lifecycle import (
     Happening,
     JobStatus,
@@ -271,7 +271,8 @@ class Workbench:
         """
         found = self.archive.bundle(execution_id).seal
         record = self.archived_record(execution_id)
-        self._index(record, archive="archived", manifest_sha256=found.manifest_sha256)
+        came = came_from(self.archive.imported(execution_id))
+        self._index(record, archive="archived", manifest_sha256=found.manifest_sha256, came=came)
         return Outcome(record.job_status, self.folder / execution_id, archived=True)
 
     def settle(self, execution_id: str) -> Outcome | None:
@@ -336,6 +337,7 @@ class Workbench:
                     record,
                     archive="archived" if found else "local",
                     manifest_sha256=found.manifest_sha256 if found else None,
+                    came=came_from(self.archive.imported(execution_id)) if found else None,
                 )
                 count += 1
             for execution_id in self.unfinished():
@@ -398,9 +400,16 @@ class Workbench:
             bundle.discard()
         return self.index(bundle.id)
 
-    def _index(self, record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None = None) -> bool:
+    def _index(
+        self,
+        record: ExecutionRecord,
+        *,
+        archive: ArchiveState,
+        manifest_sha256: str | None = None,
+        came: Came | None = None,
+    ) -> bool:
         try:
-            self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256)
+            self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
             reach(Milestone.INDEXED, record.id, archive)
         except LedgerError as error:
             log.warning("execution %s is not in the ledger yet: %s", record.id, error)
@@ -429,6 +438,11 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
         )
         job_status = job_status.model_copy(update={"partial": True if interrupted and ran else None})
     return job_status.model_copy(update={"outputs": gathered.outputs})
+
+
+def came_from(imported: Imported | None) -> Came | None:
+    """Return what the ledger holds of the mark of an import, or None where there is no mark."""
+    return Came(at=imported.imported, origin=imported.origin) if imported else None
 
 
 def _lost_with(hostname: str | None) -> str:

@@ -1,0 +1,446 @@
+"""What comes in is verified before it is recorded, recorded as it was, and refused whole."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+import ccp_exports
+from benches import OTHER_ID, begun, bench_at, kept, record_of
+from bundle_makers import contents, copy_of, forge, zip_of
+from ccp_exports import CCP_ID, SECRET, TOKEN
+from prefect_executions.archive.seals import folder_of
+from prefect_executions.bundles.exporting import Form, Level
+from prefect_executions.bundles.zipreading import Limits
+from prefect_executions.cli import main
+from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError
+from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.settings import ImportNames, Settings
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.checking import verify_execution, verify_target
+from prefect_executions.workbench.exporting import export
+from prefect_executions.workbench.importing import Taken, Terms, take_in
+from prefect_executions.workbench.reading import Reader
+from records import EXECUTION_ID, OUTPUTS
+
+NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
+TERMS = Terms(Limits(entries=1000, allowance=100 << 20, expansion=0), ImportNames.PORTABLE, NOW)
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    """Return the workbench that the bundles come from; no test changes it."""
+    found = bench_at(tmp_path_factory.mktemp("theirs"))
+    kept(found)
+    kept(found, OTHER_ID)
+    return found
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Workbench:
+    return bench_at(tmp_path / "ours")
+
+
+def exported(bench: Workbench, target: Path, *ids: str, form: Form = Form.ZIP, level: Level = Level.FULL) -> Path:
+    out = io.BytesIO()
+    export(Reader(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
+    target.write_bytes(out.getvalue())
+    return target
+
+
+def imported(bench: Workbench, target: Path | str, terms: Terms = TERMS) -> tuple[Taken, ...]:
+    return take_in(bench, str(target), terms)
+
+
+def everything_in(bench: Workbench) -> dict[str, bytes]:
+    """Return all that a home holds, but for the ledger's own files and the folders of nothing."""
+    home = bench.folder.parent
+    return {path: data for path, data in contents(home).items() if not path.startswith("ledger.db")}
+
+
+def nothing_in(bench: Workbench) -> bool:
+    return not everything_in(bench) and not bench.ledger.list().rows and not list((bench.folder / ".open").iterdir())
+
+
+def of_record(bench: Workbench, execution_id: str) -> Any:
+    return bench.archived_record(execution_id)
+
+
+# --- ours --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", Form)
+def test_what_was_exported_comes_back_as_it_was(theirs, ours, tmp_path, form):
+    (taken,) = imported(ours, exported(theirs, tmp_path / "x.zip", form=form))
+    assert (taken.id, taken.result) == (EXECUTION_ID, "imported")
+    assert of_record(ours, EXECUTION_ID) == of_record(theirs, EXECUTION_ID)
+    assert ours.archive.bundle(EXECUTION_ID).seal == theirs.archive.bundle(EXECUTION_ID).seal
+    assert all(copy.report.passed for copy in verify_execution(Reader(ours), EXECUTION_ID))
+    again = exported(ours, tmp_path / "again.zip", form=form)
+    assert again.read_bytes() == (tmp_path / "x.zip").read_bytes()
+
+
+def test_it_is_marked_with_its_origin_and_the_time_of_import(theirs, ours, tmp_path):
+    imported(ours, exported(theirs, tmp_path / "x.zip"))
+    mark = ours.archive.imported(EXECUTION_ID)
+    assert (mark.origin, mark.imported, mark.kind) == ("x.zip", NOW, "bundle")
+    row = ours.ledger.get(EXECUTION_ID)
+    assert (row.origin, row.imported, row.archive) == ("x.zip", NOW, "archived")
+    assert row.agent == theirs.ledger.get(EXECUTION_ID).agent
+    assert theirs.ledger.get(EXECUTION_ID).imported is None
+
+
+def test_a_rebuilt_ledger_has_the_same_rows(theirs, ours, tmp_path):
+    imported(ours, exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID))
+    before = ours.ledger.dump()
+    ours.rebuild_ledger()
+    assert ours.ledger.dump() == before
+
+
+def test_a_second_import_changes_nothing_and_says_so(theirs, ours, tmp_path):
+    place = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID)
+    imported(ours, place)
+    before, rows = everything_in(ours), ours.ledger.dump()
+    later = TERMS._replace(at=datetime(2027, 1, 1, tzinfo=UTC))
+    assert {taken.result for taken in imported(ours, place, later)} == {"unchanged"}
+    assert (everything_in(ours), ours.ledger.dump()) == (before, rows)
+
+
+def test_an_execution_of_ones_own_is_known_again(theirs, tmp_path):
+    place = exported(theirs, tmp_path / "x.zip")
+    assert imported(theirs, place)[0].result == "unchanged"
+    assert theirs.archive.imported(EXECUTION_ID) is None
+
+
+def test_a_folder_with_bundles_and_a_zip_that_zip_made_come_in_too(theirs, ours, tmp_path):
+    for one in (EXECUTION_ID, OTHER_ID):
+        copy_of(theirs.folder / one, tmp_path / "some/where" / one)
+    assert len(imported(ours, tmp_path / "some")) == 2
+    other = bench_at(tmp_path / "other")
+    assert len(imported(other, zip_of(tmp_path / "some", tmp_path / "some.zip"))) == 2
+
+
+def test_an_unpacked_bag_comes_in(theirs, ours, tmp_path):
+    with zipfile.ZipFile(exported(theirs, tmp_path / "b.zip", EXECUTION_ID, OTHER_ID, form=Form.BAGIT)) as bag:
+        bag.extractall(tmp_path / "bag")
+    assert [taken.id for taken in imported(ours, tmp_path / "bag")] == sorted([EXECUTION_ID, OTHER_ID])
+
+
+def test_a_bag_that_bagit_made_comes_in(theirs, ours, tmp_path):
+    copy_of(theirs.folder / EXECUTION_ID, tmp_path / "bag" / EXECUTION_ID)
+    make = [sys.executable, "-W", "ignore", "-m", "bagit", "--md5", "--sha512", str(tmp_path / "bag")]
+    subprocess.run(make, check=True, capture_output=True)
+    assert imported(ours, tmp_path / "bag")[0].id == EXECUTION_ID
+
+
+@pytest.mark.parametrize("path", ["data/manifest-sha256.txt", "bag-info.txt", "manifest-sha256.txt"])
+def test_a_bag_whose_digests_are_wrong_is_refused(theirs, ours, tmp_path, path):
+    with zipfile.ZipFile(exported(theirs, tmp_path / "b.zip", form=Form.BAGIT)) as bag:
+        bag.extractall(tmp_path / "bag")
+    changed = tmp_path / "bag" / EXECUTION_ID / path
+    changed.write_bytes(changed.read_bytes().replace(b"1", b"2", 1))
+    with pytest.raises(ImportRefusedError, match=path):
+        imported(ours, tmp_path / "bag")
+    assert nothing_in(ours)
+
+
+@pytest.mark.parametrize("level", [Level.OUTPUTS, Level.METADATA])
+def test_an_export_without_all_data_comes_in_and_says_what_is_missing(theirs, ours, tmp_path, level):
+    place = exported(theirs, tmp_path / "x.zip", level=level)
+    assert imported(ours, place)[0].result == "imported"
+    (found,) = verify_execution(Reader(ours), EXECUTION_ID)
+    assert found.report.passed
+    assert any(f"exported with the level '{level}'" in words for words in found.report.unchecked)
+    again = exported(ours, tmp_path / "again.zip", level=level)
+    assert again.read_bytes() == place.read_bytes()
+
+
+def test_other_content_of_the_same_id_is_refused_with_both_digests(theirs, ours, tmp_path):
+    kept(ours, outputs={**OUTPUTS, "outputs/regions.csv": b"other"})
+    before = everything_in(ours)
+    digests = [bench.archive.bundle(EXECUTION_ID).seal.manifest_sha256 for bench in (theirs, ours)]
+    with pytest.raises(ImportRefusedError) as found:
+        imported(ours, exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID))
+    assert all(digest in str(found.value) for digest in digests)
+    assert everything_in(ours) == before
+    assert ours.archive.seal_of(OTHER_ID) is None
+
+
+def test_an_execution_that_runs_here_is_not_replaced(theirs, ours, tmp_path):
+    begun(ours, record_of(end=Status.EXECUTING))
+    with pytest.raises(ImportRefusedError, match="has not been sealed"):
+        imported(ours, exported(theirs, tmp_path / "x.zip"))
+
+
+def test_the_same_execution_twice_is_refused(theirs, ours, tmp_path):
+    for name in ("a", "b"):
+        copy_of(theirs.folder / EXECUTION_ID, tmp_path / "twice" / name)
+    with pytest.raises(ImportRefusedError, match="twice, at 'a/' and 'b/'"):
+        imported(ours, tmp_path / "twice")
+    assert nothing_in(ours)
+
+
+def test_one_damaged_bundle_among_many_keeps_all_out_and_is_named(theirs, ours, tmp_path):
+    for one in (EXECUTION_ID, OTHER_ID):
+        copy_of(theirs.folder / one, tmp_path / "some" / one)
+    (tmp_path / "some" / EXECUTION_ID / "outputs/regions.csv").write_bytes(b"x")
+    with pytest.raises(ImportRefusedError, match=rf"{EXECUTION_ID}/: digests: 'outputs/regions\.csv' is "):
+        imported(ours, tmp_path / "some")
+    assert nothing_in(ours)
+
+
+def test_a_forged_status_is_refused_although_the_manifest_fits(theirs, ours, tmp_path):
+    folder = copy_of(theirs.folder / EXECUTION_ID, tmp_path / "forged")
+    forge(folder, "metadata/provo.xml", lambda text: text.replace("COMPLETED", "FAILED"))
+    with pytest.raises(ImportRefusedError, match="status is FAILED"):
+        imported(ours, folder)
+
+
+def test_what_the_archive_breaks_off_leaves_nothing_and_goes_on_later(theirs, ours, tmp_path):
+    place = exported(theirs, tmp_path / "x.zip")
+    blocker = tmp_path / "ours/archive" / folder_of(EXECUTION_ID).rstrip("/")
+    blocker.parent.mkdir(parents=True)
+    blocker.write_bytes(b"in the way")
+    with pytest.raises(ArchiveError):
+        imported(ours, place)
+    assert list(everything_in(ours)) == [blocker.relative_to(tmp_path / "ours").as_posix()]
+    blocker.unlink()
+    assert imported(ours, place)[0].result == "imported"
+
+
+def test_what_a_killed_import_left_goes_with_the_next(theirs, ours, tmp_path):
+    script = (
+        "import sys, os; from pathlib import Path; from prefect_executions.workbench.importing import _room;"
+        "held = _room(Path(sys.argv[1])); room = held.__enter__(); (room / 'half').write_text('x'); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(ours.folder)], check=False)
+    assert len(list((ours.folder / ".open").rglob("half"))) == 1
+    imported(ours, exported(theirs, tmp_path / "x.zip"))
+    assert not list((ours.folder / ".open").iterdir())
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_the_address_of_a_zip_is_fetched_and_its_credentials_are_not_kept(theirs, ours, tmp_path):
+    exported(theirs, tmp_path / "x.zip")
+    with served(tmp_path) as url:
+        imported(ours, f"{url}/x.zip?token=abc")
+        assert ours.ledger.get(EXECUTION_ID).origin == f"{url}/x.zip"
+        with pytest.raises(NotFoundError):
+            imported(ours, f"{url}/none.zip")
+
+
+def test_nothing_is_not_found(ours, tmp_path):
+    with pytest.raises(NotFoundError):
+        imported(ours, tmp_path / "none.zip")
+
+
+def test_what_is_no_bundle_is_told(ours, tmp_path):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some/readme.txt").write_text("hello")
+    with pytest.raises(ImportRefusedError, match=r"holds no bundle"):
+        imported(ours, tmp_path / "some")
+
+
+# --- CCP's ------------------------------------------------------------------------
+
+
+def zipped(files: Mapping[str, bytes], target: Path) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as made:
+        for path, data in files.items():
+            made.writestr(path, data)
+    return target
+
+
+def laid_out(files: Mapping[str, bytes], folder: Path) -> Path:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+LAYOUTS: dict[str, Callable[..., dict[str, bytes]]] = {"tree": ccp_exports.tree, "flat": ccp_exports.flat}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", [zipped, laid_out], ids=["zip", "folder"])
+def test_an_export_of_ccp_shows_its_status_inputs_and_outputs(ours, tmp_path, layout, form):
+    (taken,) = imported(ours, form(LAYOUTS[layout](), tmp_path / "ccp"))
+    assert taken.id == CCP_ID
+    record = of_record(ours, CCP_ID)
+    assert (record.status, record.method.id) == (Status.COMPLETED, ccp_exports.METHOD["id"])
+    assert record.request.values["name"] == "world"
+    assert record.job_status.created == datetime(2024, 4, 12, 10, 20, 30, 123000, UTC)
+    assert record.finished == datetime(2024, 4, 12, 10, 21, tzinfo=UTC)
+    assert record.agent.name == "alice"
+    assert record.infrastructure.type == "docker"
+    names = {output.path for output in record.job_status.outputs}
+    assert names == {f"outputs/{name}" for name in ("hello.txt", "stdout.log", "stderr.log", "ccp-entrypoint.sh")}
+    row = ours.ledger.get(CCP_ID)
+    assert (row.status, row.origin, row.imported) == (Status.COMPLETED, "ccp", NOW)
+    assert all(copy.report.passed for copy in verify_execution(Reader(ours), CCP_ID))
+
+
+def test_no_token_and_no_secret_of_an_export_of_ccp_comes_in(ours, tmp_path):
+    imported(ours, zipped(ccp_exports.tree(), tmp_path / "ccp.zip"))
+    kept_bytes = b"".join(everything_in(ours).values())
+    with Reader(ours).open_output(CCP_ID, "stdout.log") as stream:
+        kept_bytes += stream.read()
+    with Reader(ours).open_output(CCP_ID, "ccp-entrypoint.sh") as stream:
+        kept_bytes += stream.read()
+    assert TOKEN.encode() not in kept_bytes
+    assert SECRET.encode() not in kept_bytes
+    notes = [entry.message for entry in of_record(ours, CCP_ID).job_status.history if entry.kind == "note"]
+    assert any("ccpenv was not kept" in str(note) for note in notes)
+
+
+def test_an_export_of_ccp_is_known_again_and_another_one_of_its_id_is_refused(ours, tmp_path):
+    place = zipped(ccp_exports.tree(), tmp_path / "ccp.zip")
+    imported(ours, place)
+    before = everything_in(ours)
+    later = TERMS._replace(at=datetime(2027, 1, 1, tzinfo=UTC))
+    assert imported(ours, place, later)[0].result == "unchanged"
+    with pytest.raises(ImportRefusedError, match=f"another execution {CCP_ID} is here"):
+        imported(ours, zipped(ccp_exports.tree(hello=b"other"), tmp_path / "other.zip"))
+    assert everything_in(ours) == before
+
+
+def end_of(bench: Workbench) -> tuple[Status, Reason | None]:
+    told = of_record(bench, CCP_ID).job_status
+    return told.execution_status, told.reason
+
+
+@pytest.mark.parametrize(
+    ("word", "end"),
+    [
+        ("failed", (Status.FAILED, Reason.ERROR)),
+        ("expired", (Status.FAILED, Reason.TIMED_OUT)),
+        ("cancelled", (Status.CANCELLED, None)),
+        ("running", (Status.FAILED, Reason.LOST)),
+    ],
+)
+def test_each_word_of_ccp_for_an_end_is_understood(ours, tmp_path, word, end):
+    status = json.dumps({**ccp_exports.JOB_STATUS, "status": word}).encode()
+    imported(ours, zipped(ccp_exports.flat(jobStatus=status), tmp_path / "ccp.zip"))
+    assert end_of(ours) == end
+
+
+def test_without_a_job_status_the_provenance_tells_the_end(ours, tmp_path):
+    imported(ours, zipped(ccp_exports.tree(jobStatus=None), tmp_path / "ccp.zip"))
+    record = of_record(ours, CCP_ID)
+    assert end_of(ours) == (Status.COMPLETED, None)
+    assert record.started == datetime(2024, 4, 12, 10, 20, 31, tzinfo=UTC)
+    assert record.job_status.created is None
+
+
+def test_without_both_nobody_knows_the_end_and_that_is_told(ours, tmp_path):
+    imported(ours, zipped(ccp_exports.flat(jobStatus=None, provo=None), tmp_path / "ccp.zip"))
+    record = of_record(ours, CCP_ID)
+    assert end_of(ours) == (Status.FAILED, Reason.LOST)
+    assert (record.started, record.finished, record.job_status.message) == (None, NOW, "the export tells no status")
+    assert all(copy.report.passed for copy in verify_execution(Reader(ours), CCP_ID))
+
+
+def test_outputs_that_are_in_the_zip_alone_are_found_there(ours, tmp_path):
+    inner = zipped({"outputs/a.txt": b"a", "outputs/ccpenv": b"x", "metadata/method.json": b"{}"}, tmp_path / "o.zip")
+    files = {path: data for path, data in ccp_exports.tree().items() if not path.startswith("outputs/")}
+    imported(ours, zipped({**files, "output.zip": inner.read_bytes()}, tmp_path / "ccp.zip"))
+    assert [output.path for output in of_record(ours, CCP_ID).job_status.outputs] == ["outputs/a.txt"]
+
+
+def test_an_export_of_ccp_in_a_bag_comes_in(ours, tmp_path):
+    laid_out(ccp_exports.tree(), tmp_path / "bag")
+    make = [sys.executable, "-W", "ignore", "-m", "bagit", "--sha256", str(tmp_path / "bag")]
+    subprocess.run(make, check=True, capture_output=True)
+    assert imported(ours, tmp_path / "bag")[0].id == CCP_ID
+
+
+def test_a_bundle_of_ours_without_its_manifest_is_no_export_of_ccp(theirs, ours, tmp_path):
+    folder = copy_of(theirs.folder / EXECUTION_ID, tmp_path / "x")
+    (folder / "manifest-sha256.txt").unlink()
+    with pytest.raises(ImportRefusedError, match=r"there is no manifest-sha256\.txt"):
+        imported(ours, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("request", b"[" * 100_000, "nests too deep"),
+        ("request", b'{"inputs": {"n": ' + b"1" * 10_000 + b"}}", "no JSON"),
+        ("request", b'{"inputs": 1, "inputs": 2}', "twice"),
+        ("method", b'{"id": 5}', "id"),
+        ("jobStatus", b'{"jobID": "../../etc"}', "cannot be an execution id"),
+        ("provo", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "has a DTD"),
+    ],
+)
+def test_hostile_documents_of_ccp_are_refused_by_name(ours, tmp_path, name, data, words):
+    with pytest.raises(ImportRefusedError, match=words):
+        imported(ours, zipped(ccp_exports.tree(**{name: data}), tmp_path / "ccp.zip"))
+    assert nothing_in(ours)
+
+
+# --- the terminal ---------------------------------------------------------------------
+
+
+def test_the_command_tells_what_it_took(theirs, home, tmp_path, capsys):
+    place = exported(theirs, tmp_path / "x.zip")
+    assert main(["import", str(place)]) == 0
+    assert "1 executions imported" in capsys.readouterr().out
+    assert main(["import", str(place), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["executions"]
+    assert (told["id"], told["result"], told["kind"]) == (EXECUTION_ID, "unchanged", "bundle")
+    assert main(["list", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["executions"]
+    assert row["origin"] == "x.zip"
+    place.write_bytes(place.read_bytes()[:-1])
+    assert main(["import", str(place)]) == 2
+    assert "x.zip is not imported" in capsys.readouterr().err
+
+
+def test_the_settings_give_the_terms(monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_IMPORT_LIMIT", "5")
+    monkeypatch.setenv("EXECUTIONS_IMPORT_NAMES", "any")
+    terms = Terms.of(Settings.read(), NOW)
+    assert (terms.limits.allowance, terms.limits.expansion, terms.names) == (5, 0, ImportNames.ANY)
+
+
+# --- verify reads the same forms ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", Form)
+def test_an_export_of_several_is_verified_bundle_by_bundle(theirs, tmp_path, form):
+    place = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID, form=form)
+    told = list(verify_target(Reader(theirs), str(place)))
+    assert [one.place.rpartition(" ")[2].rstrip("/").rpartition("/")[2] for one in told] == sorted(
+        [EXECUTION_ID, OTHER_ID]
+    )
+    assert all(one.report.passed and not one.report.unchecked for one in told)
+
+
+def test_an_export_without_all_data_is_verified_as_far_as_it_goes(theirs, tmp_path):
+    (told,) = verify_target(Reader(theirs), str(exported(theirs, tmp_path / "x.zip", level=Level.METADATA)))
+    assert told.report.passed
+    assert any("level 'metadata'" in words for words in told.report.unchecked)

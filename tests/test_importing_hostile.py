@@ -1,0 +1,227 @@
+"""What is hostile is refused by name: nothing is kept or lies outside, and no more is taken than is allowed."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from benches import bench_at
+from bundle_makers import a_sealed_bundle, an_open_bundle, contents, copy_of, finish, forge, make_manifest_anew, zip_of
+from ccp_exports import tree
+from hostile_zips import CORPUS, TOP, Member, a_zip, members_of
+from prefect_executions.bundles.sources import ZipSource
+from prefect_executions.bundles.zipreading import Limits
+from prefect_executions.errors import BundleError, ImportRefusedError
+from prefect_executions.settings import ImportNames
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.importing import Terms, take_in
+from records import EXECUTION_ID
+
+NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
+TERMS = Terms(Limits(entries=1000, allowance=20 << 20, expansion=0), ImportNames.PORTABLE, NOW)
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_sealed_bundle(tmp_path_factory.mktemp("sealed")).folder
+
+
+@pytest.fixture(scope="module")
+def members(sealed: Path) -> list[Member]:
+    return members_of({TOP + path: data for path, data in contents(sealed).items()})
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Workbench:
+    return bench_at(tmp_path / "ours")
+
+
+def leftovers(bench: Workbench) -> list[str]:
+    """Return what lies in a home to which nothing was imported; the ledger's own files and one empty folder may."""
+    home = bench.folder.parent
+    there = [path.relative_to(home).as_posix() for path in home.rglob("*") if not path.name.startswith("ledger.db")]
+    return [path for path in there if path not in {"workbench", "workbench/.open"}]
+
+
+def refused(bench: Workbench, target: Path, words: str) -> None:
+    around = sorted(path for path in bench.folder.parent.parent.iterdir())
+    with pytest.raises(ImportRefusedError, match=words) as found:
+        take_in(bench, str(target), TERMS)
+    assert target.name in str(found.value)
+    assert leftovers(bench) == []
+    assert sorted(path for path in bench.folder.parent.parent.iterdir()) in (
+        around,
+        sorted([*around, bench.folder.parent]),
+    )
+
+
+def test_the_sound_one_comes_in(members, ours, tmp_path):
+    (tmp_path / "x.zip").write_bytes(a_zip(members))
+    assert take_in(ours, str(tmp_path / "x.zip"), TERMS)[0].id == EXECUTION_ID
+
+
+@pytest.mark.parametrize("fault", CORPUS)
+def test_a_hostile_zip_is_refused_and_the_entry_is_named(members, ours, tmp_path, fault):
+    make, words = CORPUS[fault]
+    (tmp_path / "x.zip").write_bytes(make(members))
+    refused(ours, tmp_path / "x.zip", words)
+
+
+def test_names_that_only_some_systems_hold_come_in_where_the_operator_wants_them(ours, tmp_path):
+    bundle = an_open_bundle(tmp_path)
+    (bundle.folder / "outputs/A.csv").write_bytes(b"1")
+    (bundle.folder / "outputs/a.csv").write_bytes(b"2")
+    finish(bundle)
+    refused(ours, bundle.folder, r"a\.csv'.*same file")
+    assert take_in(ours, str(bundle.folder), TERMS._replace(names=ImportNames.ANY))[0].result == "imported"
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_a_link_or_pipe_in_a_folder_is_refused(sealed, ours, tmp_path, kind):
+    folder = copy_of(sealed, tmp_path / "bundle")
+    (tmp_path / "secret").write_text("x")
+    if kind == "pipe":
+        os.mkfifo(folder / "outputs/evil")
+    else:
+        (folder / "outputs/evil").symlink_to(tmp_path / "secret" if kind == "link" else "/etc")
+    refused(ours, folder, r"outputs/evil' is a link or a special file")
+
+
+def test_a_zip_that_is_cut_at_any_byte_of_its_directory_is_refused(members, ours, tmp_path):
+    whole = a_zip(members)
+    (begin,) = struct.unpack("<L", whole[-6:-2])
+    for end in range(begin - 40, len(whole)):
+        with pytest.raises(BundleError):
+            ZipSource(io.BytesIO(whole[:end]), TERMS.limits)
+        if end % 50 == 0:
+            (tmp_path / "x.zip").write_bytes(whole[:end])
+            with pytest.raises(ImportRefusedError):
+                take_in(ours, str(tmp_path / "x.zip"), TERMS)
+    assert leftovers(ours) == []
+
+
+@given(st.data())
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_whatever_is_changed_in_a_zip_is_refused_or_changed_nothing(members, tmp_path, data):
+    """Flip, cut out, repeat or put in bytes anywhere; what comes in all the same is the bundle itself."""
+    whole = bytearray(a_zip(members))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(whole) - 1) | st.integers(max(0, len(whole) - 1500), len(whole) - 1))
+        match data.draw(st.sampled_from(["flip", "cut", "repeat", "insert"])):
+            case "flip":
+                whole[place] ^= data.draw(st.integers(1, 255))
+            case "cut":
+                del whole[place : place + data.draw(st.integers(1, 64))]
+            case "repeat":
+                whole[place:place] = whole[place : place + data.draw(st.integers(1, 64))]
+            case "insert":
+                whole[place:place] = data.draw(st.binary(min_size=1, max_size=8))
+    bench = bench_at(tmp_path / f"home-{os.urandom(4).hex()}")
+    (tmp_path / "x.zip").write_bytes(whole)
+    try:
+        (taken,) = take_in(bench, str(tmp_path / "x.zip"), TERMS)
+    except ImportRefusedError:
+        assert leftovers(bench) == []
+    else:
+        assert bench.archive.bundle(taken.id).seal.manifest_sha256 == taken.manifest_sha256
+        assert bench.archived_record(EXECUTION_ID).id == EXECUTION_ID
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_refused(tmp_path, data):
+    bench = bench_at(tmp_path / "home")
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(ImportRefusedError):
+        take_in(bench, str(tmp_path / "x.zip"), TERMS)
+
+
+DEEP = "[" * 200_000
+DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
+    "JSON that nests deep": ("metadata/instance.json", lambda text: DEEP, r"nests too deep"),
+    "JSON with a huge number": (
+        "metadata/metrics.json",
+        lambda text: text.replace('"value": 24', f'"value": {"9" * 5000}'),
+        r"metrics\.json",
+    ),
+    "a member twice": (
+        "metadata/jobStatus.json",
+        lambda text: text.replace("{", '{"jobID": "x",', 1),
+        r"jobStatus\.json.*twice",
+    ),
+    "XML that unfolds": (
+        "metadata/provo.xml",
+        lambda text: '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]><a>&c;</a>',
+        r"DTD|no PROV",
+    ),
+    "XML that fetches": (
+        "metadata/provo.xml",
+        lambda text: '<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
+        r"DTD|no PROV",
+    ),
+    "a crate that nests deep": ("ro-crate-metadata.json", lambda text: DEEP, r"nests too deep"),
+    "a manifest that leads out": (
+        "manifest-sha256.txt",
+        lambda text: text + f"{'0' * 64}  ~/../../evil\n",
+        r"evil",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", DOCUMENTS)
+def test_a_hostile_document_is_refused_by_name(sealed, ours, tmp_path, fault):
+    path, change, words = DOCUMENTS[fault]
+    folder = copy_of(sealed, tmp_path / "bundle")
+    if path == "manifest-sha256.txt":
+        (folder / path).write_text(change((folder / path).read_text()))
+    else:
+        forge(folder, path, change)
+    refused(ours, zip_of(folder, tmp_path / "x.zip"), words)
+
+
+def test_a_zip_in_the_zip_that_unfolds_further_is_refused(sealed, ours, tmp_path):
+    folder = copy_of(sealed, tmp_path / "bundle")
+    with zipfile.ZipFile(folder / "output.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("outputs/regions.csv", bytes(15 << 20))
+    make_manifest_anew(folder)
+    tracemalloc.start()
+    try:
+        refused(ours, zip_of(folder, tmp_path / "x.zip"), r"output\.zip")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_hostile_names_in_the_output_zip_of_ccp_are_refused(ours, tmp_path):
+    files = {path: data for path, data in tree().items() if not path.startswith("outputs/")}
+    for name in ("../evil", "CON", "outputs/../../evil"):
+        inner = a_zip([Member(name.encode())])
+        (tmp_path / "x.zip").write_bytes(a_zip(members_of({**files, "output.zip": inner})))
+        refused(ours, tmp_path / "x.zip", "leads out|device")
+
+
+def test_bags_in_bags_are_refused(ours, tmp_path):
+    folder = tmp_path / "bag"
+    inner = folder
+    for _ in range(3):
+        (inner / "data").mkdir(parents=True)
+        (inner / "bagit.txt").write_text("BagIt-Version: 0.97\nTag-File-Character-Encoding: UTF-8\n")
+        inner = inner / "data"
+    for bag in (folder / "data/data", folder / "data", folder):
+        listed = [path for path in sorted((bag / "data").rglob("*")) if path.is_file()]
+        lines = [f"{sha256(one.read_bytes()).hexdigest()}  {one.relative_to(bag)}\n" for one in listed]
+        (bag / "manifest-sha256.txt").write_text("".join(lines) or f"{'0' * 64}  data/x\n")
+    refused(ours, folder, "bag")
