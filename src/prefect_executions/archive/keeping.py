@@ -65,7 +65,8 @@ class Content(NamedTuple):
     already by `Archive.keep_data`, unless they are so little that they go along
     (`goes_along`); `absent` are the files of the bundle that its archive level
     leaves out. `at` is the time of sealing, for the marks. `beside` are objects that
-    go with the bundle and are none of its files, by name.
+    go with the bundle and are none of its files, by name; `held` are files that are in
+    memory and not in the folder.
     """
 
     folder: Path
@@ -76,6 +77,7 @@ class Content(NamedTuple):
     finished: datetime | None
     at: datetime
     beside: Mapping[str, bytes] = {}
+    held: Mapping[str, bytes] = {}
 
 
 class Sealing(NamedTuple):
@@ -173,7 +175,7 @@ class Archive:
             else:
                 self._check_data(execution_id, ours)
             folder = folder_of(execution_id)
-            objects = {folder + ours.object_of(file.path): _load(content.folder, file) for file in files}
+            objects = {folder + ours.object_of(file.path): _load(content, file) for file in files}
             objects |= {folder + name: data for name, data in content.beside.items()}
             self.store.put_many(objects, lasting=False)
             reach(Milestone.FILES_SENT, execution_id)
@@ -324,12 +326,12 @@ def _seal_for(execution_id: str, content: Content) -> Seal:
     )
 
 
-def _load(folder: Path, file: BundleFile) -> bytes | Path:
-    path = folder / file.path
-    if file.size > _SMALL:
+def _load(content: Content, file: BundleFile) -> bytes | Path:
+    path = content.folder / file.path
+    if file.size > _SMALL and file.path not in content.held:
         return path
     try:
-        data = path.read_bytes()
+        data = content.held[file.path] if file.path in content.held else path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read to be archived: {error.strerror}") from error
     if sha256(data).hexdigest() != file.sha256:

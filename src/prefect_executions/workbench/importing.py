@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from hashlib import sha256
@@ -29,9 +31,10 @@ from prefect_executions.bundles.verifying import verify
 from prefect_executions.bundles.writing import SCRATCH, OpenBundle
 from prefect_executions.bundles.zipreading import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
-from prefect_executions.errors import ArchiveError, BundleError, ImportRefusedError
+from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, ImportRefusedError
 from prefect_executions.executions import RECORD, BundleFile, ExecutionRecord, Metrics, record_from
 from prefect_executions.ledger import Bulk
+from prefect_executions.lifecycle import JobStatus
 from prefect_executions.settings import ImportNames, Settings
 from prefect_executions.workbench.archiving import is_bulk
 from prefect_executions.workbench.downloads import downloaded, is_url
@@ -39,6 +42,12 @@ from prefect_executions.workbench.keeping import Workbench, came_from
 
 _STAGING = "import-"
 _SHOWN = 5
+
+_AT_ONCE = 4
+"""How many bundles are on their way to the archive at the same time."""
+
+_HELD = 1 << 20
+"""Bytes of a bundle up to which it is in memory while it is archived; it is what goes along with a seal."""
 
 
 class Taken(NamedTuple):
@@ -117,12 +126,11 @@ def _take_in(
             raise ImportRefusedError(f"{origin} is not imported: {error}") from error
         taking = _Taking(workbench, room, origin, terms.at)
         with _flushed(workbench) as bulk:
-            return tuple(_telling(told, len(checked), taking.take(one, bulk)) for one in checked)
-
-
-def _telling(told: Callable[[str, int], object], count: int, taken: Taken) -> Taken:
-    told(taken.id, count)
-    return taken
+            taken = []
+            for one in taking.take(checked, bulk):
+                told(one.id, len(checked))
+                taken.append(one)
+            return tuple(taken)
 
 
 class _Checking:
@@ -157,7 +165,8 @@ class _Checking:
         if faults:
             more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
             raise BundleError("; ".join(faults[:_SHOWN]) + more)
-        execution_id = layout.check_execution_id(_record(source).id)
+        told = JobStatus.from_json(b"".join(source.blocks(JobStatus.file_name)))
+        execution_id = layout.check_execution_id(told.job_id)
         found = sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
         known = self._known(execution_id, found)
         return _Checked(execution_id, arrival, source, found, known, source_sha256)
@@ -204,36 +213,64 @@ class _Taking:
     def __init__(self, workbench: Workbench, room: Path, origin: str, at: datetime) -> None:
         self._workbench, self._room, self._origin, self._at = workbench, room, origin, at
 
-    def take(self, one: _Checked, bulk: Bulk) -> Taken:
-        """Record a bundle, unless the archive has it."""
-        archive = self._workbench.archive
-        if not one.known:
-            self._archive(one)
-        mark = archive.imported(one.id) if one.known else self._mark(one)
-        record = self._workbench.archived_record(one.id) if one.known else _record(one.source)
+    def take(self, checked: Iterable[_Checked], bulk: Bulk) -> Iterator[Taken]:
+        """Record bundles in their order, and yield each when the archive has it; some are sent at once.
+
+        When one fails, those that were on their way are recorded before the error is told.
+        """
+        coming: deque[tuple[_Checked, ExecutionRecord, Future[None]]] = deque()
+        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="import") as pool:
+            try:
+                for one in checked:
+                    if len(coming) == _AT_ONCE:
+                        yield self._taken(bulk, *coming.popleft())
+                    if one.known:
+                        record = self._workbench.archived_record(one.id)
+                        coming.append((one, record, pool.submit(_nothing)))
+                    else:
+                        record = _record(one.source)
+                        content = self._content(one, record)
+                        coming.append((one, record, pool.submit(self._archive, one, content)))
+                while coming:
+                    yield self._taken(bulk, *coming.popleft())
+            finally:
+                for late in coming:
+                    with suppress(ExecutionsError):
+                        self._taken(bulk, *late)
+
+    def _taken(self, bulk: Bulk, one: _Checked, record: ExecutionRecord, sent: Future[None]) -> Taken:
+        sent.result()
+        mark = self._workbench.archive.imported(one.id) if one.known else self._mark(one)
         bulk.record(record, archive="archived", manifest_sha256=one.manifest_sha256, came=came_from(mark))
         return Taken(one.id, "unchanged" if one.known else "imported", one.arrival.kind, one.manifest_sha256)
 
-    def _archive(self, one: _Checked) -> None:
+    def _archive(self, one: _Checked, content: Content) -> None:
         archive = self._workbench.archive
-        with tempfile.TemporaryDirectory(dir=self._room) as folder:
-            content = self._content(one, Path(folder))
-            try:
-                for file in () if goes_along(content.data) else content.data:
-                    archive.keep_data(one.id, content.folder / file.path, file.sha256)
-                sealing = archive.seal(one.id, content)
-            except BaseException:
-                self._undo(one.id)
-                raise
+        try:
+            for file in () if goes_along(content.data) else content.data:
+                archive.keep_data(one.id, content.folder / file.path, file.sha256)
+            sealing = archive.seal(one.id, content)
+        except BaseException:
+            self._undo(one.id)
+            raise
+        finally:
+            shutil.rmtree(content.folder, ignore_errors=True)
         if sealing.seal.manifest_sha256 != one.manifest_sha256:
             raise ImportRefusedError(str(_taken(one.id, sealing.seal.manifest_sha256, one.manifest_sha256)))
 
-    def _content(self, one: _Checked, folder: Path) -> Content:
-        source, record = one.source, _record(one.source)
+    def _content(self, one: _Checked, record: ExecutionRecord) -> Content:
+        source, folder, outputs = one.source, self._room / f"big-{one.id}", layout.OUTPUTS + "/"
         listed = manifest.parse(b"".join(source.blocks(layout.MANIFEST)))
-        outputs = layout.OUTPUTS + "/"
-        there = [path for path in source.files if not path.startswith(outputs)]
-        files = {path: self._staged(source, path, folder, listed.get(path)) for path in there}
+        there = {path: size for path, size in source.files.items() if not path.startswith(outputs)}
+        # Making a file takes as long as archiving it does; together they may not fill the memory.
+        little = sum(there.values()) <= _HELD
+        held = {path: b"".join(source.blocks(path)) for path in there} if little else {}
+        files = {
+            path: _described(path, held[path]) if little else _staged(source, path, folder / path) for path in there
+        }
+        for path, file in files.items():
+            if listed.get(path, file.sha256) != file.sha256:
+                raise ImportRefusedError(f"{path} of {one.id} changed while it was imported")
         zipped = layout.OUTPUT_ZIP in files
         return Content(
             folder=folder,
@@ -244,18 +281,8 @@ class _Taking:
             finished=record.finished,
             at=self._at,
             beside={IMPORTED: self._mark(one).to_json()},
+            held=held,
         )
-
-    def _staged(self, source: Source, path: str, folder: Path, listed: str | None) -> BundleFile:
-        target, digest, size = folder / path, sha256(), 0
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("xb") as file:
-            for block in source.blocks(path):
-                digest.update(block)
-                size += file.write(block)
-        if listed not in {None, digest.hexdigest()}:
-            raise BundleError(f"{path} changed while it was imported")
-        return BundleFile(path, digest.hexdigest(), size)
 
     def _mark(self, one: _Checked) -> Imported:
         return Imported(
@@ -283,6 +310,24 @@ def _check_different(checked: Sequence[_Checked]) -> None:
             raise BundleError(
                 f"execution {one.id} is in it twice, at {other.arrival.place!r} and {one.arrival.place!r}"
             )
+
+
+def _described(path: str, data: bytes) -> BundleFile:
+    return BundleFile(path, sha256(data).hexdigest(), len(data))
+
+
+def _staged(source: Source, path: str, target: Path) -> BundleFile:
+    digest, size = sha256(), 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("xb") as file:
+        for block in source.blocks(path):
+            digest.update(block)
+            size += file.write(block)
+    return BundleFile(path, digest.hexdigest(), size)
+
+
+def _nothing() -> None:
+    """Stand for the archiving of what is archived."""
 
 
 def _record(source: Source) -> ExecutionRecord:
