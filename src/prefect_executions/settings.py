@@ -111,9 +111,14 @@ class Settings(BaseSettings):
         description="portable: an import is refused when a name in it means another file, or none, on some systems "
         "(devices, names that differ in capitals only); any: it is not.",
     )
+    retention: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="How long the archive keeps executions: rules that 'executions retain' carries out, separated "
+        "by commas: METHOD=90d, METHOD:FAILED=14d, *=365d.",
+    )
     capture_streams: bool = Field(default=True, description="Whether stdout and stderr are kept in the bundle.")
 
-    @field_validator("environment", "method_types", mode="before")
+    @field_validator("environment", "method_types", "retention", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -15,7 +15,8 @@ Law: data, then metadata, then the seal; readers go the other way, and without a
 seal there is an opening record or nothing. Sealers of different content write to
 different folders and the seal decides, so a bundle is never a mixture of two.
 
-Beside them lie the marks (`marks`), which say at a glance what is open.
+Beside them lie the marks (`marks`), which say at a glance what is open, and
+``removed/<id>.json``, which says of an execution that somebody removed it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from prefect_executions.archive.imports import IMPORTED, Imported
 from prefect_executions.archive.marks import Marks, open_key
 from prefect_executions.archive.ranges import open_ranges
 from prefect_executions.archive.reading import ArchivedBundle
+from prefect_executions.archive.removals import Removed, removed_key
 from prefect_executions.archive.seals import (
     LATE,
     OPENING,
@@ -247,6 +249,23 @@ class Archive:
     def ids(self) -> Iterator[str]:
         """Yield the ids of all executions, sealed or opened; one that was just removed may still be among them."""
         return self.store.list_children(_ROOT)
+
+    def removed(self, execution_id: str) -> Removed | None:
+        """Return when and why an execution was removed, or None for one that was not.
+
+        Raises:
+            ArchiveError: If the note is damaged.
+        """
+        key = removed_key(execution_id)
+        data = self.store.get_many([key]).get(key)
+        try:
+            return None if data is None else Removed.from_json(data)
+        except BundleError as error:
+            raise ArchiveError(f"The note of the removal of {execution_id} is damaged: {error}") from error
+
+    def note_removal(self, removed: Removed) -> None:
+        """Say, before it is done, that an execution is removed, so that nobody makes its record anew."""
+        self.store.put(removed_key(removed.execution_id), removed.to_json())
 
     def remove(self, execution_id: str) -> None:
         """Remove an execution. Broken off, it leaves a sealed one as it was, or objects that a sweep takes."""

@@ -14,7 +14,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import AnyStr, BinaryIO
 from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
@@ -25,6 +25,8 @@ MASK = "********"
 SHORTEST = 4
 # Below this many characters a piece of base64 or of a key's line occurs in innocent text.
 SHORTEST_PIECE = 12
+# A shorter value of the environment says nothing when it is found in a file.
+SHORTEST_FOUND = 8
 BLOCK = 1 << 20
 
 _CREDENTIAL_PARAMETERS = re.compile(
@@ -50,6 +52,13 @@ _KNOWN_FORMS = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|\b(Bearer|Basic) +[\w+/=.~-]{8,}"
 )
+# The same without what whole sentences may be ("Basic knowledge"), in any file.
+_TOKENS = re.compile(
+    rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.|\b(AKIA|ASIA)[A-Z0-9]{16}\b"
+    rb"|\b(gh[pousr]_|github_pat_|glpat-|sk_live_|rk_live_|hf_|pypi-|npm_|dop_v1_)[A-Za-z0-9_]{30,}"
+    rb"|\bxox[abeprs]-[0-9A-Za-z-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----\s"
+)
+_LONGEST_FORM = 4096
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _ONE_WORD = re.compile(r"[A-Za-z0-9+/=_-]{32,}")
 # Bits for each character: English words stay below, 40 random base64 characters are near 4.7.
@@ -92,6 +101,10 @@ class SecretMask:
         if isinstance(text, str):
             return self._replace(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
         return self._replace(text)
+
+    def holds(self, data: bytes) -> bool:
+        """Whether *data* has a known secret in it."""
+        return any(form in data for form in self._forms)
 
     def stream(self) -> MaskedStream:
         """Return a masker for bytes that come in pieces."""
@@ -183,6 +196,24 @@ class MaskedStream:
         """Return the rest; afterwards the stream begins anew."""
         rest, self._held = self._held, b""
         return self._mask.mask(rest)
+
+
+def secrets_around(environment: Mapping[str, str]) -> SecretMask:
+    """Return a mask of the values in *environment* that look like secrets; what is short may be a common word."""
+    return SecretMask(
+        value for name, value in environment.items() if len(value) >= SHORTEST_FOUND and looks_secret(name, value)
+    )
+
+
+def reveals(blocks: Iterable[bytes], mask: SecretMask) -> bool:
+    """Whether bytes that come in pieces hold a value that *mask* knows, or a key or token of a well-known form."""
+    seen = b""
+    for block in blocks:
+        seen += block
+        if _TOKENS.search(seen) or mask.holds(seen):
+            return True
+        seen = seen[-_LONGEST_FORM:]
+    return False
 
 
 def redact_url(url: str) -> str:

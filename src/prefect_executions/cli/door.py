@@ -19,7 +19,9 @@ from prefect_executions.cli import (
     exchanging,
     listing,
     looking,
+    removing,
     running,
+    sharing,
     watching,
 )
 from prefect_executions.cli.codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
@@ -50,6 +52,11 @@ app.command(looking.prov)
 app.command(checking.verify)
 app.command(exchanging.export)
 app.command(exchanging.import_executions, name="import")
+app.command(sharing.share)
+app.command(sharing.shares)
+app.command(removing.remove)
+app.command(removing.gc)
+app.command(removing.retain)
 app.command(checking.settle)
 app.command(checking.ledger)
 app.command(listing.methods)

@@ -211,15 +211,18 @@ class _Round:
     def _index(self, sealed: Collection[str]) -> Iterator[Settled]:
         """Take into the ledger what others sealed, who may not reach it."""
         for execution_id in sorted(self.workbench.ledger.unarchived(sealed)):
+            if self.workbench.archive.removed(execution_id) and not self.workbench.archive.seal_of(execution_id):
+                continue  # its mark is left
             told = _guarded(execution_id, self.workbench.index, execution_id)
             if told is not None:
                 yield told
 
     def _sealed_when(self, execution_id: str) -> datetime | None:
-        """When it ended, if it has a seal; marks that were left or lost are put right."""
+        """When it ended, if it has a seal, or when it was removed; marks that were left or lost are put right."""
         found = self.workbench.archive.seal_of(execution_id)
         if found is None:
-            return None
+            gone = self.workbench.archive.removed(execution_id)
+            return gone.removed if gone else None
         ended = found.finished or LONG_AGO
         self.workbench.archive.marks.close(execution_id, found.manifest_sha256, ended)
         return ended

@@ -60,7 +60,7 @@ def _without_ledger(workbench: Workbench, prefix: str, *, everywhere: bool) -> l
     """Return the ids that fit, at most `CANDIDATES`; the archive is listed as a whole only when *everywhere*."""
     if not prefix:
         return []
-    here = {one for one in _on_workbench(workbench) if fits(one, prefix)}
+    here = {one for one in on_workbench(workbench) if fits(one, prefix)}
     if prefix in here:
         return [prefix]
     with suppress(NameRefusedError):
@@ -81,7 +81,8 @@ def _plain(text: str) -> str:
     return text.replace("-", "").lower()
 
 
-def _on_workbench(workbench: Workbench) -> Iterator[str]:
+def on_workbench(workbench: Workbench) -> Iterator[str]:
+    """Yield the ids of the bundles that lie on the workbench, in no order."""
     if workbench.folder.is_dir():
         names = (entry.name for entry in workbench.folder.iterdir() if entry.is_dir())
         yield from (name for name in names if name not in {SCRATCH, ASIDE, WITHHELD})

@@ -1,0 +1,149 @@
+"""What is removed is gone and stays gone; what is not archived, or has not ended, stays."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from benches import OTHER_ID, begun, bench_at, kept, record_of
+from bundle_makers import contents
+from prefect_executions.cli import main
+from prefect_executions.errors import NotAvailableError, NotFoundError, SettingsError
+from prefect_executions.lifecycle import Status
+from prefect_executions.settings import ArchiveLevel
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.removing import clear, expired, remove, rules_of
+from records import EXECUTION_ID, NOON, a_request
+
+NOW = NOON + timedelta(days=40)
+
+
+def removed(bench: Workbench, execution_id: str = EXECUTION_ID) -> None:
+    remove(bench, execution_id, why="asked for", at=NOW)
+
+
+def cleared(bench: Workbench, **told: object) -> dict[str, tuple[str, str]]:
+    asked = {"before": NOW, "dry": False} | told
+    return {one.id: (one.result, one.why) for one in clear(bench, **asked)}
+
+
+def test_a_removed_execution_is_in_no_place_and_a_note_says_so(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    kept(bench, OTHER_ID)
+    digest = bench.archive.bundle(EXECUTION_ID).seal.manifest_sha256
+    removed(bench)
+    with pytest.raises(NotFoundError):
+        bench.record(EXECUTION_ID)
+    assert [row.id for row in bench.ledger.list().rows] == [OTHER_ID]
+    assert [path for path in contents(tmp_path / "archive") if path.startswith(f"executions/{EXECUTION_ID}")] == []
+    note = bench.archive.removed(EXECUTION_ID)
+    assert (note.manifest_sha256, note.why, note.removed) == (digest, "asked for", NOW)
+    assert bench.rebuild_ledger() == 1
+
+
+def test_to_remove_again_changes_nothing(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    removed(bench)
+    before = contents(tmp_path / "archive")
+    remove(bench, EXECUTION_ID, why="again", at=NOW + timedelta(days=1))
+    assert contents(tmp_path / "archive") == before
+
+
+def test_an_execution_that_has_not_ended_is_not_removed(tmp_path):
+    bench = bench_at(tmp_path)
+    begun(bench, record_of(end=Status.EXECUTING))
+    with pytest.raises(NotAvailableError, match="has not been sealed"):
+        removed(bench)
+    assert bench.record(EXECUTION_ID).status is Status.EXECUTING
+
+
+def test_the_workbench_is_cleared_of_what_the_archive_has(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    assert cleared(bench, dry=True) == {EXECUTION_ID: ("removed", "")}
+    assert (bench.folder / EXECUTION_ID).is_dir()
+    assert cleared(bench) == {EXECUTION_ID: ("removed", "")}
+    assert not (bench.folder / EXECUTION_ID).exists()
+    assert bench.record(EXECUTION_ID).status is Status.COMPLETED
+
+
+def test_what_the_archive_has_not_is_never_cleared(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    bench.archive.remove(EXECUTION_ID)
+    kept(bench, OTHER_ID, request=a_request(execution_id=OTHER_ID, archive=ArchiveLevel.OUTPUTS))
+    begun(bench, record_of("running", end=Status.EXECUTING))
+    told = cleared(bench)
+    assert told[EXECUTION_ID] == ("kept", "it is not in the archive")
+    assert told[OTHER_ID] == ("kept", "the archive does not have inputs/picture.png")
+    assert "running" not in told
+    assert {path.name for path in bench.folder.iterdir()} >= {EXECUTION_ID, OTHER_ID, "running"}
+
+
+def test_a_bundle_that_waits_for_the_archive_is_kept(tmp_path):
+    bench = bench_at(tmp_path)
+    bundle = kept(bench)
+    bundle.scratch.mkdir()
+    assert cleared(bench) == {EXECUTION_ID: ("kept", "it waits for the archive")}
+
+
+def test_age_and_status_choose_what_is_cleared(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    assert cleared(bench, before=NOON) == {}
+    assert cleared(bench, status=(Status.FAILED,)) == {}
+    assert set(cleared(bench, status=(Status.FAILED, Status.COMPLETED))) == {EXECUTION_ID}
+
+
+@pytest.mark.parametrize(
+    ("texts", "gone"),
+    [
+        (["segment-coins=30d"], {EXECUTION_ID, OTHER_ID}),
+        (["segment-coins=50d"], set()),
+        (["*=30d", "segment-coins=50d"], set()),
+        (["*=50d", "*:FAILED=30d"], {OTHER_ID}),
+        (["segment-coins:failed=50d", "segment-coins=30d"], {EXECUTION_ID}),
+        (["another=1d"], set()),
+    ],
+)
+def test_the_most_special_rule_decides(tmp_path, texts, gone):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    kept(bench, OTHER_ID, end=Status.FAILED)
+    assert {one.id for one in expired(bench, rules_of(texts), NOW)} == gone
+
+
+@pytest.mark.parametrize("text", ["", "x", "x=", "x=5", "x=5h", "x:NEVER=5d", "=5d", "a=1d=2d"])
+def test_what_is_no_rule_is_named(text):
+    with pytest.raises(SettingsError, match="EXECUTIONS_RETENTION"):
+        rules_of([text])
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    found = main(arguments)
+    shown = capsys.readouterr()
+    assert found == code, shown.err
+    return shown.err if code else shown.out
+
+
+def test_nothing_is_removed_before_somebody_says_yes(home, capsys, monkeypatch):
+    bench = bench_at(home)
+    kept(bench)
+    assert "would be removed; do it with --yes" in run(capsys, "remove", EXECUTION_ID[:5])
+    assert "there is no rule" in run(capsys, "retain", code=2)
+    monkeypatch.setenv("EXECUTIONS_RETENTION", "segment-coins=1d")
+    told = json.loads(run(capsys, "retain", "--json"))
+    age = datetime.now(UTC) - NOON > timedelta(days=1)
+    assert [one["id"] for one in told["executions"]] == ([EXECUTION_ID] if age else [])
+    assert "1 bundles" in run(capsys, "gc", "--older-than", "2100-01-01", "--dry-run")
+    assert Path(bench.folder / EXECUTION_ID).is_dir()
+    assert bench.archive.seal_of(EXECUTION_ID)
+    run(capsys, "gc", "--older-than", "2100-01-01", "--json")
+    assert not Path(bench.folder / EXECUTION_ID).exists()
+    run(capsys, "remove", EXECUTION_ID, "--yes")
+    assert bench.archive.seal_of(EXECUTION_ID) is None

@@ -1,0 +1,217 @@
+"""A link reads what was shared until it expires or is revoked, and no secret leaves by it."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+from archives import KEY, SECRET, Place, place_on
+from benches import bench_at, kept
+from prefect_executions.bundles.exporting import Level
+from prefect_executions.capture.secrets import reveals, secrets_around
+from prefect_executions.cli import main
+from prefect_executions.errors import NotAvailableError, NotFoundError, RequestError, SecretError
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.exporting import export
+from prefect_executions.workbench.importing import Terms, take_in
+from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.sharing import Shared, revoke, share, shares, sweep
+from records import EXECUTION_ID, OUTPUTS, a_request
+
+NOW = datetime(2026, 10, 1, tzinfo=UTC)
+WEEK = timedelta(days=7)
+KEYS = {
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",
+    "PATH": "/usr/bin:/bin",
+    "SHORT_TOKEN": "1234",
+}
+
+
+@pytest.fixture
+def s3(need: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    found = place_on("seaweedfs", need)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", found.endpoint)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def bench(s3: Place, tmp_path: Any) -> Workbench:
+    settings = Settings(home=tmp_path, archive=s3.url)
+    found = Workbench.of(settings, archive_block=lambda name: (name, {}))
+    kept(found)
+    return found
+
+
+def shared(bench: Workbench, **told: Any) -> Shared:
+    asked = {"now": NOW, "expires": WEEK, "environment": KEYS} | told
+    return share(Reader(bench), EXECUTION_ID, **asked)
+
+
+def fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url) as reply:  # noqa: S310 - the test's own server
+        return bytes(reply.read())
+
+
+def refused(url: str) -> int:
+    with pytest.raises(HTTPError) as found:
+        fetched(url)
+    found.value.close()
+    return found.value.code
+
+
+def test_a_link_reads_the_exported_bundle(bench):
+    told = shared(bench)
+    out = io.BytesIO()
+    export(Reader(bench), [EXECUTION_ID], out.write)
+    assert fetched(told.url) == out.getvalue()
+    assert (told.share.expires, told.share.size) == (NOW + WEEK, len(out.getvalue()))
+
+
+def test_a_link_reads_one_output(bench):
+    told = shared(bench, output="regions.csv")
+    assert fetched(told.url) == OUTPUTS["outputs/regions.csv"]
+    assert "/regions.csv?" in told.url
+    with pytest.raises(NotFoundError):
+        shared(bench, output="none.csv")
+
+
+def test_what_is_shared_is_listed_and_a_revoked_link_reads_nothing(bench):
+    first, second = shared(bench), shared(bench, level=Level.METADATA)
+    store = bench.archive.store
+    assert {one.id for one in shares(store)} == {first.share.id, second.share.id}
+    revoke(store, first.share.id)
+    assert refused(first.url) == 404
+    assert len(zipfile.ZipFile(io.BytesIO(fetched(second.url))).namelist()) > 5
+    assert [one.id for one in shares(store)] == [second.share.id]
+    with pytest.raises(NotFoundError, match="shares list"):
+        revoke(store, first.share.id)
+
+
+def test_the_copies_of_links_that_expired_are_removed(bench):
+    told = shared(bench, expires=timedelta(hours=1))
+    assert sweep(bench.archive.store, NOW) == 0
+    assert sweep(bench.archive.store, told.share.expires) == 1
+    assert not list(bench.archive.store.list("shared/"))
+
+
+def test_no_address_and_no_key_is_kept(bench, s3):
+    told = shared(bench)
+    keys = [one["Key"] for one in s3.client.list_objects_v2(Bucket=s3.bucket)["Contents"] if "/shared/" in one["Key"]]
+    note = next(key for key in keys if key.endswith("share.json"))
+    kept_bytes = s3.client.get_object(Bucket=s3.bucket, Key=note)["Body"].read()
+    assert b"Signature" not in kept_bytes
+    assert told.url.encode() not in kept_bytes
+
+
+def test_the_command_gives_the_link_and_ends_it(bench, s3, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path))
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE", s3.url)
+    assert main(["share", EXECUTION_ID, "--expires", "1h", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert fetched(told["url"])[:2] == b"PK"
+    assert main(["shares", "list"]) == 0
+    assert told["id"] in capsys.readouterr().out
+    assert main(["shares", "revoke", told["id"]]) == 0
+    assert refused(told["url"]) == 404
+
+
+# --- without a server -------------------------------------------------------------
+
+
+def test_a_folder_has_no_links_and_nothing_is_copied(tmp_path):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    with pytest.raises(NotAvailableError, match="only an archive on S3"):
+        shared(bench)
+    assert not list(bench.archive.store.list("shared/"))
+
+
+@pytest.mark.parametrize("expires", [timedelta(days=8), timedelta(0), timedelta(days=-1)])
+def test_a_link_that_lasts_too_long_or_not_at_all_is_refused(tmp_path, expires):
+    bench = bench_at(tmp_path)
+    kept(bench)
+    with pytest.raises(RequestError, match="up to 7 days"):
+        shared(bench, expires=expires)
+
+
+class Linked:
+    """A folder's store with addresses, which a folder has not."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._store = bench.archive.store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def presign(self, key: str, seconds: int) -> str:
+        return f"https://example.org/{key}?{seconds}"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        ({"outputs/config.txt": KEYS["AWS_SECRET_ACCESS_KEY"].encode()}, r"outputs/config\.txt"),
+        ({"outputs/log.txt": b"x " * 1_500_000 + b"AKIA" + b"ABCDEFGH12345678 "}, r"outputs/log\.txt"),
+        ({"outputs/id_rsa": b"-----BEGIN RSA PRIVATE KEY-----\nMII"}, r"outputs/id_rsa"),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_shared(tmp_path, outputs, words):
+    bench = bench_at(tmp_path)
+    kept(bench, outputs={**OUTPUTS, **outputs})
+    bench.archive.store = Linked(bench)
+    with pytest.raises(SecretError, match=words) as found:
+        shared(bench)
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(found.value)
+    assert not list(bench.archive.store.list("shared/"))
+    assert shared(bench, level=Level.METADATA).url
+    assert shared(bench, output="regions.csv").url
+
+
+def test_the_secret_that_an_execution_was_given_is_not_shared(tmp_path):
+    bench = bench_at(tmp_path)
+    request = a_request(values={"picture": "s3://survey/picture.png", "pin": {"secret": "env:PIN"}})
+    kept(bench, request=request, outputs={**OUTPUTS, "outputs/x.txt": b"the pin is 4711-0815"})
+    bench.archive.store = Linked(bench)
+    with pytest.raises(SecretError, match=r"outputs/x\.txt"):
+        shared(bench, environment={"PIN": "4711-0815"})
+    assert shared(bench, environment={"PIN": "another"}).share.what == "full"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "found"),
+    [
+        ([b"nothing to see", b" here"], False),
+        ([b"Basic knowledge of a task-oriented-language-model"], False),
+        ([b"ghp_0123456789abcdef", b"ghijABCDEFGHIJ0123"], True),
+        ([b"a" * 5000 + b"eyJhbGciOiJ", b"IUzI1NiJ9.eyJzdWIi.c2ln"], True),
+        ([b"wJalrXUtnFEMIK7", b"MDENGbPxRfiCYEXAMPLEKEY"], True),
+        ([b"1234"], False),
+    ],
+)
+def test_secrets_are_found_over_the_borders_of_pieces(pieces, found):
+    assert reveals(iter(pieces), secrets_around(KEYS)) is found
+
+
+def test_what_an_archive_on_s3_exports_comes_back_to_one(bench, s3, tmp_path):
+    out = io.BytesIO()
+    export(Reader(bench), [EXECUTION_ID], out.write)
+    (tmp_path / "x.zip").write_bytes(out.getvalue())
+    settings = Settings(home=tmp_path / "other", archive=f"{s3.url}/other")
+    other = Workbench.of(settings, archive_block=lambda name: (name, {}))
+    (taken,) = take_in(other, str(tmp_path / "x.zip"), Terms.of(settings, NOW))
+    assert (taken.result, other.archive.imported(EXECUTION_ID).imported) == ("imported", NOW)
+    again = io.BytesIO()
+    export(Reader(other), [EXECUTION_ID], again.write)
+    assert again.getvalue() == out.getvalue()
