@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,8 @@ _prefect = pytest.StashKey[dict[str, str]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give Prefect a home and an address of its own before anything imports it, because it reads them once."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, and for all that we start
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     home = TemporaryDirectory(prefix="prefect-")
     config.add_cleanup(home.cleanup)
     config.stash[_prefect] = dict(servers.environment(Path(home.name), servers.free_port()))

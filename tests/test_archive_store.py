@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from archives import SERVERS, Place, place_on, written
 from prefect_executions.archive import Store, honours_create_if_absent, open_store
-from prefect_executions.archive.store import checked_key, public_url
+from prefect_executions.archive.store import Lasts, checked_key, public_url
 from prefect_executions.archive.upload import PART, part_size
 from prefect_executions.capture.processes import mark
 from prefect_executions.errors import ArchiveError, NameRefusedError, NotAvailableError, NotFoundError, SettingsError
@@ -167,7 +167,7 @@ def test_only_the_first_of_two_creates(store: Store) -> None:
 def test_what_speaks_of_others_is_created_after_them(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"z")
     named = {"one/a": b"x", "one/deep/b": b"", "two/c": tmp_path / "file"}
-    store.put_many(named, lasting=False)
+    store.put_many(named, lasts=Lasts.LATER)
     assert store.put_if_absent("one/seal", b"first", after=named)
     assert not store.put_if_absent("one/seal", b"second", after=named)
     assert store.get_many([*named, "one/seal"]) == {

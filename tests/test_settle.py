@@ -224,6 +224,23 @@ def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):
     assert scene.settle(there).keys() == {str(alive.id)}
 
 
+def test_an_opening_record_that_a_power_cut_took_is_made_up_from_prefect(scene, elsewhere):
+    there = scene.home.with_name("there")
+    run, _ = scene.opened(scene.deploy(measures), process=FAR, at=there)
+    scene.bench.archive.open_record(str(run.id), b"", place=str(there))  # what the file system has after it
+    there.rename(scene.home.with_name("away"))
+    scene.silence(run)
+    told = scene.settle(elsewhere)
+
+    assert [(one.id, one.result) for one in told.values()] == [(str(run.id), "archived")]
+    record = scene.record(run)
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.LOST)
+    assert [one.message for one in record.job_status.history if one.kind is Happening.NOTE] == [
+        "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
+    ]
+    assert scene.settle(elsewhere) == {}
+
+
 def test_the_run_itself_finds_the_seal_of_another_and_leaves_a_late_word(scene, elsewhere):
     @method(version="1")
     def comes_late() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,8 +37,9 @@ class Listener:
     def withdraw(self) -> None:
         self.told.append("withdrawn")
 
-    def acknowledged(self) -> bool:
-        return self.hears
+    def then(self, act: Callable[[], None]) -> None:
+        if self.hears:
+            act()
 
 
 def bench_that_tells(home: Path, listener: Listener, archive: str = "") -> Workbench:

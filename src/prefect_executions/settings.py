@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     )
     hook_timeout: timedelta = Field(
         default=timedelta(seconds=20),
-        description="How long a state hook may work, in seconds, before it leaves the rest to settle.",
+        description="How long a state hook and what follows it may take, in seconds; settle does the rest.",
     )
     import_limit: int = Field(
         default=20 * 1024**3, ge=0, description="What one import may unfold to, in bytes, on the disk and elsewhere."

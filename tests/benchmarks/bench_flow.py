@@ -29,11 +29,16 @@ def row(measure: str, figure: str, against: str, goal: str) -> None:
 
 
 def added_to_a_flow_run(pairs: int) -> None:
-    """Median of interleaved pairs: the same function as a bare flow and as a Method, one small output."""
+    """Median of interleaved pairs: the same function as a bare flow and as a Method, one small output.
+
+    The call returns when the bundle is sealed; archive, ledger and events follow beside
+    what comes next. Both are told, and no run of a pair is timed while they go on.
+    """
     from prefect import flow  # noqa: PLC0415 - after the environment is set
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: PLC0415 - the same
 
     from prefect_executions import current_execution, method  # noqa: PLC0415 - the same
+    from prefect_executions.workbench import pending  # noqa: PLC0415 - the same
 
     scratch = Path(os.environ["EXECUTIONS_HOME"]) / "bare.txt"
 
@@ -49,11 +54,14 @@ def added_to_a_flow_run(pairs: int) -> None:
 
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         for number in range(5):
-            bare(number), kept(number)
-        times = [(seconds(lambda: bare(1)), seconds(lambda: kept(1))) for _ in range(pairs)]
-    added = statistics.median(with_record - without for without, with_record in times)
-    base = statistics.median(without for without, _ in times)
-    row("wall time added to a flow run", f"{added * 1000:.1f} ms", f"bare flow {base * 1000:.1f} ms", "<= 15 ms")
+            bare(number), kept(number), pending.finish()
+        times = [(seconds(lambda: bare(1)), seconds(lambda: kept(1)), seconds(pending.finish)) for _ in range(pairs)]
+    base = statistics.median(without for without, _, _ in times)
+    added = statistics.median(kept - without for without, kept, _ in times)
+    whole = statistics.median(kept + rest - without for without, kept, rest in times)
+    against = f"bare flow {base * 1000:.1f} ms"
+    row("wall time added to a flow run", f"{added * 1000:.1f} ms", against, "<= 15 ms")
+    row("the same until it is archived, indexed and told", f"{whole * 1000:.1f} ms", against, "-")
 
 
 def recording_alone(rounds: int) -> None:
@@ -115,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["EXECUTIONS_HOME"] = folder
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("PREFECT_LOGGING_COLORS", "false")
         row("measure", "figure", "against", "goal")
         recording_alone(arguments.pairs)
         added_to_a_flow_run(arguments.pairs)

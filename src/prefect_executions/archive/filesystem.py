@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_executions.archive.fetching import Expected, bring
 from prefect_executions.archive.patience import Patience
-from prefect_executions.archive.store import Head, checked_key, public_url
+from prefect_executions.archive.store import Head, Lasts, checked_key, public_url
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError, SettingsError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class FilesystemStore:
         else:
             self._on(key, lambda path: self._filesystem.pipe_file(path, data))
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:  # noqa: ARG002 - whether an object lasts is the file system's own
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:  # noqa: ARG002 - whether an object lasts is the file system's own
         for key, data in objects.items():
             self.put(key, data)
 

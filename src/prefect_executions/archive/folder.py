@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.archive.fetching import Expected, bring
-from prefect_executions.archive.store import UNFINISHED, Head, checked_key
+from prefect_executions.archive.store import UNFINISHED, Head, Lasts, checked_key
 from prefect_executions.capture.processes import gone, mark
-from prefect_executions.durability import sync
+from prefect_executions.durability import sync, sync_soon
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
 from prefect_executions.milestones import Milestone, reach
 
@@ -47,22 +47,25 @@ class FolderStore:
     def put(self, key: str, data: bytes | Path) -> None:
         self.put_many({key: data})
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:
         written: list[_Written] = []
         folders: set[str] = set()
         try:
             # Written first and flushed together: the disk then has one journal to write, not one for each file.
             for key, data in objects.items():
                 written.append(self._write_aside(key, data, folders))
-            with self._told(written[0].key if len(written) == 1 else "its objects"):
-                sync(one.unfinished for one in written if lasting or objects[one.key])
+            if lasts is Lasts.AT_ONCE:
+                with self._told(written[0].key if len(written) == 1 else "its objects"):
+                    sync(one.unfinished for one in written)
             for one in written:
                 with self._told(one.key):
                     os.replace(one.unfinished, one.path)
                     reach(Milestone.OBJECT_KEPT, one.key)
-            if lasting:
+            if lasts is Lasts.AT_ONCE:
                 with self._told("its folders"):
-                    _flush_folders(folders | self._folders_of(objects))
+                    _flush(folders | self._folders_of(objects))
+            elif lasts is Lasts.SOON:
+                sync_soon(one.path for one in written if objects[one.key])
         except BaseException:
             for one in written:
                 _forget(one.unfinished)
@@ -75,11 +78,11 @@ class FolderStore:
         one = self._write_aside(key, data, folders)
         try:
             with self._told(key):
-                _flush_folders(folders, one.unfinished)
+                _flush(folders, one.unfinished, *(f"{self._root}/{before}" for before in after))
                 # A hard link is the one way to create a file that is whole at once and replaces none.
                 os.link(one.unfinished, one.path)
                 reach(Milestone.OBJECT_KEPT, key)
-                _flush_folders({os.path.dirname(one.path)} if after else self._folders_of([key]))
+                _flush({os.path.dirname(one.path)} if after else self._folders_of([key]))
         except ArchiveError as error:
             if isinstance(error.__cause__, FileExistsError):
                 return False
@@ -255,7 +258,7 @@ def _above(key: str) -> Iterator[str]:
         yield key
 
 
-def _flush_folders(folders: Iterable[str], *files: str) -> None:
+def _flush(folders: Iterable[str], *files: str) -> None:
     try:
         sync([*files, *folders])
     except (PermissionError, NotADirectoryError):

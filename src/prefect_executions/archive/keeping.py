@@ -44,7 +44,7 @@ from prefect_executions.archive.seals import (
     folder_of,
     parse_seal,
 )
-from prefect_executions.archive.store import Store
+from prefect_executions.archive.store import Lasts, Store
 from prefect_executions.archive.urls import NO_OPTIONS, TIMEOUT, open_store
 from prefect_executions.bundles.layout import MANIFEST, check_execution_id
 from prefect_executions.bundles.manifest import render
@@ -109,12 +109,12 @@ class Archive:
         *place* is the path of the Workbench that has the bundle.
         """
         objects = {folder_of(execution_id) + OPENING: data, open_key(execution_id): place.encode()}
-        # Not lasting: user code would wait twice for the disk, for the case that the power fails in its first seconds.
-        self.store.put_many(objects, lasting=False)
+        # User code would wait for the disk, for the case that the power fails in its first moment.
+        self.store.put_many(objects, lasts=Lasts.SOON)
 
     def opening(self, execution_id: str) -> bytes | None:
-        """Return the opening record, or None where none was kept."""
-        return self.store.get_many([folder_of(execution_id) + OPENING]).get(folder_of(execution_id) + OPENING)
+        """Return the opening record, or None where none was kept, or a power cut left nothing in it."""
+        return self.store.get_many([folder_of(execution_id) + OPENING]).get(folder_of(execution_id) + OPENING) or None
 
     def keep_suspended(self, execution_id: str, path: Path) -> None:
         """Keep the open bundle of a run that is suspended, a zip; it replaces the one before."""
@@ -179,7 +179,7 @@ class Archive:
             folder = folder_of(execution_id)
             objects = {folder + ours.object_of(file.path): _load(content, file) for file in files}
             objects |= {folder + name: data for name, data in content.beside.items()}
-            self.store.put_many(objects, lasting=False)
+            self.store.put_many(objects, lasts=Lasts.LATER)
             reach(Milestone.FILES_SENT, execution_id)
             if self.store.put_if_absent(folder + SEAL, ours.to_json(), after=objects):
                 reach(Milestone.SEALED, execution_id)

@@ -23,7 +23,7 @@ from s3fs import S3FileSystem  # type: ignore[import-untyped]
 from prefect_executions.archive.bucket import MISSING, Bucket, RefusedError, connect, secrets_of
 from prefect_executions.archive.fetching import Arriving, Expected
 from prefect_executions.archive.patience import Patience
-from prefect_executions.archive.store import Head, checked_key
+from prefect_executions.archive.store import Head, Lasts, checked_key
 from prefect_executions.archive.together import all_of
 from prefect_executions.archive.upload import PART, upload
 from prefect_executions.errors import ArchiveError, NotFoundError
@@ -57,7 +57,7 @@ class S3Store:
     def put(self, key: str, data: bytes | Path) -> None:
         self.put_many({key: data})
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:  # noqa: ARG002 - S3 keeps whatever it took
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:  # noqa: ARG002 - S3 keeps whatever it took
         sized = [(self._name(key), data, _size(data)) for key, data in objects.items()]
         self._run(lambda bucket: all_of((_put(bucket, *one) for one in sized), _AT_ONCE))
 

@@ -1,7 +1,8 @@
 """The narrow interface to object storage: all that the archive asks of a store.
 
 Law: an object under its key is whole or it is not there; a reader never meets
-half of one, whatever happened to its writer.
+half of one, whatever happened to its writer. Only a power cut of the store's own
+machine may halve what does not last yet.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
@@ -33,6 +35,14 @@ class Head(NamedTuple):
     modified: datetime | None = None
 
 
+class Lasts(Enum):
+    """From when on an object outlives a power cut of the store's own machine."""
+
+    AT_ONCE = "when the call returns"
+    SOON = "in a moment; nobody waits for it"
+    LATER = "when an object is created after it"
+
+
 class Store(Protocol):
     """A place for objects under keys such as ``executions/<id>/seal.json``.
 
@@ -48,18 +58,18 @@ class Store(Protocol):
     def put(self, key: str, data: bytes | Path) -> None:
         """Keep *data*, or the content of the file at that path, under *key*; the old object is replaced."""
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasting: bool = True) -> None:
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:
         """Keep several objects; when this returns all of them are kept, when it raises some may be.
 
-        What need not be *lasting* may be gone after a power cut in the next seconds; half of it is never there.
+        *lasts* says from when on a power cut may not touch them.
         """
 
     def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:
         """Keep *data* under *key* unless there is an object; return whether this call made it.
 
         Of any number of callers, in any number of processes, one gets True. What *data*
-        speaks of is named in *after*, keys of objects that need not be lasting yet: a
-        power cut never leaves the new object without them.
+        speaks of is named in *after*, keys of objects that need not last yet: a power
+        cut never leaves the new object without them.
         """
 
     def get(self, key: str) -> bytes:

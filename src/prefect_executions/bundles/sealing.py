@@ -112,6 +112,7 @@ def _close(bundle: OpenBundle, closing: bytes, files: Iterable[BundleFile]) -> N
     """Put the manifest *closing* in its place when all that it lists is on the disk.
 
     What `gather` made durable already costs nothing here; single outputs are in output.zip.
+    Should the power fail before its new name is on the disk, sealing makes the same manifest again.
     """
     waiting = bundle.scratch / layout.MANIFEST
     bundle.put(waiting, closing)
@@ -121,6 +122,5 @@ def _close(bundle: OpenBundle, closing: bytes, files: Iterable[BundleFile]) -> N
         reach(Milestone.MANIFEST_READY, bundle.id)
         waiting.replace(bundle.paths.manifest)
         reach(Milestone.MANIFEST_KEPT, bundle.id)
-        sync([bundle.folder])
     except OSError as error:
         raise BundleError(f"the bundle {bundle.id} cannot be sealed: {error}; try again") from error

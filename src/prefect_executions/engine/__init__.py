@@ -22,7 +22,7 @@ from prefect_executions.engine.scanning import (
     worker_silence,
 )
 from prefect_executions.engine.steps import steps
-from prefect_executions.engine.telling import EndTelling, Progress, show_progress, tell, was_told
+from prefect_executions.engine.telling import EndTelling, Progress, finish_telling, show_progress, tell, was_told
 
 __all__ = [
     "TAG",
@@ -42,6 +42,7 @@ __all__ = [
     "created_by",
     "deployment",
     "ended_since",
+    "finish_telling",
     "flow_run",
     "greet",
     "history",

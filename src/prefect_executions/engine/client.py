@@ -21,16 +21,20 @@ _clients: dict[tuple[int, str], SyncPrefectClient] = {}
 
 
 def client() -> SyncPrefectClient:
-    """Return the run's own client inside a sync run, and elsewhere one that the process keeps.
+    """Return the run's own client inside a sync run, and elsewhere one that the process keeps."""
+    return own_client() if SyncClientContext.get() is None else get_client(sync_client=True)
+
+
+def own_client() -> SyncPrefectClient:
+    """Return a client that the process keeps, for what goes on when a run and its client are gone.
 
     Making a client costs about 20 ms (its TLS context), so it is made once for
     each API and process; a forked child makes its own.
     """
-    if SyncClientContext.get() is not None:
-        return get_client(sync_client=True)
     key = (os.getpid(), PREFECT_API_URL.value() or "ephemeral")
     if key not in _clients:
-        _clients[key] = get_client(sync_client=True)
+        # With settings, and be they none, Prefect gives a new client and not that of the run around us.
+        _clients[key] = get_client(httpx_settings={}, sync_client=True)
     return _clients[key]
 
 

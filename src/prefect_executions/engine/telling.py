@@ -1,7 +1,8 @@
 """What Prefect is told: status changes and the archive's word as acknowledged events, progress as an artifact.
 
-Law: an event counts as told when Prefect's API has acknowledged it. Nobody waits
-for that longer than `PATIENCE`; what is not acknowledged is told again by settle.
+Law: an event counts as told when Prefect's API has acknowledged it. No run waits
+for that, and who ends a process not longer than `PATIENCE`; what is not
+acknowledged is told again by settle.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 
 from prefect_executions import events
 from prefect_executions.capture.secrets import redact_urls
-from prefect_executions.engine.client import client, configured_api
+from prefect_executions.engine.client import client, own_client
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import Event
 from prefect_executions.lifecycle import JobStatus
@@ -27,16 +28,12 @@ from prefect_executions.lifecycle import JobStatus
 log = logging.getLogger("prefect_executions")
 
 PATIENCE = 5.0
-"""Seconds that the end of an execution may wait for Prefect's acknowledgement."""
+"""Seconds that the end of a process may wait for Prefect's acknowledgement."""
 
 _TOGETHER = 1.0
 """Seconds that the end waits for the archive's word: both are one request then, and who was too late tells nothing."""
 
-_REST = 15.0
-"""Seconds in which an API that did not answer is not waited for again."""
-
-_away_until: dict[str | None, float] = {}
-"""When each API that did not answer may be waited for again."""
+_telling: set[threading.Thread] = set()
 
 
 class Progress(NamedTuple):
@@ -53,7 +50,7 @@ def tell(told: Iterable[Event]) -> None:
     """
     bodies = [event.as_json() for event in told]
     if bodies:
-        client().request("POST", "/events", json=bodies)
+        own_client().request("POST", "/events", json=bodies)
 
 
 def was_told(execution_id: str) -> bool:
@@ -70,7 +67,7 @@ def was_told(execution_id: str) -> bool:
 
 
 class EndTelling:
-    """The telling of one sealed execution's end, in a thread beside its archiving.
+    """The telling of one sealed execution's end, in a thread beside its archiving and what comes after.
 
     All its status changes are told, because the process that should have told the
     first of them may have been killed. Telling once more changes nothing.
@@ -81,11 +78,14 @@ class EndTelling:
         self._archive: Event | None = None
         self._known = threading.Event()
         self._withdrawn = False
+        self._lock = threading.Lock()
         self._acknowledged = _too_old(job_status)
-        # A new thread has none of Prefect's settings.
-        self._thread = threading.Thread(target=copy_context().run, args=(self._tell,), name="tell", daemon=True)
+        self._afterwards: Callable[[], None] | None = None
         if not self._acknowledged:
-            self._thread.start()
+            # A new thread has none of Prefect's settings.
+            thread = threading.Thread(target=copy_context().run, args=(self._tell,), name="tell", daemon=True)
+            _telling.add(thread)
+            thread.start()
 
     def archived(self, manifest_sha256: str) -> None:
         """Say that the archive has all of the record."""
@@ -102,35 +102,42 @@ class EndTelling:
         self._withdrawn = True
         self._known.set()
 
-    def acknowledged(self) -> bool:
-        """Return whether all is told, once it is, after `PATIENCE` at the latest."""
-        api, now = configured_api(), time.monotonic()
-        if not self._acknowledged and now >= _away_until.get(api, now):
-            self._thread.join(PATIENCE)
+    def then(self, act: Callable[[], None]) -> None:
+        """Do *act* when all is acknowledged: at once if it is, else in the thread that tells."""
+        with self._lock:
             if not self._acknowledged:
-                _away_until[api] = time.monotonic() + _REST
-                log.debug("the end of execution %s is not told to Prefect yet", self._job_status.job_id)
-        return self._acknowledged
+                self._afterwards = act
+                return
+        act()
 
     def _tell(self) -> None:
-        together = self._known.wait(_TOGETHER)
-        if not self._withdrawn:
-            told = list(events.changes(self._job_status, datetime.now(UTC)))
-            if not self._told([*told, *([self._archive] if self._archive else [])]):
-                return
-            if not together:
-                self._known.wait()
-                if self._archive and not self._told([self._archive]):
-                    return
-        self._acknowledged = True
-
-    def _told(self, some: list[Event]) -> bool:
         try:
-            tell(some)
+            self._tell_all()
         except Exception as error:  # noqa: BLE001 - a thread of ours must not speak up; settle tells again
-            log.debug("events of execution %s are not told: %s", self._job_status.job_id, error)
-            return False
-        return True
+            log.debug("the end of execution %s is not told: %s", self._job_status.job_id, error)
+        finally:
+            _telling.discard(threading.current_thread())
+
+    def _tell_all(self) -> None:
+        together = self._known.wait(_TOGETHER)
+        if self._withdrawn:
+            return
+        tell([*events.changes(self._job_status, datetime.now(UTC)), *([self._archive] if self._archive else [])])
+        if not together:
+            self._known.wait()
+            if self._archive:
+                tell([self._archive])
+        with self._lock:
+            self._acknowledged = True
+        if self._afterwards is not None:
+            self._afterwards()
+
+
+def finish_telling(patience: float = PATIENCE) -> None:
+    """Return when all ends are told that this process is telling, after *patience* seconds at the latest."""
+    until = time.monotonic() + patience
+    for thread in tuple(_telling):
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 def _too_old(job_status: JobStatus) -> bool:

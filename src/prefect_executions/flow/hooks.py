@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from contextvars import copy_context
 from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from prefect_executions.flow.opening import Opening, never_started, the_workbenc
 from prefect_executions.flow.stopping import called
 from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Ending, Outcome
+from prefect_executions.workbench import Ending, Outcome, pending
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -51,17 +51,23 @@ class Sealing:
     def __call__(self, flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
         """Seal the execution of *flow_run*, which ended in *state*.
 
-        It works in a thread, so that it ends in time whatever the disk or the archive
-        does, and what that thread leaves undone `settle` finishes.
+        It returns when the bundle is sealed on this machine; archive, ledger and
+        events follow in a thread that the end of the process waits for, for a bounded
+        time. Of a run that was stopped it waits for them, because a signal may be about
+        to end the process. What is left undone `settle` finishes.
         """
         with suppress(Exception):
             logs.shield()
             log = flow_run_logger(flow_run, flow)
-            work = (self._declared, flow_run, state, log)
-            thread = threading.Thread(target=copy_context().run, args=(_seal, *work), name="seal", daemon=True)
-            thread.start()
-            thread.join(_patience())
-            if thread.is_alive():
+            sealing = _Sealing(self._declared, flow_run, state, log)
+            patience = _patience()
+            until = time.monotonic() + patience
+            thread = pending.start(sealing.go, name="seal", patience=patience)
+            in_time = sealing.here.wait(until - time.monotonic())
+            if state.is_crashed() or state.is_cancelling() or state.is_cancelled():
+                thread.join(max(0.0, until - time.monotonic()))
+                in_time = not thread.is_alive()
+            if not in_time:
                 log.warning("execution %s is not done in time; 'executions settle' does what is left", flow_run.id)
 
 
@@ -77,25 +83,55 @@ def _patience() -> float:
         return 1.0
 
 
-def _seal(declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger]) -> None:
-    try:
-        outcome = _sealed(declared, flow_run, state, Settings.read())
-    except Exception as error:  # noqa: BLE001 - a hook never raises; settle does what is missing
-        log.warning("execution %s is not sealed yet, 'executions settle' will do it: %s", flow_run.id, error)
-        return
-    if outcome is not None:
-        if not outcome.archived:
-            log.warning("execution %s is not archived yet; 'executions settle' does it", outcome.job_status.job_id)
-        log.info("Execution %s %s: %s", outcome.job_status.job_id, outcome.job_status.execution_status, outcome.folder)
-        if state.is_crashed() and _ran_here(outcome.folder):
-            logs.send_now()  # a signal may be about to end this process, with all that Prefect has not sent yet
+class _Sealing:
+    """The sealing of one run's execution; `here` is set when its bundle is sealed on this machine, or never will be."""
+
+    def __init__(self, declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger]) -> None:
+        self._declared = declared
+        self._flow_run = flow_run
+        self._state = state
+        self._log = log
+        self._stopped_here = False
+        self.here = threading.Event()
+
+    def go(self) -> None:
+        """Seal, archive, index and tell; never raises."""
+        try:
+            outcome = _sealed(self._declared, self._flow_run, self._state, Settings.read(), self._is_here)
+            if outcome is not None and not outcome.archived:
+                self._log.warning(
+                    "execution %s is not archived yet; 'executions settle' does it", outcome.job_status.job_id
+                )
+        except Exception as error:  # noqa: BLE001 - a hook never raises; settle does what is missing
+            self._log.warning(
+                "execution %s is not sealed yet, 'executions settle' will do it: %s", self._flow_run.id, error
+            )
+        finally:
+            self.here.set()
+        with suppress(Exception):
+            if self._stopped_here:
+                logs.send_now()
+            engine.finish_telling()
+
+    def _is_here(self, outcome: Outcome) -> None:
+        told = outcome.job_status
+        self._log.info("Execution %s %s: %s", told.job_id, told.execution_status, outcome.folder)
+        # A signal may be about to end this process, with all that Prefect has not sent yet.
+        self._stopped_here = self._state.is_crashed() and _ran_here(outcome.folder)
+        self.here.set()
 
 
 def _ran_here(folder: Path) -> bool:
     return Instance.from_json((folder / Instance.file_name).read_bytes()).pid == os.getpid()
 
 
-def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: Settings) -> Outcome | None:
+def _sealed(
+    declared: Declared,
+    flow_run: FlowRun,
+    state: State[Any],
+    settings: Settings,
+    here: Callable[[Outcome], None],
+) -> Outcome | None:
     """Seal what the state ends; None when it ends nothing or the execution was sealed before."""
     workbench = the_workbench(settings)
     place = workbench.latest(str(flow_run.id))
@@ -116,7 +152,8 @@ def _sealed(declared: Declared, flow_run: FlowRun, state: State[Any], settings: 
         engine.make_up(place.bundle, flow_run.parameters, os.environ)
     status, reason = decided
     events.leave_to_end(place.id)
-    return workbench.seal(place.id, Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message))
+    end = Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message)
+    return workbench.seal(place.id, end, here=here)
 
 
 def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> bool:

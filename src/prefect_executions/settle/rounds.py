@@ -69,6 +69,8 @@ def settle(
     except (ArchiveError, LedgerError, OrchestratorError) as error:
         yield from (Settled(execution_id, "open", str(error)) for execution_id in unfinished)
         yield Settled("", "failed", str(error))
+    finally:
+        engine.finish_telling()
 
 
 class _Round:
@@ -130,7 +132,8 @@ class _Round:
             if judgement.act is Act.END:
                 engine.put_to_end(run_id, judgement.why, cancelled=judgement.cancelled)
                 states = life_of(execution_id, engine.history(run_id))
-            return seal(self.workbench, known, execution_id, states, judgement)
+            level = self.settings.archive_level
+            return seal(self.workbench, known, execution_id, states, judgement, archive=level)
 
         told = _guarded(execution_id, act)
         if told is not None:

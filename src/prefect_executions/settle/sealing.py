@@ -25,18 +25,25 @@ if TYPE_CHECKING:
 
 
 def seal(
-    workbench: Workbench, known: Known, execution_id: str, states: Sequence[Seen], judgement: Judgement
+    workbench: Workbench,
+    known: Known,
+    execution_id: str,
+    states: Sequence[Seen],
+    judgement: Judgement,
+    *,
+    archive: ArchiveLevel,
 ) -> Outcome:
     """Seal an execution whose record was opened, as *judgement* says it ended; *states* are Prefect's of this life.
 
+    Where the record was lost, it is made of what Prefect knows, for the level *archive*.
+
     Raises:
-        NotFoundError: If neither this workbench nor the archive has its record.
+        NotFoundError: If neither this workbench nor the archive has its record, nor Prefect the run.
         BundleError: If it cannot be sealed now.
         ArchiveError: If the archive cannot be asked.
     """
-    end = _end(judgement, states)
+    end, run = _end(judgement, states), known.runs.get(flow_run_of(execution_id))
     if execution_id in known.here:
-        run = known.runs.get(flow_run_of(execution_id))
         holder = known.here[execution_id]
         bundle = OpenBundle.load(holder.folder, execution_id)
         if end.status is Status.CANCELLED or end.reason in {Reason.CRASHED, Reason.LOST}:
@@ -48,6 +55,8 @@ def seal(
         suspended.mark_stand_in()
         return workbench.seal(execution_id, end, states=states)
     recovered = recover(workbench.archive, execution_id)
+    if recovered is None and run is not None and states:
+        return seal_unstarted(workbench, run, execution_id, states=states, judgement=judgement, archive=archive)
     if recovered is None:
         raise NotFoundError(f"the archive has no opening record of {execution_id}, and neither has this workbench")
     return workbench.stand_in(

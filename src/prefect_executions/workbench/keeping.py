@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ from prefect_executions.lifecycle import (
 )
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import ArchiveLevel, Settings
+from prefect_executions.workbench import pending
 from prefect_executions.workbench.archiving import content_of, data_of, late_word, upload
 from prefect_executions.workbench.leases import Leases
 from prefect_executions.workbench.telling import EndTelling, Tell, tell_nobody
@@ -116,8 +118,10 @@ class Workbench:
         """Return the workbench that *settings* describe.
 
         *archive_block* looks up a Prefect block's URL and options; *tell* tells the
-        world of each end.
+        world of each end. What this process has still in hand is waited for, so that
+        it is seen.
         """
+        pending.finish()
 
         def open_archive() -> Archive:
             url, options = settings.archive_url, dict[str, Any]()
@@ -215,13 +219,20 @@ class Workbench:
         return gathered
 
     def seal(
-        self, execution_id: str, end: Ending, *, states: Sequence[Seen] = (), notes: Sequence[str] = ()
+        self,
+        execution_id: str,
+        end: Ending,
+        *,
+        states: Sequence[Seen] = (),
+        notes: Sequence[str] = (),
+        here: Callable[[Outcome], None] = lambda _: None,
     ) -> Outcome:
         """Seal an execution that ended as *end* says, archive it and index it; the one way to seal.
 
         May be called again and at the same time by others: what is sealed stays as
         it is, and what is missing is done. Prefect's *states*, as far as they are not
-        in the history yet, and *notes* are put into it before the end.
+        in the history yet, and *notes* are put into it before the end. *here* is called
+        when the bundle is sealed on this machine, before it is archived.
 
         Raises:
             NotFoundError: If this workbench has no such execution.
@@ -235,7 +246,9 @@ class Workbench:
                 job_status = follow(bundle.read(JobStatus), states)
                 bundle.write_document(ended(job_status, end, gathered, notes))
                 reach(Milestone.FINAL_STATUS, bundle.id)
-            return self._close(bundle, seal(bundle))
+            sealed = seal(bundle)
+            here(Outcome(sealed.record.job_status, bundle.folder, archived=False))
+            return self._close(bundle, sealed)
 
     def stand_in(
         self,
@@ -364,13 +377,8 @@ class Workbench:
         if archived:
             telling.archived(sealed.sha256)
         indexed = self._index(record, archive="archived" if archived else "pending", manifest_sha256=sealed.sha256)
-        told = telling.acknowledged()
-        if archived and indexed and told:
-            if bundle.stand_in:
-                bundle.discard()
-            else:
-                shutil.rmtree(bundle.scratch, ignore_errors=True)
-            reach(Milestone.CLEARED, bundle.id)
+        if archived and indexed:
+            telling.then(partial(_clear, bundle))
         return Outcome(record.job_status, bundle.folder, archived)
 
     def _try_archive(self, bundle: OpenBundle, sealed: Sealed, telling: EndTelling) -> Sealing | None:
@@ -443,6 +451,15 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
 def came_from(imported: Imported | None) -> Came | None:
     """Return what the ledger holds of the mark of an import, or None where there is no mark."""
     return Came(at=imported.imported, origin=imported.origin) if imported else None
+
+
+def _clear(bundle: OpenBundle) -> None:
+    """Take away what says that something is still to be done."""
+    if bundle.stand_in:
+        bundle.discard()
+    else:
+        shutil.rmtree(bundle.scratch, ignore_errors=True)
+    reach(Milestone.CLEARED, bundle.id)
 
 
 def _lost_with(hostname: str | None) -> str:

@@ -20,8 +20,8 @@ class EndTelling(Protocol):
     def withdraw(self) -> None:
         """Tell nothing: another sealed the execution before."""
 
-    def acknowledged(self) -> bool:
-        """Return whether all is told and heard, after a bounded time; what is not is told again by settle."""
+    def then(self, act: Callable[[], None]) -> None:
+        """Do *act* as soon as all is told and heard; what is not, settle tells again."""
 
 
 Tell = Callable[[JobStatus], EndTelling]
@@ -37,8 +37,8 @@ class _Nobody:
     def withdraw(self) -> None:
         pass
 
-    def acknowledged(self) -> bool:
-        return True
+    def then(self, act: Callable[[], None]) -> None:
+        act()
 
 
 def tell_nobody(job_status: JobStatus) -> EndTelling:  # noqa: ARG001 - it is a `Tell`

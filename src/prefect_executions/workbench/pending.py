@@ -1,0 +1,48 @@
+"""What this process still does for executions that are sealed here: archiving, indexing, telling.
+
+Law: no run waits for it. Who opens a Workbench in this process does, and so does
+the end of the process, both for a bounded time; what is left then, settle does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import cache
+
+_threads: dict[threading.Thread, float] = {}
+"""What is under way, and until when anybody waits for it, by the monotonic clock."""
+
+
+def start(work: Callable[[], None], *, name: str, patience: float) -> threading.Thread:
+    """Begin *work*, which may not raise, in a thread of the caller's context; it is waited for *patience* seconds."""
+    context = copy_context()
+
+    def run() -> None:
+        try:
+            context.run(work)
+        finally:
+            _threads.pop(threading.current_thread(), None)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    _threads[thread] = time.monotonic() + patience
+    _finish_at_exit()
+    thread.start()
+    return thread
+
+
+def finish() -> None:
+    """Return when nothing is pending any more, or has taken longer than it may."""
+    for thread, until in tuple(_threads.items()):
+        # A forked child has the names of its parent's threads, and one of these may be asking.
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()))
+
+
+@cache
+def _finish_at_exit() -> None:
+    """Ask once to be waited for; after Prefect's embedded server, so that it ends behind us."""
+    atexit.register(finish)
