@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect_executions.bundles.verifying import verify
 from prefect_executions.executions import ExecutionRecord, record_from
 from prefect_executions.lifecycle import Happening
+from prefect_executions.workbench import pending
 
 WHOLE_WAY = ["CREATED", "SCHEDULED", "STARTED", "EXECUTING"]
 
@@ -41,6 +42,8 @@ class Bundles:
         return [f"{folder.name}: {fault}" for folder in self.folders() for fault in verify(folder).faults]
 
     def open_scratch(self) -> list[str]:
+        """What says that something is still to be done, when this process has done what it can."""
+        pending.finish()
         return [entry.name for entry in (self.home / "workbench" / ".open").iterdir()]
 
 

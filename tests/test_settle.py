@@ -24,7 +24,7 @@ from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.executions import Raised, Usage
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status, advance
 from prefect_executions.settings import ArchiveLevel
-from prefect_executions.workbench import Ending
+from prefect_executions.workbench import Ending, pending
 from records import OUTPUTS, a_method, a_request
 from scenes import FAR, Scene, age
 
@@ -253,6 +253,7 @@ def test_the_run_itself_finds_the_seal_of_another_and_leaves_a_late_word(scene, 
         return "done"
 
     state = comes_late(return_state=True)
+    pending.finish()
     run_id = str(state.state_details.flow_run_id)
     record = scene.record(run_id)
 
@@ -392,7 +393,7 @@ from prefect_executions import engine
 from prefect_executions.milestones import EVENT
 from prefect_executions.settings import Settings
 from prefect_executions.settle import settle
-from prefect_executions.workbench import Workbench
+from prefect_executions.workbench import Workbench, pending
 
 steps = 0
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-OVERLAP = timedelta(minutes=10)
-"""How far behind the watermark a round looks again: end times are by the clocks of those who ran."""
+OVERLAP = timedelta(minutes=2)
+"""How far behind the watermark a round looks again: end times are by Prefect's clock, whose servers may be several."""
 
 SECOND_LOOK = 1.5 * PERIOD
 """Seconds after which an execution that seems dead is looked at again, before it is declared so."""
