@@ -27,6 +27,7 @@ from flows.train_digits import DIGITS, Model, Samples, draw, epochs_of, load_sam
 from prefect_executions.bundles.verifying import verify
 from prefect_executions.executions import ExecuteRequest
 from prefect_executions.methods import InputFile
+from prefect_executions.workbench import pending
 
 FLOWS = Path(__file__).parents[1] / "flows"
 ROWS_OF_COINS = (0, 90, 155, 225, 303)  # pixels between which the photograph shows its four rows of six coins
@@ -66,6 +67,7 @@ def bundle_of_the_run(home, prefect_server):
 
     def sealed(status: str = "COMPLETED") -> Bundle:
         bundle = Bundle(home)
+        pending.finish()
         assert bundle.metadata("jobStatus")["executionStatus"] == status
         assert verify(bundle.folder).faults == ()
         subprocess.run(["sha256sum", "--check", "--quiet", "manifest-sha256.txt"], cwd=bundle.folder, check=True)

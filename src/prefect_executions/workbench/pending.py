@@ -10,6 +10,7 @@ import atexit
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
 
@@ -44,5 +45,10 @@ def finish() -> None:
 
 @cache
 def _finish_at_exit() -> None:
-    """Ask once to be waited for; after Prefect's embedded server, so that it ends behind us."""
-    atexit.register(finish)
+    """Ask once to be waited for, while thread pools still take work: `atexit` comes too late for that.
+
+    Prefect's services and anyio ask in the same way; who asks last is waited for first.
+    """
+    register = getattr(threading, "_register_atexit", atexit.register)
+    with suppress(RuntimeError):  # the interpreter is ending already
+        register(finish)
