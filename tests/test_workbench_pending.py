@@ -1,0 +1,66 @@
+"""What a process still does after a run: waited for by its end and by who looks, and not longer than it may take."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Workbench, pending
+
+ENDS_AT_ONCE = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from prefect_executions.workbench import pending
+
+def work():
+    time.sleep(0.3)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(Path(sys.argv[1]).write_text, "done").result()
+
+pending.start(work, name="late", patience=60)
+raise SystemExit(3)
+"""
+
+
+def test_the_end_of_the_process_waits_while_thread_pools_still_work(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS_AT_ONCE, tmp_path / "told"], capture_output=True, check=False)
+
+    assert (done.returncode, done.stderr) == (3, b"")
+    assert (tmp_path / "told").read_text() == "done"
+
+
+def test_who_opens_a_workbench_sees_what_was_pending(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def work() -> None:
+        time.sleep(0.2)
+        done.set()
+
+    pending.start(work, name="late", patience=60)
+    assert not done.is_set()
+    Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}))
+
+    assert done.is_set()
+
+
+def test_it_is_not_waited_for_longer_than_it_may_take() -> None:
+    let_go = threading.Event()
+    thread = pending.start(let_go.wait, name="hangs", patience=0.1)
+    pending.finish()
+
+    assert thread.is_alive()
+    let_go.set()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_what_is_pending_does_not_wait_for_itself() -> None:
+    thread = pending.start(pending.finish, name="asks", patience=60)
+    thread.join(60)
+
+    assert not thread.is_alive()
