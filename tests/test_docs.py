@@ -32,6 +32,7 @@ from prefect_executions.bundles import layout
 from prefect_executions.documents import Document
 from prefect_executions.runtimes import ProcessRuntime, Wish
 from prefect_executions.runtimes.docker import DockerRuntime
+from prefect_executions.runtimes.kubernetes import KubernetesRuntime
 from records import EXECUTION_ID, NOON, a_record, digest, some_events
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +116,7 @@ def _events() -> str:
 
 
 def _runtimes() -> str:
-    kinds = (ProcessRuntime, DockerRuntime)
+    kinds = (ProcessRuntime, DockerRuntime, KubernetesRuntime)
     rows = [("asked for", *(f"`{kind.name}`" for kind in kinds))]
     rows += [(wish.value, *(kind.honours.get(wish, "**refused**") for kind in kinds)) for wish in Wish]
     return table(*rows)

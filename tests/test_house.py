@@ -35,6 +35,7 @@ WORLD = {
     "docker": {"runtimes"},
     "prefect_docker": {"runtimes"},
     "prefect_kubernetes": {"runtimes"},
+    "kubernetes": {"runtimes"},
     "fastapi": HTTP,
     "starlette": HTTP,
     "uvicorn": HTTP,

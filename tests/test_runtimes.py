@@ -1,13 +1,13 @@
-"""What every runtime keeps: one test for all, on real processes and a real Docker engine."""
+"""What every runtime keeps: one test for all, on real processes, a real Docker engine and a real Kubernetes cluster."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,6 +27,7 @@ from prefect_executions.runtimes import (
     Wish,
     open_runtime,
 )
+from prefect_executions.runtimes.cluster import Cluster
 from prefect_executions.runtimes.plans import RUN_COOKIE
 from prefect_executions.runtimes.refusing import LONGEST_VALUE
 
@@ -48,13 +49,25 @@ HOSTILE = {
 Ask = Callable[..., RunRequest]
 
 
-@pytest.fixture(params=["process", "docker"])
-def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runtime]:
-    need = request.getfixturevalue("need")
-    engine = need("EXECUTIONS_TEST_DOCKER", "a Docker engine") if request.param == "docker" else None
-    opened = open_runtime(request.param, state=tmp_path / "state", engine=engine, open_network="host")
+ENGINES = {
+    "process": None,
+    "docker": ("EXECUTIONS_TEST_DOCKER", "a Docker engine"),
+    "kubernetes": ("EXECUTIONS_TEST_KUBERNETES", "a Kubernetes cluster"),
+}
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    needed = ENGINES[request.param]
+    return request.param, request.getfixturevalue("need")(*needed) if needed else None
+
+
+@pytest.fixture
+def runtime(engine: tuple[str, str | None], tmp_path: Path) -> Iterator[Runtime]:
+    name, address = engine
+    opened = open_runtime(name, state=tmp_path / "state", engine=address, open_network="host")
     yield opened
-    if engine is not None:
+    if address is not None:
         opened.close()
 
 
@@ -83,6 +96,32 @@ def start(runtime: Runtime, ask: Ask, tmp_path: Path) -> Callable[..., Run]:
     return lambda script, **wishes: runtime.run(runtime.compile(ask(script, **wishes), tmp_path / "plan"))
 
 
+@pytest.fixture
+def nudge(engine: tuple[str, str | None], tmp_path: Path) -> Callable[[Run], None]:
+    """Return a function that makes the file `go` where a running script sees it, shared with us or not."""
+
+    def make_go(run: Run) -> None:
+        name, address = engine
+        if name == "kubernetes":
+            with (
+                closing(Cluster(address)) as cluster,
+                closing(cluster.command(run.seen().pod, "script", "touch /ccp_data/go")) as command,
+            ):
+                assert command.code() == 0
+        else:
+            (tmp_path / "data" / "go").touch()
+
+    return make_go
+
+
+def begun(run: Run) -> RunStatus:
+    """Return how a run stands as soon as its machine has it."""
+    until = time.monotonic() + PATIENT
+    while run.status() is RunStatus.WAITING and time.monotonic() < until:
+        time.sleep(0.05)
+    return run.status()
+
+
 def written(run: Run) -> dict[str, bytes]:
     """Return all that a run has written until its end, by stream."""
     told = {"stdout": b"", "stderr": b""}
@@ -91,10 +130,10 @@ def written(run: Run) -> dict[str, bytes]:
     return told
 
 
-def test_a_script_that_fails_is_followed_to_its_end_and_told_with_its_exit_code(start, tmp_path):
+def test_a_script_that_fails_is_followed_to_its_end_and_told_with_its_exit_code(start, nudge):
     run = start("echo begun; echo apart >&2; while [ ! -e go ]; do sleep 0.05; done; sleep 1; echo over; exit 7")
-    assert run.status() is RunStatus.RUNNING
     assert run.exit_code is None
+    assert begun(run) is RunStatus.RUNNING
 
     pieces = run.logs()
     early = {piece.stream: piece.data for piece in (next(pieces), next(pieces))}
@@ -104,7 +143,7 @@ def test_a_script_that_fails_is_followed_to_its_end_and_told_with_its_exit_code(
         run.wait(0.01)
 
     waiting = time.monotonic()
-    (tmp_path / "data" / "go").touch()
+    nudge(run)
     end = run.wait(PATIENT)
     assert time.monotonic() - waiting >= 1
     assert (end.status, end.code, run.exit_code, run.status()) == (RunStatus.FAILED, 7, 7, RunStatus.FAILED)
@@ -205,7 +244,7 @@ def test_bytes_of_any_kind_and_number_are_told_as_they_came(start):
 
 def test_limits_are_seen_inside(runtime, start):
     quota = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null | grep -q ^100000"
-    seen = {"process": "test $(nproc) = 1", "docker": quota}[runtime.name]
+    seen = "test $(nproc) = 1" if runtime.name == "process" else quota
     # More memory than it may have, while what a shell takes is allowed.
     greedy = "perl -e 'my $x = q(x) x 400_000_000; print length $x'"
     limits = Resources(cpus=1, memory=300 << 20, time_limit=600)
@@ -213,9 +252,9 @@ def test_limits_are_seen_inside(runtime, start):
     assert end.code == 5, end
 
 
-def test_a_caller_that_was_killed_finds_its_run_again(runtime, ask, tmp_path):
+def test_a_caller_that_was_killed_finds_its_run_again(runtime, engine, ask, nudge, tmp_path):
     plan = runtime.compile(ask("echo begun; echo apart >&2; while [ ! -e go ]; do sleep 0.1; done; exit 9"), tmp_path)
-    told = {"state": str(tmp_path / "state"), "engine": os.environ.get("EXECUTIONS_TEST_DOCKER")}
+    told = {"state": str(tmp_path / "state"), "engine": engine[1]}
     code = f"""
 import sys, signal, os
 from pathlib import Path
@@ -228,8 +267,8 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL
 
     run = runtime.find(plan.id)
-    assert run.status() is RunStatus.RUNNING
-    (tmp_path / "data" / "go").touch()
+    assert begun(run) is RunStatus.RUNNING
+    nudge(run)
     assert written(run) == {"stdout": b"begun\n", "stderr": b"apart\n"}
     assert run.wait(PATIENT).code == 9
     assert runtime.find(plan.id).exit_code == 9

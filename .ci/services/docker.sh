@@ -22,6 +22,11 @@ start() {
         --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --userland-proxy=false
         --group="$(id --group --name)" --log-level=warn
     )
+    # Kubernetes asks that its pods are killed last. Where root may not ask that, nothing would start: they are as others then.
+    if ! as_root bash -c 'echo -1 >/proc/self/oom_score_adj' 2>/dev/null; then
+        clamped_runtime
+        flags+=(--add-runtime="clamped=$folder/runc-clamped" --default-runtime=clamped)
+    fi
     as_root setsid nohup dockerd "${flags[@]}" </dev/null >"$folder/dockerd.log" 2>&1 &
     export DOCKER_HOST=unix://$sockets/s
     for _ in $(seq 600); do
@@ -36,6 +41,19 @@ start() {
     exit 1
 }
 
+clamped_runtime() {
+    cat >"$folder/runc-clamped" <<'SH'
+#!/bin/bash
+for argument; do
+    case $previous in --bundle | -b) config=$argument/config.json ;; esac
+    previous=$argument
+done
+[ ! -f "$config" ] || sed --in-place 's/"oomScoreAdj":-[0-9]*/"oomScoreAdj":0/' "$config"
+exec runc "$@"
+SH
+    chmod 755 "$folder/runc-clamped"
+}
+
 # The files of an image as a tar: each program with the libraries that it names.
 image() {
     local root=$folder/image name path library
@@ -45,7 +63,7 @@ image() {
     printf 'root:x:0:0:root:/:/bin/sh\nsomebody:x:1234:1234::/:/bin/sh\n' > "$root/etc/passwd"
     printf 'root:x:0:\nsomebody:x:1234:\n' > "$root/etc/group"
     for name in dash awk basename cat chmod cp cut date dd dirname env expr find grep head hostname id ln ls mkdir mktemp mv \
-        nproc od perl printenv rm sed seq setsid sha256sum sleep sort stat tail tee touch tr uname uniq wc; do
+        nproc od perl printenv rm sed seq setsid sha256sum sleep sort stat tail tar tee touch tr uname uniq wc; do
         path=$(readlink -f "$(command -v "$name")")
         cp "$path" "$root/usr/bin/$name"
         while read -r library; do
@@ -74,7 +92,8 @@ stop() {
     fi
     { grep --only-matching " \($folder\|$sockets\)/[^ ]*" /proc/self/mounts || true; } | sort --reverse |
         while read -r mounted; do as_root umount --lazy "$mounted"; done
-    as_root rm --recursive --force "$sockets" "$folder/data" "$folder/image" "$folder/sockets" "$folder/dockerd.pid"
+    as_root rm --recursive --force "$sockets" "$folder/data" "$folder/image" "$folder/sockets" \
+        "$folder/dockerd.pid" "$folder/runc-clamped"
 }
 
 case $verb in

@@ -1,7 +1,7 @@
 """How scripts are run: as processes of this machine, or in containers; one interface for all."""
 
 from prefect_executions.runtimes.opening import open_runtime
-from prefect_executions.runtimes.plans import DATA, Network, Plan, Pull, Resources, RunRequest, Wish
+from prefect_executions.runtimes.plans import DATA, Network, Plan, Pull, Resources, RunRequest, SharedClaim, Wish
 from prefect_executions.runtimes.process import ProcessRuntime
 from prefect_executions.runtimes.runs import Exit, LogPiece, Run, RunStatus, Runtime, Seen
 
@@ -19,6 +19,7 @@ __all__ = [
     "RunStatus",
     "Runtime",
     "Seen",
+    "SharedClaim",
     "Wish",
     "open_runtime",
 ]

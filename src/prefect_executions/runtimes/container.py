@@ -20,16 +20,9 @@ from requests.exceptions import ReadTimeout, RequestException
 
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import InfrastructureError
+from prefect_executions.runtimes.entering import OWN_FOLDER
+from prefect_executions.runtimes.plans import PREFIX
 from prefect_executions.runtimes.runs import GRACE, Exit, LogPiece, RunStatus, Seen, StreamName
-
-PREFIX = "prefect-executions"
-"""The beginning of the names of all labels."""
-
-LABEL = f"{PREFIX}.run"
-"""The label that holds the id of the run."""
-
-OWN_FOLDER = "/ccp_run"
-"""Where a container has its script."""
 
 _CANCELLED = "-cancelled"  # the end of its name; nothing inside the container can forge it
 _PATIENCE = 30  # seconds that one request waits for the end

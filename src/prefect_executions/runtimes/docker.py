@@ -25,28 +25,10 @@ from docker.errors import APIError, ImageNotFound
 from docker.utils import kwargs_from_env, parse_repository_tag
 
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
-from prefect_executions.runtimes.container import LABEL, OWN_FOLDER, PREFIX, ContainerRun, asking
-from prefect_executions.runtimes.plans import DATA, Network, Plan, Pull, RunRequest, Wish, run_id
+from prefect_executions.runtimes.container import ContainerRun, asking
+from prefect_executions.runtimes.entering import OWN_FOLDER, entry
+from prefect_executions.runtimes.plans import DATA, LABEL, PREFIX, Network, Plan, Pull, RunRequest, Wish, run_id
 from prefect_executions.runtimes.refusing import environment_of, reasons_of_all, refusal, told_environment
-from prefect_executions.runtimes.runs import GRACE
-
-# The first process of a container hears no SIGTERM unless it says so; when it ends, the kernel ends all others. A wait
-# that a signal interrupts answers 143 as well, and a second one for the same process 127.
-_ENTRY = """\
-trap 'heard=1; kill -TERM -1' TERM
-/bin/sh {own}/entrypoint.sh &
-main=$!
-{limit}wait "$main"
-code=$?
-while [ "$code" = 143 ] && [ "$heard" ]; do
-  heard=
-  wait "$main"
-  again=$?
-  [ "$again" = 127 ] || code=$again
-done
-exit "$code"
-"""
-_LIMIT = "(sleep {seconds}; : >{own}/expired; kill -TERM -1; sleep {grace}; kill -KILL -1) &\n"
 
 # The driver that keeps bytes as they came; the engine's default one writes what is not UTF-8 as something else.
 _EXACT_LOGS = {"Type": "local", "Config": {"max-size": "1000g", "max-file": "1", "compress": "false"}}
@@ -245,9 +227,12 @@ def _container(request: RunRequest, image_id: str, network: str, engine: Mapping
 
 def _own_files(plan: Plan) -> bytes:
     """The archive of what the container's first process reads, put into it before it starts."""
-    seconds = plan.spec["Labels"].get(f"{PREFIX}.time-limit")
-    limit = "" if seconds is None else _LIMIT.format(seconds=seconds, own=OWN_FOLDER, grace=ceil(GRACE))
-    files = {"entry.sh": _ENTRY.format(own=OWN_FOLDER, limit=limit), "entrypoint.sh": plan.request.script}
+    first = entry(
+        f"{OWN_FOLDER}/entrypoint.sh",
+        time_limit=plan.request.resources.time_limit,
+        expired=f": >{OWN_FOLDER}/expired",
+    )
+    files = {"entry.sh": first, "entrypoint.sh": plan.request.script}
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
         folder = tarfile.TarInfo(OWN_FOLDER.strip("/"))

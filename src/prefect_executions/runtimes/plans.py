@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ DATA = "/ccp_data"
 
 RUN_COOKIE = "EXECUTION_RUN"
 """The environment variable that all processes of one run inherit: the id of the run."""
+
+PREFIX = "prefect-executions"
+"""The beginning of the names of all labels."""
+
+LABEL = f"{PREFIX}.run"
+"""The label that holds the id of the run."""
 
 # Kubernetes allows no more in a name or a label; an id that fits there fits everywhere.
 _ID = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
@@ -83,6 +90,14 @@ class RunRequest(Part):
     @classmethod
     def _is_a_name(cls, name: str) -> str:
         return run_id(name)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedClaim:
+    """A volume claim of a cluster that this machine sees as well: *root* is the folder that the claim *name* holds."""
+
+    name: str
+    root: Path
 
 
 class Wish(StrEnum):

@@ -59,6 +59,7 @@ class Seen(Part):
 
     process: Process | None = None
     container: str | None = None
+    pod: str | None = None
     node: str | None = None
     image: str | None = None
     """The image's own id: the digest of its configuration."""

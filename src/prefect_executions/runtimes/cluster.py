@@ -1,0 +1,207 @@
+"""A Kubernetes cluster as its API shows it: objects as JSON, and commands inside of containers.
+
+The one module that speaks to the Kubernetes client. Objects are dictionaries as
+the server has them, so that what it has dropped can be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from kubernetes.client import ApiClient, Configuration, CoreV1Api
+from kubernetes.client.rest import ApiException
+from kubernetes.config import (
+    ConfigException,
+    list_kube_config_contexts,
+    load_incluster_config,
+    load_kube_config,
+)
+from kubernetes.dynamic import DynamicClient
+from kubernetes.stream import stream
+from kubernetes.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL, WSClient
+from urllib3.exceptions import HTTPError
+from websocket import WebSocketException
+
+from prefect_executions.errors import InfrastructureError
+
+_PATIENCE = (10.0, 60.0)  # seconds for a connection, and for an answer
+_SILENCE = 300.0  # seconds without a byte from a command after which nobody is believed to be there
+_LOOK = 1.0
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+Json = dict[str, Any]
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer
+    """The API server answers no; `status` is HTTP's."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(said)
+        self.status = status
+
+
+class Cluster:
+    """One namespace of a cluster."""
+
+    def __init__(self, kubeconfig: str | None = None) -> None:
+        """Speak to the cluster of *kubeconfig*, else of ``KUBECONFIG`` and its kin, else of the pod that we are in.
+
+        Raises:
+            InfrastructureError: If none of them names a cluster.
+        """
+        self._configuration = Configuration()
+        try:
+            self.namespace = _configure(self._configuration, kubeconfig)
+        except (ConfigException, OSError) as error:
+            raise InfrastructureError(
+                f"No Kubernetes cluster is named by {kubeconfig or 'KUBECONFIG'}: {error}"
+            ) from error
+        self._api = ApiClient(self._configuration)
+        self._client: Any = DynamicClient(self._api, discoverer=lambda *_: None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._api.rest_client.pool_manager.clear()
+
+    def ask(
+        self,
+        method: Literal["get", "post", "patch", "delete"],
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        **wishes: str,
+    ) -> Json:
+        """Return the answer to one request; *path* begins below the namespace, unless it begins with a slash.
+
+        Raises:
+            Refused: If the server says no.
+            InfrastructureError: If the server cannot be reached, or has failed.
+        """
+        group, _, rest = path.partition("/")
+        whole = path if not group else f"/{_ROOT[group]}/namespaces/{self.namespace}/{rest}"
+        if method == "patch":
+            wishes["content_type"] = "application/merge-patch+json"
+        with _reaching(whole):
+            told = self._client.request(
+                method, whole, body=body, serialize=False, _request_timeout=_PATIENCE, query_params=[], **wishes
+            )
+            answer: Json = json.loads(told.data)
+        return answer
+
+    def command(self, pod: str, container: str, script: str, *arguments: str, talks: bool = False) -> Command:
+        """Start a shell's *script* in a container; with *talks* it has an input.
+
+        Raises:
+            Refused: If the container is not there, or does not run.
+            InfrastructureError: If the server cannot be reached, or has failed.
+        """
+        # The client changes its own connection for this; others must go on with theirs.
+        api = CoreV1Api(ApiClient(self._configuration))
+        with _reaching(f"a command in {pod}"):
+            return Command(
+                stream(
+                    api.connect_get_namespaced_pod_exec,
+                    pod,
+                    self.namespace,
+                    container=container,
+                    command=["/bin/sh", "-c", script, "sh", *arguments],
+                    stdin=talks,
+                    stdout=True,
+                    stderr=True,
+                    tty=False,
+                    binary=True,
+                    _preload_content=False,
+                )
+            )
+
+
+_ROOT = {"batch": "apis/batch/v1", "core": "api/v1"}
+
+
+class Command:
+    """A command that runs in a container; what it writes is told by stream; `said` has what it complained of."""
+
+    def __init__(self, told: WSClient) -> None:
+        self._told = told
+        self._code: int | None = None
+        self.said = ""
+
+    def send(self, data: bytes) -> None:
+        """Write to its input, which has no end: whoever reads has to know how much will come."""
+        with _reaching("the input of a command"):
+            self._told.write_stdin(data)
+
+    def pieces(self) -> Iterator[tuple[Literal["stdout", "stderr"], bytes]]:
+        """Yield what it writes until it has ended.
+
+        Raises:
+            InfrastructureError: If the connection is lost.
+        """
+        heard = time.monotonic()
+        is_open = True
+        while is_open:
+            is_open = self._told.is_open()
+            with _reaching("a command"):
+                self._told.update(timeout=_LOOK)
+                read = {name: self._told.read_channel(channel) for name, channel in _CHANNELS}
+            for name, data in read.items():
+                if data:
+                    heard = time.monotonic()
+                    yield name, data
+            if time.monotonic() - heard > _SILENCE:
+                raise InfrastructureError(f"Kubernetes has told nothing of a command for {_SILENCE:g} s")
+
+    def code(self) -> int | None:
+        """Wait for its end; return its exit code, None when the connection was lost before."""
+        self.said += b"".join(data for name, data in self.pieces() if name == "stderr").decode(errors="replace")
+        told = self._told.read_channel(ERROR_CHANNEL)
+        if told:
+            status = json.loads(told)
+            causes = status.get("details", {}).get("causes", [])
+            codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
+            self._code = 0 if status.get("status") == "Success" else next(iter(codes), 1)
+            self.said += "" if codes or self._code == 0 else status.get("message", "")
+        return self._code
+
+    def close(self) -> None:
+        """Leave it."""
+        with suppress(OSError, WebSocketException):
+            self._told.close()
+            self._told.sock.shutdown()  # what the other side has closed, the client leaves open
+
+
+_CHANNELS: Sequence[tuple[Literal["stdout", "stderr"], int]] = (("stdout", STDOUT_CHANNEL), ("stderr", STDERR_CHANNEL))
+
+
+def _configure(configuration: Configuration, kubeconfig: str | None) -> str:
+    """Fill *configuration*; return the namespace that its source names."""
+    if kubeconfig is None and _OWN_NAMESPACE.exists():
+        with suppress(ConfigException):
+            load_incluster_config(client_configuration=configuration)
+            return _OWN_NAMESPACE.read_text().strip()
+    load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+    return str(list_kube_config_contexts(kubeconfig)[1]["context"].get("namespace") or "default")
+
+
+@contextmanager
+def _reaching(what: str) -> Iterator[None]:
+    """Tell apart that the server says no and that it is away."""
+    try:
+        yield
+    except ApiException as error:
+        said = _said(error)
+        if error.status and error.status < 500:  # noqa: PLR2004 - HTTP: from here on the server has failed
+            raise Refused(error.status, said) from error
+        raise InfrastructureError(f"Kubernetes failed when asked for {what}: {said}") from error
+    except (HTTPError, WebSocketException, OSError) as error:
+        raise InfrastructureError(f"Kubernetes failed when asked for {what}: {error}") from error
+
+
+def _said(error: ApiException) -> str:
+    with suppress(ValueError, TypeError, AttributeError):
+        return str(json.loads(error.body)["message"])
+    return str(error.reason or error)

@@ -1,0 +1,112 @@
+"""What the API says of a pod, judged: the answers of clusters that no test can make at will."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_executions.runtimes.looking import CANCELLED, END, FETCHED, GIVEN, Look
+from prefect_executions.runtimes.runs import Exit, RunStatus
+
+ENDED = {
+    "exitCode": 0,
+    "reason": "Completed",
+    "startedAt": "2026-01-01T10:00:00Z",
+    "finishedAt": "2026-01-01T10:00:05Z",
+}
+
+
+def look(state: dict | None = None, *, status: dict | None = None, notes: dict | None = None, **metadata) -> Look:
+    """Return a look at a Job and its one pod, whose script's container is in *state*."""
+    told = {"containerStatuses": [{"name": "script", "state": state}] if state else [], **(status or {})}
+    pod = {
+        "metadata": {"name": "a-pod", "uid": "1", "creationTimestamp": "2026-01-01T09:00:00Z", **metadata},
+        "spec": {"nodeName": "a-node"},
+        "status": told,
+    }
+    return Look(job={"metadata": {"annotations": notes}}, pods=(pod,))
+
+
+def test_a_pod_that_waits_for_room_or_its_image_has_not_ended():
+    assert look().end() is None
+    assert look({"waiting": {"reason": "ImagePullBackOff", "message": "dial tcp: connection refused"}}).end() is None
+    assert look({"waiting": {"reason": "CreateContainerError", "message": "context deadline exceeded"}}).end() is None
+    assert not look({"waiting": {}}).begun
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("ErrImageNeverPull", "not present"),
+        ("InvalidImageName", "invalid"),
+        ("ErrImagePull", "manifest unknown"),
+        ("ImagePullBackOff", "pull access denied"),
+        ("CreateContainerError", "no such user"),
+    ],
+)
+def test_what_never_gets_better_is_a_failure_that_says_why(reason, message):
+    end = look({"waiting": {"reason": reason, "message": message}}).end()
+    assert (end.status, end.code) == (RunStatus.FAILED, None)
+    assert message in end.why
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("Evicted", RunStatus.LOST), ("NodeLost", RunStatus.LOST), ("DeadlineExceeded", RunStatus.EXPIRED)],
+)
+def test_a_pod_that_its_node_gave_up_says_so_whatever_its_containers_say(reason, status):
+    gone = {"phase": "Failed", "reason": reason, "message": "The node was low on resource: memory."}
+    for state in (None, {"terminated": {"exitCode": 137, "reason": "Error"}}):
+        end = look(state, status=gone).end()
+        assert end.status is status
+        assert reason in end.why
+
+
+def test_a_pod_that_cannot_begin_is_a_failure_with_what_its_containers_say():
+    receiver = {"terminated": {"exitCode": 127, "reason": "ContainerCannotRun", "message": "/bin/sh: not found"}}
+    status = {"phase": "Failed", "initContainerStatuses": [{"name": "receiver", "state": receiver}]}
+    end = look(status=status).end()
+    assert end.status is RunStatus.FAILED
+    assert "/bin/sh: not found" in end.why
+
+
+def test_a_script_that_ended_well_in_a_pod_that_is_deleted_is_lost_unless_what_it_left_came_back():
+    deleted = {"deletionTimestamp": "2026-01-01T11:00:00Z", "deletionGracePeriodSeconds": 0}
+    given = {GIVEN: "a-pod 1"}
+    assert look({"terminated": ENDED}, notes=given).end().status is RunStatus.SUCCEEDED
+    assert look({"terminated": ENDED}, notes=given, **deleted).end().status is RunStatus.LOST
+    fetched = look({"terminated": ENDED}, notes=given | {FETCHED: "then"}, **deleted)
+    assert fetched.end().status is RunStatus.SUCCEEDED
+    unseen = look({"waiting": {"reason": "ContainerCreating"}}, status={"phase": "Failed"}, notes=given, **deleted)
+    assert unseen.end().status is RunStatus.LOST, "a container that is removed with its pod has no end that anybody saw"
+
+
+def test_what_was_noted_as_the_end_stays_the_end():
+    noted = Exit(status=RunStatus.FAILED, code=3)
+    notes = {END: noted.model_dump_json(exclude_none=True), CANCELLED: "then"}
+    assert look({"terminated": ENDED}, notes=notes).end() == noted
+    assert Look(job={"metadata": {"annotations": notes}}).end() == noted
+
+
+def test_a_pod_in_the_place_of_the_one_that_was_given_the_data_is_none_of_the_run():
+    replaced = look({"running": {}}, notes={GIVEN: "first 0"})
+    assert replaced.pod is None
+    assert replaced.end().status is RunStatus.LOST
+    assert "first" in replaced.end().why
+    assert replaced.seen().pod == "first"
+
+
+@pytest.mark.parametrize(
+    ("told", "image", "digest"),
+    [
+        ("docker://sha256:aa", "sha256:aa", None),
+        ("docker-pullable://science/hello@sha256:bb", None, "science/hello@sha256:bb"),
+        ("sha256:aa", "sha256:aa", None),
+        ("registry.example/hello@sha256:bb", None, "registry.example/hello@sha256:bb"),
+        ("", None, None),
+    ],
+)
+def test_an_image_is_told_as_each_kind_of_node_says_it(told, image, digest):
+    container = {"name": "script", "imageID": told, "containerID": "containerd://cc", "state": {"running": {}}}
+    seen = look(status={"containerStatuses": [container]}).seen()
+    assert (seen.image, seen.image_digest) == (image, digest)
+    assert (seen.container, seen.pod, seen.node) == ("cc", "a-pod", "a-node")
