@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from prefect.exceptions import ParameterTypeError
 from skimage.draw import disk
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
 
 from flows.count_words import ENTANGLED_BANK, count_words, words_in
 from flows.segment_coins import Edges, Markers, Segmentation, label_coins, regions_of, segment_coins
 from flows.segment_coins import draw as draw_regions
 from flows.train_digits import DIGITS, Model, Samples, draw, epochs_of, load_samples, train_digits
+from prefect_executions import Method
 from prefect_executions.bundles.verifying import verify
+from prefect_executions.errors import ScriptError
 from prefect_executions.executions import ExecuteRequest
 from prefect_executions.methods import InputFile
 from prefect_executions.workbench import pending
@@ -258,3 +260,33 @@ def test_train_digits_run_twice_leaves_the_same_model(home, prefect_server):
     models = [path.read_bytes() for path in (home / "workbench").glob("*/outputs/model.npz")]
     assert len(models) == 2
     assert models[0] == models[1]
+
+
+# --- separate_irises ------------------------------------------------------------------
+
+
+def test_fishers_coefficients_of_1936_come_out(bundle_of_the_run):
+    Method.from_file(FLOWS / "separate_irises" / "method.yaml")()
+    bundle = bundle_of_the_run()
+    iris = load_iris()
+    setosa, versicolor = (iris.data[iris.target == kind] for kind in (0, 1))
+    scatter = (np.cov(setosa.T) + np.cov(versicolor.T)) * 49
+    expected = np.linalg.solve(scatter, setosa.mean(0) - versicolor.mean(0))
+    table = bundle.table("coefficients.csv")
+
+    assert np.allclose([float(row["coefficient"]) for row in table], expected, atol=1e-8)
+    # "X = x1 + 5.9037 x2 - 7.1299 x3 - 10.1036 x4", Annals of Eugenics 7, 179-188; by hand, and cut, not rounded
+    assert [abs(float(row["relative"])) for row in table] == pytest.approx([1, 5.9037, 7.1299, 10.1036], abs=1.5e-4)
+    scores = np.array([float(row["score"]) for row in bundle.table("flowers.csv")])
+    assert np.allclose(scores, np.vstack([setosa, versicolor]) @ expected, atol=1e-7)
+    assert bundle.output("stdout.log").read_text() == "100 flowers, 0 of them placed wrongly\n"
+
+
+def test_the_irises_are_those_that_everybody_has():
+    table = np.genfromtxt(FLOWS / "data" / "iris.csv", delimiter=",", skip_header=1)
+    assert np.array_equal(table[:, :4], load_iris().data)
+
+
+def test_one_species_is_not_separated_from_itself(home, prefect_server):
+    with pytest.raises(ScriptError, match="deploy-script ended with exit code 2"):
+        Method.from_file(FLOWS / "separate_irises" / "method.yaml")(one="virginica", other="virginica")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = (
     {"errors"},  # the ground, where anybody stands
-    {"documents", "media", "settings", "durability", "milestones"},
+    {"documents", "media", "settings", "durability", "milestones", "phases"},
     {"methods", "lifecycle"},
     {"executions", "events", "query"},
     {"provenance", "crate", "capture", "access", "ledger"},
@@ -51,7 +51,7 @@ WORLD = {
 }
 
 PURE = (
-    {"errors", "documents", "milestones", "methods", "lifecycle", "executions", "events", "query"}
+    {"errors", "documents", "milestones", "phases", "methods", "lifecycle", "executions", "events", "query"}
     | {"provenance", "crate", "access"}
 )  # fmt: skip
 IMPURE_MODULES = {"time", "random", "subprocess", "socket", "tempfile", "shutil", "urllib.request", "asyncio"}

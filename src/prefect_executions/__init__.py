@@ -9,7 +9,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefect_executions.flow import Execution, MethodFlow, current_execution, method
+    from prefect_executions.flow import Execution, Method, MethodFlow, current_execution, method
     from prefect_executions.methods import InputFile
 
 __version__ = _version("prefect-executions")
@@ -17,12 +17,13 @@ __version__ = _version("prefect-executions")
 _HOMES = {
     "Execution": "prefect_executions.flow",
     "InputFile": "prefect_executions.methods",
+    "Method": "prefect_executions.flow",
     "MethodFlow": "prefect_executions.flow",
     "current_execution": "prefect_executions.flow",
     "method": "prefect_executions.flow",
 }
 
-__all__ = ["Execution", "InputFile", "MethodFlow", "current_execution", "method"]
+__all__ = ["Execution", "InputFile", "Method", "MethodFlow", "current_execution", "method"]
 
 
 def __getattr__(name: str) -> object:

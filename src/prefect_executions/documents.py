@@ -52,6 +52,15 @@ class Part(BaseModel):
     )
 
 
+class Link(Part):
+    """A link as OGC API Processes writes it."""
+
+    href: str
+    rel: str | None = None
+    type: str | None = None
+    title: str | None = None
+
+
 class Document(Part):
     """One JSON file of a bundle."""
 

@@ -19,6 +19,7 @@
     │   ├── SealedError             the bundle is sealed and takes no change
     │   ├── EndedError              the execution has ended, so it cannot be cancelled
     │   └── DirtyTreeError          the working tree has changes and the operator forbade that
+    ├── ScriptError               a script of a descriptor Method failed: look at what it wrote
     └── WorldError                the world failed: try again, or call the operator
         ├── ArchiveError            the object storage failed
         ├── LedgerError             the ledger's database failed
@@ -122,6 +123,18 @@ class DirtyTreeError(NotAvailableError):
             f"The working tree of {repository} has uncommitted changes and EXECUTIONS_DIRTY=refuse is set. "
             f"Commit or stash these files, or set EXECUTIONS_DIRTY=record:\n  {listed}"
         )
+
+
+class ScriptError(ExecutionsError):
+    """A script of a descriptor Method ended with an error, or was ended.
+
+    Attributes:
+        exit_code: The exit code of the script; None where nobody saw it.
+    """
+
+    def __init__(self, message: str, exit_code: int | None) -> None:
+        self.exit_code = exit_code
+        super().__init__(message)
 
 
 class WorldError(ExecutionsError):

@@ -201,6 +201,30 @@ class Process(Part):
     started: str | None = None
 
 
+class ScriptRun(Part):
+    """One run of a descriptor Method's scripts: where it really was, as the machine or the engine says, and its end."""
+
+    id: str
+    """The id by which the runtime finds it."""
+    task: str
+    """The task id of the replica."""
+    runtime: str
+    process: Process | None = None
+    container: str | None = None
+    node: str | None = None
+    image: str | None = None
+    """The image's own id: the digest of its configuration."""
+    image_digest: str | None = None
+    """``repository@sha256:…``, as a registry knows the image; absent when it came from none."""
+    started: Time | None = None
+    ended: Time | None = None
+    exit_code: int | None = None
+    why: str | None = None
+    """What the exit code does not say, for example that the time limit ended it."""
+    cpu_seconds: float | None = None
+    peak_memory: int | None = None
+
+
 class Instance(Document):
     """Where it really ran: host, process or container, system, Python, packages, usage."""
 
@@ -227,6 +251,8 @@ class Instance(Document):
     packages: dict[str, str] = {}
     environment: dict[str, str] = {}
     usage: Usage | None = None
+    runs: tuple[ScriptRun, ...] | None = None
+    """The runs of a descriptor Method's scripts, in the order in which they ended; absent where there are none."""
 
 
 class Metric(Part):

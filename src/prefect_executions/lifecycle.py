@@ -15,8 +15,9 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from prefect_executions.documents import Document, Part, Time
+from prefect_executions.documents import Document, Link, Part, Time
 from prefect_executions.errors import TransitionError
+from prefect_executions.phases import Phase
 
 
 class Status(StrEnum):
@@ -141,6 +142,9 @@ class Happening(StrEnum):
     RESUMED = "resumed"
     PROGRESS = "progress"
     NOTE = "note"
+    PHASE = "phase"
+    """A phase of a descriptor Method begins."""
+    PHASE_ENDED = "phase-ended"
 
 
 _TURNS = frozenset({Happening.ATTEMPT, Happening.ATTEMPT_FAILED, Happening.PAUSED, Happening.RESUMED})
@@ -158,15 +162,11 @@ class StatusEntry(Part):
     reason: Reason | None = None
     progress: float | None = Field(default=None, ge=0, le=100)
     message: str | None = None
-
-
-class Link(Part):
-    """A link as OGC API Processes writes it."""
-
-    href: str
-    rel: str | None = None
-    type: str | None = None
-    title: str | None = None
+    phase: Phase | None = None
+    task: str | None = None
+    """The task id of the replica that the phase is of."""
+    exit_code: int | None = None
+    """How the phase ended: as its script did; 0 or 1 where it has none. Absent where nobody saw it."""
 
 
 class OutputFile(Part):

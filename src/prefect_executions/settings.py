@@ -90,6 +90,15 @@ class Settings(BaseSettings):
     agent: str = Field(
         default="", description="Who asks for executions, where no token says it: a name, e-mail or ORCID URL."
     )
+    runtime: str = Field(
+        default="process", description="What runs the scripts of descriptor Methods: process, docker or kubernetes."
+    )
+    runtime_image: str = Field(
+        default="", description="The container image of descriptor Methods that name none, where a runtime needs one."
+    )
+    runtime_network: str = Field(
+        default="", description="The network of these scripts: one of the Docker engine's, bridge by default, or host."
+    )
     time_limit: timedelta | None = Field(
         default=None,
         description="How long a Method's code may run, in seconds; a shorter limit of the Method's own holds as well.",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_executions.bundles import layout
+from prefect_executions.bundles.leaving import fetch
 from prefect_executions.bundles.tidying import Contents, tidy
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.bundles.zipwriting import ZipWriter
@@ -89,7 +90,9 @@ def gather(bundle: OpenBundle, *, stop: Callable[[], bool] = lambda: False) -> G
             raise SealedError(f"the bundle {bundle.id} is sealed; its jobStatus.json tells its outputs")
         return earlier
     try:
+        left = fetch(bundle)
         found, notes = tidy(bundle)
+        notes = (*left, *notes)
         return _still_true(bundle, found) or _Gathering(bundle, stop, found).run(notes)
     except OSError as error:
         raise BundleError(

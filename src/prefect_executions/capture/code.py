@@ -93,13 +93,15 @@ _PROCESS = CodeCache()
 
 
 def identify(
-    function: Callable[..., Any],
+    function: Callable[..., Any] | Path,
     *,
     settings: Settings,
     environment: Mapping[str, str] | None = None,
     cache: CodeCache = _PROCESS,
 ) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return which code *function* is, and the files to keep under ``code/`` by their paths in the bundle.
+
+    In the place of a function the file of a descriptor may be given. It has no modules.
 
     The files are the Method's own source file, the modules of the same
     repository (or of the same folder, outside Git) that are loaded now, the
@@ -140,7 +142,9 @@ def git_object(content: bytes) -> str:
     return sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
-def _source_of(function: Callable[..., Any]) -> _Source:
+def _source_of(function: Callable[..., Any] | Path) -> _Source:
+    if isinstance(function, Path):
+        return _Source(module="", name="", file=os.path.realpath(function))
     plain: Any = function
     while isinstance(plain, partial):
         plain = plain.func
@@ -217,7 +221,7 @@ def _observe(
     checkout = read_checkout(asked, inside, settings.diff_limit) if asked else None
     entry, files, kept = _kept_files(source, local, read, names)
     identity = CodeIdentity(
-        entrypoint=f"{entry}:{source.name}" if entry else None,
+        entrypoint=f"{entry}:{source.name}".rstrip(":") if entry else None,
         sha256=_digest(files),
         repository=_repository(checkout, names.get(source.file or ""), set(names.values()), settings),
         files=files,
@@ -258,7 +262,7 @@ def _folder(source: _Source, notebook: Notebook | None) -> str | None:
 def _local_modules(top: str | None, source: _Source) -> dict[str, str]:
     found: dict[str, str] = {}
     installed = source.file is not None and any(part in source.file for part in _INSTALLED)
-    if top and top != "/" and not installed:
+    if top and top != "/" and not installed and source.name:
         prefix = f"{top}/"
         # A copy first: making pairs may collect garbage, and a finalizer may import.
         for name, module in sys.modules.copy().items():

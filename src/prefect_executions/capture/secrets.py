@@ -35,7 +35,8 @@ _CREDENTIAL_PARAMETERS = re.compile(
     r"|policy|key-pair-id|access[-_]?key([-_]?id)?)",
     re.IGNORECASE,
 )
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
+# A scheme has a few letters; without a bound a long word would take the square of its length.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>`]+")
 _SCP = re.compile(r"(?P<user>[^@/\\:\s]+(:[^@/\s]*)?)@(?P<rest>[^/@:\s]+:.*)")
 
 # Words of a variable's name after which any value is withheld, and those after which a switch or a number is not.

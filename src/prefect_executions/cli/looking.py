@@ -266,7 +266,8 @@ def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, obj
     for entry in record.job_status.history:
         kind = "" if entry.kind is Happening.STATUS else entry.kind.value
         progress = "" if entry.progress is None else f"{entry.progress:g} %"
-        told = " ".join(filter(None, (kind, progress, entry.reason, entry.message)))
+        code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
+        told = " ".join(filter(None, (kind, entry.phase, code, progress, entry.reason, entry.message)))
         yield when(entry.time), entry.status, entry.observer.value, told
 
 

@@ -40,7 +40,7 @@ def run(
     -p name=@file reads it from a file; -p name=@@text is text that begins with @.
 
     Args:
-        entrypoint: path.py:function or module:function; a plain flow or function is recorded as well.
+        entrypoint: path.py:function, module:function or a descriptor; a plain flow or function is recorded as well.
         param: An input, as name=value; may be given several times.
         params: A JSON file with an object of inputs; - is standard input.
         quiet: Show nothing while it runs, and at its end the execution's id.

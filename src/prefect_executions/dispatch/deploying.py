@@ -15,7 +15,7 @@ from prefect_executions import engine
 from prefect_executions.dispatch.pools import runs_containers, with_image, work_pool
 from prefect_executions.dispatch.schedules import schedule_of
 from prefect_executions.errors import RequestError
-from prefect_executions.methods import inputs_of
+from prefect_executions.methods import DESCRIPTORS, descriptor_in, inputs_of
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import WorkPool
@@ -143,14 +143,22 @@ def _place(pool: WorkPool, entrypoint: str, folder: str | None, here: Path) -> t
     """The entrypoint as a worker finds it, and the folder that it is relative to."""
     shared = None if runs_containers(pool) else str(here.resolve())
     path, _, name = entrypoint.rpartition(":")
-    if not path.endswith(".py"):
+    descriptor = descriptor_in(entrypoint)
+    if descriptor is not None:
+        path, name = descriptor, ""
+    elif not path.endswith(".py"):
         return entrypoint, folder or shared or CODE
     file = (here / path).resolve()
     if file.is_relative_to(here.resolve()):
-        return f"{file.relative_to(here.resolve()).as_posix()}:{name}", folder or shared or CODE
+        return _named(file.relative_to(here.resolve()).as_posix(), name), folder or shared or CODE
     if folder or shared is None:
         raise RequestError(
             f"{file} lies outside {here}, so nobody knows where it is for the worker: "
             f"go to the folder that the worker has as {folder or CODE}, and deploy there"
         )
-    return f"{file.name}:{name}", str(file.parent)
+    return _named(file.name, name), str(file.parent)
+
+
+def _named(path: str, name: str) -> str:
+    """The entrypoint of what is called *name* in the file at *path*; a descriptor's name is its path."""
+    return f"{path}:{name}" if name else f"{DESCRIPTORS}:{path}"

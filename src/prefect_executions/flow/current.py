@@ -175,6 +175,18 @@ class Execution:
             )
             self._telling.write_status(self._job_status)
 
+    def change(self, change: Callable[[JobStatus], JobStatus], *, write: bool = True) -> JobStatus:
+        """Put what *change* adds into the job status and return it; for our own code around the Method's.
+
+        What is not written now is written with the next change, or when the execution is closed.
+        """
+        with self._lock:
+            self._take_progress()
+            self._job_status = change(self._job_status)
+            if write:
+                self._telling.write_status(self._job_status)
+            return self._job_status
+
     def _clean(self, text: str) -> str:
         return clean_text(self._telling.mask(text))
 

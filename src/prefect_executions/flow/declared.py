@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect_executions.methods import Method
@@ -15,8 +16,20 @@ class Declared:
 
     `method` is without its code, which is looked at when it runs; `wrapped` are
     the secret inputs that the function takes as `SecretStr`.
+
+    Of a Method from a descriptor `descriptor` is the file, and `function` only says
+    what may be asked. It is phased: its scripts say when EXECUTING begins, and keep
+    its time limit, so that undeploy is left some time.
     """
 
     function: Callable[..., Any]
     method: Method
     wrapped: frozenset[str]
+    descriptor: Path | None = None
+    withheld: bool = False
+    """Whether the descriptor holds a secret in clear, so that the file itself is not kept."""
+
+    @property
+    def phased(self) -> bool:
+        """Whether it is made of scripts, which go through phases."""
+        return self.descriptor is not None

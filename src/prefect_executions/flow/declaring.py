@@ -101,16 +101,21 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         self.__signature__ = signature = _with_mark(signature, self.version or "0")
         self.parameters = parameter_schema(self)
         self.description = unmarked(self.description)
-        self.declared = Declared(
+        declared = Declared(
             function=function, method=self._described(), wrapped=secret_inputs(told, frozenset(), self.name)
         )
         if not signature.parameters:
             self.description = marked(self.description, self.version or "0")
-        self.fn = recorded(self.declared)
+        self._keep(declared, recorded(declared), signature)
+
+    def _keep(self, declared: Declared, body: Callable[..., Any], signature: inspect.Signature) -> None:
+        """Let each run of *body* be recorded, and its record be sealed."""
+        self.declared = declared
+        self.fn = body
         self.fn.__signature__ = signature  # type: ignore[attr-defined]  # a function takes any attribute
         for name in _FLOW_HOOKS:
             hooks = getattr(self, f"{name}_hooks")
-            hooks[:] = hooked(hooks, self.declared)
+            hooks[:] = hooked(hooks, declared)
 
     @property
     def method(self) -> Method:
@@ -247,16 +252,19 @@ def method(
 def _of_flow(
     function: Callable[P, R], flow: Flow[P, R], declaration: Declaration, *, timeout_seconds: float | None
 ) -> MethodFlow[P, R]:
-    options = {name: getattr(flow, name) for name in _FLOW_OPTIONS if name != "timeout_seconds"}
-    hooks = {name: list(getattr(flow, f"{name}_hooks")) for name in (*_FLOW_HOOKS, "on_running")}
     return MethodFlow(
         function,
         declaration,
         timeout_seconds=timeout_seconds,
         validate_parameters=flow.should_validate_parameters,
-        **options,
-        **hooks,
+        **options_of(flow),
     )
+
+
+def options_of(flow: Flow[P, R]) -> dict[str, Any]:
+    """Return the options and hooks that *flow* was made with, but for its time limit and its validation."""
+    options = {name: getattr(flow, name) for name in _FLOW_OPTIONS if name != "timeout_seconds"}
+    return options | {name: list(getattr(flow, f"{name}_hooks")) for name in (*_FLOW_HOOKS, "on_running")}
 
 
 def _check_function(function: Callable[..., Any]) -> None:

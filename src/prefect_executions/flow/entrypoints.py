@@ -14,7 +14,9 @@ from prefect.utilities.importtools import import_object
 
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.declaring import MethodFlow, method
+from prefect_executions.flow.descriptor import Method
 from prefect_executions.flow.door import Door, door
+from prefect_executions.methods import descriptor_in
 
 
 class Ran(NamedTuple):
@@ -25,7 +27,7 @@ class Ran(NamedTuple):
 
 
 def load_method(entrypoint: str) -> MethodFlow[Any, Any]:
-    """Return the Method at *entrypoint*, ``path.py:function`` or ``module:function``.
+    """Return the Method at *entrypoint*: ``path.py:function``, ``module:function``, or the path of a descriptor.
 
     A plain flow or function becomes a Method as it is: a run is kept without
     its author learning anything new.
@@ -53,6 +55,9 @@ def load_deployable(entrypoint: str) -> MethodFlow[Any, Any]:
 
 
 def _found(entrypoint: str) -> Any:
+    descriptor = descriptor_in(entrypoint)
+    if descriptor is not None:
+        return Method.from_file(descriptor)
     path = entrypoint.rpartition(":")[0]
     if path.endswith(".py") and not Path(path).is_file():
         raise NotFoundError(f"{entrypoint}: there is no file {path}. Give path.py:function or module:function.")

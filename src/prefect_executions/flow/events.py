@@ -20,7 +20,8 @@ _waiting: dict[str, threading.Timer] = {}
 
 
 def tell_soon(job_status: JobStatus) -> None:
-    """Tell the status changes so far in half a second, unless the execution ends before."""
+    """Tell the status changes so far in half a second, unless the execution ends before; a later call replaces it."""
+    leave_to_end(job_status.job_id)
     context = copy_context()  # a new thread has none of Prefect's settings
     timer = threading.Timer(_SOON, lambda: context.run(_tell, job_status))
     timer.daemon = True

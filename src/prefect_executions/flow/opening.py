@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_executions import engine
 from prefect_executions.capture import machine
-from prefect_executions.capture.code import identify
+from prefect_executions.capture.code import REQUIREMENTS, identify
 from prefect_executions.errors import ArchiveError, OrchestratorError
 from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
 from prefect_executions.flow.current import current_id
@@ -148,7 +148,9 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
 
 def the_method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
     """Return the Method with the identity of its code, and the files of that code."""
-    identity, code = identify(declared.function, settings=settings, environment=os.environ)
+    identity, code = identify(declared.descriptor or declared.function, settings=settings, environment=os.environ)
+    if declared.withheld:
+        code = {path: data for path, data in code.items() if path == REQUIREMENTS}
     return declared.method.model_copy(update={"code": identity}), code
 
 

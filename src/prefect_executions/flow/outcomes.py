@@ -14,6 +14,7 @@ from prefect.exceptions import Pause
 from prefect_executions import engine
 from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.documents import clean_text
+from prefect_executions.errors import ScriptError
 from prefect_executions.executions import Raised, Usage
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, Reason, follow, remark
 
@@ -28,6 +29,8 @@ def outcome(error: BaseException | None, mask: SecretMask) -> dict[str, Any]:
     if isinstance(error, Pause):
         return {}
     told: dict[str, Any] = {"exception": raised(error, mask)}
+    if isinstance(error, ScriptError) and error.exit_code is not None:
+        told["exit_code"] = error.exit_code
     if isinstance(error, SystemExit):
         told["exit_code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
     return told

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import replace
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +32,7 @@ from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
 from prefect_executions.events import progressed
-from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics
+from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics, ScriptRun
 from prefect_executions.flow import events, logs
 from prefect_executions.flow.continuing import Turn, continued
 from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
@@ -214,7 +215,9 @@ class Recording:
             bundle.write_document(record.infrastructure)
             bundle.write_document(record.instance)
         self._leave.append(logs.enter(self.streams, self.mask, self.heard))
-        job_status = advance(record.job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
+        job_status = record.job_status
+        if not self.declared.phased:
+            job_status = advance(job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
         self.record = replace(record, job_status=job_status)
         bundle.write_document(job_status)
         self.workbench.announce(self.record)
@@ -240,6 +243,23 @@ class Recording:
         self.reins.take()
         self._leave.append(enter(self.execution))
         reach(Milestone.EXECUTING, record.id)
+
+    def executing(self, at: datetime) -> None:
+        """Mark EXECUTING: the main script of a descriptor Method began *at* that time; never raises."""
+        if self.execution is None:
+            return
+        job_status = self.execution.change(lambda told: advance(told, Status.EXECUTING, at, observer=Observer.HOOK))
+        self.record = replace(self._opened()[0], job_status=job_status)
+        with self._never_losing("announcing that it executes"):
+            self.workbench.announce(self.record)
+            events.tell_soon(job_status)
+
+    def ran(self, run: ScriptRun) -> None:
+        """Tell in the record where scripts of a descriptor Method really ran; never raises."""
+        record, bundle = self._opened()
+        told = record.instance.model_copy(update={"runs": (*(record.instance.runs or ()), run)})
+        self.record = replace(record, instance=told)
+        self._write(bundle, told)
 
     def _stop(self, error: BaseException | None) -> None:
         """Give the streams back and write what was used and how the code ended; never raises."""
@@ -321,6 +341,11 @@ class Recording:
         assert self.record is not None  # noqa: S101 - _prepare opened it or raised
         assert self.bundle is not None  # noqa: S101 - the same
         return self.record, self.bundle
+
+    @property
+    def open_bundle(self) -> OpenBundle:
+        """The bundle, while the Method's code runs."""
+        return self._opened()[1]
 
     def _telling(self, bundle: OpenBundle) -> Telling:
         record, _ = self._opened()

@@ -20,7 +20,7 @@ from prefect_executions.methods.describing import (
     SourceFile,
     check_type,
 )
-from prefect_executions.methods.files import FILE_FORMAT, InputFile
+from prefect_executions.methods.files import DESCRIPTORS, FILE_FORMAT, InputFile, descriptor_in
 from prefect_executions.methods.forms import (
     MARK,
     SECRET_FORM,
@@ -34,6 +34,7 @@ from prefect_executions.methods.forms import (
 from prefect_executions.methods.openapi import as_openapi, inputs_of
 
 __all__ = [
+    "DESCRIPTORS",
     "FILE_FORMAT",
     "MARK",
     "METHOD_TYPES",
@@ -53,6 +54,7 @@ __all__ = [
     "SourceFile",
     "as_openapi",
     "check_type",
+    "descriptor_in",
     "inputs_of",
     "is_secret_reference",
     "marked",

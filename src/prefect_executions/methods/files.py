@@ -14,8 +14,19 @@ from prefect_executions.errors import InputError
 FILE_FORMAT = "uri-reference"
 """JSON Schema format of an `InputFile`: a path or an fsspec URL."""
 
+DESCRIPTORS = "prefect_executions.flow.file"
+"""The module by which Prefect loads a descriptor: ``<it>:<path>`` is an entrypoint."""
+
+_ENDINGS = (".json", ".yaml", ".yml")
+
 CCP_FILE = "file"
 """CCP's format of a file: its placeholder stands for the content in base64."""
+
+
+def descriptor_in(entrypoint: str) -> str | None:
+    """Return the path of the descriptor that *entrypoint* names, or None where it names something else."""
+    path = entrypoint.removeprefix(f"{DESCRIPTORS}:")
+    return path if path.lower().endswith(_ENDINGS) else None
 
 
 class InputFile(str):

@@ -3,10 +3,11 @@
 from prefect_executions.runtimes.opening import open_runtime
 from prefect_executions.runtimes.plans import DATA, Network, Plan, Pull, Resources, RunRequest, SharedClaim, Wish
 from prefect_executions.runtimes.process import ProcessRuntime
-from prefect_executions.runtimes.runs import Exit, LogPiece, Run, RunStatus, Runtime, Seen
+from prefect_executions.runtimes.runs import STREAMS, Exit, LogPiece, Run, RunStatus, Runtime, Seen, StreamName
 
 __all__ = [
     "DATA",
+    "STREAMS",
     "Exit",
     "LogPiece",
     "Network",
@@ -20,6 +21,7 @@ __all__ = [
     "Runtime",
     "Seen",
     "SharedClaim",
+    "StreamName",
     "Wish",
     "open_runtime",
 ]

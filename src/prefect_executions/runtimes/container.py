@@ -22,13 +22,12 @@ from prefect_executions.documents import in_utc
 from prefect_executions.errors import InfrastructureError
 from prefect_executions.runtimes.entering import OWN_FOLDER
 from prefect_executions.runtimes.plans import PREFIX
-from prefect_executions.runtimes.runs import GRACE, Exit, LogPiece, RunStatus, Seen, StreamName
+from prefect_executions.runtimes.runs import GRACE, STREAMS, Exit, LogPiece, RunStatus, Seen, StreamName
 
 _CANCELLED = "-cancelled"  # the end of its name; nothing inside the container can forge it
 _PATIENCE = 30  # seconds that one request waits for the end
 _AFTER_KILL = 120.0  # an engine on a busy machine
 _BEFORE_AGAIN = 0.2
-_STREAMS: tuple[StreamName, ...] = ("stdout", "stderr")
 _CONFLICT = 409
 
 
@@ -82,7 +81,7 @@ class ContainerRun:
     def logs(self) -> Iterator[LogPiece]:
         """Yield what it has written and will write, until it is over and all was told."""
         pieces: queue.Queue[LogPiece | Exception | None] = queue.Queue(maxsize=64)
-        readers = [_Reader(self, stream, pieces) for stream in _STREAMS]
+        readers = [_Reader(self, stream, pieces) for stream in STREAMS]
         try:
             reading = len(readers)
             while reading:

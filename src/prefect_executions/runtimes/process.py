@@ -123,6 +123,9 @@ class ProcessRuntime:
             raise NotFoundError(f"No run {run_id} is kept in {self._state}; the runtime 'process' finds its own alone")
         return ProcessRun(folder)
 
+    def close(self) -> None:
+        """Do nothing: there is no connection."""
+
     def _folder(self, name: str) -> Path:
         return self._state / run_id(name)
 

@@ -16,6 +16,7 @@ GRACE = 3.0
 """Seconds that the processes of a run have to end by themselves after SIGTERM."""
 
 StreamName = Literal["stdout", "stderr"]
+STREAMS: tuple[StreamName, StreamName] = ("stdout", "stderr")
 
 
 class RunStatus(StrEnum):
@@ -142,3 +143,6 @@ class Runtime(Protocol):
         Raises:
             NotFoundError: If there is none.
         """
+
+    def close(self) -> None:
+        """Close the connections, if there are any; runs go on."""

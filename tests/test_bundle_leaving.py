@@ -1,0 +1,108 @@
+"""What scripts leave in their data folder becomes outputs: all of it, but for the inputs that nobody has changed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from prefect_executions.bundles.gathering import gather
+from prefect_executions.bundles.leaving import clear, data_folder, fetch, lay_out
+from prefect_executions.bundles.writing import OpenBundle
+from records import EXECUTION_ID, a_record, documents_of
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return OpenBundle.create(tmp_path / "workbench", EXECUTION_ID, documents_of(a_record()))
+
+
+@pytest.fixture
+def data(bundle, tmp_path):
+    for name in ("kept.csv", "changed.csv"):
+        (tmp_path / name).write_text(name)
+    inputs = {"a/kept.csv": tmp_path / "kept.csv", "b/changed.csv": tmp_path / "changed.csv"}
+    return lay_out(bundle, "1", inputs, to="", seen="/ccp_data")
+
+
+def left(bundle):
+    return {
+        path.relative_to(bundle.paths.outputs).as_posix(): path.read_text()
+        for path in bundle.paths.outputs.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_the_inputs_are_there_and_anybody_may_write(data):
+    assert (data / "inputs/a/kept.csv").read_text() == "kept.csv"
+    assert data.stat().st_mode & 0o777 == (data / "inputs/a").stat().st_mode & 0o777 == 0o777
+    assert data.parent.stat().st_mode & 0o777 == 0o700, "nobody else of this machine comes so far"
+
+
+def test_all_that_is_left_is_fetched_and_an_unchanged_input_is_not(bundle, data):
+    (data / "folder").mkdir()
+    (data / "folder/result.csv").write_text("1")
+    (data / "inputs/b/changed.csv").write_text("anew")
+    (data / "empty").mkdir()
+
+    assert fetch(bundle) == ()
+    assert left(bundle) == {"folder/result.csv": "1", "inputs/b/changed.csv": "anew"}
+    assert (bundle.paths.outputs / "empty").is_dir()
+
+
+def test_it_can_be_fetched_again_and_what_was_replaced_is_replaced(bundle, data):
+    (data / "result").write_text("1")
+    fetch(bundle)
+    (data / "result").unlink()
+    (data / "result").write_text("2")
+    (data / "late").write_text("3")
+    fetch(bundle)
+    clear(bundle, "1")
+    fetch(bundle)
+
+    assert left(bundle) == {"result": "2", "late": "3"}
+    assert not data.exists()
+
+
+def test_our_own_logs_are_not_replaced(bundle, data):
+    bundle.paths.stdout.write_text("ours")
+    (data / "stdout.log").write_text("theirs")
+    fetch(bundle)
+
+    assert left(bundle) == {"stdout.log": "ours", "script-stdout.log": "theirs"}
+
+
+def test_a_link_inside_is_the_file_and_one_that_leads_out_is_not_followed(bundle, data, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    (data / "folder").mkdir()
+    (data / "real").write_text("real")
+    (data / "folder/near").symlink_to("../real")
+    (data / "folder/seen").symlink_to("/ccp_data/real")
+    (data / "out").symlink_to(tmp_path / "secret")
+    gathered = gather(bundle)
+
+    assert left(bundle) == {"real": "real", "folder/near": "real", "folder/seen": "real"}
+    assert ["out" in note for note in gathered.notes] == [True]
+
+
+def test_several_have_outputs_of_their_own(bundle):
+    for name in ("1", "2"):
+        (lay_out(bundle, name, {}, to=f"replica-{name}", seen=None) / "x").write_text(name)
+    fetch(bundle, "2")
+    assert left(bundle) == {"replica-2/x": "2"}
+    gather(bundle)  # as after the death of a worker
+    assert left(bundle) == {"replica-1/x": "1", "replica-2/x": "2"}
+
+
+def test_what_cannot_be_fetched_is_noted_and_the_rest_is(bundle, data):
+    (data / "x").write_text("x")
+    (data / "blocked").write_text("x")
+    (bundle.paths.outputs / "blocked").mkdir()
+    (bundle.paths.outputs / "blocked/inside").mkdir()
+    os.mkfifo(data / "pipe")
+    notes = gather(bundle).notes
+
+    assert left(bundle) == {"x": "x", "blocked": "x"}
+    assert len(notes) == 1
+    assert "pipe" in notes[0]
+    assert data_folder(bundle, "1") == data

@@ -1,0 +1,356 @@
+"""A descriptor as a Prefect flow: its scripts go through their phases, and whatever happens leaves one true record."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import cloudpickle
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.flows import Flow, load_flow_from_entrypoint
+from prefect.states import Cancelling
+from prefect.utilities.callables import parameter_schema
+
+import ogc
+from crates import issues_in, warm_cache
+from homes import Bundles
+from journeys import waited
+from prefect_executions import Method
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.engine.recognising import is_method
+from prefect_executions.errors import InputError, MethodError, NotFoundError, PlanError, RequestError, ScriptError
+from prefect_executions.executions import ExecutionRecord
+from prefect_executions.flow import load_method
+from prefect_executions.lifecycle import Happening, Reason, Status
+from prefect_executions.methods.asking import parameter_schema as form_of
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+PLANTED = "-".join(["plAnted", "s3cret", "77a1"])  # noqa: FLY002 - the record keeps no such word
+IRISES = Path(__file__).parents[1] / "flows" / "separate_irises" / "method.yaml"
+
+
+@pytest.fixture
+def bundles(home: Path) -> Bundles:
+    return Bundles(home)
+
+
+@pytest.fixture
+def described(tmp_path: Path) -> Callable[..., Method]:
+    """Return a function that writes a descriptor and makes a Method of it."""
+
+    def write(execute: str = "true", *, deploy: str = "", undeploy: str = "", **inputs: Any) -> Method:
+        scripts = {"deploy-script": deploy, "execute-script": execute, "undeploy-script": undeploy}
+        told = {
+            "id": "described",
+            "version": "2.1",
+            "inputs": {name: one if "schema" in one else {"schema": one} for name, one in inputs.items()},
+            "additionalParameters": {
+                "parameters": [{"name": name, "value": text.split("\n")} for name, text in scripts.items()]
+            },
+        }
+        path = tmp_path / "method.json"
+        path.write_text(json.dumps(told))
+        return Method.from_file(path)
+
+    return write
+
+
+def phases(record: ExecutionRecord, task: str = "1.1") -> list[tuple[str, int | None]]:
+    """Return the phases that ended, with their exit codes."""
+    return [
+        (str(entry.phase), entry.exit_code)
+        for entry in record.job_status.history
+        if entry.kind is Happening.PHASE_ENDED and str(entry.task).endswith(f".{task}")
+    ]
+
+
+def outputs(folder: Path) -> dict[str, str]:
+    found = (path for path in (folder / "outputs").rglob("*") if path.is_file())
+    return {path.relative_to(folder / "outputs").as_posix(): path.read_text() for path in found}
+
+
+ALL_PHASES = ["launch", "deploy", "execute", "fetch", "undeploy", "destroy"]
+TEXT = {"type": "string"}
+
+
+def test_it_is_a_flow_like_any_other_with_the_form_of_its_descriptor():
+    flow = Method.from_file(IRISES)
+    form = json.loads(json.dumps(parameter_schema(flow).model_dump_for_openapi()))
+    for told in form["properties"].values():
+        if told.get("default", "") is None:
+            del told["default"]
+
+    assert isinstance(flow, Flow)
+    assert (flow.name, flow.version) == ("separate-irises", "1.0.0")
+    assert form == form_of(flow.method)
+    assert is_method(form, flow.description)
+
+
+def test_options_make_another_flow_of_the_same_method(described):
+    flow = described(x=TEXT)
+    other = flow.with_options(name="another", version="3", retries=2, timeout_seconds=5)
+
+    assert (other.name, other.version, other.retries) == ("another", "3", 2)
+    assert (other.method.id, other.method.version, other.method.time_limit) == ("another", "3", 5)
+    assert (flow.name, flow.version, flow.retries) == ("described", "2.1", 0)
+
+
+def test_its_file_is_an_entrypoint_for_prefect_and_for_us():
+    place = os.path.relpath(IRISES)
+    for found in (load_flow_from_entrypoint(f"prefect_executions.flow.file:{place}"), load_method(place)):
+        assert isinstance(found, Method)
+        assert found.to_deployment("d").entrypoint == f"prefect_executions.flow.file:{place}"
+    with pytest.raises(NotFoundError, match="nowhere"):
+        load_method("nowhere/method.json")
+
+
+def test_it_survives_the_way_into_another_process(described, bundles):
+    cloudpickle.loads(cloudpickle.dumps(described("cp /dev/null out")))()
+    assert "out" in outputs(bundles.one())
+
+
+def test_a_name_that_no_python_function_has_is_an_input_all_the_same(described, bundles):
+    flow = described("echo {{ my-input }} {{ json }} > out", **{"my-input": TEXT, "json": TEXT})
+    flow(**{"my-input": "a", "json": "b"})
+    assert outputs(bundles.one())["out"] == "a b\n"
+    assert set(parameter_schema(flow).properties) == {"my-input", "json"}
+
+
+@pytest.mark.parametrize("name", ["_x", "wait_for", "self"])
+def test_a_name_that_prefect_takes_for_its_own_is_refused(described, name):
+    with pytest.raises(MethodError, match=name):
+        described(**{name: TEXT})
+
+
+def test_outside_a_flow_run_its_function_refuses(described):
+    with pytest.raises(RequestError, match="call the Method itself"):
+        described().fn()
+
+
+def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(described, bundles, tmp_path):
+    (tmp_path / "a.txt").write_text("given\n")
+    flow = described(
+        'cp "$INPUTS"/text/a.txt copy.txt; cmp copy.txt {{ text }}; cat made.txt',
+        deploy='test -f {{ text }} && echo "$EXECUTION_ID" > made.txt; echo to-stderr >&2',
+        undeploy='cat copy.txt; echo late > "$OUTPUTS/late.txt"',
+        text={"type": "string", "format": "uri-reference"},
+    )
+    flow(text=str(tmp_path / "a.txt"))
+    folder, record = bundles.one(), bundles.record()
+
+    assert phases(record) == [(phase, 0) for phase in ALL_PHASES]
+    told = [entry for entry in record.job_status.history if entry.phase]
+    assert [entry.phase for entry in told if entry.kind is Happening.PHASE] == ALL_PHASES
+    assert {entry.status for entry in told if entry.phase in {"launch", "deploy"}} == {Status.STARTED}
+    assert {entry.status for entry in told if entry.phase not in {"launch", "deploy"}} == {Status.EXECUTING}
+    times = [entry.time for entry in record.job_status.history]
+    assert times == sorted(times)
+    found = outputs(folder)
+    assert found.keys() == {"copy.txt", "made.txt", "late.txt", "stdout.log", "stderr.log"}
+    assert found["stdout.log"] == f"{record.id}\ngiven\n"
+    assert "to-stderr\n" in found["stderr.log"]
+    assert bundles.failed_checks() == []
+    assert bundles.open_scratch() == []
+
+
+def test_what_was_really_run_is_kept_and_where(described, bundles):
+    described("echo {{ x }}", undeploy="true", x=TEXT)(x="it's")
+    folder, record = bundles.one(), bundles.record()
+    script = folder / "code/plan/1.1/entrypoint.sh"
+
+    assert subprocess.run(["/bin/sh", script], capture_output=True, check=True).stdout.count(b"it's") == 1
+    assert json.loads((script.parent / "plan.json").read_text())["runtime"] == "process"
+    assert [run.id for run in record.instance.runs] == [f"{record.id}.1.1", f"{record.id}.1.1.undeploy"]
+    assert {run.exit_code for run in record.instance.runs} == {0}
+    assert record.instance.runs[0].process.pid
+    assert record.method.code.entrypoint == "method.json"
+    assert (folder / "code/method.json").is_file()
+
+
+def test_hostile_values_arrive_unchanged_and_nothing_of_them_is_executed(described, bundles, tmp_path):
+    touch = f"touch {tmp_path}/executed"
+    values = {
+        "command": f"$({touch})",
+        "backticks": f"`{touch}`",
+        "quotes": f"'; {touch}; '\"; {touch}; \"",
+        "lines": f"a\nEND\n{touch}\n\\n\t",
+        "options": "-rf / *",
+        "mark": "\x1eno mark\n",
+        "large": "ä" + "x" * 400_000,  # Prefect takes half a mebibyte of parameters
+    }
+    lines = [
+        f'printf %s {{{{ {name} }}}} > {name}.bare; printf %s "{{{{ {name} }}}}" > {name}.double\n'
+        f"printf %s '{{{{ {name} }}}}' > {name}.single; printf %s \"${name}\" > {name}.variable\n"
+        f"cat > {name}.here <<UNTIL\n{{{{ {name} }}}}\nUNTIL"
+        for name in values
+    ]
+    described("\n".join(lines), **dict.fromkeys(values, TEXT))(**values)
+    found = outputs(bundles.one())
+
+    for name, value in values.items():
+        assert found[f"{name}.here"] == f"{value}\n", name
+        for way in ("bare", "double", "single", "variable"):
+            assert found[f"{name}.{way}"] == value, (name, way)
+    assert not (tmp_path / "executed").exists()
+    assert bundles.failed_checks() == []
+
+
+def test_a_value_with_nul_is_refused_and_the_record_says_why(described, bundles):
+    with pytest.raises(InputError, match="NUL"):
+        described("echo {{ x }}", x=TEXT)(x="a\0b")
+    record = bundles.record()
+
+    assert record.status is Status.FAILED
+    assert phases(record) == [("launch", 1), ("destroy", 0)]
+    assert bundles.failed_checks() == []
+
+
+def test_values_that_do_not_fit_are_refused_before_anything_runs(described, bundles):
+    flow = described(x={"type": "integer"}, y={"type": "string", "readOnly": True, "default": "mine"})
+    with pytest.raises(InputError, match="'x'"):
+        flow(x="seven")
+    with pytest.raises(InputError, match="bound"):
+        flow(x=7, y="yours")
+    assert {bundles.record(folder).status for folder in bundles.folders()} == {Status.FAILED}
+    assert bundles.failed_checks() == []
+
+
+def test_a_secret_reaches_the_scripts_and_nothing_else(described, bundles, monkeypatch):
+    monkeypatch.setenv("PLANTED", PLANTED)
+    flow = described(
+        'test {{ token }} = "$token" && printf %s "$token" | wc -c; echo "it is {{ token }}"',
+        undeploy='echo "$token" >&2',
+        token={"type": "string", "format": "secret", "default": PLANTED},
+    )
+    flow(token="env:PLANTED")
+    folder = bundles.one()
+
+    assert outputs(folder)["stdout.log"] == f"{len(PLANTED)}\nit is ********\n"
+    assert bundles.record().request.values["token"] == {"secret": "env:PLANTED"}
+    everything = [path for path in bundles.home.rglob("*") if path.is_file()]
+    assert [path for path in everything if PLANTED.encode() in path.read_bytes()] == []
+    assert bundles.failed_checks() == []
+
+
+def test_a_deploy_that_fails_ends_it_and_undeploy_still_runs(described, bundles):
+    flow = described("touch executed", deploy="echo half > half.txt; exit 3", undeploy="echo undeployed")
+    with pytest.raises(ScriptError, match=r"deploy-script ended with exit code 3"):
+        flow()
+    record = bundles.record()
+
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.ERROR)
+    assert phases(record) == [("launch", 0), ("deploy", 3), ("fetch", 0), ("undeploy", 0), ("destroy", 0)]
+    assert record.instance.usage.exit_code == 3
+    found = outputs(bundles.one())
+    assert (found["half.txt"], found["stdout.log"]) == ("half\n", "undeployed\n")
+    assert "executed" not in found
+    assert Status.EXECUTING not in {entry.status for entry in record.job_status.history}
+    assert bundles.failed_checks() == []
+
+
+def test_a_time_limit_of_the_request_only_tightens_and_undeploy_still_runs(described, bundles, monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_TIME_LIMIT", "1")
+    flow = described(
+        "echo half > half.txt; sleep 300", undeploy="echo undeployed", ccpmaxtime={"type": "string", "default": "7000"}
+    )
+    with pytest.raises(TimeoutError, match="1 s"):
+        flow()
+    record = bundles.record()
+
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.TIMED_OUT)
+    assert [phase for phase, _ in phases(record)] == ["launch", "execute", "fetch", "undeploy", "destroy"]
+    assert dict(phases(record))["undeploy"] == 0
+    found = outputs(bundles.one())
+    assert (found["half.txt"], found["stdout.log"]) == ("half\n", "undeployed\n")
+    assert bundles.failed_checks() == []
+
+
+def test_a_cancelled_one_ends_its_scripts_and_undeploy_still_runs(described, bundles):
+    flow = described(
+        "echo half > half.txt; echo $$ > pid.txt; echo begun; sleep 300", undeploy="cat pid.txt; echo undeployed"
+    )
+    asking = threading.Thread(target=copy_context().run, args=(_cancel_when_begun, bundles))
+    asking.start()
+    with pytest.raises(KeyboardInterrupt):
+        flow()
+    asking.join()
+    record, found = bundles.record(), outputs(bundles.one())
+
+    assert (record.status, record.job_status.partial) == (Status.CANCELLED, True)
+    assert [phase for phase, _ in phases(record)] == ["launch", "execute", "fetch", "undeploy", "destroy"]
+    assert found["half.txt"] == "half\n"
+    assert found["stdout.log"].endswith("undeployed\n")
+    assert not Path(f"/proc/{found['pid.txt'].strip()}").exists()
+    assert bundles.failed_checks() == []
+
+
+def _cancel_when_begun(bundles: Bundles) -> None:
+    logs = lambda: [one for one in bundles.home.rglob("stdout.log") if "begun" in one.read_text()]  # noqa: E731
+    (log,) = waited(logs, "the script's first word")
+    folder = log.parents[1]
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(folder.name), Cancelling())
+    OpenBundle.load(folder.parent, folder.name).ask_to_cancel()
+
+
+def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(described, bundles):
+    flow = described(
+        'echo "$ccptaskid" > task.txt; echo "I am ${ccptaskid##*.}"; test "${ccptaskid##*.}" != 2',
+        undeploy="true",
+        ccpreplicas={"type": "string", "default": "1"},
+    )
+    with pytest.raises(ScriptError, match="of replica 2 ended with exit code 1"):
+        flow(ccpreplicas="3")
+    record, found = bundles.record(), outputs(bundles.one())
+
+    assert record.status is Status.FAILED
+    for number, code in ((1, 0), (2, 1), (3, 0)):
+        assert dict(phases(record, f"1.{number}"))["execute"] == code
+        assert found[f"replica-{number}/task.txt"] == f"{record.id}.1.{number}\n"
+    assert sorted(found["stdout.log"].splitlines()) == [f"[{n}] I am {n}" for n in (1, 2, 3)]
+    assert bundles.failed_checks() == []
+
+
+def test_an_image_is_never_dropped_in_silence(described, bundles):
+    with pytest.raises(PlanError, match="image"):
+        described(ccpimage={"type": "string", "format": "url", "default": "science/ndvi:1"})()
+    record = bundles.record()
+
+    assert record.status is Status.FAILED
+    assert phases(record) == [("launch", 1), ("destroy", 0)]
+    assert record.instance.runs is None
+
+
+def test_the_next_attempt_has_a_data_folder_of_its_own(described, bundles):
+    flow = described('test ! -e seen && touch seen "try-${ccptaskid%.*}"; test "${ccptaskid%.*}" = "$EXECUTION_ID.2"')
+    flow.with_options(retries=1)()
+    record = bundles.record()
+
+    assert record.status is Status.COMPLETED
+    assert [phases(record, f"{attempt}.1")[1] for attempt in (1, 2)] == [("execute", 1), ("execute", 0)]
+    assert f"try-{record.id}.2" in outputs(bundles.one())
+
+
+@pytest.mark.long
+def test_the_ro_crate_validator_and_ogc_agree(described, bundles, tmp_path):
+    (tmp_path / "a.txt").write_text("given")
+    file = {"type": "string", "format": "uri-reference"}
+    with pytest.raises(ScriptError):
+        described("cat {{ text }} > out; exit 1", deploy="true", undeploy="true", text=file)(
+            text=str(tmp_path / "a.txt")
+        )
+    folder = bundles.one()
+
+    assert issues_in(folder, warm_cache(tmp_path)) == []
+    judged = {"method": "process", "request": "execute", "jobStatus": "statusInfo"}
+    for name, schema in judged.items():
+        assert ogc.faults(schema, json.loads((folder / f"metadata/{name}.json").read_bytes())) == [], name
