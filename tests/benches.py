@@ -48,6 +48,7 @@ def kept(bench: Workbench, execution_id: str = EXECUTION_ID, **changes: Any) -> 
     """Put an execution on the bench that ended, and seal, archive and index it."""
     outputs = changes.pop("outputs", OUTPUTS)
     bundle = begun(bench, record_of(execution_id, **changes), outputs)
+    bench.leases.release(execution_id)
     outcome = bench.settle(execution_id)
     assert outcome is not None
     assert outcome.archived

@@ -195,6 +195,7 @@ def test_a_file_that_is_gone_from_the_archive_is_named(tmp_path):
 def test_an_open_execution_is_not_exported(tmp_path):
     bench = bench_at(tmp_path)
     begun(bench, record_of(end=Status.EXECUTING))
+    bench.leases.release(EXECUTION_ID)
     with pytest.raises(NotAvailableError, match="export it when it has ended"):
         exported(bench)
 

@@ -181,6 +181,7 @@ def test_other_content_of_the_same_id_is_refused_with_both_digests(theirs, ours,
 
 def test_an_execution_that_runs_here_is_not_replaced(theirs, ours, tmp_path):
     begun(ours, record_of(end=Status.EXECUTING))
+    ours.leases.release(EXECUTION_ID)
     with pytest.raises(ImportRefusedError, match="has not been sealed"):
         imported(ours, exported(theirs, tmp_path / "x.zip"))
 

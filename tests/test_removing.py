@@ -57,6 +57,7 @@ def test_to_remove_again_changes_nothing(tmp_path):
 def test_an_execution_that_has_not_ended_is_not_removed(tmp_path):
     bench = bench_at(tmp_path)
     begun(bench, record_of(end=Status.EXECUTING))
+    bench.leases.release(EXECUTION_ID)
     with pytest.raises(NotAvailableError, match="has not been sealed"):
         removed(bench)
     assert bench.record(EXECUTION_ID).status is Status.EXECUTING
@@ -78,6 +79,7 @@ def test_what_the_archive_has_not_is_never_cleared(tmp_path):
     bench.archive.remove(EXECUTION_ID)
     kept(bench, OTHER_ID, request=a_request(execution_id=OTHER_ID, archive=ArchiveLevel.OUTPUTS))
     begun(bench, record_of("running", end=Status.EXECUTING))
+    bench.leases.release("running")
     told = cleared(bench)
     assert told[EXECUTION_ID] == ("kept", "it is not in the archive")
     assert told[OTHER_ID] == ("kept", "the archive does not have inputs/picture.png")

@@ -13,7 +13,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = ("bench_flow.py", "bench_events.py", "bench_seal.py", "bench_ledger.py", "bench_archive.py")
+SCRIPTS = (
+    "bench_flow.py",
+    "bench_events.py",
+    "bench_seal.py",
+    "bench_export.py",
+    "bench_ledger.py",
+    "bench_archive.py",
+)
 
 
 def main() -> int:
