@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -34,6 +35,7 @@ from prefect_executions.workbench.checking import verify_execution, verify_targe
 from prefect_executions.workbench.exporting import export
 from prefect_executions.workbench.importing import Taken, Terms, take_in
 from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.removing import remove
 from records import EXECUTION_ID, OUTPUTS
 
 NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
@@ -445,3 +447,77 @@ def test_an_export_without_all_data_is_verified_as_far_as_it_goes(theirs, tmp_pa
     (told,) = verify_target(Reader(theirs), str(exported(theirs, tmp_path / "x.zip", level=Level.METADATA)))
     assert told.report.passed
     assert any("level 'metadata'" in words for words in told.report.unchecked)
+
+
+KILLED = """
+import os, shutil, sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benches import bench_at
+from prefect_executions.bundles.zipreading import Limits
+from prefect_executions.milestones import EVENT
+from prefect_executions.settings import ImportNames
+from prefect_executions.workbench.checking import verify_execution
+from prefect_executions.workbench.importing import Terms, take_in
+from prefect_executions.workbench.reading import Reader
+
+TERMS = Terms(Limits(), ImportNames.PORTABLE, datetime(2026, 10, 1, tzinfo=UTC))
+target, home, execution_id = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+step = {"left": -1}
+
+def hear(event, told):
+    if event == EVENT and step["left"] >= 0:
+        step["left"] -= 1
+        if step["left"] < 0:
+            os._exit(9)
+
+sys.addaudithook(hear)
+empty = bench_at(home / "empty")  # a new ledger takes longer than all the rest
+empty.ledger.list()
+empty.ledger.close()
+for number in range(0, 1000, 3):
+    here = home / str(number)
+    shutil.copytree(home / "empty", here)
+    child = os.fork()
+    if child == 0:
+        step["left"] = number
+        take_in(bench_at(here), target, TERMS)
+        os._exit(0)
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    bench = bench_at(here)
+    before = bench.archive.seal_of(execution_id)
+    if before is not None:
+        assert all(copy.report.passed for copy in verify_execution(Reader(bench), execution_id)), number
+    (taken,) = take_in(bench, target, TERMS)
+    assert (taken.result == "unchanged") is (before is not None), number
+    assert bench.archive.imported(execution_id).imported == TERMS.at, number
+    assert [row.id for row in bench.ledger.list().rows] == [execution_id], number
+    assert not list((bench.folder / ".open").iterdir()), number
+    if not killed:
+        print(number)
+        break
+"""
+
+
+@pytest.mark.long
+def test_an_import_that_is_killed_at_any_step_goes_on_with_the_next(theirs, tmp_path):
+    place = exported(theirs, tmp_path / "x.zip")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED, str(place), str(tmp_path / "homes"), EXECUTION_ID],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
+
+
+def test_what_was_removed_may_be_imported_again(theirs, ours, tmp_path):
+    place = exported(theirs, tmp_path / "x.zip")
+    imported(ours, place)
+    remove(ours, EXECUTION_ID, why="asked for", at=NOW)
+    assert imported(ours, place)[0].result == "imported"
+    assert ours.ledger.get(EXECUTION_ID).origin == "x.zip"

@@ -25,6 +25,7 @@ from prefect_executions.executions import Raised, Usage
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status, advance
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.workbench import Ending, pending
+from prefect_executions.workbench.removing import remove
 from records import OUTPUTS, a_method, a_request
 from scenes import FAR, Scene, age
 
@@ -98,6 +99,16 @@ def test_what_ended_before_it_began_is_sealed_from_prefect_alone(scene):
     assert {row.id for row in scene.bench.ledger.list().rows} == set(scene.seals())
     assert list(scene.bench.unfinished()) == []
     assert scene.settle() == {}
+
+
+def test_what_was_removed_is_not_sealed_anew(scene):
+    run = scene.run(scene.deploy(rests), Pending(), Cancelled(), ago=A_WHILE)
+    scene.settle()
+    assert scene.seals() == [str(run.id)]
+    remove(scene.bench, str(run.id), why="asked for", at=datetime.now(UTC))
+    assert scene.settle(since=datetime.now(UTC) - timedelta(days=1)) == {}
+    assert scene.seals() == []
+    assert scene.bench.ledger.list().rows == ()
 
 
 def test_a_run_that_is_kept_in_another_archive_is_left_to_that(scene):

@@ -51,10 +51,12 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     execution_id = hall.find(execution)
     record, standing, links = hall.record(execution_id), hall.standing(execution_id), hall.links(execution_id)
     late = hall.late_words(execution_id) if standing.sealed else ()
+    came = hall.imported(execution_id) if standing.folder is None else None
     if as_json:
-        show_json(_everything(record, standing, links) | {"lateWords": late})
+        show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came})
         return
     show_facts(_facts(record, standing, links))
+    show_facts([("imported", when(came.imported)), ("origin", came.origin)] if came else [])
     show_table(("name", "value"), _inputs(record), title="input")
     show_table(("name", "size", "media type"), _outputs(hall, execution_id), title="output")
     show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")

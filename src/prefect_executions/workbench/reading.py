@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from prefect_executions.archive import ArchivedBundle
+from prefect_executions.archive import ArchivedBundle, Imported
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.sources import FolderSource, Source
 from prefect_executions.bundles.writing import OpenBundle
@@ -113,6 +113,12 @@ class Reader:
             return Links(ledger.naming(execution_id), ledger.made_from(execution_id), ledger.used_by(execution_id))
         except LedgerError:
             return Links()
+
+    def imported(self, execution_id: str) -> Imported | None:
+        """Return how an execution was imported, or None; nothing where the archive cannot be asked."""
+        with suppress(ArchiveError):
+            return self.workbench.archive.imported(execution_id)
+        return None
 
     def late_words(self, execution_id: str) -> tuple[LateWord, ...]:
         """Return what was heard of an execution after it was sealed; nothing where the archive cannot be asked."""
