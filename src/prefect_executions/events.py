@@ -40,6 +40,17 @@ _OUTPUTS = "outputs/"
 _LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
 
 
+class SeenLabel(StrEnum):
+    """A label of a flow run by which its worker tells what the platform said of its container."""
+
+    IMAGE = "prefect-executions.seen.image"
+    IMAGE_ID = "prefect-executions.seen.image-id"
+    IMAGE_DIGEST = "prefect-executions.seen.image-digest"
+    CONTAINER = "prefect-executions.seen.container"
+    POD = "prefect-executions.seen.pod"
+    NODE = "prefect-executions.seen.node"
+
+
 class EventName(StrEnum):
     """Every event that we emit."""
 

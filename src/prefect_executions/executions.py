@@ -145,6 +145,9 @@ class Infrastructure(Document):
     worker_id: str | None = None
     image: str | None = None
     image_digest: str | None = None
+    """The digest under which the registry has the image; one that came from no registry has none."""
+    image_id: str | None = None
+    """The digest of the image's configuration, by which an engine knows it."""
     job_variables: dict[str, Any] = {}
     identifier: str | None = None
     """Prefect's infrastructure id: a pid, ``<docker host>:<container id>`` or ``<namespace>:<job>``."""

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from prefect_executions.errors import WorldError
 
-Target = Annotated[str | None, Parameter(name=["--output", "-o"])]
+Target = Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)]
 
 
 def save(blocks: Iterable[bytes], target: Path) -> None:

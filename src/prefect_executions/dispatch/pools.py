@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TIME_LIMIT = "EXECUTIONS_TIME_LIMIT"
 """The variable by which a run is told its time limit, whatever its pool."""
 
+# What the pod gets and what it may use at most, in the base job template of prefect-kubernetes.
+_OF_KUBERNETES = {"cpus": ("cpu_request", "cpu_limit"), "memory": ("memory_request", "memory_limit")}
 _CONTAINERS = ("docker", "kubernetes")  # what the types of such pools end with, our own as well as Prefect's
 
 
@@ -76,6 +78,8 @@ def wished(pool: WorkPool, resources: Resources, standing: Mapping[str, Any]) ->
     wishes = {name: value for name, value in wishes.items() if value is not None}
     told = {name: value for name, value in wishes.items() if name in _variables(pool)}
     others = {name: value for name, value in wishes.items() if name not in told}
+    for name in [name for name in others if set(_OF_KUBERNETES.get(name, ("-",))) <= _variables(pool).keys()]:
+        told |= dict.fromkeys(_OF_KUBERNETES[name], str(others.pop(name)))
     if others and not pool.type.endswith("docker"):
         raise RequestError(_refusal(pool, others))
     if others:

@@ -4,7 +4,16 @@ The only room below the flow that knows Prefect. It gives our own values and
 hides Prefect's clients; it decides nothing.
 """
 
-from prefect_executions.engine.asking import caller, created_by, deployment, flow_run, history, infrastructure, seen
+from prefect_executions.engine.asking import (
+    caller,
+    created_by,
+    deployment,
+    flow_run,
+    history,
+    infrastructure,
+    placed,
+    seen,
+)
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
 from prefect_executions.engine.client import answering, client, configured_api, greet
@@ -54,6 +63,7 @@ __all__ = [
     "mark_flows",
     "method_flows",
     "open_runs",
+    "placed",
     "put_to_end",
     "request_of",
     "runs_of",

@@ -13,7 +13,8 @@ from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import in_utc, json_value
 from prefect_executions.engine.client import client, configured_api
 from prefect_executions.errors import OrchestratorError
-from prefect_executions.executions import Deployment, Infrastructure
+from prefect_executions.events import SeenLabel
+from prefect_executions.executions import Deployment, Infrastructure, Instance
 from prefect_executions.lifecycle import PrefectState, Seen
 
 if TYPE_CHECKING:
@@ -85,11 +86,25 @@ def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructu
         work_queue=run.work_queue_name,
         worker=_text(labels.get("prefect.worker.name")) or environment.get("PREFECT__WORKER_NAME"),
         worker_id=environment.get("PREFECT__WORKER_ID"),
+        image=_text(labels.get(SeenLabel.IMAGE)),
+        image_digest=_text(labels.get(SeenLabel.IMAGE_DIGEST)),
+        image_id=_text(labels.get(SeenLabel.IMAGE_ID)),
         job_variables=variables,
         identifier=run.infrastructure_pid,
         prefect_version=prefect.__version__,
         prefect_api=configured_api(),
     )
+
+
+def placed(instance: Instance, run: FlowRun) -> Instance:
+    """Return *instance* with the container, pod and node that the worker of *run* saw, where the run did not."""
+    labels = run.labels or {}
+    seen_outside = {
+        "container_id": instance.container_id or _text(labels.get(SeenLabel.CONTAINER)),
+        "pod": instance.pod or _text(labels.get(SeenLabel.POD)),
+        "node": instance.node or _text(labels.get(SeenLabel.NODE)),
+    }
+    return instance.model_copy(update=seen_outside)
 
 
 def deployment(run: FlowRun, environment: Mapping[str, str]) -> Deployment | None:

@@ -37,7 +37,7 @@ def continued(
     job_status = _begun(record.job_status, heard)
     if (here.hostname, here.pid) != (before.hostname, before.pid):
         job_status = _moved(job_status, before, here)
-        for changed in _changed(record.method.code, the_method(declared, settings)[0].code):
+        for changed in _changed(record.method.code, the_method(declared, run, settings)[0].code):
             note = f"{changed} was changed since it began; the bundle keeps it as it was then"
             job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
     used = (before.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})

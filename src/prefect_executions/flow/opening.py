@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_executions import engine
+from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture import machine
 from prefect_executions.capture.code import REQUIREMENTS, identify
 from prefect_executions.errors import ArchiveError, OrchestratorError
@@ -65,7 +66,7 @@ def opening(
 
     *heard* are Prefect's states so far.
     """
-    method, code = the_method(declared, settings)
+    method, code = the_method(declared, run, settings)
     return Opening(
         ExecutionRecord(
             method=method,
@@ -90,7 +91,8 @@ def opening(
 def instance(run: FlowRun, settings: Settings) -> Instance:
     """Return where this process runs, and whether it was started for *run* alone."""
     here = machine.observe(environment=os.environ, allowed=settings.environment)
-    return here.model_copy(update={"own_process": current_id() is None and owns_process(run)})
+    own = current_id() is None and owns_process(run)
+    return engine.placed(here, run).model_copy(update={"own_process": own})
 
 
 def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:
@@ -100,7 +102,7 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
     are the raw parameters, because none were validated.
     """
     # A dirty tree that is refused is the end that is to be told here, not a reason to tell nothing.
-    method, code = the_method(declared, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
+    method, code = the_method(declared, run, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
     return Opening(
         ExecutionRecord(
             method=method,
@@ -146,8 +148,10 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
         return None
 
 
-def the_method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
+def the_method(declared: Declared, run: FlowRun, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
     """Return the Method with the identity of its code, and the files of that code."""
+    there = infrastructure(run, settings)
+    settings = settings.model_copy(update={"image": there.image or "", "image_digest": there.image_digest or ""})
     identity, code = identify(declared.descriptor or declared.function, settings=settings, environment=os.environ)
     if declared.withheld:
         code = {path: data for path, data in code.items() if path == REQUIREMENTS}
@@ -157,4 +161,20 @@ def the_method(declared: Declared, settings: Settings) -> tuple[Method, Mapping[
 def infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
     """Return what Prefect, its worker and the operator say about where *run* was sent."""
     told = engine.infrastructure(run, os.environ)
-    return told.model_copy(update={"image": settings.image or None, "image_digest": settings.image_digest or None})
+    image, digest = settings.image or told.image, settings.image_digest or told.image_digest
+    return told.model_copy(update={"image": image, "image_digest": digest})
+
+
+def seen_late(bundle: OpenBundle, run: FlowRun, settings: Settings) -> tuple[Infrastructure, Instance] | None:
+    """Return what a worker told of *run* after its record was opened; None where there is nothing to ask for.
+
+    On Kubernetes the image is known when the container runs, and the Method may be faster.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    told, here = bundle.read(Infrastructure), bundle.read(Instance)
+    if told is None or here is None or not told.type.endswith("kubernetes") or told.image_id or told.image_digest:
+        return None
+    newest = engine.flow_run(run.id)
+    return (infrastructure(newest, settings), engine.placed(here, newest)) if newest else None

@@ -40,7 +40,7 @@ from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import knock, owns_process
 from prefect_executions.flow.following import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.inputs import Inputs
-from prefect_executions.flow.opening import now, opening, the_workbench
+from prefect_executions.flow.opening import now, opening, seen_late, the_workbench
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
 from prefect_executions.flow.stopping import Reins
 from prefect_executions.lifecycle import JobStatus, Observer, Status, advance
@@ -321,6 +321,8 @@ class Recording:
                 self._write(self.bundle, told)
         if self._comes_again(error):
             return
+        with self._never_losing("telling what the worker saw"):
+            self._write(self.bundle, *(seen_late(self.bundle, self.run, self.settings) or ()))
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)
         reach(Milestone.LEFT, self.record.id)

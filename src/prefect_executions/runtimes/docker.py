@@ -91,7 +91,7 @@ class DockerRuntime:
         if request.image is None or reasons:
             raise refusal(self.name, request, reasons)
         image = self._image(request, request.image)
-        digest = _digest(request.image, image)
+        digest = registry_digest(request.image, image)
         spec = _container(request, image["Id"], network, engine)
         if digest is not None:
             spec["Labels"][f"{PREFIX}.image-digest"] = digest
@@ -250,8 +250,8 @@ def _typed(api: APIClient) -> Any:
     return api
 
 
-def _digest(name: str, image: Mapping[str, Any]) -> str | None:
-    """The one digest under which the registry of *name* knows the image; None when it has none, or several."""
+def registry_digest(name: str, image: Mapping[str, Any]) -> str | None:
+    """Return the one digest under which the registry of *name* knows the image; None when it has none, or several."""
     repository, _ = parse_repository_tag(name)
     plain = repository.removeprefix("docker.io/").removeprefix("library/")
     found = {told for told in image.get("RepoDigests") or () if told.partition("@")[0] in {repository, plain}}

@@ -1,0 +1,11 @@
+"""Our types of Prefect workers, registered with Prefect as a collection; each needs its extra."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+# Prefect imports this module to find types of workers; a class registers itself.
+if find_spec("prefect_docker"):
+    import prefect_executions.runtimes.docker_worker
+if find_spec("prefect_kubernetes"):
+    import prefect_executions.runtimes.kubernetes_worker  # noqa: F401

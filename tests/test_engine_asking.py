@@ -1,0 +1,70 @@
+"""What Prefect and its workers say of where a run was sent: told where it was seen, and nowhere else."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+from prefect.client.schemas.objects import FlowRun
+
+from prefect_executions import engine
+from prefect_executions.events import SeenLabel
+from prefect_executions.executions import Instance
+from prefect_executions.runtimes.telling import of_pods
+
+SHA = "sha256:" + "a" * 64
+NOON = datetime(2026, 9, 22, 12, tzinfo=UTC)
+
+
+def a_run(labels: dict[str, Any]) -> FlowRun:
+    return FlowRun(flow_id=uuid4(), labels={"prefect.worker.type": "executions-docker", **labels})
+
+
+def a_pod(name: str, image_id: str | None, at: datetime = NOON) -> dict[str, Any]:
+    """A pod as Kubernetes' clients tell it; without an image where its container has not run."""
+    statuses = (
+        None if image_id is None else [{"image": "coins:1", "image_id": image_id, "container_id": "docker://c0ffee"}]
+    )
+    return {
+        "metadata": {"name": name, "creation_timestamp": at},
+        "spec": {"node_name": "node-1"},
+        "status": {"container_statuses": statuses},
+    }
+
+
+def test_what_a_worker_saw_is_told():
+    run = a_run({SeenLabel.IMAGE: "coins:1", SeenLabel.IMAGE_ID: SHA, SeenLabel.IMAGE_DIGEST: SHA})
+    told = engine.infrastructure(run, {})
+    assert (told.type, told.image, told.image_id, told.image_digest) == ("executions-docker", "coins:1", SHA, SHA)
+
+
+def test_what_no_worker_saw_is_absent():
+    told = engine.infrastructure(a_run({}), {})
+    assert (told.image, told.image_id, told.image_digest) == (None, None, None)
+    assert engine.placed(Instance(), a_run({})) == Instance()
+
+
+def test_what_the_run_saw_itself_goes_before_what_its_worker_saw():
+    run = a_run({SeenLabel.CONTAINER: "outside", SeenLabel.NODE: "node-1", SeenLabel.POD: "pod-1"})
+    told = engine.placed(Instance(container_id="inside"), run)
+    assert (told.container_id, told.node, told.pod) == ("inside", "node-1", "pod-1")
+
+
+def test_of_several_pods_the_newest_that_has_run_is_told():
+    pods = [
+        a_pod("first", f"docker-pullable://science/coins@{SHA}"),
+        a_pod("second", f"docker://{SHA}", NOON + timedelta(minutes=1)),
+        a_pod("third", None, NOON + timedelta(minutes=2)),
+    ]
+    assert of_pods(pods) == {
+        SeenLabel.IMAGE.value: "coins:1",
+        SeenLabel.IMAGE_ID.value: SHA,
+        SeenLabel.CONTAINER.value: "c0ffee",
+        SeenLabel.POD.value: "second",
+        SeenLabel.NODE.value: "node-1",
+    }
+    first = of_pods(pods[:1])
+    assert first[SeenLabel.IMAGE_DIGEST.value] == SHA
+    assert SeenLabel.IMAGE_ID.value not in first
+    assert of_pods(pods[2:]) == {}
