@@ -28,6 +28,7 @@ import prefect_executions
 from house import House
 from prefect_executions import documents, errors, events, executions, lifecycle, methods, settings
 from prefect_executions.archive import ArchivedData, Seal
+from prefect_executions.attestation import reviewing
 from prefect_executions.bundles import layout
 from prefect_executions.documents import Document
 from prefect_executions.runtimes import ProcessRuntime, Wish
@@ -122,6 +123,10 @@ def _runtimes() -> str:
     return table(*rows)
 
 
+def _review() -> str:
+    return "".join(["```sh\n", *(f"{line}\n" for line in reviewing.commands("SIGNER.pem")), "```\n"])
+
+
 def _commands() -> str:
     rows = [("command", "what it does")]
     rows += [(f"`executions {name}`", help_text.partition("\n")[0]) for name, help_text in commands().items()]
@@ -155,6 +160,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "commands": _commands,
     "events": _events,
     "runtimes": _runtimes,
+    "review": _review,
     Seal.file_name: _seal,
     **{
         document.file_name: (lambda name=document.file_name: _example(name))

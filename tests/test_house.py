@@ -19,7 +19,7 @@ FLOORS = (
     {"documents", "media", "settings", "durability", "milestones", "phases"},
     {"methods", "lifecycle"},
     {"executions", "events", "query"},
-    {"provenance", "crate", "capture", "access", "ledger"},
+    {"provenance", "crate", "attestation", "capture", "access", "ledger"},
     {"bundles"},
     {"archive", "runtimes", "engine"},
     {"workbench"},
@@ -47,12 +47,13 @@ WORLD = {
     "sqlite3": {"ledger"},
     "psycopg": {"ledger"},
     "prov": {"provenance"},
+    "cryptography": {"attestation"},
     "cyclopts": {"cli"},
 }
 
 PURE = (
     {"errors", "documents", "milestones", "phases", "methods", "lifecycle", "executions", "events", "query"}
-    | {"provenance", "crate", "access"}
+    | {"provenance", "crate", "attestation", "access"}
 )  # fmt: skip
 IMPURE_MODULES = {"time", "random", "subprocess", "socket", "tempfile", "shutil", "urllib.request", "asyncio"}
 IMPURE_CALLS = re.compile(

@@ -125,6 +125,11 @@ class Settings(BaseSettings):
         description="How long the archive keeps executions: rules that 'executions retain' carries out, separated "
         "by commas: METHOD=90d, METHOD:FAILED=14d, *=365d.",
     )
+    signing_key: Path | None = Field(
+        default=None,
+        description="The private key, Ed25519 in PEM, that seals are signed with; trusted keys lie beside it in "
+        "trusted/. Default: keys/signing.pem in the home folder, where there is one.",
+    )
     capture_streams: bool = Field(default=True, description="Whether stdout and stderr are kept in the bundle.")
 
     @field_validator("environment", "method_types", "retention", mode="before")
@@ -167,6 +172,10 @@ class Settings(BaseSettings):
     @property
     def workbench_folder(self) -> Path:
         return (self.workbench or self.home_folder / "workbench").expanduser().absolute()
+
+    @property
+    def signing_key_file(self) -> Path:
+        return (self.signing_key or self.home_folder / "keys" / "signing.pem").expanduser().absolute()
 
     @property
     def archive_url(self) -> str:

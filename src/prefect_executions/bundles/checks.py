@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from hashlib import sha256
 
 from prefect_executions import provenance
+from prefect_executions.attestation import PAYLOAD_TYPE, Statement
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence
+from prefect_executions.documents import text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.executions import Account, ExecuteRequest, StepTold
 from prefect_executions.lifecycle import AS_OGC, Happening, JobStatus, Status, faults
@@ -208,6 +211,43 @@ def _crate(seen: Evidence) -> Findings:
     yield from _differences(seen.account, seen.told_by_crate, layout.CRATE)
 
 
+def _signature(seen: Evidence) -> Findings:
+    """The attestation is signed by who is trusted, and speaks of this manifest, its files and this execution."""
+    if layout.ATTESTATION not in seen.files:
+        if seen.trusted:
+            yield Unchecked("it is not signed")
+        return
+    for one in seen.envelope.signatures:
+        key = seen.trusted.get(one.key_id)
+        if key is None and seen.trusted:
+            yield f"{layout.ATTESTATION} is signed with the key {one.key_id}, which is not trusted here"
+        elif key is None:
+            yield Unchecked(f"no key is trusted here, so nobody knows whether the signature of {one.key_id} is right")
+        elif not key.signed(seen.envelope.signed, one.data):
+            yield f"{layout.ATTESTATION}: the signature is not that of the key {one.key_id} over what it holds"
+    if seen.envelope.payload_type != PAYLOAD_TYPE:
+        yield f"{layout.ATTESTATION} holds {seen.envelope.payload_type}; a seal is signed as {PAYLOAD_TYPE}"
+        return
+    yield from _statement(seen, Statement.from_json(seen.envelope.payload, layout.ATTESTATION))
+
+
+def _statement(seen: Evidence, told: Statement) -> Findings:
+    sealed = {**seen.listed, layout.MANIFEST: sha256(seen.bytes_of(layout.MANIFEST)).hexdigest()}
+    for path in sorted(sealed.keys() | told.subjects.keys()):
+        said, signed = sealed.get(path), told.subjects.get(path)
+        if said != signed:
+            yield f"{path!r} was signed as {_words(signed)}; the manifest says {_words(said)}"
+    status = seen.document(JobStatus)
+    pairs = {
+        "execution": (told.execution_id, status.job_id),
+        "start": (told.started, text_of_time(status.started) if status.started else None),
+        "end": (told.finished, text_of_time(status.finished) if status.finished else None),
+    }
+    for what, (signed, said) in pairs.items():
+        if signed != said:
+            yield f"the {what} was signed as {_words(signed)}; {JobStatus.file_name} says {_words(said)}"
+
+
 CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "layout": _layout,
     "manifest": _manifest,
@@ -224,6 +264,7 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "provenance": _provenance,
     "provenance-times": _provenance_times,
     "crate": _crate,
+    "signature": _signature,
 }
 """Every check by its name, in the order in which they are told."""
 

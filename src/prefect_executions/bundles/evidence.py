@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar, cast
 
 from prefect_executions import crate, provenance
+from prefect_executions.attestation import Envelope, VerifyingKey
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.sources import Source
 from prefect_executions.bundles.zipreading import Limits, ZipReader
@@ -34,6 +35,7 @@ from prefect_executions.settings import ArchiveLevel
 D = TypeVar("D", bound=Document)
 
 _WHOLE = {*(kind.file_name for kind in layout.DOCUMENTS), layout.PROVENANCE, layout.CRATE, layout.MANIFEST}
+_WHOLE |= {layout.ATTESTATION}
 """The files that are read as a whole."""
 
 _DATA = (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP)
@@ -55,9 +57,11 @@ class Member(NamedTuple):
 class Evidence:
     """All that the checks look at."""
 
-    def __init__(self, source: Source, limits: Limits) -> None:
+    def __init__(self, source: Source, limits: Limits, trusted: Mapping[str, VerifyingKey]) -> None:
         self.source = source
         self.limits = limits
+        self.trusted = trusted
+        """The keys of those whose signature is believed, by their ids."""
         self._documents: dict[type[Document], Document] = {}
 
     @property
@@ -92,6 +96,15 @@ class Evidence:
             BundleError: If it is missing or no manifest.
         """
         return manifest.parse(self.bytes_of(layout.MANIFEST))
+
+    @cached_property
+    def envelope(self) -> Envelope:
+        """What the attestation holds, believed in nothing.
+
+        Raises:
+            BundleError: If it is missing or no envelope.
+        """
+        return Envelope.from_json(self.bytes_of(layout.ATTESTATION), layout.ATTESTATION)
 
     @cached_property
     def members(self) -> Mapping[str, Member]:

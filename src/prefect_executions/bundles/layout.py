@@ -23,6 +23,7 @@ PROVENANCE = "metadata/provo.xml"
 ATTESTATION = "metadata/attestation.dsse.json"
 CRATE = "ro-crate-metadata.json"
 MANIFEST = "manifest-sha256.txt"
+SSH_SIGNATURE = "manifest-sha256.txt.sig"
 OUTPUT_ZIP = "output.zip"
 STDOUT = "outputs/stdout.log"
 STDERR = "outputs/stderr.log"
@@ -37,12 +38,13 @@ FIXED = frozenset({document.file_name for document in DOCUMENTS}) | {
     ATTESTATION,
     CRATE,
     MANIFEST,
+    SSH_SIGNATURE,
     OUTPUT_ZIP,
 }
 """Every file whose name the format gives."""
 
-UNLISTED = frozenset({MANIFEST, ATTESTATION})
-"""The files that the manifest does not list: itself, and the attestation that signs it."""
+UNLISTED = frozenset({MANIFEST, ATTESTATION, SSH_SIGNATURE})
+"""The files that the manifest does not list: itself, and what signs it."""
 
 NAME_BYTES = 255
 """The longest name of one file on Linux and macOS, in bytes."""

@@ -1,4 +1,4 @@
-"""The light half of sealing: PROV, crate and manifest, made of what lies on the disk.
+"""The light half of sealing: PROV, crate, signature and manifest, made of what lies on the disk.
 
 Law: no clock and no chance goes in, so whoever seals, and how often, the bytes
 are the same. The manifest comes last and closes the bundle.
@@ -17,6 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 from prefect_executions import crate, provenance
+from prefect_executions.attestation import PAYLOAD_TYPE, SigningKey, sealed_envelope, statement_of
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gathering import Gathered, load_gathered
 from prefect_executions.bundles.writing import OpenBundle
@@ -28,10 +29,11 @@ from prefect_executions.milestones import Milestone, reach
 
 @dataclass(frozen=True)
 class Sealed:
-    """A sealed bundle: its record and its manifest."""
+    """A sealed bundle: its record, its manifest, and the signature of both where one was made."""
 
     record: ExecutionRecord
     manifest: bytes
+    attestation: bytes | None = None
 
     @property
     def sha256(self) -> str:
@@ -39,8 +41,8 @@ class Sealed:
         return sha256(self.manifest).hexdigest()
 
 
-def seal(bundle: OpenBundle) -> Sealed:
-    """Close *bundle*: write `provo.xml`, `ro-crate-metadata.json` and the manifest.
+def seal(bundle: OpenBundle, key: SigningKey | None = None) -> Sealed:
+    """Close *bundle*: write `provo.xml`, `ro-crate-metadata.json`, with a *key* the attestation, and the manifest.
 
     It reads what `gather` kept and hashes no output. It must be called under the
     bundle's lock, when `jobStatus.json` is final and lists what was gathered. A
@@ -53,7 +55,8 @@ def seal(bundle: OpenBundle) -> Sealed:
             or the disk cannot be written.
     """
     if bundle.sealed:
-        return Sealed(bundle.record(), _read(bundle.paths.manifest))
+        signed = _read(bundle.folder / layout.ATTESTATION) if _is_there(bundle, layout.ATTESTATION) else None
+        return Sealed(bundle.record(), _read(bundle.paths.manifest), signed)
     record = bundle.record()
     gathered = _check_ready(bundle, record)
     documents = [_listed(bundle, kind.file_name) for kind in layout.DOCUMENTS if _is_there(bundle, kind.file_name)]
@@ -63,10 +66,13 @@ def seal(bundle: OpenBundle) -> Sealed:
     provenance.write(record, files, story)
     files.append(_add(bundle, layout.PROVENANCE, story.getvalue()))
     files.append(_add(bundle, layout.CRATE, crate.build(record, files)))
-    sealed = Sealed(record, manifest.render(files))
+    closing = manifest.render(files)
+    attested = [] if key is None else [_attest(bundle, key, record, _as_file(layout.MANIFEST, closing), files)]
+    if key is None:
+        _forget_signature(bundle)
 
-    _close(bundle, sealed.manifest, [*documents, *files[-2:], *gathered.kept, gathered.output_zip])
-    return sealed
+    _close(bundle, closing, [*documents, *files[-2:], *gathered.kept, gathered.output_zip, *attested])
+    return Sealed(record, closing, _read(bundle.folder / layout.ATTESTATION) if attested else None)
 
 
 def _check_ready(bundle: OpenBundle, record: ExecutionRecord) -> Gathered:
@@ -82,6 +88,22 @@ def _check_ready(bundle: OpenBundle, record: ExecutionRecord) -> Gathered:
             f"the bundle {bundle.id} cannot be sealed: its jobStatus.json lists other outputs than it has"
         )
     return gathered
+
+
+def _attest(
+    bundle: OpenBundle, key: SigningKey, record: ExecutionRecord, closing: BundleFile, files: Iterable[BundleFile]
+) -> BundleFile:
+    """Sign before the manifest is in its place, so that a sealed bundle never gets a signature later."""
+    envelope = sealed_envelope(PAYLOAD_TYPE, statement_of(record, closing, files), key)
+    return _add(bundle, layout.ATTESTATION, envelope.to_json())
+
+
+def _forget_signature(bundle: OpenBundle) -> None:
+    """Remove what somebody signed whose sealing was cut short; its files may have been others."""
+    try:
+        (bundle.folder / layout.ATTESTATION).unlink(missing_ok=True)
+    except OSError as error:
+        raise BundleError(f"the bundle {bundle.id} cannot be sealed: {error}; try again") from error
 
 
 def _is_there(bundle: OpenBundle, name: str) -> bool:

@@ -7,10 +7,13 @@ against each other.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from prefect_executions.attestation import VerifyingKey
 from prefect_executions.bundles.checks import CHECKS, Unchecked
 from prefect_executions.bundles.evidence import Evidence
 from prefect_executions.bundles.sources import Source, open_source
@@ -21,6 +24,8 @@ SHOWN = 100
 """How many faults of one check are told; the rest is counted."""
 
 DEFAULT_LIMITS = Limits()
+NOBODY: Mapping[str, VerifyingKey] = MappingProxyType({})
+"""The keys of those whose signature is believed, where nobody said whose."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Report:
     """What a verification found."""
 
     checks: tuple[Check, ...]
+    signers: tuple[str, ...] = ()
+    """The ids of the keys that its signatures claim to be of; what became of the claim the checks tell."""
 
     @property
     def passed(self) -> bool:
@@ -58,29 +65,41 @@ class Report:
         return tuple(f"{check.name}: {words}" for check in self.checks for words in check.unchecked)
 
 
-def verify(bundle: Path | Source, *, limits: Limits = DEFAULT_LIMITS, only: Collection[str] | None = None) -> Report:
+def verify(
+    bundle: Path | Source,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    only: Collection[str] | None = None,
+    trusted: Mapping[str, VerifyingKey] = NOBODY,
+) -> Report:
     """Check a bundle: a folder, a zip of that folder, or what another room hands in.
 
     A damaged bundle is a report with faults and no error. *only* names the checks
-    to make, of `CHECKS`; the others are left out.
+    to make, of `CHECKS`; the others are left out. *trusted* are the keys of those whose
+    signature is believed, by their ids; without any a signature is told and not judged.
 
     Raises:
         NotFoundError: If there is nothing at the path.
     """
     names = [name for name in CHECKS if only is None or name in only]
     if not isinstance(bundle, Path):
-        return _report(bundle, limits, names)
+        return _report(Evidence(bundle, limits, trusted), names)
     try:
         with open_source(bundle, limits) as source:
-            return _report(source, limits, names)
+            return _report(Evidence(source, limits, trusted), names)
     except BundleError as error:
         # The zip around the bundle, or the folder itself, cannot be read.
         return Report((Check("layout", (f"{bundle.name}: {error}",)),))
 
 
-def _report(source: Source, limits: Limits, names: Collection[str]) -> Report:
-    evidence = Evidence(source, limits)
-    return Report(tuple(_check(name, evidence) for name in names))
+def _report(evidence: Evidence, names: Collection[str]) -> Report:
+    return Report(tuple(_check(name, evidence) for name in names), _signers(evidence))
+
+
+def _signers(evidence: Evidence) -> tuple[str, ...]:
+    with suppress(BundleError):
+        return tuple(one.key_id for one in evidence.envelope.signatures)
+    return ()
 
 
 def _check(name: str, evidence: Evidence) -> Check:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
@@ -19,6 +20,7 @@ from prefect_executions.settings import Settings
 if TYPE_CHECKING:
     from prefect_executions.settle import Settled
     from prefect_executions.workbench.checking import Verified
+    from prefect_executions.workbench.keys import KeyRing
 
 ledger = App(name="ledger", help="The index of executions.")
 
@@ -26,7 +28,7 @@ PAUSE = 60.0
 """Seconds between two rounds of `settle`."""
 
 
-def verify(target: str, /, *, as_json: Json = False) -> int:
+def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json = False) -> int:
     """Verify a bundle: its digests, and that its documents tell one story.
 
     Of an execution both copies are verified: that on the workbench and that in
@@ -34,18 +36,22 @@ def verify(target: str, /, *, as_json: Json = False) -> int:
 
     Args:
         target: An execution's id or its beginning, a folder, a zip, or the https://, http:// or s3:// address of a zip.
+        allowed_signers: A file as ssh-keygen reads it: manifest-sha256.txt.sig must be of somebody in it.
         as_json: One JSON document: every check with its faults.
     """
     # Start-up time of the CLI: lxml comes with it.
-    from prefect_executions.workbench.checking import verify_target  # noqa: PLC0415
+    from prefect_executions.workbench.checking import Trust, verify_target  # noqa: PLC0415
+    from prefect_executions.workbench.keys import KeyRing  # noqa: PLC0415
 
     told, passed = [], True
-    for one in verify_target(reader(), target):
+    ring = KeyRing(Settings.read())
+    for one in verify_target(reader(), target, Trust(ring.trusted(), allowed_signers)):
         passed = passed and one.report.passed
         if as_json:
             told.append(_as_json(one))
         else:
             _show(one)
+            _show_how_to_check(one, ring)
     if as_json:
         show_json({"target": target, "passed": passed, "copies": told})
     return OK if passed else FAILED
@@ -104,7 +110,7 @@ def _as_json(one: Verified) -> dict[str, Any]:
         {"name": check.name, "passed": check.passed, "faults": check.faults, "unchecked": check.unchecked}
         for check in one.report.checks
     ]
-    return {"place": one.place, "passed": one.report.passed, "checks": checks}
+    return {"place": one.place, "passed": one.report.passed, "signers": one.report.signers, "checks": checks}
 
 
 def _show(one: Verified) -> None:
@@ -118,6 +124,18 @@ def _show(one: Verified) -> None:
     failed = sum(not check.passed for check in one.report.checks)
     verdict = f"{failed} of {len(one.report.checks)} checks failed" if failed else "verified"
     say(f"{one.place}: {verdict}")
+
+
+def _show_how_to_check(one: Verified, ring: KeyRing) -> None:
+    if not one.report.signers:
+        return
+    # Start-up time of the CLI, as above.
+    from prefect_executions.attestation.reviewing import commands  # noqa: PLC0415
+
+    named = {key.id: str(key.path) for key in ring.people()}
+    say("\nThe signature, checked in the bundle's folder by openssl, without this package:")
+    for line in commands(named.get(one.report.signers[0], "SIGNER.pem")):
+        say(f"  {line}")
 
 
 def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) -> list[Settled]:

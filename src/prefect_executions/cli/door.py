@@ -22,6 +22,7 @@ from prefect_executions.cli import (
     removing,
     running,
     sharing,
+    signing,
     watching,
 )
 from prefect_executions.cli.codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
@@ -57,6 +58,7 @@ app.command(sharing.shares)
 app.command(removing.remove)
 app.command(removing.gc)
 app.command(removing.retain)
+app.command(signing.keys)
 app.command(checking.settle)
 app.command(checking.ledger)
 app.command(listing.methods)

@@ -47,7 +47,8 @@ def the_workbench(settings: Settings) -> Workbench:
 
     Connections do not survive a fork, so a child makes its own.
     """
-    key = (os.getpid(), repr((settings.workbench_folder, settings.archive_url, settings.ledger_url)))
+    places = (settings.workbench_folder, settings.archive_url, settings.ledger_url, settings.signing_key_file)
+    key = (os.getpid(), repr(places))
     if key not in _workbenches:
         _workbenches[key] = Workbench.of(settings, archive_block=engine.archive_block, tell=engine.EndTelling)
     return _workbenches[key]

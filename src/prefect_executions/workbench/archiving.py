@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from hashlib import sha256
 from typing import ClassVar
 
 from prefect_executions.archive import Archive, Content, goes_along
@@ -50,6 +51,8 @@ def content_of(bundle: OpenBundle, sealed: Sealed, at: datetime) -> Content:
     """Return what of a sealed bundle is to be archived at its archive level."""
     record, level = sealed.record, sealed.record.request.archive
     files = [*_listed(bundle, sealed), BundleFile(layout.MANIFEST, sealed.sha256, len(sealed.manifest))]
+    if sealed.attestation is not None:
+        files.append(BundleFile(layout.ATTESTATION, sha256(sealed.attestation).hexdigest(), len(sealed.attestation)))
     return Content(
         folder=bundle.folder,
         files=[file for file in files if not is_bulk(file.path)],

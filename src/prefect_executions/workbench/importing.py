@@ -203,7 +203,7 @@ class _Checking:
         bundle = OpenBundle.create(self._room, told.id, documents, fill=fill)
         gathered = gather(bundle)
         bundle.write_document(told.job_status.model_copy(update={"outputs": gathered.outputs}))
-        seal(bundle)
+        seal(bundle, self._workbench.signing_key())
         return bundle
 
 

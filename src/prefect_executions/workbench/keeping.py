@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect_executions.archive import Archive, Imported, Sealing, open_store
+from prefect_executions.attestation import SigningKey
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.gathering import Gathered, gather
 from prefect_executions.bundles.sealing import Sealed, seal
@@ -47,6 +48,7 @@ from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench import pending
 from prefect_executions.workbench.archiving import content_of, data_of, late_word, upload
+from prefect_executions.workbench.keys import KeyRing
 from prefect_executions.workbench.leases import Leases
 from prefect_executions.workbench.telling import EndTelling, Tell, tell_nobody
 
@@ -97,8 +99,10 @@ class Workbench:
         open_archive: Callable[[], Archive],
         open_ledger: Callable[[], Ledger],
         tell: Tell = tell_nobody,
+        signing_key: Callable[[], SigningKey | None] = lambda: None,
     ) -> None:
         self.folder = folder
+        self.signing_key = signing_key
         self._tell = tell
         self._open_archive = open_archive
         self._open_ledger = open_ledger
@@ -135,11 +139,18 @@ class Workbench:
             open_archive=open_archive,
             open_ledger=lambda: Ledger.open(settings.ledger_url),
             tell=tell,
+            signing_key=KeyRing(settings).signing_key,
         )
 
     def at(self, folder: Path) -> Workbench:
         """Return another Workbench of this machine that has the same archive and ledger."""
-        return Workbench(folder, open_archive=lambda: self.archive, open_ledger=lambda: self.ledger, tell=self._tell)
+        return Workbench(
+            folder,
+            open_archive=lambda: self.archive,
+            open_ledger=lambda: self.ledger,
+            tell=self._tell,
+            signing_key=self.signing_key,
+        )
 
     @property
     def archive(self) -> Archive:
@@ -197,7 +208,9 @@ class Workbench:
 
         Raises:
             ArchiveError: If the archive refuses; the Method must not run then.
+            SettingsError: If its seal could not be signed; nor then.
         """
+        self.signing_key()
         opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
         self.archive.open_record(record.id, opening.to_json(), place=str(self.folder))
         reach(Milestone.ANNOUNCED, record.id)
@@ -246,7 +259,7 @@ class Workbench:
                 job_status = follow(bundle.read(JobStatus), states)
                 bundle.write_document(ended(job_status, end, gathered, notes))
                 reach(Milestone.FINAL_STATUS, bundle.id)
-            sealed = seal(bundle)
+            sealed = seal(bundle, self.signing_key())
             here(Outcome(sealed.record.job_status, bundle.folder, archived=False))
             return self._close(bundle, sealed)
 
@@ -302,7 +315,7 @@ class Workbench:
             if not job_status.execution_status.terminal:
                 return None
             bundle.write_document(job_status.model_copy(update={"outputs": gather(bundle).outputs}))
-            return self._close(bundle, seal(bundle))
+            return self._close(bundle, seal(bundle, self.signing_key()))
 
     def unfinished(self) -> Iterator[str]:
         """Yield the ids of executions on this workbench that are not sealed, archived, indexed and told."""

@@ -1,0 +1,188 @@
+"""Keys lie in the home, private ones for their owner only, and none is ever overwritten; seals are signed with them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bundle_makers import an_open_bundle
+from prefect_executions.archive import open_archive
+from prefect_executions.bundles import layout
+from prefect_executions.cli import main
+from prefect_executions.errors import RequestError, SettingsError
+from prefect_executions.ledger import Ledger
+from prefect_executions.lifecycle import Observer, Status
+from prefect_executions.settings import Settings
+from prefect_executions.workbench import Ending, Workbench
+from prefect_executions.workbench.checking import Trust, verify_target
+from prefect_executions.workbench.keys import KeyRing
+from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.sshsigned import NAMESPACE
+from records import EXECUTION_ID, NOON, a_record
+from signers import a_key, a_signed_bundle
+
+END = Ending(Status.COMPLETED, None, NOON, Observer.HOOK)
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> KeyRing:
+    return KeyRing(Settings(home=tmp_path / "home"))
+
+
+def bench(tmp_path: Path, ring: KeyRing) -> Workbench:
+    return Workbench(
+        tmp_path / "bench",
+        open_archive=lambda: open_archive(str(tmp_path / "archive")),
+        open_ledger=lambda: Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}"),
+        signing_key=ring.signing_key,
+    )
+
+
+def test_a_home_without_a_key_signs_nothing_and_trusts_nobody(ring):
+    assert ring.signing_key() is None
+    assert (ring.trusted(), ring.people()) == ({}, ())
+
+
+def test_a_key_that_is_created_signs_and_is_trusted_and_nobody_else_can_read_it(ring):
+    made = ring.create("alice@example.org")
+    assert ring.private.stat().st_mode & 0o777 == 0o600
+    assert ring.people() == (made,)
+    assert ring.signing_key().public.id == made.id
+    assert ring.trusted()[made.id].signed(b"x", ring.signing_key().sign(b"x"))
+
+
+def test_no_key_is_ever_overwritten(ring):
+    made = ring.create("own")
+    private = ring.private.read_bytes()
+    with pytest.raises(RequestError, match="never overwritten"):
+        ring.create("other")
+    ring.private.unlink()
+    with pytest.raises(RequestError, match="trusted as own already"):
+        ring.create("own")
+    assert made.path.read_bytes() == a_public_key_of(private)
+
+
+def a_public_key_of(private: bytes) -> bytes:
+    from prefect_executions.attestation import SigningKey  # noqa: PLC0415 - one test's own
+
+    return SigningKey.from_pem(private, "it").public.pem
+
+
+def test_a_public_key_is_trusted_once_under_one_name(ring, tmp_path):
+    file = tmp_path / "bob.pem"
+    file.write_bytes(a_key().public.pem)
+    told = ring.trust(file, "bob")
+    assert (told.id, told.own) == (a_key().public.id, False)
+    with pytest.raises(RequestError, match="already, as bob"):
+        ring.trust(file, "bob2")
+    file.write_bytes(a_key("b").public.pem)
+    with pytest.raises(RequestError, match="trusted as bob already"):
+        ring.trust(file, "bob")
+    with pytest.raises(RequestError, match="cannot be the name"):
+        ring.trust(file, "../bob")
+
+
+def test_a_private_key_is_not_taken_for_a_public_one(ring, tmp_path):
+    file = tmp_path / "private.pem"
+    file.write_bytes(a_key().pem)
+    with pytest.raises(SettingsError, match="no public key"):
+        ring.trust(file, "bob")
+    assert ring.people() == ()
+
+
+def test_a_key_that_the_setting_names_must_be_there(tmp_path):
+    with pytest.raises(SettingsError, match="EXECUTIONS_SIGNING_KEY"):
+        KeyRing(Settings(home=tmp_path, signing_key=tmp_path / "none.pem")).signing_key()
+    (tmp_path / "bad.pem").write_text("no key")
+    with pytest.raises(SettingsError, match=r"bad\.pem is no private key"):
+        KeyRing(Settings(home=tmp_path, signing_key=tmp_path / "bad.pem")).signing_key()
+
+
+def test_a_method_does_not_begin_when_its_seal_could_not_be_signed(tmp_path):
+    broken = KeyRing(Settings(home=tmp_path, signing_key=tmp_path / "none.pem"))
+    with pytest.raises(SettingsError, match="EXECUTIONS_SIGNING_KEY"):
+        bench(tmp_path, broken).announce(a_record())
+
+
+def test_with_a_key_each_seal_is_signed_and_the_signature_is_archived(tmp_path, ring):
+    ring.create("own")
+    here = bench(tmp_path, ring)
+    folder = an_open_bundle(here.folder).folder
+    assert here.seal(EXECUTION_ID, END).archived
+    kept = here.archive.read(EXECUTION_ID, layout.ATTESTATION)
+    assert kept == (folder / layout.ATTESTATION).read_bytes()
+    copies = list(verify_target(Reader(here), EXECUTION_ID, Trust(ring.trusted())))
+    assert [one.place for one in copies] == ["workbench", "archive"]
+    assert [(one.report.faults, one.report.unchecked) for one in copies] == [((), ()), ((), copies[1].report.unchecked)]
+    assert not any("signature" in words for words in copies[1].report.unchecked)
+
+
+def test_a_seal_that_cannot_be_signed_now_is_made_by_the_next_settle(tmp_path, ring):
+    here = bench(tmp_path, ring)
+    an_open_bundle(here.folder)
+    ring.create("own")
+    good = ring.private.read_bytes()
+    ring.private.write_text("damaged")
+    with pytest.raises(SettingsError):
+        here.seal(EXECUTION_ID, END)
+    assert here.archive.seal_of(EXECUTION_ID) is None
+    ring.private.write_bytes(good)
+    assert here.settle(EXECUTION_ID).archived
+    assert here.archive.read(EXECUTION_ID, layout.ATTESTATION)
+
+
+def test_keys_are_made_listed_and_trusted_at_the_terminal(home, tmp_path, capsys):
+    assert main(["keys", "create", "--name", "alice", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    (tmp_path / "bob.pem").write_bytes(a_key().public.pem)
+    assert main(["keys", "trust", str(tmp_path / "bob.pem")]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["keys"]
+    assert [(one["name"], one["own"]) for one in told] == [("alice", True), ("bob", False)]
+    assert told[0]["id"] == made["id"]
+    assert main(["keys", "create"]) == 2
+
+
+def test_verify_tells_a_reviewer_what_to_type(home, tmp_path, capsys):
+    folder = a_signed_bundle(tmp_path).folder
+    assert main(["verify", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "openssl pkeyutl -verify -pubin -inkey SIGNER.pem -rawin" in told
+    (tmp_path / "alice.pem").write_bytes(a_key().public.pem)
+    main(["keys", "trust", str(tmp_path / "alice.pem")])
+    assert main(["verify", str(folder)]) == 0
+    assert f"-inkey {home}/keys/trusted/alice.pem" in capsys.readouterr().out
+    (folder / layout.ATTESTATION).write_bytes(
+        a_signed_bundle(tmp_path / "b", key=a_key("b")).folder.joinpath(layout.ATTESTATION).read_bytes()
+    )
+    assert main(["verify", str(folder)]) == 1
+    assert a_key("b").public.id in capsys.readouterr().out
+
+
+def test_a_manifest_signed_with_an_ssh_key_is_checked_against_the_allowed_signers(home, tmp_path, need_program, capsys):
+    keygen = need_program("ssh-keygen")
+    folder = a_signed_bundle(tmp_path).folder
+    for name in ("alice", "mallory"):
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", tmp_path / name], check=True)
+    allowed = tmp_path / "allowed"
+    allowed.write_text(f"alice@example.org {(tmp_path / 'alice.pub').read_text()}")
+    asked = ["verify", str(folder), "--allowed-signers", str(allowed)]
+
+    def signed_by(name: str, namespace: str) -> int:
+        (folder / layout.SSH_SIGNATURE).unlink(missing_ok=True)
+        words = [keygen, "-Y", "sign", "-f", tmp_path / name, "-n", namespace, folder / layout.MANIFEST]
+        subprocess.run(words, check=True, capture_output=True)
+        return main(asked)
+
+    assert main(asked) == 1
+    assert "manifest-sha256.txt.sig is missing" in capsys.readouterr().out
+    assert signed_by("alice", NAMESPACE) == 0
+    assert main(["verify", str(folder)]) == 0
+    assert signed_by("alice", "git") == 1
+    capsys.readouterr()
+    assert signed_by("mallory", NAMESPACE) == 1
+    assert "is of nobody whom" in capsys.readouterr().out
