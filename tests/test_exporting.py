@@ -117,24 +117,22 @@ def test_what_the_archive_level_left_out_is_no_fault(tmp_path):
     assert not [name for name in names if "/outputs/" in name or name.endswith("output.zip")]
 
 
-def validated(bag: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "bagit", "--validate", str(bag)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def validated(*bags: Path) -> subprocess.CompletedProcess[str]:
+    asked = [sys.executable, "-W", "ignore", "-m", "bagit", "--validate", *map(str, bags)]
+    return subprocess.run(asked, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("ids", [(EXECUTION_ID,), (EXECUTION_ID, OTHER_ID)], ids=("one", "several"))
-@pytest.mark.parametrize("level", Level)
-def test_a_bag_is_valid_to_bagit(bench, tmp_path, ids, level):
-    (bag,) = unpacked(exported(bench, *ids, form=Form.BAGIT, level=level), tmp_path).iterdir()
-    found = validated(bag)
+def test_every_bag_is_valid_to_bagit(bench, tmp_path):
+    bags = []
+    for ids in ((EXECUTION_ID,), (EXECUTION_ID, OTHER_ID)):
+        for level in Level:
+            (bag,) = unpacked(exported(bench, *ids, form=Form.BAGIT, level=level), tmp_path / str(len(bags))).iterdir()
+            assert len(list(bag.rglob("method.json"))) == len(ids)
+            bags.append(bag)
+    found = validated(*bags)
     assert found.returncode == 0, found.stderr
-    assert len(list(bag.rglob("method.json"))) == len(ids)
-    (bag / "data/more").write_bytes(b"x")
-    assert validated(bag).returncode == 1
+    (bags[-1] / "data/more").write_bytes(b"x")
+    assert validated(*bags).returncode == 1
 
 
 def test_a_name_that_bagit_cannot_write_is_refused(tmp_path):
@@ -234,7 +232,7 @@ def test_the_command_writes_the_file_and_says_what_is_in_it(home, tmp_path, told
     bench = bench_at(home)
     kept(bench)
     monkeypatch.chdir(tmp_path)
-    assert "1 executions" in told("export", EXECUTION_ID[:6])
+    assert "1 execution," in told("export", EXECUTION_ID[:6])
     assert (tmp_path / f"{EXECUTION_ID}.zip").read_bytes() == exported(bench)
     shown = json.loads(told("export", "--status", "COMPLETED", "-o", "all.zip", "--format", "bagit", "--json"))
     assert shown == {"executions": [EXECUTION_ID], "size": (tmp_path / "all.zip").stat().st_size, "file": "all.zip"}

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from prefect_executions.cli.asking import Json, moment, reader, workbench
 from prefect_executions.cli.saving import Target, saved
-from prefect_executions.cli.showing import counting, how_large, say, show_json, show_table, working
+from prefect_executions.cli.showing import counting, how_large, how_many, say, show_json, show_table, working
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Status
 from prefect_executions.settings import Settings
@@ -73,13 +73,13 @@ def export(
     if target == "-" and (as_json or sys.stdout.isatty()):
         raise RequestError("-o - writes a zip to standard output, which is a terminal or has --json; give -o FILE")
     exporting = partial(write_export, hall, ids, form=Form(form), level=Level(level))
-    text = f"Exporting {len(ids)} executions"
+    text = f"Exporting {how_many(len(ids), 'execution')}"
     with counting(text, len(ids), quiet=as_json) as told:
         done = _written(target, partial(exporting, told=told))
     if as_json:
         show_json({"executions": done.ids, "size": done.size, "file": target})
     elif target != "-":
-        say(f"{len(done.ids)} executions, {how_large(done.size)} in {target}")
+        say(f"{how_many(len(done.ids), 'execution')}, {how_large(done.size)} in {target}")
 
 
 def import_executions(target: str, /, *, as_json: Json = False) -> None:
@@ -101,7 +101,7 @@ def import_executions(target: str, /, *, as_json: Json = False) -> None:
     show_table(("id", "result", "kind", "manifest"), taken)
     new = sum(one.result == "imported" for one in taken)
     before = len(taken) - new
-    say(f"{new} executions imported" + (f", {before} were here already and are unchanged" if before else ""))
+    say(f"{how_many(new, 'execution')} imported" + (f", {before} here already and unchanged" if before else ""))
 
 
 def _written(target: str, exporting: Callable[..., Exported]) -> Exported:

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from prefect_executions.cli.asking import Json, moment, reader, workbench
-from prefect_executions.cli.showing import how_large, say, show_json, show_table, when
+from prefect_executions.cli.showing import how_large, how_many, say, show_json, show_table, when
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Status
 from prefect_executions.settings import Settings
@@ -35,7 +35,8 @@ def remove(*executions: str, yes: bool = False, as_json: Json = False) -> None:
         show_json({"executions": ids, "removed": yes})
         return
     show_table(("execution",), ([execution_id] for execution_id in ids))
-    say(f"{len(ids)} executions removed" if yes else f"{len(ids)} executions would be removed; do it with --yes")
+    what = how_many(len(ids), "execution")
+    say(f"{what} removed" if yes else f"{what} would be removed; do it with --yes")
 
 
 def gc(
@@ -64,7 +65,7 @@ def gc(
     head = ("execution", "status", "size", "result", "why")
     show_table(head, ((one.id, one.status or "", how_large(one.size), one.result, one.why) for one in told))
     gone = [one for one in told if one.result == "removed"]
-    what = f"{len(gone)} bundles of {how_large(sum(one.size for one in gone))}"
+    what = f"{how_many(len(gone), 'bundle')} of {how_large(sum(one.size for one in gone))}"
     say(f"{what} would be removed" if dry_run else f"{what} removed from the workbench")
 
 
@@ -91,4 +92,5 @@ def retain(*, yes: bool = False, as_json: Json = False) -> None:
         return
     head = ("execution", "method", "status", "ended", "rule")
     show_table(head, ((one.id, one.method, one.status, when(one.ended), one.rule) for one in over))
-    say(f"{len(over)} executions removed" if yes else f"{len(over)} executions would be removed; do it with --yes")
+    what = how_many(len(over), "execution")
+    say(f"{what} removed" if yes else f"{what} would be removed; do it with --yes")

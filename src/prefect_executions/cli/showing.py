@@ -70,6 +70,11 @@ def how_large(size: int) -> str:
     return f"{size} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
 
 
+def how_many(number: int, noun: str) -> str:
+    """Return *number* with its noun, whose plural ends in s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def show_json(value: Any) -> None:
     """Write *value* as one JSON document."""
     text = json.dumps(plain(value), indent=2, ensure_ascii=False)
