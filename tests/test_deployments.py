@@ -33,7 +33,7 @@ def test_every_flow_is_deployed_and_the_methods_are_known_as_such(prefect_server
     deployed = {names[one.flow_id]: one for one in engine.client().read_deployments()}
     assert {path.stem.replace("_", "-") for path in (ROOT / "flows").glob("*.py")} <= deployed.keys()
     methods = {names[flow_id] for flow_id in engine.method_flows(None) if flow_id in names}
-    assert {"count-words", "segment-coins", "train-digits"} <= methods
+    assert {"count-words", "segment-coins", "train-digits", "separate-irises"} <= methods
     assert "settle" not in methods
     [schedule] = deployed["settle"].schedules
     assert schedule.schedule.interval.total_seconds() == 60

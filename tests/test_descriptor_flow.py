@@ -22,7 +22,7 @@ from prefect.utilities.callables import parameter_schema
 import ogc
 from crates import issues_in, warm_cache
 from homes import Bundles
-from journeys import waited
+from journeys import Station, command, waited
 from prefect_executions import Method
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.engine.recognising import is_method
@@ -354,3 +354,18 @@ def test_the_ro_crate_validator_and_ogc_agree(described, bundles, tmp_path):
     judged = {"method": "process", "request": "execute", "jobStatus": "statusInfo"}
     for name, schema in judged.items():
         assert ogc.faults(schema, json.loads((folder / f"metadata/{name}.json").read_bytes())) == [], name
+
+
+@pytest.mark.long
+def test_a_worker_runs_it_from_its_file(tmp_path):
+    station = Station(tmp_path)
+    command("prefect", "work-pool", "create", "described", "--type", "process")
+    command("executions", "deploy", os.path.relpath(IRISES), "--pool", "described")
+    with station.worker("described"):
+        parameters = ["-p", "one=virginica", "-p", "other=versicolor"]
+        command("prefect", "deployment", "run", "separate-irises/described", *parameters, "--watch")
+    record = station.bundles.record()
+
+    assert (record.status, record.infrastructure.work_pool) == (Status.COMPLETED, "described")
+    assert outputs(station.bundles.one())["stdout.log"] == "100 flowers, 3 of them placed wrongly\n"
+    assert station.bundles.failed_checks() == []

@@ -1,0 +1,142 @@
+"""A descriptor in containers of a real engine: the same results, the image truly named, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import copy_context
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from docker import APIClient
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling
+
+from homes import Bundles
+from journeys import waited
+from prefect_executions import Method
+from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.errors import InfrastructureError, ScriptError
+from prefect_executions.lifecycle import Happening, Reason, Status
+
+pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
+
+IRISES = Path(__file__).parents[1] / "flows" / "separate_irises" / "method.yaml"
+IMAGE = "executions-test"
+
+
+@pytest.fixture
+def bundles(home: Path) -> Bundles:
+    return Bundles(home)
+
+
+@pytest.fixture
+def engine(need, bundles, monkeypatch) -> Iterator[APIClient]:
+    """Return the engine that an operator chose; afterwards no container of the executions is left there."""
+    monkeypatch.setenv("DOCKER_HOST", need("EXECUTIONS_TEST_DOCKER", "a Docker engine"))
+    monkeypatch.setenv("EXECUTIONS_RUNTIME", "docker")
+    monkeypatch.setenv("EXECUTIONS_RUNTIME_NETWORK", "host")
+    with APIClient(os.environ["DOCKER_HOST"], version="auto") as api:
+        yield api
+        labels = [f"prefect-executions.execution={folder.name}" for folder in bundles.folders()]
+        assert [one["Id"] for label in labels for one in api.containers(all=True, filters={"label": label})] == []
+
+
+def described(folder: Path, execute: str, *, deploy: str = "", undeploy: str = "", **defaults: Any) -> Method:
+    scripts = {"deploy-script": deploy, "execute-script": execute, "undeploy-script": undeploy}
+    told = {
+        "id": "described",
+        "version": "1",
+        "inputs": {
+            name: default if isinstance(default, dict) else {"schema": {"type": "string", "default": default}}
+            for name, default in ({"ccpimage": IMAGE} | defaults).items()
+        },
+        "additionalParameters": {"parameters": [{"name": name, "value": [text]} for name, text in scripts.items()]},
+    }
+    (folder / "method.json").write_text(json.dumps(told))
+    return Method.from_file(folder / "method.json")
+
+
+def phases(record) -> list[str]:
+    return [str(entry.phase) for entry in record.job_status.history if entry.kind is Happening.PHASE_ENDED]
+
+
+def digests(record) -> dict[str, str]:
+    return {one.path: one.sha256 for one in record.job_status.outputs if not one.path.endswith("stderr.log")}
+
+
+def test_a_container_computes_what_a_process_does_to_the_last_digit(engine, bundles, monkeypatch):
+    irises = Method.from_file(IRISES)
+    irises(ccpimage=IMAGE)
+    in_container = bundles.record()
+    monkeypatch.setenv("EXECUTIONS_RUNTIME", "process")
+    irises()
+    (other,) = (folder for folder in bundles.folders() if folder.name != in_container.id)
+
+    assert len(digests(in_container)) == 3
+    assert digests(in_container) == digests(bundles.record(other))
+    assert bundles.failed_checks() == []
+
+
+def test_the_record_names_image_and_container_and_where_the_data_was(engine, bundles, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_RUNTIME_IMAGE", IMAGE)
+    described(tmp_path, "pwd; echo $OUTPUTS $INPUTS; cat /tmp/kept", deploy="echo kept > /tmp/kept", ccpimage="")()
+    record = bundles.record()
+    (run,) = record.instance.runs
+
+    assert (bundles.one() / "outputs/stdout.log").read_text() == "/ccp_data\n/ccp_data /ccp_data/inputs\nkept\n"
+    assert run.runtime == "docker"
+    assert run.image == engine.inspect_image(IMAGE)["Id"]
+    assert (run.node, run.image_digest) == (engine.info()["Name"], None)
+    assert len(run.container) == 64
+
+
+@pytest.mark.parametrize("how", ["fails", "expires", "cancelled"])
+def test_however_it_ends_undeploy_runs_and_no_container_is_left(engine, bundles, tmp_path, how):
+    execute = "echo half > half.txt; echo begun; " + ("exit 5" if how == "fails" else "sleep 300")
+    limit = {"ccpmaxtime": "8"} if how == "expires" else {}
+    flow = described(tmp_path, execute, undeploy="echo undeployed > late.txt", **limit)
+    if how == "cancelled":
+        threading.Thread(target=copy_context().run, args=(_cancel_when_begun, bundles)).start()
+    with pytest.raises({"fails": ScriptError, "expires": TimeoutError, "cancelled": KeyboardInterrupt}[how]):
+        flow()
+    record = bundles.record()
+
+    assert phases(record) == ["launch", "execute", "fetch", "undeploy", "destroy"]
+    assert record.status is (Status.CANCELLED if how == "cancelled" else Status.FAILED)
+    assert record.job_status.reason == {"fails": Reason.ERROR, "expires": Reason.TIMED_OUT}.get(how)
+    assert (bundles.one() / "outputs/half.txt").read_text() == "half\n"
+    assert (bundles.one() / "outputs/late.txt").read_text() == "undeployed\n"
+    assert bundles.failed_checks() == []
+
+
+def _cancel_when_begun(bundles: Bundles) -> None:
+    begun: Callable[[], list[Path]] = lambda: [  # noqa: E731
+        log for log in bundles.home.rglob("stdout.log") if "begun" in log.read_text()
+    ]
+    (log,) = waited(begun, "the script's first word")
+    folder = log.parents[1]
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(folder.name), Cancelling())
+    OpenBundle.load(folder.parent, folder.name).ask_to_cancel()
+
+
+def test_an_image_that_cannot_be_had_ends_it_before_anything_runs(engine, bundles, tmp_path):
+    with pytest.raises(InfrastructureError, match="science/nothing"):
+        described(tmp_path, "true", ccpimage="127.0.0.1:1/science/nothing:1")()
+    assert phases(bundles.record()) == ["launch", "destroy"]
+
+
+def test_a_secret_is_in_no_plan_and_no_log(engine, bundles, tmp_path, monkeypatch):
+    planted = "-".join(["plAnted", "s3cret", "d0ck"])  # noqa: FLY002 - no file of the test's holds it
+    monkeypatch.setenv("PLANTED", planted)
+    told = {"schema": {"type": "string", "format": "secret", "default": "env:PLANTED"}}
+    described(tmp_path, 'echo "$token"', token=told)()
+
+    assert (bundles.one() / "outputs/stdout.log").read_text() == "********\n"
+    everything = [path for path in bundles.home.rglob("*") if path.is_file()]
+    assert [path for path in everything if planted.encode() in path.read_bytes()] == []
