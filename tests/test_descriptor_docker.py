@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
 from homes import Bundles
-from journeys import waited
+from journeys import command, program, waited
 from prefect_executions import Method
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.errors import InfrastructureError, ScriptError
@@ -115,14 +116,20 @@ def test_however_it_ends_undeploy_runs_and_no_container_is_left(engine, bundles,
 
 
 def _cancel_when_begun(bundles: Bundles) -> None:
-    begun: Callable[[], list[Path]] = lambda: [  # noqa: E731
-        log for log in bundles.home.rglob("stdout.log") if "begun" in log.read_text()
-    ]
-    (log,) = waited(begun, "the script's first word")
-    folder = log.parents[1]
+    folder = _begun(bundles)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(folder.name), Cancelling())
     OpenBundle.load(folder.parent, folder.name).ask_to_cancel()
+
+
+def _begun(bundles: Bundles) -> Path:
+    """Wait for the script's first word, and return the bundle."""
+
+    def said() -> list[Path]:
+        return [log for log in bundles.home.rglob("stdout.log") if "begun" in log.read_text()]
+
+    (log,) = waited(said, "the script's first word")
+    return log.parents[1]
 
 
 def test_an_image_that_cannot_be_had_ends_it_before_anything_runs(engine, bundles, tmp_path):
@@ -140,3 +147,41 @@ def test_a_secret_is_in_no_plan_and_no_log(engine, bundles, tmp_path, monkeypatc
     assert (bundles.one() / "outputs/stdout.log").read_text() == "********\n"
     everything = [path for path in bundles.home.rglob("*") if path.is_file()]
     assert [path for path in everything if planted.encode() in path.read_bytes()] == []
+
+
+def test_a_container_that_somebody_kills_is_told_as_a_failure(engine, bundles, tmp_path):
+    flow = described(tmp_path, "echo half > half.txt; echo begun; sleep 300", undeploy="true")
+    threading.Thread(target=_kill_when_begun, args=(engine, bundles)).start()
+    with pytest.raises(ScriptError, match="exit code 137"):
+        flow()
+    record = bundles.record()
+
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.ERROR)
+    assert (bundles.one() / "outputs/half.txt").read_text() == "half\n"
+    assert phases(record) == ["launch", "execute", "fetch", "undeploy", "destroy"]
+    assert bundles.failed_checks() == []
+
+
+def _kill_when_begun(engine: APIClient, bundles: Bundles) -> None:
+    folder = _begun(bundles)
+    (found,) = engine.containers(filters={"label": f"prefect-executions.execution={folder.name}"})
+    engine.kill(found["Id"], "SIGKILL")
+
+
+@pytest.mark.long
+def test_a_container_whose_run_was_killed_is_removed_by_settle(engine, bundles, tmp_path):
+    described(tmp_path, "echo half > half.txt; echo begun; sleep 300")
+    words = [str(Path(sys.executable).with_name("executions")), "run", str(tmp_path / "method.json")]
+    with program(words, tmp_path / "run.log", {}) as run:
+        folder = _begun(bundles)
+        run.kill()
+        run.wait()
+    label = {"label": f"prefect-executions.execution={folder.name}"}
+    assert len(engine.containers(filters=label)) == 1, "it outlives the run"
+    command("executions", "settle", "--once")
+    record = bundles.record()
+
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
+    assert (folder / "outputs/half.txt").read_text() == "half\n"
+    assert engine.containers(all=True, filters=label) == []
+    assert bundles.failed_checks() == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
@@ -22,7 +23,7 @@ from prefect.utilities.callables import parameter_schema
 import ogc
 from crates import issues_in, warm_cache
 from homes import Bundles
-from journeys import Station, command, waited
+from journeys import Station, command, program, waited
 from prefect_executions import Method
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.engine.recognising import is_method
@@ -369,3 +370,27 @@ def test_a_worker_runs_it_from_its_file(tmp_path):
     assert (record.status, record.infrastructure.work_pool) == (Status.COMPLETED, "described")
     assert outputs(station.bundles.one())["stdout.log"] == "100 flowers, 3 of them placed wrongly\n"
     assert station.bundles.failed_checks() == []
+
+
+@pytest.mark.long
+def test_scripts_whose_run_was_killed_are_ended_and_what_they_left_is_kept(described, tmp_path, monkeypatch):
+    home = tmp_path / "killed"
+    described("echo half > half.txt; echo $$ > pid.txt; echo begun; exec sleep 300")
+    words = [str(Path(sys.executable).with_name("executions")), "run", str(tmp_path / "method.json")]
+    with program(words, tmp_path / "run.log", {"EXECUTIONS_HOME": str(home)}) as run:
+        (log,) = waited(
+            lambda: [one for one in home.rglob("stdout.log") if "begun" in one.read_text()], "the script's first word"
+        )
+        run.kill()
+        run.wait()
+    (pid,) = home.rglob("pid.txt")
+    assert Path(f"/proc/{pid.read_text().strip()}").exists(), "it outlives the run"
+    command("executions", "settle", "--once", environment={"EXECUTIONS_HOME": str(home)})
+    bundles = Bundles(home)
+    record = bundles.record(log.parents[1])
+
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
+    assert outputs(log.parents[1])["half.txt"] == "half\n"
+    assert any("nobody waited" in str(entry.message) for entry in record.job_status.history)
+    assert not Path(f"/proc/{outputs(log.parents[1])['pid.txt'].strip()}").exists()
+    assert bundles.failed_checks() == []

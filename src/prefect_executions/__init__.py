@@ -9,7 +9,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefect_executions.flow import Execution, Method, MethodFlow, current_execution, method
+    from prefect_executions.flow import Execution, MethodFlow, current_execution, method
+    from prefect_executions.flow.descriptor import Method
     from prefect_executions.methods import InputFile
 
 __version__ = _version("prefect-executions")
@@ -17,7 +18,7 @@ __version__ = _version("prefect-executions")
 _HOMES = {
     "Execution": "prefect_executions.flow",
     "InputFile": "prefect_executions.methods",
-    "Method": "prefect_executions.flow",
+    "Method": "prefect_executions.flow.descriptor",
     "MethodFlow": "prefect_executions.flow",
     "current_execution": "prefect_executions.flow",
     "method": "prefect_executions.flow",

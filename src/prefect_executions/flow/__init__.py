@@ -2,12 +2,10 @@
 
 from prefect_executions.flow.current import Execution, current_execution
 from prefect_executions.flow.declaring import MethodFlow, method
-from prefect_executions.flow.descriptor import Method
 from prefect_executions.flow.entrypoints import load_deployable, load_method, run_method
 
 __all__ = [
     "Execution",
-    "Method",
     "MethodFlow",
     "current_execution",
     "load_deployable",

@@ -14,7 +14,6 @@ from prefect.utilities.importtools import import_object
 
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.declaring import MethodFlow, method
-from prefect_executions.flow.descriptor import Method
 from prefect_executions.flow.door import Door, door
 from prefect_executions.methods import descriptor_in
 
@@ -57,6 +56,9 @@ def load_deployable(entrypoint: str) -> MethodFlow[Any, Any]:
 def _found(entrypoint: str) -> Any:
     descriptor = descriptor_in(entrypoint)
     if descriptor is not None:
+        # Most Methods have none, and with the runtimes it takes a tenth of a second to import.
+        from prefect_executions.flow.descriptor import Method  # noqa: PLC0415
+
         return Method.from_file(descriptor)
     path = entrypoint.rpartition(":")[0]
     if path.endswith(".py") and not Path(path).is_file():

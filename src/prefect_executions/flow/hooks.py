@@ -32,6 +32,7 @@ from prefect_executions.flow.stopping import called
 from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import Ending, Outcome, pending
+from prefect_executions.workbench.leftovers import end_runs
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -143,17 +144,19 @@ def _sealed(
     decided = ending(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
     if decided is None:
         return None
+    notes: tuple[str, ...] = ()
     if place.bundle is None:
         opened = _fresh(declared, flow_run, place.id, settings)
         workbench.begin(opened.record, opened.code)
         knock(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
         end_carriers(place.id)
+        notes = end_runs(place.bundle)
         engine.make_up(place.bundle, flow_run.parameters, os.environ)
     status, reason = decided
     events.leave_to_end(place.id)
     end = Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message)
-    return workbench.seal(place.id, end, here=here)
+    return workbench.seal(place.id, end, notes=notes, here=here)
 
 
 def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> bool:

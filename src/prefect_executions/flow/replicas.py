@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from pydantic import SecretStr
 
+from prefect_executions.bundles.layout import CODE
 from prefect_executions.bundles.leaving import INPUTS, clear, data_folder, fetch, lay_out
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.secrets import SecretMask
@@ -43,9 +44,7 @@ from prefect_executions.runtimes import (
     open_runtime,
 )
 from prefect_executions.settings import Settings
-
-PLANS = "code/plan"
-"""The folder of the bundle that says what was really run: for each run its plan and its script."""
+from prefect_executions.workbench.leftovers import PLANS
 
 _UNDEPLOY_WHEN_STOPPED = 10.0  # seconds
 _UNTIL_OVER = 60.0  # seconds; its logs have ended, so it has, but an engine may be slow to say so
@@ -211,8 +210,8 @@ class Replica(threading.Thread):
         bundle = self._order.bundle
         plan = runtime.compile(request, bundle.scratch / "plans" / request.id)
         name = request.id.removeprefix(f"{bundle.id}.")
-        bundle.write(f"{PLANS}/{name}/plan.json", plan.to_json())
-        bundle.write(f"{PLANS}/{name}/entrypoint.sh", request.script.encode())
+        bundle.write(f"{CODE}/{PLANS}/{name}/plan.json", plan.to_json())
+        bundle.write(f"{CODE}/{PLANS}/{name}/entrypoint.sh", request.script.encode())
         return plan
 
     def _follow(self, run: Run) -> Exception | None:

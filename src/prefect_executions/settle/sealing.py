@@ -17,6 +17,7 @@ from prefect_executions.settle.evidence import Known, flow_run_of
 from prefect_executions.settle.judging import Judgement
 from prefect_executions.settle.unstarted import unstarted_record
 from prefect_executions.workbench import Ending, Outcome, Workbench
+from prefect_executions.workbench.leftovers import end_runs
 from prefect_executions.workbench.recovering import recover, restore
 from prefect_executions.workbench.suspending import bring_back
 
@@ -48,7 +49,7 @@ def seal(
         bundle = OpenBundle.load(holder.folder, execution_id)
         if end.status is Status.CANCELLED or end.reason in {Reason.CRASHED, Reason.LOST}:
             end_carriers(execution_id)
-        notes = _make_up(bundle, run)
+        notes = (*end_runs(bundle), *_make_up(bundle, run))
         return holder.seal(execution_id, end, states=states, notes=notes)
     suspended = bring_back(workbench, execution_id)
     if suspended is not None:
