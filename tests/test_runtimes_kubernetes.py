@@ -101,6 +101,7 @@ def test_what_the_data_folder_has_goes_there_and_comes_back_and_the_script_begin
     (data / "deep" / "program").chmod(0o755)
     (data / "link").symlink_to("/nowhere/at/all")
     (data / "gone").write_text("removed there")
+    (data / "large").write_bytes(large := os.urandom(32 << 20))
     made = plan("deep/program; rm gone; ln -s ../link deep/another; cp bytes* copy; echo new > empty/new; exit 3")
     run = runtime.run(made)
     assert runtime.find(made.id).wait(PATIENT) == runtime.find(made.id).wait(PATIENT) == run.wait(PATIENT)
@@ -108,10 +109,11 @@ def test_what_the_data_folder_has_goes_there_and_comes_back_and_the_script_begin
     assert [piece.data for piece in run.logs()] == [b"from a program\n"]
     found = {path.relative_to(data).as_posix() for path in data.rglob("*")}
     assert found == {
-        *("deep", "deep/er", "deep/program", "deep/another", "empty", "empty/new", "link", "copy"),
+        *("deep", "deep/er", "deep/program", "deep/another", "empty", "empty/new", "link", "copy", "large"),
         *("a name\nof two lines", os.fsdecode(b"bytes\xff")),
     }
     assert (data / "copy").read_bytes() == bytes(range(256)) * 4096
+    assert (data / "large").read_bytes() == large
     assert (data / "link").readlink() == Path("/nowhere/at/all")
     assert os.access(data / "deep" / "program", os.X_OK)
 

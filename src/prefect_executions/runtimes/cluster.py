@@ -7,8 +7,7 @@ the server has them, so that what it has dropped can be seen.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +24,12 @@ from kubernetes.dynamic import DynamicClient
 from kubernetes.stream import stream
 from kubernetes.stream.ws_client import ERROR_CHANNEL, STDERR_CHANNEL, STDOUT_CHANNEL, WSClient
 from urllib3.exceptions import HTTPError
-from websocket import WebSocketException
+from websocket import ABNF, WebSocketConnectionClosedException, WebSocketException
 
 from prefect_executions.errors import InfrastructureError
 
 _PATIENCE = (10.0, 60.0)  # seconds for a connection, and for an answer
 _SILENCE = 300.0  # seconds without a byte from a command after which nobody is believed to be there
-_LOOK = 1.0
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 Json = dict[str, Any]
@@ -127,7 +125,11 @@ class Command:
 
     def __init__(self, told: WSClient) -> None:
         self._told = told
-        self._code: int | None = None
+        # Read frame by frame: the client itself would first collect all that there is.
+        self._frames = told.sock
+        self._frames.settimeout(_SILENCE)
+        self._status = b""
+        self._over = False
         self.said = ""
 
     def send(self, data: bytes) -> None:
@@ -141,40 +143,50 @@ class Command:
         Raises:
             InfrastructureError: If the connection is lost.
         """
-        heard = time.monotonic()
-        is_open = True
-        while is_open:
-            is_open = self._told.is_open()
-            with _reaching("a command"):
-                self._told.update(timeout=_LOOK)
-                read = {name: self._told.read_channel(channel) for name, channel in _CHANNELS}
-            for name, data in read.items():
-                if data:
-                    heard = time.monotonic()
-                    yield name, data
-            if time.monotonic() - heard > _SILENCE:
-                raise InfrastructureError(f"Kubernetes has told nothing of a command for {_SILENCE:g} s")
+        while not self._over:
+            channel, data = self._frame()
+            if channel == ERROR_CHANNEL:
+                self._status += data
+            elif channel in _CHANNELS and data:
+                yield _CHANNELS[channel], data
 
     def code(self) -> int | None:
         """Wait for its end; return its exit code, None when the connection was lost before."""
         self.said += b"".join(data for name, data in self.pieces() if name == "stderr").decode(errors="replace")
-        told = self._told.read_channel(ERROR_CHANNEL)
-        if told:
-            status = json.loads(told)
-            causes = status.get("details", {}).get("causes", [])
-            codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
-            self._code = 0 if status.get("status") == "Success" else next(iter(codes), 1)
-            self.said += "" if codes or self._code == 0 else status.get("message", "")
-        return self._code
+        if not self._status:
+            return None
+        status = json.loads(self._status)
+        causes = status.get("details", {}).get("causes", [])
+        codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
+        if status.get("status") == "Success":
+            return 0
+        self.said += "" if codes else status.get("message", "")
+        return next(iter(codes), 1)
+
+    def _frame(self) -> tuple[int, bytes]:
+        """Return the channel and the content of the next frame."""
+        try:
+            with _reaching("a command"):
+                kind, frame = self._frames.recv_data_frame(control_frame=True)
+        except InfrastructureError as error:
+            self._over = True
+            if self._status and isinstance(error.__cause__, WebSocketConnectionClosedException):
+                return _NONE, b""
+            raise
+        self._over = kind == ABNF.OPCODE_CLOSE
+        if kind not in {ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT} or not frame.data:
+            return _NONE, b""
+        return frame.data[0], frame.data[1:]
 
     def close(self) -> None:
         """Leave it."""
         with suppress(OSError, WebSocketException):
             self._told.close()
-            self._told.sock.shutdown()  # what the other side has closed, the client leaves open
+            self._frames.shutdown()  # what the other side has closed, the client leaves open
 
 
-_CHANNELS: Sequence[tuple[Literal["stdout", "stderr"], int]] = (("stdout", STDOUT_CHANNEL), ("stderr", STDERR_CHANNEL))
+_NONE = -1
+_CHANNELS: Mapping[int, Literal["stdout", "stderr"]] = {STDOUT_CHANNEL: "stdout", STDERR_CHANNEL: "stderr"}
 
 
 def _configure(configuration: Configuration, kubeconfig: str | None) -> str:

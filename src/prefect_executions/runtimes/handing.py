@@ -122,7 +122,7 @@ class _Output:
     def __init__(self, command: Command) -> None:
         self._pieces = command.pieces()
         self._command = command
-        self._left = b""
+        self._left = bytearray()
 
     def read(self, size: int) -> bytes:
         """Return the next *size* bytes, fewer only at the end."""
@@ -135,5 +135,6 @@ class _Output:
                 self._left += data
             else:
                 self._command.said += data.decode(errors="replace")
-        read, self._left = self._left[:size], self._left[size:]
+        read = bytes(self._left[:size])
+        del self._left[:size]
         return read
