@@ -125,8 +125,8 @@ YAML
 launch() { # launch NAME COMMAND…
     local name=$1
     shift
-    as_root setsid nohup "$@" </dev/null >"$folder/$name.log" 2>&1 &
-    echo $! >"$folder/$name.pid"
+    # The program itself writes its pid: what the shell knows is what started it.
+    as_root setsid nohup bash -c 'echo $$ >"$0"; exec "$@"' "$folder/$name.pid" "$@" </dev/null >"$folder/$name.log" 2>&1 &
 }
 
 start_control_plane() {
@@ -239,7 +239,7 @@ end() { # end NAME
     as_root kill -TERM "$pid" 2>/dev/null || true
     for _ in $(seq 100); do [ -d "/proc/$pid" ] || break; sleep 0.1; done
     as_root kill -KILL "$pid" 2>/dev/null || true
-    rm -f "$folder/$1.pid"
+    as_root rm -f "$folder/$1.pid"
 }
 
 stop() {
