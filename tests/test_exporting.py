@@ -17,7 +17,7 @@ import pytest
 from rocrate.rocrate import ROCrate
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
-from bundle_makers import contents
+from bundle_makers import contents, copy_of
 from crates import issues_in, warm_cache
 from prefect_executions.archive.seals import folder_of
 from prefect_executions.bundles.exporting import Form, Level
@@ -25,11 +25,12 @@ from prefect_executions.bundles.verifying import verify
 from prefect_executions.cli import main
 from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError
 from prefect_executions.lifecycle import Status
-from prefect_executions.settings import ArchiveLevel
+from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench import Workbench
 from prefect_executions.workbench.exporting import export, fitting
+from prefect_executions.workbench.importing import Terms, take_in
 from prefect_executions.workbench.reading import Reader
-from records import EXECUTION_ID, OUTPUTS, a_request
+from records import EXECUTION_ID, NOON, OUTPUTS, a_request
 
 BIG = os.urandom(9 << 20)
 ODD = {"outputs/ä ö/ü.txt": b"x" * 5000, "outputs/empty": b"", "outputs/big.bin": BIG}
@@ -81,6 +82,17 @@ def test_what_is_not_archived_yet_is_exported_from_the_workbench_to_the_same_byt
     elsewhere.folder.symlink_to(bench.folder)
     assert elsewhere.archive.seal_of(EXECUTION_ID) is None
     assert exported(elsewhere) == exported(bench)
+
+
+def test_signatures_leave_with_the_bundle_and_come_back(bench, tmp_path):
+    folder = copy_of(bench.folder / OTHER_ID, tmp_path / "ours/workbench" / OTHER_ID)
+    (folder / "manifest-sha256.txt.sig").write_text("somebody's")
+    ours = bench_at(tmp_path / "ours")
+    (tmp_path / "x.zip").write_bytes(exported(ours, OTHER_ID))
+    theirs = bench_at(tmp_path / "theirs")
+    take_in(theirs, str(tmp_path / "x.zip"), Terms.of(Settings(), NOON))
+    assert theirs.archive.read(OTHER_ID, "manifest-sha256.txt.sig") == b"somebody's"
+    assert exported(theirs, OTHER_ID) == (tmp_path / "x.zip").read_bytes()
 
 
 def test_empty_folders_of_the_outputs_are_kept(tmp_path):
