@@ -169,7 +169,9 @@ def _become(job: Job) -> None:
         traceback.print_exc()
     finally:
         import atexit  # noqa: PLC0415 - as a process that ends does
+        import threading  # noqa: PLC0415 - the same
 
+        threading._shutdown()
         atexit._run_exitfuncs()
         os._exit(code)
 
