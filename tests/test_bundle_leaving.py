@@ -50,6 +50,16 @@ def test_all_that_is_left_is_fetched_and_an_unchanged_input_is_not(bundle, data)
     assert (bundle.paths.outputs / "empty").is_dir()
 
 
+def test_an_input_that_was_brought_somewhere_and_back_is_still_none(bundle, data):
+    for path in (data / "inputs/a/kept.csv", data / "inputs/b/changed.csv"):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content if path.name == "kept.csv" else content[::-1])
+    fetch(bundle)
+
+    assert left(bundle) == {"inputs/b/changed.csv": "vsc.degnahc"}
+
+
 def test_it_can_be_fetched_again_and_what_was_replaced_is_replaced(bundle, data):
     (data / "result").write_text("1")
     fetch(bundle)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def lay_out(bundle: OpenBundle, name: str, inputs: Mapping[str, Path], *, to: st
         raise BundleError(f"The data folder {folder} cannot be made: {error.strerror or error}. Nothing was run") from (
             error
         )
-    stamps = {f"{INPUTS}/{path}": _stamp(folder / INPUTS / path) for path in inputs}
-    told = {"to": to, "seen": seen or str(folder), "inputs": stamps}
+    laid = {f"{INPUTS}/{path}": (_stamp(folder / INPUTS / path), str(source)) for path, source in inputs.items()}
+    told = {"to": to, "seen": seen or str(folder), "inputs": laid}
     bundle.put(above / f"{name}.json", json.dumps(told).encode())
     return folder
 
@@ -103,12 +104,20 @@ def _fetch_one(bundle: OpenBundle, told_in: Path) -> Iterator[str]:
             if is_folder:
                 if path != INPUTS:
                     target.mkdir(parents=True, exist_ok=True)
-            elif path not in told["inputs"] or told["inputs"][path] != _stamp(folder / path):
+            elif not _is_input(folder / path, told["inputs"].get(path)):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 _take(folder, path, target, told["seen"], bundle.scratch / f"{told_in.stem}.fetched")
         except OSError as error:
             shown = path.encode("utf-8", "backslashreplace").decode()
             yield f"{shown} cannot be fetched from the data folder and is left out: {error.strerror}"
+
+
+def _is_input(place: Path, laid: tuple[list[int], str] | None) -> bool:
+    """Whether what lies at *place* is still what was laid there; a runtime may have brought it there and back."""
+    if laid is None:
+        return False
+    stamp, source = laid
+    return stamp == _stamp(place) or (not place.is_symlink() and cmp(source, place, shallow=False))
 
 
 def _left(folder: Path) -> Iterator[tuple[str, bool]]:

@@ -47,7 +47,6 @@ from prefect_executions.settings import Settings
 from prefect_executions.workbench.leftovers import PLANS
 
 _UNDEPLOY_WHEN_STOPPED = 10.0  # seconds
-_UNTIL_OVER = 60.0  # seconds; its logs have ended, so it has, but an engine may be slow to say so
 _SCRIPTS = {Phase.DEPLOY: DEPLOY, Phase.EXECUTE: EXECUTE, Phase.UNDEPLOY: UNDEPLOY}
 
 
@@ -229,7 +228,7 @@ class Replica(threading.Thread):
         self._write("stdout", masked["stdout"].feed(marks.finish()))
         for stream in STREAMS:
             self._write(stream, masked[stream].finish())
-        end = run.wait(_UNTIL_OVER)
+        end = run.wait()
         if not ended:
             self._moment(phase, ended=True, exit_code=end.code, message=end.why)
         self._tell(_told(run, end, self.task, self._order.settings.runtime))

@@ -1,4 +1,4 @@
-"""A descriptor in containers of a real engine: the same results, the image truly named, and nothing left behind."""
+"""A descriptor in containers and pods: the same results, the image truly named, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -80,6 +80,24 @@ def test_a_container_computes_what_a_process_does_to_the_last_digit(engine, bund
 
     assert len(digests(in_container)) == 3
     assert digests(in_container) == digests(bundles.record(other))
+    assert bundles.failed_checks() == []
+
+
+def test_a_pod_computes_the_same(need, bundles, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", need("EXECUTIONS_TEST_KUBERNETES", "a Kubernetes cluster"))
+    monkeypatch.setenv("EXECUTIONS_RUNTIME", "kubernetes")
+    monkeypatch.setenv("EXECUTIONS_RUNTIME_NETWORK", "host")
+    irises = Method.from_file(IRISES)
+    irises(ccpimage=IMAGE)
+    in_pod = bundles.record()
+    monkeypatch.setenv("EXECUTIONS_RUNTIME", "process")
+    irises()
+    (other,) = (folder for folder in bundles.folders() if folder.name != in_pod.id)
+
+    assert digests(in_pod) == digests(bundles.record(other))
+    assert phases(in_pod) == ["launch", "deploy", "execute", "fetch", "destroy"]
+    assert in_pod.instance.runs[0].runtime == "kubernetes"
+    assert in_pod.instance.runs[0].node
     assert bundles.failed_checks() == []
 
 
