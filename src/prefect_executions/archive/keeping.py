@@ -9,14 +9,15 @@
     ├── sealed-<16 hex>/…      the small files of the bundle, under their paths in it
     ├── imported.json          of an imported execution: from where and when
     ├── seal.json              created last, and only if it is not there
+    ├── inclusion.json         the proof that the seal is in a checkpoint
     └── late/<16 hex>.json     what was heard after the seal and changed nothing
 
 Law: data, then metadata, then the seal; readers go the other way, and without a
 seal there is an opening record or nothing. Sealers of different content write to
 different folders and the seal decides, so a bundle is never a mixture of two.
 
-Beside them lie the marks (`marks`), which say at a glance what is open, and
-``removed/<id>.json``, which says of an execution that somebody removed it.
+Beside them lie the marks (`marks`), which say at a glance what is open, the signed
+`checkpoints`, and ``removed/<id>.json``, which says of an execution that somebody removed it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from prefect_executions.archive.checkpoints import Checkpoints
 from prefect_executions.archive.imports import IMPORTED, Imported
 from prefect_executions.archive.marks import Marks, open_key
 from prefect_executions.archive.ranges import open_ranges
 from prefect_executions.archive.reading import ArchivedBundle
 from prefect_executions.archive.removals import Removed, removed_key
 from prefect_executions.archive.seals import (
+    INCLUSION,
     LATE,
     OPENING,
     SEAL,
@@ -44,8 +47,9 @@ from prefect_executions.archive.seals import (
     folder_of,
     parse_seal,
 )
-from prefect_executions.archive.store import Lasts, Store
+from prefect_executions.archive.store import Head, Lasts, Store
 from prefect_executions.archive.urls import NO_OPTIONS, TIMEOUT, open_store
+from prefect_executions.attestation.checkpoints import Inclusion
 from prefect_executions.bundles.layout import MANIFEST, check_execution_id
 from prefect_executions.bundles.manifest import render
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
@@ -102,6 +106,7 @@ class Archive:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.marks = Marks(store)
+        self.checkpoints = Checkpoints(store)
 
     def open_record(self, execution_id: str, data: bytes, *, place: str = "") -> None:
         """Keep the opening record *data* and mark the execution as open; called before user code runs.
@@ -195,6 +200,26 @@ class Archive:
         data = self.store.get_many([key]).get(key)
         return None if data is None else parse_seal(execution_id, data)
 
+    def seals_of(self, ids: Iterable[str]) -> dict[str, Seal]:
+        """Return the seals of several executions, fetched together; of one that is not sealed there is none.
+
+        Raises:
+            ArchiveError: If one is damaged.
+        """
+        keys = {folder_of(execution_id) + SEAL: execution_id for execution_id in ids}
+        found = self.store.get_many(keys)
+        return {keys[key]: parse_seal(keys[key], data) for key, data in found.items()}
+
+    def keep_inclusions(self, proofs: Sequence[Inclusion]) -> None:
+        """Keep the proof of each seal that is in a checkpoint beside it."""
+        objects = {folder_of(one.seal.execution_id) + INCLUSION: one.to_json() for one in proofs}
+        self.store.put_many(objects, lasts=Lasts.SOON)
+
+    def inclusion(self, execution_id: str) -> bytes | None:
+        """Return the proof that the seal of an execution is in a checkpoint, or None where it is in none yet."""
+        key = folder_of(execution_id) + INCLUSION
+        return self.store.get_many([key]).get(key)
+
     def imported(self, execution_id: str) -> Imported | None:
         """Return how an execution came here that was imported, or None for one that was not.
 
@@ -246,6 +271,10 @@ class Archive:
         bundle.download(folder)
         return bundle.seal
 
+    def listing(self) -> Iterator[Head]:
+        """Yield every object of every execution; those of one stand together."""
+        return self.store.list(_ROOT)
+
     def ids(self) -> Iterator[str]:
         """Yield the ids of all executions, sealed or opened; one that was just removed may still be among them."""
         return self.store.list_children(_ROOT)
@@ -287,7 +316,7 @@ class Archive:
         names = {one.key.removeprefix(folder) for one in found}
         if seal:
             # A seal never changes, so age does not matter here.
-            kept = {SEAL, OPENING, IMPORTED} | {name for name in names if name.startswith(LATE)}
+            kept = {SEAL, OPENING, IMPORTED, INCLUSION} | {name for name in names if name.startswith(LATE)}
             orphans = {name for name in names - kept if not seal.names(name)}
         elif OPENING in names or any(one.modified is None or one.modified >= older_than for one in found):
             orphans = set()

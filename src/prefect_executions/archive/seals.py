@@ -17,6 +17,7 @@ OPENING = "opening.json"
 SEAL = "seal.json"
 LATE = "late/"
 SUSPENDED = "suspended.zip"
+INCLUSION = "inclusion.json"
 # No store is sure to hold these in a key; "%" itself is escaped so that the way back has one answer.
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f]")
 _DIGEST = r"[0-9a-f]{64}"

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from prefect_executions.cli import (
+    auditing,
     cancelling,
     checking,
     deploying,
@@ -58,6 +59,7 @@ app.command(sharing.shares)
 app.command(removing.remove)
 app.command(removing.gc)
 app.command(removing.retain)
+app.command(auditing.audit)
 app.command(signing.keys)
 app.command(checking.settle)
 app.command(checking.ledger)

@@ -21,6 +21,7 @@ from prefect_executions.settle.evidence import Known, evidence_of, flow_run_of, 
 from prefect_executions.settle.judging import Act, Judgement, judge
 from prefect_executions.settle.sealing import seal, seal_unstarted
 from prefect_executions.workbench import Outcome, Workbench
+from prefect_executions.workbench.checkpointing import write_checkpoints
 from prefect_executions.workbench.keeping import life
 from prefect_executions.workbench.leases import PERIOD
 from prefect_executions.workbench.settling import Settled, settle_all
@@ -69,8 +70,17 @@ def settle(
     except (ArchiveError, LedgerError, OrchestratorError) as error:
         yield from (Settled(execution_id, "open", str(error)) for execution_id in unfinished)
         yield Settled("", "failed", str(error))
+    else:
+        yield from _checkpointed(workbench, since)
     finally:
         engine.finish_telling()
+
+
+def _checkpointed(workbench: Workbench, since: datetime | None) -> Iterator[Settled]:
+    try:
+        write_checkpoints(workbench, since=since)
+    except ExecutionsError as error:
+        yield Settled("", "failed", f"no checkpoint was written: {error}")
 
 
 class _Round:

@@ -1,0 +1,377 @@
+"""An audit finds each single change to a signed archive, names it, and blames nobody else: the tamper matrix."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from bundle_makers import an_open_bundle
+from prefect_executions.archive import Archive, Removed, open_archive
+from prefect_executions.attestation import Envelope, sealed_envelope
+from prefect_executions.attestation.checkpoints import SealEntry, checkpoint_of, inclusions
+from prefect_executions.bundles import layout, manifest
+from prefect_executions.cli import main
+from prefect_executions.executions import BundleFile, ExecuteRequest
+from prefect_executions.ledger import Ledger
+from prefect_executions.lifecycle import JobStatus, Observer, Status
+from prefect_executions.workbench import Ending, Workbench
+from prefect_executions.workbench.auditing import Finding, audit
+from records import NOON, a_job_status, a_record, a_request
+from signers import a_key, trusting
+
+IDS = tuple(f"{letter * 8}-6f0c-4f2e-9a41-3d6d5d3f2e10" for letter in "abc")
+VICTIM, UNTOUCHED, OTHER = IDS
+
+
+def a_bench(folder: Path, *, signs: bool = True) -> Workbench:
+    return Workbench(
+        folder / "bench",
+        open_archive=lambda: open_archive(str(folder / "archive")),
+        open_ledger=lambda: Ledger.open(f"sqlite:///{folder / 'ledger.db'}"),
+        signing_key=lambda: a_key() if signs else None,
+    )
+
+
+def sealed(bench: Workbench, execution_id: str) -> None:
+    status = a_job_status().model_copy(update={"job_id": execution_id})
+    an_open_bundle(bench.folder, a_record(request=a_request(execution_id=execution_id), job_status=status))
+    bench.seal(execution_id, Ending(Status.COMPLETED, None, NOON, Observer.HOOK))
+
+
+def written_down(
+    archive: Archive, number: int, ids: Sequence[str], *, until: datetime = NOON + timedelta(hours=1), key: str = "a"
+) -> None:
+    """Write a checkpoint, whatever the time is now."""
+    before = archive.checkpoints.get(number - 1) if number > 1 else b""
+    seals = [SealEntry(execution_id=one, manifest_sha256=archive.seal_of(one).manifest_sha256) for one in ids]
+    previous = sha256(before).hexdigest() if before else None
+    told = checkpoint_of(seals, number=number, previous=previous, until=until, key=a_key(key))
+    assert archive.checkpoints.add(number, told.to_json())
+    archive.keep_inclusions(list(inclusions(told)))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A signed archive of three executions and two checkpoints, which no test changes."""
+    folder = tmp_path_factory.mktemp("made")
+    bench = a_bench(folder)
+    for one in IDS:
+        sealed(bench, one)
+    written_down(bench.archive, 1, IDS[:2])
+    written_down(bench.archive, 2, IDS[2:])
+    return folder / "archive"
+
+
+class Place:
+    """An archive in a folder, that a forger has in hand."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def of(self, execution_id: str) -> Path:
+        return self.root / "executions" / execution_id
+
+    def file(self, path: str, execution_id: str = VICTIM) -> Path:
+        """Return where a small file of the bundle lies."""
+        (folder,) = self.of(execution_id).glob("sealed-*")
+        return folder / path
+
+    def zip(self, execution_id: str = VICTIM) -> Path:
+        seal = json.loads((self.of(execution_id) / "seal.json").read_text())
+        return self.of(execution_id) / seal["data"]["output.zip"]["object"]
+
+    def checkpoint(self, number: int) -> Path:
+        return self.root / f"checkpoints/00000000/{number:012}.json"
+
+    def archive(self) -> Archive:
+        return open_archive(str(self.root))
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path) -> Place:
+    return Place(Path(shutil.copytree(made, tmp_path / "archive")))
+
+
+def violations(place: Place, *, deep: bool = False) -> list[Finding]:
+    return [one for one in audit(place.archive(), trusting(), deep=deep) if one.weight == "violation"]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def edit(path: Path, change: Callable[[dict], None]) -> None:
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told, indent=2))
+
+
+def make_anew(place: Place) -> None:
+    """Make manifest and seal fit the small files that lie there, as a forger without the key does."""
+    seal_path = place.of(VICTIM) / "seal.json"
+    listed = dict(manifest.parse(place.file(layout.MANIFEST).read_bytes()))
+    for path in listed:
+        if place.file(path).is_file():
+            listed[path] = sha256(place.file(path).read_bytes()).hexdigest()
+    data = manifest.render(BundleFile(path, digest, 0) for path, digest in listed.items())
+    place.file(layout.MANIFEST).write_bytes(data)
+    small = [BundleFile(path, digest, 0) for path, digest in listed.items() if place.file(path).is_file()]
+    small += [
+        BundleFile(path, sha256(place.file(path).read_bytes()).hexdigest(), 0)
+        for path in (layout.MANIFEST, layout.ATTESTATION)
+        if place.file(path).is_file()
+    ]
+    name = f"sealed-{sha256(manifest.render(small)).hexdigest()[:16]}"
+    place.file("").rename(place.of(VICTIM) / name)
+    edit(seal_path, lambda told: told.update(manifestSha256=sha256(data).hexdigest(), objects=f"{name}/"))
+
+
+def forged_input(place: Place) -> None:
+    edit(place.file(ExecuteRequest.file_name), lambda told: told["values"].update(threshold=0.9))
+
+
+def forged_input_made_anew(place: Place) -> None:
+    forged_input(place)
+    make_anew(place)
+
+
+def forged_input_without_signature(place: Place) -> None:
+    forged_input(place)
+    place.file(layout.ATTESTATION).unlink()
+    make_anew(place)
+
+
+def forged_status(place: Place) -> None:
+    edit(place.of(VICTIM) / "seal.json", lambda told: told.update(status="FAILED"))
+
+
+def forged_time(place: Place) -> None:
+    edit(place.of(VICTIM) / "seal.json", lambda told: told.update(finished="2020-01-01T00:00:00.000000+00:00"))
+
+
+def forged_time_of_the_record(place: Place) -> None:
+    late = "2026-09-22T12:00:09.123456+00:00"
+    edit(place.file(JobStatus.file_name), lambda told: told.update(finished=late))
+    edit(place.of(VICTIM) / "seal.json", lambda told: told.update(finished=late))
+    make_anew(place)
+
+
+def swapped(place: Place) -> None:
+    first, second = place.file(""), place.file("", OTHER)
+    aside = place.root / "aside"
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+
+def swapped_whole(place: Place) -> None:
+    shutil.rmtree(place.of(VICTIM))
+    shutil.copytree(place.of(OTHER), place.of(VICTIM))
+
+
+def signed_by_another(place: Place) -> None:
+    path = place.file(layout.ATTESTATION)
+    envelope = Envelope.from_json(path.read_bytes(), "it")
+    path.write_bytes(sealed_envelope(envelope.payload_type, envelope.payload, a_key("b")).to_json())
+    make_anew(place)
+
+
+def signature_changed(place: Place) -> None:
+    path = place.file(layout.ATTESTATION)
+    envelope = Envelope.from_json(path.read_bytes(), "it")
+    (one,) = envelope.signatures
+    path.write_bytes(envelope._replace(signatures=(one._replace(data=bytes(64)),)).to_json())
+
+
+def other_id(place: Place) -> None:
+    edit(place.of(VICTIM) / "seal.json", lambda told: told.update(executionId=OTHER))
+
+
+def appended(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def seal_removed(place: Place) -> None:
+    (place.of(VICTIM) / "seal.json").unlink()
+
+
+class Change(NamedTuple):
+    """A single change, and the kind of the violation that it must be found as."""
+
+    make: Callable[[Place], object]
+    kind: str
+    deep: bool = False
+    blamed: tuple[str, ...] = (VICTIM,)
+
+
+MATRIX = {
+    "a flipped byte in the manifest": Change(lambda place: flip(place.file(layout.MANIFEST)), "digest"),
+    "a flipped byte in the job status": Change(lambda place: flip(place.file(JobStatus.file_name)), "digest"),
+    "a flipped byte in the signature": Change(lambda place: flip(place.file(layout.ATTESTATION)), "signature"),
+    "another id in the seal": Change(other_id, "damaged"),
+    "a flipped byte in output.zip": Change(lambda place: flip(place.zip()), "content", deep=True),
+    "a forged input": Change(forged_input, "content", deep=True),
+    "a forged input, manifest made anew": Change(forged_input_made_anew, "signature"),
+    "a forged input, manifest made anew, unsigned": Change(forged_input_without_signature, "replaced"),
+    "a forged status": Change(forged_status, "forged"),
+    "a forged time": Change(forged_time, "forged"),
+    "a forged time, manifest made anew": Change(forged_time_of_the_record, "replaced"),
+    "the bundles of two swapped": Change(swapped, "digest", blamed=(VICTIM, OTHER)),
+    "another in its place": Change(swapped_whole, "damaged"),
+    "removed": Change(lambda place: shutil.rmtree(place.of(VICTIM)), "removed"),
+    "its seal removed": Change(seal_removed, "removed"),
+    "the signature of another key": Change(signed_by_another, "signature"),
+    "a signature that is none": Change(signature_changed, "signature"),
+    "the signature taken away": Change(lambda place: place.file(layout.ATTESTATION).unlink(), "signature"),
+    "a truncated zip": Change(lambda place: truncated(place.zip()), "digest"),
+    "an appended zip": Change(lambda place: appended(place.zip()), "digest"),
+    "the zip removed": Change(lambda place: place.zip().unlink(), "missing"),
+    "a file removed": Change(lambda place: place.file(layout.PROVENANCE).unlink(), "missing"),
+    "a file put there": Change(lambda place: place.file("metadata/more.json").write_text("{}"), "added"),
+}
+
+
+def every_file(made: Path) -> Iterator[str]:
+    folder = made / "executions" / VICTIM
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in {"opening.json", "inclusion.json"}:
+            yield path.relative_to(folder).as_posix()
+
+
+def test_an_untouched_signed_archive_has_no_finding_of_either_kind_shallow_or_deep(place):
+    assert [*audit(place.archive(), trusting())] == []
+    assert [*audit(place.archive(), trusting(), deep=True)] == []
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_a_single_change_is_found_named_and_blamed_on_the_right_execution(place, name):
+    change = MATRIX[name]
+    change.make(place)
+    found = violations(place, deep=change.deep)
+    assert {one.execution for one in found} == set(change.blamed)
+    assert change.kind in {one.kind for one in found if one.execution == VICTIM}, found
+
+
+def test_a_flipped_byte_in_any_file_is_found_by_a_deep_audit(place, made):
+    names = list(every_file(made))
+    assert len(names) > 12
+    for name in names:
+        path = place.of(VICTIM) / name
+        before = path.read_bytes()
+        if before:
+            flip(path)
+            assert {one.execution for one in violations(place, deep=True)} == {VICTIM}, name
+            path.write_bytes(before)
+    assert violations(place, deep=True) == []
+
+
+def test_a_checkpoint_that_is_removed_changed_or_replaced_is_found(place):
+    for spoil in (
+        lambda: place.checkpoint(1).unlink(),
+        lambda: flip(place.checkpoint(1)),
+        lambda: edit(place.checkpoint(1), lambda told: told["seals"].pop()),
+        lambda: edit(place.checkpoint(2), lambda told: told["seals"][0].update(executionId=UNTOUCHED)),
+    ):
+        before = {number: place.checkpoint(number).read_bytes() for number in (1, 2)}
+        spoil()
+        assert "checkpoint" in {one.kind for one in violations(place)}
+        for number, data in before.items():
+            place.checkpoint(number).write_bytes(data)
+    assert violations(place) == []
+
+
+def test_a_checkpoint_of_a_forger_with_a_key_of_his_own_is_found(place):
+    place.checkpoint(2).unlink()
+    written_down(place.archive(), 2, [OTHER], key="b")
+    (found,) = violations(place)
+    assert a_key("b").public.id in found.what
+
+
+def test_what_is_not_complete_is_no_violation(tmp_path):
+    bench = a_bench(tmp_path, signs=False)
+    sealed(bench, VICTIM)
+    bench.archive.open_record(OTHER, b"{}")
+    found = list(audit(bench.archive, trusting()))
+    assert {(one.weight, one.kind, one.execution) for one in found} == {
+        ("incomplete", "unsigned", VICTIM),
+        ("incomplete", "unsealed", OTHER),
+    }
+
+
+def test_a_seal_in_no_checkpoint_yet_and_leftovers_are_told_as_incomplete(place, tmp_path):
+    bench = a_bench(tmp_path)
+    fourth = OTHER.replace("c", "d")
+    sealed(bench, fourth)
+    (place.of(VICTIM) / "sealed-0123456789abcdef").mkdir()
+    (place.of(VICTIM) / "sealed-0123456789abcdef" / "left.json").write_text("{}")
+    (place.root / "executions" / "x").write_text("")
+    found = {(one.weight, one.kind, one.execution) for one in audit(place.archive(), trusting())}
+    assert found == {
+        ("incomplete", "no-checkpoint", fourth),
+        ("incomplete", "stray", VICTIM),
+        ("incomplete", "stray", ""),
+    }
+
+
+def test_an_execution_that_was_removed_with_a_note_is_no_violation(place):
+    archive = place.archive()
+    digest = archive.seal_of(VICTIM).manifest_sha256
+    archive.note_removal(
+        Removed(execution_id=VICTIM, manifest_sha256=digest, removed=datetime.now(UTC), why="asked for")
+    )
+    archive.remove(VICTIM)
+    (found,) = audit(archive, trusting())
+    assert (found.weight, found.kind, found.execution) == ("incomplete", "removed", VICTIM)
+    assert "asked for" in found.what
+
+
+def test_where_no_key_is_trusted_signatures_are_told_and_not_judged(place):
+    found = list(audit(place.archive(), {}))
+    assert {one.weight for one in found} == {"incomplete"}
+    assert {one.kind for one in found} == {"unknown-signer", "checkpoint"}
+
+
+def test_the_audit_of_the_command_line_counts_and_tells_by_its_exit_code(home, made, monkeypatch, tmp_path, capsys):
+    place = Place(Path(shutil.copytree(made, tmp_path / "it")))
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(place.root))
+    (tmp_path / "alice.pem").write_bytes(a_key().public.pem)
+    assert main(["keys", "trust", str(tmp_path / "alice.pem")]) == 0
+    assert main(["audit"]) == 0
+    assert "3 executions: 0 violations" in capsys.readouterr().out
+    shutil.rmtree(place.of(VICTIM))
+    assert main(["audit", "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["executions"], told["violations"]) == (2, 1)
+    assert told["findings"][0]["execution"] == VICTIM
+    assert main(["audit", "--every"]) == 1
+    assert f"violation\tremoved\t{VICTIM}" in capsys.readouterr().out
+
+
+def test_an_execution_that_ended_long_before_its_checkpoint_or_after_it_is_told(place):
+    for number, until in ((1, NOON - timedelta(days=9)), (2, NOON - timedelta(hours=2))):
+        place.checkpoint(number).unlink()
+        written_down(place.archive(), number, IDS[:2] if number == 1 else IDS[2:], until=until)
+    assert {(one.kind, one.execution) for one in violations(place)} == {("time", one) for one in IDS}
+    for number, until in ((1, NOON + timedelta(hours=1)), (2, NOON + timedelta(days=9))):
+        place.checkpoint(number).unlink()
+        written_down(place.archive(), number, IDS[:2] if number == 1 else IDS[2:], until=until)
+    assert list(audit(place.archive(), trusting())) == []
+    place.checkpoint(1).unlink()
+    place.checkpoint(2).unlink()
+    written_down(place.archive(), 1, IDS[:2], until=NOON + timedelta(days=8))
+    written_down(place.archive(), 2, IDS[2:], until=NOON + timedelta(days=9))
+    (found,) = audit(place.archive(), trusting())
+    assert (found.weight, found.kind, found.execution) == ("incomplete", "late", OTHER)

@@ -1,0 +1,149 @@
+"""Checkpoints witness every seal once, in a chain that nobody can bend, with a short proof for each."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archives import content
+from prefect_executions.archive import Archive, open_archive
+from prefect_executions.attestation.checkpoints import Checkpoint, Inclusion, SealEntry, checkpoint_of, inclusions
+from prefect_executions.attestation.merkle import Tree, leads_to, leaf
+from prefect_executions.ledger import Ledger
+from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.checkpointing import write_checkpoints
+from prefect_executions.workbench.witnesses import witnesses
+from signers import a_key, trusting
+
+NOW = datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return a_bench(tmp_path)
+
+
+def a_bench(tmp_path: Path, *, signs: bool = True) -> Workbench:
+    return Workbench(
+        tmp_path / "bench",
+        open_archive=lambda: open_archive(str(tmp_path / "archive")),
+        open_ledger=lambda: Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}"),
+        signing_key=lambda: a_key() if signs else None,
+    )
+
+
+def seal(bench: Workbench, execution_id: str, *, at: datetime | None = None) -> str:
+    made = content(bench.folder / execution_id, {"metadata/method.json": execution_id.encode()})
+    return bench.archive.seal(execution_id, made._replace(at=at or datetime.now(UTC))).seal.manifest_sha256
+
+
+def told(archive: Archive, number: int) -> Checkpoint:
+    return Checkpoint.from_json(archive.checkpoints.get(number))
+
+
+def test_the_empty_and_the_one_byte_leaf_have_the_hashes_of_the_reference_vectors():
+    # The test vectors of Certificate Transparency (google/certificate-transparency, merkletree).
+    assert leaf(b"").hex() == "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
+    leaves = [bytes.fromhex(one) for one in ("", "00", "10", "2021", "3031", "40414243", "5051525354555657")]
+    leaves.append(bytes.fromhex("606162636465666768696a6b6c6d6e6f"))
+    roots = {
+        1: "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
+        2: "fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125",
+        3: "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77",
+        5: "4e3bbb1f7b478dcfe71fb631631519a3bca12c9aefca1612bfce4c13a86264d4",
+        8: "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328",
+    }
+    for size, root in roots.items():
+        assert Tree([leaf(one) for one in leaves[:size]]).root.hex() == root
+
+
+@given(st.integers(1, 70), st.data())
+def test_each_entry_of_a_tree_and_no_other_has_a_proof(size, data):
+    leaves = [leaf(str(number).encode()) for number in range(size)]
+    tree = Tree(leaves)
+    index = data.draw(st.integers(0, size - 1))
+    path = tree.path(index)
+    assert leads_to(tree.root, leaves[index], index, size, path)
+    assert not leads_to(tree.root, leaf(b"another"), index, size, path)
+    assert not leads_to(tree.root, leaves[index], index + 1, size, path)
+    assert not leads_to(tree.root, leaves[index], index, size, [*path, leaves[0]])
+    if path:
+        assert not leads_to(tree.root, leaves[index], index, size, path[:-1])
+
+
+def test_every_proof_of_a_checkpoint_holds_and_a_changed_one_does_not():
+    seals = [SealEntry(execution_id=f"e{number}", manifest_sha256=f"{number:064x}") for number in range(11)]
+    made = checkpoint_of(seals, number=1, previous=None, until=NOW, key=a_key())
+    assert list(made.faults()) == []
+    for proof in inclusions(made):
+        assert Inclusion.from_json(proof.to_json()).holds
+        assert not proof.model_copy(update={"index": proof.index + 1}).holds
+        assert not proof.model_copy(update={"path": ("no hex",)}).holds
+
+
+def test_settled_seals_are_written_down_once_and_the_next_checkpoint_names_the_one_before(bench):
+    first = {one: seal(bench, one) for one in ("one", "two", "three")}
+    assert write_checkpoints(bench) == 3
+    assert write_checkpoints(bench) == 0
+    second = seal(bench, "four")
+    assert write_checkpoints(bench) == 1
+    archive = bench.archive
+    assert archive.checkpoints.numbers() == [1, 2]
+    assert {one.execution_id: one.manifest_sha256 for one in told(archive, 1).seals} == first
+    assert [one.manifest_sha256 for one in told(archive, 2).seals] == [second]
+    assert told(archive, 2).told().previous == sha256(archive.checkpoints.get(1)).hexdigest()
+    seen, faults = witnesses(archive, trusting())
+    assert (faults, seen.sealed.keys()) == ([], {"one", "two", "three", "four"})
+
+
+def test_each_seal_that_is_written_down_has_its_proof_beside_it(bench):
+    seal(bench, "one")
+    seal(bench, "two")
+    write_checkpoints(bench)
+    proof = Inclusion.from_json(bench.archive.inclusion("two"))
+    assert proof.holds
+    assert proof.seal.execution_id == "two"
+    assert bench.archive.inclusion("other") is None
+    assert bench.archive.sweep(datetime.now(UTC) + timedelta(days=1)).objects == 0
+
+
+def test_without_a_key_nothing_is_written(tmp_path):
+    bench = a_bench(tmp_path, signs=False)
+    seal(bench, "one")
+    assert write_checkpoints(bench) == 0
+    assert bench.archive.checkpoints.last() == 0
+
+
+def test_a_mark_without_its_seal_is_not_written_down(bench):
+    seal(bench, "one")
+    bench.archive.marks.close("ghost", "0" * 64, datetime.now(UTC))
+    bench.archive.marks.close("one", "0" * 64, datetime.now(UTC))
+    assert write_checkpoints(bench) == 1
+
+
+def test_a_mark_that_came_late_is_found_by_who_looks_further_back(bench):
+    seal(bench, "one")
+    write_checkpoints(bench)
+    seal(bench, "late", at=datetime.now(UTC) - timedelta(days=3))
+    assert write_checkpoints(bench) == 0
+    assert write_checkpoints(bench, since=datetime.now(UTC) - timedelta(days=4)) == 1
+    assert write_checkpoints(bench, since=datetime.now(UTC) - timedelta(days=4)) == 0
+    assert write_checkpoints(bench, since=datetime.now(UTC) + timedelta(days=400)) == 0
+
+
+def test_of_two_who_write_the_same_checkpoint_one_wins(bench):
+    assert bench.archive.checkpoints.add(1, b"first")
+    assert not bench.archive.checkpoints.add(1, b"second")
+    assert bench.archive.checkpoints.get(1) == b"first"
+
+
+def test_numbers_go_on_beyond_a_thousand(bench):
+    for number in (999, 1000, 1001):
+        bench.archive.checkpoints.add(number, b"")
+    assert bench.archive.checkpoints.last() == 1001
+    assert bench.archive.checkpoints.numbers() == [999, 1000, 1001]
