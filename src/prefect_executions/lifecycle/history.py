@@ -1,8 +1,8 @@
-"""The statuses of an execution, what may follow what, and how Prefect and OGC say it.
+"""What happened to an execution, entry by entry, and what the law forbids in it.
 
-Law: these tables are the only ones. A status never goes back; what comes after
-a terminal status is kept as a note and changes nothing. Retries, pauses,
-progress and messages are entries in the history, not statuses.
+Law: a status never goes back; what comes after a terminal status is kept as a
+note and changes nothing. Retries, pauses, progress and messages are entries in
+the history, not statuses.
 """
 
 from __future__ import annotations
@@ -17,96 +17,9 @@ from pydantic import Field, model_validator
 
 from prefect_executions.documents import Document, Link, Part, Time
 from prefect_executions.errors import TransitionError
+from prefect_executions.lifecycle.statuses import AS_OGC, FOLLOWS, FROM_PREFECT, Observer, OgcStatus, Reason, Status
 from prefect_executions.phases import Phase
 
-
-class Status(StrEnum):
-    """The seven statuses of an execution."""
-
-    CREATED = "CREATED"
-    SCHEDULED = "SCHEDULED"
-    STARTED = "STARTED"
-    EXECUTING = "EXECUTING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-    @property
-    def terminal(self) -> bool:
-        """Whether nothing may follow."""
-        return not FOLLOWS[self]
-
-
-class Reason(StrEnum):
-    """Why an execution failed."""
-
-    ERROR = "error"
-    TIMED_OUT = "timed_out"
-    CRASHED = "crashed"
-    INFRASTRUCTURE = "infrastructure"
-    LOST = "lost"
-
-
-class Observer(StrEnum):
-    """Who saw an entry of the history happen."""
-
-    HOOK = "hook"
-    """Our own code in the run: its wrapper or its state hooks."""
-    PREFECT = "prefect"
-    """Prefect's state history."""
-    SETTLE = "settle"
-    """`executions settle`, after the fact."""
-    IMPORT = "import"
-    """`executions import`, of what another system recorded."""
-
-
-OgcStatus = Literal["accepted", "running", "successful", "failed", "dismissed"]
-
-_ENDS = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
-
-FOLLOWS: dict[Status, frozenset[Status]] = {
-    Status.CREATED: frozenset({Status.SCHEDULED, Status.STARTED, Status.EXECUTING}) | _ENDS,
-    Status.SCHEDULED: frozenset({Status.STARTED, Status.EXECUTING}) | _ENDS,
-    Status.STARTED: frozenset({Status.EXECUTING}) | _ENDS,
-    Status.EXECUTING: _ENDS,
-    Status.COMPLETED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
-}
-
-# OGC API Processes 1.0, schema statusCode.
-AS_OGC: dict[Status, OgcStatus] = {
-    Status.CREATED: "accepted",
-    Status.SCHEDULED: "accepted",
-    Status.STARTED: "running",
-    Status.EXECUTING: "running",
-    Status.COMPLETED: "successful",
-    Status.FAILED: "failed",
-    Status.CANCELLED: "dismissed",
-}
-
-# Prefect's state types. PAUSED and CANCELLING come while the Method's code is
-# under way and are told by entries; they move no status.
-FROM_PREFECT: dict[str, Status | None] = {
-    "SCHEDULED": Status.CREATED,
-    "PENDING": Status.SCHEDULED,
-    "RUNNING": Status.STARTED,
-    "PAUSED": None,
-    "CANCELLING": None,
-    "COMPLETED": Status.COMPLETED,
-    "FAILED": Status.FAILED,
-    "CRASHED": Status.FAILED,
-    "CANCELLED": Status.CANCELLED,
-}
-
-# How Prefect's workers begin the message of a run whose infrastructure could not be made.
-_NOT_SUBMITTED = (
-    "Failed to submit flow run",
-    "Flow run could not be submitted to infrastructure",
-    "Flow run could not start",
-)
-
-# Clocks of a server and a worker differ; more than this is told as a fault.
 CLOCK_SKEW = timedelta(minutes=5)
 
 _TURNED_BACK = "a clock was turned back"
@@ -147,7 +60,8 @@ class Happening(StrEnum):
     PHASE_ENDED = "phase-ended"
 
 
-_TURNS = frozenset({Happening.ATTEMPT, Happening.ATTEMPT_FAILED, Happening.PAUSED, Happening.RESUMED})
+TURNS = frozenset({Happening.ATTEMPT, Happening.ATTEMPT_FAILED, Happening.PAUSED, Happening.RESUMED})
+"""By what an attempt or a pause begins or ends."""
 
 
 class StatusEntry(Part):
@@ -368,102 +282,6 @@ def _in_order(job_status: JobStatus, at: datetime, observer: Observer) -> tuple[
         words = f"{_TURNED_BACK}: it said {at.isoformat()} here, and later entries may have the time of the one above"
         job_status = remark(job_status, Happening.NOTE, last.time, observer=last.observer, message=words)
     return job_status, last.time
-
-
-def follow(job_status: JobStatus, states: Sequence[Seen]) -> JobStatus:
-    """Return *job_status* with what Prefect's state history tells, up to but not including the end.
-
-    States that are in the history already (by their ids) are passed over, so the
-    whole state history may be given again at each attempt. Terminal states are
-    left to `ending`; after the end nothing is added.
-    """
-    if job_status.execution_status.terminal:
-        return job_status
-    known = {entry.prefect_state.id for entry in job_status.history if entry.prefect_state and entry.prefect_state.id}
-    for one in sorted(states, key=lambda one: one.time):
-        if one.state.id not in known:
-            job_status = _follow_one(job_status, one)
-    return job_status
-
-
-def _follow_one(job_status: JobStatus, one: Seen) -> JobStatus:
-    told: dict[str, Any] = {"observer": Observer.PREFECT, "prefect_state": one.state}
-    current = job_status.execution_status
-    if one.state.name == "AwaitingRetry":
-        known = _confirmed(job_status, one.state)
-        return known or remark(job_status, Happening.ATTEMPT_FAILED, one.time, message=one.message, **told)
-    if one.state.type == "PAUSED":
-        return _inserted(job_status, Happening.PAUSED, one, message=one.state.name)
-    if one.state.type == "RUNNING" and (last := _last_turn(job_status, one.time)):
-        if last.kind is Happening.PAUSED:
-            return _inserted(job_status, Happening.RESUMED, one)
-        if last.kind is Happening.ATTEMPT_FAILED:
-            return remark(job_status, Happening.ATTEMPT, one.time, attempt=job_status.attempt + 1, **told)
-    to = FROM_PREFECT.get(one.state.type)
-    if to is None or to.terminal or to not in FOLLOWS[current]:
-        return job_status
-    return advance(job_status, to, one.time, message=one.message, **told)
-
-
-def _inserted(job_status: JobStatus, kind: Happening, one: Seen, *, message: str | None = None) -> JobStatus:
-    """Return *job_status* with an entry where its time belongs: a pause may be heard of when it is long over."""
-    number = _place(job_status, one.time)
-    before = job_status.history[number - 1]
-    entry = StatusEntry(
-        kind=kind,
-        status=before.status,
-        time=one.time,
-        observer=Observer.PREFECT,
-        attempt=before.attempt,
-        prefect_state=one.state,
-        message=message,
-    )
-    history = (*job_status.history[:number], entry, *job_status.history[number:])
-    return job_status.model_copy(update={"updated": max(one.time, job_status.updated), "history": history})
-
-
-def _place(job_status: JobStatus, time: datetime) -> int:
-    number = len(job_status.history)
-    while job_status.history[number - 1].time > time and job_status.history[number - 1].kind is not Happening.STATUS:
-        number -= 1
-    return number
-
-
-def _confirmed(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
-    """The same with Prefect's *state* beside the failed attempt that our own code told; None when it told none."""
-    for number, entry in reversed(list(enumerate(job_status.history))):
-        if entry.kind is Happening.ATTEMPT_FAILED and entry.attempt == job_status.attempt and not entry.prefect_state:
-            confirmed = entry.model_copy(update={"prefect_state": state})
-            history = (*job_status.history[:number], confirmed, *job_status.history[number + 1 :])
-            return job_status.model_copy(update={"history": history})
-    return None
-
-
-def _last_turn(job_status: JobStatus, time: datetime) -> StatusEntry | None:
-    turns = (entry for entry in reversed(job_status.history[: _place(job_status, time)]) if entry.kind in _TURNS)
-    return next(turns, None)
-
-
-def ending(
-    state_type: str, state_name: str, message: str | None, *, started: bool
-) -> tuple[Status, Reason | None] | None:
-    """Return the terminal status and reason that a Prefect state means, or None when it ends nothing.
-
-    CANCELLING counts as CANCELLED: Prefect calls the cancellation hooks with it,
-    before it commits CANCELLED, and nothing leads back. *started* says whether
-    the run ever reached RUNNING.
-    """
-    if state_type in {"CANCELLING", "CANCELLED"}:
-        return Status.CANCELLED, None
-    status = FROM_PREFECT.get(state_type)
-    if status is None or not status.terminal:
-        return None
-    if status is not Status.FAILED:
-        return status, None
-    if state_type == "FAILED":
-        return status, Reason.TIMED_OUT if state_name == "TimedOut" else Reason.ERROR
-    submitted = started or not (message or "").startswith(_NOT_SUBMITTED)
-    return status, Reason.CRASHED if submitted else Reason.INFRASTRUCTURE
 
 
 def faults(history: Sequence[StatusEntry]) -> Iterator[str]:
