@@ -35,19 +35,15 @@ from prefect_executions.ledger import ArchiveState, Came, Ledger
 from prefect_executions.lifecycle import (
     Happening,
     JobStatus,
-    Observer,
-    PrefectState,
-    Reason,
     Seen,
     Status,
-    advance,
     follow,
-    remark,
 )
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench import pending
 from prefect_executions.workbench.archiving import content_of, data_of, late_word, upload
+from prefect_executions.workbench.ends import Ending, ended, lost_with
 from prefect_executions.workbench.keys import KeyRing
 from prefect_executions.workbench.leases import Leases
 from prefect_executions.workbench.telling import EndTelling, Tell, tell_nobody
@@ -57,17 +53,6 @@ log = logging.getLogger("prefect_executions")
 BLOCK = "block:"
 
 _MOST_CODE = 1024**2
-
-
-class Ending(NamedTuple):
-    """How an execution ended, as far as the one who seals it knows."""
-
-    status: Status
-    reason: Reason | None
-    at: datetime
-    observer: Observer
-    prefect_state: PrefectState | None = None
-    message: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -287,7 +272,7 @@ class Workbench:
         bundle.mark_stand_in()
         self.begin(record, code)
         lost = not fill(bundle) and record.status in {Status.STARTED, Status.EXECUTING}
-        return self.seal(record.id, end, notes=(_lost_with(record.instance.hostname),) if lost else ())
+        return self.seal(record.id, end, notes=(lost_with(record.instance.hostname),) if lost else ())
 
     def index(self, execution_id: str) -> Outcome:
         """Take a sealed execution of the archive into the ledger.
@@ -438,29 +423,6 @@ class Workbench:
         return True
 
 
-def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequence[str] = ()) -> JobStatus:
-    """Return the final job status: what could not be kept and other *notes*, the end, the outputs.
-
-    One that is terminal already keeps its end.
-    """
-    if not job_status.execution_status.terminal:
-        for note in (*gathered.notes, *notes):
-            job_status = remark(job_status, Happening.NOTE, end.at, observer=end.observer, message=note)
-        interrupted = end.status is Status.CANCELLED or end.reason not in {None, Reason.ERROR}
-        ran = job_status.execution_status in {Status.STARTED, Status.EXECUTING}
-        job_status = advance(
-            job_status,
-            end.status,
-            end.at,
-            observer=end.observer,
-            prefect_state=end.prefect_state,
-            reason=end.reason,
-            message=end.message,
-        )
-        job_status = job_status.model_copy(update={"partial": True if interrupted and ran else None})
-    return job_status.model_copy(update={"outputs": gathered.outputs})
-
-
 def came_from(imported: Imported | None) -> Came | None:
     """Return what the ledger holds of the mark of an import, or None where there is no mark."""
     return Came(at=imported.imported, origin=imported.origin) if imported else None
@@ -473,12 +435,6 @@ def _clear(bundle: OpenBundle) -> None:
     else:
         shutil.rmtree(bundle.scratch, ignore_errors=True)
     reach(Milestone.CLEARED, bundle.id)
-
-
-def _lost_with(hostname: str | None) -> str:
-    if hostname is None:  # its record was never opened
-        return "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
-    return f"outputs and logs were lost with the workbench on {hostname}"
 
 
 def life(flow_run_id: str, number: int) -> str:
