@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from prefect_executions.cli import app, codes, main
 from prefect_executions.cli.asking import moment, parameters
-from prefect_executions.cli.examining import fastapi_break
+from prefect_executions.cli.examining import fastapi_break, sqlalchemy_break
 from prefect_executions.cli.showing import as_text, how_large, how_long, safe
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle import Status
@@ -496,6 +496,14 @@ def test_the_doctor_names_the_fastapi_that_breaks_prefect(version, outcome, word
     assert found.outcome == outcome
     assert word in found.found
     assert (outcome == "ok") == (not found.advice)
+
+
+def test_the_doctor_knows_the_sqlalchemy_with_which_schedules_do_not_fire():
+    assert [sqlalchemy_break(version).outcome for version in ("2.0.58", "2.1.0", "2.1.9", "3.0")] == [
+        "ok",
+        *["warn"] * 3,
+    ]
+    assert "schedule" in sqlalchemy_break("2.1.9").found
 
 
 def test_the_doctor_tells_what_is_well_and_what_is_not(home, tmp_path):

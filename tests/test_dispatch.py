@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -23,6 +24,7 @@ from prefect_executions.dispatch.schedules import schedule_of
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Reason
 
+ROOT = Path(__file__).parents[1]
 METHOD = '''
 from pydantic import SecretStr
 
@@ -125,6 +127,29 @@ def test_a_method_is_deployed_and_a_request_starts_a_run_of_it(told, pool, clien
     assert run.parameters == {"name": "Ada", "times": 3}
     assert run.job_variables == {"env": {"EXECUTIONS_TIME_LIMIT": "120"}}
     assert json.loads(submitted)["link"].endswith(str(run.id))
+
+
+def test_a_descriptor_is_deployed_by_its_path(told, pool, client, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name = pool()
+    told("deploy", "flows/separate_irises/method.yaml", "--pool", name)
+    deployment = client.read_deployment_by_name(f"separate-irises/{name}")
+    assert deployment.entrypoint == "prefect_executions.flow.file:flows/separate_irises/method.yaml"
+    assert deployment.parameter_openapi_schema["properties"]["one"]["enum"] == ["setosa", "versicolor", "virginica"]
+    refused = told("submit", f"separate-irises/{name}", "-p", "one=rosa", code=2)
+    assert "rosa" in refused
+
+
+def test_a_file_elsewhere_is_deployed_where_it_lies_unless_the_worker_has_another_folder(told, pool, client, tmp_path):
+    name = pool()
+    elsewhere = tmp_path.parent / f"{name}.py"
+    elsewhere.write_text(METHOD)
+    told("deploy", f"{elsewhere}:greet", "--pool", name)
+    deployment = client.read_deployment_by_name(f"greet/{name}")
+    assert deployment.entrypoint == f"{name}.py:greet"
+    (step,) = deployment.pull_steps
+    assert step["prefect.deployments.steps.set_working_directory"] == {"directory": str(elsewhere.parent.resolve())}
+    assert "outside" in told("deploy", f"{elsewhere}:greet", "--pool", name, "--folder", "/code", code=2)
 
 
 def test_to_deploy_it_again_replaces_what_was_there(told, pool, client):

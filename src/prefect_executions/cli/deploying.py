@@ -41,7 +41,7 @@ def deploy(
     """Deploy a Method on a work pool; done again it replaces what was there.
 
     Args:
-        method: path.py:function or module:function.
+        method: path.py:function, module:function, or the path of a descriptor.
         pool: The work pool: process, docker or kubernetes.
         name: The deployment's name; that of the pool when left out.
         image: The container image, of a docker or kubernetes pool.

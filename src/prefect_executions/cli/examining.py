@@ -30,6 +30,7 @@ _SLOWEST = 180
 
 # Measured with Prefect 3.8 on a fresh installation.
 _BREAKS_SERVER, _BREAKS_DEPLOYMENTS, _OLDEST = (0, 155), (0, 151), (0, 139)
+_BREAKS_SCHEDULES = (2, 1)
 _FASTAPI_CURE = "Run: pip install 'fastapi>=0.139,<0.151'"
 
 # In a process of their own: a Prefect that does not import must not break the doctor.
@@ -92,16 +93,26 @@ def fastapi_break(fastapi: str) -> Finding:
     return Finding("ok", "fastapi", fastapi)
 
 
+def sqlalchemy_break(sqlalchemy: str) -> Finding:
+    """Tell whether this version of SQLAlchemy works with a server of Prefect 3.8."""
+    release = tuple(int(number) for number in re.findall(r"\d+", sqlalchemy)[:2])
+    if release >= _BREAKS_SCHEDULES:
+        found = f"{sqlalchemy}: a Prefect server of this installation starts no run by a schedule (from 2.1 on)"
+        return Finding("warn", "sqlalchemy", found, "Run: pip install 'sqlalchemy<2.1'")
+    return Finding("ok", "sqlalchemy", sqlalchemy)
+
+
 def _versions() -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
     yield Finding("ok", "prefect-executions", version("prefect-executions"))
-    for package in ("prefect", "fastapi"):
+    told = {"prefect": _prefect_version, "fastapi": fastapi_break, "sqlalchemy": sqlalchemy_break}
+    for package, tell in told.items():
         try:
             found = version(package)
         except PackageNotFoundError:
             yield Finding("fail", package, "is not installed", "Run: pip install --upgrade prefect-executions")
             continue
-        yield fastapi_break(found) if package == "fastapi" else _prefect_version(found)
+        yield tell(found)
 
 
 def _prefect_version(found: str) -> Finding:

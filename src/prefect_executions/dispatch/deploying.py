@@ -142,23 +142,24 @@ def check_parameters(method_id: str, form: Mapping[str, Any], parameters: Mappin
 def _place(pool: WorkPool, entrypoint: str, folder: str | None, here: Path) -> tuple[str, str]:
     """The entrypoint as a worker finds it, and the folder that it is relative to."""
     shared = None if runs_containers(pool) else str(here.resolve())
-    path, _, name = entrypoint.rpartition(":")
-    descriptor = descriptor_in(entrypoint)
-    if descriptor is not None:
-        path, name = descriptor, ""
-    elif not path.endswith(".py"):
+    path, written = _file_of(entrypoint)
+    if path is None:
         return entrypoint, folder or shared or CODE
     file = (here / path).resolve()
     if file.is_relative_to(here.resolve()):
-        return _named(file.relative_to(here.resolve()).as_posix(), name), folder or shared or CODE
+        return written.format(file.relative_to(here.resolve()).as_posix()), folder or shared or CODE
     if folder or shared is None:
         raise RequestError(
             f"{file} lies outside {here}, so nobody knows where it is for the worker: "
             f"go to the folder that the worker has as {folder or CODE}, and deploy there"
         )
-    return _named(file.name, name), str(file.parent)
+    return written.format(file.name), str(file.parent)
 
 
-def _named(path: str, name: str) -> str:
-    """The entrypoint of what is called *name* in the file at *path*; a descriptor's name is its path."""
-    return f"{path}:{name}" if name else f"{DESCRIPTORS}:{path}"
+def _file_of(entrypoint: str) -> tuple[str | None, str]:
+    """The file that an entrypoint names, and how it is written as an entrypoint of Prefect's; a module is no file."""
+    descriptor = descriptor_in(entrypoint)
+    if descriptor is not None:
+        return descriptor, f"{DESCRIPTORS}:{{}}"
+    path, _, name = entrypoint.rpartition(":")
+    return (path, f"{{}}:{name}") if path.endswith(".py") else (None, entrypoint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -143,7 +145,7 @@ def _make_values(name: str) -> None:
     )
 
 
-def _make_part(name: str, *columns: sa.Column[object]) -> None:
+def _make_part(name: str, *columns: sa.Column[Any]) -> None:
     op.create_table(
         name,
         sa.Column("execution", _KEY, nullable=False),
