@@ -19,7 +19,7 @@ FLOORS = (
     {"documents", "media", "settings", "durability", "milestones", "phases"},
     {"methods", "lifecycle"},
     {"executions", "events", "query"},
-    {"provenance", "crate", "attestation", "capture", "access", "ledger"},
+    {"provenance", "crate", "attestation", "comparison", "capture", "access", "ledger"},
     {"bundles"},
     {"archive", "runtimes", "engine"},
     {"workbench"},
@@ -53,7 +53,7 @@ WORLD = {
 
 PURE = (
     {"errors", "documents", "milestones", "phases", "methods", "lifecycle", "executions", "events", "query"}
-    | {"provenance", "crate", "attestation", "access"}
+    | {"provenance", "crate", "attestation", "comparison", "access"}
 )  # fmt: skip
 IMPURE_MODULES = {"time", "random", "subprocess", "socket", "tempfile", "shutil", "urllib.request", "asyncio"}
 IMPURE_CALLS = re.compile(

@@ -21,6 +21,7 @@ from prefect_executions.cli import (
     listing,
     looking,
     removing,
+    repeating,
     running,
     sharing,
     signing,
@@ -51,6 +52,7 @@ app.command(looking.show)
 app.command(looking.logs)
 app.command(looking.outputs)
 app.command(looking.prov)
+app.command(repeating.diff)
 app.command(checking.verify)
 app.command(exchanging.export)
 app.command(exchanging.import_executions, name="import")
