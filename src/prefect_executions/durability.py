@@ -55,10 +55,10 @@ def _sync(places: Sequence[str | Path]) -> None:
         descriptors = [_open(place, stack) for place in places]
         for descriptor in descriptors if len(descriptors) > 1 else ():
             _begin(descriptor)
-        shares = [share for n in range(_AT_ONCE) if (share := descriptors[n::_AT_ONCE])]
-        others: list[Future[None]] = [_pool().submit(_wait, share) for share in shares[1:]]
+        shares = filter(None, (descriptors[number::_AT_ONCE] for number in range(1, _AT_ONCE)))
+        others = [_beside(share) for share in shares]
         try:
-            _wait(shares[0] if shares else ())
+            _wait(descriptors[::_AT_ONCE])
         finally:  # nothing is closed that somebody still waits for
             failures = [failure for other in others if (failure := other.exception())]
         for failure in failures:
@@ -76,6 +76,16 @@ def _begin(descriptor: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(descriptor, 0, _SMALL, os.POSIX_FADV_DONTNEED)
+
+
+def _beside(descriptors: Sequence[int]) -> Future[None]:
+    try:
+        return _pool().submit(_wait, descriptors)
+    except RuntimeError:  # the interpreter is ending and starts no thread any more
+        _wait(descriptors)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
 
 
 def _wait(descriptors: Sequence[int]) -> None:
