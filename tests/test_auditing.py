@@ -17,12 +17,17 @@ from prefect_executions.archive import Archive, Removed, open_archive
 from prefect_executions.attestation import Envelope, sealed_envelope
 from prefect_executions.attestation.checkpoints import SealEntry, checkpoint_of, inclusions
 from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.verifying import verify
 from prefect_executions.cli import main
 from prefect_executions.executions import BundleFile, ExecuteRequest
 from prefect_executions.ledger import Ledger
 from prefect_executions.lifecycle import JobStatus, Observer, Status
+from prefect_executions.settings import Settings
 from prefect_executions.workbench import Ending, Workbench
 from prefect_executions.workbench.auditing import Finding, audit
+from prefect_executions.workbench.exporting import export
+from prefect_executions.workbench.importing import Terms, take_in
+from prefect_executions.workbench.reading import Reader
 from records import NOON, a_job_status, a_record, a_request
 from signers import a_key, trusting
 
@@ -375,3 +380,35 @@ def test_an_execution_that_ended_long_before_its_checkpoint_or_after_it_is_told(
     written_down(place.archive(), 2, IDS[2:], until=NOON + timedelta(days=9))
     (found,) = audit(place.archive(), trusting())
     assert (found.weight, found.kind, found.execution) == ("incomplete", "late", OTHER)
+
+
+def test_an_exported_bundle_carries_its_proof_and_is_imported_with_it(place, tmp_path):
+    here = a_bench(tmp_path)
+    here = Workbench(tmp_path / "none", open_archive=place.archive, open_ledger=lambda: here.ledger)
+    data: list[bytes] = []
+    export(Reader(here), IDS, data.append)
+    file = tmp_path / "all.zip"
+    file.write_bytes(b"".join(data))
+    there = a_bench(tmp_path / "there")
+    assert len(take_in(there, str(file), Terms.of(Settings(home=tmp_path), datetime.now(UTC)))) == 3
+    for one in IDS:
+        assert there.archive.read(one, layout.INCLUSION) == place.archive().inclusion(one)
+    assert list(audit(there.archive, trusting(), deep=True)) == []
+
+
+def test_a_proof_of_another_bundle_or_by_another_key_is_found(place, tmp_path):
+    folder = tmp_path / "it"
+    place.archive().download(VICTIM, folder)
+    proofs = {one: place.archive().inclusion(one) for one in IDS}
+    (folder / layout.INCLUSION).write_bytes(proofs[VICTIM])
+    only = {"inclusion"}
+    assert verify(folder, only=only, trusted=trusting()).faults == ()
+    (by_another,) = verify(folder, only=only, trusted=trusting(a_key("b"))).faults
+    assert "not trusted" in by_another
+    (folder / layout.INCLUSION).write_bytes(proofs[UNTOUCHED])
+    assert any(UNTOUCHED in fault for fault in verify(folder, only=only, trusted=trusting()).faults)
+    edit_proof = json.loads(proofs[VICTIM])
+    edit_proof["path"][0] = "0" * 64
+    (folder / layout.INCLUSION).write_text(json.dumps(edit_proof))
+    (wrong,) = verify(folder, only=only, trusted=trusting()).faults
+    assert "does not lead" in wrong

@@ -34,6 +34,7 @@ def test_the_format_has_exactly_the_names_of_its_design() -> None:
         "ro-crate-metadata.json",
         "manifest-sha256.txt",
     } == layout.FIXED
+    assert {"metadata/inclusion.json", "manifest-sha256.txt.sig"} == layout.ADDED
     assert set(layout.FOLDERS) == {"auth", "metadata", "inputs", "code", "outputs"}
 
 

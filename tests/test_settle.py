@@ -20,11 +20,13 @@ from pydantic import SecretStr
 from homes import kinds
 from journeys import waited
 from prefect_executions import current_execution, engine, events, method
+from prefect_executions.attestation.checkpoints import Inclusion
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.executions import Raised, Usage
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status, advance
-from prefect_executions.settings import ArchiveLevel
+from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench import Ending, pending
+from prefect_executions.workbench.keys import KeyRing
 from prefect_executions.workbench.removing import remove
 from records import OUTPUTS, a_method, a_request
 from scenes import FAR, Scene, age
@@ -385,6 +387,16 @@ def test_a_round_looks_only_at_what_happened_since_the_last(scene, requests):
     assert len(requests) <= quiet + 4
     assert quiet <= 8
     assert scene.settle(since=run.created - 2 * A_WHILE) == {}
+
+
+def test_a_round_writes_down_what_was_sealed_where_there_is_a_key(scene):
+    KeyRing(Settings(home=scene.home)).create("own")
+    run = scene.run(scene.deploy(measures), Pending(), Crashed(message="no"), ago=A_WHILE)
+    assert scene.settle()[str(run.id)].result == "archived"
+    assert scene.settle() == {}
+    assert scene.bench.archive.checkpoints.numbers() == [1]
+    proof = Inclusion.from_json(scene.bench.archive.inclusion(str(run.id)))
+    assert proof.holds
 
 
 @pytest.fixture

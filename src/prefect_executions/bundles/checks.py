@@ -8,7 +8,8 @@ from datetime import datetime
 from hashlib import sha256
 
 from prefect_executions import provenance
-from prefect_executions.attestation import PAYLOAD_TYPE, Statement
+from prefect_executions.attestation import PAYLOAD_TYPE, Envelope, Statement
+from prefect_executions.attestation.checkpoints import Inclusion
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence
 from prefect_executions.documents import text_of_time
@@ -217,18 +218,40 @@ def _signature(seen: Evidence) -> Findings:
         if seen.trusted:
             yield Unchecked("it is not signed")
         return
-    for one in seen.envelope.signatures:
-        key = seen.trusted.get(one.key_id)
-        if key is None and seen.trusted:
-            yield f"{layout.ATTESTATION} is signed with the key {one.key_id}, which is not trusted here"
-        elif key is None:
-            yield Unchecked(f"no key is trusted here, so nobody knows whether the signature of {one.key_id} is right")
-        elif not key.signed(seen.envelope.signed, one.data):
-            yield f"{layout.ATTESTATION}: the signature is not that of the key {one.key_id} over what it holds"
+    yield from _signers(seen, seen.envelope, layout.ATTESTATION)
     if seen.envelope.payload_type != PAYLOAD_TYPE:
         yield f"{layout.ATTESTATION} holds {seen.envelope.payload_type}; a seal is signed as {PAYLOAD_TYPE}"
         return
     yield from _statement(seen, Statement.from_json(seen.envelope.payload, layout.ATTESTATION))
+
+
+def _inclusion(seen: Evidence) -> Findings:
+    """The proof that comes along leads from this seal to a checkpoint that is signed by who is trusted."""
+    if layout.INCLUSION not in seen.files:
+        return
+    told = Inclusion.from_json(seen.bytes_of(layout.INCLUSION))
+    yield from _signers(seen, told.head.envelope, layout.INCLUSION)
+    if not told.holds:
+        yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {told.told().number}"
+    found = sha256(seen.bytes_of(layout.MANIFEST)).hexdigest()
+    pairs = {
+        "execution": (told.seal.execution_id, seen.document(JobStatus).job_id),
+        "manifest": (told.seal.manifest_sha256, found),
+    }
+    for what, (witnessed, said) in pairs.items():
+        if witnessed != said:
+            yield f"{layout.INCLUSION} is of the {what} {witnessed}; this is {said}"
+
+
+def _signers(seen: Evidence, envelope: Envelope, path: str) -> Findings:
+    for one in envelope.signatures:
+        key = seen.trusted.get(one.key_id)
+        if key is None and seen.trusted:
+            yield f"{path} is signed with the key {one.key_id}, which is not trusted here"
+        elif key is None:
+            yield Unchecked(f"no key is trusted here, so nobody knows whether the signature of {one.key_id} is right")
+        elif not key.signed(envelope.signed, one.data):
+            yield f"{path}: the signature is not that of the key {one.key_id} over what it holds"
 
 
 def _statement(seen: Evidence, told: Statement) -> Findings:
@@ -265,6 +288,7 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "provenance-times": _provenance_times,
     "crate": _crate,
     "signature": _signature,
+    "inclusion": _inclusion,
 }
 """Every check by its name, in the order in which they are told."""
 

@@ -35,7 +35,7 @@ from prefect_executions.settings import ArchiveLevel
 D = TypeVar("D", bound=Document)
 
 _WHOLE = {*(kind.file_name for kind in layout.DOCUMENTS), layout.PROVENANCE, layout.CRATE, layout.MANIFEST}
-_WHOLE |= {layout.ATTESTATION}
+_WHOLE |= {layout.ATTESTATION, layout.INCLUSION}
 """The files that are read as a whole."""
 
 _DATA = (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP)

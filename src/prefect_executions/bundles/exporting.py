@@ -69,13 +69,17 @@ class Export(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Leaving:
-    """A sealed bundle that is to be exported; `absent` are the files that nobody keeps any more."""
+    """A sealed bundle that is to be exported.
+
+    `absent` are the files that nobody keeps any more, `inclusion` is the proof that it is in a checkpoint.
+    """
 
     id: str
     source: Source
     manifest_sha256: str
     finished: datetime | None
     absent: frozenset[str] = frozenset()
+    inclusion: bytes | None = None
 
 
 class Exporter:
@@ -158,6 +162,8 @@ class _Copy:
             raise BundleError(f"execution {self._bundle.id} cannot be exported: {missing[0]} is missing")
         for path in sorted(paths):
             self._copy(path, files[path])
+        if self._bundle.inclusion and layout.INCLUSION not in files:
+            self._add_inclusion(self._bundle.inclusion)
         if zipped:
             self._copy_outputs(folders=folders)
 
@@ -173,6 +179,11 @@ class _Copy:
         if found != expected and (expected or path not in layout.UNLISTED):
             raise self._damaged(f"{path} is {found} and was sealed as {expected or 'nothing'}")
         self._tell(name, found, size)
+
+    def _add_inclusion(self, data: bytes) -> None:
+        name = self._place + layout.INCLUSION
+        self._zip.add_whole(name, data, deflate=False)
+        self._tell(name, sha256(data).hexdigest(), len(data))
 
     def _copy_outputs(self, *, folders: bool) -> None:
         # output.zip was copied, and its digest checked, before.

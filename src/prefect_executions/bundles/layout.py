@@ -7,6 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect_executions.attestation.checkpoints import Inclusion
 from prefect_executions.documents import Document
 from prefect_executions.errors import NameRefusedError
 from prefect_executions.executions import Agent, ExecuteRequest, Infrastructure, Instance, Metrics
@@ -21,6 +22,7 @@ DOCUMENTS: tuple[type[Document], ...] = (*REQUIRED, Metrics)
 
 PROVENANCE = "metadata/provo.xml"
 ATTESTATION = "metadata/attestation.dsse.json"
+INCLUSION = Inclusion.file_name
 CRATE = "ro-crate-metadata.json"
 MANIFEST = "manifest-sha256.txt"
 SSH_SIGNATURE = "manifest-sha256.txt.sig"
@@ -38,13 +40,15 @@ FIXED = frozenset({document.file_name for document in DOCUMENTS}) | {
     ATTESTATION,
     CRATE,
     MANIFEST,
-    SSH_SIGNATURE,
     OUTPUT_ZIP,
 }
 """Every file whose name the format gives."""
 
-UNLISTED = frozenset({MANIFEST, ATTESTATION, SSH_SIGNATURE})
-"""The files that the manifest does not list: itself, and what signs it."""
+ADDED = frozenset({INCLUSION, SSH_SIGNATURE})
+"""What may come to a bundle after it was sealed: who else signs or witnesses it."""
+
+UNLISTED = frozenset({MANIFEST, ATTESTATION}) | ADDED
+"""The files that the manifest does not list: itself, and what signs or witnesses it."""
 
 NAME_BYTES = 255
 """The longest name of one file on Linux and macOS, in bytes."""
@@ -95,7 +99,7 @@ class BundlePaths:
 def known(path: str) -> bool:
     """Whether format 1 has a place for a file at *path*."""
     top, *rest = path.split("/")
-    return path in FIXED or (top in OPEN_FOLDERS and bool(rest) and _UP_OR_EMPTY.isdisjoint(rest))
+    return path in FIXED or path in ADDED or (top in OPEN_FOLDERS and bool(rest) and _UP_OR_EMPTY.isdisjoint(rest))
 
 
 def check_execution_id(execution_id: str) -> str:

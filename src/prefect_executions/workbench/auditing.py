@@ -139,8 +139,8 @@ class _Audit:
         if strays:
             yield Finding("incomplete", "stray", one, f"{strays[0]!r} belongs to nothing ({len(strays)} such objects)")
         yield from self._witnessed(one, record)
-        report = verify(record, only={"signature"}, trusted=self._trusted)
-        yield from (Finding("violation", "signature", one, check) for check in report.checks[0].faults)
+        report = verify(record, only={"signature", "inclusion"}, trusted=self._trusted)
+        yield from (Finding("violation", "signature", one, fault) for check in report.checks for fault in check.faults)
         if layout.ATTESTATION not in record.files:
             yield Finding("incomplete", "unsigned", one, "it is not signed")
         elif not self._trusted:

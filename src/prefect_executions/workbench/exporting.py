@@ -114,6 +114,7 @@ def _leaving(reader: Reader, execution_id: str) -> Leaving:
             manifest_sha256=bundle.seal.manifest_sha256,
             finished=bundle.seal.finished,
             absent=frozenset(bundle.seal.absent),
+            inclusion=archive.inclusion(execution_id),
         )
     record = reader.record(execution_id)
     local = OpenBundle(reader.workbench.folder, execution_id)

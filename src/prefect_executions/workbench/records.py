@@ -14,7 +14,8 @@ from prefect_executions.executions import BundleFile
 from prefect_executions.lifecycle import JobStatus
 from prefect_executions.workbench.archiving import is_bulk
 
-_READ = (layout.MANIFEST, layout.ATTESTATION, layout.SSH_SIGNATURE, JobStatus.file_name)
+_BESIDE = (layout.ATTESTATION, layout.INCLUSION, layout.SSH_SIGNATURE)
+_READ = (layout.MANIFEST, JobStatus.file_name, *_BESIDE)
 _LARGEST = 64 << 20
 
 Fault = tuple[str, str]
@@ -114,7 +115,7 @@ class SealedRecord:
         """The folder is named by all small files in it, so a signature that is taken away or put there is seen."""
         files = [BundleFile(path, digest, 0) for path, digest in listed.items() if not is_bulk(path)]
         files.append(BundleFile(layout.MANIFEST, found, 0))
-        beside = [path for path in (layout.ATTESTATION, layout.SSH_SIGNATURE) if path in self._data]
+        beside = [path for path in _BESIDE if path in self._data]
         files += [BundleFile(path, sha256(self._data[path]).hexdigest(), 0) for path in beside]
         name = f"sealed-{sha256(manifest.render(files)).hexdigest()[:16]}/"
         if name != self.seal.objects:
