@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -44,7 +44,22 @@ class Relative(Part):
     """Another execution that this one is linked to."""
 
     execution_id: str
-    relation: Literal["parent", "rerun-of", "retry-of"]
+    relation: Literal["parent", "rerun-of", "edited-rerun-of", "retry-of"]
+    """A ``rerun-of`` was asked for with the same inputs, an ``edited-rerun-of`` with other ones."""
+
+    @property
+    def tag(self) -> str:
+        """The tag of a flow run by which who asks for it links it."""
+        return f"{self.relation}:{self.execution_id}"
+
+
+_ASKED_AGAIN = re.compile(r"(rerun-of|edited-rerun-of):(\S+)")
+
+
+def tagged(tags: Iterable[str]) -> tuple[Relative, ...]:
+    """Return the executions that a flow run with *tags* runs again; tags that say anything else are none of it."""
+    found = (_ASKED_AGAIN.fullmatch(tag) for tag in tags)
+    return tuple(Relative.model_validate({"relation": one[1], "execution_id": one[2]}) for one in found if one)
 
 
 class Deployment(Part):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.reading import Reader
 
 Json = Annotated[bool, Parameter(name="--json")]
+Pairs = Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)]
 
 READING_PATIENCE = timedelta(seconds=60)
 """Somebody waits at the terminal: an archive that is away is told after this, not after an upload's time limit."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.asking import Json, memory, parameters, reader, seconds, set_defaults
+from prefect_executions.cli.asking import Json, Pairs, memory, parameters, reader, seconds, set_defaults
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.showing import say, show_facts, show_json, warn, working
 from prefect_executions.errors import RequestError
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from prefect_executions.dispatch import Deployed, Ended, Submitted
 
 N = TypeVar("N", int, float)
-
-Pairs = Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)]
 
 
 def deploy(
@@ -128,12 +126,12 @@ def submit(
     request = dispatch.Request(parameters=given, resources=resources, pool=pool, queue=queue, key=idempotency_key)
     submitted = dispatch.submit(method, request)
     if not wait:
-        _tell(submitted, None, as_json=as_json)
+        tell_submitted(submitted, None, as_json=as_json)
         return OK
     if not as_json:
         warn(f"Execution {submitted.id} is submitted{f': {submitted.link}' if submitted.link else ''}")
     ended = dispatch.wait(reader(settings), submitted.id, tell=warn)
-    _tell(submitted, ended, as_json=as_json)
+    tell_submitted(submitted, ended, as_json=as_json)
     return OK if ended.well else FAILED
 
 
@@ -159,7 +157,8 @@ def _positive(option: str, number: N | None) -> N | None:
     return number
 
 
-def _tell(submitted: Submitted, ended: Ended | None, *, as_json: bool) -> None:
+def tell_submitted(submitted: Submitted, ended: Ended | None, *, as_json: bool) -> None:
+    """Show what was submitted, and how it ended where that was waited for."""
     told = {**submitted._asdict(), **(ended._asdict() if ended else {})}
     if as_json:
         show_json(told)

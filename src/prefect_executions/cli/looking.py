@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 Form = Literal["xml", "json", "n", "ttl", "svg"]
 
 # What the one that is named is to the one that names it, told from the other side.
-_INVERSE = {"parent": "child", "rerun-of": "rerun", "retry-of": "retry"}
+_INVERSE = {"parent": "child", "rerun-of": "rerun", "edited-rerun-of": "edited rerun", "retry-of": "retry"}
 
 
 def show(execution: str, /, *, as_json: Json = False) -> None:

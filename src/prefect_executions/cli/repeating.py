@@ -1,18 +1,25 @@
-"""`executions diff`: two executions beside each other."""
+"""`executions diff`, `rerun`: two executions beside each other, and one once more."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.asking import Json, reader
-from prefect_executions.cli.showing import say, show_json, show_table
+from prefect_executions.cli.asking import Json, Pairs, parameters, reader, set_defaults
+from prefect_executions.cli.codes import FAILED, OK
+from prefect_executions.cli.deploying import tell_submitted
+from prefect_executions.cli.running import run_here
+from prefect_executions.cli.showing import say, show_json, show_table, warn, working
+from prefect_executions.errors import RequestError
 
 if TYPE_CHECKING:
     from prefect_executions.comparison.records import Difference
+    from prefect_executions.workbench.reading import Reader
 
 
 def diff(
@@ -48,6 +55,72 @@ def diff(
         say((source.diff or f"{source.path}: {source.why}").rstrip("\n"))
     if not shown:
         say(f"{compared.before} and {compared.after} tell the same")
+
+
+def rerun(
+    execution: str,
+    /,
+    *,
+    param: Pairs = (),
+    params: str | None = None,
+    pool: str | None = None,
+    method: str | None = None,
+    wait: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Run an execution again, with the same or edited inputs; the new execution is linked to it.
+
+    It runs as it ran before: through its deployment, or here. A secret is named anew by -p.
+
+    Args:
+        execution: The id, or its beginning.
+        param: An input that is to be another, as name=value; may be given several times.
+        params: A JSON file with an object of such inputs; - is standard input.
+        pool: Run it on this work pool, where its Method is deployed.
+        method: Run it here, with the Method at path.py:function or module:function.
+        wait: Of one on a work pool: return when it has ended, with 0 if it ended well.
+        as_json: One JSON document.
+    """
+    if pool and method:
+        raise RequestError("--pool runs what is deployed there, and --method what is here; leave one")
+    edits, hall = parameters(param, params), reader()
+    execution_id = hall.find(execution)
+    if pool or (method is None and hall.record(execution_id).request.deployment is not None):
+        return _submit_again(hall, execution_id, edits, pool, wait=wait, as_json=as_json)
+    return _run_again(hall, execution_id, edits, method, as_json=as_json)
+
+
+def _submit_again(
+    hall: Reader, execution_id: str, edits: Mapping[str, Any], pool: str | None, *, wait: bool, as_json: bool
+) -> int:
+    set_defaults()
+    with working("Loading Prefect", quiet=as_json):
+        # Prefect takes seconds to import; only what asks it needs it.
+        from prefect_executions import dispatch  # noqa: PLC0415
+
+    submitted = dispatch.submit_again(hall, execution_id, edits, pool=pool)
+    ended = dispatch.wait(hall, submitted.id, tell=warn) if wait else None
+    tell_submitted(submitted, ended, as_json=as_json)
+    return OK if ended is None or ended.well else FAILED
+
+
+def _run_again(hall: Reader, execution_id: str, edits: Mapping[str, Any], method: str | None, *, as_json: bool) -> int:
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.workbench.repeating import (  # noqa: PLC0415
+        asked_again,
+        bring_inputs,
+        entrypoint_here,
+        record_source,
+    )
+
+    record = hall.record(execution_id)
+    entrypoint = method or entrypoint_here(record, Path.cwd())
+    asked_again(record, edits)  # what is refused is refused before files are brought
+    with TemporaryDirectory(prefix="executions-") as folder:
+        source = record_source(hall, execution_id)
+        files = bring_inputs(record, source, Path(folder)) if source else {}
+        again = asked_again(record, edits, files)
+        return run_here(entrypoint, again.parameters, tags=[again.relative.tag], quiet=False, as_json=as_json)
 
 
 def _rows(shown: list[Difference], *, everything: bool) -> Iterator[tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,18 +46,24 @@ def run(
         quiet: Show nothing while it runs, and at its end the execution's id.
         as_json: One JSON document on standard output; all else goes to standard error.
     """
-    given = parameters(param, params)
+    return run_here(entrypoint, parameters(param, params), quiet=quiet, as_json=as_json)
+
+
+def run_here(entrypoint: str, given: Mapping[str, Any], *, tags: Sequence[str] = (), quiet: bool, as_json: bool) -> int:
+    """Run the Method at *entrypoint* in this process and tell what became of it; its flow run gets *tags*."""
     settings = Settings.read()
     set_defaults()
     with _result_alone(redirected=quiet or as_json, silent=quiet):
-        flow, ran = _run(entrypoint, given, quiet=quiet)
+        flow, ran = _run(entrypoint, given, tags, quiet=quiet)
     if quiet:
         # The embedded server says good-bye at the end of the process; by now the record is kept.
         logging.getLogger("prefect").setLevel(logging.WARNING)
     return _tell(flow, ran, settings, quiet=quiet, as_json=as_json)
 
 
-def _run(entrypoint: str, given: dict[str, Any], *, quiet: bool) -> tuple[MethodFlow[Any, Any], Ran]:
+def _run(
+    entrypoint: str, given: Mapping[str, Any], tags: Sequence[str], *, quiet: bool
+) -> tuple[MethodFlow[Any, Any], Ran]:
     with working("Loading Prefect and the Method", quiet=quiet):
         # Prefect takes seconds to import; only what runs a Method needs it.
         from prefect_executions import engine  # noqa: PLC0415
@@ -70,7 +76,7 @@ def _run(entrypoint: str, given: dict[str, Any], *, quiet: bool) -> tuple[Method
     )
     with working(doing, quiet=quiet or bool(api)):
         engine.greet()
-    return flow, run_method(flow, given, begun=lambda execution_id: _say_begun(execution_id, quiet=quiet))
+    return flow, run_method(flow, given, tags=tags, begun=lambda execution_id: _say_begun(execution_id, quiet=quiet))
 
 
 def _say_begun(execution_id: str, *, quiet: bool) -> None:

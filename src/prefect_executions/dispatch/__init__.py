@@ -2,6 +2,7 @@
 
 from prefect_executions.dispatch.cancelling import PATIENCE, Cancelled, cancel
 from prefect_executions.dispatch.deploying import Deployed, Wanted, deploy
+from prefect_executions.dispatch.repeating import submit_again
 from prefect_executions.dispatch.submitting import Ended, Request, Submitted, submit, wait
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "cancel",
     "deploy",
     "submit",
+    "submit_again",
     "wait",
 ]

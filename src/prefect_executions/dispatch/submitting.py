@@ -45,6 +45,7 @@ class Request:
     pool: str | None = None
     queue: str | None = None
     key: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 class Submitted(NamedTuple):
@@ -90,6 +91,7 @@ def submit(name: str, request: Request) -> Submitted:
             parameters=dict(request.parameters),
             idempotency_key=request.key,
             work_queue_name=request.queue,
+            tags=request.tags,
             job_variables=variables or None,
         )
     state = run.state.name if run.state and run.state.name else "Scheduled"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_executions.capture.parameters import recorded_parameters
 from prefect_executions.engine.asking import created_by, deployment
-from prefect_executions.executions import ExecuteRequest, Relative
+from prefect_executions.executions import ExecuteRequest, Relative, tagged
 from prefect_executions.methods import Method
 from prefect_executions.settings import ArchiveLevel
 
@@ -50,4 +50,6 @@ def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Rel
     first = str(run.id)
     retried = [Relative(execution_id=first, relation="retry-of")] if execution_id != first else []
     called = [Relative(execution_id=parent, relation="parent")] if parent else []
-    return (*retried, *called)
+    # A run that a Method calls inherits the tags of the one around it.
+    again = () if run.parent_task_run_id else tagged(run.tags)
+    return (*retried, *called, *again)

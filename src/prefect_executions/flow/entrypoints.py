@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import prefect
 from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.importtools import import_object
@@ -73,10 +74,16 @@ def _found(entrypoint: str) -> Any:
         raise RequestError(f"{entrypoint}: {error}: {error.user_exc!r}") from error
 
 
-def run_method(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any], *, begun: Callable[[str], None]) -> Ran:
+def run_method(
+    flow: MethodFlow[Any, Any],
+    parameters: Mapping[str, Any],
+    *,
+    begun: Callable[[str], None],
+    tags: Sequence[str] = (),
+) -> Ran:
     """Run *flow* here and now, with the process's own streams kept, and return what became of it.
 
-    *begun* is told the execution's id as soon as its record is open.
+    *begun* is told the execution's id as soon as its record is open. The flow run gets *tags*.
 
     Raises:
         RequestError: If a parameter is unknown or missing; nothing was created then.
@@ -91,9 +98,10 @@ def run_method(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any], *, beg
     _check_names(flow, parameters)
     token = door.set(Door(begun=tell))
     try:
-        answer = flow(**parameters)
-        if inspect.iscoroutine(answer):
-            asyncio.run(answer)
+        with prefect.tags(*tags):
+            answer = flow(**parameters)
+            if inspect.iscoroutine(answer):
+                asyncio.run(answer)
     except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is returned, to be shown by the door
         return Ran(ids[-1] if ids else None, error)
     finally:

@@ -42,7 +42,7 @@ def write(record: ExecutionRecord, files: Sequence[BundleFile], stream: BinaryIO
     start, and one that nobody is named for has an agent without a name.
 
     The relations to other executions are kept apart by what they mean. A
-    re-execution (``rerun-of``, ``retry-of``) was informed by the earlier execution
+    re-execution (``rerun-of``, ``edited-rerun-of``, ``retry-of``) was informed by the earlier execution
     and its request was derived from the earlier request; a parent started this one.
     Steps (task runs of the flow) are activities that the execution started.
     """
@@ -306,7 +306,7 @@ def _relative(run: str, relation: str, there: str) -> Iterator[str]:
         yield _relation("wasStartedBy", ("activity", run), ("starter", there), more=told)
         return
     yield _relation("wasInformedBy", ("informed", run), ("informant", there), more=told)
-    if relation in {"rerun-of", "retry-of"}:
+    if relation in {"rerun-of", "edited-rerun-of", "retry-of"}:
         ends = ("generatedEntity", f"{run}.request"), ("usedEntity", f"{there}.request")
         yield _relation("wasDerivedFrom", *ends, more=told)
 

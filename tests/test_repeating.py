@@ -1,0 +1,192 @@
+"""An execution runs again: with its inputs or edited ones, linked to the one before, its secrets named anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+
+from benches import bench_at, kept
+from flows.rerun import rerun
+from prefect_executions.cli import main
+from prefect_executions.cli.asking import reader
+from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
+from prefect_executions.executions import Deployment, Relative, tagged
+from prefect_executions.methods import InputDescription
+from prefect_executions.workbench import pending
+from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.repeating import asked_again, bring_inputs, entrypoint_here, record_source
+from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input
+
+METHOD = '''
+from prefect_executions import InputFile, current_execution, method
+
+
+@method(version="1.0.0")
+def shout(text: InputFile, times: int = 2) -> None:
+    """Write a text in capital letters."""
+    current_execution().output("shouted.txt").write_text(text.read_text().upper() * times)
+'''
+
+
+def test_the_same_inputs_are_an_exact_rerun_and_others_an_edited_one():
+    exact = asked_again(a_record(), {})
+    assert exact.parameters == {"picture": "s3://survey/picture.png", "threshold": 0.3, "labels": ["a", "ä"]}
+    assert exact.relative == Relative(execution_id=EXECUTION_ID, relation="rerun-of")
+    assert asked_again(a_record(), {"threshold": 0.3}).relative.relation == "rerun-of"
+    edited = asked_again(a_record(), {"threshold": 0.4})
+    assert edited.relative.relation == "edited-rerun-of"
+    assert edited.parameters["threshold"] == 0.4
+    assert asked_again(a_record(), {"new": None}).relative.relation == "edited-rerun-of"
+
+
+@given(
+    st.sampled_from(["rerun-of", "edited-rerun-of"]), st.from_regex(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}", fullmatch=True)
+)
+def test_a_tag_tells_what_is_run_again(relation, execution_id):
+    relative = Relative(execution_id=execution_id, relation=relation)
+    assert tagged(["survey", relative.tag, "rerun-of:", "a rerun-of:b"]) == (relative,)
+
+
+def test_a_secret_is_asked_for_by_name_and_never_taken_from_the_record():
+    method = a_method(inputs={"token": InputDescription(json_schema={"type": "string", "format": "secret"})})
+    record = a_record(method=method, request=a_request(values={"token": {"secret": "survey-token"}}, files=()))
+    with pytest.raises(SecretError, match=r"token .then 'survey-token'.*-p token=BLOCK"):
+        asked_again(record, {})
+    again = asked_again(record, {"token": "env:TOKEN"})
+    assert again.parameters == {"token": "env:TOKEN"}
+    assert again.relative.relation == "rerun-of"
+
+
+@pytest.mark.parametrize("value", [{"withheld": True}, {"unrecorded": "a.B"}, [1, {"deep": {"withheld": True}}]])
+def test_an_input_that_the_record_does_not_hold_is_asked_for(value):
+    record = a_record(request=a_request(values={"model": value}, files=()))
+    with pytest.raises(RequestError, match="-p model="):
+        asked_again(record, {})
+    assert asked_again(record, {"model": 1}).parameters == {"model": 1}
+
+
+def test_what_was_left_out_and_what_the_author_bound_is_not_asked_for():
+    bound = InputDescription(json_schema={"type": "string", "readOnly": True})
+    request = a_request(values={"left": None, "given": None, "bound": "x"}, parameters={"given": None}, files=())
+    record = a_record(method=a_method(inputs={"bound": bound}), request=request)
+    assert asked_again(record, {}).parameters == {"given": None}
+
+
+def test_files_are_told_by_their_copies_wherever_they_stand_in_the_inputs():
+    files = [
+        a_staged_input("scenes", path="inputs/scenes/a", origin="a"),
+        a_staged_input("scenes", path=None, origin="https://far/b"),
+        a_staged_input("options.mask", path="inputs/options.mask/m", origin="m"),
+    ]
+    values = {"scenes": ["a", "https://far/b"], "options": {"mask": "m", "name": "a"}}
+    record = a_record(request=a_request(values=values, files=files))
+    here = {"inputs/scenes/a": Path("/copy/a"), "inputs/options.mask/m": Path("/copy/m")}
+    assert asked_again(record, {}, here).parameters == {
+        "scenes": ["/copy/a", "https://far/b"],
+        "options": {"mask": "/copy/m", "name": "a"},
+    }
+
+
+@pytest.mark.parametrize("where", ["workbench", "archive"])
+def test_kept_inputs_are_brought_and_checked(home, tmp_path, where):
+    bench = bench_at(home)
+    bundle = kept(bench)
+    if where == "archive":
+        bundle.discard()
+    hall = Reader(bench)
+    source = record_source(hall, EXECUTION_ID)
+    brought = bring_inputs(hall.record(EXECUTION_ID), source, tmp_path)
+    assert {path: place.read_bytes() for path, place in brought.items()} == {"inputs/picture.png": PICTURE}
+
+
+def test_an_input_that_was_changed_since_is_refused(home, tmp_path):
+    bench = bench_at(home)
+    (kept(bench).folder / "inputs/picture.png").write_bytes(b"forged")
+    with pytest.raises(BundleError, match=r"inputs/picture.png is .* nothing was run"):
+        bring_inputs(Reader(bench).record(EXECUTION_ID), record_source(Reader(bench), EXECUTION_ID), tmp_path)
+
+
+def test_the_method_is_looked_for_here_and_where_it_ran(tmp_path):
+    with pytest.raises(NotFoundError, match=r"--method .*executions replay"):
+        entrypoint_here(a_record(), tmp_path)
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows" / "coins.py").touch()
+    assert entrypoint_here(a_record(), tmp_path) == f"{tmp_path}/flows/coins.py:segment"
+
+
+# --- with Prefect ----------------------------------------------------------------
+
+
+@pytest.fixture
+def told(home, tmp_path, monkeypatch, capsys, prefect_server) -> Callable[..., dict]:
+    """Return a function that runs the command line beside shout.py and returns the JSON that it shows."""
+    (tmp_path / "shout.py").write_text(METHOD)
+    (tmp_path / "text.txt").write_text("hello ")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, code: int = 0) -> dict:
+        capsys.readouterr()
+        found = main([*arguments, "--json"])
+        shown = capsys.readouterr()
+        assert found == code, shown.err + shown.out
+        pending.finish()
+        return json.loads(shown.out)
+
+    return run
+
+
+@pytest.mark.long
+def test_an_execution_runs_again_here_and_both_tell_of_each_other(told, home, tmp_path):
+    first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
+    (tmp_path / "text.txt").unlink()  # the bundle keeps it
+    exact = told("rerun", first)["id"]
+    edited = told("rerun", first[:8], "-p", "times=1")["id"]
+    assert {first, exact, edited} == {row.id for row in bench_at(home).ledger.list().rows}
+    assert told("show", exact)["request"]["relatives"] == [{"executionId": first, "relation": "rerun-of"}]
+    assert {(one["id"], one["relation"]) for one in told("show", first)["namedBy"]} == {
+        (exact, "rerun-of"),
+        (edited, "edited-rerun-of"),
+    }
+    assert b"wasInformedBy" in reader().read(edited, "metadata/provo.xml")
+    for one in (exact, edited):
+        told("verify", one)  # fails with another exit code
+    differing = {(one["part"], one["name"]) for one in told("diff", first, edited)["differences"]}
+    assert ("inputs", "times") in differing
+    assert ("outputs", "outputs/shouted.txt") in differing
+    assert ("inputs", "text") not in differing
+
+
+@pytest.fixture
+def pool(prefect_server: str) -> Iterator[str]:
+    client: SyncPrefectClient = get_client(sync_client=True)
+    name = f"process-{uuid4().hex[:8]}"
+    client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+    yield name
+    for deployment in client.read_deployments():
+        if deployment.work_pool_name == name:
+            for run in client.read_flow_runs():
+                if run.deployment_id == deployment.id:
+                    client.delete_flow_run(run.id)
+            client.delete_deployment(deployment.id)
+
+
+def test_an_execution_runs_again_through_its_deployment(told, pool, home):
+    deployed = told("deploy", "shout.py:shout", "--pool", pool)
+    method = a_method(id="shout", inputs={}, code=None)
+    values = {"text": "text.txt", "times": 2}
+    deployment = Deployment(id=UUID(deployed["id"]), name=pool)
+    kept(bench_at(home), method=method, request=a_request(values=values, files=(), deployment=deployment))
+    client = get_client(sync_client=True)
+    exact, edited = rerun(EXECUTION_ID[:8]), told("rerun", EXECUTION_ID, "-p", "times=9", "--pool", pool)["id"]
+    found = [client.read_flow_run(UUID(one)) for one in (exact, edited)]
+    assert [one.parameters for one in found] == [values, values | {"times": 9}]
+    assert [tagged(one.tags)[0].relation for one in found] == ["rerun-of", "edited-rerun-of"]
+    assert {one.deployment_id for one in found} == {deployment.id}
