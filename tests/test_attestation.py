@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -221,6 +222,14 @@ def test_the_id_of_a_key_is_what_openssl_and_sha256sum_say(tmp_path, need_progra
         [need_program("openssl"), "pkey", "-pubin", "-in", key, "-outform", "DER"], capture_output=True, check=True
     ).stdout
     assert sha256(der).hexdigest() == a_key().public.id
+
+
+def test_who_has_no_key_does_not_pay_for_cryptography():
+    told = (
+        "import sys, prefect_executions.cli, prefect_executions.workbench.keys as k, prefect_executions.settings as s; "
+    )
+    told += "k.KeyRing(s.Settings(home='/nowhere')).signing_key(); print('cryptography' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_the_members_of_an_envelope_are_plain_json_and_base64(signed):

@@ -19,6 +19,7 @@ SCRIPTS = (
     "bench_seal.py",
     "bench_export.py",
     "bench_ledger.py",
+    "bench_audit.py",
     "bench_archive.py",
 )
 

@@ -139,6 +139,7 @@ class _Audit:
         if strays:
             yield Finding("incomplete", "stray", one, f"{strays[0]!r} belongs to nothing ({len(strays)} such objects)")
         yield from self._witnessed(one, record)
+        yield from self._proved(one, record)
         report = verify(record, only={"signature", "inclusion"}, trusted=self._trusted)
         yield from (Finding("violation", "signature", one, fault) for check in report.checks for fault in check.faults)
         if layout.ATTESTATION not in record.files:
@@ -170,6 +171,18 @@ class _Audit:
             elif since and seal.finished < since - _LATE:
                 what = f"it ended at {seal.finished} and was sealed after {since}: late, or back-dated"
                 yield Finding("incomplete", "late", one, what)
+
+    def _proved(self, one: str, record: SealedRecord) -> Iterator[Finding]:
+        """The proof beside a seal outlives its checkpoint, so the newest ones are missed as well."""
+        try:
+            told = record.proof()
+        except BundleError as error:
+            yield Finding("violation", "damaged", one, str(error))
+            return
+        number = told.told().number if told else 0
+        # Looked for once more: it may have been written since this audit began.
+        if number > self._witness.last and not list(self._archive.checkpoints.read([number])):
+            yield Finding("violation", "checkpoint", one, f"checkpoint {number} is gone, which the proof of it is of")
 
     def _read_whole(self, one: str) -> Iterator[Finding]:
         try:

@@ -8,6 +8,8 @@ from hashlib import sha256
 from typing import BinaryIO
 
 from prefect_executions.archive import Seal
+from prefect_executions.archive.seals import INCLUSION
+from prefect_executions.attestation.checkpoints import Inclusion
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.errors import BundleError
 from prefect_executions.executions import BundleFile
@@ -34,6 +36,7 @@ class SealedRecord:
     def __init__(self, seal: Seal, objects: Mapping[str, int], found: Mapping[str, bytes]) -> None:
         self.seal, self.objects = seal, objects
         self._data = {path: found[seal.object_of(path)] for path in _READ if seal.object_of(path) in found}
+        self._proof = found.get(INCLUSION)
         self.files: Mapping[str, int] = {path: len(data) for path, data in self._data.items()}
 
     @staticmethod
@@ -42,6 +45,8 @@ class SealedRecord:
         for path in _READ:
             if 0 <= objects.get(seal.object_of(path), -1) <= _LARGEST:
                 yield seal.object_of(path)
+        if 0 <= objects.get(INCLUSION, -1) <= _LARGEST:
+            yield INCLUSION
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content."""
@@ -50,6 +55,22 @@ class SealedRecord:
     def open(self, path: str) -> BinaryIO:
         """Open a file."""
         return io.BytesIO(self._data[path])
+
+    def proof(self) -> Inclusion | None:
+        """Return the proof that its seal is in a checkpoint, where there is one.
+
+        Raises:
+            BundleError: If it is damaged, or is that of another seal.
+        """
+        if self._proof is None:
+            return None
+        told = Inclusion.from_json(self._proof)
+        sealed = (self.seal.execution_id, self.seal.manifest_sha256)
+        if not told.holds or (told.seal.execution_id, told.seal.manifest_sha256) != sealed:
+            raise BundleError(
+                f"{INCLUSION} does not lead from this seal to the root of checkpoint {told.told().number}"
+            )
+        return told
 
     def faults(self) -> Iterator[Fault]:
         """Tell where seal, manifest, job status and objects do not fit each other."""
