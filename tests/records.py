@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect_executions import events
+from prefect_executions.comparison.verdicts import Agreement, Grade, OutputVerdict, Verdict
 from prefect_executions.events import Event
 from prefect_executions.executions import (
     Agent,
@@ -132,6 +133,21 @@ def a_request(**changes: Any) -> ExecuteRequest:
         "tags": ("survey",),
     }
     return ExecuteRequest(**told | changes)
+
+
+def a_verdict(**changes: Any) -> Verdict:
+    drift = ("column area differs in 3 of 92 rows, largest relative difference 2e-07",)
+    told: dict[str, Any] = {
+        "replay_of": "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f",
+        "manifest_sha256": digest(b"the manifest"),
+        "grade": Grade.REPEAT,
+        "environment": ("numpy was 2.3.0 and is 2.3.1",),
+        "outputs": (
+            OutputVerdict(path="outputs/labels.png", agreement=Agreement.SAME, by="bytes"),
+            OutputVerdict(path="outputs/regions.csv", agreement=Agreement.DIFFERS, by="table", words=drift),
+        ),
+    }
+    return Verdict(**told | changes)
 
 
 def an_infrastructure(**changes: Any) -> Infrastructure:

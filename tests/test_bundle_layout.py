@@ -28,6 +28,7 @@ def test_the_format_has_exactly_the_names_of_its_design() -> None:
         "metadata/instance.json",
         "metadata/jobStatus.json",
         "metadata/metrics.json",
+        "metadata/verdict.json",
         "metadata/attestation.dsse.json",
         "metadata/provo.xml",
         "output.zip",

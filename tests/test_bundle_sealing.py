@@ -41,6 +41,7 @@ from records import (
     a_job_status,
     a_never_started_record,
     a_record,
+    a_verdict,
 )
 
 FORK = multiprocessing.get_context("fork")
@@ -393,6 +394,15 @@ def test_the_same_documents_are_sealed_to_the_same_bytes_anywhere_and_at_any_tim
     first = contents(a_sealed_bundle(tmp_path / "here").folder)
     time.sleep(0.01)
     assert contents(a_sealed_bundle(tmp_path / "there").folder) == first
+
+
+def test_the_verdict_on_a_replay_is_sealed_with_the_rest(bundle: OpenBundle) -> None:
+    gathered = gather(bundle)
+    bundle.write_document(bundle.read(JobStatus).model_copy(update={"outputs": gathered.outputs}))
+    bundle.write_document(a_verdict())
+    sealed = seal(bundle)
+    assert a_verdict().file_name in manifest.parse(sealed.manifest)
+    assert verify(bundle.folder).faults == ()
 
 
 def test_sealing_does_not_read_the_outputs(bundle: OpenBundle) -> None:

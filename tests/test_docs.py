@@ -30,11 +30,12 @@ from prefect_executions import documents, errors, events, executions, lifecycle,
 from prefect_executions.archive import ArchivedData, Seal
 from prefect_executions.attestation import reviewing
 from prefect_executions.bundles import layout
+from prefect_executions.comparison.verdicts import Verdict
 from prefect_executions.documents import Document
 from prefect_executions.runtimes import ProcessRuntime, Wish
 from prefect_executions.runtimes.docker import DockerRuntime
 from prefect_executions.runtimes.kubernetes import KubernetesRuntime
-from records import EXECUTION_ID, NOON, a_record, digest, some_events
+from records import EXECUTION_ID, NOON, a_record, a_verdict, digest, some_events
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -89,7 +90,8 @@ def _method_types() -> str:
 def _example(file_name: str) -> str:
     record = a_record()
     told = (record.method, record.request, record.infrastructure, record.instance, record.job_status, record.agent)
-    document = next(found for found in (*told, record.metrics) if found and found.file_name == file_name)
+    told = (*told, record.metrics, a_verdict())
+    document = next(found for found in told if found and found.file_name == file_name)
     return f"```json\n{document.to_json().decode()}```\n"
 
 
@@ -166,7 +168,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
         document.file_name: (lambda name=document.file_name: _example(name))
         for document in (
             *(methods.Method, executions.ExecuteRequest, executions.Infrastructure, executions.Instance),
-            *(lifecycle.JobStatus, executions.Metrics, executions.Agent),
+            *(lifecycle.JobStatus, executions.Metrics, executions.Agent, Verdict),
         )
     },
 }
@@ -248,7 +250,7 @@ def test_the_examples_of_the_docs_satisfy_the_published_schemas():
             Draft202012Validator(schema).validate(json.loads(example[2]))
             kinds[name].from_json(example[2].encode())
             checked += 1
-    assert checked == len({*executions.ExecutionRecord.__dataclass_fields__, "seal"})
+    assert checked == len({*executions.ExecutionRecord.__dataclass_fields__, "seal", "verdict"})
 
 
 def test_every_file_of_a_bundle_is_told_in_the_format_page():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_executions.attestation.checkpoints import Inclusion
+from prefect_executions.comparison.verdicts import Verdict
 from prefect_executions.documents import Document
 from prefect_executions.errors import NameRefusedError
 from prefect_executions.executions import Agent, ExecuteRequest, Infrastructure, Instance, Metrics
@@ -17,8 +18,8 @@ from prefect_executions.methods import Method
 REQUIRED: tuple[type[Document], ...] = (Agent, Method, ExecuteRequest, Infrastructure, Instance, JobStatus)
 """The documents that every bundle has."""
 
-DOCUMENTS: tuple[type[Document], ...] = (*REQUIRED, Metrics)
-"""Every JSON document; metrics are there when the Method logged any."""
+DOCUMENTS: tuple[type[Document], ...] = (*REQUIRED, Metrics, Verdict)
+"""Every JSON document; metrics are there when the Method logged any, a verdict when the execution is a replay."""
 
 PROVENANCE = "metadata/provo.xml"
 ATTESTATION = "metadata/attestation.dsse.json"

@@ -1,0 +1,297 @@
+"""How two outputs of one name agree: by bytes, then by what their kind of content means, drift told in words.
+
+Law: what differs is told, and what is not judged is named; nothing is ignored silently.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from math import inf, isfinite
+from operator import ne
+from typing import Any, NamedTuple
+
+from prefect_executions.comparison.verdicts import Agreement, OutputVerdict
+from prefect_executions.documents import strict_json
+from prefect_executions.errors import BundleError
+
+LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
+"""What a run says of itself, with times and names of its own: told, and not judged."""
+
+_SHOWN = 5
+"""Differences of one output that are told one by one."""
+_SHORT = 60
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d:?\d\d)?")
+
+
+class _Found(NamedTuple):
+    agreement: Agreement
+    words: tuple[str, ...] = ()
+
+
+_NOT_OF_THE_KIND = None
+_Compare = Callable[[bytes, bytes, float], _Found | None]
+
+
+def compare_output(path: str, media_type: str, before: bytes, after: bytes, *, tolerance: float = 0) -> OutputVerdict:
+    """Return how the output at *path* agrees with the recorded one; *tolerance* is a relative difference of numbers.
+
+    What is not what its name says is compared as text, and what is no text by its bytes alone.
+    """
+    if before == after:
+        return OutputVerdict(path=path, agreement=Agreement.SAME, by="bytes")
+    for by, compare in _ways(path, media_type):
+        found = compare(before, after, tolerance)
+        if found is not _NOT_OF_THE_KIND:
+            if path in LOGS and found.agreement is Agreement.DIFFERS:
+                found = _Found(Agreement.VOLATILE, ("a log, which tells times and is not judged", *found.words))
+            return OutputVerdict(path=path, agreement=found.agreement, by=by, words=found.words)
+    agreement = Agreement.VOLATILE if path in LOGS else Agreement.DIFFERS
+    return OutputVerdict(path=path, agreement=agreement, by="bytes", words=(_of_bytes(before, after),))
+
+
+def _ways(path: str, media_type: str) -> Iterator[tuple[str, _Compare]]:
+    name = path.lower()
+    if media_type.endswith("json") or name.endswith(".json"):
+        yield "JSON", _json
+    elif media_type in {"text/csv", "text/tab-separated-values"} or name.endswith((".csv", ".tsv")):
+        tabs = media_type == "text/tab-separated-values" or name.endswith(".tsv")
+        yield "table", _tabs if tabs else _commas
+    elif media_type.startswith("image/") and "svg" not in media_type:
+        yield "pixels", _pixels
+    yield "lines", _lines
+
+
+# --- numbers and JSON ------------------------------------------------------------
+
+
+def relative_difference(one: float, other: float) -> float:
+    """Return by which part of the larger two numbers differ; of what is no number and no infinity, 0 or infinity."""
+    if one == other or (one != one and other != other):  # noqa: PLR0124 - NaN is not itself
+        return 0.0
+    if not (isfinite(one) and isfinite(other)):
+        return inf
+    larger = max(abs(one), abs(other))
+    return abs(one / larger - other / larger)
+
+
+def _json(before: bytes, after: bytes, tolerance: float) -> _Found | None:
+    try:
+        first, second = (strict_json(data, "output") for data in (before, after))
+    except BundleError:
+        return _NOT_OF_THE_KIND
+    try:
+        drift = list(_json_drift("", first, second, tolerance))
+    except RecursionError:
+        return _NOT_OF_THE_KIND
+    told = [one for one in drift if one.agreement is Agreement.DIFFERS]
+    volatile = [one for one in drift if one.agreement is Agreement.VOLATILE]
+    if told:
+        return _Found(Agreement.DIFFERS, _few([one.words[0] for one in told], "member"))
+    if volatile:
+        return _Found(Agreement.VOLATILE, _few([one.words[0] for one in volatile], "member"))
+    return _Found(Agreement.EQUAL, (f"written in another way{_within(tolerance)}",))
+
+
+def _json_drift(at: str, one: Any, other: Any, tolerance: float) -> Iterator[_Found]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in [*one, *(name for name in other if name not in one)]:
+            place = f"{at}/{name}"
+            if name not in other:
+                yield _Found(Agreement.DIFFERS, (f"{place} is gone",))
+            elif name not in one:
+                yield _Found(Agreement.DIFFERS, (f"{place} is new",))
+            else:
+                yield from _json_drift(place, one[name], other[name], tolerance)
+    elif isinstance(one, list) and isinstance(other, list):
+        if len(one) != len(other):
+            yield _Found(Agreement.DIFFERS, (f"{at or '/'} had {len(one)} items and has {len(other)}",))
+            return
+        for number, (first, second) in enumerate(zip(one, other, strict=True)):
+            yield from _json_drift(f"{at}/{number}", first, second, tolerance)
+    elif not _same_value(one, other, tolerance):
+        words = f"{at or '/'} was {_short(json.dumps(one))} and is {_short(json.dumps(other))}"
+        timed = isinstance(one, str) and isinstance(other, str) and _timeless(one) == _timeless(other)
+        yield _Found(Agreement.VOLATILE if timed else Agreement.DIFFERS, (words,))
+
+
+def _same_value(one: Any, other: Any, tolerance: float) -> bool:
+    if _is_number(one) and _is_number(other):
+        return bool(one == other) or _distance(one, other) <= tolerance
+    return type(one) is type(other) and bool(one == other)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _distance(one: float, other: float) -> float:
+    try:
+        return relative_difference(float(one), float(other))
+    except OverflowError:  # an integer beyond all floats
+        return inf
+
+
+# --- tables ----------------------------------------------------------------------
+
+
+def _commas(before: bytes, after: bytes, tolerance: float) -> _Found | None:
+    return _table(before, after, tolerance, ",")
+
+
+def _tabs(before: bytes, after: bytes, tolerance: float) -> _Found | None:
+    return _table(before, after, tolerance, "\t")
+
+
+def _table(before: bytes, after: bytes, tolerance: float, delimiter: str) -> _Found | None:
+    try:
+        tables = [
+            list(csv.reader(io.StringIO(data.decode(), newline=""), delimiter=delimiter)) for data in (before, after)
+        ]
+    except (UnicodeDecodeError, csv.Error):
+        return _NOT_OF_THE_KIND
+    first, second = tables
+    head, rows, others = _without_head(first, second)
+    shapes = tuple(_shape_drift(first, second, head, rows, others))
+    if shapes:
+        return _Found(Agreement.DIFFERS, shapes)
+    words: list[str] = []
+    for number in range(max(map(len, rows), default=0)):
+        name = head[number] if head and number < len(head) else str(number + 1)
+        words += _column_drift(
+            name, [row[number : number + 1] for row in rows], [row[number : number + 1] for row in others], tolerance
+        )
+    if words:
+        return _Found(Agreement.DIFFERS, _few(words, "column"))
+    return _Found(Agreement.EQUAL, (f"written in another way{_within(tolerance)}",))
+
+
+def _without_head(
+    first: list[list[str]], second: list[list[str]]
+) -> tuple[list[str] | None, list[list[str]], list[list[str]]]:
+    """A first row without a number, that both begin with, names the columns."""
+    if first and second and first[0] == second[0] and not any(_number(cell) is not None for cell in first[0]):
+        return first[0], first[1:], second[1:]
+    return None, first, second
+
+
+def _shape_drift(
+    first: list[list[str]],
+    second: list[list[str]],
+    head: list[str] | None,
+    rows: list[list[str]],
+    others: list[list[str]],
+) -> Iterator[str]:
+    if head is None and first and second and len(first[0]) != len(second[0]):
+        yield f"it had {len(first[0])} columns and has {len(second[0])}"
+    elif len(rows) != len(others):
+        yield f"it had {len(rows)} rows and has {len(others)}"
+    elif any(len(one) != len(other) for one, other in zip(rows, others, strict=True)):
+        yield "its rows are not as long as they were"
+
+
+def _column_drift(
+    name: str, before: Sequence[list[str]], after: Sequence[list[str]], tolerance: float
+) -> Iterator[str]:
+    differing, largest, others = 0, 0.0, 0
+    for one, other in zip(before, after, strict=True):
+        if one == other:
+            continue
+        numbers = [_number(cell) for cell in (*one, *other)]
+        if None in numbers:
+            differing, others = differing + 1, others + 1
+            continue
+        distance = relative_difference(*(number for number in numbers if number is not None))
+        if distance > tolerance:
+            differing, largest = differing + 1, max(largest, distance)
+    if differing:
+        words = f"column {_short(name)} differs in {differing} of {len(before)} rows"
+        numeric = f", largest relative difference {largest:.2g}" if differing > others else ""
+        yield f"{words}{numeric}"
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell) if cell.strip() and "_" not in cell else None
+    except ValueError:
+        return None
+
+
+# --- pictures --------------------------------------------------------------------
+
+
+def _pixels(before: bytes, after: bytes, tolerance: float) -> _Found | None:  # noqa: ARG001 - colours have steps
+    try:
+        # An extra of this package; without it pictures are compared by their bytes.
+        from PIL import Image  # noqa: PLC0415
+    except ImportError:
+        return _Found(Agreement.DIFFERS, ("other bytes; the pixels cannot be compared without the package pillow",))
+    try:
+        with Image.open(io.BytesIO(before)) as one, Image.open(io.BytesIO(after)) as other:
+            if one.size != other.size:
+                return _Found(Agreement.DIFFERS, (f"it was {_size(one.size)} pixels and is {_size(other.size)}",))
+            mode = one.mode if one.mode == other.mode and one.mode not in {"1", "P"} else "RGBA"
+            pixels, others = (picture.convert(mode).tobytes() for picture in (one, other))
+            count = one.size[0] * one.size[1]
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return _NOT_OF_THE_KIND
+    if pixels == others:
+        return _Found(Agreement.EQUAL, ("the same pixels in another file",))
+    step = max(1, len(pixels) // count)
+    differing = sum(map(ne, _chunks(pixels, step), _chunks(others, step)))
+    return _Found(Agreement.DIFFERS, (f"{differing} of {count} pixels differ",))
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _chunks(data: bytes, step: int) -> Iterator[bytes]:
+    return (data[at : at + step] for at in range(0, len(data), step))
+
+
+# --- text and bytes --------------------------------------------------------------
+
+
+def _lines(before: bytes, after: bytes, tolerance: float) -> _Found | None:  # noqa: ARG001 - text has no numbers
+    try:
+        first, second = (data.decode().splitlines() for data in (before, after))
+    except UnicodeDecodeError:
+        return _NOT_OF_THE_KIND
+    if first == second:
+        return _Found(Agreement.EQUAL, ("the same lines with other line ends",))
+    if len(first) != len(second):
+        return _Found(Agreement.DIFFERS, (f"it had {len(first)} lines and has {len(second)}",))
+    numbers = [number for number, (one, other) in enumerate(zip(first, second, strict=True)) if one != other]
+    at = numbers[0]
+    if all(_timeless(first[number]) == _timeless(second[number]) for number in numbers):
+        return _Found(Agreement.VOLATILE, (f"only times differ, in {len(numbers)} of {len(first)} lines",))
+    words = f"{len(numbers)} of {len(first)} lines differ, the first is line {at + 1}"
+    return _Found(Agreement.DIFFERS, (f"{words}: it was {_short(first[at])!r} and is {_short(second[at])!r}",))
+
+
+def _timeless(text: str) -> str:
+    return _TIME.sub("<time>", text)
+
+
+def _of_bytes(before: bytes, after: bytes) -> str:
+    if len(before) != len(after):
+        return f"it had {len(before)} bytes and has {len(after)}"
+    return f"{sum(map(ne, before, after))} of {len(before)} bytes differ"
+
+
+def _few(words: Sequence[str], noun: str) -> tuple[str, ...]:
+    more = len(words) - _SHOWN
+    return (*islice(words, _SHOWN), *([f"and {more} {noun}{'' if more == 1 else 's'} more"] if more > 0 else []))
+
+
+def _within(tolerance: float) -> str:
+    return f", or within {tolerance:g}" if tolerance else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
