@@ -641,3 +641,20 @@ def test_the_documents_are_what_ogc_says(bundles):
     assert status["jobID"] == bundles.one().name
     assert (status["type"], status["status"], status["processID"]) == ("process", "successful", "add")
     assert datetime.fromisoformat(status["created"]).utcoffset().total_seconds() == 0
+
+
+NAMED, CLEAR = SecretStr("env:SESAME"), SecretStr("open, Sesame!")
+
+
+def test_the_default_of_a_secret_is_shown_in_the_form_where_it_is_a_name(bundles, monkeypatch):
+    @method(version="1")
+    def reads(named: SecretStr = NAMED, clear: SecretStr | None = None) -> str:
+        return named.get_secret_value()
+
+    @method(version="1")
+    def careless(clear: SecretStr = CLEAR) -> None: ...
+
+    assert reads.parameters.model_dump()["properties"]["named"]["default"] == "env:SESAME"
+    assert "Sesame!" not in str(careless.parameters.model_dump())
+    monkeypatch.setenv("SESAME", "mountain")
+    assert reads() == "mountain"

@@ -28,6 +28,7 @@ from prefect_executions.methods import (
     OutputDescription,
     check_type,
     inputs_of,
+    is_secret_reference,
     marked,
     secret_inputs,
     unmarked,
@@ -296,7 +297,11 @@ def _form_signature(
         if name in secrets:
             described = {"description": schema["properties"][name].get("description") or SECRET_FORM["description"]}
             name_of = Annotated[str, Field(json_schema_extra={**SECRET_FORM, **described})]
-            parameter = parameter.replace(annotation=name_of | None if parameter.default is None else name_of)  # noqa: PLW2901 - the replaced one is what goes on
+            told = _plain(parameter.default)
+            parameter = parameter.replace(  # noqa: PLW2901 - the replaced one is what goes on
+                annotation=name_of | None if parameter.default is None else name_of,
+                default=told if is_secret_reference(told) else parameter.default,
+            )
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
 
