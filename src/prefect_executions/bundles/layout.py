@@ -21,6 +21,8 @@ REQUIRED: tuple[type[Document], ...] = (Agent, Method, ExecuteRequest, Infrastru
 DOCUMENTS: tuple[type[Document], ...] = (*REQUIRED, Metrics, Verdict)
 """Every JSON document; metrics are there when the Method logged any, a verdict when the execution is a replay."""
 
+FIXED_DOCUMENTS = frozenset(document.file_name for document in DOCUMENTS)
+
 PROVENANCE = "metadata/provo.xml"
 ATTESTATION = "metadata/attestation.dsse.json"
 INCLUSION = Inclusion.file_name

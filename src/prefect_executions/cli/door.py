@@ -22,6 +22,7 @@ from prefect_executions.cli import (
     looking,
     removing,
     repeating,
+    replaying,
     running,
     sharing,
     signing,
@@ -54,6 +55,7 @@ app.command(looking.outputs)
 app.command(looking.prov)
 app.command(repeating.diff)
 app.command(repeating.rerun)
+app.command(replaying.replay)
 app.command(checking.verify)
 app.command(exchanging.export)
 app.command(exchanging.import_executions, name="import")

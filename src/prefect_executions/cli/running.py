@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -19,6 +20,7 @@ from prefect_executions.lifecycle import Status
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
+    from prefect_executions.bundles.writing import OpenBundle
     from prefect_executions.executions import ExecutionRecord
     from prefect_executions.flow import MethodFlow
     from prefect_executions.flow.entrypoints import Ran
@@ -52,17 +54,36 @@ def run(
 def run_here(entrypoint: str, given: Mapping[str, Any], *, tags: Sequence[str] = (), quiet: bool, as_json: bool) -> int:
     """Run the Method at *entrypoint* in this process and tell what became of it; its flow run gets *tags*."""
     settings = Settings.read()
-    set_defaults()
-    with _result_alone(redirected=quiet or as_json, silent=quiet):
-        flow, ran = _run(entrypoint, given, tags, quiet=quiet)
-    if quiet:
-        # The embedded server says good-bye at the end of the process; by now the record is kept.
-        logging.getLogger("prefect").setLevel(logging.WARNING)
+    flow, ran = ran_here(entrypoint, given, tags=tags, quiet=quiet, as_json=as_json)
     return _tell(flow, ran, settings, quiet=quiet, as_json=as_json)
 
 
+def ran_here(
+    entrypoint: str,
+    given: Mapping[str, Any],
+    *,
+    tags: Sequence[str],
+    gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
+    quiet: bool,
+    as_json: bool,
+) -> tuple[MethodFlow[Any, Any], Ran]:
+    """Run the Method at *entrypoint* in this process; *gathered* gets its bundle before it is sealed."""
+    set_defaults()
+    with _result_alone(redirected=quiet or as_json, silent=quiet):
+        found = _run(entrypoint, given, tags, gathered, quiet=quiet)
+    if quiet:
+        # The embedded server says good-bye at the end of the process; by now the record is kept.
+        logging.getLogger("prefect").setLevel(logging.WARNING)
+    return found
+
+
 def _run(
-    entrypoint: str, given: Mapping[str, Any], tags: Sequence[str], *, quiet: bool
+    entrypoint: str,
+    given: Mapping[str, Any],
+    tags: Sequence[str],
+    gathered: Callable[[OpenBundle, BaseException | None], None],
+    *,
+    quiet: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
     with working("Loading Prefect and the Method", quiet=quiet):
         # Prefect takes seconds to import; only what runs a Method needs it.
@@ -76,7 +97,8 @@ def _run(
     )
     with working(doing, quiet=quiet or bool(api)):
         engine.greet()
-    return flow, run_method(flow, given, tags=tags, begun=lambda execution_id: _say_begun(execution_id, quiet=quiet))
+    begun = partial(_say_begun, quiet=quiet)
+    return flow, run_method(flow, given, tags=tags, begun=begun, gathered=gathered)
 
 
 def _say_begun(execution_id: str, *, quiet: bool) -> None:
@@ -86,7 +108,7 @@ def _say_begun(execution_id: str, *, quiet: bool) -> None:
 
 def _tell(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bool, as_json: bool) -> int:
     if ran.execution_id is None:
-        return _tell_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
+        return tell_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
     hall = reader(settings)
     record, standing = hall.record(ran.execution_id), hall.standing(ran.execution_id)
     # Whoever cancelled it has interrupted it, too.
@@ -106,7 +128,8 @@ def _tell(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bo
     return INTERRUPTED if interrupted else OK if record.status is Status.COMPLETED else FAILED
 
 
-def _tell_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_json: bool) -> int:
+def tell_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_json: bool) -> int:
+    """Tell that a run has left no record, with the reason where one is known, and return the exit code."""
     if isinstance(ran.error, ExecutionsError | KeyboardInterrupt):
         raise ran.error
     error = {"type": type(ran.error).__name__, "message": str(ran.error)} if ran.error else None

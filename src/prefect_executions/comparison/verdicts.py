@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import ClassVar
 
@@ -105,7 +105,7 @@ def judge(
     told = [one for one in compare(before, after) if not one.same]
     by_part = {
         "inputs": tuple(_in_words(one) for one in told if one.part == "inputs"),
-        "code": tuple(_in_words(one) for one in told if one.part == "code" and one.name.startswith("code/")),
+        "code": tuple(_other_code(before, after)),
         "environment": tuple(_in_words(one) for one in told if _is_environment(one)),
     }
     outputs = tuple(outputs)
@@ -125,6 +125,17 @@ def judge(
         outputs=outputs,
         **by_part,
     )
+
+
+def _other_code(before: ExecutionRecord, after: ExecutionRecord) -> Iterator[str]:
+    """What ran and is not of the recorded source; where a file lies, and what of it nobody loads, changes nothing."""
+    known = {file.sha256 for file in (before.method.code.files if before.method.code else ())}
+    files = after.method.code.files if after.method.code else ()
+    if not files:
+        yield "which code ran is not known"
+    for file in files:
+        if file.sha256 not in known:
+            yield f"{file.path} is none of the recorded files"
 
 
 def _is_environment(one: Difference) -> bool:

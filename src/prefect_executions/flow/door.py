@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
+from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.flow.current import current_id
 
 if TYPE_CHECKING:
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 
 class Door(NamedTuple):
-    """What such a door wants to know: the execution's id, as soon as its record is open."""
+    """What such a door wants to know: the execution's id, as soon as its record is open, and its end."""
 
     begun: Callable[[str], None]
+    gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None
+    """Called when the outputs are gathered and the bundle is not sealed, with what the Method raised."""
 
 
 door: ContextVar[Door | None] = ContextVar("door", default=None)
@@ -28,6 +31,13 @@ def knock(execution_id: str) -> None:
     waiting = door.get()
     if waiting is not None and current_id() is None:  # a Method that another calls was not asked for
         waiting.begun(execution_id)
+
+
+def hand_over(bundle: OpenBundle, error: BaseException | None) -> None:
+    """Give the door, if there is one, the gathered *bundle* that it asked for, before it is sealed."""
+    waiting = door.get()
+    if waiting is not None and current_id() is None:
+        waiting.gathered(bundle, error)
 
 
 def owns_process(run: FlowRun) -> bool:

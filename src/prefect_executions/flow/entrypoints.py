@@ -13,6 +13,7 @@ from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.importtools import import_object
 
+from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.declaring import MethodFlow, method
 from prefect_executions.flow.door import Door, door
@@ -79,11 +80,13 @@ def run_method(
     parameters: Mapping[str, Any],
     *,
     begun: Callable[[str], None],
+    gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
     tags: Sequence[str] = (),
 ) -> Ran:
     """Run *flow* here and now, with the process's own streams kept, and return what became of it.
 
-    *begun* is told the execution's id as soon as its record is open. The flow run gets *tags*.
+    *begun* is told the execution's id as soon as its record is open; *gathered* gets its bundle
+    when the outputs are gathered and nothing is sealed. The flow run gets *tags*.
 
     Raises:
         RequestError: If a parameter is unknown or missing; nothing was created then.
@@ -96,7 +99,7 @@ def run_method(
         begun(execution_id)
 
     _check_names(flow, parameters)
-    token = door.set(Door(begun=tell))
+    token = door.set(Door(begun=tell, gathered=gathered))
     try:
         with prefect.tags(*tags):
             answer = flow(**parameters)

@@ -37,7 +37,7 @@ from prefect_executions.flow import events, logs
 from prefect_executions.flow.continuing import Turn, continued
 from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.door import knock, owns_process
+from prefect_executions.flow.door import hand_over, knock, owns_process
 from prefect_executions.flow.following import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, seen_late, the_workbench
@@ -325,6 +325,8 @@ class Recording:
             self._write(self.bundle, *(seen_late(self.bundle, self.run, self.settings) or ()))
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)
+        with self._never_losing("handing the outputs over"):
+            hand_over(self.bundle, error)
         reach(Milestone.LEFT, self.record.id)
 
     def _followed(self, job_status: JobStatus, *, last: bool) -> JobStatus:

@@ -65,7 +65,7 @@ def entrypoint_here(record: ExecutionRecord, here: Path) -> str:
     looked = " nor in ".join(f"'{place}'" for place in places)
     raise NotFoundError(
         f"Method '{record.method.id}' is neither in {looked} as {told or 'what has no file'}. Say where it is: "
-        f"--method path.py:function."
+        f"--method path.py:function; or 'executions replay {record.id}' runs the code that the record keeps."
     )
 
 

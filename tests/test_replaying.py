@@ -1,0 +1,201 @@
+"""An execution runs again from its bundle alone; what is missing is named before, what drifted after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benches import OTHER_ID, begun, bench_at, kept, record_of
+from prefect_executions.bundles.gathering import gather
+from prefect_executions.bundles.sources import FolderSource
+from prefect_executions.cli import main
+from prefect_executions.comparison.verdicts import Agreement, Grade, Verdict
+from prefect_executions.errors import BundleError, NotAvailableError, RequestError
+from prefect_executions.methods import InputDescription
+from prefect_executions.workbench import pending
+from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.replaying import replay_of, replayable, requirements_of
+from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input
+
+METHOD = '''
+from prefect_executions import InputFile, current_execution, method
+
+from letters import capitals
+
+
+@method(version="1.0.0")
+def shout(text: InputFile, times: int = 2, chance: bool = False) -> None:
+    """Write a text in capital letters."""
+    import os
+
+    told = os.urandom(8).hex() if chance else text.read_text()
+    current_execution().output("shouted.csv").write_text("text,area\\n" + f"{capitals(told)},1.5\\n" * times)
+'''
+LETTERS = "def capitals(text):\n    return text.upper()\n"
+
+
+@pytest.fixture
+def replayed(home):
+    """Return a function that opens a kept execution for a replay, within a context."""
+    bench = bench_at(home)
+    kept(bench)
+
+    def opened(**changes: Any):
+        source = FolderSource(bench.folder / EXECUTION_ID)
+        return replay_of(replace(record_of(), **changes), source, {})
+
+    return opened
+
+
+def test_the_code_and_the_inputs_are_put_in_place(replayed):
+    with replayed() as ready:
+        path, _, name = ready.entrypoint.partition(":")
+        assert (Path(path).read_bytes(), name) == (SOURCE, "segment")
+        assert ready.paths == (str(Path(path).parent),)
+        assert Path(ready.again.parameters["picture"]).read_bytes() == PICTURE
+    assert not Path(path).exists()
+
+
+def test_all_that_is_missing_is_named_before_anything_runs(replayed, tmp_path):
+    secret = InputDescription(json_schema={"type": "string", "format": "secret"})
+    code = a_method().code
+    files = (code.files[0].model_copy(update={"path": "code/lost.py"}),)
+    method = a_method(
+        inputs={"token": secret}, code=code.model_copy(update={"entrypoint": "lost.py:f", "files": files})
+    )
+    changed = tmp_path / "changed"
+    changed.write_bytes(b"other")
+    far = [
+        a_staged_input("gone", path=None, origin=str(tmp_path / "gone")),
+        a_staged_input("changed", path=None, origin=str(changed)),
+    ]
+    values = {"gone": "x", "changed": str(changed), "token": {"secret": "survey"}}
+    with (
+        pytest.raises(NotAvailableError) as told,
+        replayed(method=method, request=a_request(values=values, files=far)),
+    ):
+        pass
+    message = str(told.value)
+    assert "nothing was run" in message
+    for part in ("lost.py", "input 'gone'", "input 'changed' is kept by reference only", "-p token=BLOCK"):
+        assert part in message
+
+
+def test_an_input_kept_by_reference_is_taken_where_it_still_is_the_same(replayed, tmp_path):
+    (tmp_path / "far").write_bytes(PICTURE)
+    file = a_staged_input(path=None, origin=str(tmp_path / "far"))
+    with replayed(request=a_request(files=(file,), values={"picture": "there"})) as ready:
+        assert ready.again.parameters == {"picture": str(tmp_path / "far")}
+
+
+def test_a_damaged_bundle_is_not_replayed(home):
+    bench = bench_at(home)
+    bundle = kept(bench)
+    (bundle.folder / "code/flows/coins.py").write_bytes(b"forged")
+    with pytest.raises(BundleError, match=r"coins\.py"), replayable(Reader(bench), str(bundle.folder)):
+        pass
+
+
+def test_a_folder_of_two_bundles_is_refused(home):
+    bench = bench_at(home)
+    kept(bench)
+    kept(bench, OTHER_ID)
+    for scratch in bench.folder.glob(".*"):
+        scratch.rename(bench.folder.parent / f"away{scratch.name}")
+    with pytest.raises(RequestError, match="2 bundles"), replayable(Reader(bench), str(bench.folder)):
+        pass
+
+
+@pytest.mark.parametrize("where", ["workbench", "archive"])
+def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
+    bench = bench_at(home)
+    first = kept(bench)
+    if where == "archive":
+        first.discard()
+    outputs = {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n", "outputs/new.txt": b""}
+    del outputs["outputs/maps/labels.tif"]
+    second = begun(bench, record_of(OTHER_ID), outputs)
+    with second.lock():
+        gather(second)
+    with (
+        replayable(Reader(bench), EXECUTION_ID) as (record, source),
+        replay_of(record, source, {}) as ready,
+    ):
+        verdict = ready.verdict(second, tolerance=0, well=True)
+    told = {one.path: (one.agreement, one.words) for one in verdict.outputs}
+    area = "column area differs in 1 of 1 rows, largest relative difference 0.00038"
+    assert told["outputs/regions.csv"] == (Agreement.DIFFERS, (area,))
+    assert told["outputs/stdout.log"] == (Agreement.SAME, ())
+    assert told["outputs/maps/labels.tif"][0] is Agreement.GONE
+    assert told["outputs/new.txt"][0] is Agreement.NEW
+    assert verdict.grade is Grade.RECOMPUTE
+    bench.leases.release(OTHER_ID)
+    assert bench.settle(OTHER_ID).archived
+    assert Verdict.from_json(Reader(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
+    assert "metadata/verdict.json" in (second.folder / "manifest-sha256.txt").read_text()
+
+
+def test_this_package_is_not_asked_for_from_an_index():
+    record = a_record()
+    packages = {"numpy": "2.3.1", "prefect-executions": "0.1.0"}
+    record = replace(record, instance=record.instance.model_copy(update={"packages": packages}))
+    assert requirements_of(record) == ("numpy==2.3.1",)
+
+
+@pytest.mark.parametrize("tolerance", ["-1", "1", "nan"])
+def test_a_tolerance_that_means_nothing_is_refused(home, tolerance):
+    assert main(["replay", "x", "--tolerance", tolerance]) == 2
+
+
+# --- with Prefect ----------------------------------------------------------------
+
+
+@pytest.fixture
+def told(home, tmp_path, monkeypatch, capsys, prefect_server) -> Callable[..., dict]:
+    """Return a function that runs the command line beside shout.py and returns the JSON that it shows."""
+    (tmp_path / "shout.py").write_text(METHOD)
+    (tmp_path / "letters.py").write_text(LETTERS)
+    (tmp_path / "text.txt").write_text("hello ")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def run(*arguments: str, code: int = 0) -> dict:
+        capsys.readouterr()
+        found = main([*arguments, "--json"])
+        shown = capsys.readouterr()
+        assert found == code, shown.err + shown.out
+        pending.finish()
+        return json.loads(shown.out)
+
+    return run
+
+
+@pytest.mark.long
+def test_a_bundle_reproduces_where_nobody_knows_the_method_and_chance_is_told(told, home, tmp_path, monkeypatch):
+    first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
+    random = told("run", "shout.py:shout", "-p", "text=text.txt", "-p", "chance=true")["id"]
+    zips = [told("export", one, "-o", str(tmp_path / f"{one}.zip"))["file"] for one in (first, random)]
+    for name in ("shout.py", "letters.py", "text.txt"):
+        (tmp_path / name).unlink()
+    monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path / "elsewhere"))
+
+    reproduced = told("replay", zips[0])
+    verdict = reproduced["verdict"]
+    assert (verdict["grade"], verdict["replayOf"]) == ("reproduce", first)
+    assert {one["path"]: one["agreement"] for one in verdict["outputs"]}["outputs/shouted.csv"] == "same"
+    assert told("show", reproduced["id"])["request"]["relatives"][0] == {
+        "executionId": first,
+        "relation": "rerun-of",
+    }
+    told("verify", reproduced["id"])
+
+    drifted = told("replay", zips[1], code=1)
+    assert drifted["verdict"]["grade"] == "recompute"
+    shouted = next(one for one in drifted["verdict"]["outputs"] if one["path"] == "outputs/shouted.csv")
+    assert shouted["words"] == ["column text differs in 2 of 2 rows"]
+    assert told("replay", zips[1], "--grade", "recompute")["reached"]
