@@ -229,11 +229,6 @@ def test_every_command_has_help_and_json(capsys):
     groups |= {"shares": ("list", "revoke")}
     names = [(name,) for name in app if not name.startswith("-") and name not in groups]
     names += [(group, name) for group, below in groups.items() for name in below]
-    names = [("run",), ("cancel",), ("list",), ("show",), ("logs",), ("outputs",), ("prov",), ("verify",), ("settle",)]
-    names += [("deploy",), ("submit",), ("export",), ("import",), ("watch",), ("doctor",), ("audit",)]
-    names += [("diff",), ("rerun",), ("replay",), ("share",), ("remove",), ("gc",), ("retain",)]
-    names += [("shares", "list"), ("shares", "revoke"), ("keys", "create"), ("keys", "list"), ("keys", "trust")]
-    names += [("ledger", "rebuild"), ("methods", "list"), ("methods", "show")]
     for name in names:
         assert main([*name, "--help"]) == codes.OK
         assert "--json" in capsys.readouterr().out, name
