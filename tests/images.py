@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 BASE = "executions-python"
-OURS = "executions:test"
 COMMIT = "c0ffee0123456789c0ffee0123456789c0ffee01"
 _LEFT_OUT = {
     "__pycache__",
@@ -37,18 +36,21 @@ print(os.path.realpath(sys.executable), paths["stdlib"], paths["platstdlib"], pa
 """
 
 
-def ours(api: APIClient) -> str:
-    """Build our image as deployments/docker/ says, without what the Methods compute with; return its name."""
+def ours(api: APIClient, name: str) -> str:
+    """Build our image as deployments/docker/ says, without what the Methods compute with; return its *name*.
+
+    Two that build at the same time give it two names: with another layer it is another image.
+    """
     base = python_image(api)
     inside = ["pyproject.toml", "README.md", "LICENSE", "src", "flows", "deployments/docker/Dockerfile"]
     with TemporaryFile() as context:
         with tarfile.open(fileobj=context, mode="w") as archive:
-            for name in inside:
-                archive.add(ROOT / name, name, filter=_plain)
+            for part in inside:
+                archive.add(ROOT / part, part, filter=_plain)
         context.seek(0)
         arguments = {"BASE": base, "EXTRAS": "", "COMMIT": COMMIT}
-        _built(api, context, OURS, dockerfile="deployments/docker/Dockerfile", buildargs=arguments)
-    return OURS
+        _built(api, context, name, dockerfile="deployments/docker/Dockerfile", buildargs=arguments)
+    return name
 
 
 def python_image(api: APIClient) -> str:
