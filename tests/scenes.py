@@ -73,9 +73,9 @@ class Scene:
 
     # --- what happens in Prefect -------------------------------------------------
 
-    def deploy(self, flow: MethodFlow[Any, Any], name: str = "scene") -> UUID:
-        """Deploy a Method as `.serve()` does."""
-        return flow.to_deployment(name).apply()
+    def deploy(self, flow: MethodFlow[Any, Any], name: str = "scene", *, pool: str | None = None) -> UUID:
+        """Deploy a Method as `.serve()` does, or to a work pool."""
+        return flow.to_deployment(name, work_pool_name=pool).apply()
 
     def run(
         self,

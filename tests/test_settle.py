@@ -153,6 +153,24 @@ def test_a_run_whose_worker_died_before_it_began_is_given_up(scene):
     assert scene.state(run).is_crashed()
 
 
+def test_a_run_that_its_worker_took_and_died_before_it_could_say_so_is_given_up(scene):
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="unsaid", type="process"), overwrite=True)
+    deployment = scene.deploy(measures, "unsaid", pool="unsaid")
+    run, young = (scene.run(deployment, Pending(), ago=ago) for ago in (A_WHILE, A_MINUTE))
+    assert scene.settle()[str(run.id)].result == "report"  # a pool without workers may have taken it
+    with get_client(sync_client=True) as client:
+        told = {"json": {"name": "another"}, "path_params": {"work_pool_name": "unsaid"}}
+        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **told)
+    told = scene.settle()
+
+    assert told[str(run.id)].result == "archived"
+    assert str(young.id) not in told
+    record = scene.record(run)
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.INFRASTRUCTURE)
+    assert "none has said within" in record.job_status.message
+
+
 def test_a_method_is_recognised_when_its_deployment_is_renamed_or_gone(scene):
     renamed, deleted = scene.deploy(measures, "first name"), scene.deploy(rests)
     scene.settle()

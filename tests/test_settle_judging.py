@@ -35,6 +35,7 @@ LEFT = [
     known("RUNNING", here=False, alive=False, silence=SECOND, **RUNS),  # the settle of its own workbench comes first
     known("RUNNING", UNANNOUNCED - SECOND, here=False),
     known("PENDING", STUCK - SECOND, worker_silence=STUCK, pool_type="process"),
+    known("PENDING", STUCK - SECOND, claimed=False),
     known("SCHEDULED/AwaitingRetry", STUCK, alive=False, silence=STUCK, **RUNS),
     known("PAUSED/Suspended", STUCK, alive=False, silence=STUCK, **RUNS),
     known("COMPLETED", SECOND, alive=True, silence=SECOND, **RUNS),  # its hook is at work
@@ -84,6 +85,11 @@ def test_what_waits_too_long_is_reported_and_not_sealed(evidence):
             known("PENDING", STUCK, here=False, worker_silence=STUCK, pool_type="process"),
             Reason.INFRASTRUCTURE,
             "worker was gone",
+        ),
+        (
+            known("PENDING", STUCK, here=False, claimed=False),
+            Reason.INFRASTRUCTURE,
+            "none has said within 10 min 0 s that it took it",
         ),
     ],
 )

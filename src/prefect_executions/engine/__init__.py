@@ -24,6 +24,7 @@ from prefect_executions.engine.recognising import TAG, is_method, mark_flows, me
 from prefect_executions.engine.requests import request_of
 from prefect_executions.engine.scanning import (
     ended_since,
+    has_workers,
     open_runs,
     put_to_end,
     runs_of,
@@ -54,6 +55,7 @@ __all__ = [
     "finish_telling",
     "flow_run",
     "greet",
+    "has_workers",
     "history",
     "infrastructure",
     "is_method",

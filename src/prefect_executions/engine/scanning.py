@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.client.schemas.filters import (
@@ -99,19 +99,27 @@ def worker_silence(pool: str, worker: str, now: datetime) -> timedelta | None:
     Raises:
         OrchestratorError: If Prefect's API cannot be asked.
     """
+    heard = [one["last_heartbeat_time"] for one in _workers(pool) if one["name"] == worker]
+    return min((now - in_utc(datetime.fromisoformat(time)) for time in heard if time), default=None)
+
+
+def has_workers(pool: str) -> bool:
+    """Return whether a work pool is served by workers: one that Prefect itself serves never had any.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    return bool(_workers(pool))
+
+
+def _workers(pool: str) -> list[dict[str, Any]]:
+    asked = {"path_params": {"work_pool_name": pool}, "json": {}}
     with _asking(f"the workers of {pool}"):
         try:
-            workers = (
-                client()
-                .request(
-                    "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": pool}, json={}
-                )
-                .json()
-            )
+            found = client().request("POST", "/work_pools/{work_pool_name}/workers/filter", **asked)
         except ObjectNotFound:
-            return None
-    heard = [one["last_heartbeat_time"] for one in workers if one["name"] == worker and one["last_heartbeat_time"]]
-    return min((now - in_utc(datetime.fromisoformat(time)) for time in heard), default=None)
+            return []
+    return list(found.json())
 
 
 def put_to_end(flow_run_id: UUID, message: str, *, cancelled: bool) -> None:

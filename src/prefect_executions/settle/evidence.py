@@ -15,7 +15,7 @@ from prefect_executions.capture.processes import alive
 from prefect_executions.errors import BundleError
 from prefect_executions.executions import Instance
 from prefect_executions.lifecycle import JobStatus, Seen
-from prefect_executions.settle.judging import Evidence
+from prefect_executions.settle.judging import STUCK, Evidence
 from prefect_executions.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: Se
         silence=known.silences.get(execution_id),
         worker_silence=silent,
         pool_type=kind,
+        claimed=bool(worker) or not _waits_unclaimed(run, state, known.now),
         process=f"{instance.pid} on {instance.hostname}" if instance else None,
         status=job_status.execution_status if job_status else None,
         usage=instance.usage if instance else None,
@@ -112,6 +113,13 @@ def _documents(workbench: Workbench, known: Known, execution_id: str) -> tuple[I
         raise BundleError(f"execution {execution_id} is marked as open in the archive and has no opening record")
     record = workbench.archived_record(execution_id)
     return record.instance, record.job_status
+
+
+def _waits_unclaimed(run: FlowRun | None, state: Seen | None, now: datetime) -> bool:
+    """Whether a run is pending for long in a place where whoever took it would have said so, or ended."""
+    if run is None or state is None or state.state.type != "PENDING" or now - state.time < STUCK:
+        return False
+    return run.work_pool_name is None or engine.has_workers(run.work_pool_name)
 
 
 def _worker(run: FlowRun | None) -> tuple[str | None, str | None, str | None]:

@@ -24,7 +24,7 @@ UNANNOUNCED = timedelta(minutes=2)
 """How long a running Method may take to open its record: it takes milliseconds."""
 
 STUCK = timedelta(minutes=10)
-"""How long a run may be pending before it is reported, or, where its worker is gone, given up."""
+"""How long a run may be pending before it is reported, or, where its worker is gone or none took it, given up."""
 
 _LOCAL_POOLS = frozenset({"process"})
 
@@ -63,6 +63,8 @@ class Evidence(NamedTuple):
     silence: timedelta | None = None
     worker_silence: timedelta | None = None
     pool_type: str | None = None
+    claimed: bool = True
+    """Whether a worker has said that it took the run, or none could: it does so before it starts anything."""
     process: str | None = None
     """Words for the process: its id and machine."""
     status: Status | None = None
@@ -125,6 +127,10 @@ def _pending(evidence: Evidence, state: Seen) -> Judgement:
     silent = evidence.worker_silence is not None and evidence.worker_silence > STUCK / 2
     if silent and evidence.pool_type in _LOCAL_POOLS and evidence.alive is not True:
         message = f"{_WORKER_GONE}, {_words(evidence.worker_silence)} ago"
+        end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, evidence.now, Observer.SETTLE, message=message)
+        return Judgement(Act.END, message, end)
+    if not evidence.claimed and evidence.alive is not True:
+        message = f"{_WORKER_GONE}: none has said within {_words(waits)} that it took it"
         end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, evidence.now, Observer.SETTLE, message=message)
         return Judgement(Act.END, message, end)
     return Judgement(Act.REPORT, f"it is pending for {_words(waits)}; look at its infrastructure, or cancel it")
