@@ -114,6 +114,7 @@ def fired(cause: Callable[[], object], effect: Callable[[], T]) -> T:
     raise AssertionError("the automation did not fire")
 
 
+@pytest.mark.long
 def test_they_are_created_once_and_fire(client, capsys):
     deployed(client, SETTLE)
     deployed(client, "next/next")

@@ -502,6 +502,7 @@ def troubled(workbench: Path) -> OpenBundle:
     return bundle
 
 
+@pytest.mark.long
 def test_a_death_at_any_step_of_sealing_changes_no_byte_of_the_result(tmp_path: Path) -> None:
     undisturbed = finish(troubled(tmp_path / "undisturbed"))
     expected = contents(undisturbed.folder)
@@ -526,6 +527,7 @@ def test_a_death_at_any_step_of_sealing_changes_no_byte_of_the_result(tmp_path: 
 # --- size
 
 
+@pytest.mark.long
 def test_ten_thousand_small_files_are_sealed_and_verified(tmp_path: Path, need_program: Callable[[str], str]) -> None:
     bundle = an_open_bundle(tmp_path)
     for number in range(10_000):

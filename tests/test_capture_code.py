@@ -213,6 +213,7 @@ def test_every_change_is_seen_at_the_next_run(project, change):
     assert second == identify(project.function, settings=Settings(), cache=CodeCache())[0]
 
 
+@pytest.mark.long
 def test_a_change_of_the_same_size_in_the_same_moment_is_seen(project):
     project.commit()
     for number in range(30):

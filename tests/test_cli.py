@@ -520,6 +520,7 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(home, tmp_path):
     assert all(one["advice"] for one in told["findings"] if one["outcome"] != "ok")
 
 
+@pytest.mark.long
 def test_the_doctor_tells_no_password(told, home, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_LEDGER", "postgresql://me:pl4nted-s3cret@127.0.0.1:9/ledger")
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", "s3://me:pl4nted-s3cret@bucket/prefix")
@@ -554,6 +555,7 @@ def test_a_run_on_an_embedded_server_keeps_its_record(home, flow, tmp_path):
     assert executed(["logs", shown["execution"]], home).stdout == "hello Ada\n"
 
 
+@pytest.mark.long
 def test_a_run_in_json_leaves_standard_output_to_the_document(prefect_server, home, flow):
     done = executed(["run", flow, "--json", "-p", "fail=true"], home)
     document = json.loads(done.stdout)
@@ -570,6 +572,7 @@ def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
     assert (done.stdout + done.stderr).count("\nValueError: nobody is there") == 1
 
 
+@pytest.mark.long
 def test_a_quiet_run_says_its_id_and_no_more(prefect_server, home, flow):
     done = executed(["run", flow, "--quiet"], home)
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "deployments").rglob("*.md")))
 
 
+@pytest.mark.long
 def test_every_flow_is_deployed_and_the_methods_are_known_as_such(prefect_server, home):
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     subprocess.run([*prefect, "work-pool", "create", "executions", "--type", "process"], cwd=ROOT, check=True)

@@ -97,6 +97,7 @@ works()
 """
 
 
+@pytest.mark.long
 def test_a_kill_at_the_moment_after_loses_no_event(home, tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)

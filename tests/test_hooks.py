@@ -216,6 +216,7 @@ def wall() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.long
 def test_an_archive_that_hangs_holds_it_up_no_longer_than_told_and_settle_does_the_rest(bundles, home, tmp_path, wall):
     run, state = crashed()
     said = elsewhere(
@@ -240,6 +241,7 @@ def test_an_archive_that_hangs_holds_it_up_no_longer_than_told_and_settle_does_t
     assert (row.id, row.status, row.archive) == (str(run.id), Status.FAILED, "archived")
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_keeps_it_from_nothing(bundles, tmp_path):
     run, state = crashed(number=10)
     away = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}

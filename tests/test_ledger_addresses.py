@@ -41,6 +41,7 @@ def test_a_server_that_cannot_be_reached_is_told_without_the_password(place):
         error = None if error.__suppress_context__ else error.__cause__ or error.__context__
 
 
+@pytest.mark.long
 def test_a_missing_driver_is_named_with_its_cure():
     asked = (
         "import sys; sys.modules['psycopg'] = None\n"

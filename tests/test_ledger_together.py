@@ -118,6 +118,7 @@ def test_ten_processes_make_a_ledger_and_write_it_at_once(url, tmp_path):
     assert ids(url) == [an_id(first + number) for first in range(0, 1000, 100) for number in range(20)]
 
 
+@pytest.mark.long
 def test_processes_that_write_the_same_executions_leave_each_once(url, tmp_path):
     write_at_once(url, tmp_path, [0] * 4, 10)
     assert ids(url) == [an_id(number) for number in range(10)]
