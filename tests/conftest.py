@@ -15,7 +15,12 @@ import pytest
 import servers
 
 # The same examples each time, so that a change is judged by what it changes; EXECUTIONS_TEST_RANDOM=1 finds new ones.
-hypothesis.settings.register_profile("steady", derandomize=not os.environ.get("EXECUTIONS_TEST_RANDOM"))
+hypothesis.settings.register_profile(
+    "steady",
+    derandomize=not os.environ.get("EXECUTIONS_TEST_RANDOM"),
+    deadline=None,  # no test asserts a time
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("steady")
 
 LONGEST = {"test_journeys.py", "test_scenarios.py"}

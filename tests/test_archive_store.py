@@ -204,6 +204,7 @@ print(store.put_if_absent("seal", number.encode()))
 
 
 @pytest.mark.parametrize("opened", ["folder", *SERVERS], indirect=True)
+@pytest.mark.long
 def test_processes_race_and_one_creates(opened: Opened) -> None:
     import json  # noqa: PLC0415 - the script above has its own
 

@@ -507,6 +507,7 @@ def test_the_doctor_knows_the_sqlalchemy_with_which_schedules_do_not_fire():
     assert "schedule" in sqlalchemy_break("2.1.9").found
 
 
+@pytest.mark.long
 def test_the_doctor_tells_what_is_well_and_what_is_not(home, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     more = {"EXECUTIONS_ARCHIVE": str(tmp_path / "file/archive"), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
@@ -566,6 +567,7 @@ def test_a_run_in_json_leaves_standard_output_to_the_document(prefect_server, ho
     assert executed(["verify", document["id"]], home).returncode == 0
 
 
+@pytest.mark.long
 def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
     done = executed(["run", flow, "-p", "fail=true"], home)
     assert done.returncode == codes.FAILED

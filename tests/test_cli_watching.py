@@ -92,6 +92,7 @@ def test_in_a_pipe_each_change_is_a_plain_line(told, home, prefect_server):
     assert last.endswith("\\x1b[31mred\\x9b2J")
 
 
+@pytest.mark.long
 def test_on_a_terminal_it_is_a_table_that_stays(home, prefect_server):
     execution_id = running(home)
     with going_on(execution_id, Status.COMPLETED):

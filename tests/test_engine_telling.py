@@ -116,6 +116,7 @@ def test_a_kill_at_the_moment_after_loses_no_event(home, tmp_path):
     assert (progress["payload"]["progress"], progress["payload"]["message"]) == (40.0, "half way")
 
 
+@pytest.mark.long
 def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(tmp_path):
     execution_id, now = str(uuid4()), datetime.now(UTC)
     bench = Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}), tell=engine.EndTelling)
