@@ -242,6 +242,33 @@ def test_a_module_that_is_loaded_later_is_told_from_then_on(project, monkeypatch
     assert len(project.identify()[0].files) == 3
 
 
+IN_AN_ENVIRONMENT = """
+import json
+import {flow}
+from prefect_executions.capture.code import identify
+from prefect_executions.settings import Settings
+print(json.dumps([file.path for file in identify({flow}.count, settings=Settings())[0].files]))
+"""
+
+
+def test_what_a_virtual_environment_among_them_brings_is_not_the_authors(project):
+    project.commit()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", project.folder / ".venv"], check=True)
+    program = project.folder / ".venv" / "bin" / "program"
+    program.write_text(IN_AN_ENVIRONMENT.format(flow=project.flow))
+    told = subprocess.run(
+        [project.folder / ".venv" / "bin" / "python", program],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert sorted(json.loads(told.stdout)) == sorted(
+        [f"code/flows/{project.flow}.py", f"code/flows/{project.helper}.py"]
+    )
+
+
 def test_outside_git_the_files_beside_the_method_are_told(project):
     identity, files = project.identify()
     assert identity.repository is None

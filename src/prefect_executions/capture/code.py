@@ -36,8 +36,13 @@ TYPED = "cell.py"
 # Of a project's modules; each has its digest all the same, and the Method's own file is always kept.
 KEPT_BYTES = 8 * 1024**2
 _INSTALLED = ("/site-packages/", "/dist-packages/")
-_OURS = str(Path(__file__).parents[1]) + "/"
-_STANDARD = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")})
+_NOT_THE_AUTHORS = (
+    *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")),
+    # A virtual environment often lies among the author's files, with programs of its own.
+    *([f"{sys.prefix}/"] if sys.prefix != sys.base_prefix else []),
+    # Installed in place; its version is among the packages.
+    str(Path(__file__).parents[1]) + "/",
+)
 # As in `repository`: what changed so shortly ago may change again without a trace.
 _SETTLED = 50_000_000
 
@@ -267,9 +272,9 @@ def _local_modules(top: str | None, source: _Source) -> dict[str, str]:
         # A copy first: making pairs may collect garbage, and a finalizer may import.
         for name, module in sys.modules.copy().items():
             file = getattr(module, "__file__", None)
-            if not isinstance(file, str) or file.startswith(_STANDARD) or any(part in file for part in _INSTALLED):
+            if not isinstance(file, str) or any(part in file for part in _INSTALLED):
                 continue
-            if file.startswith(_OURS):  # installed in place; its version is among the packages
+            if file.startswith(_NOT_THE_AUTHORS):
                 continue
             real = os.path.realpath(file)
             if real.startswith(prefix):
