@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 
@@ -108,13 +107,12 @@ def test_a_source_diff_is_empty_for_equal_texts_only(before, after):
     assert (told.diff == "") is (before == after)
 
 
-def test_patch_makes_the_one_source_of_the_other(tmp_path):
-    if shutil.which("patch") is None:
-        pytest.skip("the program patch is not installed")
+def test_patch_makes_the_one_source_of_the_other(tmp_path, need_program):
+    patch = need_program("patch")
     before, after = b"a\nb\nc", b"a\nB\nc\nd\n"
     (tmp_path / "file.py").write_bytes(before)
     diff = source_diff("file.py", before, after).diff
-    subprocess.run(["patch", "-s", "-p1"], input=(diff or "").encode(), cwd=tmp_path, check=True)
+    subprocess.run([patch, "-s", "-p1"], input=(diff or "").encode(), cwd=tmp_path, check=True)
     assert (tmp_path / "file.py").read_bytes() == after
 
 
