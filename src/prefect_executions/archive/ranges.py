@@ -4,60 +4,38 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO, cast
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from prefect_executions.bundles.seeking import Sought
 
 _TAIL = 64 * 1024
 _FIRST_BLOCK = 256 * 1024
 _LARGEST_BLOCK = 8 * 1024**2
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(Sought):
     """Blocks of an object; they grow while it is read on, and start small after a jump.
 
     The end is fetched in one piece and kept, because a zip is read from there.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__(size)
         self._fetch = fetch
-        self._size = size
-        self._position = 0
         self._start, self._block, self._growth = 0, b"", _FIRST_BLOCK
         self._tail: bytes | None = None
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if origin + offset < 0:
-            raise ValueError(f"cannot seek to {origin + offset}")
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        into = memoryview(buffer).cast("B")
-        if self._position >= self._size or not len(into):
-            return 0
-        start, block = self._around(self._position)
-        found = block[self._position - start : self._position - start + len(into)]
+    def fetch(self, into: memoryview) -> int:
+        start, block = self._around(self.position)
+        found = block[self.position - start : self.position - start + len(into)]
         into[: len(found)] = found
-        self._position += len(found)
         return len(found)
 
     def _around(self, position: int) -> tuple[int, bytes]:
-        tail_start = max(0, self._size - _TAIL)
+        tail_start = max(0, self.size - _TAIL)
         if position >= tail_start:
             if self._tail is None:
-                self._tail = self._whole(tail_start, self._size)
+                self._tail = self._whole(tail_start, self.size)
             return tail_start, self._tail
         end = self._start + len(self._block)
         if not self._start <= position < end:

@@ -9,14 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 from prefect_executions.bundles import layout
+from prefect_executions.bundles.seeking import Sought
 from prefect_executions.bundles.zipreading import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 _BLOCK = 1 << 20
 
@@ -122,35 +120,17 @@ class ZipSource:
         return cast("BinaryIO", unpacked)
 
 
-class _Window(io.RawIOBase):
+class _Window(Sought):
     """A piece of a file that is open already; others may read from it in between."""
 
     def __init__(self, stream: BinaryIO, begin: int, size: int) -> None:
-        self._stream, self._begin, self._size = stream, begin, size
-        self._position = 0
+        super().__init__(size)
+        self._stream, self._begin = stream, begin
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if origin + offset < 0:
-            raise ValueError(f"cannot seek to {origin + offset}")
-        self._position = origin + offset
-        return self._position
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        into = memoryview(buffer).cast("B")
-        self._stream.seek(self._begin + self._position)
-        found = self._stream.read(max(0, min(len(into), self._size - self._position)))
+    def fetch(self, into: memoryview) -> int:
+        self._stream.seek(self._begin + self.position)
+        found = self._stream.read(min(len(into), self.left))
         into[: len(found)] = found
-        self._position += len(found)
         return len(found)
 
 
@@ -178,8 +158,8 @@ class Part:
 
 
 @contextmanager
-def open_source(place: Path, limits: Limits) -> Iterator[Source]:
-    """Open the folder or zip at *place*.
+def open_source(place: Path, limits: Limits, *, top: str | None = None) -> Iterator[Source]:
+    """Open the folder or zip at *place*; in a zip the files are named below *top*, its only folder where unsaid.
 
     Raises:
         NotFoundError: If there is nothing.
@@ -193,7 +173,7 @@ def open_source(place: Path, limits: Limits) -> Iterator[Source]:
     except OSError as error:
         raise NotFoundError(f"{place} cannot be opened: {error.strerror}") from error
     with stream:
-        yield ZipSource(stream, limits)
+        yield ZipSource(stream, limits, top=top)
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
