@@ -20,7 +20,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of
 from crates import issues_in, warm_cache
 from prefect_executions.archive.seals import folder_of
-from prefect_executions.bundles.exporting import Form, Level
+from prefect_executions.bundles.forms import Form, Level
 from prefect_executions.bundles.verifying import verify
 from prefect_executions.cli import main
 from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError

@@ -24,7 +24,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of, forge, zip_of
 from ccp_exports import CCP_ID, SECRET, TOKEN
 from prefect_executions.archive.seals import folder_of
-from prefect_executions.bundles.exporting import Form, Level
+from prefect_executions.bundles.forms import Form, Level
 from prefect_executions.bundles.zipreading import Limits
 from prefect_executions.cli import main
 from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from prefect_executions.bundles.arrivals import Kind
-from prefect_executions.bundles.exporting import Level
+from prefect_executions.bundles.forms import Kind, Level
 from prefect_executions.documents import Document, Time
 
 IMPORTED = "imported.json"

@@ -8,33 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.bundles import bags, layout
-from prefect_executions.bundles.exporting import Export, Level, left_out
-from prefect_executions.bundles.sources import FolderSource, Part, Source, ZipSource
+from prefect_executions.bundles.exporting import Export, left_out
+from prefect_executions.bundles.forms import Kind, Level
+from prefect_executions.bundles.sources import Part, Source, open_source
 from prefect_executions.bundles.zipreading import Limits
 from prefect_executions.documents import strict_json
-from prefect_executions.errors import BundleError, NotFoundError
+from prefect_executions.errors import BundleError
 
 _CCP = ("metadata/request.json", "metadata/method.json")
 """By one of these, where there is no manifest, an export of CCP is known."""
 
 _DEEPEST = 8
 """Folders above a bundle, at most."""
-
-
-class Kind(StrEnum):
-    """Whose bundle it is."""
-
-    BUNDLE = "bundle"
-    """Ours, in the format of this house."""
-    CCP = "ccp"
-    """CCP's, with a folder for each part."""
-    FLAT = "ccp-flat"
-    """CCP's as it is downloaded: ``metadata_method.json``."""
 
 
 class Arrival(NamedTuple):
@@ -54,18 +43,10 @@ def open_whole(place: Path, limits: Limits) -> Iterator[Source]:
         NotFoundError: If there is nothing.
         BundleError: If it is a file and not a sound zip, or holds what is no plain file.
     """
-    if place.is_dir():
-        folder = FolderSource(place)
-        if folder.oddities:
-            raise BundleError(folder.oddities[0])
-        yield folder
-        return
-    try:
-        stream = place.open("rb")
-    except OSError as error:
-        raise NotFoundError(f"{place} cannot be opened: {error.strerror}") from error
-    with stream:
-        yield ZipSource(stream, limits, top="")
+    with open_source(place, limits, top="") as source:
+        if source.oddities:
+            raise BundleError(source.oddities[0])
+        yield source
 
 
 def arrivals(source: Source) -> tuple[Arrival, ...]:

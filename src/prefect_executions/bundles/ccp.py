@@ -20,7 +20,8 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic import ValidationError
 
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.arrivals import Arrival, Kind
+from prefect_executions.bundles.arrivals import Arrival
+from prefect_executions.bundles.forms import Kind
 from prefect_executions.bundles.sources import Source
 from prefect_executions.bundles.zipreading import Limits, ZipReader
 from prefect_executions.capture.parameters import plain_value, recorded_parameters

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect_executions import crate
 from prefect_executions.bundles import bags, layout, manifest
+from prefect_executions.bundles.forms import Form, Level
 from prefect_executions.bundles.sources import Source
 from prefect_executions.bundles.zipreading import OWN, Entry, ZipReader
 from prefect_executions.bundles.zipwriting import Packed, ZipWriter
@@ -28,27 +28,6 @@ if TYPE_CHECKING:
 
 _WHOLE = 8 << 20
 """Bytes of a file up to which it is read as a whole, so that its checksum can stand before it."""
-
-
-class Form(StrEnum):
-    """In which form bundles leave."""
-
-    ZIP = "zip"
-    """``<id>/`` with the bundle, for each."""
-    BAGIT = "bagit"
-    """A zipped bag, which `bagit.py` validates."""
-    CRATE = "crate"
-    """A zipped RO-Crate: ``ro-crate-metadata.json`` lies at its root."""
-
-
-class Level(StrEnum):
-    """How much of a bundle leaves."""
-
-    FULL = "full"
-    OUTPUTS = "outputs"
-    """All but the staged inputs."""
-    METADATA = "metadata"
-    """The record and the code: no inputs and no outputs."""
 
 
 class ExportedBundle(Part):

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from prefect_executions.bundles.forms import Form, Level
 from prefect_executions.cli.asking import Json, moment, reader, workbench
 from prefect_executions.cli.saving import Target, saved
 from prefect_executions.cli.showing import counting, how_large, how_many, say, show_json, show_table, working
@@ -21,16 +22,12 @@ from prefect_executions.settings import Settings
 if TYPE_CHECKING:
     from prefect_executions.workbench.exporting import Exported
 
-# `bundles.exporting`'s Form and Level, whose import brings lxml along.
-FormName = Literal["zip", "bagit", "crate"]
-LevelName = Literal["full", "outputs", "metadata"]
-
 
 def export(
     *executions: str,
     output: Target = None,
-    form: Annotated[FormName, Parameter(name="--format")] = "zip",
-    level: LevelName = "full",
+    form: Annotated[Form, Parameter(name="--format")] = Form.ZIP,
+    level: Level = Level.FULL,
     status: Annotated[tuple[Status, ...], Parameter(show_default=False)] = (),
     method: str | None = None,
     since: str | None = None,
@@ -54,7 +51,6 @@ def export(
     if bool(executions) is filtered:
         raise RequestError("name executions by their ids, or by --status, --method, --since and --until; not both")
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.bundles.exporting import Form, Level  # noqa: PLC0415
     from prefect_executions.workbench.exporting import export as write_export  # noqa: PLC0415
     from prefect_executions.workbench.exporting import fitting  # noqa: PLC0415
 
@@ -72,7 +68,7 @@ def export(
     target = output or (f"{ids[0]}.zip" if len(ids) == 1 else "executions.zip")
     if target == "-" and (as_json or sys.stdout.isatty()):
         raise RequestError("-o - writes a zip to standard output, which is a terminal or has --json; give -o FILE")
-    exporting = partial(write_export, hall, ids, form=Form(form), level=Level(level))
+    exporting = partial(write_export, hall, ids, form=form, level=level)
     text = f"Exporting {how_many(len(ids), 'execution')}"
     with counting(text, len(ids), quiet=as_json) as told:
         done = _written(target, partial(exporting, told=told))

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from prefect_executions.bundles.forms import Level
 from prefect_executions.cli.asking import Json, moment, reader
-from prefect_executions.cli.exchanging import LevelName
 from prefect_executions.cli.showing import how_large, plain, say, show_facts, show_json, show_table, when, working
 
 shares = App(name="shares", help="What is shared by a link.")
@@ -21,7 +21,7 @@ def share(
     *,
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
     expires: str = "7d",
-    level: LevelName = "full",
+    level: Level = Level.FULL,
     as_json: Json = False,
 ) -> None:
     """Share an execution, or one output of it, by a link that anybody can read until it expires.
@@ -36,14 +36,13 @@ def share(
         as_json: One JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.bundles.exporting import Level  # noqa: PLC0415
     from prefect_executions.workbench.sharing import share as share_it  # noqa: PLC0415
 
     hall, now = reader(), datetime.now(UTC)
     execution_id, lasting = hall.find(execution), now - moment(expires, now)
     with working(f"Sharing {output or execution_id}", quiet=as_json):
         told = share_it(
-            hall, execution_id, now=now, expires=lasting, output=output, level=Level(level), environment=os.environ
+            hall, execution_id, now=now, expires=lasting, output=output, level=level, environment=os.environ
         )
     if as_json:
         show_json({**plain(told.share), "url": told.url})

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.attestation import VerifyingKey
-from prefect_executions.bundles.arrivals import Kind, arrivals, open_whole
+from prefect_executions.bundles.arrivals import arrivals, open_whole
+from prefect_executions.bundles.forms import Kind
 from prefect_executions.bundles.sources import Source
 from prefect_executions.bundles.verifying import DEFAULT_LIMITS, NOBODY, Check, Report, verify
 from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError

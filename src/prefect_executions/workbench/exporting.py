@@ -11,7 +11,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from prefect_executions.archive import Archive, ArchivedBundle
-from prefect_executions.bundles.exporting import Exporter, Form, Leaving, Level
+from prefect_executions.bundles.exporting import Exporter, Leaving
+from prefect_executions.bundles.forms import Form, Level
 from prefect_executions.bundles.sources import FolderSource
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.errors import NotAvailableError, RequestError

@@ -22,7 +22,8 @@ from prefect_executions.archive import Content, Imported, goes_along
 from prefect_executions.archive.imports import IMPORTED
 from prefect_executions.archive.store import public_url
 from prefect_executions.bundles import ccp, layout, manifest
-from prefect_executions.bundles.arrivals import Arrival, Kind, arrivals, open_whole
+from prefect_executions.bundles.arrivals import Arrival, arrivals, open_whole
+from prefect_executions.bundles.forms import Kind
 from prefect_executions.bundles.gathering import gather
 from prefect_executions.bundles.names import check_names
 from prefect_executions.bundles.sealing import seal

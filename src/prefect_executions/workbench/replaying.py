@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.arrivals import Kind, arrivals, open_whole
+from prefect_executions.bundles.arrivals import arrivals, open_whole
+from prefect_executions.bundles.forms import Kind
 from prefect_executions.bundles.gathering import load_gathered
 from prefect_executions.bundles.names import check_names
 from prefect_executions.bundles.sources import Source

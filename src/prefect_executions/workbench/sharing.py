@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from prefect_executions.archive import Store
-from prefect_executions.bundles.exporting import Level
+from prefect_executions.bundles.forms import Level
 from prefect_executions.bundles.layout import OUTPUT_ZIP
 from prefect_executions.bundles.zipreading import OWN, ZipReader
 from prefect_executions.capture.secrets import SecretMask, reveals, secrets_around
