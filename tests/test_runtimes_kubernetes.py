@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -272,19 +273,40 @@ def test_the_rights_that_the_page_asks_for_are_enough(plan, cluster, tmp_path):
     cluster.ask("delete", f"core/serviceaccounts/{name}")
 
 
-def test_a_cluster_that_is_away_or_not_named_is_told(tmp_path, monkeypatch):
+def test_a_cluster_that_is_away_or_not_named_is_told(tmp_path):
     with pytest.raises(InfrastructureError, match="No Kubernetes cluster is named"):
         KubernetesRuntime(str(tmp_path / "nowhere"))
-    away = {
+    with pytest.raises(InfrastructureError, match="Kubernetes failed"):
+        open_runtime("kubernetes", state=tmp_path, engine=_away(tmp_path))
+    with pytest.raises(RequestError, match="bridge"):
+        open_runtime("kubernetes", state=tmp_path, open_network="bridge")
+
+
+def test_the_cluster_is_the_one_that_the_environment_names_when_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", _away(tmp_path, namespace="science"))
+    with closing(Cluster()) as named:
+        assert named.namespace == "science"
+        with pytest.raises(InfrastructureError, match="/version"):
+            named.ask("get", "/version")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
+    with pytest.raises(InfrastructureError, match=re.escape(f"is named by {tmp_path / 'nowhere'}")):
+        Cluster()
+    monkeypatch.delenv("KUBECONFIG")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InfrastructureError, match=r"is named by ~/\.kube/config; set KUBECONFIG"):
+        Cluster()
+
+
+def _away(folder: Path, **context: str) -> str:
+    """Write a kubeconfig that names a server that is not there, and return its path."""
+    told = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}],
         "users": [{"name": "a", "user": {}}],
-        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a", **context}}],
         "current-context": "a",
     }
-    (tmp_path / "config").write_text(yaml.safe_dump(away))
-    with pytest.raises(InfrastructureError, match="Kubernetes failed"):
-        open_runtime("kubernetes", state=tmp_path, engine=str(tmp_path / "config"))
-    with pytest.raises(RequestError, match="bridge"):
-        open_runtime("kubernetes", state=tmp_path, open_network="bridge")
+    config = folder / "config"
+    config.write_text(yaml.safe_dump(told))
+    return str(config)

@@ -7,6 +7,7 @@ the server has them, so that what it has dropped can be seen.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,7 @@ from prefect_executions.errors import InfrastructureError
 
 _PATIENCE = (10.0, 60.0)  # seconds for a connection, and for an answer
 _SILENCE = 300.0  # seconds without a byte from a command after which nobody is believed to be there
+_USUAL = "~/.kube/config"
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 Json = dict[str, Any]
@@ -47,17 +49,19 @@ class Cluster:
     """One namespace of a cluster."""
 
     def __init__(self, kubeconfig: str | None = None) -> None:
-        """Speak to the cluster of *kubeconfig*, else of ``KUBECONFIG`` and its kin, else of the pod that we are in.
+        """Speak to the cluster of *kubeconfig*, else ``KUBECONFIG``, else the pod we are in, else ``~/.kube/config``.
 
         Raises:
             InfrastructureError: If none of them names a cluster.
         """
         self._configuration = Configuration()
+        # Read here: the client itself reads it once, when it is imported.
+        named = kubeconfig or os.environ.get("KUBECONFIG")
         try:
-            self.namespace = _configure(self._configuration, kubeconfig)
+            self.namespace = _configure(self._configuration, named)
         except (ConfigException, OSError) as error:
             raise InfrastructureError(
-                f"No Kubernetes cluster is named by {kubeconfig or 'KUBECONFIG'}: {error}"
+                f"No Kubernetes cluster is named by {named or _USUAL}; set KUBECONFIG to a file that names one: {error}"
             ) from error
         self._api = ApiClient(self._configuration)
         self._client: Any = DynamicClient(self._api, discoverer=lambda *_: None)
@@ -195,8 +199,8 @@ def _configure(configuration: Configuration, kubeconfig: str | None) -> str:
         with suppress(ConfigException):
             load_incluster_config(client_configuration=configuration)
             return _OWN_NAMESPACE.read_text().strip()
-    load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-    return str(list_kube_config_contexts(kubeconfig)[1]["context"].get("namespace") or "default")
+    load_kube_config(config_file=kubeconfig or _USUAL, client_configuration=configuration)
+    return str(list_kube_config_contexts(kubeconfig or _USUAL)[1]["context"].get("namespace") or "default")
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class KubernetesRuntime:
         claim: SharedClaim | None = None,
         keep: float = KEEP,
     ) -> None:
-        """Speak to the cluster of *kubeconfig*, else of ``KUBECONFIG`` and its kin, else of the pod that we are in.
+        """Speak to the cluster of *kubeconfig*, else ``KUBECONFIG``, else the pod we are in, else ``~/.kube/config``.
 
         Raises:
             InfrastructureError: If it does not answer.
