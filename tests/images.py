@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 BASE = "executions-python"
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 COMMIT = "c0ffee0123456789c0ffee0123456789c0ffee01"
 _LEFT_OUT = {
     "__pycache__",
@@ -65,12 +66,14 @@ def python_image(api: APIClient) -> str:
         f"RUN ln -sf {python} /usr/bin/python3 && "
         f"printf '#!/bin/sh\\nexec {python} -m prefect \"$@\"\\n' > /usr/bin/prefect && chmod 755 /usr/bin/prefect\n"
     )
+    # Some networks have certificates of their own, and not every pip looks for the system's.
+    if CERTIFICATES.is_file():
+        copied[CERTIFICATES] = CERTIFICATES.resolve()
+        written += f"ENV PIP_CERT={CERTIFICATES} SSL_CERT_FILE={CERTIFICATES}\n"
     with TemporaryFile() as root, TemporaryFile() as context:
         with tarfile.open(fileobj=root, mode="w", dereference=True) as archive:
             for target, source in sorted(copied.items()):
                 archive.add(source, str(target), recursive=False)
-            for certificates in Path("/etc/ssl/certs").glob("ca-certificates.crt"):
-                archive.add(certificates, str(certificates))
         with tarfile.open(fileobj=context, mode="w") as archive:
             member = tarfile.TarInfo("root.tar")
             member.size = root.tell()
