@@ -4,7 +4,8 @@
 code  means
 ====  ==========================================================================
 0     done
-1     the Method failed or was cancelled, one that was watched did, or a verification or audit failed
+1     the Method failed or was cancelled, one that was watched did, a replay did
+      not reach its grade, or a verification or audit failed
 2     the request is wrong: change it and ask again (`RequestError`)
 3     it is not there, or not allowed (`NotAvailableError`)
 4     the world failed: try again, or call the operator (`WorldError`)

@@ -1,4 +1,4 @@
-"""`executions replay`: an execution once more from its bundle alone, with a verdict on how far it agrees."""
+"""`executions replay`, `reproduce`: executions once more from their bundles alone, and how far they agree."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect_executions.cli.asking import Json, Pairs, parameters, reader
+from prefect_executions.cli.asking import Json, Pairs, moment, parameters, reader
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.running import ran_here, tell_unrecorded
-from prefect_executions.cli.showing import show_facts, show_json, show_table, working
+from prefect_executions.cli.showing import counting, how_many, say, show_facts, show_json, show_table, working
 from prefect_executions.errors import RequestError
 
 if TYPE_CHECKING:
     from prefect_executions.bundles.writing import OpenBundle
     from prefect_executions.comparison.verdicts import Verdict
     from prefect_executions.workbench.replaying import Replay
+    from prefect_executions.workbench.reproducing import Reproduced
 
 # `comparison.verdicts`' Grade, whose import is not needed for --help.
 GradeName = Literal["rerun", "repeat", "recompute", "reproduce"]
 
-_COMMAND = "import sys; from prefect_executions.cli import main; sys.exit(main())"
+_SHOWN = 3
+"""Differences of one execution that the summary of many tells; its verdict tells all."""
 
 
 def replay(
@@ -51,8 +54,7 @@ def replay(
         params: A JSON file with an object of such inputs; - is standard input.
         as_json: One JSON document.
     """
-    if not 0 <= tolerance < 1:
-        raise RequestError(f"--tolerance {tolerance}: a number from 0 to below 1 is wanted")
+    _check_tolerance(tolerance)
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.comparison.verdicts import Grade  # noqa: PLC0415
     from prefect_executions.workbench.replaying import replay_of, replayable  # noqa: PLC0415
@@ -62,6 +64,58 @@ def replay(
         if isolated:
             return _elsewhere(ready, target, edits, tolerance, grade, as_json=as_json)
         return _here(ready, tolerance, Grade(grade), as_json=as_json)
+
+
+def reproduce(
+    *executions: str,
+    method: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    limit: int | None = None,
+    isolated: bool = False,
+    tolerance: float = 0.0,
+    grade: GradeName = "reproduce",
+    as_json: Json = False,
+) -> int:
+    """Replay many executions, one after the other, and sum up which of them still reproduce.
+
+    Args:
+        executions: Their ids, or beginnings of them; without any, those that completed, are no replay and fit.
+        method: Those of the Method with this id.
+        since: Those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
+        until: Those before this moment, written in the same way.
+        limit: At most so many, the newest.
+        isolated: Each in a fresh environment with the recorded versions of all packages.
+        tolerance: The relative difference up to which two numbers are the same.
+        grade: What each must reach for exit code 0: rerun, repeat, recompute or reproduce.
+        as_json: One JSON document: each execution, its grade, and what differs or why there is no verdict.
+    """
+    _check_tolerance(tolerance)
+    filters = bool(method or since or until or limit)
+    if bool(executions) is filters:
+        raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
+    # Start-up time of the CLI, as above.
+    from prefect_executions.comparison.verdicts import Grade  # noqa: PLC0415
+    from prefect_executions.workbench.reproducing import Wanted, reproducible  # noqa: PLC0415
+    from prefect_executions.workbench.reproducing import reproduce as replay_each  # noqa: PLC0415
+
+    hall, now = reader(), datetime.now(UTC)
+    times = {name: moment(text, now) if text else None for name, text in {"since": since, "until": until}.items()}
+    ids = [*dict.fromkeys(map(hall.find, executions))] or reproducible(hall, method=method, limit=limit, **times)
+    if not ids:
+        raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
+    wanted, done = Wanted(grade=Grade(grade), tolerance=tolerance, isolated=isolated), []
+    with counting(f"Replaying {how_many(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
+        for one in replay_each(hall, ids, wanted):
+            done.append(one)
+            told(one.id)
+    _sum_up(done, grade, as_json=as_json)
+    return OK if all(one.reached for one in done) else FAILED
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not 0 <= tolerance < 1:
+        raise RequestError(f"--tolerance {tolerance}: a number from 0 to below 1 is wanted")
 
 
 def _here(ready: Replay, tolerance: float, grade: Any, *, as_json: bool) -> int:
@@ -88,7 +142,7 @@ def _elsewhere(
     import json  # noqa: PLC0415 - only here
 
     # Start-up time of the CLI: only this needs it.
-    from prefect_executions.workbench.environments import make_environment  # noqa: PLC0415
+    from prefect_executions.workbench.environments import command_line, make_environment  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="executions-environment-") as folder:
         with working(f"Installing {len(ready.record.instance.packages)} packages as recorded", quiet=as_json):
@@ -98,8 +152,23 @@ def _elsewhere(
         words = ["replay", target, "--tolerance", str(tolerance), "--grade", grade, "--params", str(given)]
         # What would let packages of this environment in.
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
-        command = [str(python), "-c", _COMMAND, *words, *(["--json"] if as_json else [])]
+        command = [*command_line(python), *words, *(["--json"] if as_json else [])]
         return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - words of our own
+
+
+def _sum_up(done: list[Reproduced], grade: str, *, as_json: bool) -> None:
+    reached = sum(one.reached for one in done)
+    if as_json:
+        show_json({"wanted": grade, "reached": reached, "executions": done})
+        return
+    show_table(("execution", "method", "grade", "what differs"), map(_row, done))
+    say(f"{reached} of {how_many(len(done), 'execution')} reached {grade}")
+
+
+def _row(one: Reproduced) -> tuple[str, ...]:
+    more = len(one.differs) - _SHOWN
+    told = [*one.differs[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    return (one.id, one.method, one.grade or "none", one.problem or "; ".join(told))
 
 
 def _tell(execution_id: str, verdict: Verdict, grade: str, *, reached: bool, as_json: bool) -> None:

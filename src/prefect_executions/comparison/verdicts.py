@@ -85,6 +85,17 @@ class Verdict(Document):
         """Whether the verdict is at least *grade*."""
         return self.grade is not None and GRADES.index(self.grade) >= GRADES.index(grade)
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """All that was not the same, in words; each that tells of an output begins with its path."""
+        outputs = (one for one in self.outputs if not one.agreement.agrees)
+        return (
+            *self.inputs,
+            *self.code,
+            *self.environment,
+            *(f"{one.path}: {words}" for one in outputs for words in one.words or (one.agreement,)),
+        )
+
 
 _SAME_ENVIRONMENT = frozenset({"python", "os", "architecture"})
 

@@ -14,8 +14,14 @@ from prefect_executions.executions import ExecutionRecord
 from prefect_executions.workbench.replaying import requirements_of
 
 _OURS = "prefect-executions"
+_COMMAND = "import sys; from prefect_executions.cli import main; sys.exit(main())"
 _TOLD = 3
 """Lines of an installer's complaint that are told."""
+
+
+def command_line(python: Path | str) -> tuple[str, ...]:
+    """Return what starts this package's command line with the interpreter *python*; arguments follow."""
+    return (str(python), "-c", _COMMAND)
 
 
 def make_environment(record: ExecutionRecord, folder: Path) -> Path:

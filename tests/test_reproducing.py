@@ -1,0 +1,176 @@
+"""Many executions are replayed, and one table sums up which of them still reproduce."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benches import OTHER_ID, bench_at, kept, record_of
+from flows.reproduce import reproduce as reproduce_flow
+from prefect_executions.cli import main
+from prefect_executions.comparison.verdicts import Agreement, Grade, OutputVerdict, Verdict
+from prefect_executions.lifecycle import Status
+from prefect_executions.workbench import pending
+from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.reproducing import Reproduced, Wanted, reproduce, reproducible
+from records import EXECUTION_ID
+
+THIRD_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e12"
+DRIFTED = Verdict(
+    replay_of=OTHER_ID,
+    grade=Grade.RECOMPUTE,
+    outputs=(
+        OutputVerdict(path="outputs/a.csv", agreement=Agreement.DIFFERS, by="table", words=("column x differs",)),
+        OutputVerdict(path="outputs/b.csv", agreement=Agreement.EQUAL, by="table", words=("written in another way",)),
+    ),
+)
+METHOD = '''
+from prefect_executions import current_execution, method
+
+
+@method(version="1.0.0")
+def throw(chance: bool = False) -> None:
+    """Throw a die."""
+    import os
+
+    current_execution().output("eyes.csv").write_text("eyes\\n" + (os.urandom(8).hex() if chance else "6") + "\\n")
+'''
+
+
+@pytest.fixture
+def replaying(tmp_path):
+    """Return a function that makes a command that answers each replay of an id as a script says."""
+
+    def made(**answers: str) -> list[str]:
+        script = tmp_path / "answer.py"
+        cases = "".join(f"if sys.argv[2].startswith({key!r}):\n    {told}\n" for key, told in answers.items())
+        script.write_text(f"import os, signal, sys\n{cases}")
+        return [sys.executable, str(script)]
+
+    return made
+
+
+def answer(verdict: Verdict, *, reached: bool, code: int) -> str:
+    told = {"id": THIRD_ID, "wanted": "reproduce", "reached": reached, "verdict": json.loads(verdict.to_json())}
+    return f"print({json.dumps(told)!r}); sys.exit({code})"
+
+
+def test_one_that_fails_or_dies_hinders_no_other(home, replaying):
+    bench = bench_at(home)
+    for one in (EXECUTION_ID, OTHER_ID, THIRD_ID):
+        kept(bench, one)
+    missing = "print('INFO: a log\\nerror: cannot be replayed; nothing was run:\\n  input x', file=sys.stderr)"
+    command = replaying(
+        **{
+            EXECUTION_ID: f"{missing}; sys.exit(3)",
+            OTHER_ID: answer(DRIFTED, reached=False, code=1),
+            THIRD_ID: "os.kill(os.getpid(), signal.SIGKILL)",
+        }
+    )
+    told = list(reproduce(Reader(bench), [EXECUTION_ID, OTHER_ID, THIRD_ID], Wanted(), command=command))
+    assert told == [
+        Reproduced(
+            id=EXECUTION_ID,
+            method="segment-coins",
+            problem="cannot be replayed; nothing was run:\n  input x",
+        ),
+        Reproduced(
+            id=OTHER_ID,
+            method="segment-coins",
+            replay=THIRD_ID,
+            grade=Grade.RECOMPUTE,
+            differs=("outputs/a.csv: column x differs",),
+        ),
+        Reproduced(
+            id=THIRD_ID,
+            method="segment-coins",
+            problem="the replay was ended by SIGKILL and gave no verdict",
+        ),
+    ]
+
+
+def test_a_method_that_did_not_even_start_is_told_with_its_error(home, replaying):
+    bench = bench_at(home)
+    kept(bench)
+    told = {"id": None, "method": "x", "error": {"type": "ImportError", "message": "no module"}}
+    command = replaying(**{EXECUTION_ID: f"print({json.dumps(told)!r}); sys.exit(1)"})
+    [one] = reproduce(Reader(bench), [EXECUTION_ID], Wanted(), command=command)
+    assert one.problem == "ImportError: no module"
+
+
+def test_a_replay_is_told_what_is_wanted_and_nothing_of_the_run_that_started_it(home, replaying, monkeypatch):
+    bench = bench_at(home)
+    kept(bench)
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", EXECUTION_ID)
+    seen = "sys.exit(f\"error: {sys.argv[3:]} {'PREFECT__FLOW_RUN_ID' in os.environ}\")"
+    wanted = Wanted(grade=Grade.RECOMPUTE, tolerance=1e-9, isolated=True)
+    [one] = reproduce(Reader(bench), [EXECUTION_ID], wanted, command=replaying(**{EXECUTION_ID: seen}))
+    words = ["--isolated", "--grade", "recompute", "--tolerance", "1e-09", "--json"]
+    assert one.problem == f"{words} False"
+
+
+def test_what_completed_is_chosen_and_no_replay_of_it(home):
+    bench = bench_at(home)
+    kept(bench)
+    kept(bench, OTHER_ID, job_status=record_of(OTHER_ID, Status.FAILED).job_status)
+    (bench.folder / EXECUTION_ID).rename(home / "away")
+    assert reproducible(Reader(bench)) == (EXECUTION_ID,)
+    assert reproducible(Reader(bench), method="other") == ()
+    (home / "away").rename(bench.folder / EXECUTION_ID)
+    (bench.folder / EXECUTION_ID / Verdict.file_name).write_bytes(DRIFTED.to_json())
+    assert reproducible(Reader(bench)) == ()
+
+
+def test_a_limit_takes_the_newest(home):
+    bench = bench_at(home)
+    kept(bench)
+    kept(bench, OTHER_ID)
+    both = reproducible(Reader(bench))
+    assert sorted(both) == sorted([EXECUTION_ID, OTHER_ID])
+    assert reproducible(Reader(bench), limit=1) == both[:1]
+
+
+@pytest.mark.parametrize("words", [[], [EXECUTION_ID, "--method", "x"], [EXECUTION_ID, "--tolerance", "2"]])
+def test_a_request_that_means_nothing_is_refused(home, words):
+    assert main(["reproduce", *words]) == 2
+
+
+def test_nothing_that_fits_is_an_error_and_no_success(home, capsys):
+    assert main(["reproduce", "--limit", "3"]) == 2
+    assert "no execution that completed fits" in capsys.readouterr().err
+
+
+# --- with Prefect ----------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_two_executions_are_replayed_and_summed_up(home, tmp_path, monkeypatch, capsys, prefect_server):
+    (tmp_path / "throw.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    ids = []
+    for words in ([], ["-p", "chance=true"]):
+        assert main(["run", "throw.py:throw", *words, "--json"]) == 0
+        ids.append(json.loads(capsys.readouterr().out)["id"])
+    pending.finish()
+    Path("throw.py").unlink()
+
+    assert main(["reproduce", *ids, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["reached"] == 1
+    assert [(one["id"], one["grade"], one["reached"]) for one in told["executions"]] == [
+        (ids[0], "reproduce", True),
+        (ids[1], "recompute", False),
+    ]
+    [drift] = [words for words in told["executions"][1]["differs"] if "eyes.csv" in words]
+    assert "differs in 1 of 1 rows" in drift
+    replays = {one["replay"] for one in told["executions"]}
+    assert {Reader(bench_at(home)).record(one).status for one in replays} == {Status.COMPLETED}
+    assert set(reproducible(Reader(bench_at(home)))) == set(ids), "replays are not replayed"
+
+    state = reproduce_flow(most=1, return_state=True)
+    assert state.is_failed()
+    assert "1 of 1 executions did not reach reproduce" in state.message
+    assert reproduce_flow(most=1, grade=Grade.RECOMPUTE) == {ids[1]: "recompute"}
