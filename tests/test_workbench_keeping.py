@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 
 from benches import begun, bench_at, record_of
-from prefect_executions.lifecycle import Observer, Reason, Status
+from prefect_executions.lifecycle import Happening, JobStatus, Observer, Reason, Status
 from prefect_executions.workbench import Ending
 from prefect_executions.workbench.checking import verify_target
 from prefect_executions.workbench.leases import Leases
@@ -28,12 +29,35 @@ def test_a_lost_execution_is_sealed_from_what_the_archive_knows(tmp_path):
     here = bench_at(tmp_path / "here", archive=there)
     found = recover(here.archive, EXECUTION_ID)
     assert found.code == {"code/flows/coins.py": SOURCE}
-    outcome = here.stand_in(found.record, found.code, LOST, fill=lambda bundle: restore(here.archive, found, bundle))
+    outcome = here.stand_in(found.record, found.code, LOST, fill=partial(restore, here.archive, found))
     assert outcome.archived
     assert (outcome.job_status.execution_status, outcome.job_status.reason) == (Status.FAILED, Reason.LOST)
     assert not (here.folder / EXECUTION_ID).exists()
     assert list(here.unfinished()) == []
     assert all(one.report.passed for one in verify_target(Reader(here), EXECUTION_ID))
+
+
+def test_what_is_left_to_do_in_an_open_bundle_is_done_once_by_whoever_seals(tmp_path):
+    bench, done = bench_at(tmp_path), []
+    begun(bench, a_running_record())
+
+    def first(bundle):
+        time.sleep(0.05)  # the others come meanwhile
+        done.append(bundle.sealed)
+        bundle.write_document(bundle.read(JobStatus))
+        return ("it was done",)
+
+    sealers = [
+        threading.Thread(target=bench.seal, args=(EXECUTION_ID, LOST), kwargs={"first": first}) for _ in range(4)
+    ]
+    for one in sealers:
+        one.start()
+    for one in sealers:
+        one.join()
+    told = bench.record(EXECUTION_ID).job_status
+    assert done == [False]
+    assert [entry.message for entry in told.history if entry.kind is Happening.NOTE] == ["it was done"]
+    assert all(one.report.passed for one in verify_target(Reader(bench), EXECUTION_ID))
 
 
 def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path):

@@ -283,10 +283,14 @@ class OpenBundle:
         It is not held twice by one holder: a second `lock` inside the first waits for itself.
 
         Raises:
+            NotFoundError: If the bundle is gone: who held it before has finished with it.
             BundleError: If another holds it for longer than *timeout* seconds, or it cannot be made.
         """
         descriptor = self._acquire(time.monotonic() + timeout, timeout)
         try:
+            if not self.folder.is_dir():
+                shutil.rmtree(self.scratch, ignore_errors=True)
+                raise NotFoundError(f"the bundle {self.id} is not on the workbench {self.workbench} any more")
             yield
         finally:
             os.close(descriptor)
@@ -306,6 +310,7 @@ class OpenBundle:
         path = self.scratch / "lock"
         while True:
             with _writing(path):
+                self.scratch.mkdir(parents=True, exist_ok=True)  # who held it may have finished, and cleared it
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             if _lock_now(descriptor) and _same_file(descriptor, path):
                 return descriptor

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,19 +145,29 @@ def _sealed(
     decided = ending(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
     if decided is None:
         return None
-    notes: tuple[str, ...] = ()
+    first: Callable[[OpenBundle], Sequence[str]] = _nothing
     if place.bundle is None:
         opened = _fresh(declared, flow_run, place.id, settings)
         workbench.begin(opened.record, opened.code)
         knock(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
         end_carriers(place.id)
-        notes = end_runs(place.bundle)
-        engine.make_up(place.bundle, flow_run.parameters, os.environ)
+        first = partial(_finish, flow_run.parameters)
     status, reason = decided
     events.leave_to_end(place.id)
     end = Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message)
-    return workbench.seal(place.id, end, notes=notes, here=here)
+    return workbench.seal(place.id, end, first=first, here=here)
+
+
+def _nothing(_: OpenBundle) -> tuple[str, ...]:
+    return ()
+
+
+def _finish(parameters: Mapping[str, Any], bundle: OpenBundle) -> tuple[str, ...]:
+    """Do what a process that was stopped could not do, and return notes on it."""
+    notes = end_runs(bundle)
+    engine.make_up(bundle, parameters, os.environ)
+    return notes
 
 
 def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> bool:

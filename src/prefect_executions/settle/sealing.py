@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect_executions import engine
@@ -45,12 +46,11 @@ def seal(
     """
     end, run = _end(judgement, states), known.runs.get(flow_run_of(execution_id))
     if execution_id in known.here:
-        holder = known.here[execution_id]
-        bundle = OpenBundle.load(holder.folder, execution_id)
         if end.status is Status.CANCELLED or end.reason in {Reason.CRASHED, Reason.LOST}:
             end_carriers(execution_id)
-        notes = (*end_runs(bundle), *_make_up(bundle, run))
-        return holder.seal(execution_id, end, states=states, notes=notes)
+        return known.here[execution_id].seal(
+            execution_id, end, states=states, first=lambda bundle: (*end_runs(bundle), *_make_up(bundle, run))
+        )
     suspended = bring_back(workbench, execution_id)
     if suspended is not None:
         suspended.mark_stand_in()
@@ -64,7 +64,8 @@ def seal(
         replace(recovered.record, job_status=follow(recovered.record.job_status, states)),
         recovered.code,
         end,
-        fill=lambda bundle: restore(workbench.archive, recovered, bundle),
+        fill=partial(restore, workbench.archive, recovered),
+        has_outputs=recovered.outputs is not None,
     )
 
 
@@ -103,8 +104,6 @@ def _end(judgement: Judgement, states: Sequence[Seen]) -> Ending:
 
 def _make_up(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
     """Do what the process could not do at its end; where a secret cannot be told any more the logs are not kept."""
-    if bundle.sealed:
-        return ()
     try:
         engine.make_up(bundle, run.parameters if run else {}, os.environ)
     except SecretError as error:

@@ -44,8 +44,9 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
     return job_status.model_copy(update={"outputs": gathered.outputs})
 
 
-def lost_with(hostname: str | None) -> str:
-    """Return the note that outputs and logs were lost with the Workbench on that machine."""
+def lost_with(hostname: str | None, job_status: JobStatus, end: Ending) -> JobStatus:
+    """Return the job status with the note that outputs and logs were lost with the Workbench on that machine."""
+    told = f"outputs and logs were lost with the workbench on {hostname}"
     if hostname is None:  # its record was never opened
-        return "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
-    return f"outputs and logs were lost with the workbench on {hostname}"
+        told = "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
+    return remark(job_status, Happening.NOTE, end.at, observer=end.observer, message=told)

@@ -12,6 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -178,15 +179,21 @@ class Workbench:
                 return place
             number += 1
 
-    def begin(self, record: ExecutionRecord, code: Mapping[str, bytes]) -> OpenBundle:
-        """Make the bundle of *record*, before any work is done; `announce` follows.
+    def begin(
+        self,
+        record: ExecutionRecord,
+        code: Mapping[str, bytes],
+        *,
+        fill: Callable[[Path], None] | None = None,
+    ) -> OpenBundle:
+        """Make the bundle of *record*, before any work is done, as `OpenBundle.create` does; `announce` follows.
 
         Raises:
             BundleError: If the disk refuses; nothing is left then.
         """
         documents = (record.agent, record.method, record.request, record.infrastructure, record.instance)
         files = {document.file_name: document.to_json() for document in (*documents, record.job_status)}
-        return OpenBundle.create(self.folder, record.id, files | dict(code))
+        return OpenBundle.create(self.folder, record.id, files | dict(code), fill=fill)
 
     def announce(self, record: ExecutionRecord) -> None:
         """Tell archive and ledger what is known now, when user code is about to run.
@@ -222,15 +229,17 @@ class Workbench:
         end: Ending,
         *,
         states: Sequence[Seen] = (),
-        notes: Sequence[str] = (),
+        first: Callable[[OpenBundle], Sequence[str]] = lambda _: (),
         here: Callable[[Outcome], None] = lambda _: None,
     ) -> Outcome:
         """Seal an execution that ended as *end* says, archive it and index it; the one way to seal.
 
         May be called again and at the same time by others: what is sealed stays as
-        it is, and what is missing is done. Prefect's *states*, as far as they are not
-        in the history yet, and *notes* are put into it before the end. *here* is called
-        when the bundle is sealed on this machine, before it is archived.
+        it is, and what is missing is done. *first* does what is left to do in an open
+        bundle, while nobody else may, and returns notes on it; they and Prefect's
+        *states*, as far as they are not in the history yet, are put into it before the
+        end. *here* is called when the bundle is sealed on this machine, before it is
+        archived.
 
         Raises:
             NotFoundError: If this workbench has no such execution.
@@ -240,6 +249,7 @@ class Workbench:
         bundle = OpenBundle.load(self.folder, execution_id)
         with bundle.lock():
             if not bundle.sealed:
+                notes = first(bundle)
                 gathered = gather(bundle)
                 job_status = follow(bundle.read(JobStatus), states)
                 bundle.write_document(ended(job_status, end, gathered, notes))
@@ -254,25 +264,28 @@ class Workbench:
         code: Mapping[str, bytes],
         end: Ending,
         *,
-        fill: Callable[[OpenBundle], bool] = lambda _: False,
+        fill: Callable[[Path], None] | None = None,
+        has_outputs: bool = False,
     ) -> Outcome:
         """Seal an execution whose bundle is on no disk that can be reached, from what is known elsewhere.
 
-        *fill* puts into the new bundle what of its files is known elsewhere, and
-        returns whether that are its outputs; where they are not, the record says so.
+        *fill* puts what is known of its files into the folder that is about to become
+        its bundle; unless that *has_outputs*, the record says that they were lost.
         Where its bundle is here after all, that is sealed. Once it is archived nothing of it stays here.
 
         Raises:
             BundleError: If the disk refuses.
             ArchiveError: If *fill* cannot ask the archive.
         """
-        if self._at(record.id).bundle is not None:
+        if self._at(record.id).bundle is None:
+            if not has_outputs and record.status in {Status.STARTED, Status.EXECUTING}:
+                record = replace(record, job_status=lost_with(record.instance.hostname, record.job_status, end))
+            OpenBundle(self.folder, record.id).mark_stand_in()
+            self.begin(record, code, fill=fill)
+        try:
             return self.seal(record.id, end)
-        bundle = OpenBundle(self.folder, record.id)
-        bundle.mark_stand_in()
-        self.begin(record, code)
-        lost = not fill(bundle) and record.status in {Status.STARTED, Status.EXECUTING}
-        return self.seal(record.id, end, notes=(lost_with(record.instance.hostname),) if lost else ())
+        except NotFoundError:  # another made it, sealed it and took it away
+            return self.index(record.id)
 
     def index(self, execution_id: str) -> Outcome:
         """Take a sealed execution of the archive into the ledger.

@@ -9,7 +9,6 @@ from typing import BinaryIO, NamedTuple
 from prefect_executions.archive import Archive
 from prefect_executions.archive.seals import folder_of
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.bundles.zipreading import OWN, ZipReader
 from prefect_executions.errors import BundleError
 from prefect_executions.executions import ExecutionRecord, OpeningRecord, kept_files
@@ -47,24 +46,23 @@ def recover(archive: Archive, execution_id: str) -> Recovered | None:
     return Recovered(record, code, kept, zips[-1].key if zips else None)
 
 
-def restore(archive: Archive, recovered: Recovered, bundle: OpenBundle) -> bool:
-    """Bring what was sent early into *bundle*; return whether there were outputs.
+def restore(archive: Archive, recovered: Recovered, folder: Path) -> None:
+    """Bring what was sent early into the *folder* that is about to become a bundle.
 
     Raises:
         ArchiveError: If the archive cannot be asked.
-        BundleError: If what lies there is damaged, or the disk cannot be written.
+        BundleError: If what lies there is damaged.
+        OSError: If the disk cannot be written.
     """
-    folder = folder_of(bundle.id) + _DATA
+    data = folder_of(recovered.record.id) + _DATA
     for path, digest in recovered.inputs.items():
-        _fetch(archive, folder + digest, bundle.folder / path)
-    if recovered.outputs is None:
-        return False
-    zipped = bundle.scratch / layout.OUTPUT_ZIP
-    _fetch(archive, recovered.outputs, zipped)
-    with zipped.open("rb") as stream:
-        _unpack(stream, bundle)
-    zipped.unlink()
-    return True
+        _fetch(archive, data + digest, folder / path)
+    if recovered.outputs is not None:
+        zipped = folder / layout.OUTPUT_ZIP
+        _fetch(archive, recovered.outputs, zipped)
+        with zipped.open("rb") as stream:
+            _unpack(stream, folder)
+        zipped.unlink()
 
 
 def _fetch(archive: Archive, key: str, to: Path) -> None:
@@ -74,12 +72,12 @@ def _fetch(archive: Archive, key: str, to: Path) -> None:
         archive.store.download(key, to, found.size, key.rpartition("/")[2])
 
 
-def _unpack(stream: BinaryIO, bundle: OpenBundle) -> None:
+def _unpack(stream: BinaryIO, folder: Path) -> None:
     reader = ZipReader.open(stream, OWN)
     for entry in reader.entries.values():
         if not entry.name.startswith(f"{layout.OUTPUTS}/"):
-            raise BundleError(f"{layout.OUTPUT_ZIP} of {bundle.id} holds {entry.name!r}, which is no output")
-        place = bundle.folder / entry.name
+            raise BundleError(f"{layout.OUTPUT_ZIP} of {folder.name} holds {entry.name!r}, which is no output")
+        place = folder / entry.name
         if entry.is_folder:
             place.mkdir(parents=True, exist_ok=True)
             continue

@@ -41,23 +41,22 @@ def resume(workbench: Workbench, place: Place, suspension: UUID | None) -> Place
     """
     if place.bundle is not None and _knows(place.bundle, suspension):
         return place
-    return Place(place.id, bring_back(workbench, place.id) or place.bundle)
+    return Place(place.id, bring_back(workbench, place.id, over=place.bundle) or place.bundle)
 
 
-def bring_back(workbench: Workbench, execution_id: str) -> OpenBundle | None:
-    """Make the bundle here what the archive holds of a suspended run; None where it holds nothing.
+def bring_back(workbench: Workbench, execution_id: str, *, over: OpenBundle | None = None) -> OpenBundle | None:
+    """Make the bundle here what the archive holds of a suspended run, in the place of *over*; None where it has none.
 
     Raises:
-        BundleError: If what the archive holds is damaged.
+        BundleError: If what the archive holds is damaged, or another bundle than *over* is there.
         ArchiveError: If the archive cannot be asked.
     """
     stream = workbench.archive.suspended(execution_id)
     if stream is None:
         return None
     with stream:
-        older = OpenBundle(workbench.folder, execution_id)
-        if older.folder.is_dir():
-            older.discard()
+        if over is not None:
+            over.discard()
         return unpack(stream, workbench.folder, execution_id)
 
 
