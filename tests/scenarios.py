@@ -263,7 +263,7 @@ def goes_on(run: str, end: Callable[[Stage], subprocess.Popen[bytes]]) -> Produc
 
 
 def is_left(run: str, end: Callable[[Stage], subprocess.Popen[bytes]]) -> Production:
-    """Ask the process that serves a run to end, which takes the run with it."""
+    """Ask the worker or the serving process of a run to end, which takes the run with it."""
 
     def produce(stage: Stage) -> Iterator[Ready]:
         end(stage).terminate()
@@ -315,7 +315,7 @@ def worker_and_run_are_killed(run: str, survivor: str) -> Production:
 
 def is_cancelled_before_it_runs(run: str) -> Production:
     def produce(stage: Stage) -> Iterator[Ready]:
-        stage.start(run, WORKED, "waits", job_variables={"env": {"SCENARIO_SLOW_IMPORT": "1"}})
+        stage.start(run, WORKED, "waits", job_variables={"env": {"SCENARIO_SLOW_IMPORT": str(stage.flag(run))}})
         yield lambda: stage.state(run) == "Submitting"
         stage.put(run, Cancelling())
         yield stage.ended(run)

@@ -218,7 +218,7 @@ TOGETHER = {
     "35": is_put("35", until="Late"),
 }
 AT_LAST = {
-    "15": goes_on("15", lambda stage: stage.worker),
+    "15": is_left("15", lambda stage: stage.worker),
     "16": goes_on("16", lambda stage: stage.alone),
     "16 of many": is_left("16 of many", lambda stage: stage.server),
 }
@@ -292,9 +292,9 @@ ROWS = [
         message="it was killed in the Method's own code",
     ),
     Row("14", COMPLETED, None, [*WHOLE_WAY, "COMPLETED"], outputs=DONE),
-    Row("15", COMPLETED, None, [*WHOLE_WAY, "COMPLETED"], outputs=DONE),
     Row("16", COMPLETED, None, [*WHOLE_WAY, "COMPLETED"], outputs=DONE),
-    # Unlike `.serve()`, `prefect.serve` does not wait for its runs: it takes them with it, without a word.
+    # Unlike `.serve()`, a worker and `prefect.serve` do not wait for their runs: they take them along without a word.
+    Row("15", FAILED, Reason.CRASHED, [*WHOLE_WAY, "FAILED"], partial=True, outputs=HALF, told_by=Observer.SETTLE),
     Row(
         "16 of many",
         FAILED,
