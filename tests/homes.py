@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from prefect_executions.bundles.verifying import verify
@@ -19,6 +20,8 @@ class Bundles:
         self.home = home
 
     def folders(self) -> list[Path]:
+        """Return them, when this process has done what it can."""
+        pending.finish()
         workbench = self.home / "workbench"
         if not workbench.is_dir():
             return []
@@ -45,6 +48,16 @@ class Bundles:
         """What says that something is still to be done, when this process has done what it can."""
         pending.finish()
         return [entry.name for entry in (self.home / "workbench" / ".open").iterdir()]
+
+
+def holding(folder: Path, data: bytes) -> list[Path]:
+    """Return the files below *folder* that hold *data*; what another process takes away meanwhile is not there."""
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError, IsADirectoryError):
+            if data in path.read_bytes():
+                found.append(path)
+    return found
 
 
 def kinds(record: ExecutionRecord) -> list[str]:

@@ -61,15 +61,20 @@ def age(what: UUID | str, by: timedelta, table: str = "flow_run_state") -> None:
             database.execute(told, (back, str(what)))
 
 
+def forget_flows() -> None:
+    """Let the server know no flow and no run of one: what other tests left there would be settled, too."""
+    with get_client(sync_client=True) as client:
+        for flow in client.read_flows():
+            client.request("DELETE", "/flows/{id}", path_params={"id": flow.id})
+
+
 class Scene:
     """A home with its workbench, archive and ledger, and a server that knows no flow but those of this scene."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.bench = bench_at(home)
-        with get_client(sync_client=True) as client:
-            for flow in client.read_flows():
-                client.request("DELETE", "/flows/{id}", path_params={"id": flow.id})
+        forget_flows()
 
     # --- what happens in Prefect -------------------------------------------------
 

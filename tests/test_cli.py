@@ -28,6 +28,7 @@ from prefect_executions.cli.showing import as_text, how_large, how_long, safe
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle import Status
 from records import EXECUTION_ID, NOON, OUTPUTS
+from scenes import forget_flows
 
 COMMAND = str(Path(sys.executable).with_name("executions"))
 HOSTILE = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp.exe"
@@ -365,6 +366,7 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
 
 
 def test_settle_finishes_what_was_left(told, home, prefect_server):
+    forget_flows()
     begun(bench_at(home), record_of())
     assert f"{EXECUTION_ID}\tarchived" in told("settle", "--once")
     assert "Nothing is left" in told("settle", "--once")
