@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from mimetypes import guess_type
@@ -26,6 +27,7 @@ from prefect_executions.executions import (
     Python,
     Raised,
     Relative,
+    ScriptRun,
     StagedInput,
     Usage,
 )
@@ -43,6 +45,7 @@ from prefect_executions.lifecycle import (
     remark,
 )
 from prefect_executions.methods import CodeIdentity, InputDescription, Method, OutputDescription, Repository, SourceFile
+from prefect_executions.phases import Phase
 
 EXECUTION_ID = "0b1e5a52-6f0c-4f2e-9a41-3d6d5d3f2e10"
 NOON = datetime(2026, 9, 22, 12, 0, 0, 123456, UTC)
@@ -264,6 +267,45 @@ def some_steps() -> tuple[Step, ...]:
         step(2, "label <&> \x01 ä", "FAILED", started=began, finished=ended),
         step(3, "measure-0", "RUNNING", started=ended, flow_run_id=UUID(int=9)),
         step(4, "never", "PENDING"),
+    )
+
+
+def with_phases(record: ExecutionRecord, exit_code: int = 0) -> ExecutionRecord:
+    """Return *record* with the phases of two replicas: one in two images, with *exit_code* of Execute; one was lost."""
+    told, tasks = record.job_status, [f"{record.id}.1.{number}" for number in (1, 2)]
+    history = list(told.history)
+    place = next(at for at, entry in enumerate(history) if entry.kind is Happening.PROGRESS)
+
+    def entry(kind: Happening, phase: Phase, task: str = tasks[0], **said: Any) -> None:
+        nonlocal place
+        place += 1
+        like = history[place - 1].model_copy(update={"progress": None, "message": None})
+        history.insert(place, like.model_copy(update={"kind": kind, "phase": phase, "task": task, **said}))
+
+    entry(Happening.PHASE, Phase.EXECUTE, tasks[1])
+    for phase in (Phase.LAUNCH, Phase.EXECUTE, Phase.FETCH, Phase.UNDEPLOY):
+        entry(Happening.PHASE, phase)
+        code = exit_code if phase is Phase.EXECUTE else 0
+        why = "the kernel <killed> \x01 it" if code else None
+        entry(Happening.PHASE_ENDED, phase, exit_code=code, message=why)
+    entry(Happening.PHASE_ENDED, Phase.LAUNCH, tasks[1], message="nobody saw it begin")
+    image = {"image": f"sha256:{'b' * 64}", "image_name": "registry.example.org/science/awk:1"}
+    runs = (
+        ScriptRun(id=tasks[0], task=tasks[0], runtime="docker", container="c" * 64, **image),
+        ScriptRun(
+            id=f"{tasks[0]}.undeploy",
+            task=tasks[0],
+            runtime="docker",
+            image=f"sha256:{'d' * 64}",
+            image_name="awk",
+            image_digest=f"library/awk@sha256:{'e' * 64}",
+        ),
+        ScriptRun(id=tasks[1], task=tasks[1], runtime="process"),
+    )
+    return replace(
+        record,
+        job_status=told.model_copy(update={"history": tuple(history)}),
+        instance=record.instance.model_copy(update={"runs": runs}),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -34,7 +35,16 @@ from prefect_executions.bundles.verifying import Report, verify
 from prefect_executions.bundles.zipreading import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.settings import ArchiveLevel
-from records import EXECUTION_ID, a_failed_record, a_job_status, a_record, a_request, a_staged_input, some_steps
+from records import (
+    EXECUTION_ID,
+    a_failed_record,
+    a_job_status,
+    a_record,
+    a_request,
+    a_staged_input,
+    some_steps,
+    with_phases,
+)
 
 OTHER_ID = "11111111-6f0c-4f2e-9a41-3d6d5d3f2e10"
 PICTURE = "inputs/picture.png"
@@ -294,6 +304,45 @@ def test_a_forged_step_is_found_in_each_teller(tmp_path: Path, said: str) -> Non
     bundle = a_bundle_with_steps(tmp_path / "status")
     forge(bundle, "metadata/jobStatus.json", lambda text: text.replace(said, forged))
     assert {"provenance", "crate"} <= failed(verify(bundle))
+
+
+FORGED_IN_PHASES = {
+    "exit code": ("137", "0"),
+    "start": ("12:00:04.123", "12:00:04.122"),
+    "image": (f"sha256:{'b' * 64}", f"sha256:{'0' * 64}"),
+    "digest of an image": ("e" * 64, "0" * 64),
+    "name of an image": ("science/awk", "science/sed"),
+    "task": (f"{EXECUTION_ID}.1.1", f"{EXECUTION_ID}.1.3"),
+    "phase": ("undeploy", "deploy"),
+}
+
+
+@pytest.mark.parametrize("what", FORGED_IN_PHASES)
+def test_a_forged_phase_or_image_is_found_in_each_teller(tmp_path: Path, what: str) -> None:
+    said, forged = FORGED_IN_PHASES[what]
+    for path, check in TELLERS:
+        bundle = a_bundle_with_phases(tmp_path / check)
+        assert verify(bundle).passed
+        forge(bundle, path, lambda text: text.replace(said, forged))
+        assert check in failed(verify(bundle)), path
+    for path in ("metadata/jobStatus.json", "metadata/instance.json"):
+        bundle = a_bundle_with_phases(tmp_path / Path(path).stem)
+        before = (bundle / path).read_text()
+        if said in before:
+            forge(bundle, path, lambda text: text.replace(said, forged))
+            assert {"provenance", "crate"} <= failed(verify(bundle)), path
+
+
+def a_bundle_with_phases(workbench: Path) -> Path:
+    return a_sealed_bundle(workbench, with_phases(a_failed_record(), exit_code=137)).folder
+
+
+def test_a_phase_that_a_teller_leaves_out_or_says_twice_is_found(tmp_path: Path) -> None:
+    activity = re.compile(r'<prov:activity prov:id="here:phase.4">.*\n')
+    for number, again in enumerate(("", r"\g<0>\g<0>")):
+        bundle = a_bundle_with_phases(tmp_path / str(number))
+        forge(bundle, "metadata/provo.xml", lambda text, again=again: activity.sub(again, text))
+        assert "provenance" in failed(verify(bundle))
 
 
 TELLERS = [("metadata/provo.xml", "provenance"), ("ro-crate-metadata.json", "crate")]

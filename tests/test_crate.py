@@ -39,6 +39,7 @@ from records import (
     files_of,
     lay_out,
     some_steps,
+    with_phases,
 )
 
 OTHER = "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f"
@@ -73,6 +74,10 @@ VALIDATED: dict[str, ExecutionRecord] = {
         ),
         request=a_request(files=(a_staged_input(path=None),)),
     ),
+    "phases of scripts, that ended well": with_phases(
+        a_record(infrastructure=an_infrastructure(image="coins:1.2", image_digest=f"sha256:{'a' * 64}"))
+    ),
+    "phases of scripts, that failed": with_phases(a_failed_record(), exit_code=137),
     "never started, nobody named, no code, no inputs": a_never_started_record(
         agent=Agent(),
         method=a_method(code=None, description=None, keywords=()),

@@ -24,7 +24,7 @@ import ogc
 from crates import issues_in, warm_cache
 from homes import Bundles, holding
 from journeys import Station, command, program, waited
-from prefect_executions import Method
+from prefect_executions import Method, crate, provenance
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.engine.recognising import is_method
 from prefect_executions.errors import InputError, MethodError, NotFoundError, PlanError, RequestError, ScriptError
@@ -159,6 +159,9 @@ def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(describ
     assert found.keys() == {"copy.txt", "made.txt", "late.txt", "stdout.log", "stderr.log"}
     assert found["stdout.log"] == f"{record.id}\ngiven\n"
     assert "to-stderr\n" in found["stderr.log"]
+    for teller, read in (("metadata/provo.xml", provenance.read), ("ro-crate-metadata.json", crate.read)):
+        in_order = sorted(read((folder / teller).read_bytes()).phases)
+        assert [(one.phase, one.exit_code, one.image) for one in in_order] == [(one, 0, None) for one in ALL_PHASES]
     assert bundles.failed_checks() == []
     assert bundles.open_scratch() == []
 

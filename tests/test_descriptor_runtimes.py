@@ -19,7 +19,7 @@ from prefect.states import Cancelling
 
 from homes import Bundles, holding
 from journeys import command, program, waited
-from prefect_executions import Method
+from prefect_executions import Method, crate, provenance
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.errors import InfrastructureError, ScriptError
 from prefect_executions.lifecycle import Happening, Reason, Status
@@ -109,7 +109,17 @@ def test_the_record_names_image_and_container_and_where_the_data_was(engine, bun
 
     assert (bundles.one() / "outputs/stdout.log").read_text() == "/ccp_data\n/ccp_data /ccp_data/inputs\nkept\n"
     assert run.runtime == "docker"
-    assert run.image == engine.inspect_image(IMAGE)["Id"]
+    assert (run.image, run.image_name) == (engine.inspect_image(IMAGE)["Id"], IMAGE)
+    for teller, read in (("metadata/provo.xml", provenance.read), ("ro-crate-metadata.json", crate.read)):
+        phases_told = sorted(read((bundles.one() / teller).read_bytes()).phases)
+        images = {one.phase: one.image and (one.image.id, one.image.name) for one in phases_told}
+        assert images == {
+            "launch": None,
+            "deploy": (run.image, IMAGE),
+            "execute": (run.image, IMAGE),
+            "fetch": None,
+            "destroy": None,
+        }
     assert (run.node, run.image_digest) == (engine.info()["Name"], None)
     assert len(run.container) == 64
 

@@ -48,6 +48,7 @@ from records import (
     digest,
     files_of,
     some_steps,
+    with_phases,
 )
 
 OTHER = "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f"
@@ -68,6 +69,8 @@ RECORDS: dict[str, ExecutionRecord] = {
     "second life": a_record(job_status=a_job_status(execution_id=f"{EXECUTION_ID}.2")),
     "reused": a_record(job_status=a_job_status().model_copy(update={"cached_from": OTHER})),
     "steps": a_record(job_status=a_job_status().model_copy(update={"steps": some_steps()})),
+    "phases": with_phases(a_record()),
+    "phases that failed": with_phases(a_failed_record(), exit_code=137),
     "relatives": a_record(
         request=a_request(
             relatives=[Relative(execution_id=OTHER, relation=kind) for kind in ("parent", "rerun-of", "retry-of")]

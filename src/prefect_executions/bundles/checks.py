@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from hashlib import sha256
 
@@ -14,7 +14,7 @@ from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence
 from prefect_executions.documents import text_of_time
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Account, ExecuteRequest, StepTold
+from prefect_executions.executions import Account, ExecuteRequest, Image, PhaseTold, StepTold
 from prefect_executions.lifecycle import AS_OGC, Happening, JobStatus, Status, faults
 from prefect_executions.methods import Method
 
@@ -26,6 +26,7 @@ class Unchecked(str):
 
 
 Findings = Iterator[str]
+_Part = StepTold | PhaseTold
 
 
 def _layout(seen: Evidence) -> Findings:
@@ -321,19 +322,22 @@ def _differences(ours: Account, theirs: Account, path: str) -> Findings:
             yield f"{path}: {member} {name!r} is {digest}; the documents say {_found(said, name)}"
         for name, digest in sorted(said - other):
             yield f"{path}: {member} {name!r} is {_found(other, name)}; the documents say {digest}"
-    for step in sorted(theirs.steps - ours.steps, key=str):
-        yield f"{path}: step {step.id} is told as {_step(step)}; the documents say {_step(_same(ours, step))}"
-    for step in sorted(ours.steps - theirs.steps, key=str):
-        if _same(theirs, step) is None:
-            yield f"{path}: step {step.id} is absent; the documents say {_step(step)}"
+    yield from _parts("step", ours.steps, theirs.steps, path)
+    yield from _parts("phase", ours.phases, theirs.phases, path)
 
 
-def _same(account: Account, step: StepTold) -> StepTold | None:
-    return next((one for one in account.steps if one.id == step.id), None)
+def _parts(what: str, ours: Iterable[_Part], theirs: Iterable[_Part], path: str) -> Findings:
+    """Tell the steps or phases that are not told alike; what names one is its first member."""
+    said, told = {part[0]: part for part in ours}, {part[0]: part for part in theirs}
+    for part in sorted(set(theirs) - set(ours), key=str):
+        there = said.get(part[0])
+        yield f"{path}: {what} {part[0]} is told as {_part(part)}; the documents say {_part(there)}"
+    for name in sorted(said.keys() - told.keys(), key=str):
+        yield f"{path}: {what} {name} is absent; the documents say {_part(said[name])}"
 
 
-def _step(step: StepTold | None) -> str:
-    return "absent" if step is None else " ".join(_words(part) for part in step[1:])
+def _part(part: _Part | None) -> str:
+    return "absent" if part is None else " ".join(_words(member) for member in part[1:])
 
 
 def _found(pairs: frozenset[tuple[str, str]], name: str) -> str:
@@ -343,4 +347,6 @@ def _found(pairs: frozenset[tuple[str, str]], name: str) -> str:
 def _words(value: object) -> str:
     if value is None:
         return "absent"
+    if isinstance(value, Image):
+        return "/".join(filter(None, value))
     return value.isoformat() if isinstance(value, datetime) else str(value)

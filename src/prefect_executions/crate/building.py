@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
@@ -19,8 +19,12 @@ from prefect_executions.executions import (
     BundleFile,
     ExecuteRequest,
     ExecutionRecord,
+    Image,
     StagedInput,
+    image_of,
     method_name,
+    named_image,
+    phases_of,
     run_name,
 )
 from prefect_executions.lifecycle import Status
@@ -61,23 +65,26 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
     outputs = list(_outputs(record, here))
     measured = list(_measurements(record))
     yield {**_METADATA, "@type": "CreativeWork", "about": _ROOT, "conformsTo": _ref(words.CRATE)}
-    steps = list(_steps(record))
+    images = _images(record)
+    steps = [*_steps(record), *_phases(record, images)]
     yield _root(record, files, [action, *(_ref(step["@id"]) for step in steps)])
     yield {"@id": words.PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"}
     yield from not_stated()
     yield {
         **action,
         **_action(record),
+        "containerImage": [_ref(name) for name in images.values()],
         "object": [_ref(entity["@id"]) for entity in inputs],
         "result": [_ref(entity["@id"]) for entity in (*outputs, *measured)],
     }
     yield {**_ref("#status"), "@type": "PropertyValue", "name": "executionStatus", "value": record.status.value}
     yield from steps
     yield from _step_states(record)
+    yield from _exit_codes(record)
     yield _instrument(record.method)
     yield _agent(record.agent)
     yield from _environment(record)
-    yield from _image(record)
+    yield from (_image(name, image) for image, name in images.items())
     yield from _relatives(record)
     yield from _parameters(record.request)
     known = {entity["@id"]: entity for entity in (*inputs, *outputs)}
@@ -144,7 +151,6 @@ def _action(record: ExecutionRecord) -> Entity:
         "additionalProperty": _ref("#status"),
         "error": _error(record) if told.execution_status in {Status.FAILED, Status.CANCELLED} else None,
         "environment": [_ref(_variable(name)) for name in record.instance.environment],
-        "containerImage": _ref("#image") if record.infrastructure.image else None,
     }
 
 
@@ -170,6 +176,35 @@ def _step_states(record: ExecutionRecord) -> Iterator[Entity]:
 
 def _state(state: str) -> str:
     return f"#step-state.{quote(state, safe='')}"
+
+
+def _phases(record: ExecutionRecord, images: Mapping[Image, str]) -> Iterator[Entity]:
+    for phase in phases_of(record):
+        image, code = image_of(phase.run), phase.exit_code
+        status = words.phase_status(code, ended=phase.ended is not None)
+        yield {
+            "@id": f"{words.PHASE}{phase.number}",
+            "@type": "Action",
+            "name": phase.phase.value,
+            "identifier": phase.task,
+            "instrument": _ref(NAMESPACE + method_name(record.method)),
+            "startTime": time_text(phase.started),
+            "endTime": time_text(phase.ended),
+            "actionStatus": status,
+            "error": (phase.message or f"exit code {code}") if status == words.STEP_STATUS["FAILED"] else None,
+            "additionalProperty": None if code is None else _ref(_exit_code(code)),
+            "containerImage": image and _ref(images[image]),
+        }
+
+
+def _exit_codes(record: ExecutionRecord) -> Iterator[Entity]:
+    for code in dict.fromkeys(phase.exit_code for phase in phases_of(record)):
+        if code is not None:
+            yield {"@id": _exit_code(code), "@type": "PropertyValue", "name": "exit code", "value": str(code)}
+
+
+def _exit_code(code: int) -> str:
+    return f"#exit-code.{code}"
 
 
 def _error(record: ExecutionRecord) -> str:
@@ -210,22 +245,26 @@ def _environment(record: ExecutionRecord) -> Iterator[Entity]:
         yield {"@id": _variable(name), "@type": "PropertyValue", "name": name, "value": value}
 
 
-def _image(record: ExecutionRecord) -> Iterator[Entity]:
-    image = record.infrastructure.image
-    if not image:
-        return
-    # The grammar of image names (distribution/reference): a first part with a dot or a port, or localhost, is the
-    # registry; docker.io is meant where there is none.
-    first, _, rest = image.partition("/")
-    named = bool(rest) and ("." in first or ":" in first or first == "localhost")
-    digest = record.infrastructure.image_digest or ""
-    yield {
-        "@id": "#image",
+def _images(record: ExecutionRecord) -> dict[Image, str]:
+    """Return the ids of all images: the one that the flow's code ran in, and those of its scripts."""
+    there = record.infrastructure
+    images = {named_image(there.image, None, there.image_digest): "#image"} if there.image else {}
+    for run in record.instance.runs or ():
+        image = image_of(run)
+        if image is not None:
+            images.setdefault(image, f"#image.{len(images)}")
+    return images
+
+
+def _image(name: str, image: Image) -> Entity:
+    return {
+        "@id": name,
         "@type": "ContainerImage",
         "additionalType": _ref("https://w3id.org/ro/terms/workflow-run#DockerImage"),
-        "registry": first if named else "docker.io",
-        "name": rest if named else image,
-        "sha256": digest.removeprefix("sha256:") or None,
+        "registry": image.registry,
+        "name": image.name,
+        "identifier": image.id,
+        "sha256": image.sha256,
     }
 
 

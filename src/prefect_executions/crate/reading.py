@@ -11,7 +11,15 @@ from prefect_executions.crate import words
 from prefect_executions.crate.words import Entity
 from prefect_executions.documents import in_utc, strict_json
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Account, StepTold, in_milliseconds, run_name, value_digest
+from prefect_executions.executions import (
+    Account,
+    Image,
+    PhaseTold,
+    StepTold,
+    in_milliseconds,
+    run_name,
+    value_digest,
+)
 
 SIZE_LIMIT = 256 * 1024**2
 """A larger crate document is refused; one of 100,000 outputs has 27 MB."""
@@ -40,6 +48,7 @@ def read(data: bytes) -> Account:
         inputs=frozenset(_inputs(action, entities)),
         outputs=frozenset(_outputs(action, entities)),
         steps=frozenset(_steps(entities)),
+        phases=frozenset(_phases(entities)),
     )
 
 
@@ -91,8 +100,8 @@ def _outputs(action: Entity, entities: Mapping[str, Entity]) -> Iterator[tuple[s
 
 
 def _steps(entities: Mapping[str, Entity]) -> Iterator[StepTold]:
-    for entity in entities.values():
-        if entity.get("@type") == "Action":
+    for name, entity in entities.items():
+        if entity.get("@type") == "Action" and not name.startswith(words.PHASE):
             state = _text(_one(entity, "additionalProperty", entities), "value")
             if entity.get("actionStatus") != words.STEP_STATUS.get(state, words.POTENTIAL):
                 _refuse(f"the step {entity['@id']} says {entity.get('actionStatus')} and {state}")
@@ -103,6 +112,37 @@ def _steps(entities: Mapping[str, Entity]) -> Iterator[StepTold]:
                 started=_time(entity, "startTime"),
                 finished=_time(entity, "endTime"),
             )
+
+
+def _phases(entities: Mapping[str, Entity]) -> Iterator[PhaseTold]:
+    for name, entity in entities.items():
+        if entity.get("@type") != "Action" or not name.startswith(words.PHASE):
+            continue
+        number, code = _number(name.removeprefix(words.PHASE), name), None
+        if "additionalProperty" in entity:
+            code = _number(_text(_one(entity, "additionalProperty", entities), "value"), name)
+        if entity.get("actionStatus") != words.phase_status(code, ended="endTime" in entity):
+            _refuse(f"the phase {name} says {entity.get('actionStatus')} and the exit code {code}")
+        yield PhaseTold(
+            number=number,
+            phase=_text(entity, "name"),
+            task=_text(entity, "identifier"),
+            started=_time(entity, "startTime"),
+            ended=_time(entity, "endTime"),
+            exit_code=code,
+            image=_image(_one(entity, "containerImage", entities)) if "containerImage" in entity else None,
+        )
+
+
+def _image(entity: Entity) -> Image:
+    told = {key: _text(entity, key) if key in entity else None for key in ("registry", "name", "identifier", "sha256")}
+    return Image(told["registry"], told["name"], told["identifier"], told["sha256"])
+
+
+def _number(text: str, name: str) -> int:
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        _refuse(f"the phase {name} has '{text[:40]}' where a number is wanted")
+    return int(text)
 
 
 def _value_digest(entity: Entity) -> str:

@@ -16,6 +16,9 @@ CONTEXT = ("https://w3id.org/ro/crate/1.1/context", "https://w3id.org/ro/terms/w
 CRATE = "https://w3id.org/ro/crate/1.1"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 
+PHASE = "#phase."
+"""How the id of a phase of scripts begins; its number follows."""
+
 VALUE_LIMIT = 64 * 1024
 """A longer input value, in characters of canonical JSON, is told by its digest and read in `request.json`."""
 
@@ -38,6 +41,13 @@ STEP_STATUS = {
     "CANCELLED": "http://schema.org/FailedActionStatus",
     "RUNNING": "http://schema.org/ActiveActionStatus",
 }
+
+
+def phase_status(exit_code: int | None, *, ended: bool) -> str:
+    """Return the status of a phase of scripts; an end that says no exit code was no good one."""
+    if not ended:
+        return STEP_STATUS["RUNNING"]
+    return STEP_STATUS["COMPLETED" if exit_code == 0 else "FAILED"]
 
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*")  # RFC 3986, unreserved characters and the slash

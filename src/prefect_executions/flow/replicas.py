@@ -119,6 +119,7 @@ class Replica(threading.Thread):
         self._tell = tell
         self._mark = uuid4().hex
         self._seen = ""
+        self._image: str | None = None
         self._runs: list[Run] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -181,7 +182,7 @@ class Replica(threading.Thread):
             for phase, name in _SCRIPTS.items()
             if name in names and name in scripts.scripts
         }
-        image = order.image or (order.settings.runtime_image if Wish.IMAGE in runtime.honours else "")
+        self._image = order.image or (order.settings.runtime_image if Wish.IMAGE in runtime.honours else None) or None
         plan = self._plan(
             runtime,
             RunRequest(
@@ -191,7 +192,7 @@ class Replica(threading.Thread):
                 data=data_folder(order.bundle, str(self.number)),
                 environment={**scripts.environment, **self._further()},
                 secrets=dict(scripts.secrets),
-                image=image or None,
+                image=self._image,
                 resources=Resources(time_limit=limit),
             ),
         )
@@ -231,7 +232,7 @@ class Replica(threading.Thread):
         end = run.wait()
         if not ended:
             self._moment(phase, ended=True, exit_code=end.code, message=end.why)
-        self._tell(_told(run, end, self.task, self._order.settings.runtime))
+        self._tell(_told(run, end, self.task, self._order.settings.runtime, self._image))
         return self._failure(end, phase)
 
     def _write(self, stream: StreamName, data: bytes) -> None:
@@ -302,7 +303,7 @@ def _as_seen(value: Any, there: Mapping[str, str]) -> Any:
     return [_as_seen(part, there) for part in value] if isinstance(value, list) else value
 
 
-def _told(run: Run, end: Exit, task: str, runtime: str) -> ScriptRun:
+def _told(run: Run, end: Exit, task: str, runtime: str, image_name: str | None) -> ScriptRun:
     seen = run.seen()
     return ScriptRun(
         id=run.id,
@@ -312,6 +313,7 @@ def _told(run: Run, end: Exit, task: str, runtime: str) -> ScriptRun:
         container=seen.container,
         node=seen.node,
         image=seen.image,
+        image_name=image_name,
         image_digest=seen.image_digest,
         started=end.started,
         ended=end.ended,

@@ -6,6 +6,7 @@ grow with the document.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from io import BytesIO
@@ -23,6 +24,8 @@ SIZE_LIMIT = 256 * 1024**2
 """A larger `provo.xml` is refused; one of 100,000 outputs has 58 MB."""
 
 _PREFIXES = {words.PROV: "prov:", words.TERMS: "exe:", NAMESPACE: "px:"}
+
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 _KINDS = (
     "activity",
@@ -51,6 +54,13 @@ class Record(NamedTuple):
         if name not in self.texts:
             raise fault(f"the {self.kind} {self.id} says no {name}")
         return self.texts[name]
+
+    def number(self, name: str) -> int | None:
+        """Return a whole number, or None where the record says none."""
+        text = self.texts.get(name)
+        if text is not None and not _NUMBER.fullmatch(text):
+            raise fault(f"the {self.kind} {self.id} has '{text[:40]}' as {name}, which is no number")
+        return None if text is None else int(text)
 
     def time(self, name: str) -> datetime | None:
         """Return a time in UTC, or None where the record says none."""

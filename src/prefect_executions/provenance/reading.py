@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from prefect_executions.documents import strict_json
-from prefect_executions.executions import Account, StepTold, in_milliseconds, run_name, value_digest
+from prefect_executions.executions import (
+    Account,
+    Image,
+    PhaseTold,
+    StepTold,
+    in_milliseconds,
+    run_name,
+    value_digest,
+)
 from prefect_executions.provenance import words
 from prefect_executions.provenance.parsing import Record, fault, records
 
@@ -31,6 +39,7 @@ class _Story:
 
     runs: list[Record] = field(default_factory=list)
     steps: dict[str, Record] = field(default_factory=dict)
+    phases: dict[str, Record] = field(default_factory=dict)
     started: set[tuple[str, str]] = field(default_factory=set)
     entities: dict[str, Record] = field(default_factory=dict)
     plans: set[tuple[str, str]] = field(default_factory=set)
@@ -43,15 +52,13 @@ class _Story:
             case "activity" if "exe:status" in record.texts:
                 self.runs.append(record)
             case "activity" if f"exe:{words.STEP}" in record.types:
-                if record.id in self.steps:
-                    raise fault(f"the step {record.id} is told twice")
-                self.steps[record.id] = record
+                _keep(record, self.steps)
+            case "activity" if f"exe:{words.PHASE}" in record.types:
+                _keep(record, self.phases)
             case "wasStartedBy":
                 self.started.add((refs.get("prov:activity", ""), refs.get("prov:starter", "")))
             case "entity":
-                if record.id in self.entities:
-                    raise fault(f"the entity {record.id} is told twice")
-                self.entities[record.id] = record
+                _keep(record, self.entities)
             case "wasAssociatedWith" if "prov:plan" in refs:
                 self.plans.add((refs.get("prov:activity", ""), refs["prov:plan"]))
             case "used":
@@ -76,6 +83,7 @@ class _Story:
             inputs=frozenset(self._inputs(run.id)),
             outputs=frozenset(self._outputs(run.id)),
             steps=frozenset(self._steps(run.id)),
+            phases=frozenset(self._phases(run.id)),
         )
 
     def _steps(self, run: str) -> Iterator[StepTold]:
@@ -88,6 +96,28 @@ class _Story:
                 state=words.from_text(step.text("exe:state")),
                 started=in_milliseconds(step.time("prov:startTime")),
                 finished=in_milliseconds(step.time("prov:endTime")),
+            )
+
+    def _phases(self, run: str) -> Iterator[PhaseTold]:
+        images = {name: _image(entity) for name, entity in self.entities.items() if _IMAGE in entity.types}
+        seen: dict[str, Image] = {}
+        for activity, name, _ in self.used:
+            if name in images and (activity not in self.phases or activity in seen):
+                raise fault(f"the image {name} is used by {activity}, which is no phase or has one already")
+            if name in images:
+                seen[activity] = images[name]
+        for name, phase in self.phases.items():
+            number = _PHASE.fullmatch(name)
+            if number is None or (name, run) not in self.started:
+                raise fault(f"the phase {name} has no number, or was not started by the execution")
+            yield PhaseTold(
+                number=int(number[1]),
+                phase=words.from_text(phase.text("prov:label")),
+                task=words.from_text(phase.text("exe:task")),
+                started=in_milliseconds(phase.time("prov:startTime")),
+                ended=in_milliseconds(phase.time("prov:endTime")),
+                exit_code=phase.number("exe:exitCode"),
+                image=seen.get(name),
             )
 
     def _method(self, run: str) -> str:
@@ -129,6 +159,27 @@ class _Story:
         for name, entity in self.entities.items():
             if entity.types & wanted and name not in told:
                 raise fault(f"the entity {name} is not {how} by the execution")
+
+
+def _keep(record: Record, among: dict[str, Record]) -> None:
+    if record.id in among:
+        raise fault(f"the {record.kind} {record.id} is told twice")
+    among[record.id] = record
+
+
+_IMAGE = f"exe:{words.IMAGE}"
+_PHASE = re.compile(r".*/phase\.([0-9]{1,9})")
+
+
+def _image(entity: Record) -> Image:
+    told = {name: words.from_text(text) for name, text in entity.texts.items()}
+    digest = told.get("exe:imageDigest")
+    return Image(
+        registry=told.get("exe:registry"),
+        name=told.get("exe:image"),
+        id=told.get("exe:imageId"),
+        sha256=digest and digest.removeprefix("sha256:"),
+    )
 
 
 def _digest(entity: Record) -> str:

@@ -22,7 +22,9 @@ ENVIRONMENT = "Environment"
 INPUT_FILE = "InputFile"
 INPUT_VALUE = "InputValue"
 OUTPUT = "Output"
+IMAGE = "ContainerImage"
 STEP = "Step"  # an activity
+PHASE = "Phase"  # an activity
 
 VALUE_LIMIT = 64 * 1024
 """A longer input value, in characters of canonical JSON, is told by its digest and read in `request.json`."""

@@ -21,9 +21,12 @@ from prefect_executions.executions import (
     BundleFile,
     ExecuteRequest,
     ExecutionRecord,
+    Image,
     Instance,
     StagedInput,
+    image_of,
     method_name,
+    phases_of,
     run_name,
     value_digest,
 )
@@ -44,7 +47,8 @@ def write(record: ExecutionRecord, files: Sequence[BundleFile], stream: BinaryIO
     The relations to other executions are kept apart by what they mean. A
     re-execution (``rerun-of``, ``edited-rerun-of``, ``retry-of``) was informed by the earlier execution
     and its request was derived from the earlier request; a parent started this one.
-    Steps (task runs of the flow) are activities that the execution started.
+    Steps (task runs of the flow) and the phases of a descriptor's scripts are activities
+    that the execution started; a phase used the image that its script ran in.
     """
     known = {file.path: file for file in files}
     stream.writelines(part.encode() for part in _document(record, known))
@@ -71,6 +75,7 @@ def _document(record: ExecutionRecord, known: Mapping[str, BundleFile]) -> Itera
     for output in record.job_status.outputs:
         yield _output(run, output)
     yield from _steps(run, record)
+    yield from _phases(run, record)
     yield from _relatives(run, record)
     yield "</prov:document>\n"
 
@@ -287,6 +292,43 @@ def _steps(run: str, record: ExecutionRecord) -> Iterator[str]:
             _text("exe:flowRunId", str(step.flow_run_id) if step.flow_run_id else None),
         )
         yield _relation("wasStartedBy", ("activity", this), ("starter", run))
+
+
+def _phases(run: str, record: ExecutionRecord) -> Iterator[str]:
+    images: dict[Image, str] = {}
+    for phase in phases_of(record):
+        this = f"here:phase.{phase.number}"
+        yield _record(
+            "activity",
+            this,
+            _time("prov:startTime", phase.started),
+            _time("prov:endTime", phase.ended),
+            _text("prov:label", phase.phase),
+            _type(f"exe:{words.PHASE}"),
+            _text("exe:task", phase.task),
+            _number("exe:exitCode", phase.exit_code),
+            _text("exe:message", phase.message),
+        )
+        yield _relation("wasStartedBy", ("activity", this), ("starter", run))
+        image = image_of(phase.run)
+        if image is not None:
+            if image not in images:
+                images[image] = f"here:image.{len(images)}"
+                yield _image(images[image], image)
+            yield _relation("used", ("activity", this), ("entity", images[image]), more=_role("image"))
+
+
+def _image(this: str, image: Image) -> str:
+    return _record(
+        "entity",
+        this,
+        _text("prov:label", image.name),
+        _type(f"exe:{words.IMAGE}"),
+        _text("exe:registry", image.registry),
+        _text("exe:image", image.name),
+        _text("exe:imageId", image.id),
+        _text("exe:imageDigest", image.sha256 and f"sha256:{image.sha256}"),
+    )
 
 
 def _relatives(run: str, record: ExecutionRecord) -> Iterator[str]:

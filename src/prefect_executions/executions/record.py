@@ -1,4 +1,4 @@
-"""The record of an execution: its documents as values, and what other documents must tell alike."""
+"""The record of an execution: its documents as values."""
 
 from __future__ import annotations
 
@@ -232,6 +232,8 @@ class ScriptRun(Part):
     node: str | None = None
     image: str | None = None
     """The image's own id: the digest of its configuration."""
+    image_name: str | None = None
+    """The name by which the image was asked for."""
     image_digest: str | None = None
     """``repository@sha256:…``, as a registry knows the image; absent when it came from none."""
     started: Time | None = None
@@ -371,60 +373,6 @@ class BundleFile(NamedTuple):
     size: int
 
 
-class StepTold(NamedTuple):
-    """What every teller of one execution must say alike of one of its steps."""
-
-    id: str
-    name: str
-    state: str
-    started: datetime | None
-    finished: datetime | None
-
-
-class Account(NamedTuple):
-    """What every teller of one execution must say alike; `verify` compares them.
-
-    `inputs` are (input name, SHA-256) of staged files and (input name, digest of
-    the canonical JSON value) of the others; `outputs` are (path, SHA-256).
-    Times are cut to milliseconds, because a crate's validator takes no more.
-    """
-
-    execution_id: str
-    method: str
-    status: str
-    started: datetime | None
-    finished: datetime | None
-    inputs: frozenset[tuple[str, str]]
-    outputs: frozenset[tuple[str, str]]
-    steps: frozenset[StepTold] = frozenset()
-
-
-def account(record: ExecutionRecord) -> Account:
-    """Return what the JSON documents of *record* tell, to be compared with PROV and crate."""
-    staged = {(file.input, file.sha256) for file in record.request.files}
-    files = {name for name, _ in staged}
-    values = {(name, value_digest(value)) for name, value in record.request.values.items() if name not in files}
-    return Account(
-        execution_id=record.id,
-        method=f"{record.method.id} {record.method.version}",
-        status=record.status.value,
-        started=in_milliseconds(record.started),
-        finished=in_milliseconds(record.finished),
-        inputs=frozenset(staged | values),
-        outputs=frozenset((output.path, output.sha256) for output in record.job_status.outputs),
-        steps=frozenset(
-            StepTold(
-                id=str(step.id),
-                name=step.name,
-                state=step.state,
-                started=in_milliseconds(step.started),
-                finished=in_milliseconds(step.finished),
-            )
-            for step in record.job_status.steps or ()
-        ),
-    )
-
-
 def run_name(execution_id: str) -> str:
     """Return the name of an execution after `NAMESPACE`: an XML NCName and a URI segment, whatever the id is."""
     if re.fullmatch(r"[A-Za-z0-9._-]+", execution_id):
@@ -440,11 +388,6 @@ def method_name(method: Method) -> str:
 def value_digest(value: object) -> str:
     """Return the SHA-256 of a JSON value's canonical form."""
     return sha256(canonical(value)).hexdigest()
-
-
-def in_milliseconds(time: datetime | None) -> datetime | None:
-    """Return *time* cut (not rounded) to milliseconds."""
-    return time and time.replace(microsecond=time.microsecond // 1000 * 1000)
 
 
 class OpeningRecord(Document):
