@@ -15,6 +15,7 @@ from prefect_executions.comparison.contents import compare_output, relative_diff
 from prefect_executions.comparison.verdicts import GRADES, Agreement, Grade, OutputVerdict, Verdict, judge
 from prefect_executions.lifecycle import Status
 from prefect_executions.media import media_type
+from prefect_executions.methods import Comparison
 from records import a_method, a_record, a_request, an_instance
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -25,10 +26,10 @@ JSON = st.recursive(
 )
 
 
-def told(name, before, after, tolerance=0.0):
+def told(name, before, after, tolerance=0.0, /, **declared):
     before, after = (data.encode() if isinstance(data, str) else data for data in (before, after))
-    path = f"outputs/{name}"
-    return compare_output(path, media_type(path), before, after, tolerance=tolerance)
+    path, comparison = f"outputs/{name}", Comparison(**declared) if declared else None
+    return compare_output(path, media_type(path), before, after, tolerance=tolerance, declared=comparison)
 
 
 def table(areas):
@@ -124,6 +125,50 @@ def test_a_log_is_told_and_not_judged():
         "1 of 1 lines differ, the first is line 1: it was 'took 1 s' and is 'took 2 s'",
     )
     assert told("stdout.log", b"\xff", b"\xfe").agreement is Agreement.VOLATILE
+
+
+@pytest.mark.parametrize(("asked", "declared"), [(0.0, 1e-6), (1e-6, 0.0), (1e-9, 1e-6), (1e-6, 1e-9)])
+def test_the_larger_of_the_declared_and_the_asked_tolerance_counts(asked, declared):
+    found = told("t.csv", table([1.0]), table([1 + 2e-7]), asked, tolerance=declared)
+    assert (found.agreement, found.words) == (Agreement.EQUAL, ("written in another way, or within 1e-06",))
+    assert told("t.csv", table([1.0]), table([1 + 2e-6]), asked, tolerance=declared).agreement is Agreement.DIFFERS
+
+
+@pytest.mark.parametrize(("name", "form"), [("t.csv", "x\n{}\n"), ("t.json", '{{"x": {}}}')])
+def test_numbers_near_to_0_are_the_same_within_an_absolute_difference(name, form):
+    before, after = form.format("1e-17"), form.format("-3e-17")
+    assert told(name, before, after, tolerance=0.1).agreement is Agreement.DIFFERS
+    assert told(name, before, after, absolute_tolerance=1e-12).agreement is Agreement.EQUAL
+    assert told(name, before, after, absolute_tolerance=1e-17).agreement is Agreement.DIFFERS
+
+
+def test_an_output_is_compared_as_what_the_method_declares():
+    before, after = "a,b\n1,2\n", "a,b\n1.0,2\n"
+    assert told("t.dat", before, after).agreement is Agreement.DIFFERS
+    assert told("t.dat", before, after, by="table").agreement is Agreement.EQUAL
+    strict = told("t.csv", before, after, by="bytes")
+    assert (strict.agreement, strict.by, strict.declared) == (Agreement.DIFFERS, "bytes", Comparison(by="bytes"))
+
+
+def test_what_differs_in_every_run_is_told_and_not_judged_and_the_rest_is():
+    before, after = "area,seconds\n1,0.5\n", "area,seconds\n1,0.7\n"
+    found = told("t.csv", before, after, volatile=("sec*",))
+    words = "column seconds differs in 1 of 1 rows, largest relative difference 0.29 (volatile)"
+    assert (found.agreement, found.words) == (Agreement.VOLATILE, (words,))
+    found = told("t.csv", before, after.replace("1,", "2,"), volatile=("sec*",))
+    assert found.agreement is Agreement.DIFFERS
+    assert [one.split()[1] for one in found.words] == ["area", "seconds"]
+    before, after = '{"a": 1, "run": {"host": "x", "n": [1]}}', '{"a": 1, "run": {"host": "y", "n": [1, 2], "z": 0}}'
+    found = told("a.json", before, after, volatile=("run",))
+    assert (found.agreement, len(found.words)) == (Agreement.VOLATILE, 3)
+    assert told("a.json", before, after.replace("1,", "3,", 1), volatile=("run",)).agreement is Agreement.DIFFERS
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.bin", "a.txt"])
+def test_a_whole_output_may_be_declared_to_differ_in_every_run(name):
+    found = told(name, b"\xff1", b"\xff2", volatile=("*",))
+    assert found.agreement is Agreement.VOLATILE
+    assert "the Method declares" in found.words[0]
 
 
 def picture(size=(4, 3), dots=(), mode="L", form="PNG", **how):

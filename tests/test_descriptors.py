@@ -167,6 +167,9 @@ def test_what_is_unknown_is_kept_wherever_it_stands(top, described, schema, list
         ({"inputs": {"a": {"schma": {}}}}, "/inputs/a: 'schema' is missing; did you mean it by 'schma'"),
         ({"inputs": {"a": {"schema": {}}, "a_": {"schema": {}}, "a-": {"schema": {}}}}, "/inputs/a-: its .* is a_, as"),
         ({"inputs": {"PATH": {"schema": {}}}}, "/inputs/PATH: its environment variable would be PATH, which is taken"),
+        ({"comparisons": {"a.csv": {"by": "tabel"}}}, "/comparisons/a.csv/by: 'tabel' is not .* did you mean 'table'"),
+        ({"comparisons": {"a.csv": {"tollerance": 0}}}, "/comparisons/a.csv/tollerance: there is no such member"),
+        ({"comparisons": {"a.csv": {"absolute_tolerance": 0}}}, ".*; did you mean 'absoluteTolerance'"),
         ({"inputs": {str(n): {"schema": {}} for n in range(501)}}, "/inputs: more than 500 inputs"),
     ],
 )

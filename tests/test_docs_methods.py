@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from prefect_executions import Execution, current_execution, method
+from prefect_executions import Comparison, Execution, current_execution, method
 from prefect_executions.bundles.verifying import verify
 from prefect_executions.errors import InputError, NoExecutionError, SecretError
 from prefect_executions.executions import ExecuteRequest
+from prefect_executions.methods import comparison_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 
@@ -25,7 +26,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 def page(tmp_path_factory) -> Any:
     """Return the page's Python as the module that a reader would make of it."""
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     file = tmp_path_factory.mktemp("page") / "methods_page.py"
     file.write_text("\n\n".join(blocks), encoding="utf-8")
     spec = spec_from_file_location(file.stem, file)
@@ -56,9 +57,15 @@ def values(folder: Path) -> Mapping[str, Any]:
     return ExecuteRequest.from_json((folder / "metadata" / "request.json").read_bytes()).values
 
 
-def test_every_argument_of_the_decorator_is_told():
+def test_every_argument_of_the_decorator_and_of_a_comparison_is_told():
     told = set(re.findall(r"^\| `(\w+)` \| .* \| .* \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    assert told == {name for name in inspect.signature(method).parameters if name != "function"}
+    arguments = {name for name in inspect.signature(method).parameters if name != "function"}
+    assert told == arguments | Comparison.model_fields.keys()
+
+
+def test_what_is_declared_of_outputs_is_in_the_descriptor(page):
+    assert page.fit.method.comparisons["trace.bin"].is_volatile
+    assert comparison_of("outputs/fits/deep/a.dat", page.fit.method.comparisons).by == "table"
 
 
 def test_everything_that_an_execution_offers_is_told():

@@ -25,7 +25,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from homes import WHOLE_WAY, Bundles, holding, kinds
-from prefect_executions import InputFile, MethodFlow, current_execution, method
+from prefect_executions import Comparison, InputFile, MethodFlow, current_execution, method
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
 from prefect_executions.ledger import Ledger
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status
@@ -579,6 +579,15 @@ def test_options_make_another_method_that_keeps_its_record(bundles):
     )
     assert renamed(5) == 7
     assert bundles.record().method.id == "renamed"
+
+
+def test_how_outputs_are_compared_is_declared_and_stays_with_other_options():
+    declared = {"rows.csv": Comparison(tolerance=1e-6)}
+
+    @method(version="1", comparisons=declared)
+    def works() -> None: ...
+
+    assert works.method.comparisons == works.with_options(name="other").method.comparisons == declared
 
 
 def test_an_archive_that_is_away_refuses_before_the_work(bundles, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """What a Method is: its description in OGC's words, its files, its secrets."""
 
+import json
 import pickle
 from enum import Enum
 from pathlib import Path
@@ -11,9 +12,11 @@ from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 
 from prefect_executions.errors import InputError, MethodError
 from prefect_executions.methods import (
+    Comparison,
     InputFile,
     Method,
     check_type,
+    comparison_of,
     inputs_of,
     is_secret_reference,
     secret_inputs,
@@ -135,6 +138,22 @@ def test_an_unknown_member_of_a_descriptor_is_kept():
     data = Method(id="m", version="1", title="M").to_json().replace(b'"title": "M"', b'"title": "M", "ccpx": {"a": 1}')
 
     assert b'"ccpx"' in Method.from_json(data).to_json()
+
+
+def test_a_comparison_is_declared_for_an_output_by_its_name_or_by_a_pattern():
+    exact, loose, first = Comparison(by="bytes"), Comparison(tolerance=0.1), Comparison(volatile=("*",))
+    declared = {"plots/*": first, "*.csv": loose, "plots/area.csv": exact}
+    found = [comparison_of(f"outputs/{name}", declared) for name in ("plots/area.csv", "plots/b.csv", "c.csv", "d.txt")]
+    assert found == [exact, first, loose, None]
+    assert comparison_of("outputs/c.csv", None) is None
+
+
+def test_what_a_method_declares_of_its_outputs_is_in_its_descriptor_alone_where_it_does():
+    told = Method(id="a", version="1", comparisons={"a.csv": Comparison(tolerance=1e-6, volatile=("seconds",))})
+    comparison = {"tolerance": 1e-6, "absoluteTolerance": 0.0, "volatile": ["seconds"]}
+    assert json.loads(told.to_json())["comparisons"] == {"a.csv": comparison}
+    assert Method.from_json(told.to_json()) == told
+    assert "comparisons" not in json.loads(Method(id="a", version="1").to_json())
 
 
 def test_an_input_file_is_the_path_for_every_library(tmp_path):

@@ -16,8 +16,9 @@ from prefect_executions.bundles.sources import FolderSource
 from prefect_executions.cli import main
 from prefect_executions.comparison.verdicts import Agreement, Grade, Verdict
 from prefect_executions.errors import BundleError, NotAvailableError, RequestError
-from prefect_executions.methods import InputDescription
+from prefect_executions.methods import Comparison, InputDescription
 from prefect_executions.workbench import pending
+from prefect_executions.workbench.comparing import compare_executions
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.replaying import replay_of, replayable, requirements_of
 from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input
@@ -138,6 +139,28 @@ def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
     assert bench.settle(OTHER_ID).archived
     assert Verdict.from_json(Reader(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
     assert "metadata/verdict.json" in (second.folder / "manifest-sha256.txt").read_text()
+
+
+@pytest.mark.parametrize(("tolerance", "agreement"), [(1e-3, Agreement.EQUAL), (1e-5, Agreement.DIFFERS)])
+def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, agreement):
+    bench = bench_at(home)
+    declared = Comparison(tolerance=tolerance)
+    kept(bench, method=a_method(comparisons={"*.csv": declared})).discard()
+    second = begun(bench, record_of(OTHER_ID), {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n"})
+    with second.lock():
+        gather(second)
+    with (
+        replayable(Reader(bench), EXECUTION_ID) as (record, source),
+        replay_of(record, source, {}) as ready,
+    ):
+        verdict = ready.verdict(second, tolerance=0, well=True)
+    [regions] = [one for one in verdict.outputs if one.path == "outputs/regions.csv"]
+    assert (regions.agreement, regions.declared) == (agreement, declared)
+    bench.leases.release(OTHER_ID)
+    assert bench.settle(OTHER_ID).archived
+    assert Verdict.from_json(Reader(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
+    [told] = compare_executions(Reader(bench), EXECUTION_ID, OTHER_ID).outputs
+    assert told == regions
 
 
 def test_this_package_is_not_asked_for_from_an_index():

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prefect_executions.flow import Execution, MethodFlow, current_execution, method
     from prefect_executions.flow.descriptor import Method
-    from prefect_executions.methods import InputFile
+    from prefect_executions.methods import Comparison, InputFile
 
 __version__ = _version("prefect-executions")
 
 _HOMES = {
+    "Comparison": "prefect_executions.methods",
     "Execution": "prefect_executions.flow",
     "InputFile": "prefect_executions.methods",
     "Method": "prefect_executions.flow.descriptor",
@@ -24,7 +25,7 @@ _HOMES = {
     "method": "prefect_executions.flow",
 }
 
-__all__ = ["Execution", "InputFile", "Method", "MethodFlow", "current_execution", "method"]
+__all__ = ["Comparison", "Execution", "InputFile", "Method", "MethodFlow", "current_execution", "method"]
 
 
 def __getattr__(name: str) -> object:

@@ -14,7 +14,7 @@ from prefect_executions.cli.asking import Json, Pairs, parameters, reader, set_d
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.deploying import tell_submitted
 from prefect_executions.cli.running import run_here
-from prefect_executions.cli.showing import say, show_json, show_table, warn, working
+from prefect_executions.cli.showing import say, show_agreements, show_json, show_table, warn, working
 from prefect_executions.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def diff(
 ) -> None:
     """Compare two executions: inputs, params, metrics, code, packages, environment, outputs, timings.
 
-    Files are compared by their digests. What only one of them tells has nothing on the other side.
+    Files are compared by their digests, outputs that differ by their content, too. What only one of them tells has
+    nothing on the other side.
 
     Args:
         before: The id of the first, or its beginning.
@@ -51,6 +52,7 @@ def diff(
         return
     head = ("part", "name", compared.before, compared.after)
     show_table((*head, "differs") if everything else head, _rows(shown, everything=everything))
+    show_agreements(compared.outputs, title="agreement")
     for source in compared.sources:
         say((source.diff or f"{source.path}: {source.why}").rstrip("\n"))
     if not shown:

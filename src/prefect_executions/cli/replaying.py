@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefect_executions.cli.asking import Json, Pairs, moment, parameters, reader
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.running import ran_here, tell_unrecorded
-from prefect_executions.cli.showing import counting, how_many, say, show_facts, show_json, show_table, working
+from prefect_executions.cli.showing import (
+    counting,
+    how_many,
+    say,
+    show_agreements,
+    show_facts,
+    show_json,
+    show_table,
+    working,
+)
 from prefect_executions.errors import RequestError
 
 if TYPE_CHECKING:
@@ -175,10 +184,7 @@ def _tell(execution_id: str, verdict: Verdict, grade: str, *, reached: bool, as_
     if as_json:
         show_json({"id": execution_id, "wanted": grade, "reached": reached, "verdict": verdict})
         return
-    show_table(
-        ("output", "agreement", "by", "what"),
-        ((one.path, one.agreement, one.by, "; ".join(one.words)) for one in verdict.outputs),
-    )
+    show_agreements(verdict.outputs)
     for part in ("inputs", "code", "environment"):
         show_table(("what is not the same",), ((words,) for words in getattr(verdict, part)), title=part)
     show_facts(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from prefect_executions.comparison.verdicts import OutputVerdict
+
 # ECMA-48: control sequences (colours, cursor) and operating system commands (titles, links).
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _BROKEN_LINE = re.compile(r"\r+\n|\r")
@@ -141,6 +143,12 @@ def table_of(head: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     for row in told:
         table.add_row(*(Text(cell, _COLOURS.get(cell, ""), overflow="fold") for cell in row))
     return table
+
+
+def show_agreements(outputs: Iterable[OutputVerdict], *, title: str | None = None) -> None:
+    """Show how outputs agree, by what they were compared, and what differs."""
+    rows = ((one.path, one.agreement, one.by, "; ".join(one.words)) for one in outputs)
+    show_table(("output", "agreement", "by", "what"), rows, title=title)
 
 
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from prefect_executions.comparison.verdicts import Agreement, OutputVerdict
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
+from prefect_executions.methods import Comparison
 
 LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
 """What a run says of itself, with times and names of its own: told, and not judged."""
@@ -25,6 +26,7 @@ LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
 _SHOWN = 5
 """Differences of one output that are told one by one."""
 _SHORT = 60
+_TABS = "text/tab-separated-values"
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d:?\d\d)?")
 
 
@@ -34,36 +36,71 @@ class _Found(NamedTuple):
 
 
 _NOT_OF_THE_KIND = None
-_Compare = Callable[[bytes, bytes, float], _Found | None]
+_Compare = Callable[[bytes, bytes, Comparison], _Found | None]
 
 
-def compare_output(path: str, media_type: str, before: bytes, after: bytes, *, tolerance: float = 0) -> OutputVerdict:
-    """Return how the output at *path* agrees with the recorded one; *tolerance* is a relative difference of numbers.
+def compare_output(
+    path: str,
+    media_type: str,
+    before: bytes,
+    after: bytes,
+    *,
+    tolerance: float = 0,
+    declared: Comparison | None = None,
+) -> OutputVerdict:
+    """Return how the output at *path* agrees with the recorded one, compared as its Method has *declared*.
 
-    What is not what its name says is compared as text, and what is no text by its bytes alone.
+    *tolerance* is a relative difference of numbers; the larger of it and the declared one counts. What is not
+    what its name says is compared as text, and what is no text by its bytes alone.
     """
     if before == after:
         return OutputVerdict(path=path, agreement=Agreement.SAME, by="bytes")
-    for by, compare in _ways(path, media_type):
-        found = compare(before, after, tolerance)
+    comparison = (declared or Comparison()).at_least(tolerance)
+    for by, compare in _ways(path, media_type, comparison):
+        found = compare(before, after, comparison)
         if found is not _NOT_OF_THE_KIND:
-            if path in LOGS and found.agreement is Agreement.DIFFERS:
-                found = _Found(Agreement.VOLATILE, ("a log, which tells times and is not judged", *found.words))
-            return OutputVerdict(path=path, agreement=found.agreement, by=by, words=found.words)
-    agreement = Agreement.VOLATILE if path in LOGS else Agreement.DIFFERS
-    return OutputVerdict(path=path, agreement=agreement, by="bytes", words=(_of_bytes(before, after),))
+            return judged(path, found.agreement, found.words, by=by, declared=declared)
+    return judged(path, Agreement.DIFFERS, (_of_bytes(before, after),), declared=declared)
 
 
-def _ways(path: str, media_type: str) -> Iterator[tuple[str, _Compare]]:
-    name = path.lower()
+def judged(
+    path: str, agreement: Agreement, words: tuple[str, ...], *, by: str = "bytes", declared: Comparison | None = None
+) -> OutputVerdict:
+    """Return the verdict on an output: one that differs in every run is told and not judged."""
+    if agreement is Agreement.DIFFERS:
+        why = "a log, which tells times and is not judged" if path in LOGS else None
+        if declared is not None and declared.is_volatile:
+            why = "not judged, because the Method declares that it differs in every run"
+        agreement, words = (Agreement.VOLATILE, (why, *words)) if why else (agreement, words)
+    return OutputVerdict(path=path, agreement=agreement, by=by, words=words, declared=declared)
+
+
+def _ways(path: str, media_type: str, comparison: Comparison) -> Iterator[tuple[str, _Compare]]:
+    by = comparison.by or _kind(path.lower(), media_type)
+    if by == "JSON":
+        yield by, _json
+    elif by == "table":
+        yield by, _tabs if media_type == _TABS or path.lower().endswith(".tsv") else _commas
+    elif by == "pixels":
+        yield by, _pixels
+    if by != "bytes":
+        yield "lines", _lines
+
+
+def _kind(name: str, media_type: str) -> str:
     if media_type.endswith("json") or name.endswith(".json"):
-        yield "JSON", _json
-    elif media_type in {"text/csv", "text/tab-separated-values"} or name.endswith((".csv", ".tsv")):
-        tabs = media_type == "text/tab-separated-values" or name.endswith(".tsv")
-        yield "table", _tabs if tabs else _commas
-    elif media_type.startswith("image/") and "svg" not in media_type:
-        yield "pixels", _pixels
-    yield "lines", _lines
+        return "JSON"
+    if media_type in {"text/csv", _TABS} or name.endswith((".csv", ".tsv")):
+        return "table"
+    return "pixels" if media_type.startswith("image/") and "svg" not in media_type else "lines"
+
+
+def _summed_up(differing: Sequence[str], volatile: Sequence[str], noun: str, comparison: Comparison) -> _Found:
+    if differing:
+        return _Found(Agreement.DIFFERS, (*_few(differing, noun), *_few(volatile, noun)))
+    if volatile:
+        return _Found(Agreement.VOLATILE, _few(volatile, noun))
+    return _Found(Agreement.EQUAL, (f"written in another way{_within(comparison)}",))
 
 
 # --- numbers and JSON ------------------------------------------------------------
@@ -79,49 +116,49 @@ def relative_difference(one: float, other: float) -> float:
     return abs(one / larger - other / larger)
 
 
-def _json(before: bytes, after: bytes, tolerance: float) -> _Found | None:
+def _json(before: bytes, after: bytes, comparison: Comparison) -> _Found | None:
     try:
         first, second = (strict_json(data, "output") for data in (before, after))
     except BundleError:
         return _NOT_OF_THE_KIND
     try:
-        drift = list(_json_drift("", first, second, tolerance))
+        drift = list(_json_drift("", first, second, comparison))
     except RecursionError:
         return _NOT_OF_THE_KIND
-    told = [one for one in drift if one.agreement is Agreement.DIFFERS]
-    volatile = [one for one in drift if one.agreement is Agreement.VOLATILE]
-    if told:
-        return _Found(Agreement.DIFFERS, _few([one.words[0] for one in told], "member"))
-    if volatile:
-        return _Found(Agreement.VOLATILE, _few([one.words[0] for one in volatile], "member"))
-    return _Found(Agreement.EQUAL, (f"written in another way{_within(tolerance)}",))
+    differing = [one.words for one in drift if not one.volatile]
+    return _summed_up(differing, [f"{one.words} (volatile)" for one in drift if one.volatile], "member", comparison)
 
 
-def _json_drift(at: str, one: Any, other: Any, tolerance: float) -> Iterator[_Found]:
+class _Drift(NamedTuple):
+    words: str
+    volatile: bool
+
+
+def _json_drift(at: str, one: Any, other: Any, comparison: Comparison, *, volatile: bool = False) -> Iterator[_Drift]:
     if isinstance(one, dict) and isinstance(other, dict):
         for name in [*one, *(name for name in other if name not in one)]:
-            place = f"{at}/{name}"
+            place, changes = f"{at}/{name}", volatile or comparison.is_volatile_part(name)
             if name not in other:
-                yield _Found(Agreement.DIFFERS, (f"{place} is gone",))
+                yield _Drift(f"{place} is gone", changes)
             elif name not in one:
-                yield _Found(Agreement.DIFFERS, (f"{place} is new",))
+                yield _Drift(f"{place} is new", changes)
             else:
-                yield from _json_drift(place, one[name], other[name], tolerance)
+                yield from _json_drift(place, one[name], other[name], comparison, volatile=changes)
     elif isinstance(one, list) and isinstance(other, list):
         if len(one) != len(other):
-            yield _Found(Agreement.DIFFERS, (f"{at or '/'} had {len(one)} items and has {len(other)}",))
+            yield _Drift(f"{at or '/'} had {len(one)} items and has {len(other)}", volatile)
             return
         for number, (first, second) in enumerate(zip(one, other, strict=True)):
-            yield from _json_drift(f"{at}/{number}", first, second, tolerance)
-    elif not _same_value(one, other, tolerance):
+            yield from _json_drift(f"{at}/{number}", first, second, comparison, volatile=volatile)
+    elif not _same_value(one, other, comparison):
         words = f"{at or '/'} was {_short(json.dumps(one))} and is {_short(json.dumps(other))}"
         timed = isinstance(one, str) and isinstance(other, str) and _timeless(one) == _timeless(other)
-        yield _Found(Agreement.VOLATILE if timed else Agreement.DIFFERS, (words,))
+        yield _Drift(words, volatile or timed)
 
 
-def _same_value(one: Any, other: Any, tolerance: float) -> bool:
+def _same_value(one: Any, other: Any, comparison: Comparison) -> bool:
     if _is_number(one) and _is_number(other):
-        return bool(one == other) or _distance(one, other) <= tolerance
+        return bool(one == other) or _near(one, other, comparison)
     return type(one) is type(other) and bool(one == other)
 
 
@@ -129,25 +166,27 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _distance(one: float, other: float) -> float:
+def _near(one: float, other: float, comparison: Comparison) -> bool:
     try:
-        return relative_difference(float(one), float(other))
+        one, other = float(one), float(other)
     except OverflowError:  # an integer beyond all floats
-        return inf
+        return False
+    near = relative_difference(one, other) <= comparison.tolerance
+    return near or abs(one - other) <= comparison.absolute_tolerance
 
 
 # --- tables ----------------------------------------------------------------------
 
 
-def _commas(before: bytes, after: bytes, tolerance: float) -> _Found | None:
-    return _table(before, after, tolerance, ",")
+def _commas(before: bytes, after: bytes, comparison: Comparison) -> _Found | None:
+    return _table(before, after, comparison, ",")
 
 
-def _tabs(before: bytes, after: bytes, tolerance: float) -> _Found | None:
-    return _table(before, after, tolerance, "\t")
+def _tabs(before: bytes, after: bytes, comparison: Comparison) -> _Found | None:
+    return _table(before, after, comparison, "\t")
 
 
-def _table(before: bytes, after: bytes, tolerance: float, delimiter: str) -> _Found | None:
+def _table(before: bytes, after: bytes, comparison: Comparison, delimiter: str) -> _Found | None:
     try:
         tables = [
             list(csv.reader(io.StringIO(data.decode(), newline=""), delimiter=delimiter)) for data in (before, after)
@@ -159,15 +198,17 @@ def _table(before: bytes, after: bytes, tolerance: float, delimiter: str) -> _Fo
     shapes = tuple(_shape_drift(first, second, head, rows, others))
     if shapes:
         return _Found(Agreement.DIFFERS, shapes)
-    words: list[str] = []
+    differing: list[str] = []
+    volatile: list[str] = []
     for number in range(max(map(len, rows), default=0)):
         name = head[number] if head and number < len(head) else str(number + 1)
-        words += _column_drift(
-            name, [row[number : number + 1] for row in rows], [row[number : number + 1] for row in others], tolerance
-        )
-    if words:
-        return _Found(Agreement.DIFFERS, _few(words, "column"))
-    return _Found(Agreement.EQUAL, (f"written in another way{_within(tolerance)}",))
+        one, other = ([row[number : number + 1] for row in some] for some in (rows, others))
+        words = _column_drift(name, one, other, comparison)
+        if comparison.is_volatile_part(name):
+            volatile += [f"{said} (volatile)" for said in words]
+        else:
+            differing += words
+    return _summed_up(differing, volatile, "column", comparison)
 
 
 def _without_head(
@@ -195,19 +236,17 @@ def _shape_drift(
 
 
 def _column_drift(
-    name: str, before: Sequence[list[str]], after: Sequence[list[str]], tolerance: float
+    name: str, before: Sequence[list[str]], after: Sequence[list[str]], comparison: Comparison
 ) -> Iterator[str]:
     differing, largest, others = 0, 0.0, 0
     for one, other in zip(before, after, strict=True):
         if one == other:
             continue
-        numbers = [_number(cell) for cell in (*one, *other)]
-        if None in numbers:
+        numbers = [number for cell in (*one, *other) if (number := _number(cell)) is not None]
+        if len(numbers) != len(one) + len(other):
             differing, others = differing + 1, others + 1
-            continue
-        distance = relative_difference(*(number for number in numbers if number is not None))
-        if distance > tolerance:
-            differing, largest = differing + 1, max(largest, distance)
+        elif not _near(numbers[0], numbers[1], comparison):
+            differing, largest = differing + 1, max(largest, relative_difference(*numbers))
     if differing:
         words = f"column {_short(name)} differs in {differing} of {len(before)} rows"
         numeric = f", largest relative difference {largest:.2g}" if differing > others else ""
@@ -224,7 +263,7 @@ def _number(cell: str) -> float | None:
 # --- pictures --------------------------------------------------------------------
 
 
-def _pixels(before: bytes, after: bytes, tolerance: float) -> _Found | None:  # noqa: ARG001 - colours have steps
+def _pixels(before: bytes, after: bytes, comparison: Comparison) -> _Found | None:  # noqa: ARG001 - colours have steps
     try:
         # An extra of this package; without it pictures are compared by their bytes.
         from PIL import Image  # noqa: PLC0415
@@ -257,7 +296,7 @@ def _chunks(data: bytes, step: int) -> Iterator[bytes]:
 # --- text and bytes --------------------------------------------------------------
 
 
-def _lines(before: bytes, after: bytes, tolerance: float) -> _Found | None:  # noqa: ARG001 - text has no numbers
+def _lines(before: bytes, after: bytes, comparison: Comparison) -> _Found | None:  # noqa: ARG001 - text has no numbers
     try:
         first, second = (data.decode().splitlines() for data in (before, after))
     except UnicodeDecodeError:
@@ -289,8 +328,9 @@ def _few(words: Sequence[str], noun: str) -> tuple[str, ...]:
     return (*islice(words, _SHOWN), *([f"and {more} {noun}{'' if more == 1 else 's'} more"] if more > 0 else []))
 
 
-def _within(tolerance: float) -> str:
-    return f", or within {tolerance:g}" if tolerance else ""
+def _within(comparison: Comparison) -> str:
+    told = [f"{part:g}" for part in (comparison.tolerance, comparison.absolute_tolerance) if part]
+    return f", or within {' or '.join(told)}" if told else ""
 
 
 def _short(text: str) -> str:

@@ -12,6 +12,7 @@ from prefect_executions.comparison.records import Difference, compare
 from prefect_executions.documents import Document, Part
 from prefect_executions.executions import ExecutionRecord
 from prefect_executions.lifecycle import Status
+from prefect_executions.methods import Comparison
 
 
 class Grade(StrEnum):
@@ -59,6 +60,8 @@ class OutputVerdict(Part):
     by: str
     """``bytes``, ``JSON``, ``table``, ``pixels`` or ``lines``."""
     words: tuple[str, ...] = ()
+    declared: Comparison | None = None
+    """How the Method says that it is compared, where it does and the bytes are others."""
 
 
 class Verdict(Document):

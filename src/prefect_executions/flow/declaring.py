@@ -24,6 +24,7 @@ from prefect_executions.flow.running import recorded
 from prefect_executions.methods import (
     MARK,
     SECRET_FORM,
+    Comparison,
     Method,
     OutputDescription,
     check_type,
@@ -68,6 +69,7 @@ class Declaration:
     archive: ArchiveLevel | None = None
     secrets: frozenset[str] = frozenset()
     outputs: Mapping[str, str] | None = None
+    comparisons: Mapping[str, Comparison] | None = None
 
 
 class MethodFlow(Flow[P, R], Generic[P, R]):
@@ -133,6 +135,7 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
             keywords=declared.keywords,
             inputs=inputs_of(self.parameters.model_dump()),
             outputs=_outputs(declared.outputs or {}),
+            comparisons=dict(declared.comparisons) if declared.comparisons else None,
             type=declared.type,
             archive=declared.archive,
             time_limit=self.time_limit,
@@ -189,6 +192,7 @@ def method(
     archive: ArchiveLevel | str | None = None,
     secrets: Sequence[str] = (),
     outputs: Mapping[str, str] | None = None,
+    comparisons: Mapping[str, Comparison] | None = None,
 ) -> Callable[[Callable[P, R]], MethodFlow[P, R]]: ...
 
 
@@ -204,6 +208,7 @@ def method(
     archive: ArchiveLevel | str | None = None,
     secrets: Sequence[str] = (),
     outputs: Mapping[str, str] | None = None,
+    comparisons: Mapping[str, Comparison] | None = None,
 ) -> MethodFlow[P, R] | Callable[[Callable[P, R]], MethodFlow[P, R]]:
     """Declare a function, sync or async, or an existing `@flow`, as a Method.
 
@@ -217,6 +222,7 @@ def method(
         archive: ``full``, ``outputs`` or ``none``; EXECUTIONS_ARCHIVE_LEVEL when left out.
         secrets: Parameters that name a secret; those annotated `SecretStr` always do.
         outputs: Media types of outputs that the Method promises, by name.
+        comparisons: How outputs are compared when it is replayed, by name or pattern (``plots/*.png``).
 
     Returns:
         A real Prefect flow.
@@ -238,6 +244,7 @@ def method(
         archive=level,
         secrets=frozenset(secrets),
         outputs=outputs,
+        comparisons=comparisons,
     )
 
     def declare(declared: Callable[P, R]) -> MethodFlow[P, R]:

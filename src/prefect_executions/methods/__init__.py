@@ -5,6 +5,7 @@ A descriptor Method has modules of its own, which are not loaded for others:
 inputs, `scripts` what is run, `wishes` what the infrastructure is asked for.
 """
 
+from prefect_executions.methods.comparisons import Comparison, comparison_of
 from prefect_executions.methods.describing import (
     METHOD_TYPES,
     AdditionalParameter,
@@ -43,6 +44,7 @@ __all__ = [
     "AdditionalParameter",
     "AdditionalParameters",
     "CodeIdentity",
+    "Comparison",
     "InputDescription",
     "InputFile",
     "Link",
@@ -54,6 +56,7 @@ __all__ = [
     "SourceFile",
     "as_openapi",
     "check_type",
+    "comparison_of",
     "descriptor_in",
     "inputs_of",
     "is_secret_reference",

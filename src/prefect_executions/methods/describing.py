@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from prefect_executions.documents import Document, Part
 from prefect_executions.errors import MethodError
+from prefect_executions.methods.comparisons import Comparison
 from prefect_executions.methods.files import CCP_FILE, FILE_FORMAT
 from prefect_executions.settings import ArchiveLevel
 
@@ -194,6 +195,8 @@ class Method(Document):
     output_transmission: tuple[Literal["value", "reference"], ...] = ("reference",)
     inputs: dict[str, InputDescription] = {}
     outputs: dict[str, OutputDescription] = {}
+    comparisons: dict[str, Comparison] | None = None
+    """How outputs are compared when an execution is replayed, by their names below ``outputs/`` or patterns of them."""
     additional_parameters: AdditionalParameters | None = None
     links: tuple[Link, ...] = ()
     type: str | None = None

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from prefect_executions.errors import MethodError
+from prefect_executions.methods.comparisons import Comparison
 from prefect_executions.methods.describing import AdditionalParameter, InputDescription, Method
 from prefect_executions.methods.forms import is_secret_reference
 from prefect_executions.methods.parsing import Fault, parse, pointer
@@ -33,6 +34,7 @@ _TYPE_WORDS = {
     "int_type": "a whole number is wanted, without quotes",
     "int_from_float": "a whole number is wanted",
     "float_type": "a number is wanted, without quotes",
+    "extra_forbidden": "there is no such member",
 }
 
 
@@ -97,10 +99,13 @@ def _told(name: str, faults: Sequence[Fault]) -> str:
 def _misspelt(document: Mapping[str, Any]) -> Iterator[Fault]:
     """Yield members that have our Python name, which pydantic would take and never write back."""
     inputs, outputs = document.get("inputs"), document.get("outputs")
+    comparisons = document.get("comparisons")
     parts: list[tuple[tuple[str, ...], type[BaseModel], Any]] = [((), Method, document)]
     for kind, told in (("inputs", inputs), ("outputs", outputs)):
         if isinstance(told, dict):
             parts += [((kind, name), InputDescription, one) for name, one in told.items()]
+    if isinstance(comparisons, dict):
+        parts += [(("comparisons", name), Comparison, one) for name, one in comparisons.items()]
     for steps, model, part in parts:
         for python, field in model.model_fields.items():
             alias = field.alias or python

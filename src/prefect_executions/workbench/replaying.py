@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -23,17 +24,13 @@ from prefect_executions.bundles.verifying import DEFAULT_LIMITS, verify
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.bundles.zipreading import ZipReader
 from prefect_executions.capture.staging import stage
-from prefect_executions.comparison.contents import compare_output
-from prefect_executions.comparison.verdicts import Agreement, OutputVerdict, Verdict, judge
+from prefect_executions.comparison.verdicts import Verdict, judge
 from prefect_executions.errors import BundleError, NotAvailableError, RequestError
-from prefect_executions.executions import BundleFile, ExecutionRecord, StagedInput, record_from
+from prefect_executions.executions import ExecutionRecord, StagedInput, record_from
 from prefect_executions.lifecycle import Status
-from prefect_executions.media import media_type
+from prefect_executions.workbench.agreeing import agreements
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.repeating import Again, asked_again, bring_inputs
-
-_COMPARED = 64 << 20
-"""Bytes of an output up to which its content is compared; a larger one by its digest alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,38 +57,19 @@ class Replay:
         verdict = judge(
             self.record,
             bundle.record(),
-            self._outputs(bundle, gathered.files, tolerance),
+            agreements(
+                self.record.job_status.outputs,
+                gathered.files,
+                (partial(_content, self.source), lambda path: (bundle.folder / path).read_bytes()),
+                declared=self.record.method.comparisons,
+                tolerance=tolerance,
+            ),
             status=Status.COMPLETED if well else Status.FAILED,
             tolerance=tolerance,
             manifest_sha256=self.manifest_sha256,
         )
         bundle.write_document(verdict)
         return verdict
-
-    def _outputs(self, bundle: OpenBundle, files: tuple[BundleFile, ...], tolerance: float) -> Iterator[OutputVerdict]:
-        before = {file.path: file for file in self.record.job_status.outputs}
-        after = {file.path: file for file in files}
-        for path in sorted({*before, *after}):
-            if path not in after:
-                yield OutputVerdict(path=path, agreement=Agreement.GONE, by="bytes", words=("it was not written",))
-            elif path not in before:
-                yield OutputVerdict(path=path, agreement=Agreement.NEW, by="bytes", words=("it was not there",))
-            elif before[path].sha256 == after[path].sha256:
-                yield OutputVerdict(path=path, agreement=Agreement.SAME, by="bytes")
-            elif max(before[path].size, after[path].size) > _COMPARED:
-                words = ("too large to be compared by its content",)
-                yield OutputVerdict(path=path, agreement=Agreement.DIFFERS, by="bytes", words=words)
-            else:
-                yield self._compared(bundle, path, tolerance)
-
-    def _compared(self, bundle: OpenBundle, path: str, tolerance: float) -> OutputVerdict:
-        try:
-            recorded = _content(self.source, path)
-        except BundleError as error:
-            return OutputVerdict(path=path, agreement=Agreement.DIFFERS, by="bytes", words=(str(error),))
-        return compare_output(
-            path, media_type(path), recorded, (bundle.folder / path).read_bytes(), tolerance=tolerance
-        )
 
 
 @contextmanager
