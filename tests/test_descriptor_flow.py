@@ -323,6 +323,25 @@ def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(describe
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds a process to CPUs")
+def test_what_a_request_wishes_for_its_scripts_have(described, bundles, monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_CPUS", "1.0")
+    monkeypatch.setenv("EXECUTIONS_MEMORY", str(1 << 30))
+    described("nproc; ulimit -v", undeploy="nproc")()
+
+    assert outputs(bundles.one())["stdout.log"].split() == ["1", str(1 << 20), "1"]
+    plan = json.loads((bundles.one() / "code/plan/1.1/plan.json").read_text())
+    assert plan["request"]["resources"] == {"cpus": 1.0, "memory": 1 << 30}
+
+
+@pytest.mark.parametrize(("wish", "value"), [("CPUS", "0.5"), ("GPUS", "1")])
+def test_a_wish_that_scripts_cannot_have_ends_it_before_they_begin(described, bundles, monkeypatch, wish, value):
+    monkeypatch.setenv(f"EXECUTIONS_{wish}", value)
+    with pytest.raises(PlanError, match=wish.lower()):
+        described("true")()
+    assert phases(bundles.record()) == [("launch", 1), ("destroy", 0)]
+
+
 def test_an_image_is_never_dropped_in_silence(described, bundles):
     with pytest.raises(PlanError, match="image"):
         described(ccpimage={"type": "string", "format": "url", "default": "science/ndvi:1"})()

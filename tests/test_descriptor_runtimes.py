@@ -103,12 +103,15 @@ def test_a_pod_computes_the_same(need, bundles, monkeypatch):
 
 def test_the_record_names_image_and_container_and_where_the_data_was(engine, bundles, tmp_path, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_RUNTIME_IMAGE", IMAGE)
+    monkeypatch.setenv("EXECUTIONS_MEMORY", str(256 << 20))
     described(tmp_path, "pwd; echo $OUTPUTS $INPUTS; cat /tmp/kept", deploy="echo kept > /tmp/kept", ccpimage="")()
     record = bundles.record()
     (run,) = record.instance.runs
 
     assert (bundles.one() / "outputs/stdout.log").read_text() == "/ccp_data\n/ccp_data /ccp_data/inputs\nkept\n"
     assert run.runtime == "docker"
+    plan = json.loads((bundles.one() / "code/plan/1.1/plan.json").read_text())
+    assert plan["spec"]["HostConfig"]["Memory"] == 256 << 20
     assert (run.image, run.image_name) == (engine.inspect_image(IMAGE)["Id"], IMAGE)
     for teller, read in (("metadata/provo.xml", provenance.read), ("ro-crate-metadata.json", crate.read)):
         phases_told = sorted(read((bundles.one() / teller).read_bytes()).phases)

@@ -195,9 +195,22 @@ def test_wishes_become_job_variables_of_the_pools_type(told, pool, client):
             "nano_cpus": 1_500_000_000,
             "device_requests": [{"Driver": "nvidia", "Count": 1, "Capabilities": [["gpu"]]}],
         },
+        "env": OF_SCRIPTS,
     }
     sized = run_of(client, told("submit", "greet", "--pool", kubernetes, *wishes))
-    assert sized.job_variables == {"cpus": 1.5, "memory": 512 << 20, "gpus": 1}
+    assert sized.job_variables == {"cpus": 1.5, "memory": 512 << 20, "gpus": 1, "env": OF_SCRIPTS}
+
+
+OF_SCRIPTS = {"EXECUTIONS_CPUS": "1.5", "EXECUTIONS_MEMORY": str(512 << 20), "EXECUTIONS_GPUS": "1"}
+
+
+def test_what_a_pool_of_processes_cannot_promise_the_scripts_of_a_descriptor_are_told(told, pool, client, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name = pool()
+    told("deploy", "flows/separate_irises/method.yaml", "--pool", name)
+    wishes = ("--cpus", "1.5", "--memory", "512m", "--gpus", "1", "--time-limit", "30m", "--json")
+    run = run_of(client, told("submit", f"separate-irises/{name}", *wishes))
+    assert run.job_variables == {"env": {**OF_SCRIPTS, "EXECUTIONS_TIME_LIMIT": "1800"}}
 
 
 def test_a_wish_that_the_pool_cannot_honour_is_refused_before_a_run_is_created(told, pool, client):

@@ -99,6 +99,14 @@ class Settings(BaseSettings):
     runtime_network: str = Field(
         default="", description="The network of these scripts: one of the Docker engine's, bridge by default, or host."
     )
+    cpus: float | None = Field(
+        default=None,
+        gt=0,
+        description="How many CPUs these scripts may use, each replica for itself; 'executions submit --cpus' sets it. "
+        "Refused where it cannot be held.",
+    )
+    memory: int | None = Field(default=None, gt=0, description="How much memory, in bytes; alike.")
+    gpus: int | None = Field(default=None, gt=0, description="How many GPUs; alike.")
     time_limit: timedelta | None = Field(
         default=None,
         description="How long a Method's code may run, in seconds; a shorter limit of the Method's own holds as well.",

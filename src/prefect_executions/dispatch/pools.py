@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 TIME_LIMIT = "EXECUTIONS_TIME_LIMIT"
 """The variable by which a run is told its time limit, whatever its pool."""
 
+FOR_SCRIPTS = {"cpus": "EXECUTIONS_CPUS", "memory": "EXECUTIONS_MEMORY", "gpus": "EXECUTIONS_GPUS"}
+"""The variables by which the scripts of a descriptor Method are told the other wishes: they may run elsewhere."""
+
 # What the pod gets and what it may use at most, in the base job template of prefect-kubernetes.
 _OF_KUBERNETES = {"cpus": ("cpu_request", "cpu_limit"), "memory": ("memory_request", "memory_limit")}
 _CONTAINERS = ("docker", "kubernetes")  # what the types of such pools end with, our own as well as Prefect's
@@ -63,11 +66,15 @@ def with_image(pool: WorkPool, image: str | None, given: Mapping[str, Any]) -> d
     return dict(given)
 
 
-def wished(pool: WorkPool, resources: Resources, standing: Mapping[str, Any]) -> dict[str, Any]:
+def wished(
+    pool: WorkPool, resources: Resources, standing: Mapping[str, Any], *, of_scripts: bool = False
+) -> dict[str, Any]:
     """Return the job variables that say *resources* in the words of *pool*.
 
     A variable ``cpus``, ``memory`` (bytes) or ``gpus`` of its base job template goes
-    before what the pool's type has. The time limit is held by the run itself.
+    before what the pool's type has. The time limit is held by the run itself, and
+    other wishes by what runs its scripts, where it is *of_scripts* and its pool
+    promises nothing.
     *standing* are the deployment's own job variables, of which Prefect replaces
     each by one of the same name.
 
@@ -80,13 +87,16 @@ def wished(pool: WorkPool, resources: Resources, standing: Mapping[str, Any]) ->
     others = {name: value for name, value in wishes.items() if name not in told}
     for name in [name for name in others if set(_OF_KUBERNETES.get(name, ("-",))) <= _variables(pool).keys()]:
         told |= dict.fromkeys(_OF_KUBERNETES[name], str(others.pop(name)))
-    if others and not pool.type.endswith("docker"):
+    shared = engine.shares_its_worker(pool.type)
+    if others and not pool.type.endswith("docker") and not (shared and of_scripts):
         raise RequestError(_refusal(pool, others))
-    if others:
+    if others and not shared:
         told |= _of_docker(others, standing.get("container_create_kwargs") or _default(pool, "container_create_kwargs"))
+    # A file of Python may hold a descriptor's Method too; only at a process pool it makes a difference.
+    env = {FOR_SCRIPTS[name]: f"{value}" for name, value in wishes.items()} if of_scripts or not shared else {}
     if resources.time_limit is not None:
-        told["env"] = {TIME_LIMIT: f"{resources.time_limit:g}"}
-    return told
+        env[TIME_LIMIT] = f"{resources.time_limit:g}"
+    return {**told, "env": env} if env else told
 
 
 def _of_docker(wishes: Mapping[str, Any], creating: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -104,7 +114,7 @@ def _refusal(pool: WorkPool, wishes: Mapping[str, Any]) -> str:
     cure = (
         "Make the pool with the base job template in deployments/kubernetes/, which has them as variables."
         if runs_containers(pool)
-        else "Its runs share what their worker has. Choose a docker or kubernetes work pool."
+        else "Its runs share what their worker has. Choose a docker or kubernetes work pool, or deploy a descriptor."
     )
     return f"The work pool '{pool.name}' of type {pool.type} cannot promise {', '.join(wishes)}. {cure}"
 

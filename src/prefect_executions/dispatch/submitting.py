@@ -18,6 +18,7 @@ from prefect_executions.dispatch.deploying import check_parameters, need_server
 from prefect_executions.dispatch.pools import wished, work_pool
 from prefect_executions.errors import ExecutionsError, NotFoundError, RequestError
 from prefect_executions.lifecycle import Status
+from prefect_executions.methods import descriptor_in
 from prefect_executions.runtimes import Resources
 from prefect_executions.workbench.reading import Reader
 
@@ -174,4 +175,6 @@ def _variables(deployment: DeploymentResponse, name: str, resources: Resources) 
         return {}
     if deployment.work_pool_name is None:
         raise RequestError(f"'{name}' is served by a process and has no work pool, so it takes no wishes for resources")
-    return wished(work_pool(deployment.work_pool_name), resources, deployment.job_variables or {})
+    of_scripts = descriptor_in(deployment.entrypoint or "") is not None
+    standing = deployment.job_variables or {}
+    return wished(work_pool(deployment.work_pool_name), resources, standing, of_scripts=of_scripts)

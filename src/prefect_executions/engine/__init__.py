@@ -13,6 +13,7 @@ from prefect_executions.engine.asking import (
     infrastructure,
     placed,
     seen,
+    shares_its_worker,
 )
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
@@ -73,6 +74,7 @@ __all__ = [
     "seen",
     "server_time",
     "set_cancelled",
+    "shares_its_worker",
     "show_progress",
     "states",
     "steps",

@@ -96,6 +96,11 @@ def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructu
     )
 
 
+def shares_its_worker(kind: str | None) -> bool:
+    """Whether a run on infrastructure of this type has no limits of its own: a process, served or started by hand."""
+    return kind is None or kind in {"direct", "serve"} or kind.endswith("process")
+
+
 def placed(instance: Instance, run: FlowRun) -> Instance:
     """Return *instance* with the container, pod and node that the worker of *run* saw, where the run did not."""
     labels = run.labels or {}

@@ -16,6 +16,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+from prefect_executions import engine
 from prefect_executions.bundles.leaving import INPUTS
 from prefect_executions.executions import ScriptRun
 from prefect_executions.flow.declared import Declared
@@ -24,6 +25,7 @@ from prefect_executions.flow.running import Recording
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, remark
 from prefect_executions.methods.wishes import wishes_of
 from prefect_executions.phases import Phase
+from prefect_executions.runtimes import Resources
 
 _LOOK = 0.2
 _WHEN_STOPPED = 25.0
@@ -72,9 +74,18 @@ def _order(recording: Recording, bound: inspect.BoundArguments) -> Order:
         settings=recording.settings,
         attempt=recording.execution.metadata.attempt if recording.execution else 1,
         image=wishes.image,
-        time_limit=min((limit for limit in (recording.limit, wishes.time_limit) if limit), default=None),
+        resources=_resources(recording, wishes.time_limit),
         replicas=wishes.replicas,
     )
+
+
+def _resources(recording: Recording, time_limit: float | None) -> Resources:
+    """Return what each run of scripts may use; a process in a container of its own has the container's limits."""
+    settings, record = recording.settings, recording.record
+    longest = min((limit for limit in (recording.limit, time_limit) if limit), default=None)
+    if settings.runtime == "process" and record and not engine.shares_its_worker(record.infrastructure.type):
+        return Resources(time_limit=longest)
+    return Resources(cpus=settings.cpus, memory=settings.memory, gpus=settings.gpus, time_limit=longest)
 
 
 def _files(recording: Recording) -> Iterator[tuple[str, Path]]:

@@ -68,7 +68,7 @@ class Order:
     settings: Settings
     attempt: int
     image: str | None
-    time_limit: float | None
+    resources: Resources
     replicas: int
 
 
@@ -174,7 +174,7 @@ class Replica(threading.Thread):
     def _begin(self, runtime: Runtime, scripts: Scripts, *names: str) -> Run:
         order = self._order
         undeploying = UNDEPLOY in names
-        limit = order.time_limit
+        limit = order.resources.time_limit
         if undeploying and self._stopping.is_set():
             limit = min(limit or _UNDEPLOY_WHEN_STOPPED, _UNDEPLOY_WHEN_STOPPED)
         several = {
@@ -193,7 +193,7 @@ class Replica(threading.Thread):
                 environment={**scripts.environment, **self._further()},
                 secrets=dict(scripts.secrets),
                 image=self._image,
-                resources=Resources(time_limit=limit),
+                resources=order.resources.model_copy(update={"time_limit": limit}),
             ),
         )
         with self._lock:
@@ -246,7 +246,7 @@ class Replica(threading.Thread):
         if end.status is RunStatus.SUCCEEDED:
             return None
         if end.status is RunStatus.EXPIRED:
-            return TimeoutError(f"{script} ran into the time limit of {self._order.time_limit:g} s")
+            return TimeoutError(f"{script} ran into the time limit of {self._order.resources.time_limit:g} s")
         if end.status is RunStatus.LOST:
             return InfrastructureError(f"{script} was lost: {end.why}")
         why = f" ({end.why})" if end.why else ""
