@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from prefect_executions.cli import app, codes, main
 from prefect_executions.cli.asking import moment, parameters
-from prefect_executions.cli.examining import fastapi_break, sqlalchemy_break
+from prefect_executions.cli.examining import fastapi_break, runtime_findings, sqlalchemy_break
 from prefect_executions.cli.showing import as_text, how_large, how_long, safe
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle import Status
+from prefect_executions.settings import Settings
 from records import EXECUTION_ID, NOON, OUTPUTS
 from scenes import forget_flows
 
@@ -507,6 +508,47 @@ def test_the_doctor_knows_the_sqlalchemy_with_which_schedules_do_not_fire():
         *["warn"] * 3,
     ]
     assert "schedule" in sqlalchemy_break("2.1.9").found
+
+
+@pytest.mark.parametrize(
+    ("given", "outcomes", "words"),
+    [
+        ({}, ["ok"], "process can run scripts"),
+        ({"CPUS": "1"}, ["ok"], "process can run scripts"),
+        ({"GPUS": "1"}, ["fail"], "gpus"),
+        ({"RUNTIME_IMAGE": "awk:1"}, ["warn", "ok"], "no use for it"),
+        ({"RUNTIME": "dokcer"}, ["fail"], "choose one of process, docker, kubernetes"),
+        ({"RUNTIME": "docker"}, ["fail"], "Docker engine"),
+        ({"RUNTIME": "kubernetes"}, ["fail"], "No Kubernetes cluster"),
+    ],
+)
+def test_the_doctor_tells_whether_scripts_can_be_run(given, outcomes, words, monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    for name, value in given.items():
+        monkeypatch.setenv(f"EXECUTIONS_{name}", value)
+    found = list(runtime_findings(Settings.read()))
+    assert [one.outcome for one in found] == outcomes
+    assert words in found[0].found
+    assert all(one.advice for one in found if one.outcome != "ok")
+
+
+@pytest.mark.parametrize(
+    ("image", "outcome", "words"),
+    [
+        ("executions-test", "ok", "in executions-test"),
+        ("", "warn", "refused"),
+        ("no:1", "warn", "docker pull no:1"),
+    ],
+)
+def test_the_doctor_tells_whether_the_image_is_there(need, image, outcome, words, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", need("EXECUTIONS_TEST_DOCKER", "a Docker engine"))
+    told = {"RUNTIME": "docker", "RUNTIME_IMAGE": image, "RUNTIME_NETWORK": "host"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"EXECUTIONS_{name}", value)
+    (found,) = runtime_findings(Settings.read())
+    assert found.outcome == outcome
+    assert words in found.found + found.advice
 
 
 @pytest.mark.long

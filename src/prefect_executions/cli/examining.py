@@ -10,14 +10,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
-from typing import Literal, NamedTuple
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prefect_executions.cli.asking import DEFAULTS, workbench
 from prefect_executions.cli.showing import how_large
-from prefect_executions.errors import ExecutionsError
+from prefect_executions.errors import ExecutionsError, PlanError
 from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect_executions.runtimes import Runtime
 
 PATIENCE = timedelta(seconds=20)
 """How long the archive may take to answer."""
@@ -73,6 +79,7 @@ def examine() -> Iterator[Finding]:
     yield from _workbench(settings)
     yield from _guarded("archive", lambda: _archive(settings))
     yield from _guarded("ledger", lambda: _ledger(settings))
+    yield from _guarded("runtime", lambda: runtime_findings(settings))
     yield from _programs()
 
 
@@ -218,6 +225,71 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "ledger", f"{shown(settings.ledger_url)}, revision {HEAD}")
     if waiting:
         yield Finding("warn", "pending", f"{waiting} executions wait for the archive", "Run: executions settle --once")
+
+
+_RUNTIME_CURES = {
+    "process": "Set EXECUTIONS_RUNTIME to process, docker or kubernetes.",
+    "docker": "Start Docker, or set DOCKER_HOST to an engine that this user may ask.",
+    "kubernetes": "Set KUBECONFIG to a file that names a cluster which lets this user make Jobs (docs/runtimes.md).",
+}
+
+
+def runtime_findings(settings: Settings) -> Iterator[Finding]:
+    """Tell whether the scripts of a descriptor Method could be run as these settings say; nothing is started."""
+    # Start-up time of the CLI: the client of an engine comes with it.
+    from prefect_executions.runtimes import Wish, open_runtime  # noqa: PLC0415
+
+    with TemporaryDirectory() as folder:
+        state = Path(folder).resolve()
+        try:
+            runtime = open_runtime(settings.runtime, state=state, open_network=settings.runtime_network or None)
+        except ExecutionsError as error:
+            cure = _RUNTIME_CURES.get(settings.runtime, _RUNTIME_CURES["process"])
+            yield Finding("fail", "runtime", str(error), cure)
+            return
+        with closing(runtime):
+            in_images = Wish.IMAGE in runtime.honours
+            if not in_images:
+                yield from _unused(settings)
+            if in_images and not settings.runtime_image:
+                found = f"{runtime.name} answers; a Method that names no image is refused"
+                yield Finding("warn", "runtime", found, "Set EXECUTIONS_RUNTIME_IMAGE to the image of such Methods.")
+            else:
+                yield _planned(runtime, settings, state)
+
+
+def _unused(settings: Settings) -> Iterator[Finding]:
+    for name in ("runtime_image", "runtime_network"):
+        if getattr(settings, name):
+            variable = f"EXECUTIONS_{name.upper()}"
+            found = f"{variable} is set, and the runtime '{settings.runtime}' has no use for it"
+            cure = f"Set EXECUTIONS_RUNTIME to docker or kubernetes, or unset {variable}."
+            yield Finding("warn", "runtime", found, cure)
+
+
+def _planned(runtime: Runtime, settings: Settings, folder: Path) -> Finding:
+    # As above.
+    from prefect_executions.runtimes import Pull, Resources, RunRequest  # noqa: PLC0415
+
+    image = settings.runtime_image if runtime.name != "process" else ""
+    request = RunRequest(
+        id="doctor",
+        execution_id="doctor",
+        script="true",
+        data=folder,
+        image=image or None,
+        pull=Pull.NEVER,
+        resources=Resources(cpus=settings.cpus, memory=settings.memory, gpus=settings.gpus),
+    )
+    try:
+        runtime.compile(request, folder / "plan")
+    except PlanError as error:
+        reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
+        if reasons.startswith(f"image: {image} is not here"):
+            found = f"{runtime.name} answers; {image} is not here, and the first run pulls it"
+            return Finding("warn", "runtime", found, f"Pull it now: docker pull {image}")
+        return Finding("fail", "runtime", reasons, "Correct the setting that begins with EXECUTIONS_ and names it.")
+    return Finding("ok", "runtime", f"{runtime.name} can run scripts{f' in {image}' if image else ''}")
 
 
 def _programs() -> Iterator[Finding]:
