@@ -13,6 +13,7 @@ from PIL import Image
 
 from prefect_executions.comparison.contents import compare_output, relative_difference
 from prefect_executions.comparison.verdicts import GRADES, Agreement, Grade, OutputVerdict, Verdict, judge
+from prefect_executions.executions import ScriptRun
 from prefect_executions.lifecycle import Status
 from prefect_executions.media import media_type
 from prefect_executions.methods import Comparison
@@ -227,6 +228,27 @@ def test_each_grade_holds_those_before_it():
     assert repeated.environment == ("numpy was 2.3.1 and is 2.4.0",)
     assert graded(a_record(), Agreement.DIFFERS).grade is Grade.RECOMPUTE
     assert graded(a_record(), Agreement.VOLATILE).grade is Grade.REPRODUCE
+
+
+def ran_in(*images):
+    runs = [ScriptRun(id="a", task="a", runtime="docker", image=one, image_digest=digest) for one, digest in images]
+    return a_record(instance=an_instance(runs=tuple(runs)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (("sha256:a", None), ("sha256:a", "r@sha256:d"), ()),
+        (("sha256:a", "r@sha256:d"), ("sha256:other-store", "r@sha256:d"), ()),
+        (("sha256:a", None), ("sha256:b", None), ("the image of the scripts was sha256:a and is sha256:b",)),
+        (("sha256:a", None), (None, None), ("the image of the scripts was sha256:a and is no container",)),
+        ((None, None), (None, None), ()),
+    ],
+)
+def test_scripts_in_another_image_ran_in_another_environment(before, after, words):
+    verdict = judge(ran_in(before), ran_in(after), [], status=Status.COMPLETED)
+    assert verdict.environment == words
+    assert verdict.grade is (Grade.REPEAT if words else Grade.REPRODUCE)
 
 
 @pytest.mark.parametrize("agreement", list(Agreement))

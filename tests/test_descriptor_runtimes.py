@@ -21,8 +21,10 @@ from homes import Bundles, holding
 from journeys import command, program, waited
 from prefect_executions import Method, crate, provenance
 from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.cli import main
 from prefect_executions.errors import InfrastructureError, ScriptError
 from prefect_executions.lifecycle import Happening, Reason, Status
+from prefect_executions.workbench import pending
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
@@ -125,6 +127,45 @@ def test_the_record_names_image_and_container_and_where_the_data_was(engine, bun
         }
     assert (run.node, run.image_digest) == (engine.info()["Name"], None)
     assert len(run.container) == 64
+
+
+def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_gone(
+    engine, bundles, tmp_path, monkeypatch, capsys
+):
+    first = _image(engine, "first")
+    described(tmp_path, "echo $BUILD > build.txt", ccpimage=_NAME)()
+    pending.finish()
+    second = _image(engine, "second")
+    assert engine.inspect_image(_NAME)["Id"] == second
+    recorded = bundles.record()
+    assert recorded.instance.runs[0].image == first
+    (tmp_path / "method.json").unlink()
+    monkeypatch.setenv("EXECUTIONS_RUNTIME", "process")
+
+    assert main(["replay", recorded.id, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"]["environment"] == []
+    folder = next(one for one in bundles.folders() if one.name == told["id"])
+    assert bundles.record(folder).instance.runs[0].image == first
+    pending.finish()
+
+    engine.remove_image(first, force=True)
+    assert main(["replay", recorded.id]) == 3
+    said = capsys.readouterr().err
+    assert "nothing was run" in said
+    assert f"image: the runtime 'docker' has not got {_NAME} ({first})" in said
+    engine.remove_image(second, force=True)
+
+
+_NAME = "executions-replayed:1"
+
+
+def _image(engine: APIClient, build: str) -> str:
+    """Give the name to a new image, and return its id."""
+    container = engine.create_container(IMAGE, ["true"], host_config=engine.create_host_config(network_mode="none"))
+    made = engine.commit(container["Id"], *_NAME.split(":"), changes=[f"ENV BUILD={build}"])
+    engine.remove_container(container["Id"])
+    return made["Id"]
 
 
 @pytest.mark.parametrize("how", ["fails", "expires", "cancelled"])

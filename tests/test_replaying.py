@@ -16,12 +16,13 @@ from prefect_executions.bundles.sources import FolderSource
 from prefect_executions.cli import main
 from prefect_executions.comparison.verdicts import Agreement, Grade, Verdict
 from prefect_executions.errors import BundleError, NotAvailableError, RequestError
+from prefect_executions.executions import ScriptRun
 from prefect_executions.methods import Comparison, InputDescription
 from prefect_executions.workbench import pending
 from prefect_executions.workbench.comparing import compare_executions
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.replaying import replay_of, replayable, requirements_of
-from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input
+from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input, an_instance
 
 METHOD = '''
 from prefect_executions import InputFile, current_execution, method
@@ -85,6 +86,17 @@ def test_all_that_is_missing_is_named_before_anything_runs(replayed, tmp_path):
     assert "nothing was run" in message
     for part in ("lost.py", "input 'gone'", "input 'changed' is kept by reference only", "-p token=BLOCK"):
         assert part in message
+
+
+def test_an_image_that_is_not_to_be_had_is_named_before_anything_runs(replayed, tmp_path, monkeypatch):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-engine")
+    image = {"image": f"sha256:{'a' * 64}", "image_name": "science/coins:1"}
+    run = ScriptRun(id="a", task="a", runtime="docker", **image)
+    with (
+        pytest.raises(NotAvailableError, match=rf"nothing was run:\n  image: science/coins:1 \({image['image']}\)"),
+        replayed(instance=an_instance(runs=(run,))),
+    ):
+        pass
 
 
 def test_an_input_kept_by_reference_is_taken_where_it_still_is_the_same(replayed, tmp_path):

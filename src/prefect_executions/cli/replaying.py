@@ -25,6 +25,7 @@ from prefect_executions.cli.showing import (
     working,
 )
 from prefect_executions.errors import RequestError
+from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.bundles.writing import OpenBundle
@@ -68,8 +69,11 @@ def replay(
     from prefect_executions.comparison.verdicts import Grade  # noqa: PLC0415
     from prefect_executions.workbench.replaying import replay_of, replayable  # noqa: PLC0415
 
-    edits = parameters(param, params)
-    with replayable(reader(), target) as (record, source), replay_of(record, source, edits) as ready:
+    edits, settings = parameters(param, params), Settings.read()
+    with (
+        replayable(reader(settings), target) as (record, source),
+        replay_of(record, source, edits, runtime=settings.runtime) as ready,
+    ):
         if isolated:
             return _elsewhere(ready, target, edits, tolerance, grade, as_json=as_json)
         return _here(ready, tolerance, Grade(grade), as_json=as_json)
@@ -136,7 +140,13 @@ def _here(ready: Replay, tolerance: float, grade: Any, *, as_json: bool) -> int:
     sys.path[:0] = ready.paths
     tags = [ready.again.relative.tag]
     flow, ran = ran_here(
-        ready.entrypoint, ready.again.parameters, tags=tags, gathered=judged, quiet=False, as_json=as_json
+        ready.entrypoint,
+        ready.again.parameters,
+        tags=tags,
+        gathered=judged,
+        image=ready.image,
+        quiet=False,
+        as_json=as_json,
     )
     if ran.execution_id is None or not verdicts:
         return tell_unrecorded(flow, ran, quiet=False, as_json=as_json)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prefect_executions.executions import ExecutionRecord
     from prefect_executions.flow import MethodFlow
     from prefect_executions.flow.entrypoints import Ran
+    from prefect_executions.workbench.images import ExactImage
     from prefect_executions.workbench.reading import Standing
 
 
@@ -64,13 +65,17 @@ def ran_here(
     *,
     tags: Sequence[str],
     gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
+    image: ExactImage | None = None,
     quiet: bool,
     as_json: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
-    """Run the Method at *entrypoint* in this process; *gathered* gets its bundle before it is sealed."""
+    """Run the Method at *entrypoint* in this process; *gathered* gets its bundle before it is sealed.
+
+    Scripts run in *image*, if one is given.
+    """
     set_defaults()
     with _result_alone(redirected=quiet or as_json, silent=quiet):
-        found = _run(entrypoint, given, tags, gathered, quiet=quiet)
+        found = _run(entrypoint, given, tags, gathered, image, quiet=quiet)
     if quiet:
         # The embedded server says good-bye at the end of the process; by now the record is kept.
         logging.getLogger("prefect").setLevel(logging.WARNING)
@@ -82,6 +87,7 @@ def _run(
     given: Mapping[str, Any],
     tags: Sequence[str],
     gathered: Callable[[OpenBundle, BaseException | None], None],
+    image: ExactImage | None,
     *,
     quiet: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
@@ -98,7 +104,7 @@ def _run(
     with working(doing, quiet=quiet or bool(api)):
         engine.greet()
     begun = partial(_say_begun, quiet=quiet)
-    return flow, run_method(flow, given, tags=tags, begun=begun, gathered=gathered)
+    return flow, run_method(flow, given, tags=tags, begun=begun, gathered=gathered, image=image)
 
 
 def _say_begun(execution_id: str, *, quiet: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from prefect_executions.comparison.records import Difference, compare
 from prefect_executions.documents import Document, Part
-from prefect_executions.executions import ExecutionRecord
+from prefect_executions.executions import ExecutionRecord, ScriptRun
 from prefect_executions.lifecycle import Status
 from prefect_executions.methods import Comparison
 
@@ -120,7 +120,10 @@ def judge(
     by_part = {
         "inputs": tuple(_in_words(one) for one in told if one.part == "inputs"),
         "code": tuple(_other_code(before, after)),
-        "environment": tuple(_in_words(one) for one in told if _is_environment(one)),
+        "environment": (
+            *(_in_words(one) for one in told if _is_environment(one)),
+            *_other_images(before.instance.runs or (), after.instance.runs or ()),
+        ),
     }
     outputs = tuple(outputs)
     same_method = before.method.id == after.method.id and status is Status.COMPLETED
@@ -150,6 +153,18 @@ def _other_code(before: ExecutionRecord, after: ExecutionRecord) -> Iterator[str
     for file in files:
         if file.sha256 not in known:
             yield f"{file.path} is none of the recorded files"
+
+
+def _other_images(before: Sequence[ScriptRun], after: Sequence[ScriptRun]) -> Iterator[str]:
+    """In what scripts ran that is none of the recorded images; an image is the same by its id or by its digest."""
+    known = frozenset().union(*map(_image_of, before))
+    others = {max(_image_of(run)) for run in after if known.isdisjoint(_image_of(run))}
+    for other in sorted(others) if known else ():
+        yield f"the image of the scripts was {', '.join(sorted(known))} and is {other}"
+
+
+def _image_of(run: ScriptRun) -> frozenset[str]:
+    return frozenset(filter(None, (run.image, run.image_digest))) or frozenset({"no container"})
 
 
 def _is_environment(one: Difference) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.flow.current import current_id
+from prefect_executions.workbench.images import ExactImage
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -21,6 +22,8 @@ class Door(NamedTuple):
     begun: Callable[[str], None]
     gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None
     """Called when the outputs are gathered and the bundle is not sealed, with what the Method raised."""
+    image: ExactImage | None = None
+    """What the scripts of the Method are to run in, whatever is asked of it otherwise."""
 
 
 door: ContextVar[Door | None] = ContextVar("door", default=None)
@@ -31,6 +34,12 @@ def knock(execution_id: str) -> None:
     waiting = door.get()
     if waiting is not None and current_id() is None:  # a Method that another calls was not asked for
         waiting.begun(execution_id)
+
+
+def image_asked() -> ExactImage | None:
+    """Return the image that the door wants the Method's scripts to run in, if there is one."""
+    waiting = door.get()
+    return waiting.image if waiting is not None and current_id() is None else None
 
 
 def hand_over(bundle: OpenBundle, error: BaseException | None) -> None:

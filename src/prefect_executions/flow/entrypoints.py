@@ -18,6 +18,7 @@ from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.declaring import MethodFlow, method
 from prefect_executions.flow.door import Door, door
 from prefect_executions.methods import descriptor_in
+from prefect_executions.workbench.images import ExactImage
 
 
 class Ran(NamedTuple):
@@ -82,11 +83,13 @@ def run_method(
     begun: Callable[[str], None],
     gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
     tags: Sequence[str] = (),
+    image: ExactImage | None = None,
 ) -> Ran:
     """Run *flow* here and now, with the process's own streams kept, and return what became of it.
 
     *begun* is told the execution's id as soon as its record is open; *gathered* gets its bundle
-    when the outputs are gathered and nothing is sealed. The flow run gets *tags*.
+    when the outputs are gathered and nothing is sealed. The flow run gets *tags*, and the scripts
+    of a descriptor Method run in *image*, if one is given.
 
     Raises:
         RequestError: If a parameter is unknown or missing; nothing was created then.
@@ -99,7 +102,7 @@ def run_method(
         begun(execution_id)
 
     _check_names(flow, parameters)
-    token = door.set(Door(begun=tell, gathered=gathered))
+    token = door.set(Door(begun=tell, gathered=gathered, image=image))
     try:
         with prefect.tags(*tags):
             answer = flow(**parameters)

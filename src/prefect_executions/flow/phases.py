@@ -63,7 +63,7 @@ def _order(recording: Recording, bound: inspect.BoundArguments) -> Order:
         if value is not None or (name in method.inputs and method.inputs[name].json_schema.get("nullable"))
     }
     secrets = {name: given.pop(name) for name in method.secrets & given.keys()}
-    wishes = wishes_of(given)
+    wishes, exact = wishes_of(given), recording.image
     return Order(
         bundle=bundle,
         method=method,
@@ -73,7 +73,7 @@ def _order(recording: Recording, bound: inspect.BoundArguments) -> Order:
         mask=recording.mask,
         settings=recording.settings,
         attempt=recording.execution.metadata.attempt if recording.execution else 1,
-        image=wishes.image,
+        image=exact.name if exact else wishes.image,
         resources=_resources(recording, wishes.time_limit),
         replicas=wishes.replicas,
     )

@@ -37,7 +37,7 @@ from prefect_executions.flow import events, logs
 from prefect_executions.flow.continuing import Turn, continued
 from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.door import hand_over, knock, owns_process
+from prefect_executions.flow.door import hand_over, image_asked, knock, owns_process
 from prefect_executions.flow.following import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, seen_late, the_workbench
@@ -94,7 +94,9 @@ class Recording:
         self.bound = bound
         self.retries = context.flow.retries if context.flow else 0
         self.log = flow_run_logger(self.run, context.flow)
-        self.settings = Settings.read()
+        self.image = image_asked()
+        chosen = {"runtime": self.image.runtime} if self.image else {}
+        self.settings = Settings.read().model_copy(update=chosen)
         self.workbench = the_workbench(self.settings)
         self.mask = SecretMask()
         self.meter = Meter()

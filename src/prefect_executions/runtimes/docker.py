@@ -100,6 +100,14 @@ class DockerRuntime:
         plan.write(into)
         return plan
 
+    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:
+        """Return the name of exactly this image, which is pulled by its digest if the engine has not got it."""
+        with asking(f"the image {digest or image_id}"):
+            for name in (digest, image_id):
+                if name is not None and self._has(name):
+                    return name
+            return digest if digest is not None and self._problem_of_pulling(digest) is None else None
+
     def run(self, plan: Plan) -> ContainerRun:
         """Start the container of *plan*; return once it has begun."""
         values = environment_of(plan)
@@ -160,13 +168,23 @@ class DockerRuntime:
                 self._pull(request, name)
                 return dict(_typed(self._api).inspect_image(name))
 
-    def _pull(self, request: RunRequest, name: str) -> None:
+    def _has(self, name: str) -> bool:
+        try:
+            _typed(self._api).inspect_image(name)
+        except ImageNotFound:
+            return False
+        return True
+
+    def _problem_of_pulling(self, name: str) -> str | None:
         repository, tag = parse_repository_tag(name)
         try:
             told = list(self._api.pull(repository, tag=tag or "latest", stream=True, decode=True))
-            problem = next((str(one["error"]) for one in told if "error" in one), None)
         except APIError as error:
-            problem = str(error.explanation)
+            return str(error.explanation)
+        return next((str(one["error"]) for one in told if "error" in one), None)
+
+    def _pull(self, request: RunRequest, name: str) -> None:
+        problem = self._problem_of_pulling(name)
         if problem is None:
             return
         if _NOT_THERE.search(problem):

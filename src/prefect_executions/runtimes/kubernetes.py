@@ -95,6 +95,10 @@ class KubernetesRuntime:
         plan.write(into)
         return plan
 
+    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a node pulls by digest
+        """Return *digest*: whether it can be pulled shows when a pod is started."""
+        return digest
+
     def run(self, plan: Plan) -> PodRun:
         """Create the Job of *plan*, and return; its pod gets its data as soon as it waits for it."""
         environment_of(plan)  # refuses a plan without its secrets

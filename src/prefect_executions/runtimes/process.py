@@ -104,6 +104,10 @@ class ProcessRuntime:
         plan.write(into)
         return plan
 
+    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a process has none
+        """Return None."""
+        return None
+
     def run(self, plan: Plan) -> ProcessRun:
         """Start the script of *plan*; return once it has begun."""
         environment = {name: os.environ[name] for name in plan.spec["inherited"] if name in os.environ}

@@ -144,5 +144,14 @@ class Runtime(Protocol):
             NotFoundError: If there is none.
         """
 
+    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:
+        """Return a name of exactly the image with this id or *digest* (``repository@sha256:…``).
+
+        It is pulled by its digest if it is not there; None when it is not to be had. A cluster pulls when it runs it.
+
+        Raises:
+            InfrastructureError: If the infrastructure is away.
+        """
+
     def close(self) -> None:
         """Close the connections, if there are any; runs go on."""

@@ -29,6 +29,7 @@ from prefect_executions.errors import BundleError, NotAvailableError, RequestErr
 from prefect_executions.executions import ExecutionRecord, StagedInput, record_from
 from prefect_executions.lifecycle import Status
 from prefect_executions.workbench.agreeing import agreements
+from prefect_executions.workbench.images import ExactImage, exact_image
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.repeating import Again, asked_again, bring_inputs
 
@@ -44,6 +45,8 @@ class Replay:
     entrypoint: str
     paths: tuple[str, ...]
     """The folders that its modules are imported from."""
+    image: ExactImage | None = None
+    """The image that its scripts ran in, at hand."""
 
     def verdict(self, bundle: OpenBundle, *, tolerance: float, well: bool) -> Verdict:
         """Write the verdict into *bundle*, whose outputs are gathered and which is not sealed, and return it.
@@ -97,8 +100,12 @@ def replayable(reader: Reader, target: str) -> Iterator[tuple[ExecutionRecord, S
 
 
 @contextmanager
-def replay_of(record: ExecutionRecord, source: Source, edits: Mapping[str, Any]) -> Iterator[Replay]:
+def replay_of(
+    record: ExecutionRecord, source: Source, edits: Mapping[str, Any], *, runtime: str = "process"
+) -> Iterator[Replay]:
     """Put the code and inputs of *record* into a folder of their own, for as long as the context lasts.
+
+    *runtime* is what the operator chose for scripts.
 
     Raises:
         NotAvailableError: If something is missing; the message names all of it.
@@ -116,6 +123,10 @@ def replay_of(record: ExecutionRecord, source: Source, edits: Mapping[str, Any])
             again = asked_again(record, edits, places)
         except RequestError as error:
             missing.append(str(error))
+        try:
+            image = exact_image(record, runtime, folder / "runtime")
+        except NotAvailableError as error:
+            missing.append(str(error))
         if missing:
             told = "\n  ".join(missing)
             raise NotAvailableError(f"execution {record.id} cannot be replayed; nothing was run:\n  {told}")
@@ -127,6 +138,7 @@ def replay_of(record: ExecutionRecord, source: Source, edits: Mapping[str, Any])
             again=again,
             entrypoint=f"{folder / layout.CODE}/{_entry(record)}",
             paths=tuple(dict.fromkeys(str(folder / root) for root in _roots(record))),
+            image=image,
         )
 
 
