@@ -33,8 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.fixture(scope="module")
 def cases(world: World) -> Mapping[str, Case]:
     """Kill runs at some steps, close the archive to another, and settle once for all."""
-    steps = kills.steps_of(world)
-    told = {step: kills.killed_at(world, steps, step) for step in SAMPLE}
+    told = {step: kills.killed_at(world, step) for step in SAMPLE}
     with ExitStack() as stack:
         closed = {harm.step: harm for harm in harms.closed_folders(world, stack) if "archive" in harm.fault}
         told["archive closed"] = harms.suffered(world, closed[Milestone.EXECUTING], "archive closed")

@@ -33,21 +33,21 @@ def steps_of(world: World, method: str = "writes", size: int = 1000) -> tuple[st
     return whole.steps
 
 
-def killed_at(world: World, steps: Sequence[str], step: str, *, method: str = "writes", size: int = 1000) -> Case:
+def killed_at(world: World, step: str, *, method: str = "writes", size: int = 1000) -> Case:
     """Kill a run of *method* at *step* and return what is true of it."""
     death = world.run(method, size=size, kill=step, tag="killed")
     name = step if method == "writes" else f"{step} ({method})"
-    return Case(name, FAULT, _one(death), truth_at(steps, step, method=method, size=size), tuple(_unlike(death, step)))
+    return Case(name, FAULT, _one(death), truth_of(death.steps, method=method, size=size), tuple(_unlike(death, step)))
 
 
-def truth_at(steps: Sequence[str], step: str, *, method: str = "writes", size: int = 1000) -> Truth:
-    """Return what is true of a run of *method* that died at *step*."""
+def truth_of(steps: Sequence[str], *, method: str = "writes", size: int = 1000) -> Truth:
+    """Return what is true of a run of *method* that died after these *steps*, the last of them included."""
 
     def done(which: str) -> bool:
-        return steps.index(which) <= steps.index(step)
+        return which in steps
 
     outputs = BOTH if done(DONE) else (FIRST,) if done(HALF) else ()
-    if steps.index(step) > steps.index(Milestone.LEFT):
+    if done(Milestone.LEFT) and steps[-1] != Milestone.LEFT:
         return Truth(
             COMPLETED if method == "writes" else FAILED, executed=True, outputs=outputs, size=size, logged=True
         )
@@ -67,5 +67,5 @@ def _one(death: Death) -> str:
 
 
 def _unlike(death: Death, step: str) -> Iterator[str]:
-    if death.code != -9 or not death.steps or death.steps[-1] != step:
+    if death.code != -9 or step not in death.steps:  # another thread may have come to a step of its own meanwhile
         yield f"it was not killed there but ended with {death.code}: {death.log[-500:]}"

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,9 @@ from prefect_executions.workbench.reading import Reader
 
 LONGEST = 240.0
 """Seconds that a victim may live."""
+
+_STARTING = threading.Lock()
+"""One server starts after the other: each keeps a core busy, and all would be late together."""
 
 _PROGRAM = Path(__file__).with_name("victim.py")
 
@@ -149,13 +152,13 @@ class World:
 def a_world(folder: Path, told: Mapping[str, str]) -> Iterator[World]:
     """Run a world in *folder* with a Prefect server of its own; *told* says which archive it has."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = servers.environment(folder / "prefect", servers.free_port())
-    with servers.running(server):
+    with ExitStack() as stack:
+        with _STARTING:
+            server = servers.environment(folder / "prefect", servers.free_port())
+            stack.enter_context(servers.running(server))
         world = World(folder, {**server, **told})
-        try:
-            yield world
-        finally:
-            world.close()
+        stack.callback(world.close)
+        yield world
 
 
 def _ours(name: str) -> bool:

@@ -310,8 +310,7 @@ class OpenBundle:
         path = self.scratch / "lock"
         while True:
             with _writing(path):
-                self.scratch.mkdir(parents=True, exist_ok=True)  # who held it may have finished, and cleared it
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                descriptor = _open_lock(path)
             if _lock_now(descriptor) and _same_file(descriptor, path):
                 return descriptor
             os.close(descriptor)
@@ -347,6 +346,14 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
             view = view[os.write(descriptor, view) :]
     finally:
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:  # who held it has finished, and cleared the scratch folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _lock_now(descriptor: int) -> bool:
