@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
+from journeys import command
 from prefect_executions.bundles.gathering import gather
 from prefect_executions.bundles.sources import FolderSource
 from prefect_executions.cli import main
@@ -234,3 +236,22 @@ def test_a_bundle_reproduces_where_nobody_knows_the_method_and_chance_is_told(to
     shouted = next(one for one in drifted["verdict"]["outputs"] if one["path"] == "outputs/shouted.csv")
     assert shouted["words"] == ["column text differs in 2 of 2 rows"]
     assert told("replay", zips[1], "--grade", "recompute")["reached"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)  # all packages of this environment are installed once more
+def test_an_isolated_replay_runs_in_an_environment_of_its_own_with_the_recorded_packages(told, home, tmp_path):
+    method = "import sys\n" + METHOD
+    (tmp_path / "shout.py").write_text(
+        method.replace("    told =", "    print(sys.prefix, file=sys.stderr)\n    told =")
+    )
+    first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
+    zipped = told("export", first, "-o", str(tmp_path / "first.zip"))["file"]
+    (tmp_path / "shout.py").unlink()
+
+    replayed = json.loads(command("executions", "replay", zipped, "--isolated", "--json"))
+    assert (replayed["verdict"]["grade"], replayed["verdict"]["environment"]) == ("reproduce", [])
+    logs = [Reader(bench_at(home)).read(one, "outputs/stderr.log").decode() for one in (first, replayed["id"])]
+    assert f"{sys.prefix}\n" in logs[0]
+    assert f"{sys.prefix}\n" not in logs[1]
+    assert "/venv\n" in logs[1]

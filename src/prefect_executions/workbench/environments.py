@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ _OURS = "prefect-executions"
 _COMMAND = "import sys; from prefect_executions.cli import main; sys.exit(main())"
 _TOLD = 3
 """Lines of an installer's complaint that are told."""
+_SAYS_WHY = re.compile(r"error|because|cause", re.IGNORECASE)
 
 
 def command_line(python: Path | str) -> tuple[str, ...]:
@@ -74,6 +76,6 @@ def _do(command: list[str], what: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - words of our own
     if done.returncode:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        told = "\n  ".join([line for line in lines if "error" in line.lower()][-_TOLD:] or lines[-_TOLD:])
+        told = "\n  ".join([line for line in lines if _SAYS_WHY.search(line)][-_TOLD:] or lines[-_TOLD:])
         raise NotAvailableError(f"{what} cannot be had, so nothing was run:\n  {told}")
     return done.stdout

@@ -1,0 +1,66 @@
+"""An environment of its own with exactly the recorded packages, or the name of what is not to be had."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prefect_executions.errors import NotAvailableError
+from prefect_executions.executions import ExecutionRecord, Python
+from prefect_executions.workbench.environments import command_line, make_environment
+from records import a_record, an_instance
+
+pytestmark = pytest.mark.long
+
+
+def recorded(version: str = platform.python_version(), **packages: str) -> ExecutionRecord:
+    python = Python(version=version, implementation="CPython")
+    return replace(a_record(), instance=an_instance(packages=packages, python=python))
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> Path:
+    """Return the only folder that packages come from, with two versions of one."""
+    folder = tmp_path / "shelf"
+    folder.mkdir()
+    for version in ("1.0", "2.0"):
+        told = f"grains-{version}.dist-info"
+        files = {
+            "grains.py": f"VERSION = {version!r}\n",
+            f"{told}/METADATA": f"Metadata-Version: 2.1\nName: grains\nVersion: {version}\n",
+            f"{told}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        }
+        files[f"{told}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{told}/RECORD"))
+        with zipfile.ZipFile(folder / f"grains-{version}-py3-none-any.whl", "w") as wheel:
+            for name, text in files.items():
+                wheel.writestr(name, text)
+    for tool in ("PIP", "UV"):
+        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
+        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
+    return folder
+
+
+def test_it_has_the_recorded_versions_and_this_package_and_nothing_else(shelf, tmp_path):
+    python = make_environment(recorded(grains="1.0"), tmp_path / "venv")
+    ask = "import json, grains; from importlib.metadata import distributions as all; print(json.dumps([grains.VERSION]"
+    asked = f"{ask} + sorted(one.name for one in all())))"
+    told = subprocess.run([python, "-I", "-c", asked], capture_output=True, text=True, check=True)
+    assert json.loads(told.stdout) == ["1.0", "grains", "prefect-executions"]
+    assert command_line(python)[0] == str(python)
+
+
+def test_a_version_that_is_not_to_be_had_is_named(shelf, tmp_path):
+    with pytest.raises(NotAvailableError, match=r"(?s)nothing was run.*grains==3\.0"):
+        make_environment(recorded(grains="3.0"), tmp_path / "venv")
+
+
+def test_an_interpreter_that_is_not_to_be_had_is_named(shelf, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotAvailableError, match=r"Python 3\.1\.4 .* install uv"):
+        make_environment(recorded("3.1.4"), tmp_path / "venv")
