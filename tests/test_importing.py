@@ -67,6 +67,15 @@ def imported(bench: Workbench, target: Path | str, terms: Terms = TERMS) -> tupl
     return take_in(bench, str(target), terms)
 
 
+def test_each_step_is_told_so_that_somebody_can_see_how_far_it_is(theirs, ours, tmp_path):
+    target, told = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID), []
+    take_in(
+        ours, str(target), TERMS, told=lambda one, of: told.append((one, of, ours.archive.seal_of(one) is not None))
+    )
+    both = sorted([EXECUTION_ID, OTHER_ID])
+    assert told == [(one, 4, False) for one in both] + [(one, 4, True) for one in both], "verified, then recorded"
+
+
 def everything_in(bench: Workbench) -> dict[str, bytes]:
     """Return all that a home holds, but for the ledger's own files and the folders of nothing."""
     home = bench.folder.parent

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from prefect_executions.bundles.forms import Form, Level
 from prefect_executions.cli.asking import Json, moment, reader, workbench
 from prefect_executions.cli.saving import Target, saved
-from prefect_executions.cli.showing import counting, how_large, how_many, say, show_json, show_table, working
+from prefect_executions.cli.showing import counting, how_large, how_many, say, show_json, show_table
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Status
 from prefect_executions.settings import Settings
@@ -89,8 +89,8 @@ def import_executions(target: str, /, *, as_json: Json = False) -> None:
     from prefect_executions.workbench.importing import Terms, take_in  # noqa: PLC0415
 
     settings = Settings.read()
-    with working(f"Importing {target}", quiet=as_json):
-        taken = take_in(workbench(settings), target, Terms.of(settings, datetime.now(UTC)))
+    with counting(f"Importing {target}", quiet=as_json) as told:
+        taken = take_in(workbench(settings), target, Terms.of(settings, datetime.now(UTC)), told=told)
     if as_json:
         show_json({"target": target, "executions": taken})
         return

@@ -195,21 +195,22 @@ def working(text: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def counting(text: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+def counting(text: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Say on standard error how far a work of *total* steps is; what is yielded is called after each.
 
+    It takes what the step was about, and the number of all steps where that is known later only.
     On a terminal it is a bar, else one plain line.
     """
     if quiet or not sys.stderr.isatty():
         with working(text, quiet=quiet):
-            yield lambda _: None
+            yield lambda _what, _of=None: None
         return
     from rich.console import Console  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
     from rich.progress import Progress  # noqa: PLC0415 - the same
 
     with Progress(console=Console(stderr=True, markup=False), transient=True) as progress:
         task = progress.add_task(safe(text), total=total)
-        yield lambda _: progress.advance(task)
+        yield lambda _what, of=None: progress.update(task, advance=1, total=of)
 
 
 def copy_out(blocks: Iterable[bytes]) -> None:

@@ -96,8 +96,8 @@ def take_in(
     """Import what *target* names: a zip, a folder, or the https://, http:// or s3:// address of a zip.
 
     It may hold one bundle of ours or many, a bag around them, or exports of CCP. To
-    import the same once more changes nothing. *told* is called with each id and the
-    number of them all when it is recorded.
+    import the same once more changes nothing. *told* is called with an id and the number
+    of all steps at each step: an execution is verified, and later it is recorded.
 
     Raises:
         NotFoundError: If there is nothing.
@@ -121,7 +121,10 @@ def _take_in(
                 check_names(whole.files)
             found = arrivals(whole)
             checking = _Checking(workbench, room, terms)
-            checked = [checking.checked(arrival) for arrival in found]
+            checked, steps = [], 2 * len(found)
+            for arrival in found:
+                checked.append(checking.checked(arrival))
+                told(checked[-1].id, steps)
             _check_different(checked)
         except BundleError as error:
             raise ImportRefusedError(f"{origin} is not imported: {error}") from error
@@ -129,7 +132,7 @@ def _take_in(
         with _flushed(workbench) as bulk:
             taken = []
             for one in taking.take(checked, bulk):
-                told(one.id, len(checked))
+                told(one.id, steps)
                 taken.append(one)
             return tuple(taken)
 
