@@ -282,6 +282,7 @@ class Nothing:
 def bad_ledgers(world: World, stack: ExitStack) -> Iterator[Harm]:
     """A ledger that is held by another, out of reach, removed, or no ledger at all."""
     del stack
+    world.run()  # so that there is a ledger
     path = Path(world.settings().ledger_url.removeprefix("sqlite:///"))
     for step in (START, Milestone.MARKED):
         yield Harm("ledger locked", step, Locked(path))
