@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_an_input_kept_by_reference_is_taken_where_it_still_is_the_same(replayed
     file = a_staged_input(path=None, origin=str(tmp_path / "far"))
     with replayed(request=a_request(files=(file,), values={"picture": "there"})) as ready:
         assert ready.again.parameters == {"picture": str(tmp_path / "far")}
+
+
+def test_a_module_that_is_not_here_is_named_with_the_way_out(home, capsys):
+    bench, source = bench_at(home), b"import no_such_module\n"
+    code = a_method().code
+    file = code.files[0].model_copy(update={"sha256": sha256(source).hexdigest()})
+    record = record_of(method=a_method(code=code.model_copy(update={"files": (file,)})))
+    bundle = begun(bench, record)
+    bundle.write("code/flows/coins.py", source)
+    bench.leases.release(EXECUTION_ID)
+    assert bench.settle(EXECUTION_ID).archived
+    assert main(["replay", EXECUTION_ID]) == 3
+    told = capsys.readouterr().err
+    assert "nothing was run: there is no module 'no_such_module'. --isolated" in told
 
 
 def test_a_damaged_bundle_is_not_replayed(home):

@@ -133,7 +133,9 @@ def test_a_limit_takes_the_newest(home):
     assert reproducible(Reader(bench), limit=1) == both[:1]
 
 
-@pytest.mark.parametrize("words", [[], [EXECUTION_ID, "--method", "x"], [EXECUTION_ID, "--tolerance", "2"]])
+@pytest.mark.parametrize(
+    "words", [[], ["--limit", "0"], [EXECUTION_ID, "--method", "x"], [EXECUTION_ID, "--tolerance", "2"]]
+)
 def test_a_request_that_means_nothing_is_refused(home, words):
     assert main(["reproduce", *words]) == 2
 

@@ -24,7 +24,7 @@ from prefect_executions.cli.showing import (
     show_table,
     working,
 )
-from prefect_executions.errors import RequestError
+from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def reproduce(
         as_json: One JSON document: each execution, its grade, and what differs or why there is no verdict.
     """
     _check_tolerance(tolerance)
-    filters = bool(method or since or until or limit)
+    filters = bool(method or since or until or limit is not None)
     if bool(executions) is filters:
         raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
     # Start-up time of the CLI, as above.
@@ -139,20 +139,34 @@ def _here(ready: Replay, tolerance: float, grade: Any, *, as_json: bool) -> int:
 
     sys.path[:0] = ready.paths
     tags = [ready.again.relative.tag]
-    flow, ran = ran_here(
-        ready.entrypoint,
-        ready.again.parameters,
-        tags=tags,
-        gathered=judged,
-        image=ready.image,
-        quiet=False,
-        as_json=as_json,
-    )
+    try:
+        flow, ran = ran_here(
+            ready.entrypoint,
+            ready.again.parameters,
+            tags=tags,
+            gathered=judged,
+            image=ready.image,
+            quiet=False,
+            as_json=as_json,
+        )
+    except RequestError as error:
+        _check_module(ready, error)
+        raise
     if ran.execution_id is None or not verdicts:
         return tell_unrecorded(flow, ran, quiet=False, as_json=as_json)
     reached = verdicts[-1].reaches(grade)
     _tell(ran.execution_id, verdicts[-1], grade, reached=reached, as_json=as_json)
     return OK if reached else FAILED
+
+
+def _check_module(ready: Replay, error: RequestError) -> None:
+    """Refuse where the code could not be loaded for want of a module, which is no fault of the request."""
+    why = getattr(error.__cause__, "user_exc", error.__cause__)
+    if isinstance(why, ModuleNotFoundError):
+        raise NotAvailableError(
+            f"execution {ready.record.id} cannot be replayed here; nothing was run: there is no module '{why.name}'. "
+            "--isolated makes an environment with the recorded packages"
+        ) from error
 
 
 def _elsewhere(

@@ -19,7 +19,7 @@ from signal import Signals
 from pydantic import BaseModel, ValidationError
 
 from prefect_executions.comparison.verdicts import Grade, Verdict
-from prefect_executions.errors import ArchiveError, ExecutionsError, NotFoundError
+from prefect_executions.errors import ArchiveError, ExecutionsError, NotFoundError, RequestError
 from prefect_executions.lifecycle import Status
 from prefect_executions.workbench.environments import command_line
 from prefect_executions.workbench.exporting import fitting
@@ -94,8 +94,11 @@ def reproducible(
     Replays are left out: they would be more with every time.
 
     Raises:
+        RequestError: If *limit* is below 1.
         LedgerError: If the ledger cannot be asked.
     """
+    if limit is not None and limit < 1:
+        raise RequestError(f"at most {limit} executions are none; give a limit of 1 or more")
     found = fitting(reader, status=[Status.COMPLETED], method=method, since=since, until=until)
     return tuple(islice((one for one in found if not _is_replay(reader, one)), limit))
 
