@@ -29,7 +29,7 @@ from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.engine.recognising import is_method
 from prefect_executions.errors import InputError, MethodError, NotFoundError, PlanError, RequestError, ScriptError
 from prefect_executions.executions import ExecutionRecord
-from prefect_executions.flow import load_method
+from prefect_executions.flow import load_method, run_method
 from prefect_executions.lifecycle import Happening, Reason, Status
 from prefect_executions.methods.asking import parameter_schema as form_of
 
@@ -204,6 +204,22 @@ def test_hostile_values_arrive_unchanged_and_nothing_of_them_is_executed(describ
         assert found[f"{name}.here"] == f"{value}\n", name
         for way in ("bare", "double", "single", "variable"):
             assert found[f"{name}.{way}"] == value, (name, way)
+    assert not (tmp_path / "executed").exists()
+    assert bundles.failed_checks() == []
+
+
+def test_a_value_of_a_megabyte_is_refused_in_words_and_arrives_as_a_file(described, bundles, tmp_path):
+    value = f"$(touch {tmp_path}/executed)'\"\n" * 20_000
+    ran = run_method(described("true", x=TEXT), {"x": value}, begun=print)
+    assert ran.execution_id is None
+    assert isinstance(ran.error, RequestError)
+    assert "the largest is 'x'" in str(ran.error)
+    assert len(str(ran.error)) < 1000
+    assert bundles.folders() == []
+
+    (tmp_path / "value").write_text(value)
+    described("cat {{ x }} > same", x=TEXT | {"format": "uri-reference"})(x=str(tmp_path / "value"))
+    assert outputs(bundles.one())["same"] == value
     assert not (tmp_path / "executed").exists()
     assert bundles.failed_checks() == []
 

@@ -240,6 +240,20 @@ def test_a_secret_in_clear_is_refused_and_not_repeated(told, pool, client):
     assert run.parameters["token"] == "env:SESAME"
 
 
+def test_a_value_that_prefect_does_not_take_is_told_and_starts_nothing(told, pool, client, tmp_path):
+    name = pool()
+    told("deploy", "methods/greet.py:greet", "--pool", name)
+    (tmp_path / "long").write_text("$(touch executed)'\"\n" * 60_000)
+    before = len(client.read_flow_runs())
+    for words in (("submit", f"greet/{name}"), ("deploy", "methods/greet.py:greet", "--pool", name, "--name", "other")):
+        refused = told(*words, "-p", "name=@long", code=2)
+        assert "at most 524,288 bytes" in refused
+        assert "the largest is 'name'" in refused
+        assert "file" in refused
+        assert len(refused) < 1000
+    assert len(client.read_flow_runs()) == before
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

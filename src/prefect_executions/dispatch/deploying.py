@@ -85,7 +85,7 @@ def deploy(flow: Flow[..., Any], entrypoint: str, wanted: Wanted, *, here: Path)
     form = flow.parameters.model_dump()
     check_parameters(flow.name, form, wanted.parameters)
     name = wanted.name or pool.name
-    with engine.answering(f"the deployment {flow.name}/{name}"):
+    with engine.answering(f"the deployment {flow.name}/{name}", wanted.parameters):
         flow_id = engine.client().create_flow(flow)
         engine.mark_flows([flow_id])
         made = engine.client().create_deployment(

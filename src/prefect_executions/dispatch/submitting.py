@@ -86,7 +86,7 @@ def submit(name: str, request: Request) -> Submitted:
     deployment, full_name = _deployment(name, request.pool)
     check_parameters(full_name.partition("/")[0], deployment.parameter_openapi_schema or {}, request.parameters)
     variables = _variables(deployment, full_name, request.resources)
-    with engine.answering(f"a run of {full_name}"):
+    with engine.answering(f"a run of {full_name}", request.parameters):
         run = engine.client().create_flow_run_from_deployment(
             deployment.id,
             parameters=dict(request.parameters),

@@ -17,7 +17,7 @@ from prefect_executions.engine.asking import (
 )
 from prefect_executions.engine.blocks import archive_block, check_secret, secret
 from prefect_executions.engine.cancelling import Answer, asked_to_cancel, cancel, set_cancelled
-from prefect_executions.engine.client import answering, client, configured_api, greet
+from prefect_executions.engine.client import answering, client, configured_api, greet, too_large
 from prefect_executions.engine.closing import make_up
 from prefect_executions.engine.listening import Connection, listen
 from prefect_executions.engine.lives import catch_up, lives, states, told_by_prefect
@@ -80,6 +80,7 @@ __all__ = [
     "steps",
     "tell",
     "told_by_prefect",
+    "too_large",
     "was_told",
     "worker_silence",
 ]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SyncClientContext
@@ -12,10 +16,14 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
 from prefect_executions.capture.secrets import redact_url, redact_urls
+from prefect_executions.documents import json_value
 from prefect_executions.errors import ExecutionsError, OrchestratorError, RequestError
 
 _REFUSED = frozenset({400, 409, 422})
 """With these codes Prefect's API says that it understood and that the request is wrong."""
+
+_TOO_LARGE = re.compile(r"must be less than ([\d,]+) bytes when serialized \(got ([\d,]+) bytes\)")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 _clients: dict[tuple[int, str], SyncPrefectClient] = {}
 
@@ -63,8 +71,10 @@ def greet() -> str:
 
 
 @contextmanager
-def answering(what: str) -> Iterator[None]:
+def answering(what: str, parameters: Mapping[str, Any] = _NOTHING) -> Iterator[None]:
     """Tell as one error of ours that Prefect's API refused *what* it was asked for, or that it is away.
+
+    Where *parameters* were sent and are too large, the message names the largest.
 
     Raises:
         RequestError: If it refused; the message has its own words.
@@ -75,6 +85,9 @@ def answering(what: str) -> Iterator[None]:
     except ExecutionsError:
         raise
     except PrefectHTTPStatusError as error:
+        refused = too_large(error, what, parameters)
+        if refused is not None:
+            raise refused from None  # Prefect's own text repeats all of them
         said = redact_urls(_words(error))
         if error.response.status_code in _REFUSED:
             raise RequestError(f"Prefect refuses {what}: {said}") from error
@@ -83,9 +96,30 @@ def answering(what: str) -> Iterator[None]:
         raise OrchestratorError(f"Prefect's API failed when asked for {what}: {redact_urls(str(error))}") from error
 
 
+def too_large(error: BaseException, what: str, parameters: Mapping[str, Any]) -> RequestError | None:
+    """Return our own error where Prefect's is that the *parameters* of *what* are too large for it, else None.
+
+    How much it takes is a setting of its server (`PREFECT_SERVER_API_MAX_PARAMETER_SIZE`).
+    """
+    found = _TOO_LARGE.search(_words(error)) if isinstance(error, PrefectHTTPStatusError) else None
+    if found is None:
+        return None
+    sizes = {name: len(json.dumps(json_value(value), separators=(",", ":"))) for name, value in parameters.items()}
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    which = f"; the largest is '{largest}' with {sizes[largest]:,}" if largest else ""
+    return RequestError(
+        f"Prefect refuses {what}: it takes at most {found[1]} bytes of inputs, and these are {found[2]}{which}. "
+        "Give it as a file: an InputFile, or in a descriptor an input of format uri-reference, takes a path or URL."
+    )
+
+
 def _words(error: PrefectHTTPStatusError) -> str:
     try:
         told = error.response.json()
     except ValueError:
         return str(error)
-    return str(told.get("detail") or told.get("exception_detail") or told) if isinstance(told, dict) else str(told)
+    detail = told.get("detail") or told.get("exception_detail") or told if isinstance(told, dict) else told
+    if isinstance(detail, list):
+        # Each also has the value that it is about, which may be long, and is the caller's.
+        return "; ".join(str(one.get("msg", "")) if isinstance(one, dict) else str(one) for one in detail)
+    return str(detail)

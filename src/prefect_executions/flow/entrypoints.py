@@ -13,6 +13,7 @@ from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.importtools import import_object
 
+from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.declaring import MethodFlow, method
@@ -109,7 +110,7 @@ def run_method(
             if inspect.iscoroutine(answer):
                 asyncio.run(answer)
     except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is returned, to be shown by the door
-        return Ran(ids[-1] if ids else None, error)
+        return Ran(ids[-1] if ids else None, engine.too_large(error, f"a run of '{flow.name}'", parameters) or error)
     finally:
         door.reset(token)
     return Ran(ids[-1] if ids else None, None)
