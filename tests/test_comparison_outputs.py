@@ -199,6 +199,18 @@ def test_no_content_breaks_the_comparison(name, before, after):
     assert before == after or found.words
 
 
+@given(
+    st.sampled_from(["bytes", "JSON", "table", "pixels", "lines"]),
+    *[st.binary(max_size=30) | JSON.map(json.dumps).map(str.encode)] * 2,
+    st.lists(st.sampled_from(["*", "a*", "[", "1"]), max_size=2),
+)
+def test_no_content_breaks_a_declared_comparison(by, before, after, volatile):
+    found = told("a.bin", before, after, by=by, volatile=tuple(volatile), absolute_tolerance=0.5)
+    assert (found.agreement is Agreement.SAME) is (before == after)
+    assert found.agreement is not Agreement.DIFFERS or "*" not in volatile
+    assert before == after or found.words
+
+
 def test_what_is_not_what_its_name_says_is_compared_as_text_or_bytes():
     assert told("a.json", "{\n1\n", "{\n2\n").by == "lines"
     assert told("a.json", b"\xff\x00", b"\xff\x01").words == ("1 of 2 bytes differ",)
