@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import hypothesis
 import pytest
@@ -77,6 +79,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "executions"
     monkeypatch.setenv("EXECUTIONS_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def told(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Return a function that runs the command line here, checks its exit code and returns the JSON that it shows."""
+    from prefect_executions.cli import main  # noqa: PLC0415 - most tests need none
+    from prefect_executions.workbench import pending  # noqa: PLC0415 - the same
+
+    def run(*arguments: str, code: int = 0) -> Any:
+        capsys.readouterr()
+        found = main([*arguments, "--json"])
+        shown = capsys.readouterr()
+        assert found == code, shown.err + shown.out
+        pending.finish()
+        return json.loads(shown.out)
+
+    return run
 
 
 @pytest.fixture(scope="session")

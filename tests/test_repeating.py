@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -15,12 +14,10 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from benches import bench_at, kept
 from flows.rerun import rerun
-from prefect_executions.cli import main
 from prefect_executions.cli.asking import reader
 from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
 from prefect_executions.executions import Deployment, Relative, tagged
 from prefect_executions.methods import InputDescription
-from prefect_executions.workbench import pending
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.repeating import asked_again, bring_inputs, entrypoint_here, record_source
 from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input
@@ -126,24 +123,15 @@ def test_the_method_is_looked_for_here_and_where_it_ran(tmp_path):
 
 
 @pytest.fixture
-def told(home, tmp_path, monkeypatch, capsys, prefect_server) -> Callable[..., dict]:
-    """Return a function that runs the command line beside shout.py and returns the JSON that it shows."""
+def beside(tmp_path, monkeypatch, prefect_server) -> None:
+    """Be in the folder of shout.py, with a Prefect server."""
     (tmp_path / "shout.py").write_text(METHOD)
     (tmp_path / "text.txt").write_text("hello ")
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str, code: int = 0) -> dict:
-        capsys.readouterr()
-        found = main([*arguments, "--json"])
-        shown = capsys.readouterr()
-        assert found == code, shown.err + shown.out
-        pending.finish()
-        return json.loads(shown.out)
-
-    return run
-
 
 @pytest.mark.long
+@pytest.mark.usefixtures("beside")
 def test_an_execution_runs_again_here_and_both_tell_of_each_other(told, home, tmp_path):
     first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
     (tmp_path / "text.txt").unlink()  # the bundle keeps it
@@ -178,6 +166,7 @@ def pool(prefect_server: str) -> Iterator[str]:
             client.delete_deployment(deployment.id)
 
 
+@pytest.mark.usefixtures("beside")
 def test_an_execution_runs_again_through_its_deployment(told, pool, home):
     deployed = told("deploy", "shout.py:shout", "--pool", pool)
     method = a_method(id="shout", inputs={}, code=None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +20,6 @@ from prefect_executions.comparison.verdicts import Agreement, Grade, Verdict
 from prefect_executions.errors import BundleError, NotAvailableError, RequestError
 from prefect_executions.executions import ScriptRun
 from prefect_executions.methods import Comparison, InputDescription
-from prefect_executions.workbench import pending
 from prefect_executions.workbench.comparing import compare_executions
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.replaying import replay_of, replayable, requirements_of
@@ -208,26 +206,17 @@ def test_a_tolerance_that_means_nothing_is_refused(home, tolerance):
 
 
 @pytest.fixture
-def told(home, tmp_path, monkeypatch, capsys, prefect_server) -> Callable[..., dict]:
-    """Return a function that runs the command line beside shout.py and returns the JSON that it shows."""
+def beside(tmp_path, monkeypatch, prefect_server) -> None:
+    """Be in the folder of shout.py, with a Prefect server."""
     (tmp_path / "shout.py").write_text(METHOD)
     (tmp_path / "letters.py").write_text(LETTERS)
     (tmp_path / "text.txt").write_text("hello ")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def run(*arguments: str, code: int = 0) -> dict:
-        capsys.readouterr()
-        found = main([*arguments, "--json"])
-        shown = capsys.readouterr()
-        assert found == code, shown.err + shown.out
-        pending.finish()
-        return json.loads(shown.out)
-
-    return run
-
 
 @pytest.mark.long
+@pytest.mark.usefixtures("beside")
 def test_a_bundle_reproduces_where_nobody_knows_the_method_and_chance_is_told(told, home, tmp_path, monkeypatch):
     first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
     random = told("run", "shout.py:shout", "-p", "text=text.txt", "-p", "chance=true")["id"]

@@ -6,14 +6,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 from docker import APIClient
 
 import registry
+from planning import planning
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
-from prefect_executions.runtimes import Network, Plan, Pull, Resources, RunRequest, RunStatus
+from prefect_executions.runtimes import Network, Plan, Pull, Resources, RunStatus
 from prefect_executions.runtimes.docker import DockerRuntime
 
 PATIENT = 120.0
@@ -34,22 +34,8 @@ def runtime(engine: APIClient) -> Iterator[DockerRuntime]:
 
 @pytest.fixture
 def plan(runtime: DockerRuntime, tmp_path: Path) -> Iterator[Callable[..., Plan]]:
-    """Return a function that makes a plan; what was started of it is discarded afterwards."""
-    made: list[str] = []
-    (tmp_path / "data").mkdir(mode=0o777)
-
-    def compiled(script: str = "true", **wishes) -> Plan:
-        made.append(f"test-{uuid4()}")
-        told = {"id": made[-1], "execution_id": "an-execution", "data": tmp_path / "data", "script": script}
-        told |= {"image": "executions-test", "pull": Pull.NEVER}
-        return runtime.compile(RunRequest(**(told | wishes)), tmp_path / "plan")
-
-    yield compiled
-    for name in made:
-        try:
-            runtime.find(name).discard()
-        except NotFoundError:
-            continue
+    with planning(runtime, tmp_path) as compiled:
+        yield compiled
 
 
 def test_the_plan_is_what_the_engine_has_made(runtime, plan, engine, tmp_path):

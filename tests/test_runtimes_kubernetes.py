@@ -17,8 +17,9 @@ import pytest
 import yaml
 from docker import APIClient
 
+from planning import planning
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError, RequestError
-from prefect_executions.runtimes import Plan, Pull, Resources, RunRequest, RunStatus, SharedClaim, open_runtime
+from prefect_executions.runtimes import Plan, Resources, RunStatus, SharedClaim, open_runtime
 from prefect_executions.runtimes.cluster import Cluster
 from prefect_executions.runtimes.kubernetes import KubernetesRuntime
 from prefect_executions.runtimes.plans import LABEL
@@ -40,22 +41,8 @@ def runtime(cluster: Cluster) -> Iterator[KubernetesRuntime]:
 
 @pytest.fixture
 def plan(runtime: KubernetesRuntime, tmp_path: Path) -> Iterator[Callable[..., Plan]]:
-    """Return a function that makes a plan; what was started of it is discarded afterwards."""
-    made: list[str] = []
-    (tmp_path / "data").mkdir()
-
-    def compiled(script: str = "true", by: KubernetesRuntime = runtime, **wishes) -> Plan:
-        made.append(f"test-{uuid4()}")
-        told = {"id": made[-1], "execution_id": "an-execution", "data": tmp_path / "data", "script": script}
-        told |= {"image": "executions-test", "pull": Pull.NEVER}
-        return by.compile(RunRequest(**(told | wishes)), tmp_path / "plan")
-
-    yield compiled
-    for name in made:
-        try:
-            runtime.find(name).discard()
-        except NotFoundError:
-            continue
+    with planning(runtime, tmp_path) as compiled:
+        yield compiled
 
 
 def of(cluster: Cluster, kind: str, run_id: str) -> list[dict]:
