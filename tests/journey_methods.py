@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -66,7 +67,7 @@ def within(limits: Limits) -> int:
 
 @method(version="1")
 def dies(how: Literal["kill", "exit", "terminate"], token: SecretStr | None = None) -> None:
-    """Die, with two children that would live on and write on; the one hides what it was started for."""
+    """Die, with children that would live on and write on: one hides what it was started for, two are mere forks."""
     execution = current_execution()
     execution.output("half.txt").write_text("half")
     if token is not None:
@@ -77,6 +78,10 @@ def dies(how: Literal["kill", "exit", "terminate"], token: SecretStr | None = No
             words = ["sh", "-c", loop.format(10 * LONGEST, word)]
             child = subprocess.Popen(words, start_new_session=True, env=environment)
             execution.output(name).write_text(str(child.pid))
+        pool = multiprocessing.get_context("fork").Pool(2)
+        pool.map_async(time.sleep, [LONGEST] * 2, chunksize=1)
+        forks = " ".join(str(child.pid) for child in multiprocessing.active_children())
+        execution.output("forks.txt").write_text(forks)
     print("the last words")
     if how == "exit":
         os._exit(7)

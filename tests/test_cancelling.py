@@ -123,6 +123,7 @@ def prefects_state(record: ExecutionRecord) -> StateType | None:
 def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running, told, bundles, shell):
     process, record = running(*shell)
     assert (record.instance.pid, record.instance.own_process) == (process.pid, True)
+    assert record.instance.process.layout
     shown = told("cancel", record.id[:13])
     sealed = bundles.record(bundles.home / "workbench" / record.id)
 
@@ -154,7 +155,7 @@ def test_a_deaf_process_is_told_and_then_ended_but_only_one_that_is_the_executio
     assert ["SIGKILL" in words for words in pressure.step(40)] == [True]
     assert process.wait() == -signal.SIGKILL
     assert pressure.dead
-    waited(lambda: not children(bundles, record)[0].exists(), "the end of the child")
+    waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
     assert "executions settle --once" in told("cancel", record.id, code=codes.NOT_THERE)
     assert prefects_state(record) is StateType.RUNNING
 
@@ -222,6 +223,7 @@ def test_an_async_call_is_cancelled_by_the_command(bundles, told, soon):
     record = bundles.record()
 
     assert (record.status, record.job_status.message) == (Status.CANCELLED, "cancelled by ada")
+    assert (record.instance.own_process, record.instance.process.layout) == (False, None)
 
 
 def test_what_an_author_makes_of_an_interruption_is_cancelled_as_well(bundles, told, soon):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from forks import Family, family
+from journeys import waited
 from prefect_executions.capture.processes import (
     COOKIE,
     alive,
@@ -48,6 +50,13 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Family]:
+    """Return a process with two that it forked, all of which live."""
+    with family() as made:
+        yield made
 
 
 def of(child: subprocess.Popen[str]) -> Process:
@@ -150,3 +159,47 @@ def test_the_tracker_of_shared_memory_is_left_to_clean_up():
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
     assert (done.stdout, done.stderr) == ("0 True\n", "")
+
+
+def test_what_a_killed_process_forked_is_ended_and_no_process_of_the_same_words():
+    with family() as mine, family() as other:
+        mine.kill()
+
+        assert len(mine.children) == mine.living == 2
+        assert end_carriers("an execution") == 0
+        assert end_carriers("an execution", instance=mine.instance) == 2
+        waited(lambda: mine.living == 0, "the end of the forks")
+        assert (other.living, other.popen.poll()) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("of_instance", "of_process"),
+    [
+        ({"own_process": None}, {}),
+        ({"process": None}, {}),
+        ({}, {"layout": None}),
+        ({}, {"layout": "another"}),
+        ({}, {"boot": "another"}),
+        ({}, {"pids": "pid:[1]"}),
+        ({}, {"started": None}),
+        ({}, {"started": "9" * 18}),
+    ],
+)
+def test_no_fork_is_ended_where_anything_else_is_told_of_its_process(forked, of_instance, of_process):
+    process = forked.process.model_copy(update=of_process)
+    instance = forked.instance.model_copy(update={"process": process} | of_instance)
+
+    assert end_carriers("an execution", instance=instance) == 0
+    assert (forked.living, forked.popen.poll()) == (2, None)
+
+
+def test_a_fork_tells_no_layout_which_would_be_its_parents(forked):
+    assert forked.process.layout
+    assert [child.layout for child in forked.children] == [None, None]
+
+
+def test_a_program_that_is_laid_out_without_chance_tells_no_layout(need_program):
+    if subprocess.run([need_program("setarch"), "-R", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("the leave to lay a program out without chance is missing: seccomp(2) refuses personality(2)")
+    with family("setarch", "-R") as alike:
+        assert alike.process.layout is None

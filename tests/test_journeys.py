@@ -294,9 +294,11 @@ def test_a_secret_that_a_killed_process_could_not_mask_is_masked(runs, station):
 
 def test_a_child_of_a_killed_run_is_ended_wherever_it_went(runs):
     runs["killed"].ended()
-    child = int(runs["killed"].read("child.txt"))
+    child, *forks = (runs["killed"].read("child.txt") + " " + runs["killed"].read("forks.txt")).split()
 
-    waited(lambda: not Path(f"/proc/{child}").exists(), "the end of the child")
+    assert len(forks) == 2
+    for pid in (child, *forks):
+        waited(lambda pid=pid: not Path(f"/proc/{pid}").exists(), "the end of the child")
     assert "orphan" in runs["killed"].read("stdout.log")
     assert faults(runs["killed"].folder) == []
 

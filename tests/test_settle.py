@@ -14,15 +14,17 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Late, Pending, Running
 from pydantic import SecretStr
 
+from forks import family
 from homes import kinds
 from journeys import waited
 from prefect_executions import current_execution, engine, events, method
 from prefect_executions.attestation.checkpoints import Inclusion
 from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.executions import Raised, Usage
+from prefect_executions.executions import Instance, Raised, Usage
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status, advance
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench import Ending, pending
@@ -213,6 +215,30 @@ def test_what_was_killed_here_keeps_what_it_had_written(scene):
     assert "own code had not begun" in scene.record(early).job_status.message
     assert not (scene.home / "workbench" / ".open" / str(killed.id)).exists()
     assert scene.settle() == {}
+
+
+def hook(scene: Scene, run: FlowRun) -> None:
+    """Do what a worker does that sees the process of a run die."""
+    scene.put(run, Crashed(message="killed"))
+    measures.on_crashed_hooks[0](measures, run, scene.state(run))
+    mark = scene.archive / "open" / str(run.id)
+    waited(lambda: not mark.exists(), "the end of the hook's work")
+
+
+@pytest.mark.parametrize("end", [hook, lambda scene, _: scene.settle()], ids=["hook", "settle"])
+def test_what_a_killed_process_forked_is_ended_where_the_process_was_the_executions_own(scene, end):
+    deployment = scene.deploy(measures)
+    with family() as mine, family() as shared:
+        for one, own in ((mine, True), (shared, False)):
+            run, bundle = scene.opened(deployment, process=one.process)
+            bundle.write_document(bundle.read(Instance).model_copy(update={"own_process": own}))
+            one.kill()
+            end(scene, run)
+
+            assert scene.record(run).job_status.reason is Reason.CRASHED
+            if own:
+                waited(lambda one=one: one.living == 0, "the end of the forks")
+            assert one.living == (0 if own else 2)
 
 
 def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):

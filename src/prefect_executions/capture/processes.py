@@ -3,6 +3,12 @@
 Law: a pid alone names nobody, because it is given again. A process is named by
 its start and the boot of the machine as well, and only one that is so named is
 ever sent a signal.
+
+What a dead process forked is known by its layout in memory, which the system draws
+by lot for each program that it starts and which only a fork shares; Prefect's own
+variables name a run's hooks and supervisors, too. So no layout is told of a process
+that is itself a fork, or that was laid out without chance, and none but a fork
+is ended for it.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.capture.system import content
-from prefect_executions.executions import Process
+from prefect_executions.executions import Instance, Process
 
 COOKIE = "EXECUTION_ID"
 """The environment variable that a run's processes inherit: the id of the execution that they work for."""
@@ -33,6 +39,9 @@ GRACE = 3.0
 _LOOK = 0.05
 _ROUNDS = 3  # a process may fork while it is being ended
 _ZOMBIES = frozenset("ZXx")
+# The kernel's include/linux/sched.h: forked but did not exec; the address space was drawn by lot.
+_PF_FORKNOEXEC = 0x00000040
+_PF_RANDOMIZE = 0x00400000
 # It ends by itself when the process is gone that it serves, and removes what that one left in shared memory.
 _TRACKER = b"multiprocessing.resource_tracker"
 
@@ -40,6 +49,14 @@ _TRACKER = b"multiprocessing.resource_tracker"
 def this_process() -> Process:
     """Return the process that is calling, told so that no other can be taken for it."""
     return _named(os.getpid())
+
+
+def this_process_with_layout() -> Process:
+    """Return the process that is calling, with its layout in memory where that tells its forks from all others."""
+    named, row = this_process(), _row(os.getpid()) if sys.platform == "linux" else None
+    if row is None or row.flags & _PF_FORKNOEXEC or not row.flags & _PF_RANDOMIZE:
+        return named
+    return named.model_copy(update={"layout": _layout(named.pid)})
 
 
 def alive(process: Process) -> bool | None:
@@ -106,13 +123,24 @@ def moment_of_processes() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
-def end_carriers(execution_id: str, *, grace: float = GRACE, cookie: str = COOKIE) -> int:
+def end_carriers(
+    execution_id: str, *, instance: Instance | None = None, grace: float = GRACE, cookie: str = COOKIE
+) -> int:
     """End every process of this user whose variable *cookie* is *execution_id*; return how many there were.
 
-    This process and those above it are spared. Nothing is done where there is no
-    ``/proc``. A process that shows nothing of its environment is not found.
+    So is what the process of *instance* forked, dead as it may be, where that one was
+    started for the execution alone. This process and those above it are spared.
+    Nothing is done where there is no ``/proc``. A process that shows nothing of its
+    environment or its layout is not found.
     """
-    return _end(lambda table: _carriers(table, f"{cookie}={execution_id}".encode()), grace)
+    own = instance.process if instance and instance.own_process else None
+
+    def found(table: Mapping[int, _Row]) -> Iterator[int]:
+        yield from _carriers(table, f"{cookie}={execution_id}".encode())
+        if own is not None:
+            yield from _forks(table, own)
+
+    return _end(found, grace)
 
 
 def end_descendants(since: int, *, grace: float = GRACE) -> int:
@@ -125,6 +153,7 @@ class _Row(NamedTuple):
 
     parent: int
     started: int
+    flags: int
 
 
 def _end(find: Callable[[Mapping[int, _Row]], Iterable[int]], grace: float) -> int:
@@ -157,9 +186,37 @@ def _after(found: Mapping[int, _Row], patience: float) -> dict[int, _Row]:
 def _carriers(table: Mapping[int, _Row], cookie: bytes) -> Iterator[int]:
     for pid in table:
         with suppress(OSError):  # it is gone, or somebody else's
-            place = Path(f"/proc/{pid}")
-            if place.stat().st_uid == os.geteuid() and cookie in (place / "environ").read_bytes().split(b"\0"):
+            if _is_ours(pid) and cookie in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 yield pid
+
+
+def _forks(table: Mapping[int, _Row], process: Process) -> Iterator[int]:
+    """The processes that *process* forked, and their forks, as far as they have started no program of their own."""
+    if process.layout is None or not (process.started or "").isdigit() or alive(process) is None:
+        return
+    since = int(process.started or 0)
+    for pid, row in table.items():
+        if pid != process.pid and row.flags & _PF_FORKNOEXEC and row.started >= since:
+            with suppress(OSError):  # it is gone, or somebody else's
+                if _is_ours(pid) and _layout(pid) == process.layout:
+                    yield pid
+
+
+def _is_ours(pid: int) -> bool:
+    return Path(f"/proc/{pid}").stat().st_uid == os.geteuid()
+
+
+def _layout(pid: int) -> str | None:
+    """A digest of where a process's program, its libraries' loader and its stack were laid when it was started.
+
+    The auxiliary vector (getauxval(3)) tells these addresses, and a fork has that of
+    its parent. They stay secret: an attacker of the process could use them.
+    """
+    try:
+        told = Path(f"/proc/{pid}/auxv").read_bytes()
+    except OSError:  # it is gone, or not to be looked into
+        return None
+    return sha256(f"{_boot()} {_pids()} ".encode() + told).hexdigest() if told else None
 
 
 def _below(table: Mapping[int, _Row], top: int, since: int) -> set[int]:
@@ -189,11 +246,11 @@ def _table() -> dict[int, _Row]:
 
 def _row(pid: int) -> _Row | None:
     """The line of a process that runs; one that has ended and was not waited for runs no more."""
-    # proc(5), /proc/pid/stat: the name in parentheses may hold anything; state, parent and start are 3, 4 and 22.
+    # proc(5), /proc/pid/stat: the name in parentheses may hold anything; state, parent, flags, start are 3, 4, 9, 22.
     fields = content(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if len(fields) < 20 or fields[0] in _ZOMBIES:  # noqa: PLR2004 - proc(5)
         return None
-    return _Row(parent=int(fields[1]), started=int(fields[19]))
+    return _Row(parent=int(fields[1]), started=int(fields[19]), flags=int(fields[6]))
 
 
 def _is_tracker(pid: int) -> bool:

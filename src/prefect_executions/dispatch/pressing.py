@@ -69,7 +69,7 @@ class Pressure:
         if sent:
             yield f"Process {self._process.pid} does not stop and was sent {number.name}"
         if number is signal.SIGKILL and self._record is not None:
-            end_carriers(self._record.id)
+            end_carriers(self._record.id, instance=self._record.instance)
 
     def _is_leaving(self) -> bool:
         """Whether the Method's code has ended, so that its record is being sealed right now."""

@@ -210,6 +210,8 @@ class Process(Part):
 
     `boot` is the machine's boot, `pids` the namespace that `pid` is counted in (a
     container has its own), `started` the start of the process in the system's own words.
+    `layout` is a digest of where its program lies in memory, drawn by lot at its start:
+    what it forks shares it, and nothing else does.
     """
 
     host: str | None = None
@@ -217,6 +219,7 @@ class Process(Part):
     pids: str | None = None
     pid: int
     started: str | None = None
+    layout: str | None = None
 
 
 class ScriptRun(Part):

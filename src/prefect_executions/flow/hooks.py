@@ -151,7 +151,7 @@ def _sealed(
         workbench.begin(opened.record, opened.code)
         knock(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
-        end_carriers(place.id)
+        end_carriers(place.id, instance=place.bundle.read(Instance))
         first = partial(_finish, flow_run.parameters)
     status, reason = decided
     events.leave_to_end(place.id)

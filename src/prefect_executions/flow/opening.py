@@ -12,6 +12,7 @@ from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture import machine
 from prefect_executions.capture.code import REQUIREMENTS, identify
+from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.errors import ArchiveError, OrchestratorError
 from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
 from prefect_executions.flow.current import current_id
@@ -93,7 +94,8 @@ def instance(run: FlowRun, settings: Settings) -> Instance:
     """Return where this process runs, and whether it was started for *run* alone."""
     here = machine.observe(environment=os.environ, allowed=settings.environment)
     own = current_id() is None and owns_process(run)
-    return engine.placed(here, run).model_copy(update={"own_process": own})
+    process = this_process_with_layout() if own else here.process
+    return engine.placed(here, run).model_copy(update={"process": process, "own_process": own})
 
 
 def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:

@@ -22,6 +22,7 @@ from prefect.exceptions import Pause
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.processes import COOKIE, end_carriers, end_descendants, moment_of_processes
+from prefect_executions.executions import Instance
 from prefect_executions.flow.current import current_id
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Reins:
         if error is None or isinstance(error, Pause) or (isinstance(error, Exception) and not late):
             return
         if self._own:
-            end_carriers(self._bundle.id)
+            end_carriers(self._bundle.id, instance=self._bundle.read(Instance))
         if self._own or self._thread == threading.main_thread().ident:
             end_descendants(self._since)
 

@@ -12,6 +12,7 @@ from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.processes import end_carriers
 from prefect_executions.errors import NotFoundError, SecretError
+from prefect_executions.executions import Instance
 from prefect_executions.lifecycle import Reason, Seen, Status, follow
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.settle.evidence import Known, flow_run_of
@@ -47,7 +48,8 @@ def seal(
     end, run = _end(judgement, states), known.runs.get(flow_run_of(execution_id))
     if execution_id in known.here:
         if end.status is Status.CANCELLED or end.reason in {Reason.CRASHED, Reason.LOST}:
-            end_carriers(execution_id)
+            bundle = OpenBundle.load(known.here[execution_id].folder, execution_id)
+            end_carriers(execution_id, instance=bundle.read(Instance))
         return known.here[execution_id].seal(
             execution_id, end, states=states, first=lambda bundle: (*end_runs(bundle), *_make_up(bundle, run))
         )
