@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -10,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archives import content
-from prefect_executions.archive import Archive, open_archive
+from archives import content, place_on
+from prefect_executions.archive import Archive, Seal, open_archive, open_store
 from prefect_executions.attestation.checkpoints import Checkpoint, Inclusion, SealEntry, checkpoint_of, inclusions
 from prefect_executions.attestation.merkle import Tree, leads_to, leaf
 from prefect_executions.ledger import Ledger
@@ -28,10 +31,10 @@ def bench(tmp_path: Path) -> Workbench:
     return a_bench(tmp_path)
 
 
-def a_bench(tmp_path: Path, *, signs: bool = True) -> Workbench:
+def a_bench(tmp_path: Path, *, signs: bool = True, archive: Archive | None = None) -> Workbench:
     return Workbench(
         tmp_path / "bench",
-        open_archive=lambda: open_archive(str(tmp_path / "archive")),
+        open_archive=lambda: archive or open_archive(str(tmp_path / "archive")),
         open_ledger=lambda: Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}"),
         signing_key=lambda: a_key() if signs else None,
     )
@@ -140,6 +143,48 @@ def test_of_two_who_write_the_same_checkpoint_one_wins(bench):
     assert bench.archive.checkpoints.add(1, b"first")
     assert not bench.archive.checkpoints.add(1, b"second")
     assert bench.archive.checkpoints.get(1) == b"first"
+
+
+class Overtaken(Archive):
+    """An archive in which somebody else writes a checkpoint just after the seals for the next one were read."""
+
+    other: Workbench | None = None
+
+    def seals_of(self, ids: Iterable[str]) -> dict[str, Seal]:
+        found = super().seals_of(ids)
+        if self.other is not None:
+            other, self.other = self.other, None
+            assert write_checkpoints(other) == len(found)
+        return found
+
+
+def test_who_is_overtaken_writes_no_seal_down_again(bench, tmp_path):
+    archive = Overtaken(open_store(str(tmp_path / "archive")))
+    seal(bench, "one")
+    archive.other = bench
+
+    assert write_checkpoints(a_bench(tmp_path, archive=archive)) == 0
+    assert archive.checkpoints.numbers() == [1]
+
+
+def test_on_s3_seals_are_written_down_once_whoever_else_does_it_at_the_same_moment(need, tmp_path):
+    with closing(place_on("seaweedfs", need)) as place:
+        benches = [
+            a_bench(tmp_path / name, archive=open_archive(place.url, options=place.options))
+            for name in ("here", "there")
+        ]
+        first, archive = {one: seal(benches[0], one) for one in ("one", "two", "three")}, benches[1].archive
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(write_checkpoints, benches))
+        seal(benches[1], "four")
+
+        assert [write_checkpoints(bench) for bench in benches] == [1, 0]
+        assert {one.execution_id: one.manifest_sha256 for one in told(archive, 1).seals} == first
+        assert [one.execution_id for one in told(archive, 2).seals] == ["four"]
+        seen, faults = witnesses(archive, trusting())
+        assert (faults, seen.sealed.keys()) == ([], {*first, "four"})
+        assert Inclusion.from_json(archive.inclusion("two")).holds
+        assert not archive.checkpoints.add(2, b"another")
 
 
 def test_numbers_go_on_beyond_a_thousand(bench):

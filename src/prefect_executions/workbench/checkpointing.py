@@ -49,24 +49,27 @@ class _Writing:
         written = 0
         now = self._archive.marks.clock()
         start = min(now, since or self._watermark())
-        while new := self._new(start):
-            number, previous = self._last()
+        while True:
+            number, new = self._new(start)
+            if not new:
+                return written
+            # Where somebody else wrote one meanwhile, the number is taken and the seals are looked at anew.
+            previous = sha256(self._kept.get(number)).hexdigest() if number else None
             told = checkpoint_of(new[:_MOST], number=number + 1, previous=previous, until=now, key=self._key)
             if self._kept.add(number + 1, told.to_json()):
                 self._archive.keep_inclusions(list(inclusions(told)))
                 written += len(told.seals)
-        return written
 
-    def _last(self) -> tuple[int, str | None]:
-        number = self._kept.last()
-        return number, sha256(self._kept.get(number)).hexdigest() if number else None
-
-    def _new(self, start: datetime) -> list[SealEntry]:
-        """The seals that are in no checkpoint, as their marks and the seals themselves tell them alike."""
+    def _new(self, start: datetime) -> tuple[int, list[SealEntry]]:
+        """The last checkpoint, and the seals that neither it nor any before has, as marks and seals tell them alike."""
         marks = {(one.id, one.manifest_sha256) for one in self._archive.marks.sealed_since(start)}
-        if marks:
-            marks -= self._known(start)
-        return [SealEntry(execution_id=one, manifest_sha256=digest) for one, digest in self._sealed(sorted(marks))]
+        if not marks:
+            return 0, []
+        last = self._kept.last()
+        marks -= self._known(start, last)
+        return last, [
+            SealEntry(execution_id=one, manifest_sha256=digest) for one, digest in self._sealed(sorted(marks))
+        ]
 
     def _watermark(self) -> datetime:
         number = self._kept.last()
@@ -74,10 +77,10 @@ class _Writing:
             return LONG_AGO
         return Checkpoint.from_json(self._kept.get(number)).told().until - SKEW
 
-    def _known(self, start: datetime) -> set[tuple[str, str]]:
-        """What the checkpoints say that may speak of marks since *start*, the newest first."""
+    def _known(self, start: datetime, last: int) -> set[tuple[str, str]]:
+        """What the checkpoints up to *last* say that may speak of marks since *start*, the newest first."""
         known: set[tuple[str, str]] = set()
-        for number in range(self._kept.last(), 0, -1):
+        for number in range(last, 0, -1):
             told = Checkpoint.from_json(self._kept.get(number))
             if start > LONG_AGO and told.told().until < start - SKEW - _HOUR:
                 break
