@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from archives import place_on
 from bundle_makers import an_open_bundle
 from prefect_executions.archive import Archive, Removed, open_archive
 from prefect_executions.attestation import Envelope, sealed_envelope
@@ -35,10 +37,10 @@ IDS = tuple(f"{letter * 8}-6f0c-4f2e-9a41-3d6d5d3f2e10" for letter in "abc")
 VICTIM, UNTOUCHED, OTHER = IDS
 
 
-def a_bench(folder: Path, *, signs: bool = True) -> Workbench:
+def a_bench(folder: Path, *, signs: bool = True, archive: Archive | None = None) -> Workbench:
     return Workbench(
         folder / "bench",
-        open_archive=lambda: open_archive(str(folder / "archive")),
+        open_archive=lambda: archive or open_archive(str(folder / "archive")),
         open_ledger=lambda: Ledger.open(f"sqlite:///{folder / 'ledger.db'}"),
         signing_key=lambda: a_key() if signs else None,
     )
@@ -62,15 +64,19 @@ def written_down(
     archive.keep_inclusions(list(inclusions(told)))
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A signed archive of three executions and two checkpoints, which no test changes."""
-    folder = tmp_path_factory.mktemp("made")
-    bench = a_bench(folder)
+def fill(bench: Workbench) -> None:
+    """Put three signed executions and two checkpoints into the archive of *bench*."""
     for one in IDS:
         sealed(bench, one)
     written_down(bench.archive, 1, IDS[:2])
     written_down(bench.archive, 2, IDS[2:])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A signed archive of three executions and two checkpoints, which no test changes."""
+    folder = tmp_path_factory.mktemp("made")
+    fill(a_bench(folder))
     return folder / "archive"
 
 
@@ -304,6 +310,26 @@ def test_a_checkpoint_of_a_forger_with_a_key_of_his_own_is_found(place):
     written_down(place.archive(), 2, [OTHER], key="b")
     (found,) = violations(place)
     assert a_key("b").public.id in found.what
+
+
+def test_on_s3_nothing_is_found_until_somebody_changes_it(need, tmp_path):
+    with closing(place_on("seaweedfs", need)) as there:
+        archive = open_archive(there.url, options=there.options)
+        fill(a_bench(tmp_path, archive=archive))
+        assert list(audit(archive, trusting(), deep=True)) == []
+
+        keys = [one["Key"] for one in there.client.list_objects_v2(Bucket=there.bucket)["Contents"]]
+        for within, end, kind, blamed in (
+            (VICTIM, "metadata/request.json", "content", VICTIM),
+            ("checkpoints", "000000000002.json", "checkpoint", ""),
+        ):
+            (key,) = [one for one in keys if within in one and one.endswith(end)]
+            before = there.client.get_object(Bucket=there.bucket, Key=key)["Body"].read()
+            there.client.put_object(Bucket=there.bucket, Key=key, Body=before.replace(b"1", b"2"))
+            found = [one for one in audit(archive, trusting(), deep=True) if one.weight == "violation"]
+            assert {(one.kind, one.execution) for one in found} == {(kind, blamed)}
+            there.client.put_object(Bucket=there.bucket, Key=key, Body=before)
+        assert list(audit(archive, trusting())) == []
 
 
 def test_what_is_not_complete_is_no_violation(tmp_path):
