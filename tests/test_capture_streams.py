@@ -71,6 +71,7 @@ class TestOwnedProcess:
                 os.system("echo shell; echo shell-error >&2")
                 subprocess.run(["echo", "child"], check=True)
                 ctypes.CDLL(None).puts(b"from-c")
+                while "from-c" not in (folder / "stdout.log").read_text(): time.sleep(0.01)  # libc may hold it
                 logging.basicConfig(stream=sys.stderr); logging.warning("logged")
                 print("no newline", end="")
             print("|after")

@@ -364,7 +364,7 @@ def test_a_terminal_that_was_never_there_harms_no_run(station, home):
     )
     os.close(writer)
 
-    assert process.wait() == 0
+    assert process.wait() in {0, 120}  # by which Python tells that its own last words could not be written
     assert Bundles(home).record().status is Status.COMPLETED
     assert Bundles(home).failed_checks() == []
 

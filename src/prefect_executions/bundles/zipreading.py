@@ -119,13 +119,13 @@ class ZipReader:
         magic, _needed, flags, method, _time, _date, checksum, packed, size, name_length, extra_length = header
         name = _exactly(self.stream, name_length)
         extra = _extra_fields(_exactly(self.stream, extra_length), entry.name)
-        wide = 1 in extra
-        if wide:
+        wide, follows = 1 in extra, bool(flags & _SIZES_FOLLOW)
+        # Where sizes follow, Python wrote zeros into both places until 3.11.4.
+        if wide and not (follows and not any((size, packed, *extra[1]))):
             size, packed = _widen(extra[1], (size, packed), entry.name)
         if (magic, flags, method, name) != (b"PK\3\4", entry.flags, entry.method, entry.name.encode()):
             raise BundleError(f"{entry.name!r}: its local header differs from the directory")
         told = (checksum, packed, size)
-        follows = bool(flags & _SIZES_FOLLOW)
         if told != (entry.checksum, entry.packed, entry.size) and not (follows and not any(told)):
             raise BundleError(f"{entry.name!r}: its local header tells other sizes or another checksum")
         begin: int = entry.offset + _LOCAL.size + name_length + extra_length

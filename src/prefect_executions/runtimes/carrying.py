@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import io
 import shutil
-import tarfile
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, TYPE_CHECKING, Protocol, cast
 from uuid import uuid4
 
 from prefect_executions.errors import InfrastructureError
+
+if TYPE_CHECKING or sys.version_info >= (3, 11, 4):
+    import tarfile
+else:  # before it nothing kept what is unpacked inside its folder; Debian 12 has 3.11.2
+    from backports import tarfile
 
 _CHUNK = 256 * 1024
 _BLOCK = tarfile.BLOCKSIZE
