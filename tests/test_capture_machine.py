@@ -180,6 +180,10 @@ def test_the_packages_are_those_that_the_metadata_names(tmp_path, monkeypatch):
     (tmp_path / "new_thing-2.0.dist-info").rename(tmp_path / "new_thing-2.1.dist-info")
     (tmp_path / "new_thing-2.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: New_Thing\nVersion: 2.1\n")
     assert packages.versions()["New_Thing"] == "2.1"
+    same = packages.versions()
+    time.sleep(0.02)
+    (tmp_path / "results.csv").write_text("a Method writes beside its code")
+    assert packages.versions() is same
 
 
 def test_the_package_of_a_module_is_known_only_where_it_holds_the_file():

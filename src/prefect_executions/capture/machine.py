@@ -132,7 +132,8 @@ class Meter:
     def start(self) -> None:
         """Measure from now on."""
         with Meter._lock:
-            _remember_peak(Meter._running)
+            if Meter._running:
+                _remember_peak(Meter._running)
             _reset_peak()
             Meter._running.add(self)
         self._peak = None

@@ -7,27 +7,35 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 _NAME = re.compile(r"^Name:[ \t]*(\S+)", re.MULTILINE)
 _VERSION = re.compile(r"^Version:[ \t]*(\S+)", re.MULTILINE)
 
-Freshness = tuple[tuple[str, int], ...]
+
+class _Folder(NamedTuple):
+    """What a folder of ``sys.path`` held when it last changed: names and versions by the normalized name."""
+
+    changed: int
+    packages: Mapping[str, tuple[str, str]]
 
 
 class Packages:
     """What is installed; thread-safe.
 
-    The answer is kept while ``sys.path`` is the same and no folder on it has
-    changed: every installer adds, removes or renames a folder there.
+    What was read of a folder on ``sys.path`` is kept while the folder has not
+    changed: every installer adds, removes or renames a folder there. A folder to
+    which the Method writes changes with every run; it is read again, and no other.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._freshness: Freshness | None = None
+        self._folders: Mapping[str, _Folder] = {}
         self._versions: Mapping[str, str] = MappingProxyType({})
         self._requirements = b""
 
@@ -44,12 +52,11 @@ class Packages:
             return self._requirements
 
     def _renew(self) -> None:
-        freshness = _freshness()
-        if freshness != self._freshness:
-            self._versions = MappingProxyType(_installed())
+        before, self._folders = self._folders, {path: _read(path, self._folders.get(path)) for path in sys.path}
+        if _held(before) != _held(self._folders):
+            self._versions = MappingProxyType(_installed(_held(self._folders)))
             lines = (f"{name}=={version}\n" for name, version in self._versions.items())
             self._requirements = "".join(lines).encode()
-            self._freshness = freshness
 
 
 def package_of(module: str, file: str) -> str | None:
@@ -77,23 +84,28 @@ def _editable_project(distribution: importlib.metadata.Distribution) -> str | No
     return str(Path(unquote(urlsplit(match[1]).path)).resolve())
 
 
-def _freshness() -> Freshness:
-    stamps = []
-    for folder in sys.path:
-        try:
-            stamps.append((folder, os.stat(folder or ".").st_mtime_ns))  # noqa: PTH116 - a Path costs more than the stat
-        except OSError:
-            stamps.append((folder, 0))
-    return tuple(stamps)
-
-
-def _installed() -> dict[str, str]:
+def _read(folder: str, before: _Folder | None) -> _Folder:
+    try:
+        changed = os.stat(folder or ".").st_mtime_ns  # noqa: PTH116 - a Path costs more than the stat
+    except OSError:
+        changed = 0
+    if before is not None and before.changed == changed:
+        return before
     found: dict[str, tuple[str, str]] = {}
-    for distribution in importlib.metadata.distributions():
+    for distribution in importlib.metadata.distributions(path=[folder]):
         # Only the two lines that are needed: to parse every message takes ten times as long.
         text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
         name, version = _NAME.search(text), _VERSION.search(text)
         if name and version:
-            # The first on sys.path is the one that is imported.
             found.setdefault(re.sub(r"[-_.]+", "-", name[1]).lower(), (name[1], version[1]))
+    return _Folder(changed, found)
+
+
+def _held(folders: Mapping[str, _Folder]) -> list[Mapping[str, tuple[str, str]]]:
+    return [folder.packages for folder in folders.values()]
+
+
+def _installed(held: Iterable[Mapping[str, tuple[str, str]]]) -> dict[str, str]:
+    # The first on sys.path is the one that is imported.
+    found = ChainMap(*map(dict, held))
     return dict(found[key] for key in sorted(found))

@@ -48,7 +48,11 @@ _TRACKER = b"multiprocessing.resource_tracker"
 
 def this_process() -> Process:
     """Return the process that is calling, told so that no other can be taken for it."""
-    return _named(os.getpid())
+    pid = os.getpid()
+    if pid not in _own:
+        _own.clear()  # that of a parent, before it forked
+        _own[pid] = _named(pid)
+    return _own[pid]
 
 
 def this_process_with_layout() -> Process:
@@ -269,6 +273,7 @@ def _named(pid: int, started: int | None = None) -> Process:
     )
 
 
+_own: dict[int, Process] = {}
 _marks: dict[int, str] = {}
 
 
