@@ -85,14 +85,14 @@ class Job:
         return None
 
     def remove(self) -> None:
-        """Remove the Job, its Secret and its pods; return when their containers have ended."""
+        """Remove the Job, its Secret and its pods; return when no script of it runs any more."""
         self.note(CANCELLED, "removed", unless=(CANCELLED, END))
         look = self.look()
-        given = "" if look is None else look.notes.get(GIVEN, "")
+        # Where no script runs, and none will, the node need not be waited for: it takes its time to say so.
+        runs = "" if look is None or look.script.get("terminated") else look.notes.get(GIVEN, "").partition(" ")[2]
         self._delete(f"batch/jobs/{self.name}", propagation_policy="Foreground")
         for pod in self._pods():
-            # In a pod that was given nothing no script runs, and none will: its node need not be waited for.
-            grace = "1" if given.endswith(pod["metadata"]["uid"]) else "0"
+            grace = "1" if pod["metadata"]["uid"] == runs else "0"
             self._delete(f"core/pods/{pod['metadata']['name']}", grace_period_seconds=grace)
         self._delete(f"core/secrets/{self.name}")
         for _ in pauses(_UNTIL_REMOVED):
