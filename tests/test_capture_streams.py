@@ -93,6 +93,25 @@ class TestOwnedProcess:
         assert "shell-error" in done.stderr
         assert all(repr(word) in done.stderr for word in words)
 
+    def test_what_a_killed_process_forked_keeps_no_supervisor_waiting(self, tmp_path):
+        done = run(
+            """
+            with open_streams(folder, owns_process=True, mask=mask, forward=forward):
+                child = os.fork()
+                if child == 0:
+                    print("a fork says so", flush=True)
+                    time.sleep(300)
+                    os._exit(0)
+                (folder / "child").write_text(str(child))
+                while "a fork" not in (folder / "stdout.log").read_text(): time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+            """,
+            tmp_path,
+        )  # returns when nobody holds its pipes any more
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+        assert done.returncode == -signal.SIGKILL
+        assert "a fork says so" in log(tmp_path)
+
     def test_what_was_written_survives_a_kill(self, tmp_path):
         command = [
             sys.executable,

@@ -171,6 +171,8 @@ class OwnedStreams(Streams):
         _flush_python()
         flush_c()
         self._saved = {name: _saved_descriptor(number) for name, number in _DESCRIPTORS.items()}
+        _let_forks_go()
+        _kept_open.update(saved for saved in self._saved.values() if saved is not None)
         self._terminals = {name: SafeStream(saved) for name, saved in self._saved.items()}
         self._shows: dict[Name, Follower] = {
             name: self._logs[name].follow(Terminal(saved)) for name, saved in self._saved.items() if saved is not None
@@ -219,6 +221,7 @@ class OwnedStreams(Streams):
         finally:
             for saved in self._saved.values():
                 if saved is not None:
+                    _kept_open.discard(saved)
                     os.close(saved)
             _owning.release()
 
@@ -261,6 +264,28 @@ def _saved_descriptor(number: int) -> int | None:
     except OSError:
         # Started with the stream closed, as some daemons are.
         return None
+
+
+_kept_open: set[int] = set()
+"""Where this process was shown before its logs took the place."""
+
+
+@cache
+def _let_forks_go() -> None:
+    os.register_at_fork(after_in_child=_leave_terminals)
+
+
+def _leave_terminals() -> None:
+    """Let a forked child hold no pipe of its parent's supervisor, which waits for the pipe's end, not for the parent's.
+
+    The numbers stay taken: a file that the child opens must not be written to in their place.
+    """
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        for saved in _kept_open:
+            os.dup2(nowhere, saved, inheritable=False)
+        os.close(nowhere)
+    _kept_open.clear()
 
 
 def _restore_descriptor(saved: int | None, number: int) -> None:
