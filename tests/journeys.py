@@ -147,7 +147,9 @@ class Station:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of a worker: those of the tests' server, and nothing of the user's own home."""
-        return {"EXECUTIONS_HOME": str(self.home), "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        # Two writers of Prefect's SQLite may keep its server from every answer for a minute (its busy_timeout).
+        patient = {"EXECUTIONS_HOOK_TIMEOUT": "150"}
+        return {"EXECUTIONS_HOME": str(self.home), "PREFECT_WORKER_QUERY_SECONDS": "1", **patient}
 
     def deploy(self, pool: str, *names: str) -> None:
         """Deploy Methods on the work pool *pool*, which is there."""

@@ -64,6 +64,7 @@ class Stage:
     def environment(self) -> dict[str, str]:
         return {
             "EXECUTIONS_HOME": str(self.home),
+            "EXECUTIONS_HOOK_TIMEOUT": "150",  # Prefect's server may be silent for a minute: two writers of its SQLite
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         }

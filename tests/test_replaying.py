@@ -244,6 +244,7 @@ def test_a_bundle_reproduces_where_nobody_knows_the_method_and_chance_is_told(to
 
 @pytest.mark.long
 @pytest.mark.timeout(900)  # all packages of this environment are installed once more
+@pytest.mark.usefixtures("beside")
 def test_an_isolated_replay_runs_in_an_environment_of_its_own_with_the_recorded_packages(told, home, tmp_path):
     method = "import sys\n" + METHOD
     (tmp_path / "shout.py").write_text(
