@@ -25,7 +25,21 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("steady")
 
-LONGEST = {"test_journeys.py", "test_scenarios.py"}
+LONGEST = (
+    "test_scenarios.py",
+    "test_journeys.py",
+    "test_runtimes.py",
+    "test_cli.py",
+    "test_docker_pool.py",
+    "test_replaying.py",
+    "test_runtimes_kubernetes.py",
+    "test_descriptor_runtimes.py",
+    "test_cancelling.py",
+    "test_bundle_sealing.py",
+    "test_descriptor_flow.py",
+    "test_process_pool.py",
+)
+"""The files that take longest, in their order."""
 
 _prefect = pytest.StashKey[dict[str, str]]()
 
@@ -40,10 +54,16 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(config.stash[_prefect])
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Take one process more than there are cores for the tests that take minutes: most of that they wait."""
+    return (os.cpu_count() or 1) + 1 if os.environ.get("EXECUTIONS_TEST_LONG") else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process is left alone with them at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
