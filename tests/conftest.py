@@ -54,11 +54,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(config.stash[_prefect])
 
 
-def pytest_xdist_auto_num_workers() -> int | None:
-    """Take one process more than there are cores for the tests that take minutes: most of that they wait."""
-    return (os.cpu_count() or 1) + 1 if os.environ.get("EXECUTIONS_TEST_LONG") else None
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process is left alone with them at the end."""
