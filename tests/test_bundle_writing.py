@@ -232,3 +232,15 @@ def test_a_document_of_another_kind_is_refused_by_name(bundle: OpenBundle) -> No
 def test_metrics_are_no_document_that_a_record_must_have(bundle: OpenBundle) -> None:
     with pytest.raises(BundleError, match=r"metrics\.json cannot be read"):
         bundle.read(Metrics)
+
+
+def test_who_waits_for_a_bundle_that_is_gone_hears_so_and_leaves_what_another_makes(tmp_path):
+    bundle = OpenBundle.create(tmp_path, EXECUTION_ID)
+    bundle.discard()
+    with pytest.raises(NotFoundError, match="any more"), bundle.lock():
+        pass
+    assert not bundle.scratch.exists()
+    bundle.mark_stand_in()
+    with pytest.raises(NotFoundError, match="any more"), bundle.lock():
+        pass
+    assert bundle.stand_in

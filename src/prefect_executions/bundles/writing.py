@@ -18,7 +18,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -289,7 +289,7 @@ class OpenBundle:
         descriptor = self._acquire(time.monotonic() + timeout, timeout)
         try:
             if not self.folder.is_dir():
-                shutil.rmtree(self.scratch, ignore_errors=True)
+                self._forget_lock()
                 raise NotFoundError(f"the bundle {self.id} is not on the workbench {self.workbench} any more")
             yield
         finally:
@@ -305,6 +305,12 @@ class OpenBundle:
             for folder in (self.folder, self.scratch):
                 if folder.exists():
                     shutil.rmtree(folder)
+
+    def _forget_lock(self) -> None:
+        """Take away what `lock` has made; where another makes the bundle anew meanwhile, the rest stays his."""
+        with suppress(OSError):
+            (self.scratch / "lock").unlink()
+            self.scratch.rmdir()
 
     def _acquire(self, deadline: float, timeout: float) -> int:
         path = self.scratch / "lock"
