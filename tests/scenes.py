@@ -50,11 +50,15 @@ def dead_process() -> Process:
     return this_process().model_copy(update={"pid": child.pid, "started": started})
 
 
-def age(what: UUID | str, by: timedelta, table: str = "flow_run_state") -> None:
-    """Set the times that Prefect's server keeps of something back, in its own database: its API takes none."""
+def age(what: UUID | str, by: timedelta, table: str = "flow_run_state", *, home: str = "") -> None:
+    """Set the times that Prefect's server keeps of something back, in its own database: its API takes none.
+
+    The server is that of PREFECT_HOME, where no other *home* is named.
+    """
     key, columns = _AGES[table]
     back = f"-{by.total_seconds()} seconds"
-    with closing(sqlite3.connect(Path(os.environ["PREFECT_HOME"]) / "prefect.db", timeout=60)) as database, database:
+    place = Path(home or os.environ["PREFECT_HOME"], "prefect.db")
+    with closing(sqlite3.connect(place, timeout=60)) as database, database:
         for column in columns:
             moved = f"strftime('%Y-%m-%d %H:%M:%f', {column}, ?) || '000'"
             told = f"UPDATE {table} SET {column} = {moved} WHERE {key} = ? AND {column} IS NOT NULL"  # noqa: S608 - our own words

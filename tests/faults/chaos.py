@@ -22,11 +22,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import archives
@@ -39,16 +42,21 @@ from prefect_executions import MethodFlow
 from prefect_executions.ledger import Ledger
 from prefect_executions.lifecycle import Reason, Status
 from prefect_executions.milestones import Milestone
+from prefect_executions.settle.judging import STUCK
+from scenes import age
 
 POOL = "random"
 AT_ONCE = 2
 """Runs at once of each of the two workers."""
 
 LONGEST = 2700.0
-"""Seconds for all executions to be ended and sealed; a run whose worker died while it was pending takes ten minutes."""
+"""Seconds for all executions to be ended and sealed."""
 
 ROUND = 15.0
 """Seconds between two rounds of settle while executions run."""
+
+CLAIMED = timedelta(minutes=1)
+"""A run that is pending for longer than this has no worker any more."""
 
 SETTLE_STEPS = (
     *(Milestone.ZIP_KEPT, Milestone.FINAL_STATUS, Milestone.MANIFEST_KEPT),
@@ -101,7 +109,7 @@ class Chaos:
                 worker.wait(60)
             worker.kill()
             worker.wait()
-        for pid in self._flows():
+        for pid in self.flows():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -121,7 +129,7 @@ class Chaos:
     def _kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
         """Kill a worker, alone or as a machine dies: with all that it started."""
         alone = self.dice.random() < 0.5
-        flows = [] if alone else [pid for pid in self._flows() if _parent(pid) == worker.pid]
+        flows = [] if alone else [pid for pid in self.flows() if _parent(pid) == worker.pid]
         for pid in (worker.pid, *flows):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -129,7 +137,7 @@ class Chaos:
 
     def _kill_flows(self) -> None:
         now = time.monotonic()
-        alive = set(self._flows())
+        alive = set(self.flows())
         for pid in alive - self._doomed.keys():
             self._doomed[pid] = now + self.dice.uniform(0.5, 14) if self.dice.random() < 0.5 else float("inf")
         for pid, when in list(self._doomed.items()):
@@ -139,7 +147,7 @@ class Chaos:
                     self.killed["flow process"] += 1
                 self._doomed[pid] = float("inf")
 
-    def _flows(self) -> Iterator[int]:
+    def flows(self) -> Iterator[int]:
         """The flow processes of this run of ours, and of no other."""
         ours = f"FAULTS={self.world.told['FAULTS']}".encode()
         for name in os.listdir("/proc"):  # noqa: PTH208 - names are enough
@@ -243,6 +251,8 @@ def _let_it_happen(world: World, chaos: Chaos, proxy: FaultProxy, ids: Sequence[
             with suppress(Exception):  # the archive's own faults meet us, too
                 archive = world.workbench().archive
                 open_ones = {one for one in open_ones if archive.seal_of(one) is None}
+            if open_ones:
+                _let_time_pass(world, chaos, open_ones)
             print(
                 f"{time.monotonic() - began:5.0f} s: {len(ids) - len(open_ones)} sealed, {dict(chaos.killed)}",
                 flush=True,
@@ -253,6 +263,19 @@ def _let_it_happen(world: World, chaos: Chaos, proxy: FaultProxy, ids: Sequence[
         proxy.heal()
     for _ in range(3):
         world.executions(*SETTLE)
+
+
+def _let_time_pass(world: World, chaos: Chaos, open_ones: set[str]) -> None:
+    """Where all that is left are runs that a dead worker had claimed, let the time pass that settle gives those."""
+    asked = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(one) for one in open_ones]))
+    api = temporary_settings({PREFECT_API_URL: world.told["PREFECT_API_URL"]})
+    with api, get_client(sync_client=True) as client:
+        states = [run.state for run in client.read_flow_runs(flow_run_filter=asked) if run.state is not None]
+    before = datetime.now(UTC) - CLAIMED
+    if all(state.is_pending() and state.timestamp < before for state in states) and not any(chaos.flows()):
+        for one in open_ones:
+            age(one, STUCK, home=world.told["PREFECT_HOME"])
+            chaos.killed["left pending"] += 1
 
 
 def _judged(world: World, ids: Sequence[str]) -> Iterator[str]:

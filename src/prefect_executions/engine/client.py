@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from tempfile import TemporaryFile
 from types import MappingProxyType
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import SyncClientContext
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from prefect_executions.capture.secrets import redact_url, redact_urls
 from prefect_executions.documents import json_value
@@ -61,12 +62,28 @@ def greet() -> str:
     Raises:
         OrchestratorError: If the API cannot be asked, or the embedded server does not start.
     """
+    if configured_api() is None:
+        _make_home()
     try:
         return client().api_version()
     except Exception as error:
         place = configured_api() or "the embedded server"
         raise OrchestratorError(
             f"Prefect's API ({place}) does not answer: {redact_urls(str(error))}. Run 'executions doctor'."
+        ) from error
+
+
+def _make_home() -> None:
+    """Make the folder of the embedded server's database; without it Prefect starts one server after the other."""
+    home = PREFECT_HOME.value()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise OrchestratorError(
+            f"Prefect's embedded server needs a folder that it can write to, and {home} is none: {error.strerror}. "
+            "Set PREFECT_HOME to a folder of yours, or PREFECT_API_URL to a server."
         ) from error
 
 

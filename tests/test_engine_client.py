@@ -1,0 +1,21 @@
+"""The way to Prefect's API: what it says where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+from prefect_executions.engine import greet
+from prefect_executions.errors import OrchestratorError
+
+
+def test_an_embedded_server_without_a_folder_is_told_and_not_tried_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    home = tmp_path / "file" / "prefect"
+    with (
+        temporary_settings({PREFECT_API_URL: None, PREFECT_HOME: home}),
+        pytest.raises(OrchestratorError, match=f"{home} is none: Not a directory. Set PREFECT_HOME"),
+    ):
+        greet()
