@@ -187,8 +187,18 @@ def test_pictures_are_compared_by_their_pixels(mode):
     plain, other = picture(dots=dots, mode=mode), picture(dots=dots, mode=mode, form="TIFF")
     assert told("p.png", plain, other).words == ("the same pixels in another file",)
     found = told("p.png", plain, picture(dots=dots[:1], mode=mode))
-    assert (found.agreement, found.by, found.words) == (Agreement.DIFFERS, "pixels", ("1 of 12 pixels differ",))
+    step = 255 if mode == "1" else 9
+    words = f"1 of 12 pixels differ, in a channel by up to {step}"
+    assert (found.agreement, found.by, found.words) == (Agreement.DIFFERS, "pixels", (words,))
     assert told("p.png", plain, picture(size=(3, 4), mode=mode)).words == ("it was 4 x 3 pixels and is 3 x 4",)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_pixels_may_differ_by_what_is_declared(mode):
+    plain, other = picture(mode=mode), picture(dots=[(1, 1)], mode=mode)
+    found = told("p.png", plain, other, absolute_tolerance=9)
+    assert (found.agreement, found.words) == (Agreement.EQUAL, ("the same pixels in another file, or within 9",))
+    assert told("p.png", plain, other, absolute_tolerance=8.9).agreement is Agreement.DIFFERS
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.csv", "a.png", "a.txt", "a.bin", "stdout.log", "a.tsv"])

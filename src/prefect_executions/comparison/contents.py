@@ -15,6 +15,7 @@ from math import inf, isfinite
 from operator import ne
 from typing import Any, NamedTuple
 
+from prefect_executions.comparison.pictures import SizesDiffer, picture_drift
 from prefect_executions.comparison.verdicts import Agreement, OutputVerdict
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
@@ -263,34 +264,23 @@ def _number(cell: str) -> float | None:
 # --- pictures --------------------------------------------------------------------
 
 
-def _pixels(before: bytes, after: bytes, comparison: Comparison) -> _Found | None:  # noqa: ARG001 - colours have steps
+def _pixels(before: bytes, after: bytes, comparison: Comparison) -> _Found | None:
     try:
-        # An extra of this package; without it pictures are compared by their bytes.
-        from PIL import Image  # noqa: PLC0415
+        found = picture_drift(before, after, lambda one, other: _near(one, other, comparison))
     except ImportError:
         return _Found(Agreement.DIFFERS, ("other bytes; the pixels cannot be compared without the package pillow",))
-    try:
-        with Image.open(io.BytesIO(before)) as one, Image.open(io.BytesIO(after)) as other:
-            if one.size != other.size:
-                return _Found(Agreement.DIFFERS, (f"it was {_size(one.size)} pixels and is {_size(other.size)}",))
-            mode = one.mode if one.mode == other.mode and one.mode not in {"1", "P"} else "RGBA"
-            pixels, others = (picture.convert(mode).tobytes() for picture in (one, other))
-            count = one.size[0] * one.size[1]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except ValueError:
         return _NOT_OF_THE_KIND
-    if pixels == others:
-        return _Found(Agreement.EQUAL, ("the same pixels in another file",))
-    step = max(1, len(pixels) // count)
-    differing = sum(map(ne, _chunks(pixels, step), _chunks(others, step)))
-    return _Found(Agreement.DIFFERS, (f"{differing} of {count} pixels differ",))
+    if isinstance(found, SizesDiffer):
+        return _Found(Agreement.DIFFERS, (f"it was {_size(found.before)} pixels and is {_size(found.after)}",))
+    if not found.differing:
+        return _Found(Agreement.EQUAL, (f"the same pixels in another file{_within(comparison)}",))
+    words = f"{found.differing} of {found.pixels} pixels differ, in a channel by up to {found.largest:g}"
+    return _Found(Agreement.DIFFERS, (words,))
 
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
-
-
-def _chunks(data: bytes, step: int) -> Iterator[bytes]:
-    return (data[at : at + step] for at in range(0, len(data), step))
 
 
 # --- text and bytes --------------------------------------------------------------
