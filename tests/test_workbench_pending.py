@@ -64,3 +64,24 @@ def test_what_is_pending_does_not_wait_for_itself() -> None:
     thread.join(60)
 
     assert not thread.is_alive()
+
+
+def test_work_lets_the_run_go_first_until_somebody_waits_for_it() -> None:
+    gone_first, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        gone_first.set()
+        pending.give_way(600)
+        done.set()
+
+    thread = pending.start(work, name="polite", patience=60)
+    assert gone_first.wait(60)
+    assert not done.is_set()
+    pending.finish()
+
+    assert done.is_set()
+    thread.join(60)
+
+
+def test_only_pending_work_gives_way() -> None:
+    pending.give_way(600)

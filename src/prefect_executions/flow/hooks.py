@@ -66,7 +66,7 @@ class Sealing:
             until = time.monotonic() + patience
             thread = pending.start(sealing.go, name="seal", patience=patience)
             in_time = sealing.here.wait(until - time.monotonic())
-            if state.is_crashed() or state.is_cancelling() or state.is_cancelled():
+            if _is_stopped(state):
                 thread.join(max(0.0, until - time.monotonic()))
                 in_time = not thread.is_alive()
             if not in_time:
@@ -121,6 +121,12 @@ class _Sealing:
         # A signal may be about to end this process, with all that Prefect has not sent yet.
         self._stopped_here = self._state.is_crashed() and _ran_here(outcome.folder)
         self.here.set()
+        if not _is_stopped(self._state):
+            pending.give_way()
+
+
+def _is_stopped(state: State[Any]) -> bool:
+    return state.is_crashed() or state.is_cancelling() or state.is_cancelled()
 
 
 def _ran_here(folder: Path) -> bool:

@@ -13,9 +13,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
+from typing import NamedTuple
 
-_threads: dict[threading.Thread, float] = {}
-"""What is under way, and until when anybody waits for it, by the monotonic clock."""
+GIVEN_WAY = 0.02
+"""Seconds for which work lets the run go first: they share one interpreter."""
+
+
+class _Work(NamedTuple):
+    until: float
+    """When nobody waits for it any more, by the monotonic clock."""
+    awaited: threading.Event
+    """Set when somebody waits for it."""
+
+
+_works: dict[threading.Thread, _Work] = {}
 
 
 def start(work: Callable[[], None], *, name: str, patience: float) -> threading.Thread:
@@ -26,21 +37,29 @@ def start(work: Callable[[], None], *, name: str, patience: float) -> threading.
         try:
             context.run(work)
         finally:
-            _threads.pop(threading.current_thread(), None)
+            _works.pop(threading.current_thread(), None)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
-    _threads[thread] = time.monotonic() + patience
+    _works[thread] = _Work(time.monotonic() + patience, threading.Event())
     _finish_at_exit()
     thread.start()
     return thread
 
 
+def give_way(seconds: float = GIVEN_WAY) -> None:
+    """Let the run return to its caller before this work goes on, unless somebody waits for the work."""
+    work = _works.get(threading.current_thread())
+    if work is not None:
+        work.awaited.wait(seconds)
+
+
 def finish() -> None:
     """Return when nothing is pending any more, or has taken longer than it may."""
-    for thread, until in tuple(_threads.items()):
+    for thread, work in tuple(_works.items()):
         # A forked child has the names of its parent's threads, and one of these may be asking.
         if thread.is_alive() and thread is not threading.current_thread():
-            thread.join(max(0.0, until - time.monotonic()))
+            work.awaited.set()
+            thread.join(max(0.0, work.until - time.monotonic()))
 
 
 @cache
