@@ -26,10 +26,10 @@ from prefect_executions.cli.asking import moment, parameters
 from prefect_executions.cli.examining import fastapi_break, runtime_findings, sqlalchemy_break
 from prefect_executions.cli.showing import as_text, how_large, how_long, safe
 from prefect_executions.errors import NotFoundError, RequestError
-from prefect_executions.lifecycle import Status
+from prefect_executions.lifecycle import Happening, Observer, Status, remark
 from prefect_executions.settings import Settings
-from records import EXECUTION_ID, NOON, OUTPUTS
-from scenes import forget_flows
+from records import EXECUTION_ID, NOON, OUTPUTS, a_job_status, an_instance
+from scenes import dead_process, forget_flows
 
 COMMAND = str(Path(sys.executable).with_name("executions"))
 HOSTILE = "\x1b]0;title\x07\x1b[31mred\x9b2J\u202egnp.exe"
@@ -292,6 +292,28 @@ def test_show_tells_inputs_outputs_metrics_and_history(told, home):
         "history\t",
     ):
         assert words in shown
+
+
+def test_show_tells_an_open_execution_whose_process_is_gone_and_the_last_of_its_progress(told, home):
+    job_status = a_job_status(Status.EXECUTING)
+    for percent in (60, 70):
+        job_status = remark(
+            job_status, Happening.PROGRESS, job_status.updated, observer=Observer.HOOK, progress=percent, message="on"
+        )
+    bench, process = bench_at(home), dead_process()
+    where = an_instance(hostname="vm", pid=process.pid, process=process)
+    bundle = begun(bench, record_of(job_status=job_status, instance=where))
+    bench.leases.release(EXECUTION_ID)
+    shown = told("show", EXECUTION_ID)
+    assert f"process\t{process.pid} on vm is gone; 'executions settle --once' seals" in shown
+    assert [line.rsplit("\t", 1)[1] for line in shown.splitlines() if "progress 5" in line or "progress 7" in line] == [
+        "progress 70 % on"
+    ]
+    assert json.loads(told("show", EXECUTION_ID, "--json"))["processGone"] == f"{process.pid} on vm"
+
+    paused = remark(job_status, Happening.PAUSED, job_status.updated, observer=Observer.PREFECT)
+    bundle.write_document(paused)  # it has left its process on purpose
+    assert "is gone" not in told("show", EXECUTION_ID)
 
 
 def test_show_in_json_holds_every_document(told, home):

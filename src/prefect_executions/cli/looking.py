@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -52,10 +53,11 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     record, standing, links = hall.record(execution_id), hall.standing(execution_id), hall.links(execution_id)
     late = hall.late_words(execution_id) if standing.sealed else ()
     came = hall.imported(execution_id) if standing.folder is None else None
+    gone = hall.gone(execution_id)
     if as_json:
-        show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came})
+        show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came, "processGone": gone})
         return
-    show_facts(_facts(record, standing, links))
+    show_facts(_facts(record, standing, links, gone))
     show_facts([("imported", when(came.imported)), ("origin", came.origin)] if came else [])
     show_table(("name", "value"), _inputs(record), title="input")
     show_table(("name", "size", "media type"), _outputs(hall, execution_id), title="output")
@@ -194,12 +196,13 @@ def _late(words: Iterable[LateWord]) -> Iterator[tuple[object, ...]]:
         yield when(word.noted), word.status, word.hostname, told
 
 
-def _facts(record: ExecutionRecord, standing: Standing, links: Links) -> Iterator[tuple[str, object]]:
+def _facts(record: ExecutionRecord, standing: Standing, links: Links, gone: str | None) -> Iterator[tuple[str, object]]:
     told, usage = record.job_status, record.instance.usage
     yield "execution", record.id
     yield "status", record.status
     yield "reason", told.reason
     yield "message", told.message
+    yield "process", f"{gone} is gone; 'executions settle --once' seals what no hook does" if gone else None
     yield "method", f"{record.method.id} {record.method.version}"
     yield "title", record.method.title
     for relative in record.request.relatives:
@@ -265,7 +268,11 @@ def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:
-    for entry in record.job_status.history:
+    """Every entry, but of progress after progress only the last: a long run would fill screens with it."""
+    history = record.job_status.history
+    for entry, then in zip_longest(history, history[1:]):
+        if then is not None and entry.kind is then.kind is Happening.PROGRESS:
+            continue
         kind = "" if entry.kind is Happening.STATUS else entry.kind.value
         progress = "" if entry.progress is None else f"{entry.progress:g} %"
         code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"

@@ -21,9 +21,11 @@ from prefect_executions.archive import ArchivedBundle, Imported
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.sources import FolderSource, Source
 from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.capture.processes import alive
 from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
-from prefect_executions.executions import ExecutionRecord
+from prefect_executions.executions import ExecutionRecord, Instance
 from prefect_executions.ledger import ArchiveState, Handed, Named
+from prefect_executions.lifecycle import Happening, JobStatus
 from prefect_executions.media import media_type
 from prefect_executions.workbench.archived import ArchivedSource
 from prefect_executions.workbench.archiving import LateWord
@@ -105,6 +107,17 @@ class Reader:
             return Standing(bundle.folder, sealed=False, archive="local")
         # The scratch folder goes when a sealed bundle is archived and indexed.
         return Standing(bundle.folder, sealed=True, archive="pending" if bundle.scratch.is_dir() else "archived")
+
+    def gone(self, execution_id: str) -> str | None:
+        """Return words for the process of an open execution that is known to be gone and did not leave it to go on."""
+        bundle = self._local(execution_id)
+        if bundle is None or bundle.sealed:
+            return None
+        instance, last = bundle.read(Instance), bundle.read(JobStatus).history[-1]
+        leaves = last.kind in {Happening.PAUSED, Happening.ATTEMPT_FAILED}
+        if leaves or instance.process is None or alive(instance.process) is not False:
+            return None
+        return f"{instance.pid} on {instance.hostname}"
 
     def links(self, execution_id: str) -> Links:
         """Return how others are linked to an execution; nothing where the ledger is away."""
