@@ -1,9 +1,10 @@
-"""The automations of a server on which Methods run: settle on a crash, tell of a failure, start one after another.
+"""The automations of a server on which Methods run: settle on a crash or silence, tell of a failure, start another.
 
 Run it once against the server that PREFECT_API_URL names. Each automation has a
 name of its own and is brought up to date when it is there already::
 
     python deployments/automations.py
+    python deployments/automations.py --silence 90
     python deployments/automations.py --webhook https://hooks.example.org/T0/B0
     python deployments/automations.py --after segment-coins --output coins.csv --start count-words/count-words \
         --parameter most=5 --parameter text=/data/coins.txt
@@ -13,6 +14,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +29,9 @@ from prefect_executions.events import METHOD_LABEL, OUTPUT_RESOURCE, RESOURCE, S
 
 SETTLE = "settle/settle"
 """The deployment of flows/settle.py, as prefect.yaml names it."""
+
+SILENCE = 540.0
+"""Seconds: three of Prefect's heartbeats, which come every three minutes where nobody says otherwise."""
 
 WEBHOOK = "executions-failed"
 """The Prefect block that keeps the address of the webhook, which may be a secret."""
@@ -53,6 +58,26 @@ def settle_on_end(deployment_id: UUID) -> AutomationCore:
             ),
             match_related=ResourceSpecification({"prefect.resource.id": f"prefect.tag.{TAG}"}),
             posture=Posture.Reactive,
+        ),
+        actions=[RunDeployment(deployment_id=deployment_id)],
+    )
+
+
+def settle_on_silence(deployment_id: UUID, silence: timedelta) -> AutomationCore:
+    """Run `settle` when a flow run sent a heartbeat and then nothing, not even its end: it looks who lives.
+
+    Prefect's heartbeats name no tags of their flow, so any flow run's silence counts.
+    """
+    return AutomationCore(
+        name="executions: settle on silence",
+        description="Looks after the executions when a flow run's heartbeats stopped before its end.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            within=silence,
         ),
         actions=[RunDeployment(deployment_id=deployment_id)],
     )
@@ -134,6 +159,13 @@ def _deployment(client: SyncPrefectClient, name: str) -> UUID | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Create what was asked for, say what became of each, and return how many could not be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--silence",
+        type=float,
+        default=SILENCE,
+        metavar="SECONDS",
+        help="how long a flow run may send no heartbeat; three of PREFECT_FLOWS_HEARTBEAT_FREQUENCY (default: 540)",
+    )
     parser.add_argument("--webhook", help="the address that is told of an execution that FAILED")
     parser.add_argument("--after", metavar="METHOD", help="the Method whose execution starts another")
     parser.add_argument("--output", help="the name of the output that it must have")
@@ -143,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chain = (asked.after, asked.output, asked.start)
     if any(chain) and not all(chain):
         parser.error("--after, --output and --start belong together")
+    if not 10 <= asked.silence <= 86_400:  # noqa: PLR2004 - Prefect's least, and a day
+        parser.error("--silence takes from 10 to 86400 seconds")
     wanted: list[AutomationCore] = []
     missing: list[str] = []
     with get_client(sync_client=True) as client:
@@ -151,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if found is None:
                 missing.append(f"the deployment {name} is not there: deploy it first (prefect.yaml)")
             elif name == SETTLE:
-                wanted.append(settle_on_end(found))
+                wanted += [settle_on_end(found), settle_on_silence(found, timedelta(seconds=asked.silence))]
             else:
                 parameters = dict(one.split("=", 1) for one in asked.parameter)
                 wanted.append(start_after(asked.after, asked.output, found, name, parameters))

@@ -28,6 +28,7 @@ from records import a_job_status, an_output
 CHAIN = ["--after", "coins", "--output", "coins.csv", "--start", "next/next"]
 NAMES = [
     "executions: settle on a crash",
+    "executions: settle on silence",
     "executions: next/next after coins with coins.csv",
     "executions: tell of a failure",
 ]
@@ -102,12 +103,12 @@ def made_by(client: SyncPrefectClient, automation: str) -> list[FlowRun]:
     return [run for run in runs if run.created_by is not None and run.created_by.display_value == automation]
 
 
-def fired(cause: Callable[[], object], effect: Callable[[], T]) -> T:
+def fired(cause: Callable[[], object], effect: Callable[[], T], *, again: float = 5.0) -> T:
     """Return the *effect*, causing it again and again: an automation takes a moment to be heard of by the server."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         cause()
-        for _ in range(25):
+        for _ in range(round(again / 0.2)):
             if found := effect():
                 return found
             time.sleep(0.2)
@@ -121,6 +122,8 @@ def test_they_are_created_once_and_fire(client, capsys):
     with webhook() as (url, told):
         asked = [
             *CHAIN,
+            "--silence",
+            "10",
             "--webhook",
             url,
             "--parameter",
@@ -133,9 +136,10 @@ def test_they_are_created_once_and_fire(client, capsys):
         assert capsys.readouterr().out.splitlines() == [
             f"{word}  {name}" for word in ("created", "updated") for name in NAMES
         ]
-        assert [len(client.read_automations_by_name(name)) for name in NAMES] == [1, 1, 1]
+        assert [len(client.read_automations_by_name(name)) for name in NAMES] == [1, 1, 1, 1]
 
         _a_crash_runs_settle(client)
+        _a_run_that_goes_silent_runs_settle(client)
         _an_output_of_that_name_starts_another(client)
         _a_failure_is_told(told)
 
@@ -162,6 +166,27 @@ def _a_crash_runs_settle(client: SyncPrefectClient) -> None:
     assert {run.deployment_id for run in runs} == {client.read_deployment_by_name(SETTLE).id}
 
 
+def _a_run_that_goes_silent_runs_settle(client: SyncPrefectClient) -> None:
+    caused: set[str] = set()
+
+    def heard(name: str, run_id: UUID) -> None:
+        told = {"event": f"prefect.flow-run.{name}", "resource": {"prefect.resource.id": f"prefect.flow-run.{run_id}"}}
+        client.request(
+            "POST", "/events", json=[{**told, "id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}]
+        )
+
+    def cause() -> None:
+        silent, suspended = uuid4(), uuid4()
+        for run_id in (silent, suspended):
+            heard("heartbeat", run_id)
+        heard("Suspended", suspended)  # it has said that nothing more will come
+        caused.add(str(silent))
+
+    runs = fired(cause, lambda: made_by(client, NAMES[1]), again=25.0)
+    assert len(runs) <= len(caused)
+    assert {run.deployment_id for run in runs} == {client.read_deployment_by_name(SETTLE).id}
+
+
 def _an_output_of_that_name_starts_another(client: SyncPrefectClient) -> None:
     caused: set[str] = set()
 
@@ -175,7 +200,7 @@ def _an_output_of_that_name_starts_another(client: SyncPrefectClient) -> None:
         )
         caused.add(right.job_id)
 
-    runs = fired(cause, lambda: made_by(client, NAMES[1]))
+    runs = fired(cause, lambda: made_by(client, NAMES[2]))
     assert {run.parameters["source"] for run in runs} <= caused
     assert {run.parameters["most"] for run in runs} == {5}
 
