@@ -56,7 +56,7 @@ def age(what: UUID | str, by: timedelta, table: str = "flow_run_state", *, home:
     The server is that of PREFECT_HOME, where no other *home* is named.
     """
     key, columns = _AGES[table]
-    back = f"-{by.total_seconds()} seconds"
+    back = f"{-by.total_seconds()} seconds"
     place = Path(home or os.environ["PREFECT_HOME"], "prefect.db")
     with closing(sqlite3.connect(place, timeout=60)) as database, database:
         for column in columns:
