@@ -16,7 +16,7 @@ from rocrate.rocrate import ROCrate
 from crates import contexts, issues_in, warm_cache
 from prefect_executions import crate, provenance
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Agent, BundleFile, ExecutionRecord, Instance, Relative, account
+from prefect_executions.executions import Account, Agent, BundleFile, ExecutionRecord, Instance, Relative, account
 from prefect_executions.lifecycle import Reason, Status
 from prefect_executions.methods import CodeIdentity
 from records import (
@@ -125,6 +125,10 @@ def lay_out_crate(folder: Path, record: ExecutionRecord) -> Path:
     return folder
 
 
+def read(document: bytes) -> Account:
+    return crate.read(document).account
+
+
 def entities(data: bytes) -> dict[str, dict[str, Any]]:
     return {entity["@id"]: entity for entity in json.loads(data)["@graph"]}
 
@@ -172,7 +176,7 @@ def test_every_outcome_is_read_back_as_the_record_tells_it(record, there):
     outputs = [BundleFile(output.path, output.sha256, output.size) for output in record.job_status.outputs]
     inputs = {file.path: BundleFile(file.path, file.sha256, file.size) for file in record.request.files if file.path}
     files = (*outputs, *inputs.values()) if there else ()
-    assert crate.read(crate.build(record, files)) == account(record)
+    assert read(crate.build(record, files)) == account(record)
     assert crate.build(record, files) == crate.build(record, files)
 
 
@@ -205,7 +209,7 @@ def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
     )
     files = [BundleFile(output.path, output.sha256, output.size) for output in hostile.job_status.outputs[:2]]
     data = crate.build(hostile, files)
-    assert crate.read(data) == account(hostile)
+    assert read(data) == account(hostile)
     for entity in entities(data).values():
         assert re.fullmatch(r"[A-Za-z0-9._~%/:#-]+", entity["@id"])
 
@@ -213,7 +217,7 @@ def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
 @given(text)
 def test_any_execution_id_comes_back(execution_id):
     odd = a_record(job_status=a_job_status(execution_id=execution_id))
-    assert crate.read(crate.build(odd, ())).execution_id == execution_id
+    assert read(crate.build(odd, ())).execution_id == execution_id
 
 
 def test_what_was_not_observed_is_absent():
@@ -238,7 +242,7 @@ def test_times_are_cut_to_milliseconds_with_an_offset():
 def test_a_string_and_the_number_of_the_same_look_are_told_apart():
     number = a_record(request=a_request(values={"limit": 1}, files=()))
     string = a_record(request=a_request(values={"limit": "1"}, files=()))
-    assert crate.read(crate.build(number, ())).inputs != crate.read(crate.build(string, ())).inputs
+    assert read(crate.build(number, ())).inputs != read(crate.build(string, ())).inputs
 
 
 def test_the_last_value_of_each_metric_is_a_result():
@@ -277,7 +281,7 @@ def test_ten_thousand_outputs_are_told_and_read():
     outputs = [an_output(f"outputs/tile-{number}.csv", b"%d" % number) for number in range(10_000)]
     many = a_record(job_status=a_job_status(outputs=outputs))
     files = [BundleFile(output.path, output.sha256, output.size) for output in outputs]
-    assert crate.read(crate.build(many, files)) == account(many)
+    assert read(crate.build(many, files)) == account(many)
 
 
 USUAL = crate.build(a_record(), files_of(contents_of(a_record()))).decode()
@@ -287,7 +291,7 @@ USUAL = crate.build(a_record(), files_of(contents_of(a_record()))).decode()
 def test_a_truncated_document_is_refused(cut):
     document = USUAL.rstrip().encode()
     with pytest.raises(BundleError):
-        crate.read(document[: cut % len(document)])
+        read(document[: cut % len(document)])
 
 
 @pytest.mark.parametrize(
@@ -309,12 +313,13 @@ def test_a_truncated_document_is_refused(cut):
 )
 def test_what_is_no_crate_is_refused(document):
     with pytest.raises(BundleError, match=r"^ro-crate-metadata\.json: "):
-        crate.read(document)
+        read(document)
 
 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
+        ('"endTime": "2026-09-22T12:00:08.123', '"endTime": "2026-09-22T12:00:08.124'),
         ('"actionStatus": "http://schema.org/Completed', '"actionStatus": "http://schema.org/Failed'),
         ('"value": "COMPLETED"', '"value": "FAILED"'),
         ('"@type": "CreateAction"', '"@type": "UpdateAction"'),
@@ -335,7 +340,7 @@ def test_what_is_no_crate_is_refused(document):
 def test_a_document_that_contradicts_itself_is_refused(old, new):
     assert old in USUAL
     with pytest.raises(BundleError, match=r"^ro-crate-metadata\.json: "):
-        crate.read(USUAL.replace(old, new, 1).encode())
+        read(USUAL.replace(old, new, 1).encode())
 
 
 @pytest.mark.parametrize(
@@ -343,7 +348,6 @@ def test_a_document_that_contradicts_itself_is_refused(old, new):
     [
         ('"value": "0.3"', '"value": "0.4"'),
         ('"name": "threshold", "exampleOfWork"', '"name": "limit", "exampleOfWork"'),
-        ('"endTime": "2026-09-22T12:00:08.123', '"endTime": "2026-09-22T12:00:08.124'),
         ('"version": "1.2.0"', '"version": "1.2.1"'),
         (digest(OUTPUTS["outputs/regions.csv"]), "0" * 64),
         (
@@ -351,8 +355,8 @@ def test_a_document_that_contradicts_itself_is_refused(old, new):
             '"result": [',
         ),
     ],
-    ids=range(6),
+    ids=range(5),
 )
 def test_a_forged_fact_gives_another_account(old, new):
     assert old in USUAL
-    assert crate.read(USUAL.replace(old, new, 1).encode()) != account(a_record())
+    assert read(USUAL.replace(old, new, 1).encode()) != account(a_record())

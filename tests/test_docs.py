@@ -30,6 +30,7 @@ from prefect_executions import documents, errors, events, executions, lifecycle,
 from prefect_executions.archive import ArchivedData, Seal
 from prefect_executions.attestation import reviewing
 from prefect_executions.bundles import layout
+from prefect_executions.bundles.checks import CHECKS
 from prefect_executions.comparison.verdicts import Verdict
 from prefect_executions.documents import Document
 from prefect_executions.runtimes import ProcessRuntime, Wish
@@ -125,6 +126,11 @@ def _runtimes() -> str:
     return table(*rows)
 
 
+def _checks() -> str:
+    rows = [(f"`{name}`", (inspect.getdoc(check) or "").removesuffix(".")) for name, check in CHECKS.items()]
+    return table(("check", "passes when"), *rows)
+
+
 def _review() -> str:
     return "".join(["```sh\n", *(f"{line}\n" for line in reviewing.commands("SIGNER.pem")), "```\n"])
 
@@ -163,6 +169,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "events": _events,
     "runtimes": _runtimes,
     "review": _review,
+    "checks": _checks,
     Seal.file_name: _seal,
     **{
         document.file_name: (lambda name=document.file_name: _example(name))

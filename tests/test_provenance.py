@@ -17,9 +17,11 @@ from lxml import etree
 from prov.model import ProvDocument
 from rdflib import PROV, RDF, Graph, URIRef
 
+from prefect_executions import provenance
 from prefect_executions.errors import BundleError, RequestError
 from prefect_executions.executions import (
     NAMESPACE,
+    Account,
     Agent,
     ExecutionRecord,
     Infrastructure,
@@ -29,7 +31,7 @@ from prefect_executions.executions import (
 )
 from prefect_executions.lifecycle import CLOCK_SKEW, Reason, Status
 from prefect_executions.methods import CodeIdentity
-from prefect_executions.provenance import convert, read, time_faults, write
+from prefect_executions.provenance import convert, time_faults, write
 from prefect_executions.provenance.words import VALUE_LIMIT, as_text, from_text
 from records import (
     EXECUTION_ID,
@@ -102,6 +104,10 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=8,
 )
+
+
+def read(document: bytes) -> Account:
+    return provenance.read(document).account
 
 
 def told(record: ExecutionRecord) -> bytes:

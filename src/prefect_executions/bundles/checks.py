@@ -142,8 +142,8 @@ def _same_execution(seen: Evidence) -> Findings:
         if of_method != f"{method.id} {method.version}":
             yield f"{path} is of Method {of_method}; {Method.file_name} of {method.id} {method.version}"
     for path, other in ((layout.PROVENANCE, seen.told_by_provenance), (layout.CRATE, seen.told_by_crate)):
-        if other.execution_id != told.job_id:
-            yield f"{path} is of execution {other.execution_id}; {JobStatus.file_name} of {told.job_id}"
+        if other.account.execution_id != told.job_id:
+            yield f"{path} is of execution {other.account.execution_id}; {JobStatus.file_name} of {told.job_id}"
 
 
 def _ogc_status(seen: Evidence) -> Findings:
@@ -199,7 +199,7 @@ def _outputs(seen: Evidence) -> Findings:
 
 def _provenance(seen: Evidence) -> Findings:
     """`provo.xml` tells what the documents tell."""
-    yield from _differences(seen.account, seen.told_by_provenance, layout.PROVENANCE)
+    yield from _differences(seen.account, seen.told_by_provenance.account, layout.PROVENANCE)
 
 
 def _provenance_times(seen: Evidence) -> Findings:
@@ -210,7 +210,16 @@ def _provenance_times(seen: Evidence) -> Findings:
 
 def _crate(seen: Evidence) -> Findings:
     """`ro-crate-metadata.json` tells what the documents tell."""
-    yield from _differences(seen.account, seen.told_by_crate, layout.CRATE)
+    yield from _differences(seen.account, seen.told_by_crate.account, layout.CRATE)
+
+
+def _told_files(seen: Evidence) -> Findings:
+    """Every file that `provo.xml` and `ro-crate-metadata.json` tell of has the digest that they tell."""
+    for path, digest in sorted(seen.told_by_provenance.files):
+        if path in seen.files or path in seen.listed:  # source that is not kept is told by its digest, too
+            yield from _compare(seen, layout.PROVENANCE, path, digest, None)
+    for path, digest in sorted(seen.told_by_crate.files):
+        yield from _compare(seen, layout.CRATE, path, digest, None)
 
 
 def _signature(seen: Evidence) -> Findings:
@@ -288,6 +297,7 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "provenance": _provenance,
     "provenance-times": _provenance_times,
     "crate": _crate,
+    "told-files": _told_files,
     "signature": _signature,
     "inclusion": _inclusion,
 }

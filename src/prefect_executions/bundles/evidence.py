@@ -26,6 +26,7 @@ from prefect_executions.executions import (
     Infrastructure,
     Instance,
     Metrics,
+    Told,
     account,
 )
 from prefect_executions.lifecycle import JobStatus
@@ -142,7 +143,7 @@ class Evidence:
         return account(self.record)
 
     @cached_property
-    def told_by_provenance(self) -> Account:
+    def told_by_provenance(self) -> Told:
         """What `provo.xml` tells.
 
         Raises:
@@ -151,7 +152,7 @@ class Evidence:
         return provenance.read(self.bytes_of(layout.PROVENANCE))
 
     @cached_property
-    def told_by_crate(self) -> Account:
+    def told_by_crate(self) -> Told:
         """What `ro-crate-metadata.json` tells.
 
         Raises:

@@ -16,6 +16,7 @@ from prefect_executions.executions import (
     Image,
     PhaseTold,
     StepTold,
+    Told,
     in_milliseconds,
     run_name,
     value_digest,
@@ -25,8 +26,8 @@ SIZE_LIMIT = 256 * 1024**2
 """A larger crate document is refused; one of 100,000 outputs has 27 MB."""
 
 
-def read(data: bytes) -> Account:
-    """Return what `ro-crate-metadata.json` tells of its execution.
+def read(data: bytes) -> Told:
+    """Return what `ro-crate-metadata.json` tells of its execution and the bundle's files.
 
     Raises:
         BundleError: If *data* is not JSON, says a member twice, or does not tell one whole execution.
@@ -39,7 +40,10 @@ def read(data: bytes) -> Account:
     execution_id = _text(action, "identifier")
     if action["@id"] != f"#{run_name(execution_id)}":
         _refuse(f"the action {action['@id']} is not named after its execution {execution_id}")
-    return Account(
+    published = _time(entities.get("./", {}), "datePublished")
+    if "endTime" in action and published != _time(action, "endTime"):
+        _refuse(f"it was published at {published}, which is not when the execution ended")
+    account = Account(
         execution_id=execution_id,
         method=f"{_text(instrument, 'identifier')} {_text(instrument, 'version')}",
         status=_status(action, entities),
@@ -50,6 +54,7 @@ def read(data: bytes) -> Account:
         steps=frozenset(_steps(entities)),
         phases=frozenset(_phases(entities)),
     )
+    return Told(account, frozenset(_files(entities)))
 
 
 def _entities(document: Any) -> dict[str, Entity]:
@@ -97,6 +102,12 @@ def _outputs(action: Entity, entities: Mapping[str, Entity]) -> Iterator[tuple[s
         if entity.get("@type") != "PropertyValue":
             inside = entity.get("@type") == "File"
             yield words.path(entity["@id"]) if inside else _text(entity, "identifier"), _digest(entity)
+
+
+def _files(entities: Mapping[str, Entity]) -> Iterator[tuple[str, str]]:
+    for name, entity in entities.items():
+        if entity.get("@type") == "File":
+            yield words.path(name), _digest(entity)
 
 
 def _steps(entities: Mapping[str, Entity]) -> Iterator[StepTold]:

@@ -132,6 +132,13 @@ class Account(NamedTuple):
     phases: frozenset[PhaseTold] = frozenset()
 
 
+class Told(NamedTuple):
+    """What PROV or a crate tells: its account, and (path, SHA-256) of files of the bundle, to be held against them."""
+
+    account: Account
+    files: frozenset[tuple[str, str]]
+
+
 def account(record: ExecutionRecord) -> Account:
     """Return what the JSON documents of *record* tell, to be compared with PROV and crate."""
     staged = {(file.input, file.sha256) for file in record.request.files}

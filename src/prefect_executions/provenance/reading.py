@@ -13,6 +13,7 @@ from prefect_executions.executions import (
     Image,
     PhaseTold,
     StepTold,
+    Told,
     in_milliseconds,
     run_name,
     value_digest,
@@ -21,8 +22,8 @@ from prefect_executions.provenance import words
 from prefect_executions.provenance.parsing import Record, fault, records
 
 
-def read(data: bytes) -> Account:
-    """Return what `provo.xml` tells of its execution.
+def read(data: bytes) -> Told:
+    """Return what `provo.xml` tells of its execution and the bundle's files.
 
     Raises:
         BundleError: If *data* is not XML, has a DTD, or does not tell one whole execution.
@@ -30,7 +31,7 @@ def read(data: bytes) -> Account:
     story = _Story()
     for record in records(data):
         story.hear(record)
-    return story.account()
+    return Told(story.account(), frozenset(story.files()))
 
 
 @dataclass
@@ -85,6 +86,11 @@ class _Story:
             steps=frozenset(self._steps(run.id)),
             phases=frozenset(self._phases(run.id)),
         )
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        for entity in self.entities.values():
+            if entity.types & _FILES and "exe:sha256" in entity.texts:
+                yield words.from_text(entity.text("prov:location")), _digest(entity)
 
     def _steps(self, run: str) -> Iterator[StepTold]:
         for name, step in self.steps.items():
@@ -168,6 +174,7 @@ def _keep(record: Record, among: dict[str, Record]) -> None:
 
 
 _IMAGE = f"exe:{words.IMAGE}"
+_FILES = frozenset(f"exe:{kind}" for kind in (words.METHOD, words.SOURCE, words.REQUEST, words.ENVIRONMENT))
 _PHASE = re.compile(r".*/phase\.([0-9]{1,9})")
 
 
