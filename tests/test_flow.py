@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -300,6 +301,53 @@ def test_a_file_inside_a_model_is_staged(bundles, tmp_path):
 
     assert looks({"scene": str(tmp_path / "scene.txt")}) == "hills"
     assert bundles.record().request.files[0].input == "options.scene"
+
+
+class Flats(BaseModel):
+    dark: InputFile = "dark.txt"  # type: ignore[assignment]  # as users write it, and nobody validates a default
+    others: list[InputFile] = Field(default=["other.txt"], alias="moreFlats")
+    label: str = "dark.txt"
+
+
+@dataclass
+class Mask:
+    file: InputFile
+
+
+class Frame(NamedTuple):
+    file: InputFile
+    seconds: int
+
+
+def test_a_file_is_staged_wherever_an_annotation_says_that_one_is(bundles, tmp_path, monkeypatch):
+    @method(version="1")
+    def looks(
+        frames: set[InputFile],
+        frame: Frame,
+        mask: Mask,
+        flats: Flats = Flats(),  # noqa: B008 - the shape that users write
+        named: dict[str, InputFile] = {"a": "a.txt"},  # noqa: B006 - the same
+    ) -> list[str]:
+        inside = [*frames, frame.file, mask.file, flats.dark, *flats.others, *named.values()]
+        assert (frame.seconds, flats.label) == (3, "dark.txt")
+        return sorted(f"inputs/{one.rpartition('/inputs/')[2]}" for one in inside)
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "dark.txt", "other.txt"):
+        (tmp_path / name).write_text(name)
+    staged = looks({"a.txt", "b.txt"}, Frame("b.txt", 3), Mask("a.txt"))
+    request = bundles.record().request
+
+    assert staged == sorted(file.path for file in request.files)
+    assert {file.input for file in request.files} == {
+        "frames",
+        "frame",
+        "mask.file",
+        "flats.dark",
+        "flats.moreFlats",
+        "named.a",
+    }
+    assert request.values["flats"]["moreFlats"] == ["other.txt"]
 
 
 def test_a_missing_input_fails_before_the_code_and_is_named(bundles, tmp_path):

@@ -19,10 +19,14 @@ from prefect_executions.capture.secrets import SecretMask, mask_credentials
 from prefect_executions.capture.staging import Staged, stage
 from prefect_executions.executions import StagedInput
 from prefect_executions.flow.declared import Declared
-from prefect_executions.methods import InputFile
+from prefect_executions.methods import FILE_FORMAT, InputFile
 from prefect_executions.settings import ArchiveLevel, Settings
 
 Visit = Callable[[str, InputFile], Any]
+Shape = Mapping[str, Any]
+"""The JSON Schema of a value; empty where nothing is known of it."""
+
+_SEVERAL = (list, tuple, set, frozenset)
 
 
 class Inputs:
@@ -60,7 +64,7 @@ class Inputs:
             return file
 
         for name, value in self.bound.arguments.items():
-            _walk(name, value, noted)
+            _walk(name, value, noted, self._shape(name))
         return asked
 
     def resolve_secrets(self, environment: Mapping[str, str], mask: SecretMask) -> dict[str, Any]:
@@ -111,40 +115,79 @@ class Inputs:
             self.staged[name] = tuple(path for _, path in placed)
             told += [record for record, _ in placed]
         for name, value in self.bound.arguments.items():
-            self.bound.arguments[name] = _walk(name, value, lambda path, _: _copy(waiting[path]))
+            self.bound.arguments[name] = _walk(name, value, lambda path, _: _copy(waiting[path]), self._shape(name))
         return tuple(told)
+
+    def _shape(self, name: str) -> Shape:
+        """The schema that an input's annotation gave; that of a descriptor says nothing of files inside a value."""
+        described = self._declared.method.inputs.get(name)
+        return described.json_schema if described is not None and not self._declared.phased else {}
 
 
 def _as_file(value: Any) -> Any:
     """A default is not validated by Prefect, so a path may stand where an `InputFile` is declared."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, _SEVERAL) and not hasattr(value, "_fields"):
         return type(value)(_as_file(part) for part in value)
     return InputFile(value) if isinstance(value, str | os.PathLike) else value
 
 
-def _walk(name: str, value: Any, visit: Visit) -> Any:
-    """Return *value* with each file in it replaced by what *visit* returns for it; what has none stays itself."""
+def _walk(name: str, value: Any, visit: Visit, shape: Shape) -> Any:
+    """Return *value* with each file in it replaced by what *visit* returns for it; what has none stays itself.
+
+    Nobody validates what a dataclass was made with or a model holds by default, so
+    where *shape* says that a file is, a path is one.
+    """
     if isinstance(value, InputFile):
         return visit(name, value)
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        parts = [_walk(name, part, visit) for part in value]
-        return value if _same(parts, value) else type(value)(parts)
+    if isinstance(value, str | os.PathLike):
+        return visit(name, InputFile(value)) if _says_file(shape) else value
+    if isinstance(value, _SEVERAL):
+        parts = [_walk(name, part, visit, _inside(shape)) for part in value]
+        return value if _same(parts, value) else _like(value, parts)
     if isinstance(value, dict):
-        named = {key: _walk(f"{name}.{key}", part, visit) for key, part in value.items()}
+        named = {key: _walk(f"{name}.{key}", part, visit, _inside(shape, key)) for key, part in value.items()}
         return value if _same(named.values(), value.values()) else named
+    members = _members(value)
+    walked = {
+        field: _walk(f"{name}.{told}", getattr(value, field), visit, _inside(shape, told))
+        for field, told in members.items()
+    }
+    changed = {field: part for field, part in walked.items() if part is not getattr(value, field)}
+    if not changed:
+        return value
+    return value.model_copy(update=changed) if isinstance(value, BaseModel) else dataclasses.replace(value, **changed)
+
+
+def _members(value: Any) -> dict[str, str]:
+    """The fields of a model or dataclass, each with the name by which the record tells it; none of anything else."""
     if isinstance(value, BaseModel):
-        fields = {field: getattr(value, field) for field in type(value).model_fields}
-        changed = _changed(name, fields, visit)
-        return value.model_copy(update=changed) if changed else value
+        return {field: told.serialization_alias or field for field, told in type(value).model_fields.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = _changed(name, {part.name: getattr(value, part.name) for part in dataclasses.fields(value)}, visit)
-        return dataclasses.replace(value, **changed) if changed else value
-    return value
+        return {field.name: field.name for field in dataclasses.fields(value)}
+    return {}
 
 
-def _changed(name: str, fields: Mapping[str, Any], visit: Visit) -> dict[str, Any]:
-    walked = {field: _walk(f"{name}.{field}", part, visit) for field, part in fields.items()}
-    return {field: part for field, part in walked.items() if part is not fields[field]}
+def _choices(shape: Shape) -> list[Shape]:
+    return [one for one in shape.get("anyOf") or shape.get("oneOf") or [shape] if isinstance(one, dict)]
+
+
+def _says_file(shape: Shape) -> bool:
+    texts = [one for one in _choices(shape) if one.get("type") == "string"]
+    return bool(texts) and all(one.get("format") == FILE_FORMAT for one in texts)
+
+
+def _inside(shape: Shape, name: str | None = None) -> Shape:
+    """Return the schema of the member *name*, or of each part where there are no names; empty where none is told."""
+    for one in _choices(shape):
+        members = one.get("properties", {})
+        found = one.get("items") if name is None else members.get(name, one.get("additionalProperties"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _like(value: Any, parts: list[Any]) -> Any:
+    return value._make(parts) if hasattr(value, "_make") else type(value)(parts)
 
 
 def _same(left: Iterable[Any], right: Iterable[Any]) -> bool:
