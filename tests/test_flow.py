@@ -573,6 +573,8 @@ def everything_prefect_knows(flow_run_id: UUID) -> str:
         told.append(client.request("GET", f"/flow_runs/{flow_run_id}").text)
         told.append(client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run_id)}).text)
         told.append(client.request("POST", "/artifacts/filter", json={}).text)
+        runs = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}}
+        told.append(client.request("POST", "/task_runs/filter", json=runs).text)
         for _ in range(20):
             logs = {"logs": {"flow_run_id": {"any_": [str(flow_run_id)]}}}
             told.append(client.request("POST", "/logs/filter", json=logs).text)
@@ -599,6 +601,42 @@ def test_a_planted_secret_is_found_nowhere(bundles, home, monkeypatch):
     )
     assert PLANTED not in prefects
     assert "the token is ********" in (bundles.one() / "outputs" / "stdout.log").read_text()
+
+
+@task
+def refuses_by_name(token: SecretStr) -> None:
+    raise ValueError(f"the server refused {token.get_secret_value()}")
+
+
+class UnreachableError(Exception):
+    """An error whose text is no argument of it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+
+    def __str__(self) -> str:
+        return f"{self.url} is out of reach"
+
+
+@method(version="1")
+def fails_with_secrets(token: SecretStr) -> None:
+    value = token.get_secret_value()
+    refuses_by_name(token, return_state=True)
+    errors = [UnreachableError(f"https://example.org/{value}"), FileNotFoundError(2, "no file", f"/run/{value}")]
+    raise subprocess.CalledProcessError(22, ["curl", "-H", f"X-Key: {value}"]) from ExceptionGroup("all", errors)
+
+
+def test_a_secret_in_an_error_of_a_task_or_a_program_is_found_nowhere(bundles, home, monkeypatch):
+    monkeypatch.setenv("PLANTED_TOKEN", PLANTED)
+    with pytest.raises(subprocess.CalledProcessError):
+        fails_with_secrets("env:PLANTED_TOKEN")
+    prefects = everything_prefect_knows(UUID(bundles.one().name))
+
+    assert holding(home, PLANTED.encode()) == []
+    assert PLANTED not in prefects
+    assert "the server refused ********" in prefects
+    assert "X-Key: ********" in bundles.record().instance.usage.exception.message
 
 
 def test_a_hook_of_the_user_still_runs_and_ours_comes_first(bundles):

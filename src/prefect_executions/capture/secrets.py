@@ -16,7 +16,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import AnyStr, BinaryIO
+from typing import Any, AnyStr, BinaryIO
 from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
 
 MASK = "********"
@@ -102,6 +102,20 @@ class SecretMask:
         if isinstance(text, str):
             return self._replace(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
         return self._replace(text)
+
+    def mask_inside(self, value: Any) -> Any:
+        """Return *value* with every text in it masked, also in lists, tuples and dictionaries."""
+        match value:
+            case str():
+                return self.mask(value)
+            case bytes():
+                return self.mask(value)
+            case list() | tuple() if not hasattr(value, "_fields"):
+                return type(value)(map(self.mask_inside, value))
+            case dict():
+                return {self.mask_inside(name): self.mask_inside(part) for name, part in value.items()}
+            case _:
+                return value
 
     def holds(self, data: bytes) -> bool:
         """Whether *data* has a known secret in it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import IO, TYPE_CHECKING, NamedTuple, TextIO, cast
@@ -19,6 +20,7 @@ from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 from prefect_executions.capture.safestream import SafeStream
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.streams import OwnedStreams, Streams
+from prefect_executions.flow.outcomes import mask_error
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -116,8 +118,19 @@ class _Masking(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         mask = _mask.get()
         if mask:
+            _mask_trace(record, mask)
             record.msg, record.args = mask.mask(record.getMessage()), None
         return True
+
+
+def _mask_trace(record: logging.LogRecord, mask: SecretMask) -> None:
+    """Mask the error that *record* tells of: Prefect logs that of a task before it stores its message."""
+    if record.exc_info and not record.exc_text:
+        with suppress(Exception):  # an error with a mind of its own; its text is masked below
+            mask_error(record.exc_info[1], mask)
+        record.exc_text = logging.Formatter().formatException(record.exc_info)
+    if record.exc_text:
+        record.exc_text = mask.mask(record.exc_text)
 
 
 def _shielded_consoles() -> tuple[SafeStream, ...]:

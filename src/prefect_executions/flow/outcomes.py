@@ -54,13 +54,30 @@ def _told(text: str, mask: SecretMask) -> str:
 
 
 def mask_error(error: BaseException | None, mask: SecretMask) -> None:
-    """Mask known secrets in *error*'s texts, before Prefect logs it and stores its message."""
+    """Mask known secrets in *error*'s texts, before Prefect logs it and stores its message.
+
+    So are those of its causes, and of the errors that a group holds.
+    """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if mask and mask.mask(repr(error.args)) != repr(error.args):
-            error.args = tuple(mask.mask(part) if isinstance(part, str) else part for part in error.args)
-        error = error.__cause__ or error.__context__
+    waiting = [error] if mask else []
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        _mask_texts(one, mask)
+        waiting += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+
+
+def _mask_texts(error: BaseException, mask: SecretMask) -> None:
+    if (args := mask.mask_inside(error.args)) != error.args:
+        error.args = args
+    members = vars(error)  # such as the command of a CalledProcessError; an error may forbid to set them one by one
+    members.update({name: told for name, value in members.items() if (told := mask.mask_inside(value)) is not value})
+    if isinstance(error, OSError):
+        error.filename = mask.mask_inside(error.filename)
 
 
 def _is_authors(trace: TracebackType) -> bool:
