@@ -1,8 +1,8 @@
 """All benchmarks as one table: ``python tests/benchmarks``.
 
-It takes about twenty minutes and 25 GB of free disk. S3 is measured where
+It takes about half an hour and 25 GB of free disk. S3 is measured where
 EXECUTIONS_TEST_S3 names a server, Prefect where PREFECT_API_URL does (else the
-embedded server). Nothing else should be running.
+embedded server; settle on a server of its own). Nothing else should be running.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     "bench_flow.py",
     "bench_events.py",
+    "bench_settle.py",
     "bench_seal.py",
     "bench_export.py",
     "bench_ledger.py",

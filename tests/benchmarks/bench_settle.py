@@ -1,5 +1,7 @@
 """What a round of settle costs among many flow runs, and how long after a ``kill -9`` a record is sealed.
 
+By itself, by the deployment that runs each minute, and by the automation that runs it on a crash.
+
 It runs a Prefect server of its own: ``python tests/benchmarks/bench_settle.py``.
 """
 
@@ -18,12 +20,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import servers
+
+if TYPE_CHECKING:
+    from prefect_executions.workbench import Workbench
+
+ROOT = Path(__file__).parents[2]
 
 WORKING = """
 import time
@@ -149,22 +156,29 @@ def scan(home: Path, database: Path, count: int) -> None:
         row(f"{what}, {done} to seal", f"{took:.2f} s", f"{requests} requests, {more} MiB more", "seconds, bounded")
 
 
-def killed(home: Path, *, reachable: bool) -> float:
-    """Return the seconds from the ``kill -9`` of a run to its sealed record, with one round after the other."""
-    from benches import bench_at  # noqa: PLC0415 - the same
-    from prefect_executions.settings import Settings  # noqa: PLC0415 - after the environment is set
-    from prefect_executions.settle import settle  # noqa: PLC0415 - the same
-
-    there = home / "there"
-    bench = bench_at(home)
+def works(home: Path, there: Path, bench: Workbench) -> tuple[subprocess.Popen[bytes], str]:
+    """Begin a run with its home *there*; it is at work when this returns, with its id."""
     told = os.environ | {"EXECUTIONS_HOME": str(there), "EXECUTIONS_ARCHIVE": bench.archive.store.url}
     script = home / "works.py"
     script.parent.mkdir(parents=True, exist_ok=True)
     script.write_text(WORKING)
     process = subprocess.Popen([sys.executable, str(script)], env=told, stderr=subprocess.DEVNULL)
-    while not list((there / "workbench").glob("*/outputs/half.txt")):
+    while True:
+        for one in bench.archive.marks.open():
+            if (there / "workbench" / one.id / "outputs/half.txt").exists():
+                return process, one.id
         time.sleep(0.05)
-    [execution_id] = [one.id for one in bench.archive.marks.open()]
+
+
+def killed(home: Path, *, reachable: bool) -> float:
+    """Return the seconds from the ``kill -9`` of a run to its sealed record, with one round after the other."""
+    from benches import bench_at  # noqa: PLC0415 - after the environment is set
+    from prefect_executions.settings import Settings  # noqa: PLC0415 - the same
+    from prefect_executions.settle import settle  # noqa: PLC0415 - the same
+
+    there = home / "there"
+    bench = bench_at(home)
+    process, execution_id = works(home, there, bench)
     begun = time.perf_counter()
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -173,6 +187,59 @@ def killed(home: Path, *, reachable: bool) -> float:
     while bench.archive.seal_of(execution_id) is None:
         list(settle(bench, Settings(home=home)))
     return time.perf_counter() - begun
+
+
+@contextmanager
+def operated(home: Path) -> Iterator[None]:
+    """Deploy `settle` as `deployments/` says, and run the worker that it runs on; its schedule begins now."""
+    asked("prefect", "work-pool", "create", "executions", "--type", "process")
+    asked("prefect", "--no-prompt", "deploy", "--name", "settle", "--prefect-file", "deployments/prefect.yaml")
+    words = [str(Path(sys.executable).with_name("prefect")), "worker", "start", "--pool", "executions"]
+    told = os.environ | {"EXECUTIONS_HOME": str(home)}
+    worker = subprocess.Popen(words, cwd=ROOT, env=told, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        worker.kill()
+        worker.wait()
+        asked("prefect", "deployment", "delete", "settle/settle")
+
+
+def asked(*words: str) -> None:
+    program = str(Path(sys.executable).with_name(words[0]))
+    subprocess.run([program, *words[1:]], cwd=ROOT, capture_output=True, check=True)
+
+
+def crashed(home: Path) -> float:
+    """Return the seconds from the ``kill -9`` of a run to its sealed record, where a worker tells Prefect of the crash.
+
+    No hook runs, as for runs in containers; nothing but the operator's deployment settles.
+    """
+    from benches import bench_at  # noqa: PLC0415 - after the environment is set
+    from prefect_executions import engine  # noqa: PLC0415 - the same
+
+    bench = bench_at(home)
+    process, execution_id = works(home, home, bench)
+    run = engine.flow_run(UUID(execution_id))
+    assert run is not None
+    engine.mark_flows({run.flow_id})
+    begun = time.perf_counter()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    engine.put_to_end(run.id, "Process exited with status code: -9", cancelled=False)
+    while bench.archive.seal_of(execution_id) is None:
+        time.sleep(0.1)
+    return time.perf_counter() - begun
+
+
+def with_and_without_the_automation(home: Path) -> None:
+    with operated(home):
+        by_the_minute = [crashed(home) for _ in range(3)]
+        asked("python", "deployments/automations.py")
+        at_once = [crashed(home) for _ in range(3)]
+    for what, times in (("the schedule of a minute", by_the_minute), ("the automation besides", at_once)):
+        told = ", ".join(f"{one:.1f}" for one in sorted(times))
+        row(f"kill -9 to sealed record, no hook, {what}", f"{told} s", "Prefect hears of it at once", "<= 120 s")
 
 
 def main() -> None:
@@ -194,6 +261,7 @@ def main() -> None:
             )
             found = killed(here / "lost", reachable=False)
             row("kill -9 to sealed record, its machine gone", f"{found:.1f} s", "45 s of silence of it", "<= 120 s")
+            with_and_without_the_automation(here / "operated")
             scan(here / "crowd", here / "prefect" / "prefect.db", arguments.runs)
 
 
