@@ -106,6 +106,8 @@ CORPUS: Mapping[str, tuple[Hostile, str]] = {
     "another device's name": (with_one_more(f"{TOP}aux/a"), r"aux/a'.*device"),
     "a name that Windows shortens": (with_one_more(f"{TOP}outputs/a. "), r"space or dot"),
     "a name too long": (with_one_more(f"{TOP}outputs/{'a' * 300}"), r"longer than 255"),
+    "a path that no system opens": (with_one_more(f"{TOP}{'a/' * 5000}x"), r"bytes, which no system opens"),
+    "more folders than there may be files": (with_one_more(f"{TOP}{'a/' * 1500}x"), r"more than 1000 folders"),
     "the same name twice": (with_one_more(f"{TOP}metadata/method.json"), r"method\.json'.*twice"),
     "a folder of the same name": (
         with_one_more(f"{TOP}metadata/method.json/", data=b"", mode=0o040755),
@@ -141,6 +143,7 @@ CORPUS: Mapping[str, tuple[Hostile, str]] = {
     "a name in another code page": (with_first(name="0b1e5a52/ä".encode("cp437"), flags=0), r"not UTF-8"),
     "broken extra fields": (with_first(extra=b"\1\0\xff\xff"), r"extra fields"),
     "another disk": (with_first(disk=1), r"in parts"),
+    "no entry": (lambda _members: a_zip([]), r"holds no bundle"),
     "more entries than there are": (lambda members: a_zip(members, count=len(members) + 1), r"directory"),
     "fewer entries than there are": (lambda members: a_zip(members, count=len(members) - 1), r"directory"),
     "too many entries": (

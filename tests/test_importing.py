@@ -407,6 +407,7 @@ def test_a_bundle_of_ours_without_its_manifest_is_no_export_of_ccp(theirs, ours,
         ("request", b'{"inputs": 1, "inputs": 2}', "twice"),
         ("method", b'{"id": 5}', "id"),
         ("jobStatus", b'{"jobID": "../../etc"}', "cannot be an execution id"),
+        ("jwt", b"eyJ" * 300_000, "no JSON"),
         ("provo", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "has a DTD"),
     ],
 )
@@ -414,6 +415,22 @@ def test_hostile_documents_of_ccp_are_refused_by_name(ours, tmp_path, name, data
     with pytest.raises(ImportRefusedError, match=words):
         imported(ours, zipped(ccp_exports.tree(**{name: data}), tmp_path / "ccp.zip"))
     assert nothing_in(ours)
+
+
+def test_of_very_many_files_that_nobody_knows_some_are_named_and_the_rest_is_counted(ours, tmp_path):
+    unknown = {f"metadata/{number}": b"" for number in range(150)}
+    imported(ours, zipped(ccp_exports.tree() | unknown, tmp_path / "ccp.zip"))
+    told = [entry.message or "" for entry in ours.archived_record(CCP_ID).job_status.history]
+    assert sum("was not kept: nobody knows what it is" in message for message in told) == 100
+    assert "50 more files were not kept: nobody knows what they are" in told
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
+def test_the_first_and_the_last_time_that_can_be_told_come_in(ours, tmp_path, time):
+    status = dict(ccp_exports.JOB_STATUS) | dict.fromkeys(("created", "started", "updated"), time)
+    export = ccp_exports.tree(jobStatus=json.dumps(status).encode(), provo=None)
+    (taken,) = imported(ours, zipped(export, tmp_path / "ccp.zip"))
+    assert ours.archived_record(taken.id).job_status.created.year == int(time[:4])
 
 
 # --- the terminal ---------------------------------------------------------------------

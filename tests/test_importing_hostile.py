@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import tracemalloc
@@ -157,6 +158,12 @@ DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
         lambda text: text.replace('"value": 24', f'"value": {"9" * 5000}'),
         r"metrics\.json",
     ),
+    "JSON with too many values": ("ro-crate-metadata.json", lambda text: f"[{'0,' * 3_000_001}0]", r"3000000 values"),
+    "JSON with too many members": (
+        "metadata/jobStatus.json",
+        lambda text: json.dumps(dict.fromkeys(range(200_001), 0)),
+        r"the limit is 200000",
+    ),
     "a member twice": (
         "metadata/jobStatus.json",
         lambda text: text.replace("{", '{"jobID": "x",', 1),
@@ -171,6 +178,16 @@ DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
         "metadata/provo.xml",
         lambda text: '<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
         r"DTD|no PROV",
+    ),
+    "XML of very many elements": (
+        "metadata/provo.xml",
+        lambda text: f'<prov:document xmlns:prov="http://www.w3.org/ns/prov#">{"<a/>" * 110_000}</prov:document>',
+        r"too much that is no record",
+    ),
+    "XML with a record of very many elements": (
+        "metadata/provo.xml",
+        lambda text: text.replace("</prov:entity>", "<a/>" * 110_000 + "</prov:entity>", 1),
+        r"a record is too large",
     ),
     "a crate that nests deep": ("ro-crate-metadata.json", lambda text: DEEP, r"nests too deep"),
     "a manifest that leads out": (

@@ -283,6 +283,14 @@ def test_clocks_of_two_machines_may_differ_a_little():
     assert len(list(faults(far_behind))) == 1
 
 
+def test_the_first_and_the_last_time_that_can_be_told_are_compared():
+    done = advance(executing(), Status.COMPLETED, at(3), observer=Observer.SETTLE).history
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    ends = (*done[:-2], done[-2].model_copy(update={"time": first}), done[-1].model_copy(update={"time": last}))
+
+    assert [fault for fault in faults(ends) if "before the entry above" not in fault] == []
+
+
 @given(st.lists(st.tuples(st.sampled_from(Status), st.floats(0, 1e6)), max_size=12))
 def test_whatever_is_heard_the_history_stays_legal(words):
     job_status = created()

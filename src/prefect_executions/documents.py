@@ -7,6 +7,7 @@ Processes writes them; a member that was not observed is absent, never null.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from math import isfinite, isnan
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -18,6 +19,14 @@ from pydantic_core import to_jsonable_python
 from prefect_executions.errors import BundleError
 
 FORMAT: Literal[1] = 1
+
+MOST_VALUES = 3_000_000
+"""How many values a document may hold, of some 100 bytes each in memory; the crate of 100,000 outputs has 1,100,000."""
+
+MOST_MEMBERS = 200_000
+"""How many members an object in it may have: Prefect takes no parameters with that many, and lists hold the rest."""
+
+_FAULTS_TOLD = 1000
 
 
 def in_utc(time: datetime) -> datetime:
@@ -83,6 +92,8 @@ class Document(Part):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
+            if error.error_count() > _FAULTS_TOLD:  # to tell them takes more memory than to find them
+                raise BundleError(f"{cls.file_name}: {error.error_count()} of its members are wrong") from None
             first = error.errors(include_url=False, include_input=False)[0]
             where = "/".join(str(step) for step in first["loc"]) or "the document"
             raise BundleError(f"{cls.file_name}: {where}: {first['msg']}") from error
@@ -133,26 +144,40 @@ def canonical(value: Any) -> bytes:
     return text.encode(errors="backslashreplace")  # a lone surrogate becomes the JSON escape of itself
 
 
-def strict_json(data: bytes | str, name: str) -> Any:
+def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
     """Read JSON that somebody else may have written; *name* says in the message which document it is.
 
+    It is *bounded* unless its size is the caller's own affair.
+
     Raises:
-        BundleError: If *data* is not JSON, nests too deep, says a member twice, or holds NaN or Infinity.
+        BundleError: If *data* is not JSON, nests too deep, has too many values, says a member twice, or
+            holds NaN or Infinity.
     """
 
     def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if bounded and len(pairs) > MOST_MEMBERS:
+            raise BundleError(f"{name}: a JSON object has {len(pairs)} members; the limit is {MOST_MEMBERS}")
         told = dict(pairs)
         if len(told) != len(pairs):
-            twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+            twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
             raise BundleError(f"{name}: a JSON object says the member '{twice[:80]}' twice")
         return told
 
     def no_number(word: str) -> None:
         raise BundleError(f"{name}: {word} is no JSON number")
 
+    if bounded and len(data) > MOST_VALUES and _most_values(data) > MOST_VALUES:
+        raise BundleError(f"{name}: it may have more than {MOST_VALUES} values")
     try:
         return json.loads(data, object_pairs_hook=members, parse_constant=no_number)
     except RecursionError as error:
         raise BundleError(f"{name}: the JSON nests too deep") from error
     except ValueError as error:
         raise BundleError(f"{name}: this is no JSON: {error}") from error
+
+
+def _most_values(data: bytes | str) -> int:
+    """Return how many values the JSON *data* has at most, without reading it."""
+    if isinstance(data, str):
+        return sum(map(data.count, "[{,"))
+    return sum(map(data.count, (b"[", b"{", b",")))

@@ -122,7 +122,9 @@ class Settings(BaseSettings):
     import_limit: int = Field(
         default=20 * 1024**3, ge=0, description="What one import may unfold to, in bytes, on the disk and elsewhere."
     )
-    import_entries: int = Field(default=500_000, ge=1, description="How many files one import may have.")
+    import_entries: int = Field(
+        default=500_000, ge=1, description="How many files one import may have, and how many folders."
+    )
     import_names: ImportNames = Field(
         default=ImportNames.PORTABLE,
         description="portable: an import is refused when a name in it means another file, or none, on some systems "

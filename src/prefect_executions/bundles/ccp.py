@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -37,7 +38,11 @@ from prefect_executions.provenance.parsing import records
 _FLAT = re.compile(r"(metadata|auth|outputs)_(.+)", re.DOTALL)
 _STREAM = re.compile(r"(stdout|stderr)(\.[^/]*)?\.(txt|log)")
 _STREAM_ID = re.compile(r"std(?:out|err)\.([0-9A-Za-z-]+)\.txt")
-_TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]{4,}\.([A-Za-z0-9_-]{4,})(\.[A-Za-z0-9_-]*)?")
+# From the beginning of a word only, so that a long one is looked through once.
+_TOKEN = re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{4,}\.([A-Za-z0-9_-]{4,})(\.[A-Za-z0-9_-]*)?")
+
+_TOLD = 100
+"""How many files that nobody knows are named, each in a note of the history."""
 
 _ENVIRONMENT = "outputs/ccpenv"
 _SCRIPT = "outputs/ccp-entrypoint.sh"
@@ -265,19 +270,25 @@ class _Reading:
             return None
 
     def _outputs(self) -> Iterator[tuple[str, str]]:
-        streams: Sequence[str] = [path for path in self.paths if _STREAM.fullmatch(path.removeprefix("outputs/"))]
+        streams = Counter(
+            found[1] for path in self.paths if (found := _STREAM.fullmatch(path.removeprefix("outputs/")))
+        )
+        unknown = 0
         for path, name in self.paths.items():
             if path in _READ or path in {layout.OUTPUT_ZIP, "outputs/output.zip"}:
                 continue
             if not path.startswith("outputs/"):
-                self._note(f"{name} was not kept: nobody knows what it is")
+                unknown += 1
+                if unknown <= _TOLD:
+                    self._note(f"{name} was not kept: nobody knows what it is")
                 continue
             if path == _ENVIRONMENT:
                 self._note("outputs/ccpenv was not kept: it is an environment with a refresh token")
                 continue
-            kind = path.removeprefix("outputs/")[:6]
-            alone = sum(other.startswith(f"outputs/{kind}") for other in streams) == 1
+            alone = streams[path.removeprefix("outputs/")[:6]] == 1
             yield (_stream_name(path) if alone else path), name
+        if unknown > _TOLD:
+            self._note(f"{unknown - _TOLD} more files were not kept: nobody knows what they are")
 
     def _zipped(self) -> str | None:
         found = self.paths.get(layout.OUTPUT_ZIP) or self.paths.get("outputs/output.zip")

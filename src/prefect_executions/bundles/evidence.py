@@ -63,7 +63,7 @@ class Evidence:
         self.limits = limits
         self.trusted = trusted
         """The keys of those whose signature is believed, by their ids."""
-        self._documents: dict[type[Document], Document] = {}
+        self._documents: dict[type[Document], Document | BundleError] = {}
 
     @property
     def files(self) -> Mapping[str, int]:
@@ -196,9 +196,18 @@ class Evidence:
             BundleError: If it is missing or damaged.
         """
         if kind not in self._documents:
+            self._documents[kind] = self._read(kind)
+        found = self._documents[kind]
+        if isinstance(found, BundleError):
+            raise found
+        return cast("D", found)
+
+    def _read(self, kind: type[Document]) -> Document | BundleError:
+        try:
             self.json_of(kind)
-            self._documents[kind] = kind.from_json(self.bytes_of(kind.file_name))
-        return cast("D", self._documents[kind])
+            return kind.from_json(self.bytes_of(kind.file_name))
+        except BundleError as error:  # each check asks, and to find what is wrong may take long
+            return error
 
     def _left_out_by_level(self) -> dict[str, str]:
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from itertools import count
 
 from prefect_executions.bundles.layout import NAME_BYTES
+from prefect_executions.bundles.zipreading import Limits
 from prefect_executions.errors import BundleError
 
 # Windows, "Naming Files, Paths, and Namespaces": with any extension, in capitals or not.
@@ -14,30 +16,37 @@ _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|COM[0-9¹²³]|LPT[0-9�
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def check_names(paths: Iterable[str]) -> None:
+def check_names(paths: Iterable[str], most_folders: int = Limits().entries) -> None:
     """Refuse paths of which one is no plain relative path on every system, or two are one file on some.
 
+    Memory does not grow with the length of a path, but with the parts that are new in it.
+
     Raises:
-        BundleError: If there is such a path; the message names it and says why.
+        BundleError: If there is such a path, which the message names and says why, or
+            if they lie in more folders than may be there.
     """
-    known: dict[str, str] = {}
-    folders: dict[str, str] = {}
-    seen: set[str] = set()
+    numbers = count(1)
+    folders: dict[tuple[int, str], tuple[int, str]] = {}
+    known: dict[tuple[int, str], str] = {}
     for path in paths:
         fault = _fault(path)
         if fault:
             raise BundleError(f"{path!r}: {fault}")
-        key = _key(path)
+        *above, name = path.split("/")
+        inside = 0
+        for part in above:
+            key = (inside, _key(part))
+            if key not in folders:
+                folders[key] = (next(numbers), part)
+            inside, other = folders[key]
+            if other != part:
+                raise BundleError(f"{path!r}: some systems take its folder {part!r} and {other!r} for the same")
+        if len(folders) > most_folders:
+            raise BundleError(f"{path!r}: with it there are more than {most_folders} folders")
+        key = (inside, _key(name))
         if key in known:
             raise BundleError(f"{path!r}: some systems take it and {known[key]!r} for the same file")
         known[key] = path
-        above = path.rpartition("/")[0]
-        while above and above not in seen:
-            seen.add(above)
-            other = folders.setdefault(_key(above), above)
-            if other != above:
-                raise BundleError(f"{path!r}: some systems take its folder {above!r} and {other!r} for the same")
-            above = above.rpartition("/")[0]
     for key in known.keys() & folders.keys():
         raise BundleError(f"{known[key]!r}: it is a file, and a folder of that name is there, too")
 

@@ -43,6 +43,9 @@ _NO_FIELDS = {0x000D: 12, 0x756E: 0, 0x0017: 0, 0x9901: 0}
 _BLOCK = 1 << 20
 _LONGEST_DESCRIPTOR = 24
 
+# Linux opens no path above 4096 bytes (PATH_MAX); an export puts some folders before it.
+_LONGEST_NAME = 8192
+
 
 class Limits(NamedTuple):
     """What a bundle that somebody hands in may ask of this machine."""
@@ -253,6 +256,8 @@ def _name(raw: bytes, flags: int) -> str:
         name = raw.decode("utf-8" if flags & _UTF8 else "ascii")
     except UnicodeDecodeError as error:
         raise BundleError(f"{raw!r}: its name is not UTF-8, or does not say that it is") from error
+    if len(raw) > _LONGEST_NAME:
+        raise BundleError(f"{name[:80]!r} …: its name has {len(raw)} bytes, which no system opens")
     parts = name.removesuffix("/").split("/")
     if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
         raise BundleError(f"{name!r}: it is absolute, leads out, or has an empty part")
@@ -269,7 +274,7 @@ def _in_order(entries: list[Entry], directory: int) -> list[Entry]:
         names.add(name)
     if (entries[0].offset if entries else directory) != 0:
         raise BundleError("it has something before its first entry")
-    ends = [*(entry.offset for entry in entries[1:]), directory]
+    ends = [*(entry.offset for entry in entries), directory][1:]
     for entry, end in zip(entries, ends, strict=True):
         if entry.offset + _LOCAL.size + len(entry.name.encode()) + entry.packed > end:
             raise BundleError(f"{entry.name!r}: it overlaps the next entry")

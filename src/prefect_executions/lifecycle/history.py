@@ -136,10 +136,10 @@ class JobStatus(Document):
     cached_from: str | None = None
     partial: bool | None = None
     """True when the execution was stopped from outside, so that outputs may be incomplete."""
-    outputs: tuple[OutputFile, ...] = ()
-    steps: tuple[Step, ...] | None = None
+    outputs: tuple[OutputFile, ...] = Field(default=(), fail_fast=True)
+    steps: tuple[Step, ...] | None = Field(default=None, fail_fast=True)
     """The task runs of the flow in the order in which they began; absent where none is known."""
-    history: tuple[StatusEntry, ...]
+    history: tuple[StatusEntry, ...] = Field(fail_fast=True)
 
     @model_validator(mode="after")
     def _tells_one_status(self) -> Self:
@@ -300,7 +300,7 @@ def faults(history: Sequence[StatusEntry]) -> Iterator[str]:
             current = entry.status
         elif current is not None and entry.status is not current:
             yield f"entry {number}: a {entry.kind} entry says {entry.status} while the status is {current}"
-        if last is not None and entry.time < last.time - _allowance(last.observer, entry.observer):
+        if last is not None and last.time - entry.time > _allowance(last.observer, entry.observer):
             yield f"entry {number}: {entry.time.isoformat()} is before the entry above it"
         last = entry
 

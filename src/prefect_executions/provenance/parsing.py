@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import BundleError
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 SIZE_LIMIT = 256 * 1024**2
 """A larger `provo.xml` is refused; one of 100,000 outputs has 58 MB."""
+
+RECORD_LIMIT = 16 * 1024**2
+"""Bytes between two records, at most: a text in XML has 10 MB here at most (libxml2)."""
+
+ELEMENT_LIMIT = 100_000
+"""Elements between two records, counted by ``<``: one takes 200 bytes of memory, whatever is in it."""
 
 _PREFIXES = {words.PROV: "prov:", words.TERMS: "exe:", NAMESPACE: "px:"}
 
@@ -85,8 +91,9 @@ def records(data: bytes) -> Iterator[Record]:
     if len(data) > SIZE_LIMIT:
         raise fault(f"it has {len(data)} bytes; more than {SIZE_LIMIT} are not read")
     tags = [f"{{{words.PROV}}}{kind}" for kind in (*_KINDS, "document")]
+    source = _Metered(data)
     parts = etree.iterparse(
-        BytesIO(data),
+        cast("Any", source),
         events=("start-ns", "start", "end"),
         tag=tags,
         resolve_entities=False,
@@ -97,12 +104,31 @@ def records(data: bytes) -> Iterator[Record]:
         huge_tree=False,
     )
     try:
-        yield from _records(parts)
+        yield from _records(parts, source)
     except etree.XMLSyntaxError as error:
         raise fault(f"it is no XML: {error}") from error
 
 
-def _records(parts: Any) -> Iterator[Record]:
+class _Metered:
+    """The document, in pieces, of which not many come before a record is whole and forgotten."""
+
+    def __init__(self, data: bytes) -> None:
+        self._stream = BytesIO(data)
+        self._bytes = self._elements = 0
+
+    def read(self, size: int) -> bytes:
+        piece = self._stream.read(size)
+        self._bytes += len(piece)
+        self._elements += piece.count(b"<")
+        if self._bytes > RECORD_LIMIT or self._elements > ELEMENT_LIMIT:
+            raise fault("it holds too much that is no record, or a record is too large")
+        return piece
+
+    def begin_again(self) -> None:
+        self._bytes = self._elements = 0
+
+
+def _records(parts: Any, source: _Metered) -> Iterator[Record]:
     namespaces: dict[str, str] = {}
     root: _Element | None = None
     for event, part in parts:
@@ -115,6 +141,7 @@ def _records(parts: Any) -> Iterator[Record]:
         elif part.getparent() is root and root is not None:
             yield _record(part, namespaces)
             _forget(part)
+            source.begin_again()
     if root is None:
         raise fault("it is no PROV document")
 

@@ -118,7 +118,7 @@ def _take_in(
         try:
             whole = stack.enter_context(open_whole(path, terms.limits))
             if terms.names is ImportNames.PORTABLE:
-                check_names(whole.files)
+                check_names(whole.files, terms.limits.entries)
             found = arrivals(whole)
             checking = _Checking(workbench, room, terms)
             checked, steps = [], 2 * len(found)
