@@ -23,7 +23,7 @@ from prefect_executions.capture.processes import (
     send,
     this_process,
 )
-from prefect_executions.executions import Process
+from prefect_executions.executions import Instance, Process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is missing")
 
@@ -170,6 +170,15 @@ def test_what_a_killed_process_forked_is_ended_and_no_process_of_the_same_words(
         assert end_carriers("an execution", instance=mine.instance) == 2
         waited(lambda: mine.living == 0, "the end of the forks")
         assert (other.living, other.popen.poll()) == (2, None)
+
+
+def test_what_the_process_before_forked_is_ended_as_well():
+    with family() as before:
+        before.kill()
+        now = Instance(process=this_process(), own_process=True, earlier_processes=(before.process,))
+
+        assert end_carriers("an execution", instance=now) == 2
+        waited(lambda: before.living == 0, "the end of the forks")
 
 
 @pytest.mark.parametrize(

@@ -132,17 +132,17 @@ def end_carriers(
 ) -> int:
     """End every process of this user whose variable *cookie* is *execution_id*; return how many there were.
 
-    So is what the process of *instance* forked, dead as it may be, where that one was
-    started for the execution alone. This process and those above it are spared.
+    So is what the process of *instance* forked, dead as it may be, and those before it,
+    where they were started for the execution alone. This process and those above it are spared.
     Nothing is done where there is no ``/proc``. A process that shows nothing of its
     environment or its layout is not found.
     """
-    own = instance.process if instance and instance.own_process else None
+    own = tuple(_own_processes(instance)) if instance else ()
 
     def found(table: Mapping[int, _Row]) -> Iterator[int]:
         yield from _carriers(table, f"{cookie}={execution_id}".encode())
-        if own is not None:
-            yield from _forks(table, own)
+        for process in own:
+            yield from _forks(table, process)
 
     return _end(found, grace)
 
@@ -185,6 +185,12 @@ def _after(found: Mapping[int, _Row], patience: float) -> dict[int, _Row]:
         time.sleep(_LOOK)
         left = {pid: row for pid, row in left.items() if (now := _row(pid)) and now.started == row.started}
     return left
+
+
+def _own_processes(instance: Instance) -> Iterator[Process]:
+    yield from instance.earlier_processes or ()
+    if instance.process is not None and instance.own_process:
+        yield instance.process
 
 
 def _carriers(table: Mapping[int, _Row], cookie: bytes) -> Iterator[int]:

@@ -258,6 +258,8 @@ class Instance(Document):
     process: Process | None = None
     own_process: bool | None = None
     """True when the process was started for this execution alone, so that it may be ended with it."""
+    earlier_processes: tuple[Process, ...] | None = None
+    """Processes that it ran in before, each started for it alone, as far as their forks are known by their layout."""
     user: str | None = None
     working_directory: str | None = None
     container_id: str | None = None

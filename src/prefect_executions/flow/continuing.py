@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefect_executions.executions import ExecutionRecord, Instance, Usage
+from prefect_executions.executions import ExecutionRecord, Instance, Process, Usage
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.opening import infrastructure, instance, now, the_method
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, Seen, StatusEntry, follow, remark
@@ -46,7 +46,7 @@ def continued(
             record,
             job_status=job_status,
             infrastructure=infrastructure(run, settings),
-            instance=here.model_copy(update={"usage": used}),
+            instance=here.model_copy(update={"usage": used, "earlier_processes": _earlier(before, here)}),
         ),
         _headline(job_status),
     )
@@ -69,6 +69,13 @@ def _moved(job_status: JobStatus, before: Instance, here: Instance) -> JobStatus
     if before.pid is not None:
         note += f"; before, it ran in process {before.pid} of {before.hostname}"
     return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
+
+
+def _earlier(before: Instance, here: Instance) -> tuple[Process, ...] | None:
+    """The processes before, whose forks may live on: who ends the execution ends them as well."""
+    left = before.process if before.own_process and before.process != here.process else None
+    known = (*(before.earlier_processes or ()), *([left] if left and left.layout else ()))
+    return known or None
 
 
 def _changed(before: CodeIdentity | None, here: CodeIdentity | None) -> Iterator[str]:
