@@ -77,7 +77,10 @@ def _mask_texts(error: BaseException, mask: SecretMask) -> None:
     members = vars(error)  # such as the command of a CalledProcessError; an error may forbid to set them one by one
     members.update({name: told for name, value in members.items() if (told := mask.mask_inside(value)) is not value})
     if isinstance(error, OSError):
-        error.filename = mask.mask_inside(error.filename)
+        for name in ("filename", "filename2"):
+            told = mask.mask_inside(value := getattr(error, name))
+            if told != value:  # one without a file that is given None says "[Errno None] None: None"
+                setattr(error, name, told)
 
 
 def _is_authors(trace: TracebackType) -> bool:
