@@ -39,13 +39,13 @@ OVERLAP = timedelta(minutes=2)
 SECOND_LOOK = 1.5 * PERIOD
 """Seconds after which an execution that seems dead is looked at again, before it is declared so."""
 
+_AT_ONCE = 2.0
+"""The same where its process is known to be gone: its supervisor tells the exit code within a second."""
+
 _ENDS = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 _TO_THE_SECOND = timedelta(seconds=2)
 """How exactly the clocks of Prefect and of the store are compared: both tell seconds, at two moments."""
-
-_AT_ONCE = 2.0
-"""The same where its process is known to be gone: its supervisor tells the exit code within a second."""
 
 
 def settle(
