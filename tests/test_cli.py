@@ -204,6 +204,12 @@ def test_sizes_and_durations_are_told_for_people():
     assert how_long(None) == ""
 
 
+def test_what_is_longer_than_a_line_of_the_terminal_is_shown_whole(home):
+    link = "https://example.org/" + "x" * 300
+    kept(bench_at(home), job_status=record_of(end=Status.FAILED).job_status.model_copy(update={"message": link}))
+    assert f"{link}\n" in on_a_terminal(["show", EXECUTION_ID], home)
+
+
 def test_hostile_text_reaches_no_terminal_uninterpreted_by_us(home):
     message = f"{HOSTILE} [bold]no markup[/bold]"
     kept(bench_at(home), job_status=record_of(end=Status.FAILED).job_status.model_copy(update={"message": message}))

@@ -152,19 +152,23 @@ def show_agreements(outputs: Iterable[OutputVerdict], *, title: str | None = Non
 
 
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Show names and values, one pair a line; a pair without a value is left out."""
+    """Show names and values, one pair a line; a pair without a value is left out.
+
+    What is longer than a line of the terminal is wrapped by the terminal alone, so
+    that a link or a path that is copied is whole.
+    """
     told = [(name, value) for name, value in facts if value not in {None, ""}]
     if not sys.stdout.isatty():
         for name, value in told:
             _write(f"{name}\t{safe(value)}")
         return
-    from rich.table import Table  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
-    from rich.text import Text  # noqa: PLC0415 - the same
+    from rich.text import Text  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
 
-    grid = Table.grid(padding=(0, 2))
+    console, width = _console(), max((len(name) for name, _ in told), default=0)
     for name, value in told:
-        grid.add_row(Text(name, "dim"), Text(safe(value, lines=True), _COLOURS.get(str(value), "")))
-    _console().print(grid)
+        text = safe(value, lines=True).replace("\n", "\n" + " " * (width + 2))
+        line = Text.assemble((name.ljust(width), "dim"), "  ", (text, _COLOURS.get(str(value), "")))
+        console.print(line, soft_wrap=True)
 
 
 def say(text: str) -> None:
