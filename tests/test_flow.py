@@ -430,6 +430,27 @@ def test_a_metric_that_is_no_number_is_refused(bundles, bad):
         logs()
 
 
+def test_what_cannot_be_told_is_refused_in_words(bundles):
+    @method(version="1")
+    def tells() -> None:
+        execution = current_execution()
+        for tell, words in (
+            (lambda: execution.progress("half"), "progress is told in percent"),
+            (lambda: execution.progress(float("nan")), "progress is told in percent"),
+            (lambda: execution.log_metrics({"loss": 1}, step="first"), "step of a metric is a whole number"),
+            (lambda: execution.log_metrics({"loss": 1}, step=1.5), "step of a metric is a whole number"),
+            (lambda: execution.log_metrics({1: 1}), "1 is of type int"),
+            (lambda: execution.log_params({1: 1}), "1 is of type int"),
+            (lambda: execution.note(b"done"), "of type bytes"),
+        ):
+            with pytest.raises(RequestError, match=words):
+                tell()
+        execution.log_metrics({"loss": 1}, step=3.0)
+
+    tells()
+    assert [metric.step for metric in bundles.record().metrics.metrics] == [3]
+
+
 def test_outside_an_execution_there_is_no_current_one():
     with pytest.raises(NoExecutionError, match="No execution is running here"):
         current_execution()

@@ -132,12 +132,11 @@ class Execution:
         May be called as often as one likes; it is shown about once a second.
 
         Raises:
-            RequestError: If *percent* is not between 0 and 100.
+            RequestError: If *percent* is no number from 0 to 100.
         """
-        if not 0 <= percent <= 100:  # noqa: PLR2004 - percent
-            raise RequestError(f"progress is told in percent, from 0 to 100; {percent} was given")
+        told = _percent(percent)
         with self._lock:
-            self._latest = (float(percent), message and self._clean(message), self._clock())
+            self._latest = (told, message and self._clean(message), self._clock())
         self._soon()
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -146,11 +145,11 @@ class Execution:
         Numbers of NumPy and the like are taken as the Python number they are.
 
         Raises:
-            RequestError: If a value is no number.
+            RequestError: If a value is no number, or *step* no whole one.
         """
         at = self._clock()
         new = [
-            Metric(name=self._clean(name), value=_number(name, value), step=step, time=at)
+            Metric(name=self._clean(name), value=_number(name, value), step=_step(step), time=at)
             for name, value in values.items()
         ]
         with self._lock:
@@ -188,6 +187,8 @@ class Execution:
             return self._job_status
 
     def _clean(self, text: str) -> str:
+        if not isinstance(text, str):
+            raise RequestError(f"a name or message is a text, and {text!r} is of type {type(text).__name__}")
         return clean_text(self._telling.mask(text))
 
     def close(self) -> tuple[JobStatus, Metrics | None]:
@@ -250,6 +251,28 @@ class Execution:
 
     def _all_metrics(self) -> Metrics:
         return Metrics(params=dict(self._params), metrics=tuple(self._metrics))
+
+
+def _percent(told: float) -> float:
+    try:
+        percent = float(told)
+    except (TypeError, ValueError):
+        percent = -1.0
+    if not 0 <= percent <= 100:  # noqa: PLR2004 - percent
+        raise RequestError(f"progress is told in percent, from 0 to 100; {told!r} was given")
+    return percent
+
+
+def _step(told: float | None) -> int | None:
+    if told is None:
+        return None
+    try:
+        step = int(told)
+    except (TypeError, ValueError, OverflowError):
+        step = None
+    if step is None or step != told:
+        raise RequestError(f"the step of a metric is a whole number; {told!r} was given")
+    return step
 
 
 def _number(name: str, value: object) -> int | float:
