@@ -177,7 +177,9 @@ def _shown(settings: Settings, name: str) -> str:
     value = getattr(settings, name)
     if isinstance(value, timedelta):
         return f"{value.total_seconds():g} s"
-    return (", ".join(value) if isinstance(value, tuple) else str(value)) or "none"
+    if isinstance(value, bool):
+        return str(value).lower()  # as it is set
+    return (", ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)) or "none"
 
 
 def _workbench(settings: Settings) -> Iterator[Finding]:

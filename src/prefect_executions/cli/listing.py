@@ -75,7 +75,7 @@ def list_executions(
     if page.after and not as_json:
         warn(f"There are more: executions list --after {page.after} …")
     elif not page.rows and sys.stdout.isatty():
-        say("No executions. Run one: executions run path.py:function")
+        say("No executions here. Run one: executions run path.py:function; a lost ledger: executions ledger rebuild")
 
 
 @methods.command(name="list")
