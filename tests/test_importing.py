@@ -121,6 +121,14 @@ def test_a_rebuilt_ledger_has_the_same_rows(theirs, ours, tmp_path):
     assert ours.ledger.dump() == before
 
 
+def test_a_ledger_is_rebuilt_beside_what_a_killed_import_left(theirs, ours, tmp_path):
+    imported(ours, exported(theirs, tmp_path / "x.zip"))
+    before = ours.ledger.list().rows
+    ours.archive.store.put(f"{folder_of('of-the-dead')}sealed-0123456789abcdef/metadata/method.json", b"{}")
+    assert ours.rebuild_ledger() == len(before)
+    assert ours.ledger.list().rows == before
+
+
 def test_a_second_import_changes_nothing_and_says_so(theirs, ours, tmp_path):
     place = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID)
     imported(ours, place)

@@ -142,7 +142,9 @@ def test_nothing_is_removed_before_somebody_says_yes(home, capsys, monkeypatch):
     told = json.loads(run(capsys, "retain", "--json"))
     age = datetime.now(UTC) - NOON > timedelta(days=1)
     assert [one["id"] for one in told["executions"]] == ([EXECUTION_ID] if age else [])
-    assert "1 bundle of" in run(capsys, "gc", "--older-than", "2100-01-01", "--dry-run")
+    told_of_gc = run(capsys, "gc", "--older-than", "2100-01-01", "--dry-run")
+    assert "\twould be removed\t" in told_of_gc
+    assert "1 bundle of" in told_of_gc
     assert Path(bench.folder / EXECUTION_ID).is_dir()
     assert bench.archive.seal_of(EXECUTION_ID)
     run(capsys, "gc", "--older-than", "2100-01-01", "--json")

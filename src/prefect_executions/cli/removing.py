@@ -63,7 +63,11 @@ def gc(
         show_json({"dryRun": dry_run, "bundles": told})
         return
     head = ("execution", "status", "size", "result", "why")
-    show_table(head, ((one.id, one.status or "", how_large(one.size), one.result, one.why) for one in told))
+    words = {"removed": "would be removed"} if dry_run else {}
+    show_table(
+        head,
+        ((one.id, one.status or "", how_large(one.size), words.get(one.result, one.result), one.why) for one in told),
+    )
     gone = [one for one in told if one.result == "removed"]
     what = f"{how_many(len(gone), 'bundle')} of {how_large(sum(one.size for one in gone))}"
     say(f"{what} would be removed" if dry_run else f"{what} removed from the workbench")

@@ -356,7 +356,10 @@ class Workbench:
         with self.ledger.bulk() as bulk:
             for execution_id in self.archive.ids():
                 found = self.archive.seal_of(execution_id)
-                record = self.archived_record(execution_id)
+                try:
+                    record = self.archived_record(execution_id)
+                except NotFoundError:  # of a writer that is at work or was killed: settle sweeps it up
+                    continue
                 bulk.record(
                     record,
                     archive="archived" if found else "local",
