@@ -34,6 +34,12 @@ _CODE_ELSEWHERE = frozenset({"-f", "-e", "--file", "--expression"})
 _BEFORE = frozenset(
     {"if", "then", "else", "elif", "do", "while", "until", "!", "{", "time", "exec", "command", "sudo", "env"}
 )
+_NAMING = frozenset({"read", "mapfile", "readarray", "declare", "typeset", "local", "export", "readonly", "unset"})
+"""The builtins whose words are names of variables, but for what follows an ``=``."""
+_READING = frozenset({"read", "mapfile", "readarray"})
+_NAME_FOLLOWS = {"printf": {"-v"}, "test": {"-v", "-R"}, "[": {"-v", "-R"}, "[[": {"-v", "-R"}}
+_VALUE_FOLLOWS = re.compile(r"-[A-Za-z]*[dinNOpstu]|\d*[<>]+[&|]?")
+_OPEN_SUBSCRIPT = re.compile(r"\w*\[[^\]]*")
 _MOST_READ = 4000  # of a line that was made to take long
 _READS_PROGRAM = re.compile(
     r"\|&?[ \t]*(?:\S*/)?((ba|da|a|k|z)?sh|(pypy|python)[\d.]*|perl|ruby|node|Rscript)[ \t]*(-?[ \t]*)($|[;|&\n)`])"
@@ -58,10 +64,28 @@ def evaluated_by(found: Placeholder, text: str) -> str | None:
     return "[[" if "[[ " in text[begin : found.start] and _COMPARES_NUMBERS.search(text, begin, end) else None
 
 
+def names_a_variable(found: Placeholder) -> bool:
+    """Whether a placeholder's value would be in the name of a variable: bash runs a ``$(…)`` between its brackets."""
+    if not found.commands or found.where is Where.HERE:
+        return False
+    words = _names(found.commands[-1])
+    first = _first(words)
+    if first is None:
+        return bool(_OPEN_SUBSCRIPT.fullmatch(found.begun))
+    program = words[first]
+    if program in _NAME_FOLLOWS:
+        return words[-1] in _NAME_FOLLOWS[program]
+    if program not in _NAMING or found.begun.startswith(("<", ">")):
+        return False
+    if "=" in found.begun:
+        return any(re.fullmatch(r"-[A-Za-z]*i[A-Za-z]*", word) for word in words)
+    return program not in _READING or not (_VALUE_FOLLOWS.fullmatch(words[-1]) or _VALUE_FOLLOWS.match(found.begun))
+
+
 def _programs(words: Sequence[str], own: str, *, here: bool) -> Iterator[str]:
     """Yield the programs among *words* for which the next word, which begins with *own*, is code."""
-    names = [word.rpartition("/")[2].strip("'\"") for word in words]
-    first = next((at for at, name in enumerate(names) if name not in _BEFORE and "=" not in name), None)
+    names = _names(words)
+    first = _first(names)
     for number, name in enumerate(names):
         after = words[number + 1 :]
         if name in _EVALUATING and number == first:
@@ -74,6 +98,19 @@ def _programs(words: Sequence[str], own: str, *, here: bool) -> Iterator[str]:
             program.fullmatch(name) and _says_code(option, after, own) for program, option in _CODE_OPTIONS
         ):
             yield name
+
+
+def _names(words: Sequence[str]) -> list[str]:
+    return [word.rpartition("/")[2].strip("'\"") for word in words]
+
+
+def _first(names: Sequence[str]) -> int | None:
+    """Where the program of a command stands: behind assignments, what may stand before it, and a function's head."""
+    for at, name in enumerate(names):
+        head = name.endswith("()") or name == "function" or (at and names[at - 1] == "function")
+        if not head and name not in _BEFORE and "=" not in name:
+            return at
+    return None
 
 
 def _says_code(option: re.Pattern[str], words: Sequence[str], own: str) -> bool:

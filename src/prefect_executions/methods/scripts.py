@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from prefect_executions.errors import InputError
 from prefect_executions.methods.describing import InputDescription, Method
-from prefect_executions.methods.evaluated import evaluated_by
+from prefect_executions.methods.evaluated import evaluated_by, names_a_variable
 from prefect_executions.methods.files import CCP_FILE
 from prefect_executions.methods.parsing import Fault, pointer
 from prefect_executions.methods.shell import PLACEHOLDER, Placeholder, Unreadable, Where, placeholders
@@ -258,6 +258,8 @@ def _run_as_code(one: Placeholder, text: str, told: str, described: InputDescrip
         return None
     if one.where is Where.ARITHMETIC:
         return f"{told} lies in an arithmetic expression and is no number; give its schema the type number or integer"
+    if names_a_variable(one):
+        return f"{told} would be in the name of a variable, whose brackets bash runs as code; write the name out"
     program = evaluated_by(one, text)
     if program is None:
         return None

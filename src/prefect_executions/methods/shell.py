@@ -50,6 +50,7 @@ class Placeholder:
         where: The quotes around it; `Where.BARE` for none, whatever the nesting.
         commands: Of each command around it, the inmost last, the words before the placeholder's own word.
         alone: Whether it is a word of its own.
+        begun: What stands before it in its own word.
     """
 
     start: int
@@ -59,6 +60,7 @@ class Placeholder:
     commands: tuple[tuple[str, ...], ...]
     alone: bool
     in_backtick_in_quotes: bool
+    begun: str
 
 
 class Unreadable(ValueError):  # noqa: N818 - it is told as a fault, with its place
@@ -128,7 +130,12 @@ class _Scan:
             commands=tuple(self._words(one.command, one.word or one.command) for one in around),
             alone=top.kind in _LIKE_BARE and top.word == found.start() and self._ends_a_word(found.end()),
             in_backtick_in_quotes=quoted_tick,
+            begun=self._begun(around[-1], found.start()) if around else "",
         )
+
+    def _begun(self, frame: _Frame, at: int) -> str:
+        word = frame.command if frame.word is None else frame.word
+        return self.text[max(word, at - _MOST_READ) : at]
 
     def _words(self, start: int, end: int) -> tuple[str, ...]:
         if end - start > 2 * _MOST_READ:  # a line that was made to take long
