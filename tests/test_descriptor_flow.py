@@ -26,6 +26,7 @@ from homes import Bundles, holding
 from journeys import Station, command, program, waited
 from prefect_executions import Method, crate, provenance
 from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.cli import main
 from prefect_executions.engine.recognising import is_method
 from prefect_executions.errors import InputError, MethodError, NotFoundError, PlanError, RequestError, ScriptError
 from prefect_executions.executions import ExecutionRecord
@@ -321,7 +322,7 @@ def _cancel_when_begun(bundles: Bundles) -> None:
     OpenBundle.load(folder.parent, folder.name).ask_to_cancel()
 
 
-def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(described, bundles):
+def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(described, bundles, capsys):
     flow = described(
         'echo "$ccptaskid" > task.txt; echo "I am ${ccptaskid##*.}"; test "${ccptaskid##*.}" != 2',
         undeploy="true",
@@ -337,6 +338,8 @@ def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(describe
         assert found[f"replica-{number}/task.txt"] == f"{record.id}.1.{number}\n"
     assert sorted(found["stdout.log"].splitlines()) == [f"[{n}] I am {n}" for n in (1, 2, 3)]
     assert bundles.failed_checks() == []
+    assert main(["show", record.id]) == 0
+    assert "\tphase-ended execute of replica 2 exit code 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds a process to CPUs")

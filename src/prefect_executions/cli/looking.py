@@ -29,7 +29,7 @@ from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Happening
 
 if TYPE_CHECKING:
-    from prefect_executions.executions import ExecutionRecord
+    from prefect_executions.executions import ExecutionRecord, Infrastructure
     from prefect_executions.ledger import Handed
     from prefect_executions.workbench.archiving import LateWord
     from prefect_executions.workbench.reading import Links, Reader, Standing, Stream
@@ -219,13 +219,20 @@ def _facts(record: ExecutionRecord, standing: Standing, links: Links, gone: str 
     yield "flow run", record.request.flow_run_name
     yield "deployment", record.request.deployment and (record.request.deployment.name or record.request.deployment.id)
     yield "infrastructure", " ".join(filter(None, (record.infrastructure.type, record.infrastructure.work_pool)))
+    yield "image", _image(record.infrastructure)
     yield "host", record.instance.hostname
+    yield "container", record.instance.container_id
+    yield "pod", " on ".join(filter(None, (record.instance.pod, record.instance.node))) if record.instance.pod else None
     yield from _code(record)
     yield "CPU time", None if usage is None or usage.cpu_seconds is None else f"{usage.cpu_seconds:.2f} s"
     yield "peak memory", None if usage is None or usage.peak_memory is None else how_large(usage.peak_memory)
     yield "bundle", standing.folder
     yield "archive", standing.archive
     yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
+
+
+def _image(there: Infrastructure) -> str | None:
+    return " ".join(filter(None, (there.image, there.image_digest or there.image_id))) or None
 
 
 def _handed(files: Iterable[Handed]) -> Iterator[tuple[str, str, str]]:
@@ -270,13 +277,15 @@ def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
 def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:
     """Every entry, but of progress after progress only the last: a long run would fill screens with it."""
     history = record.job_status.history
+    several = len({entry.task for entry in history if entry.task}) > 1
     for entry, then in zip_longest(history, history[1:]):
         if then is not None and entry.kind is then.kind is Happening.PROGRESS:
             continue
         kind = "" if entry.kind is Happening.STATUS else entry.kind.value
         progress = "" if entry.progress is None else f"{entry.progress:g} %"
         code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
-        told = " ".join(filter(None, (kind, entry.phase, code, progress, entry.reason, entry.message)))
+        replica = f"of replica {entry.task.rpartition('.')[2]}" if several and entry.task else ""
+        told = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, entry.message)))
         yield when(entry.time), entry.status, entry.observer.value, told
 
 
