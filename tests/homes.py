@@ -65,3 +65,11 @@ def kinds(record: ExecutionRecord) -> list[str]:
         entry.status.value if entry.kind is Happening.STATUS else entry.kind.value
         for entry in record.job_status.history
     ]
+
+
+def way(record: ExecutionRecord) -> list[str]:
+    """The statuses of a record, whose times have to follow each other; what else its history has is left out."""
+    reached = [entry for entry in record.job_status.history if entry.kind is Happening.STATUS]
+    times = [entry.time for entry in reached]
+    assert times == sorted(times), times
+    return [entry.status.value for entry in reached]

@@ -16,6 +16,7 @@ from prefect.client.orchestration import get_client
 
 import images
 import registry
+from homes import WHOLE_WAY, way
 from journeys import command, program, waited
 from pools import Place, make_pool
 from prefect_executions.events import SeenLabel
@@ -102,6 +103,7 @@ def test_a_method_in_a_container_leaves_a_record_that_says_where_it_ran(operator
     place.told("settle", "--once")
     (newest, *_) = json.loads(place.told("list", "--json"))["executions"]
     assert place.record(newest["id"]).request.values["most"] == 2
+    assert way(place.record(newest["id"])) == [*WHOLE_WAY, "COMPLETED"]
     place.told("verify", newest["id"])
 
 

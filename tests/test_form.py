@@ -14,7 +14,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import servers
-from homes import Bundles
+from homes import WHOLE_WAY, Bundles, way
 from journeys import program, waited
 from prefect_executions.cli import main
 
@@ -125,6 +125,9 @@ def test_a_run_is_started_from_the_form(server, client, page, home, tmp_path):
         scratch = folder.parent / ".open" / folder.name
         waited(lambda: (folder / "manifest-sha256.txt").exists() and not scratch.exists(), f"the seal of {run.id}")
 
+    record = bundles.record()
+    assert way(record) == [*WHOLE_WAY, "COMPLETED"]
+    assert (record.infrastructure.type, record.infrastructure.work_pool) == ("process", POOL)
     assert (folder / "outputs" / "told.txt").read_text() == "a star green 3 12"
     assert bundles.failed_checks() == []
     assert {path.name for path in tmp_path.glob("*.png")} == {"irises.png", "measure.png"}

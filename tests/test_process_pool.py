@@ -12,12 +12,11 @@ from deployments.automations import main as automate
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from homes import Bundles
+from homes import WHOLE_WAY, Bundles, way
 from journeys import program, waited
 from prefect_executions.cli import main
 from prefect_executions.cli.examining import sqlalchemy_break
 from prefect_executions.executions import ExecutionRecord
-from prefect_executions.lifecycle import Status
 
 ROOT = Path(__file__).parents[1]
 POOL = "triggered"
@@ -58,7 +57,7 @@ def test_a_schedule_and_an_event_each_start_a_run(home, client, monkeypatch, cap
         client.delete_deployment(client.read_deployment_by_name(f"count-words/{POOL}").id)
         triggered = waited(lambda: completed(bundles, "separate-irises", "AUTOMATION"), "a run that the event started")
 
-    assert (scheduled.status, triggered.status) == (Status.COMPLETED, Status.COMPLETED)
+    assert way(scheduled) == way(triggered) == [*WHOLE_WAY, "COMPLETED"]
     assert scheduled.request.values["most"] == 4
     assert triggered.request.values["one"] == "virginica"
     assert triggered.request.created_by["name"] == f"executions: {chained} after count-words with counts.csv"
