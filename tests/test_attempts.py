@@ -25,7 +25,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
-from prefect.states import Crashed, Pending
+from prefect.states import AwaitingRetry, Crashed, Pending
 from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
@@ -220,6 +220,41 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     assert not kept.exists()
     assert bundles.failed_checks() == []
     assert bundles.open_scratch() == []
+
+
+@method(version="1")
+def vanishes() -> None:
+    """Write something and be gone; what begins anew elsewhere finds nothing of it and ends."""
+    if current_execution().metadata.attempt == 1:
+        current_execution().output("half.txt").write_text("half")
+        suspend_flow_run()
+
+
+def test_a_run_that_begins_anew_elsewhere_keeps_its_history_and_tells_that_its_outputs_did_not_come(
+    bundles, tmp_path, monkeypatch
+):
+    archive, there = tmp_path / "archive", tmp_path / "there"
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(archive))
+    run = deployed(vanishes)
+    go_on(vanishes, run)
+    before = bundles.record()
+    (archive / "executions" / str(run.id) / "suspended.zip").unlink()
+
+    monkeypatch.setenv("EXECUTIONS_HOME", str(there))
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+    assert go_on(vanishes, run).name == "Completed"
+    record = Bundles(there).record()
+    begun, note = record.job_status.history[-3:-1]
+
+    assert record.status is Status.COMPLETED
+    assert record.job_status.history[:4] == before.job_status.history[:4]
+    assert record.job_status.history[3].status is Status.EXECUTING
+    assert (begun.kind, begun.attempt, note.kind) == (Happening.ATTEMPT, 2, Happening.NOTE)
+    here = f"process {os.getpid()} of {record.instance.hostname}"
+    assert note.message == f"goes on in {here}; before, it ran in {here}, and what it wrote there is not here"
+    assert sorted(path.name for path in (Bundles(there).one() / "outputs").iterdir()) == ["stderr.log", "stdout.log"]
+    assert Bundles(there).failed_checks() == []
 
 
 # --- a Method that calls Methods ----------------------------------------------

@@ -51,6 +51,20 @@ def test_what_the_run_saw_itself_goes_before_what_its_worker_saw():
     assert (told.container_id, told.node, told.pod) == ("inside", "node-1", "pod-1")
 
 
+def test_what_its_worker_saw_of_another_pod_is_not_told_of_this_one():
+    seen_there = {SeenLabel.IMAGE_ID: SHA, SeenLabel.POD: "coins-x7-abcde", SeenLabel.CONTAINER: "c0ffee"}
+    run = a_run({"prefect.worker.type": "executions-kubernetes", **seen_there})
+    run.infrastructure_pid = "science:coins-x7"
+
+    there = engine.infrastructure(run, {"POD_NAME": "coins-x7-abcde"})
+    assert (there.image_id, there.identifier) == (SHA, "science:coins-x7")
+    replaced = engine.infrastructure(run, {"POD_NAME": "coins-x7-fghij"})
+    assert (replaced.image_id, replaced.identifier) == (None, "science:coins-x7")
+    of_the_job_before = engine.infrastructure(run, {"POD_NAME": "coins-x6-klmno"})
+    assert (of_the_job_before.image_id, of_the_job_before.identifier) == (None, None)
+    assert engine.placed(Instance(pod="coins-x7-fghij"), run) == Instance(pod="coins-x7-fghij")
+
+
 def test_of_several_pods_the_newest_that_has_run_is_told():
     pods = [
         a_pod("first", f"docker-pullable://science/coins@{SHA}"),

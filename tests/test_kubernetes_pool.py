@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,26 @@ from docker import APIClient
 import images
 from journeys import program, waited
 from pools import Place, make_pool
-from prefect_executions.lifecycle import Status
+from prefect_executions.lifecycle import Happening, Status
+from prefect_executions.runtimes.cluster import Cluster
 
 POOL = "cluster"
+WAITS = """
+import os
+import time
+from pathlib import Path
+
+from prefect_executions import current_execution, method
+
+
+@method(version="1")
+def waits() -> None:
+    current_execution().output(os.environ["POD_NAME"]).write_text("it was here")
+    first = Path(__file__).with_name(current_execution().metadata.execution_id.partition(".")[0] + ".begun")
+    if not first.exists():
+        first.touch()
+        time.sleep(900)
+"""
 IMAGE = "executions:kubernetes-pool"
 WORKER = "kubernetes-worker"
 
@@ -48,6 +66,12 @@ def place(api: APIClient, need, prefect_server: str, tmp_path_factory) -> Iterat
 
 
 @pytest.fixture
+def cluster(need) -> Iterator[Cluster]:
+    with closing(Cluster(need("EXECUTIONS_TEST_KUBERNETES", "a Kubernetes cluster"))) as opened:
+        yield opened
+
+
+@pytest.fixture
 def operator(place: Place, home: Path, monkeypatch) -> Place:
     return place.at_home(monkeypatch)
 
@@ -69,7 +93,52 @@ def test_a_method_in_a_pod_leaves_a_record_that_says_where_it_ran(operator, api)
     assert here.node == os.uname().nodename
     assert (here.cpu_count, here.memory, here.own_process) == (1, 700 << 20, True)
     assert [one["Id"] for one in api.containers(all=True) if one["Id"] == here.container_id]
+    assert f"pod\t{here.pod} on {here.node}\n" in operator.told("show", submitted["id"])
     operator.told("verify", submitted["id"])
     waited(lambda: operator.settled(submitted["id"]), "a round of settle")
     assert submitted["id"] in operator.told("list")
     assert record.status is Status.COMPLETED
+
+
+def deploy_waits(operator: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deploy a Method that its first pod never ends and each later one at once; its folder is one of the node."""
+    methods = operator.folder / "methods"
+    methods.mkdir(exist_ok=True)
+    (methods / "waits.py").write_text(WAITS)
+    folders = {"archive": operator.archive, "methods": methods}
+    variables = {
+        "volumes": [{"name": name, "hostPath": {"path": str(path)}} for name, path in folders.items()],
+        "volume_mounts": [{"name": name, "mountPath": str(path)} for name, path in folders.items()],
+    }
+    told = [word for name, value in variables.items() for word in ("--job-variable", f"{name}={json.dumps(value)}")]
+    monkeypatch.chdir(methods)
+    operator.told("deploy", "waits.py:waits", "--pool", POOL, "--folder", str(methods), *told)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("grace", [240, 0])  # seconds: with time to tell Prefect, and without
+def test_a_run_whose_pod_is_deleted_is_one_execution_that_ends_in_another_pod(operator, cluster, grace, monkeypatch):
+    deploy_waits(operator, monkeypatch)
+    execution_id = json.loads(operator.told("submit", f"waits/{POOL}", "--json"))["id"]
+    first = operator.folder / "methods" / f"{execution_id}.begun"
+    waited(lambda: first.exists() and operator.begun(execution_id), f"the Method's code in {execution_id}")
+    deleted = operator.record(execution_id).instance.pod
+    cluster.ask("delete", f"core/pods/{deleted}", {"gracePeriodSeconds": grace})
+
+    # Kubernetes replaces the pod, and Prefect may send the run to another job besides: who ends first is the record.
+    waited(lambda: operator.record(execution_id).instance.pod != deleted, f"another pod of {execution_id}")
+    waited(lambda: operator.settled(execution_id), f"the seal of {execution_id}")
+    record = operator.record(execution_id)
+    here, history = record.instance, record.job_status.history
+    assert (record.status, record.job_status.attempt > 1) == (Status.COMPLETED, True)
+    began = next(number for number, entry in enumerate(history) if entry.status is Status.EXECUTING)
+    again = next(number for number, entry in enumerate(history) if entry.kind is Happening.ATTEMPT)
+    assert began < again
+    assert any(f"before, it ran in pod {deleted}" in (entry.message or "") for entry in history)
+    assert [one.path for one in record.job_status.outputs if not one.path.endswith(".log")] == [f"outputs/{here.pod}"]
+    job = record.infrastructure.identifier
+    assert job is None or here.pod.startswith(job.partition(":")[2])
+    operator.told("verify", execution_id)
+    listed = [line.split("\t")[0] for line in operator.told("list").splitlines()]
+    assert listed.count(execution_id) == 1

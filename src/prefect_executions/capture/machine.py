@@ -84,7 +84,7 @@ def observe(*, environment: Mapping[str, str], allowed: Sequence[str], packages:
         user=this_user(),
         working_directory=_working_directory(),
         container_id=known.container_id,
-        pod=_first(environment, _POD),
+        pod=pod_of(environment),
         node=_first(environment, _NODE),
         os=known.os,
         kernel=known.kernel,
@@ -97,6 +97,11 @@ def observe(*, environment: Mapping[str, str], allowed: Sequence[str], packages:
         packages=dict(packages.versions()),
         environment=recorded_environment(environment, allowed),
     )
+
+
+def pod_of(environment: Mapping[str, str]) -> str | None:
+    """Return the name of the pod that a process with this environment runs in; None where no variable tells it."""
+    return _first(environment, _POD)
 
 
 def recorded_environment(environment: Mapping[str, str], allowed: Sequence[str]) -> dict[str, str]:

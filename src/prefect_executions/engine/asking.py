@@ -9,6 +9,7 @@ from uuid import UUID
 import prefect
 from prefect.exceptions import ObjectNotFound
 
+from prefect_executions.capture.machine import pod_of
 from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import in_utc, json_value
 from prefect_executions.engine.client import client, configured_api
@@ -74,7 +75,8 @@ def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructu
     Of the job variables the names in ``env`` are kept and their values are not:
     they may hold secrets.
     """
-    labels = run.labels or {}
+    labels, pod = run.labels or {}, pod_of(environment)
+    seen_outside = _seen_of(run, pod)
     pool_type = labels.get("prefect.worker.type")
     variables = {name: json_value(value) for name, value in (run.job_variables or {}).items()}
     if isinstance(variables.get("env"), dict):
@@ -86,11 +88,11 @@ def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructu
         work_queue=run.work_queue_name,
         worker=_text(labels.get("prefect.worker.name")) or environment.get("PREFECT__WORKER_NAME"),
         worker_id=environment.get("PREFECT__WORKER_ID"),
-        image=_text(labels.get(SeenLabel.IMAGE)),
-        image_digest=_text(labels.get(SeenLabel.IMAGE_DIGEST)),
-        image_id=_text(labels.get(SeenLabel.IMAGE_ID)),
+        image=_text(seen_outside.get(SeenLabel.IMAGE)),
+        image_digest=_text(seen_outside.get(SeenLabel.IMAGE_DIGEST)),
+        image_id=_text(seen_outside.get(SeenLabel.IMAGE_ID)),
         job_variables=variables,
-        identifier=run.infrastructure_pid,
+        identifier=_identifier(run, pod),
         prefect_version=prefect.__version__,
         prefect_api=configured_api(),
     )
@@ -103,13 +105,27 @@ def shares_its_worker(kind: str | None) -> bool:
 
 def placed(instance: Instance, run: FlowRun) -> Instance:
     """Return *instance* with the container, pod and node that the worker of *run* saw, where the run did not."""
-    labels = run.labels or {}
+    labels = _seen_of(run, instance.pod)
     seen_outside = {
         "container_id": instance.container_id or _text(labels.get(SeenLabel.CONTAINER)),
         "pod": instance.pod or _text(labels.get(SeenLabel.POD)),
         "node": instance.node or _text(labels.get(SeenLabel.NODE)),
     }
     return instance.model_copy(update=seen_outside)
+
+
+def _seen_of(run: FlowRun, pod: str | None) -> Mapping[str, Any]:
+    """The labels of *run*, unless they tell of another pod: one that was deleted is replaced, and a run sent again."""
+    labels = run.labels or {}
+    return labels if pod is None or labels.get(SeenLabel.POD, pod) == pod else {}
+
+
+def _identifier(run: FlowRun, pod: str | None) -> str | None:
+    """What Prefect calls the infrastructure of *run*, unless that is another job than that of the *pod* around us."""
+    told = run.infrastructure_pid
+    if told is None or pod is None or not str((run.labels or {}).get("prefect.worker.type")).endswith("kubernetes"):
+        return told
+    return told if pod.startswith(f"{told.rpartition(':')[2]}-") else None
 
 
 def deployment(run: FlowRun, environment: Mapping[str, str]) -> Deployment | None:

@@ -52,12 +52,31 @@ def continued(
     )
 
 
-def _begun(job_status: JobStatus, heard: Sequence[Seen]) -> JobStatus:
-    """Tell that it goes on; where Prefect tells no reason, the process before ended without a word."""
+def taken_over(opened: ExecutionRecord, before: ExecutionRecord, heard: Sequence[Seen]) -> Turn:
+    """Return the record that was *opened* here with the history of *before*, which another machine left in the archive.
+
+    What was written there is on a disk that cannot be reached from here. Whether
+    that process has ended is not known, so nothing is said of it.
+    """
+    job_status = _begun(before.job_status, heard, unheard="it was begun again elsewhere")
+    there, here = _place(before.instance), _place(opened.instance)
+    note = f"goes on in {here}; before, it ran in {there}, and what it wrote there is not here"
+    job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
+    return Turn(replace(opened, job_status=job_status), _headline(job_status))
+
+
+def _place(instance: Instance) -> str:
+    return f"pod {instance.pod}" if instance.pod else f"process {instance.pid} of {instance.hostname}"
+
+
+def _begun(
+    job_status: JobStatus, heard: Sequence[Seen], *, unheard: str = "the process before it ended without a word"
+) -> JobStatus:
+    """Tell that it goes on; where Prefect tells no reason, tell what is *unheard* of."""
     told = follow(job_status, heard)
     if any(_is_turn(entry) for entry in told.history[len(job_status.history) :]):
         return told
-    lost: dict[str, Any] = {"attempt": told.attempt + 1, "message": "the process before it ended without a word"}
+    lost: dict[str, Any] = {"attempt": told.attempt + 1, "message": unheard}
     if heard and heard[-1].state.type == "RUNNING":
         state, at, _ = heard[-1]
         return remark(told, Happening.ATTEMPT, at, observer=Observer.PREFECT, prefect_state=state, **lost)
@@ -65,9 +84,9 @@ def _begun(job_status: JobStatus, heard: Sequence[Seen]) -> JobStatus:
 
 
 def _moved(job_status: JobStatus, before: Instance, here: Instance) -> JobStatus:
-    note = f"goes on in process {here.pid} of {here.hostname}"
+    note = f"goes on in {_place(here)}"
     if before.pid is not None:
-        note += f"; before, it ran in process {before.pid} of {before.hostname}"
+        note += f"; before, it ran in {_place(before)}"
     return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
 
 

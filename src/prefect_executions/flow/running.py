@@ -32,9 +32,9 @@ from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
 from prefect_executions.events import progressed
-from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics, ScriptRun
+from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics, OpeningRecord, ScriptRun
 from prefect_executions.flow import events, logs
-from prefect_executions.flow.continuing import Turn, continued
+from prefect_executions.flow.continuing import Turn, continued, taken_over
 from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import hand_over, image_asked, knock, owns_process
@@ -199,6 +199,10 @@ class Recording:
             self.turn = continued(place.bundle.record(), self.declared, self.run, heard, self.settings)
             return self.turn.record, place.bundle
         opened = opening(self.declared, self.run, place.id, values, self.settings, heard=heard)
+        left = self.workbench.archive.opening(place.id) if self.run.run_count > 1 else None
+        if left is not None:
+            self.turn = taken_over(opened.record, OpeningRecord.from_json(left).record(), heard)
+            opened = opened._replace(record=self.turn.record)
         return opened.record, self.workbench.begin(opened.record, opened.code)
 
     def _start(self) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 600.0  # seconds; an image may have to be pulled first
 _ASK = 1.0
-_FLOW_RUN = "prefect.io/flow-run-id"  # Prefect's own label of the pod
+_JOB = "job-name"  # Kubernetes' own label of a job's pods
 
 
 class ExecutionsKubernetesWorker(KubernetesWorker):
@@ -40,19 +40,21 @@ class ExecutionsKubernetesWorker(KubernetesWorker):
         """Create the job as Prefect's worker does, and tell of its pod once its container runs."""
         result = await super().run(flow_run, configuration, task_status)
         try:
-            told = await self._seen(flow_run, configuration)
+            told = await self._seen(result.identifier, configuration)
             if told:
                 await self.client.update_flow_run_labels(flow_run.id, {**told})
         except Exception as error:  # noqa: BLE001 - a run is worth more than what is known of its pod
             self._logger.warning("What the cluster says of flow run %s is not told: %s", flow_run.id, error)
         return result
 
-    async def _seen(self, flow_run: FlowRun, configuration: KubernetesWorkerJobConfiguration) -> dict[str, str]:
+    async def _seen(self, identifier: str, configuration: KubernetesWorkerJobConfiguration) -> dict[str, str]:
+        """What is said of the pod of this job, and of no other that the same flow run was sent to before."""
+        job = identifier.rpartition(":")[2]
         until = time.monotonic() + _PATIENCE
         async with self._get_configured_kubernetes_client(configuration) as client:
             while time.monotonic() < until:
                 pods = await CoreV1Api(client).list_namespaced_pod(
-                    configuration.namespace, label_selector=f"{_FLOW_RUN}={flow_run.id}"
+                    configuration.namespace, label_selector=f"{_JOB}={job}"
                 )
                 told = of_pods(pod.to_dict() for pod in pods.items)
                 if told:
