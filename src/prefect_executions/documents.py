@@ -104,11 +104,12 @@ def json_value(value: Any) -> Any:
 
     A value whose text form is not known to be complete is never guessed: an
     object without a JSON form is told as ``{"unrecorded": "<module>.<type>"}``,
-    and so is one that contains itself. Bytes are base64.
+    and so is one that contains itself. Bytes are the text that they hold in UTF-8,
+    which a Method's parameter of bytes is made of again; what holds other bytes has no JSON form.
     """
     try:
         plain = to_jsonable_python(
-            value, by_alias=True, inf_nan_mode="strings", bytes_mode="base64", fallback=_unrecorded
+            value, by_alias=True, inf_nan_mode="strings", bytes_mode="utf8", fallback=_unrecorded
         )
     except (ValueError, RecursionError):
         return _unrecorded(value)
