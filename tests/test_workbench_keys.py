@@ -186,3 +186,6 @@ def test_a_manifest_signed_with_an_ssh_key_is_checked_against_the_allowed_signer
     capsys.readouterr()
     assert signed_by("mallory", NAMESPACE) == 1
     assert "is of nobody whom" in capsys.readouterr().out
+    allowed.unlink()
+    assert main(asked) == 2
+    assert f"--allowed-signers {allowed}: there is no such file" in capsys.readouterr().err

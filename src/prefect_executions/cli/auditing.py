@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from prefect_executions.cli.asking import Json, reader
 from prefect_executions.cli.codes import FAILED, OK
-from prefect_executions.cli.showing import say, show_json, show_table, working
+from prefect_executions.cli.showing import how_many, say, show_json, show_table, working
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def _show(shown: list[Finding], found: list[Finding], executions: int) -> None:
     show_table(head, ((one.weight, one.kind, one.execution or "-", one.what) for one in shown))
     violations = [one for one in found if one.weight == "violation"]
     about = len({one.execution for one in violations if one.execution})
-    say(f"{executions} executions: {len(violations)} violations" + (f" in {about} executions" if about else ""))
+    told = f"{how_many(executions, 'execution')}: {how_many(len(violations), 'violation')}"
+    say(told + (f" in {how_many(about, 'execution')}" if about else ""))
     counts = Counter(one.kind for one in found if one.weight == "incomplete")
     for kind, count in sorted(counts.items()):
         say(f"not complete: {kind}: {count}")

@@ -13,8 +13,8 @@ from cyclopts import App
 
 from prefect_executions.cli.asking import Json, moment, reader, set_defaults, workbench
 from prefect_executions.cli.codes import FAILED, OK, WORLD
-from prefect_executions.cli.showing import say, show_json, show_table, working
-from prefect_executions.errors import ArchiveError
+from prefect_executions.cli.showing import how_many, say, show_json, show_table, working
+from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json
     from prefect_executions.workbench.checking import Trust, verify_target  # noqa: PLC0415
     from prefect_executions.workbench.keys import KeyRing  # noqa: PLC0415
 
+    if allowed_signers is not None and not allowed_signers.is_file():
+        raise RequestError(
+            f"--allowed-signers {allowed_signers}: there is no such file; see 'man ssh-keygen' for its form"
+        )
     told, passed = [], True
     ring = KeyRing(Settings.read())
     for one in verify_target(reader(), target, Trust(ring.trusted(), allowed_signers)):
@@ -102,7 +106,7 @@ def rebuild(*, as_json: Json = False) -> None:
     if as_json:
         show_json({"executions": count})
     else:
-        say(f"The ledger has {count} executions. Next: executions list")
+        say(f"The ledger has {how_many(count, 'execution')}. Next: executions list")
 
 
 def _as_json(one: Verified) -> dict[str, Any]:
