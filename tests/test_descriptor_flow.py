@@ -97,6 +97,14 @@ def test_it_is_a_flow_like_any_other_with_the_form_of_its_descriptor():
     assert is_method(form, flow.description)
 
 
+def test_an_id_that_no_flow_can_have_is_told_with_its_place_and_one_that_it_can(described):
+    path = described().place
+    path.write_text(path.read_text().replace('"described"', '"a/b"'))
+
+    with pytest.raises(MethodError, match=r"/id: 'a/b' names a flow, too, which has none of .*; write 'a-b'"):
+        Method.from_file(path)
+
+
 def test_options_make_another_flow_of_the_same_method(described):
     flow = described(x=TEXT)
     other = flow.with_options(name="another", version="3", retries=2, timeout_seconds=5)

@@ -30,6 +30,7 @@ from prefect_executions.methods.schemas import ABSENT, default_of
 from prefect_executions.methods.wishes import wishes_of
 from prefect_executions.settings import Settings
 
+_NOT_IN_NAMES = "/%&<>"
 # Of Prefect, or of Python's calls.
 _TAKEN = frozenset({"return_state", "wait_for", "self", "cls"})
 
@@ -47,7 +48,7 @@ class Method(MethodFlow[..., None]):
         logs.shield()
         asked = _signature(described, form_of(described), asked_only=True)
         function = _function(described, place)
-        options |= {"name": options.get("name") or described.id, "validate_parameters": False}
+        options |= {"name": options.get("name") or _flow_name(described.id, place), "validate_parameters": False}
         options |= {"version": options.get("version") or described.version}
         options |= {"description": options.get("description") or described.description or described.title}
         try:
@@ -131,6 +132,15 @@ class _Input(inspect.Parameter):
     def __init__(self, name: str, kind: Any, *, default: Any = inspect.Parameter.empty, annotation: Any = Any) -> None:
         super().__init__("input", kind, default=default, annotation=annotation)
         self._name = name
+
+
+def _flow_name(method_id: str, place: Path) -> str:
+    """Return the id, which is the name of the flow as well, where Prefect takes it as one."""
+    fit = "".join("-" if letter in _NOT_IN_NAMES else letter for letter in method_id)
+    if fit != method_id:
+        told = " ".join(_NOT_IN_NAMES)
+        raise MethodError(f"{place}: /id: '{method_id}' names a flow, too, which has none of {told}; write '{fit}'")
+    return method_id
 
 
 def _function(described: Described, place: Path) -> Callable[..., None]:
