@@ -226,6 +226,18 @@ def runs(run: str, place: str, part: str = "", **more: Any) -> Production:
     return produce
 
 
+def dies_when_it_is_sealed(run: str, place: str) -> Production:
+    """Let a signal end the process once its bundle is sealed there; what is left to do is settle's."""
+
+    def produce(stage: Stage) -> Iterator[Ready]:
+        yield stage.ready(place)
+        stage.start(run, place)
+        manifest = stage.bundle(run) / "manifest-sha256.txt"
+        yield lambda: stage.ended(run)() and manifest.exists()
+
+    return produce
+
+
 def is_cancelled(run: str, place: str, part: str) -> Production:
     """Cancel a run in the middle of its part."""
 

@@ -34,6 +34,7 @@ from scenarios import (
     WORKED,
     Stage,
     cannot_be_made,
+    dies_when_it_is_sealed,
     goes_on,
     is_cancelled,
     is_cancelled_before_it_runs,
@@ -195,7 +196,7 @@ DIRECT: dict[str, Callable[[], object]] = {
 TOGETHER = {
     "4": runs("4", SERVED, "waits", parameters={"nonsense": 1}),
     "9": runs("9", SERVED, "terminates itself"),
-    "10": runs("10", SERVED),
+    "10": dies_when_it_is_sealed("10", SERVED),
     "11": runs("11", WORKED, "kills itself"),
     "12": runs("12", SERVED, "kills itself"),
     "13": worker_and_run_are_killed("13", "14"),
