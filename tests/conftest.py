@@ -93,6 +93,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     folder = tmp_path / "executions"
     monkeypatch.setenv("EXECUTIONS_HOME", str(folder))
+    monkeypatch.setenv(
+        "EXECUTIONS_HOOK_TIMEOUT", "150"
+    )  # Prefect's server may be silent for a minute, as in `scenarios`
     return folder
 
 
