@@ -189,6 +189,17 @@ def test_a_cached_answer_costs_no_process(project, counted):
     assert counted() == called
 
 
+def test_what_was_looked_at_since_a_moment_is_not_looked_at_again(project, counted):
+    project.commit()
+    since = time.monotonic()
+    first = project.identify(since=since)  # not settled: looked at anew by whoever asks without a moment
+    called = counted()
+    project.write("data.txt", "DATA\n")
+    assert project.identify(since=since) == first
+    assert counted() == called
+    assert project.identify(since=time.monotonic())[0].repository.changed == ("data.txt",)
+
+
 @pytest.mark.parametrize(
     "change",
     [

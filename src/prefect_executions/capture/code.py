@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import math
 import os
 import sys
 import sysconfig
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha1, sha256
+from operator import is_
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -77,9 +79,10 @@ class _Answer:
     root: str | None
     folder: str | None
     local: frozenset[str]
-    modules: tuple[int, ...]
-    held: list[ModuleType]
+    modules: list[ModuleType]
     stamps: dict[str, Stamp]
+    looked: float
+    """When the last look at its files began, by the monotonic clock."""
     settled: bool
     requirements: bytes
 
@@ -102,6 +105,7 @@ def identify(
     *,
     settings: Settings,
     environment: Mapping[str, str] | None = None,
+    since: float | None = None,
     cache: CodeCache = _PROCESS,
 ) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return which code *function* is, and the files to keep under ``code/`` by their paths in the bundle.
@@ -121,7 +125,9 @@ def identify(
     file that Git tracks, and Git's HEAD, branch, index and configuration have the
     same times (mtime and ctime), size and inode; nothing of them changed less than
     50 ms before it was read; no folder on ``sys.path`` has changed. Repositories
-    with submodules are asked anew each time, and so is a notebook.
+    with submodules are asked anew each time, and so is a notebook. What was looked at
+    after the moment *since* of the monotonic clock is not looked at again: in a large
+    repository the times of all files take longer than all the rest.
 
     Raises:
         DirtyTreeError: If `Settings.dirty` says refuse, and the tree is dirty.
@@ -133,7 +139,7 @@ def identify(
     key = (source, folder, notebook, *wanted)
     with cache.lock:
         answer = cache.answers.get(key)
-        if answer is None or not _still_true(answer, source):
+        if answer is None or not _still_true(answer, source, math.inf if since is None else since):
             answer = cache.answers[key] = _observe(source, folder, notebook, settings, cache)
         _renew_requirements(answer, cache.packages)
     repository = answer.identity.repository
@@ -197,23 +203,27 @@ def _member(loader: Any, path: str) -> bytes | None:
         return None
 
 
-def _still_true(answer: _Answer, source: _Source) -> bool:
-    if not answer.settled or (answer.folder and find_root(f"{answer.folder}/x") != answer.root):
+def _still_true(answer: _Answer, source: _Source, since: float) -> bool:
+    fresh = answer.looked >= since
+    if not (fresh or answer.settled) or (answer.folder and find_root(f"{answer.folder}/x") != answer.root):
         return False
-    modules = tuple(map(id, sys.modules.values()))
-    if modules != answer.modules:
-        held = list(sys.modules.values())
+    modules = list(sys.modules.values())
+    if len(modules) != len(answer.modules) or not all(map(is_, modules, answer.modules)):
         if _local_modules(answer.root or answer.folder, source).keys() != answer.local:
             return False
-        # The modules are held, so that no id is given to another one meanwhile.
-        answer.modules, answer.held = tuple(map(id, held)), held
-    return all(stamp(path) == seen for path, seen in answer.stamps.items())
+        answer.modules = modules
+    if not fresh:
+        begun = time.monotonic()
+        if any(stamp(path) != seen for path, seen in answer.stamps.items()):
+            return False
+        answer.looked = begun
+    return True
 
 
 def _observe(
     source: _Source, folder: str | None, notebook: Notebook | None, settings: Settings, cache: CodeCache
 ) -> _Answer:
-    held = list(sys.modules.values())
+    modules, begun = list(sys.modules.values()), time.monotonic()
     before = time.time_ns()
     root = find_root(f"{folder}/x") if folder else None
     top = root or folder
@@ -245,9 +255,9 @@ def _observe(
         root=root,
         folder=folder,
         local=frozenset(local),
-        modules=tuple(map(id, held)),
-        held=held,
+        modules=modules,
         stamps=stamps,
+        looked=begun,
         settled=newest < before - _SETTLED and (checkout.settled if checkout else not asked or not git_program()),
         requirements=b"",
     )

@@ -30,6 +30,11 @@ class Declared:
     """Whether the descriptor holds a secret in clear, so that the file itself is not kept."""
 
     @property
+    def source(self) -> Callable[..., Any] | Path:
+        """What its code identity is that of."""
+        return self.descriptor or self.function
+
+    @property
     def phased(self) -> bool:
         """Whether it is made of scripts, which go through phases."""
         return self.descriptor is not None

@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr
 from prefect_executions import engine
 from prefect_executions.errors import MethodError
 from prefect_executions.flow import logs
+from prefect_executions.flow.ahead import looking_ahead
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.hooks import hooked
 from prefect_executions.flow.running import recorded
@@ -160,8 +161,11 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
                 options = {name: kwargs.pop(name) for name in ("return_state", "wait_for") if name in kwargs}
                 bound = inspect.signature(self.declared.function).bind(*args, **kwargs)
                 bound.arguments = dict(bound.arguments) | checked_secrets(self, bound.arguments)
-                return super().__call__(*bound.args, **bound.kwargs, **options)
-            return super().__call__(*args, **kwargs)
+                args, kwargs = bound.args, bound.kwargs | options
+            if self.isasync:  # its body looks itself, in a thread
+                return super().__call__(*args, **kwargs)
+            with looking_ahead(self.declared):
+                return super().__call__(*args, **kwargs)
 
 
 def checked_secrets(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> dict[str, str | None]:

@@ -15,6 +15,7 @@ from prefect_executions.capture.code import REQUIREMENTS, identify
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.errors import ArchiveError, OrchestratorError
 from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
+from prefect_executions.flow.ahead import called_at
 from prefect_executions.flow.current import current_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import owns_process
@@ -155,7 +156,7 @@ def the_method(declared: Declared, run: FlowRun, settings: Settings) -> tuple[Me
     """Return the Method with the identity of its code, and the files of that code."""
     there = infrastructure(run, settings)
     settings = settings.model_copy(update={"image": there.image or "", "image_digest": there.image_digest or ""})
-    identity, code = identify(declared.descriptor or declared.function, settings=settings, environment=os.environ)
+    identity, code = identify(declared.source, settings=settings, environment=os.environ, since=called_at(declared))
     if declared.withheld:
         code = {path: data for path, data in code.items() if path == REQUIREMENTS}
     return declared.method.model_copy(update={"code": identity}), code

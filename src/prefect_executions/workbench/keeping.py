@@ -8,6 +8,7 @@ refuses, after the work it never loses; data, then metadata, then the seal.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -462,10 +463,11 @@ def _code(folder: Path) -> dict[str, str]:
     """The Method's own files in an open bundle, as far as they are text and not too much for an opening record."""
     found: dict[str, str] = {}
     left = _MOST_CODE
-    for path in sorted((folder / layout.CODE).rglob("*")):
-        if path.is_file() and path.stat().st_size <= left:
-            with suppress(UnicodeDecodeError):
-                text = path.read_bytes().decode()
-                found[path.relative_to(folder).as_posix()] = text
-                left -= len(text)
+    for above, _, names in sorted(os.walk(folder / layout.CODE)):
+        for path in (Path(above, name) for name in sorted(names)):
+            with suppress(OSError, UnicodeDecodeError):
+                if path.stat().st_size <= left:
+                    text = path.read_bytes().decode()
+                    found[path.relative_to(folder).as_posix()] = text
+                    left -= len(text)
     return found
