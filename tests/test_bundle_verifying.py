@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -296,7 +297,6 @@ def test_a_status_that_is_forged_all_over_the_job_status_is_found(bundle: Path) 
         ("metadata/request.json", change_member("values", "picture", to="another.png")),
         ("metadata/instance.json", change_member("packages", "numpy", to="1.0")),
         ("metadata/method.json", change_member("code", "repository", "commit", to="0" * 40)),
-        ("metadata/metrics.json", change_member("metrics", 0, "value", to=25)),
         ("metadata/infrastructure.json", change_member("worker", to="another")),
         ("metadata/jobStatus.json", change_member("history", 1, "observer", to="settle")),
         ("auth/jwt.json", change_member("claims", "sub", to="bob@example.org")),
@@ -307,6 +307,11 @@ def test_what_one_document_alone_says_is_held_by_the_digests_that_others_tell(
 ) -> None:
     forge_json(bundle, path, change)
     assert failed(verify(bundle)) == {"told-files"}
+
+
+def test_a_metric_that_is_forged_in_its_document_is_not_what_the_crate_says(bundle: Path) -> None:
+    forge_json(bundle, "metadata/metrics.json", change_member("metrics", 0, "value", to=25))
+    assert failed(verify(bundle)) == {"told-files", "crate"}
 
 
 @pytest.mark.parametrize("said", ["Alice", "vm-7"])
@@ -325,6 +330,71 @@ def test_a_crate_that_was_published_at_another_time_is_found(bundle: Path) -> No
     published = re.compile(r'("datePublished": ")2026')
     forge(bundle, "ro-crate-metadata.json", lambda text: published.sub(r"\g<1>2025", text))
     assert "crate" in failed(verify(bundle))
+
+
+def members_of(told: Any, *steps: str | int) -> Iterator[tuple[str | int, ...]]:
+    """Yield the way to every member and entry of *told*, however deep."""
+    for step in (*told,) if isinstance(told, dict) else range(len(told)) if isinstance(told, list) else ():
+        yield (*steps, step)
+        yield from members_of(told[step], *steps, step)
+
+
+def forgeries_of(told: Any) -> Iterator[tuple[str, Any]]:
+    """Yield *told* with each of its members changed, then left out, and with one member more in each object."""
+    for steps in members_of(told):
+        for change in ("changed", "left out", "added to"):
+            forged = json.loads(json.dumps(told))
+            at = forged
+            for step in steps[:-1]:
+                at = at[step]
+            if change == "left out":
+                del at[steps[-1]]
+            elif change == "added to" and isinstance(at[steps[-1]], dict):
+                at[steps[-1]]["alternateName"] = "another"
+            elif change == "changed" and isinstance(at[steps[-1]], str):
+                at[steps[-1]] += "7"
+            else:
+                continue
+            yield f"{change}: {'/'.join(map(str, steps))}", forged
+
+
+def test_whatever_the_crate_alone_says_otherwise_is_found(tmp_path: Path) -> None:
+    failed_run = with_phases(a_failed_record(), exit_code=137)
+    job_status = failed_run.job_status.model_copy(update={"steps": some_steps()})
+    held = contents(a_sealed_bundle(tmp_path, dataclasses.replace(failed_run, job_status=job_status)).folder)
+    crate = "ro-crate-metadata.json"
+    teller = ("crate", "told-files")
+    assert verify(Held(held), only=teller).faults == ()
+    for what, forged in forgeries_of(json.loads(held[crate])):
+        held[crate] = json.dumps(forged).encode()
+        assert not verify(Held(held), only=teller).passed, what
+
+
+@pytest.mark.parametrize(
+    ("said", "forged"),
+    [
+        ('"name": "Alice"', '"name": "Bob"'),
+        ('"contentSize": "0"', '"contentSize": "1"'),
+        ('"encodingFormat": "text/csv"', '"encodingFormat": "text/html"'),
+        ("with the status COMPLETED", "with the status FAILED"),
+        ('{"@id": "output.zip"}, ', ""),
+    ],
+)
+def test_a_forged_word_of_the_crate_is_told_with_what_the_documents_say(bundle: Path, said: str, forged: str) -> None:
+    forge(bundle, "ro-crate-metadata.json", lambda text: text.replace(said, forged))
+    report = verify(bundle)
+    assert failed(report) == {"crate"}
+    assert all("; the documents say " in fault for fault in report.faults)
+
+
+def test_a_crate_whose_entities_and_references_have_another_order_says_the_same(bundle: Path) -> None:
+    def turn(told: Any) -> None:
+        told["@graph"].reverse()
+        root = next(entity for entity in told["@graph"] if entity["@id"] == "./")
+        root["hasPart"].reverse()
+
+    forge_json(bundle, "ro-crate-metadata.json", turn)
+    assert verify(bundle).faults == ()
 
 
 def digest_of(path: str) -> str:
@@ -445,14 +515,20 @@ def test_an_output_that_was_changed_with_zip_and_manifest_is_found(bundle: Path)
     assert failed_by_story(verify(bundle)) == {"outputs"}
 
 
-@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.with_name("new").write_bytes(b"")])
+@pytest.mark.parametrize(
+    ("change", "checks"),
+    [
+        (lambda path: path.unlink(), {"outputs"}),
+        (lambda path: path.with_name("new").write_bytes(b""), {"outputs", "crate"}),
+    ],
+)
 def test_an_output_that_was_added_or_removed_with_zip_and_manifest_is_found(
-    bundle: Path, change: Callable[[Path], object]
+    bundle: Path, change: Callable[[Path], object], checks: set[str]
 ) -> None:
     change(bundle / CSV)
     make_zip_anew(bundle)
     make_manifest_anew(bundle)
-    assert failed_by_story(verify(bundle)) == {"outputs"}
+    assert failed_by_story(verify(bundle)) == checks
 
 
 def test_a_zip_with_other_outputs_than_the_folder_is_found(bundle: Path) -> None:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from hashlib import sha256
 
-from prefect_executions import provenance
+from prefect_executions import crate, provenance
 from prefect_executions.attestation import PAYLOAD_TYPE, Envelope, Statement
 from prefect_executions.attestation.checkpoints import Inclusion
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence
 from prefect_executions.documents import text_of_time
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Account, ExecuteRequest, Image, PhaseTold, StepTold
+from prefect_executions.executions import Account, BundleFile, ExecuteRequest, Image, PhaseTold, StepTold
 from prefect_executions.lifecycle import AS_OGC, Happening, JobStatus, Status, faults
 from prefect_executions.methods import Method
 
@@ -210,7 +210,18 @@ def _provenance_times(seen: Evidence) -> Findings:
 
 def _crate(seen: Evidence) -> Findings:
     """`ro-crate-metadata.json` tells what the documents tell."""
-    yield from _differences(seen.account, seen.told_by_crate.account, layout.CRATE)
+    by_account = list(_differences(seen.account, seen.told_by_crate.account, layout.CRATE))
+    yield from by_account or _every_word_of_the_crate(seen)
+
+
+def _every_word_of_the_crate(seen: Evidence) -> Findings:
+    """What the crate says of single files is left to `told-files`, so that a changed file is no fault of the crate."""
+    told = dict(seen.told_by_crate.files)
+    there = {path: digest for path, digest in seen.listed.items() if path != layout.CRATE}
+    files = [BundleFile(path, digest, seen.files.get(path, 0)) for path, digest in (there | told).items()]
+    known = {path for path, digest in there.items() if path in seen.files and told.get(path, digest) == digest}
+    unmeasured = frozenset(file.path for file in files if file.path not in known)
+    yield from crate.differences(seen.bytes_of(layout.CRATE), seen.record, files, unmeasured)
 
 
 def _told_files(seen: Evidence) -> Findings:

@@ -6,6 +6,7 @@ nobody stated (a licence, an organisation), it says that nobody stated it.
 
 from prefect_executions.crate.building import build
 from prefect_executions.crate.collecting import collect
+from prefect_executions.crate.holding import differences
 from prefect_executions.crate.reading import read
 
-__all__ = ["build", "collect", "read"]
+__all__ = ["build", "collect", "differences", "read"]

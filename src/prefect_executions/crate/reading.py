@@ -34,7 +34,7 @@ def read(data: bytes) -> Told:
     """
     if len(data) > SIZE_LIMIT:
         _refuse(f"it has {len(data)} bytes; more than {SIZE_LIMIT} are not read")
-    entities = _entities(strict_json(data, words.FILE))
+    entities = entities_of(strict_json(data, words.FILE))
     action = _action(entities)
     instrument = _one(action, "instrument", entities)
     execution_id = _text(action, "identifier")
@@ -57,7 +57,12 @@ def read(data: bytes) -> Told:
     return Told(account, frozenset(_files(entities)))
 
 
-def _entities(document: Any) -> dict[str, Entity]:
+def entities_of(document: Any) -> dict[str, Entity]:
+    """Return what a crate's *document* tells of, by its id.
+
+    Raises:
+        BundleError: If it has no graph, or an entity in it no id of its own.
+    """
     graph = document.get("@graph") if isinstance(document, dict) else None
     if not isinstance(graph, list):
         _refuse("it has no @graph")
