@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from prefect_executions.errors import BundleError
 from prefect_executions.executions import ExecuteRequest, Instance
 from prefect_executions.lifecycle import JobStatus
 from records import a_record
+
+UNRECORDED_INT = {"unrecorded": "builtins.int"}
 
 
 def test_a_time_is_told_in_utc_with_microseconds():
@@ -71,6 +74,16 @@ def test_the_same_record_gives_the_same_bytes():
         ("\udc80", "\\udc80"),
         (["\udc81"], ["\\udc81"]),
         (object, {"unrecorded": "builtins.type"}),
+        (np.int64(5), 5),
+        (np.float32(0.5), 0.5),
+        (np.float64("nan"), "NaN"),
+        (np.array(7), 7),
+        ([np.bool_(1)], [True]),
+        ({np.int64(0): np.int64(24)}, {"0": 24}),
+        (np.array([1, 2]), {"unrecorded": "numpy.ndarray"}),
+        (np.longdouble("0.5"), {"unrecorded": "numpy.longdouble"}),
+        (np.timedelta64(5, "ns"), {"unrecorded": "numpy.timedelta64"}),
+        ({object(): 1}, {"unrecorded": "builtins.dict"}),
     ],
 )
 def test_values_are_told_as_json_can_hold_them(value, told):
@@ -82,6 +95,13 @@ def test_a_value_that_contains_itself_is_not_guessed():
     itself.append(itself)
 
     assert json_value(itself) == {"unrecorded": "builtins.list"}
+
+
+def test_a_number_of_any_length_is_told_so_that_it_can_be_read():
+    for number, told in ((10**4300 - 1, 10**4300 - 1), (1 - 10**4300, 1 - 10**4300), (10**4300, UNRECORDED_INT)):
+        request = ExecuteRequest(execution_id="i", method_id="m", method_version="1", values={"x": json_value(number)})
+
+        assert ExecuteRequest.from_json(request.to_json()).values == {"x": told}
 
 
 @given(st.text(alphabet=st.characters()))

@@ -138,6 +138,24 @@ def test_an_error_is_recorded_with_its_traceback_and_raised_as_it_is(bundles):
     assert bundles.failed_checks() == []
 
 
+def test_an_error_that_utf8_cannot_hold_ends_the_run_and_its_record(bundles):
+    @method(version="1")
+    def fails() -> None:
+        try:
+            int("\udcfc")
+        except ValueError as error:
+            raise OSError("no file Gr\udcfcn.txt") from error
+
+    with pytest.raises(OSError, match="no file") as caught:
+        fails()
+    record = bundles.record()
+
+    assert caught.value.args == ("no file Gr\\udcfcn.txt",)
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.ERROR)
+    assert "OSError: no file Gr\\udcfcn.txt" in record.job_status.message
+    assert bundles.failed_checks() == []
+
+
 def test_a_time_limit_ends_the_code_and_is_told(bundles):
     @method(version="1")
     @flow(timeout_seconds=0.5)
@@ -439,6 +457,8 @@ def test_what_cannot_be_told_is_refused_in_words(bundles):
             (lambda: execution.progress(float("nan")), "progress is told in percent"),
             (lambda: execution.log_metrics({"loss": 1}, step="first"), "step of a metric is a whole number"),
             (lambda: execution.log_metrics({"loss": 1}, step=1.5), "step of a metric is a whole number"),
+            (lambda: execution.log_metrics({"loss": 10**4300}), "metric 'loss' has more than 4300 digits"),
+            (lambda: execution.log_metrics({"loss": 1}, step=10**4300), "the step of a metric has more than 4300"),
             (lambda: execution.log_metrics({1: 1}), "1 is of type int"),
             (lambda: execution.log_params({1: 1}), "1 is of type int"),
             (lambda: execution.note(b"done"), "of type bytes"),

@@ -78,6 +78,7 @@ def test_what_waits_too_long_is_reported_and_not_sealed(evidence):
         ),
         (known("RUNNING", alive=False, status=Status.STARTED), Reason.CRASHED, "own code had not begun"),
         (known("RUNNING", alive=False, usage=WELL, **RUNS), Reason.CRASHED, "own code had ended well before"),
+        (known("RUNNING", alive=False, usage=RAISED, **RUNS), Reason.CRASHED, "own code had raised ValueError before"),
         (known("RUNNING", here=False, silence=SILENCE, **RUNS), Reason.LOST, "machine is gone or out of reach"),
         (known("RUNNING", here=False, silence=STUCK, worker_silence=SILENCE, **RUNS), Reason.LOST, "for 10 min 0 s"),
         (known("RUNNING", UNANNOUNCED, here=False), Reason.LOST, "never heard of"),
@@ -140,6 +141,8 @@ def test_what_has_ended_is_sealed_as_it_ended(evidence, status, reason):
         known("RUNNING", UNANNOUNCED, here=False),
         known("PENDING", STUCK, here=False, worker_silence=STUCK, pool_type="process"),
         known("RUNNING", alive=False, silence=SECOND, **RUNS),
+        known("RUNNING", alive=False, usage=WELL, **RUNS),
+        known("RUNNING", alive=False, usage=RAISED, **RUNS),
     ],
 )
 def test_whoever_seals_what_another_settle_put_to_its_end_says_the_same(dead):

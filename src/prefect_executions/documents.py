@@ -26,6 +26,9 @@ MOST_VALUES = 3_000_000
 MOST_MEMBERS = 200_000
 """How many members an object in it may have: Prefect takes no parameters with that many, and lists hold the rest."""
 
+TOO_LONG = 10**4300
+"""The first whole number that is too long for JSON's readers, Python's own among them."""
+
 _FAULTS_TOLD = 1000
 
 
@@ -106,12 +109,11 @@ def json_value(value: Any) -> Any:
     object without a JSON form is told as ``{"unrecorded": "<module>.<type>"}``,
     and so is one that contains itself. Bytes are the text that they hold in UTF-8,
     which a Method's parameter of bytes is made of again; what holds other bytes has no JSON form.
+    A single number of NumPy and the like is the Python number that it is, as a name in a mapping as well.
     """
     try:
-        plain = to_jsonable_python(
-            value, by_alias=True, inf_nan_mode="strings", bytes_mode="utf8", fallback=_unrecorded
-        )
-    except (ValueError, RecursionError):
+        plain = to_jsonable_python(value, by_alias=True, inf_nan_mode="strings", bytes_mode="utf8", fallback=_foreign)
+    except (ValueError, TypeError, RecursionError):  # TypeError: a name in a mapping has no JSON form
         return _unrecorded(value)
     return _clean(plain)
 
@@ -119,6 +121,16 @@ def json_value(value: Any) -> Any:
 def clean_text(text: str) -> str:
     """Return *text* as UTF-8 can hold it; a lone surrogate, as in an undecodable name, is written as its escape."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _foreign(thing: object) -> bool | int | float | dict[str, str]:
+    # NumPy's times are whole numbers, too, but of a unit; a number with more bits than Python's stays what it is.
+    kind = getattr(getattr(thing, "dtype", None), "kind", "f")
+    if kind in "biuf" and getattr(thing, "shape", None) == () and hasattr(thing, "item"):
+        plain = thing.item()
+        if isinstance(plain, bool | int | float):
+            return plain
+    return _unrecorded(thing)
 
 
 def _unrecorded(thing: object) -> dict[str, str]:
@@ -129,6 +141,8 @@ def _clean(value: Any) -> Any:
     match value:
         case str():
             return clean_text(value)
+        case int() if abs(value) >= TOO_LONG:
+            return _unrecorded(value)
         case float() if not isfinite(value):
             return "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
         case list():

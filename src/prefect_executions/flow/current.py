@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from prefect_executions.documents import clean_text, json_value
+from prefect_executions.documents import TOO_LONG, clean_text, json_value
 from prefect_executions.errors import InputError, NoExecutionError, RequestError
 from prefect_executions.executions import ExecuteRequest, Metric, Metrics
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, remark
@@ -145,7 +145,7 @@ class Execution:
         Numbers of NumPy and the like are taken as the Python number they are.
 
         Raises:
-            RequestError: If a value is no number, or *step* no whole one.
+            RequestError: If a value is no number, or *step* no whole one, or one has more than 4300 digits.
         """
         at = self._clock()
         new = [
@@ -272,16 +272,22 @@ def _step(told: float | None) -> int | None:
         step = None
     if step is None or step != told:
         raise RequestError(f"the step of a metric is a whole number; {told!r} was given")
-    return step
+    return _readable("the step of a metric", step)
 
 
 def _number(name: str, value: object) -> int | float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise RequestError(f"metric '{name}' is no number but {type(value).__name__}; use log_params for other values")
     if isinstance(value, int):
-        return value
+        return _readable(f"metric '{name}'", value)
     plain = value.item() if hasattr(value, "item") else value
     return plain if isinstance(plain, int) and not isinstance(plain, bool) else float(plain)
+
+
+def _readable(name: str, number: int) -> int:
+    if abs(number) >= TOO_LONG:
+        raise RequestError(f"{name} has more than 4300 digits, which no reader of JSON takes; write it to an output")
+    return number
 
 
 _current: ContextVar[Execution | None] = ContextVar("current_execution", default=None)

@@ -56,16 +56,18 @@ def _told(text: str, mask: SecretMask) -> str:
 def mask_error(error: BaseException | None, mask: SecretMask) -> None:
     """Mask known secrets in *error*'s texts, before Prefect logs it and stores its message.
 
-    So are those of its causes, and of the errors that a group holds.
+    So are those of its causes, and of the errors that a group holds. What UTF-8 cannot hold is written as its escape.
     """
     seen: set[int] = set()
-    waiting = [error] if mask else []
+    waiting = [error]
     while waiting:
         one = waiting.pop()
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        _mask_texts(one, mask)
+        if mask:
+            _mask_texts(one, mask)
+        _write_out(one)
         waiting += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
             waiting += one.exceptions
@@ -81,6 +83,12 @@ def _mask_texts(error: BaseException, mask: SecretMask) -> None:
             told = mask.mask_inside(value := getattr(error, name))
             if told != value:  # one without a file that is given None says "[Errno None] None: None"
                 setattr(error, name, told)
+
+
+def _write_out(error: BaseException) -> None:
+    # Prefect cannot send a message with a lone surrogate, as in a file name that is no UTF-8: its run never ends.
+    if clean_text(text := str(error)) != text:
+        error.args = tuple(clean_text(one) if isinstance(one, str) else one for one in error.args)
 
 
 def _is_authors(trace: TracebackType) -> bool:

@@ -114,8 +114,9 @@ def _ended(evidence: Evidence, state: Seen, decided: tuple[Status, Reason | None
     if reason is Reason.CRASHED:
         own = (told for words, told in _OWN_WORDS.items() if (message or "").startswith(words))
         reason = next(own, reason)
-    if reason is Reason.CRASHED and _well(evidence.usage):
-        message = f"{message or 'Crashed'} (the Method's own code had ended well before)"
+    before = _ended_before(evidence)
+    if reason is Reason.CRASHED and before and before not in (message or ""):  # another settle may have said it
+        message = f"{message or 'Crashed'} ({before})"
     end = Ending(status, reason, state.time, Observer.SETTLE, state.state, message)
     return Judgement(Act.SEAL, f"Prefect says {state.state.name}", end)
 
@@ -187,11 +188,20 @@ def _end(evidence: Evidence, reason: Reason, why: str, *, cancelled: bool) -> Ju
 
 
 def _where(evidence: Evidence) -> str:
-    if _well(evidence.usage):
-        return "the Method's own code had ended well before"
+    if before := _ended_before(evidence):
+        return before
     if evidence.status is Status.EXECUTING:
         return "it was killed in the Method's own code"
     return "the Method's own code had not begun"
+
+
+def _ended_before(evidence: Evidence) -> str | None:
+    """Words for how the Method's own code ended, where it did before its process was gone."""
+    if _well(evidence.usage):
+        return "the Method's own code had ended well before"
+    if evidence.usage and evidence.usage.exception and evidence.status is Status.EXECUTING:
+        return f"the Method's own code had raised {evidence.usage.exception.type} before"
+    return None
 
 
 def _well(usage: Usage | None) -> bool:
