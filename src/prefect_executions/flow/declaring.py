@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
 
 from prefect.flows import Flow
 from prefect.utilities.callables import generate_parameter_schema, parameter_schema
@@ -55,6 +55,8 @@ _FLOW_OPTIONS = (
     "cache_result_in_memory",
     "log_prints",
 )
+_BOUND_TO = frozenset({"__prefect_self__", "__prefect_cls__"})
+"""Where Prefect keeps on a flow's function what it is called on."""
 _FLOW_HOOKS = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
 
 
@@ -95,6 +97,7 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         logs.shield()
         options["version"] = declaration.version or options.get("version")
         super().__init__(function, **options)
+        function = self.fn  # the function itself, where a class or static method holds it
         told = self.parameters.model_dump()
         if declaration.type is not None:  # else the settings are not asked, and cannot be wrong here
             check_type(declaration.type, Settings.read().method_types)
@@ -108,7 +111,7 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         declared = Declared(
             function=function, method=self._described(), wrapped=secret_inputs(told, frozenset(), self.name)
         )
-        if not signature.parameters:
+        if not self.parameters.properties:
             self.description = marked(self.description, self.version or "0")
         self._keep(declared, recorded(declared), signature)
 
@@ -120,6 +123,14 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         for name in _FLOW_HOOKS:
             hooks = getattr(self, f"{name}_hooks")
             hooks[:] = hooked(hooks, declared)
+
+    @property
+    def asked(self) -> inspect.Signature:
+        """The signature of a call: without the object or class that it is called on, which Python fills in."""
+        signature = inspect.signature(self.declared.function)
+        if not (self.ismethod or self.isclassmethod):
+            return signature
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     @property
     def method(self) -> Method:
@@ -146,12 +157,15 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         """Return this Method with other flow options; takes what `Flow.with_options` takes."""
         changed = super().with_options(**options)
         given = options.get("timeout_seconds")
-        return _of_flow(
-            self.declared.function,
+        made = _of_flow(
+            _as_held(self.declared.function, self),
             changed,
             replace(self.declaration, version=options.get("version") or self.declaration.version),
             timeout_seconds=given if given is not None else self.time_limit,
         )
+        for name in _BOUND_TO & vars(self.fn).keys():
+            setattr(made.fn, name, getattr(self.fn, name))
+        return made
 
     if not TYPE_CHECKING:  # the overloads of Flow.__call__ say the types
 
@@ -159,7 +173,7 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
             """Run the Method as a flow; a secret given in clear is refused before a flow run exists."""
             if self.method.secrets:
                 options = {name: kwargs.pop(name) for name in ("return_state", "wait_for") if name in kwargs}
-                bound = inspect.signature(self.declared.function).bind(*args, **kwargs)
+                bound = self.asked.bind(*args, **kwargs)
                 bound.arguments = dict(bound.arguments) | checked_secrets(self, bound.arguments)
                 args, kwargs = bound.args, bound.kwargs | options
             if self.isasync:  # its body looks itself, in a thread
@@ -255,7 +269,8 @@ def method(
         if isinstance(declared, MethodFlow):
             raise MethodError(f"'{declared.name}' is a Method already; use @method once")
         if isinstance(declared, Flow):
-            return _of_flow(declared.fn, declared, declaration, timeout_seconds=declared.timeout_seconds)
+            function = _as_held(declared.fn, declared)
+            return _of_flow(function, declared, declaration, timeout_seconds=declared.timeout_seconds)
         return MethodFlow(declared, declaration)
 
     return declare if function is None else declare(function)
@@ -273,6 +288,12 @@ def _of_flow(
     )
 
 
+def _as_held(function: Callable[P, R], flow: Flow[P, R]) -> Callable[P, R]:
+    """Return *function* as the class holds it that *flow* was declared in."""
+    held: Any = classmethod if flow.isclassmethod else staticmethod if flow.isstaticmethod else None
+    return cast("Callable[P, R]", held(function)) if held else function
+
+
 def options_of(flow: Flow[P, R]) -> dict[str, Any]:
     """Return the options and hooks that *flow* was made with, but for its time limit and its validation."""
     options = {name: getattr(flow, name) for name in _FLOW_OPTIONS if name != "timeout_seconds"}
@@ -281,6 +302,8 @@ def options_of(flow: Flow[P, R]) -> dict[str, Any]:
 
 def _check_function(function: Callable[..., Any]) -> None:
     name = getattr(function, "__name__", repr(function))
+    if isinstance(function, classmethod | staticmethod):
+        function = function.__func__
     if not inspect.isfunction(inspect.unwrap(function)):
         raise MethodError(f"{name}: @method goes on a function or a flow")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -319,13 +342,15 @@ def _form_signature(
 
 def _with_mark(signature: inspect.Signature, version: str) -> inspect.Signature:
     """Return the signature with the mark in the schema of its first parameter, unless that would change the form."""
-    first, *others = signature.parameters.values() or [None]
+    before = generate_parameter_schema(signature, {}).model_dump()
+    parameters = list(signature.parameters.values())
+    first = next((one for one in parameters if one.name in before["properties"]), None)
     if first is None:
         return signature
     annotation = Any if first.annotation is inspect.Parameter.empty else first.annotation
     marking = first.replace(annotation=Annotated[annotation, Field(json_schema_extra={MARK: version})])
-    changed = signature.replace(parameters=[marking, *(one for one in others if one is not None)])
-    before, after = (generate_parameter_schema(one, {}).model_dump() for one in (signature, changed))
+    changed = signature.replace(parameters=[marking if one is first else one for one in parameters])
+    after = generate_parameter_schema(changed, {}).model_dump()
     after["properties"][first.name].pop(MARK, None)
     return changed if before == after else signature
 

@@ -117,11 +117,10 @@ def run_method(
 
 
 def _check_names(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> None:
-    signature = inspect.signature(flow.declared.function)
     try:
-        signature.bind(**parameters)
+        flow.asked.bind(**parameters)
     except TypeError as error:
-        names = ", ".join(signature.parameters) or "none"
+        names = ", ".join(flow.asked.parameters) or "none"
         raise RequestError(f"Method '{flow.method.id}': {error}. Its inputs: {names}.") from error
 
 

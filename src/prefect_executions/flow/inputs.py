@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from pydantic import BaseModel
 
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.capture.parameters import WITHHELD, plain_value, resolved_name
-from prefect_executions.capture.secrets import SecretMask, mask_credentials
+from prefect_executions.capture.parameters import WITHHELD, plain_value, resolved_name, tell_credentials
+from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.staging import Staged, stage
+from prefect_executions.documents import json_value
 from prefect_executions.executions import StagedInput
 from prefect_executions.flow.declared import Declared
 from prefect_executions.methods import FILE_FORMAT, InputFile
@@ -27,6 +27,9 @@ Shape = Mapping[str, Any]
 """The JSON Schema of a value; empty where nothing is known of it."""
 
 _SEVERAL = (list, tuple, set, frozenset)
+
+_RECEIVERS = frozenset({"self", "cls"})
+"""Parameters that Python fills in, and Prefect leaves out of the form: what a method is called on."""
 
 
 class Inputs:
@@ -52,7 +55,7 @@ class Inputs:
         secrets = self._declared.method.secrets
         return {
             name: dict(WITHHELD) if name in secrets and value is not None else plain_value(value)
-            for name, value in self.bound.arguments.items()
+            for name, value in self._given()
         }
 
     def files(self) -> dict[str, list[str]]:
@@ -63,16 +66,19 @@ class Inputs:
             asked.setdefault(path, []).append(file.origin)
             return file
 
-        for name, value in self.bound.arguments.items():
+        for name, value in self._given():
             _walk(name, value, noted, self._shape(name))
         return asked
 
     def resolve_secrets(self, environment: Mapping[str, str], mask: SecretMask) -> dict[str, Any]:
-        """Put each secret's value in the place of its name, tell *mask*, and return how the record tells it.
+        """Put each secret's value in the place of its name, and return how the record tells it.
+
+        *mask* is told these values, and what the URLs among all arguments grant access with.
 
         Raises:
             SecretError: If a name resolves to nothing.
         """
+        tell_credentials([json_value(value) for _, value in self._given()], mask)
         told = {}
         for name in sorted(self._declared.method.secrets & self.bound.arguments.keys()):
             reference = self.bound.arguments[name]
@@ -91,7 +97,6 @@ class Inputs:
         level: ArchiveLevel,
         settings: Settings,
         progress: Callable[[str, int, int | None], None],
-        mask: SecretMask,
     ) -> tuple[StagedInput, ...]:
         """Stage all files, hand their copies to the function, and return what the record tells of them.
 
@@ -104,8 +109,6 @@ class Inputs:
         asked = self.files()
         if not asked:
             return ()
-        for origin in chain.from_iterable(asked.values()):
-            mask_credentials(origin, mask)
         waiting: dict[str, Iterator[tuple[StagedInput, Path]]] = {}
         told: list[StagedInput] = []
         arrived = stage(asked, bundle.scratch / "inputs", progress=progress)
@@ -114,9 +117,12 @@ class Inputs:
             waiting[name] = iter(placed)
             self.staged[name] = tuple(path for _, path in placed)
             told += [record for record, _ in placed]
-        for name, value in self.bound.arguments.items():
+        for name, value in self._given():
             self.bound.arguments[name] = _walk(name, value, lambda path, _: _copy(waiting[path]), self._shape(name))
         return tuple(told)
+
+    def _given(self) -> list[tuple[str, Any]]:
+        return [(name, value) for name, value in self.bound.arguments.items() if name not in _RECEIVERS]
 
     def _shape(self, name: str) -> Shape:
         """The schema that an input's annotation gave; that of a descriptor says nothing of files inside a value."""
