@@ -178,6 +178,26 @@ def test_refuse_lists_the_changed_files(project):
     assert caught.value.files == ("data.txt",)
 
 
+def test_refuse_holds_where_git_cannot_say(project, monkeypatch, tmp_path):
+    project.commit()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DirtyTreeError, match=r"cannot be seen.*git status"):
+        project.identify(dirty="refuse")
+
+
+def test_refuse_leaves_code_outside_git_alone(project):
+    assert project.identify(dirty="refuse")[0].repository is None
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "ends\n", " blank ", "näme ☃", "-dash", "a\x1b[31m"])
+def test_a_repository_in_a_folder_with_any_name_is_told(tmp_path, monkeypatch, name):
+    project = Project(tmp_path / name, monkeypatch)
+    commit = project.commit()
+    project.write("data.txt", "other\n")
+    repository = project.identify()[0].repository
+    assert (repository.commit, repository.changed, repository.diff_kept) == (commit, ("data.txt",), True)
+
+
 def test_a_cached_answer_costs_no_process(project, counted):
     project.commit()
     project.settle()

@@ -110,10 +110,10 @@ class EndedError(NotAvailableError):
 
 
 class DirtyTreeError(NotAvailableError):
-    """The working tree has uncommitted changes and `EXECUTIONS_DIRTY=refuse` forbids that.
+    """The working tree has uncommitted changes, or Git cannot say, and `EXECUTIONS_DIRTY=refuse` forbids that.
 
     Attributes:
-        files: The changed files, relative to the repository.
+        files: The changed files, relative to the repository; none where Git cannot say.
     """
 
     def __init__(self, repository: str, files: Sequence[str]) -> None:
@@ -122,6 +122,9 @@ class DirtyTreeError(NotAvailableError):
         super().__init__(
             f"The working tree of {repository} has uncommitted changes and EXECUTIONS_DIRTY=refuse is set. "
             f"Commit or stash these files, or set EXECUTIONS_DIRTY=record:\n  {listed}"
+            if files
+            else f"Whether the working tree of {repository} has uncommitted changes cannot be seen, and "
+            f"EXECUTIONS_DIRTY=refuse is set. Look whether 'git status' works there, or set EXECUTIONS_DIRTY=record."
         )
 
 

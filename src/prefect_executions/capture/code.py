@@ -130,7 +130,7 @@ def identify(
     repository the times of all files take longer than all the rest.
 
     Raises:
-        DirtyTreeError: If `Settings.dirty` says refuse, and the tree is dirty.
+        DirtyTreeError: If `Settings.dirty` says refuse, and the tree is dirty or Git cannot say.
     """
     source = _source_of(function)
     notebook = observe_notebook(environment or {}) if source.file is None else None
@@ -143,8 +143,9 @@ def identify(
             answer = cache.answers[key] = _observe(source, folder, notebook, settings, cache)
         _renew_requirements(answer, cache.packages)
     repository = answer.identity.repository
-    if settings.dirty is DirtyTree.REFUSE and repository and repository.dirty:
-        raise DirtyTreeError(answer.root or "", repository.changed)
+    clean = repository.dirty is False if repository else source.file is None
+    if settings.dirty is DirtyTree.REFUSE and answer.root and not clean:
+        raise DirtyTreeError(answer.root, repository.changed if repository else ())
     return answer.identity, answer.files
 
 

@@ -149,7 +149,8 @@ class _Git:
 
 
 def _read(git: _Git, files: Sequence[str], diff_limit: int) -> Checkout:
-    folders = git.ask("rev-parse", "--absolute-git-dir", "--git-common-dir").splitlines()
+    # One by one: in a folder whose name has a line break, several answers could not be told apart.
+    folders = [git.ask("rev-parse", which).removesuffix("\n") for which in ("--absolute-git-dir", "--git-common-dir")]
     tracked, has_submodules = _tracked(git)
     watched = [*_git_files(git.root, folders), *(f"{git.root}/{name}" for name in tracked)]
     # Before Git looks: what changes between is then seen as a change, not missed.
