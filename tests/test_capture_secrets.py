@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_executions.capture.secrets import MASK, SecretMask, looks_secret, redact_url, redact_urls
+from prefect_executions.capture.secrets import (
+    MASK,
+    SecretMask,
+    looks_secret,
+    mask_credentials,
+    redact_url,
+    redact_urls,
+)
 
 SECRET = 's3cr3t/Value+with=signs"&é'
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.4pcPyMD09olPSyXnrXCjTwXyr4BsezdI1AVTmud2fU4"
@@ -199,6 +206,7 @@ def test_redaction_takes_any_text(text):
         ("ANYTHING", "https://host/x?sig=abc"),
         ("ANYTHING", "-----BEGIN RSA PRIVATE KEY-----"),
         ("HEADER", "Bearer abcdefghijkl"),
+        ("HEADER", "Authorization: Basic YWRhOnBhc3N3b3Jk"),
     ],
 )
 def test_a_variable_that_looks_secret_is_recognised(name, value):
@@ -218,7 +226,41 @@ def test_a_variable_that_looks_secret_is_recognised(name, value):
         ("IMAGE_DIGEST", "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"),
         ("PATH", "/usr/local/bin:/usr/bin"),
         ("CUDA_VISIBLE_DEVICES", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"),
+        ("MODE", "Basic calibration"),
+        ("MODE", "Basic Task-oriented reconstruction"),
     ],
 )
 def test_an_innocent_variable_is_told(name, value):
     assert not looks_secret(name, value)
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("https://ada:pass-word@host/x", "the password is pass-word"),
+        ("https://ada:p%40ss-word@host/x", "p@ss-word p%40ss-word"),
+        ("simplecache::s3://key:wJalrXUtnFEMI@bucket/x", "wJalrXUtnFEMI"),
+        ("https://host/x?sv=1&sig=AbCdEf012345%3D", "GET /x?sv=1&sig=AbCdEf012345%3D"),
+        ("look at https://ada:pass-word@host/x first", "https://ada:pass-word@host/x"),
+        (f"key {TOKEN}", TOKEN),
+        ("Bearer abcdefghijkl", "abcdefghijkl"),
+    ],
+)
+def test_what_grants_access_is_masked_alone_too(text, printed):
+    mask = SecretMask()
+    mask_credentials(text, mask)
+    assert mask
+    for secret in ("pass-word", "p@ss-word", "wJalrXUtnFEMI", "AbCdEf012345", TOKEN, "abcdefghijkl"):
+        assert secret not in mask.mask(printed)
+
+
+@pytest.mark.parametrize("text", ["https://host/x?code=utf8", "a path with: and //", "s3://bucket/key", "https://[x/y"])
+def test_what_grants_no_access_masks_nothing_of_a_word(text):
+    mask = SecretMask()
+    mask_credentials(text, mask)
+    assert mask.mask("utf8 host bucket key x y") == "utf8 host bucket key x y"
+
+
+@given(st.text())
+def test_credentials_are_looked_for_in_any_text(text):
+    mask_credentials(text, SecretMask())

@@ -15,9 +15,10 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, AnyStr, BinaryIO
-from urllib.parse import quote, quote_plus, unquote_plus, urlsplit
+from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 MASK = "********"
 
@@ -37,6 +38,7 @@ _CREDENTIAL_PARAMETERS = re.compile(
 )
 # A scheme has a few letters; without a bound a long word would take the square of its length.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>`]+")
+_WHOLE_URL = re.compile(r"[A-Za-z0-9+.:-]{1,80}://")
 _SCP = re.compile(r"(?P<user>[^@/\\:\s]+(:[^@/\s]*)?)@(?P<rest>[^/@:\s]+:.*)")
 
 # Words of a variable's name after which any value is withheld, and those after which a switch or a number is not.
@@ -51,7 +53,8 @@ _KNOWN_FORMS = re.compile(
     r"|\b(gh[pousr]_|github_pat_|glpat-|xox[abeprs]-|sk-|sk_live_|rk_live_|hf_|pypi-|npm_|pn[ubs]_|dop_v1_)[\w-]{16,}"
     r"|\bAIza[\w-]{30,}"  # Google
     r"|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|\b(Bearer|Basic) +[\w+/=.~-]{8,}"
+    r"|\bBearer +[\w+/=.~-]{8,}"
+    r"|\bBasic +(?=\S*([0-9=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}(?![\w-])"  # base64, not "Basic calibration"
 )
 # The same without what whole sentences may be ("Basic knowledge"), in any file.
 _TOKENS = re.compile(
@@ -346,7 +349,24 @@ def _base64_forms(raw: bytes) -> Iterator[bytes]:
                 yield piece
 
 
-def mask_credentials(url: str, mask: SecretMask) -> None:
-    """Tell *mask* what grants access in *url*, if anything does."""
-    if redact_url(url) != url:
-        mask.add(url, *filter(None, [urlsplit(url).password]))
+def mask_credentials(text: str, mask: SecretMask) -> None:
+    """Tell *mask* what grants access in *text*, if anything does: in its URLs, or as a key of a well-known form."""
+    for match in _KNOWN_FORMS.finditer(text):
+        key = match.group()
+        mask.add(*([text] if key.startswith("-----") else [key, key.split()[-1]]))
+    found = {match.group() for match in _URL.finditer(text)}
+    # A URL may have a space in its path, and one of fsspec a chain in front.
+    for url in found | {text} if _WHOLE_URL.match(text) else found:
+        if redact_url(url) != url:
+            mask.add(url, *_credentials(url))
+
+
+def _credentials(url: str) -> Iterator[str]:
+    for link in url.split("::"):
+        with suppress(ValueError):  # brackets that are no address
+            told = urlsplit(link)
+            if told.password:
+                yield from (told.password, unquote(told.password))
+            granting = [part for part in f"{told.query}&{told.fragment}".split("&") if _grants_access(part)]
+            # What is short is more often a word (`code=utf8`) than a key.
+            yield from (value for part in granting if len(value := part.partition("=")[2]) >= SHORTEST_PIECE)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from itertools import chain
 from typing import Any
 
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.logfile import settle_log
-from prefect_executions.capture.secrets import SecretMask, mask_credentials
+from prefect_executions.capture.naming import mask_names
+from prefect_executions.capture.parameters import tell_credentials
+from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.engine.blocks import secret
 from prefect_executions.engine.lives import catch_up
 from prefect_executions.engine.steps import steps
@@ -39,7 +40,7 @@ def make_up(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapp
 
 
 def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Mask in the logs of *bundle* what nobody masked yet: what children wrote; again changes nothing.
+    """Mask in the logs and the names of outputs what nobody masked yet: what children wrote; again changes nothing.
 
     The children may live on and write more; that is kept out of the bundle.
 
@@ -49,6 +50,8 @@ def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: M
     mask = secret_mask(bundle, parameters, environment)
     for log in (layout.STDOUT, layout.STDERR):
         settle_log(bundle.folder / log, mask)
+    with suppress(OSError):  # what cannot be renamed cannot be read either, and is told when outputs are gathered
+        mask_names(bundle.paths.outputs, mask)
 
 
 def secret_mask(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> SecretMask:
@@ -62,15 +65,5 @@ def secret_mask(bundle: OpenBundle, parameters: Mapping[str, Any], environment: 
     for name in bundle.read(Method).secrets & values.keys():
         if values[name] is not None and "secret" in values[name]:  # else it was never resolved
             mask.add(secret(name, values[name]["secret"], environment).get_secret_value())
-    for text in _texts(parameters):
-        mask_credentials(text, mask)
+    tell_credentials(parameters, mask)
     return mask
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(_texts, value.values()))
-    elif isinstance(value, list):
-        yield from chain.from_iterable(map(_texts, value))

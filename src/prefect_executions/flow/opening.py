@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture import machine
-from prefect_executions.capture.code import REQUIREMENTS, identify
+from prefect_executions.capture.code import DIFF, REQUIREMENTS, identify
+from prefect_executions.capture.parameters import clear_defaults, recorded_method
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.errors import ArchiveError, OrchestratorError
 from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
@@ -19,7 +20,7 @@ from prefect_executions.flow.ahead import called_at
 from prefect_executions.flow.current import current_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import owns_process
-from prefect_executions.lifecycle import Seen
+from prefect_executions.lifecycle import Happening, Observer, Seen, remark
 from prefect_executions.methods import Method
 from prefect_executions.settings import DirtyTree, Settings
 from prefect_executions.workbench import Workbench
@@ -70,6 +71,9 @@ def opening(
     *heard* are Prefect's states so far.
     """
     method, code = the_method(declared, run, settings)
+    job_status = engine.told_by_prefect(execution_id, method.id, run, heard)
+    if told := _told_of_clear_defaults(declared, method, code):
+        job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=told)
     return Opening(
         ExecutionRecord(
             method=method,
@@ -84,7 +88,7 @@ def opening(
             ),
             infrastructure=infrastructure(run, settings),
             instance=instance(run, settings),
-            job_status=engine.told_by_prefect(execution_id, method.id, run, heard),
+            job_status=job_status,
             agent=agent(run, settings),
         ),
         code,
@@ -153,13 +157,30 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
 
 
 def the_method(declared: Declared, run: FlowRun, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
-    """Return the Method with the identity of its code, and the files of that code."""
+    """Return the Method with the identity of its code, and the files of that code.
+
+    A file in which the author left a key, or the credentials of a URL, as the default
+    of an input is told by its digest alone. So is the diff.
+    """
     there = infrastructure(run, settings)
     settings = settings.model_copy(update={"image": there.image or "", "image_digest": there.image_digest or ""})
     identity, code = identify(declared.source, settings=settings, environment=os.environ, since=called_at(declared))
     if declared.withheld:
         code = {path: data for path, data in code.items() if path == REQUIREMENTS}
-    return declared.method.model_copy(update={"code": identity}), code
+    clear = clear_defaults(declared.method)
+    kept = {path: data for path, data in code.items() if not clear.holds(data)}
+    if DIFF in code.keys() - kept.keys() and identity.repository:
+        repository = identity.repository.model_copy(update={"diff_kept": False})
+        identity = identity.model_copy(update={"repository": repository})
+    return recorded_method(declared.method).model_copy(update={"code": identity}), kept
+
+
+def _told_of_clear_defaults(declared: Declared, method: Method, code: Mapping[str, bytes]) -> str | None:
+    if method.inputs == declared.method.inputs:
+        return None
+    missing = [file.path for file in method.code.files if file.path not in code] if method.code else []
+    kept = f"; so {', '.join(missing)} is told by its digest alone" if missing else ""
+    return f"the default of an input holds a key or password in clear{kept}. Make it a secret input."
 
 
 def infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:

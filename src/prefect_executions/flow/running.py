@@ -28,6 +28,7 @@ from prefect.utilities.timeout import timeout, timeout_async
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.machine import Meter
+from prefect_executions.capture.naming import mask_names
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
@@ -43,7 +44,7 @@ from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, seen_late, the_workbench
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
 from prefect_executions.flow.stopping import Reins
-from prefect_executions.lifecycle import JobStatus, Observer, Status, advance
+from prefect_executions.lifecycle import Happening, JobStatus, Observer, Status, advance, remark
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.suspending import resume, suspend
@@ -179,7 +180,7 @@ class Recording:
             self.workbench.announce(self.record)
         secrets = inputs.resolve_secrets(os.environ, self.mask)
         self._show_next = time.monotonic() + _SHOW_SECONDS
-        staged = inputs.stage(self.bundle, request.archive, self.settings, self._show_staging, self.mask)
+        staged = inputs.stage(self.bundle, request.archive, self.settings, self._show_staging)
         if secrets or staged:
             told = request.model_dump(exclude={"inputs"}, by_alias=False) | {"files": staged}
             request = ExecuteRequest(**told | {"values": request.values | secrets})
@@ -294,6 +295,8 @@ class Recording:
             job_status, metrics = told or (self.record.job_status, None)
             with self._never_losing("telling how the attempt ended"):
                 job_status = self._turned(job_status, error, ended)
+            with self._never_losing("masking the names of outputs"):
+                job_status = self._renamed(self.bundle, job_status)
             usage = together(self.record.instance.usage, self.meter.stop().model_copy(update=ended))
             changed = [] if job_status is self.record.job_status else [job_status]
             self.record = replace(self.record, job_status=job_status)
@@ -305,6 +308,13 @@ class Recording:
         if self._comes_again(error):
             return attempt_failed(job_status, ended["exception"], now(), timed_out=isinstance(error, TimeoutError))
         return job_status
+
+    def _renamed(self, bundle: OpenBundle, job_status: JobStatus) -> JobStatus:
+        renamed = mask_names(bundle.paths.outputs, self.mask)
+        if not renamed:
+            return job_status
+        told = f"a secret in the names of these outputs is masked: {', '.join(renamed)}"
+        return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=told)
 
     def _write(self, bundle: OpenBundle, *documents: Document | None) -> None:
         for document in documents:

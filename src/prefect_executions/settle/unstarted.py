@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.exceptions import ObjectNotFound
 
 from prefect_executions import engine
+from prefect_executions.capture.parameters import recorded_method
 from prefect_executions.executions import Agent, ExecutionRecord, Instance
 from prefect_executions.lifecycle import Observer, Seen, Status, begin, follow
 from prefect_executions.methods import MARK, Method, inputs_of, marked_version, unmarked
@@ -22,7 +23,7 @@ def unstarted_record(run: FlowRun, execution_id: str, states: Sequence[Seen], ar
 
     The Method is as its deployment describes it, without code, which nobody saw.
     """
-    method = _method(run)
+    method = recorded_method(_method(run))
     created = begin(
         execution_id,
         method.id,
