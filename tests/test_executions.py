@@ -1,23 +1,28 @@
 """The record: a request in OGC's words, one account of an execution."""
 
+import json
 from datetime import UTC, datetime
+from math import inf, nan
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from prefect_executions.documents import json_value
 from prefect_executions.errors import BundleError
 from prefect_executions.executions import (
     ExecuteRequest,
+    Metric,
+    Metrics,
     OpeningRecord,
     account,
     as_ogc,
     in_milliseconds,
     record_from,
 )
-from records import a_record, a_request, a_staged_input
+from records import NOON, a_record, a_request, a_staged_input
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -45,6 +50,14 @@ def test_inputs_that_differ_from_the_values_are_refused():
 
     with pytest.raises(BundleError, match="inputs do not say what values and files say"):
         ExecuteRequest.from_json(forged)
+
+
+def test_a_metric_that_is_no_finite_number_satisfies_the_published_schema():
+    metrics = Metrics(metrics=[Metric(name="loss", value=value, time=NOON) for value in (1, 0.5, nan, inf, -inf)])
+    told = json.loads(metrics.to_json())
+
+    Draft202012Validator(Metrics.model_json_schema(by_alias=True)).validate(told)
+    assert [one["value"] for one in told["metrics"]] == [1, 0.5, "NaN", "Infinity", "-Infinity"]
 
 
 def test_the_opening_record_gives_the_record_back():

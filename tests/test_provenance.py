@@ -452,6 +452,11 @@ def test_each_form_can_be_read_by_its_own_reader(need_program):
     assert etree.fromstring(convert(document, "svg")).tag == "{http://www.w3.org/2000/svg}svg"
 
 
+def test_every_outcome_is_drawn_and_nothing_is_warned_of(record, need_program):
+    need_program("dot")
+    assert etree.fromstring(convert(told(record), "svg")).tag == "{http://www.w3.org/2000/svg}svg"
+
+
 def test_a_picture_of_very_many_records_is_refused():
     outputs = [an_output(f"outputs/tile-{number}.csv") for number in range(1000)]
     with pytest.raises(RequestError, match="json, n or ttl"):

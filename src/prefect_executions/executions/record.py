@@ -7,10 +7,10 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from prefect_executions.documents import Document, Part, Time, canonical
 from prefect_executions.errors import BundleError
@@ -284,7 +284,9 @@ class Metric(Part):
     """A number that the Method logged."""
 
     name: str
-    value: int | float
+    value: Annotated[
+        int | float, WithJsonSchema({"anyOf": [{"type": "number"}, {"enum": ["NaN", "Infinity", "-Infinity"]}]})
+    ]
     step: int | None = None
     time: Time
 

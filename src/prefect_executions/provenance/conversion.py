@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
@@ -70,7 +71,9 @@ def _picture(data: bytes, count: int) -> bytes:
     except ImportError as error:
         raise RequestError("An SVG picture needs pydot: pip install 'prov[dot]', and Graphviz") from error
     try:
-        picture = prov_to_dot(_document(data)).create(format="svg")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it draws a step's start, which has no trigger, and warns of that
+            picture = prov_to_dot(_document(data)).create(format="svg")
     except FileNotFoundError as error:
         raise RequestError(
             "An SVG picture needs Graphviz's program dot: install the package graphviz of your system"
