@@ -674,7 +674,13 @@ def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
     ("arguments", "code", "word"),
     [
         (["{flow}", "-p", "bogus=1"], codes.REQUEST, "bogus"),
-        (["{file}:nobody"], codes.NOT_THERE, "nobody"),
+        (["{file}:nobody"], codes.NOT_THERE, "has no 'nobody'. What is a flow there: greet."),
+        (["{file}:sys"], codes.REQUEST, "is a module"),
+        (["{file}"], codes.REQUEST, "names no function. Give path.py:function"),
+        (["{file}:"], codes.REQUEST, "names no function"),
+        ([""], codes.REQUEST, "'' names no function"),
+        (["nowhere.py:greet"], codes.NOT_THERE, "there is no file nowhere.py"),
+        (["nowhere_at_all:greet"], codes.NOT_THERE, "there is no module 'nowhere_at_all'"),
         (["{flow}", "-p", "name"], codes.REQUEST, "name=value"),
     ],
 )
@@ -686,3 +692,43 @@ def test_a_run_that_cannot_be_is_refused_with_one_message(home, flow, arguments,
     assert word in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(home.glob("workbench/*"))
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("import os\nos.nothing", "AttributeError: module 'os' has no attribute 'nothing'"),
+        ("def greet(:", "SyntaxError: invalid syntax"),
+        ("raise ValueError('not today')", "ValueError: not today"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_told_once_and_with_its_own_error(home, tmp_path, monkeypatch, code, word):
+    (tmp_path / "broken.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    for place in ("broken.py", "broken"):
+        done = executed(["run", f"{place}:greet"], home)
+        assert done.returncode == codes.REQUEST, done.stderr
+        assert done.stderr.count(word) == 1
+        assert f"{place} cannot be run: {word}" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_file_of_a_plain_function_is_run_once(home, tmp_path):
+    (tmp_path / "plain.py").write_text("print('ran')\n\ndef plain() -> int:\n    return 1\n")
+    done = executed(["run", f"{tmp_path / 'plain.py'}:plain"], home)
+    assert done.returncode == codes.OK, done.stderr
+    assert done.stdout.count("ran\n") == 1
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_inputs_are_read_from_standard_input(home, flow):
+    environment = os.environ | {"EXECUTIONS_HOME": str(home)}
+    asked = [COMMAND, "run", flow, "--quiet", "--params", "-"]
+    done = subprocess.run(
+        asked, input=b'{"name": "Ada"}', env=environment, capture_output=True, timeout=250, check=False
+    )
+    assert done.returncode == codes.OK, done.stderr
+    (request,) = home.glob("workbench/*/metadata/request.json")
+    assert json.loads(request.read_text())["values"]["name"] == "Ada"

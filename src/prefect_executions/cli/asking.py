@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, Parameter(name="--json")]
 Pairs = Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)]
+Params = Annotated[str | None, Parameter(name="--params", allow_leading_hyphen=True)]  # - is standard input
 
 READING_PATIENCE = timedelta(seconds=60)
 """Somebody waits at the terminal: an archive that is away is told after this, not after an upload's time limit."""

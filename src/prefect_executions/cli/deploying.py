@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.asking import Json, Pairs, memory, parameters, reader, seconds, set_defaults
+from prefect_executions.cli.asking import Json, Pairs, Params, memory, parameters, reader, seconds, set_defaults
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.showing import say, show_facts, show_json, warn, working
 from prefect_executions.errors import RequestError
@@ -32,7 +32,7 @@ def deploy(
     schedule: tuple[str, ...] = (),
     timezone: str | None = None,
     param: Pairs = (),
-    params: str | None = None,
+    params: Params = None,
     job_variable: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = (),
     as_json: Json = False,
 ) -> int:
@@ -82,7 +82,7 @@ def submit(
     /,
     *,
     param: Pairs = (),
-    params: str | None = None,
+    params: Params = None,
     pool: str | None = None,
     queue: str | None = None,
     cpus: float | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.asking import Json, Pairs, parameters, reader, set_defaults
+from prefect_executions.cli.asking import Json, Pairs, Params, parameters, reader, set_defaults
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.deploying import tell_submitted
 from prefect_executions.cli.running import run_here
@@ -64,7 +64,7 @@ def rerun(
     /,
     *,
     param: Pairs = (),
-    params: str | None = None,
+    params: Params = None,
     pool: str | None = None,
     method: str | None = None,
     wait: bool = False,

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect_executions.cli.asking import Json, Pairs, moment, parameters, reader
+from prefect_executions.cli.asking import Json, Pairs, Params, moment, parameters, reader
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.running import ran_here, tell_unrecorded
 from prefect_executions.cli.showing import (
@@ -48,7 +48,7 @@ def replay(
     tolerance: float = 0.0,
     grade: GradeName = "reproduce",
     param: Pairs = (),
-    params: str | None = None,
+    params: Params = None,
     as_json: Json = False,
 ) -> int:
     """Run an execution again from its bundle alone, compare the outputs, and give a verdict.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.asking import Json, parameters, reader, set_defaults
+from prefect_executions.cli.asking import Json, Pairs, Params, parameters, reader, set_defaults
 from prefect_executions.cli.codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.showing import how_long, say, show_facts, show_json, warn, working
 from prefect_executions.errors import ExecutionsError
@@ -32,8 +32,8 @@ def run(
     entrypoint: str,
     /,
     *,
-    param: Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)] = (),
-    params: str | None = None,
+    param: Pairs = (),
+    params: Params = None,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     as_json: Json = False,
 ) -> int:

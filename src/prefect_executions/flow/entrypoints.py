@@ -6,12 +6,13 @@ import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import prefect
-from prefect.exceptions import MissingFlowError, ScriptError
-from prefect.flows import Flow, load_flow_from_entrypoint
-from prefect.utilities.importtools import import_object
+from prefect.exceptions import ScriptError
+from prefect.flows import Flow
+from prefect.utilities.importtools import load_module, load_script_as_module
 
 from prefect_executions import engine
 from prefect_executions.bundles.writing import OpenBundle
@@ -20,6 +21,8 @@ from prefect_executions.flow.declaring import MethodFlow, method
 from prefect_executions.flow.door import Door, door
 from prefect_executions.methods import descriptor_in
 from prefect_executions.workbench.images import ExactImage
+
+_FORMS = "Give path.py:function or module:function."
 
 
 class Ran(NamedTuple):
@@ -64,17 +67,40 @@ def _found(entrypoint: str) -> Any:
         from prefect_executions.flow.descriptor import Method  # noqa: PLC0415
 
         return Method.from_file(descriptor)
-    path = entrypoint.rpartition(":")[0]
-    if path.endswith(".py") and not Path(path).is_file():
-        raise NotFoundError(f"{entrypoint}: there is no file {path}. Give path.py:function or module:function.")
+    place, _, name = entrypoint.rpartition(":" if ":" in entrypoint else ".")
+    if not place or not name or entrypoint.endswith(".py"):
+        raise RequestError(f"'{entrypoint}' names no function. {_FORMS}")
+    module = _module(entrypoint, place)
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, Flow) or inspect.isfunction(found):
+        return found
+    if found is None:
+        raise NotFoundError(f"{entrypoint}: {place} has no '{name}'. {_flows_of(module)}")
+    raise RequestError(f"{entrypoint} is a {type(found).__name__}; a Method is a function or a flow")
+
+
+def _module(entrypoint: str, place: str) -> ModuleType:
+    if place.endswith(".py") and not Path(place).is_file():
+        raise NotFoundError(f"{entrypoint}: there is no file {place}. {_FORMS}")
     try:
-        return load_flow_from_entrypoint(entrypoint, use_placeholder_flow=False)
-    except MissingFlowError:
-        return _function(entrypoint)
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
-        raise NotFoundError(f"{entrypoint}: {error}. Give path.py:function or module:function.") from error
+        return load_script_as_module(place) if place.endswith(".py") else load_module(place)
     except ScriptError as error:
-        raise RequestError(f"{entrypoint}: {error}: {error.user_exc!r}") from error
+        raise RequestError(f"{entrypoint}: {place} cannot be run: {_words(error.user_exc)}") from error
+    except Exception as error:  # it is the author's own code that runs here
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
+            raise NotFoundError(f"{entrypoint}: there is no module '{place}'. {_FORMS}") from error
+        raise RequestError(f"{entrypoint}: {place} cannot be run: {_words(error)}") from error
+
+
+def _flows_of(module: ModuleType) -> str:
+    names = [name for name, one in vars(module).items() if isinstance(one, Flow)]
+    return f"What is a flow there: {', '.join(names)}." if names else "Nothing there is a flow."
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def run_method(
@@ -122,13 +148,3 @@ def _check_names(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> N
     except TypeError as error:
         names = ", ".join(flow.asked.parameters) or "none"
         raise RequestError(f"Method '{flow.method.id}': {error}. Its inputs: {names}.") from error
-
-
-def _function(entrypoint: str) -> Callable[..., Any]:
-    try:
-        found = import_object(entrypoint)
-    except AttributeError as error:
-        raise NotFoundError(f"{entrypoint}: {error}. Give path.py:function or module:function.") from error
-    if not inspect.isfunction(found):
-        raise RequestError(f"{entrypoint} is a {type(found).__name__}; a Method is a function or a flow")
-    return found
