@@ -33,8 +33,8 @@ class _Web(BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool):
         path = self.path.partition("?")[0]
-        if path == "/missing.csv":
-            self.send_error(404)
+        if path in {"/missing.csv", "/busy.csv"}:
+            self.send_error(404 if path == "/missing.csv" else 503)
             return
         wanted = "Basic " + base64.b64encode(b"ada:pa55word").decode()
         if path == "/private.csv" and self.headers.get("Authorization") != wanted:
@@ -200,6 +200,28 @@ def test_a_download_that_fails_leaves_nothing_and_tells_no_credentials(tmp_path,
     assert error.__cause__ is None
     assert error.__suppress_context__
     assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("missing.csv", "there is no such file"),
+        ("busy.csv", "the server answers 503 Service Unavailable"),
+        ("private.csv", "the server answers 401 Unauthorized"),
+    ],
+)
+def test_what_the_server_answers_is_told(tmp_path, web, path, reason):
+    url = f"http://127.0.0.1:{web.server_port}/{path}"
+    with pytest.raises(InputError, match=rf"{path} cannot be read: {reason}\. Nothing was computed"):
+        stage({"table": url}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"), [("http://127.0.0.1:1/x", "Cannot connect to host 127.0.0.1:1"), ("http://[x/y", "Invalid IPv6")]
+)
+def test_a_server_that_is_not_there_is_not_a_missing_file(tmp_path, url, reason):
+    with pytest.raises(InputError, match=reason):
+        stage({"table": url}, tmp_path)
 
 
 @pytest.mark.parametrize("url", ["nosuch://host/file", "http://127.0.0.1:1/x", "s3://"])

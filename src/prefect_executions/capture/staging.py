@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ BLOCK = 1 << 22
 # 255 bytes is the limit of most file systems; ".part" and a number must still fit.
 LONGEST_NAME = 200
 _LONGEST_SUFFIX = 40
+_NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 # Control characters, what some file systems refuse, and separators of paths.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\ud800-\udfff]')
 
@@ -233,10 +235,21 @@ def _opened(system: AbstractFileSystem, path: str) -> Any:
 
 def _unreadable(name: str, url: str, error: Exception) -> InputError:
     # The cause is told in words only: its traceback would carry the URL with its credentials.
-    reason = redact_urls(str(error)).strip() or type(error).__name__
     shown = redact_url(url)
-    reason = "there is no such file" if isinstance(error, FileNotFoundError) else reason.replace(url, shown)
+    reason = redact_urls(_reason(error)).strip().rstrip(".").replace(url, shown)
     return InputError(f"Input '{name}': {shown} cannot be read: {reason}. Nothing was computed.")
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, FileNotFoundError):
+        return str(error) or type(error).__name__
+    # fsspec says of HTTP that there is no file, whatever the server answers and also when there is no server.
+    cause = error.__cause__
+    status = getattr(cause, "status", None)
+    if status is not None and status not in _NOT_THERE:
+        return f"the server answers {status} {getattr(cause, 'message', '')}"
+    told = status is None and (isinstance(cause, ValueError) or type(cause).__module__.startswith("aiohttp"))
+    return str(cause) if told else "there is no such file"
 
 
 def _no_file(name: str, shown: str, *, is_folder: bool) -> InputError:
