@@ -1,16 +1,21 @@
-"""A Method that a class holds is the flow that Prefect makes of it, and keeps its record."""
+"""What is declared: the form, the descriptor, and a Method that a class holds as Prefect's flows are held."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 from prefect import flow
-from pydantic import SecretStr
+from pydantic import BaseModel, Field, Json, SecretStr
 
+import ogc
 from homes import Bundles
 from prefect_executions import InputFile, current_execution, method
+from prefect_executions.errors import MethodError
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -125,3 +130,90 @@ def test_a_secret_of_a_method_in_a_class_is_given_by_its_name(bundles, monkeypat
 
     assert Telescope(5).unlock("env:KEY", times=2) == "openopen"
     assert bundles.record().request.values == {"key": {"secret": "env:KEY"}, "times": 2}
+
+
+class Shift(BaseModel):
+    """How far."""
+
+    by: Annotated[int, Field(description="Pixels.", ge=0)] = 0
+
+
+@method(version="1")
+def register(  # noqa: PLR0917 - each parameter is another case
+    scene: Annotated[InputFile, Field(description="The picture.")],
+    threshold: Annotated[float, Field(ge=0, le=1, description="Brighter pixels count.")] = 0.5,
+    key: Annotated[SecretStr | None, Field(description="Opens the catalogue.")] = None,
+    shift: Annotated[Shift, Field(description="Where to.")] = Shift(),  # noqa: B008 - as authors write it
+    limit: int = Field(default=3, description="At most."),
+    rounds: Annotated[int, Field(description="The docstring says it better.")] = 1,
+) -> None:
+    """Put one picture upon another.
+
+    Args:
+        rounds: How often it is tried.
+    """
+
+
+def test_a_description_comes_from_the_docstring_or_from_the_annotation_into_descriptor_and_form():
+    said = {
+        "scene": "The picture.",
+        "threshold": "Brighter pixels count.",
+        "key": "Opens the catalogue.",
+        "shift": "Where to.",
+        "limit": "At most.",
+        "rounds": "How often it is tried.",
+    }
+
+    assert {name: told.description for name, told in register.method.inputs.items()} == said
+    assert {name: told["description"] for name, told in register.parameters.properties.items()} == said
+    assert register.parameters.properties["threshold"]["maximum"] == 1
+    assert register.parameters.properties["scene"]["format"] == "uri-reference"
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: Annotated[int, Field(json_schema_extra={"unit": "lives"})] = 9
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+@method(version="1")
+def keep(
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")],
+    weight: Annotated[float, Field(examples=[4.5], json_schema_extra={"unit": "kg", "keywords": 3})] = 4.5,
+    names: dict[Annotated[str, Field(pattern="^[a-z]+$")], int | None] = {},  # noqa: B006 - as authors write it
+    told: Json[list[int]] = "[]",
+    nothing: None = None,
+) -> None: ...
+
+
+def test_whatever_pydantic_says_of_a_type_the_descriptor_is_ogcs_to_the_letter():
+    document = json.loads(keep.method.to_json())
+
+    assert ogc.faults("process", document) == []
+    assert document["inputs"]["pet"]["schema"]["oneOf"][1]["properties"]["kind"]["enum"] == ["dog"]
+    assert document["inputs"]["weight"]["unit"] == "kg"
+    assert document["inputs"]["weight"]["schema"] == {"default": 4.5, "type": "number"}
+    assert document["inputs"]["nothing"]["schema"] == {"default": None, "enum": [None], "nullable": True}
+
+
+def in_list(keys: list[SecretStr]) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("declare", "message"),
+    [
+        (lambda: method(keywords="spectra"), r"keywords is a list of texts: keywords=\['spectra'\]"),
+        (lambda: method(secrets="token"), r"secrets is a list of texts: secrets=\['token'\]"),
+        (lambda: method(version=1.0), "version is wrong: Input should be a valid string; 1.0 was given"),
+        (lambda: method(outputs=["a.csv"]), "outputs is wrong"),
+        (lambda: method(comparisons={"a.csv": "bytes"}), "comparisons.a.csv is wrong"),
+        (lambda: method("1.0.0"), r"arguments have names: @method\(version='1.0.0'\)"),
+        (lambda: method(in_list), "'keys' holds several secrets"),
+    ],
+)
+def test_a_declaration_that_cannot_be_used_is_refused_with_what_is_wrong_in_it(declare: Callable[[], object], message):
+    with pytest.raises(MethodError, match=message):
+        declare()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, c
 
 from prefect.flows import Flow
 from prefect.utilities.callables import generate_parameter_schema, parameter_schema
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from prefect_executions import engine
 from prefect_executions.errors import MethodError
@@ -55,6 +56,7 @@ _FLOW_OPTIONS = (
     "cache_result_in_memory",
     "log_prints",
 )
+_SECRET_NAME = {name: said for name, said in SECRET_FORM.items() if name != "description"}
 _BOUND_TO = frozenset({"__prefect_self__", "__prefect_cls__"})
 """Where Prefect keeps on a flow's function what it is called on."""
 _FLOW_HOOKS = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
@@ -73,6 +75,9 @@ class Declaration:
     secrets: frozenset[str] = frozenset()
     outputs: Mapping[str, str] | None = None
     comparisons: Mapping[str, Comparison] | None = None
+
+
+_DECLARATIONS = TypeAdapter(Declaration)
 
 
 class MethodFlow(Flow[P, R], Generic[P, R]):
@@ -253,14 +258,14 @@ def method(
     except ValueError as error:
         levels = ", ".join(ArchiveLevel)
         raise MethodError(f"'{archive}' is no archive level; known: {levels}") from error
-    declaration = Declaration(
+    declaration = _declaration(
         version=version,
         title=title,
         description=description,
-        keywords=tuple(keywords),
+        keywords=keywords,
         type=type,
         archive=level,
-        secrets=frozenset(secrets),
+        secrets=secrets,
         outputs=outputs,
         comparisons=comparisons,
     )
@@ -274,6 +279,18 @@ def method(
         return MethodFlow(declared, declaration)
 
     return declare if function is None else declare(function)
+
+
+def _declaration(**said: Any) -> Declaration:
+    for name in ("keywords", "secrets"):
+        if isinstance(said[name], str):  # it would be taken for a list of letters
+            raise MethodError(f"@method: {name} is a list of texts: {name}=[{said[name]!r}]")
+    try:
+        return _DECLARATIONS.validate_python(said)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise MethodError(f"@method: {where} is wrong: {first['msg']}; {first['input']!r} was given") from error
 
 
 def _of_flow(
@@ -305,7 +322,8 @@ def _check_function(function: Callable[..., Any]) -> None:
     if isinstance(function, classmethod | staticmethod):
         function = function.__func__
     if not inspect.isfunction(inspect.unwrap(function)):
-        raise MethodError(f"{name}: @method goes on a function or a flow")
+        hint = f", and its arguments have names: @method(version={function!r})" if isinstance(function, str) else ""
+        raise MethodError(f"{name}: @method goes on a function or a flow{hint}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise MethodError(f"Method '{name}' is a generator; let it write its items as outputs and return at the end")
 
@@ -319,6 +337,7 @@ def _form_signature(
 ) -> inspect.Signature:
     """Return the signature that makes the form: of a secret it asks the name.
 
+    Prefect's form has the description of an annotation only where it is told in its schema, too.
     The pattern is told in the form and held by Prefect's API. In the run we refuse
     ourselves, because a validation error may repeat the value.
     """
@@ -328,16 +347,32 @@ def _form_signature(
         signature = inspect.signature(function)
     parameters = []
     for name, parameter in signature.parameters.items():
+        said = schema["properties"].get(name, {}).get("description")
+        described = None if said else _description(parameter.annotation)
         if name in secrets:
-            described = {"description": schema["properties"][name].get("description") or SECRET_FORM["description"]}
-            name_of = Annotated[str, Field(json_schema_extra={**SECRET_FORM, **described})]
+            described = said or described or SECRET_FORM["description"]
+            name_of = Annotated[str, Field(json_schema_extra=_SECRET_NAME)]
             told = _plain(parameter.default)
             parameter = parameter.replace(  # noqa: PLW2901 - the replaced one is what goes on
                 annotation=name_of | None if parameter.default is None else name_of,
                 default=told if is_secret_reference(told) else parameter.default,
             )
+        if described:
+            parameter = _with_words(parameter, description=described)  # noqa: PLW2901 - as above
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
+
+
+def _description(annotation: Any) -> str | None:
+    """Return the description in *annotation*, which is such as ``Annotated[float, Field(description=…)]``."""
+    fields = [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, FieldInfo)]
+    return next((field.description for field in reversed(fields) if field.description), None)
+
+
+def _with_words(parameter: inspect.Parameter, **words: str) -> inspect.Parameter:
+    """Return *parameter* with *words* beside what its annotation says in the schema."""
+    annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+    return parameter.replace(annotation=Annotated[annotation, Field(json_schema_extra={**words})])
 
 
 def _with_mark(signature: inspect.Signature, version: str) -> inspect.Signature:
@@ -347,8 +382,7 @@ def _with_mark(signature: inspect.Signature, version: str) -> inspect.Signature:
     first = next((one for one in parameters if one.name in before["properties"]), None)
     if first is None:
         return signature
-    annotation = Any if first.annotation is inspect.Parameter.empty else first.annotation
-    marking = first.replace(annotation=Annotated[annotation, Field(json_schema_extra={MARK: version})])
+    marking = _with_words(first, **{MARK: version})
     changed = signature.replace(parameters=[marking if one is first else one for one in parameters])
     after = generate_parameter_schema(changed, {}).model_dump()
     after["properties"][first.name].pop(MARK, None)

@@ -46,7 +46,7 @@ def secret_inputs(schema: Mapping[str, Any], declared: frozenset[str], method_id
     """Return which parameters name a secret: the *declared* ones and those whose schema is a password.
 
     Raises:
-        MethodError: If a declared name is no parameter, or a password lies inside a nested model.
+        MethodError: If a declared name is no parameter, or a password lies inside a nested model or a list.
     """
     properties = schema.get("properties", {})
     unknown = declared - properties.keys()
@@ -59,7 +59,14 @@ def secret_inputs(schema: Mapping[str, Any], declared: frozenset[str], method_id
             f"Method '{method_id}': a secret lies inside a nested model, where Prefect would store it in clear. "
             "Make it a parameter of its own."
         )
-    return declared | {name for name, told in properties.items() if _has_password(told)}
+    found = {name for name, told in properties.items() if _has_password(told)}
+    several = sorted(name for name in found if not any(map(_is_password, _choices(properties[name]))))
+    if several:
+        raise MethodError(
+            f"Method '{method_id}': '{several[0]}' holds several secrets, and a parameter names one. "
+            "Make each a parameter of its own."
+        )
+    return declared | found
 
 
 def is_secret_reference(value: object) -> bool:
@@ -67,7 +74,15 @@ def is_secret_reference(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(SECRET_REFERENCE, value) is not None
 
 
+def _choices(told: Mapping[str, Any]) -> list[Any]:
+    return list(told.get("anyOf") or [told])
+
+
+def _is_password(told: Any) -> bool:
+    return isinstance(told, dict) and told.get("format") == "password"
+
+
 def _has_password(part: Any) -> bool:
     if isinstance(part, dict):
-        return part.get("format") == "password" or any(_has_password(inner) for inner in part.values())
+        return _is_password(part) or any(_has_password(inner) for inner in part.values())
     return isinstance(part, list) and any(_has_password(inner) for inner in part)
