@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -279,6 +280,15 @@ def test_list_goes_on_where_a_page_ended(told, home):
     assert second["after"] is None
 
 
+def test_a_page_ends_with_the_whole_command_for_the_next(home, capsys):
+    kept(bench_at(home))
+    kept(bench_at(home), OTHER_ID)
+    main(["list", "--status", "completed", "--status", "failed", "--since", "2026-09-01 00:00", "--limit", "1"])
+    page, hint = capsys.readouterr()
+    main(shlex.split(hint.partition("There are more: executions ")[2]))
+    assert {line.split("\t")[0] for line in (page + capsys.readouterr().out).splitlines()} == {EXECUTION_ID, OTHER_ID}
+
+
 def test_list_gives_comma_separated_values(told, home):
     kept(bench_at(home))
     (row,) = csv.DictReader(io.StringIO(told("list", "--csv")))
@@ -286,7 +296,7 @@ def test_list_gives_comma_separated_values(told, home):
     assert row["status"] == "COMPLETED"
 
 
-def test_show_tells_inputs_outputs_metrics_and_history(told, home):
+def test_show_tells_inputs_outputs_params_metrics_and_history(told, home):
     kept(bench_at(home))
     shown = told("show", EXECUTION_ID[:6])
     assert "status\tCOMPLETED" in shown
@@ -294,6 +304,7 @@ def test_show_tells_inputs_outputs_metrics_and_history(told, home):
         "status\tCOMPLETED",
         "input\tthreshold\t0.3",
         "output\tregions.csv",
+        "param\tfootprint\t3",
         "metric\tloss\t0.25\t2",
         "history\t",
     ):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,7 +74,8 @@ def list_executions(
     else:
         show_table(_HEAD, _cells(page))
     if page.after and not as_json:
-        warn(f"There are more: executions list --after {page.after} …")
+        asked = {"method": method, "since": since, "until": until, "limit": limit, "after": page.after}
+        warn(f"There are more: executions list{_options(status, asked, as_csv=as_csv)}")
     elif not page.rows and sys.stdout.isatty():
         say("No executions here. Run one: executions run path.py:function; a lost ledger: executions ledger rebuild")
 
@@ -128,6 +130,12 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
     )
     show_table(("name", "schema"), _described(descriptor.get("inputs")), title="input")
     show_table(("name", "schema"), _described(descriptor.get("outputs")), title="output")
+
+
+def _options(status: Iterable[Status], asked: Mapping[str, object], *, as_csv: bool) -> str:
+    words = [word for one in status for word in ("--status", one.lower())]
+    words += [word for name, value in asked.items() if value is not None for word in (f"--{name}", str(value))]
+    return "".join(f" {shlex.quote(word)}" for word in [*words, *(["--csv"] if as_csv else [])])
 
 
 def _cells(page: Page) -> Iterator[tuple[object, ...]]:

@@ -42,7 +42,7 @@ _INVERSE = {"parent": "child", "rerun-of": "rerun", "edited-rerun-of": "edited r
 
 
 def show(execution: str, /, *, as_json: Json = False) -> None:
-    """Show an execution: status, history, inputs, outputs, metrics, steps.
+    """Show an execution: status, history, inputs, outputs, params, metrics, steps.
 
     Args:
         execution: The id, or its beginning.
@@ -63,6 +63,7 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     show_table(("name", "size", "media type"), _outputs(hall, execution_id), title="output")
     show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")
     show_table(("execution", "output", "input"), _handed(links.used_by), title="used by")
+    show_table(("name", "value"), _params(record), title="param")
     show_table(("name", "value", "step"), _metrics(record), title="metric")
     show_table(("name", "state", "started", "took"), _steps(record), title="step")
     show_table(("time", "status", "by", "what"), _history(record), title="history")
@@ -259,6 +260,11 @@ def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
 def _outputs(hall: Reader, execution_id: str) -> Iterator[tuple[str, object, object]]:
     for found in hall.outputs(execution_id):
         yield found.name, how_large(found.size), found.media_type
+
+
+def _params(record: ExecutionRecord) -> Iterator[tuple[str, str]]:
+    for name, value in (record.metrics.params if record.metrics else {}).items():
+        yield name, json.dumps(value, ensure_ascii=False)
 
 
 def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:
