@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,8 @@ BLOCK = 1 << 22
 # 255 bytes is the limit of most file systems; ".part" and a number must still fit.
 LONGEST_NAME = 200
 _LONGEST_SUFFIX = 40
-_NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+# What an HTTP server says where nothing is, or nothing is any more (RFC 9110, 15.5.5 and 15.5.11).
+_NOT_THERE = (404, 410)
 # Control characters, what some file systems refuse, and separators of paths.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\ud800-\udfff]')
 
