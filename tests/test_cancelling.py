@@ -317,4 +317,5 @@ def test_what_has_ended_or_is_unknown_or_ends_with_another_is_refused(bundles, t
     assert "cancel that one" in within[0]
     assert "COMPLETED" in told("cancel", ended[0].name, code=codes.NOT_THERE)
     assert "no execution" in told("cancel", str(uuid4()), code=codes.NOT_THERE)
-    assert "whole flow run id" in told("cancel", "ffff", code=codes.NOT_THERE)
+    refused = told("cancel", "ffff", code=codes.NOT_THERE)
+    assert "reads the archive again. One that has not begun yet is told by its whole flow run id." in refused

@@ -17,7 +17,7 @@ from prefect_executions.bundles.gathering import gather
 from prefect_executions.bundles.sources import FolderSource
 from prefect_executions.cli import main
 from prefect_executions.comparison.verdicts import Agreement, Grade, Verdict
-from prefect_executions.errors import BundleError, NotAvailableError, RequestError
+from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError, RequestError
 from prefect_executions.executions import ScriptRun
 from prefect_executions.methods import Comparison, InputDescription
 from prefect_executions.workbench.comparing import compare_executions
@@ -126,6 +126,13 @@ def test_a_damaged_bundle_is_not_replayed(home):
     bundle = kept(bench)
     (bundle.folder / "code/flows/coins.py").write_bytes(b"forged")
     with pytest.raises(BundleError, match=r"coins\.py"), replayable(Reader(bench), str(bundle.folder)):
+        pass
+
+
+@pytest.mark.parametrize("path", ["nothing.zip", "nowhere/bundle"])
+def test_a_path_with_nothing_there_is_told_as_a_path(home, path):
+    reader = Reader(bench_at(home))
+    with pytest.raises(NotFoundError, match=f"there is no file or folder {path}"), replayable(reader, path):
         pass
 
 

@@ -78,7 +78,7 @@ def _target(hall: Reader, prefix: str) -> tuple[str, ExecutionRecord | None]:
         try:
             flow_run_id = UUID(prefix)
         except ValueError:
-            raise NotFoundError(f"{error}. One that has not begun yet is told by its whole flow run id.") from None
+            raise NotFoundError(f"{error} One that has not begun yet is told by its whole flow run id.") from None
         if engine.flow_run(flow_run_id) is None:
             raise
         return str(flow_run_id), None

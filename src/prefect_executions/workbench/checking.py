@@ -13,9 +13,10 @@ from prefect_executions.bundles.arrivals import arrivals, open_whole
 from prefect_executions.bundles.forms import Kind
 from prefect_executions.bundles.sources import Source
 from prefect_executions.bundles.verifying import DEFAULT_LIMITS, NOBODY, Check, Report, verify
-from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError
+from prefect_executions.errors import BundleError, NotAvailableError
 from prefect_executions.workbench.archived import ArchivedSource
 from prefect_executions.workbench.downloads import downloaded, is_url
+from prefect_executions.workbench.finding import path_of
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.sshsigned import SSH_CHECK, ssh_check
 
@@ -51,10 +52,8 @@ def verify_target(reader: Reader, text: str, trust: Trust = NO_TRUST) -> Iterato
     if is_url(text):
         with downloaded(text) as path:
             yield from _verify_place(path, "download", trust)
-    elif Path(text).exists():
-        yield from _verify_place(Path(text), "folder" if Path(text).is_dir() else "zip", trust)
-    elif "/" in text or text.endswith(".zip"):
-        raise NotFoundError(f"there is no file or folder {text}")
+    elif place := path_of(text):
+        yield from _verify_place(place, "folder" if place.is_dir() else "zip", trust)
     else:
         yield from verify_execution(reader, reader.find(text), trust)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from prefect_executions.bundles.layout import check_execution_id
 from prefect_executions.bundles.writing import ASIDE, SCRATCH, WITHHELD
@@ -35,10 +36,23 @@ def find(workbench: Workbench, prefix: str) -> str:
     except LedgerError:
         found = _without_ledger(workbench, prefix, everywhere=True)
     if not found:
-        raise NotFoundError(f"no execution id begins with '{prefix}' on this workbench or in the archive")
+        raise NotFoundError(f"no execution id begins with '{prefix}' on this workbench or in the archive.")
     if len(found) > 1:
         raise AmbiguousIdError(prefix, found)
     return found[0]
+
+
+def path_of(text: str) -> Path | None:
+    """Return the file or folder that *text* means, or None where it means an id; what exists is meant before an id.
+
+    Raises:
+        NotFoundError: If it is no id, and nothing is there.
+    """
+    if Path(text).exists():
+        return Path(text)
+    if "/" in text or text.endswith(".zip"):
+        raise NotFoundError(f"there is no file or folder {text}")
+    return None
 
 
 def newest(workbench: Workbench, flow_run_id: str) -> str | None:

@@ -29,6 +29,7 @@ from prefect_executions.errors import BundleError, NotAvailableError, RequestErr
 from prefect_executions.executions import ExecutionRecord, StagedInput, record_from
 from prefect_executions.lifecycle import Status
 from prefect_executions.workbench.agreeing import agreements
+from prefect_executions.workbench.finding import path_of
 from prefect_executions.workbench.images import ExactImage, exact_image
 from prefect_executions.workbench.reading import Reader
 from prefect_executions.workbench.repeating import Again, asked_again, bring_inputs
@@ -85,8 +86,8 @@ def replayable(reader: Reader, target: str) -> Iterator[tuple[ExecutionRecord, S
         NotAvailableError: If the execution is not sealed yet.
         BundleError: If the bundle is damaged.
     """
-    if Path(target).exists():
-        with open_whole(Path(target), DEFAULT_LIMITS) as whole:
+    if path := path_of(target):
+        with open_whole(path, DEFAULT_LIMITS) as whole:
             found = arrivals(whole)
             if len(found) != 1 or found[0].kind is not Kind.BUNDLE:
                 raise RequestError(f"{target} holds {len(found)} bundles; a replay is of one, of this package's own")
