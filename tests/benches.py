@@ -35,6 +35,7 @@ def begun(bench: Workbench, record: ExecutionRecord, outputs: Mapping[str, bytes
     """Put a record on the bench as a run does, with its input, code and outputs."""
     bundle = bench.begin(record, {"code/flows/coins.py": SOURCE})
     bench.announce(record)
+    bench.index_open(record)
     for path, content in {"inputs/picture.png": PICTURE, **outputs}.items():
         target = bundle.folder / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,15 @@ from prefect_executions.engine.scanning import (
     worker_silence,
 )
 from prefect_executions.engine.steps import steps
-from prefect_executions.engine.telling import EndTelling, Progress, finish_telling, show_progress, tell, was_told
+from prefect_executions.engine.telling import (
+    EndTelling,
+    Progress,
+    finish_telling,
+    show_progress,
+    tell,
+    tell_changes,
+    was_told,
+)
 
 __all__ = [
     "TAG",
@@ -79,6 +87,7 @@ __all__ = [
     "states",
     "steps",
     "tell",
+    "tell_changes",
     "told_by_prefect",
     "too_large",
     "was_told",

@@ -53,6 +53,15 @@ def tell(told: Iterable[Event]) -> None:
         own_client().request("POST", "/events", json=bodies)
 
 
+def tell_changes(job_status: JobStatus) -> None:
+    """Tell the status changes so far; ids follow from execution and status, so an event told twice is one event.
+
+    Raises:
+        Exception: As `tell`.
+    """
+    tell(events.changes(job_status, datetime.now(UTC)))
+
+
 def was_told(execution_id: str) -> bool:
     """Return whether Prefect has events of an execution, so that somebody keeps a record of it.
 

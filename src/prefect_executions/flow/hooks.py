@@ -25,10 +25,11 @@ from prefect_executions.bundles.writing import OpenBundle
 from prefect_executions.capture.processes import end_carriers
 from prefect_executions.errors import ExecutionsError, OrchestratorError, SettingsError
 from prefect_executions.executions import ExecuteRequest, Instance
-from prefect_executions.flow import events, logs
+from prefect_executions.flow import logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.door import knock
 from prefect_executions.flow.opening import Opening, never_started, the_workbench
+from prefect_executions.flow.soon import leave_to_end
 from prefect_executions.flow.stopping import called
 from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
 from prefect_executions.settings import Settings
@@ -160,7 +161,7 @@ def _sealed(
         end_carriers(place.id, instance=place.bundle.read(Instance))
         first = partial(_finish, flow_run.parameters)
     status, reason = decided
-    events.leave_to_end(place.id)
+    leave_to_end(place.id)
     end = Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message)
     return workbench.seal(place.id, end, first=first, here=here)
 

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,7 +34,7 @@ from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
 from prefect_executions.events import progressed
 from prefect_executions.executions import ExecuteRequest, ExecutionRecord, Metrics, OpeningRecord, ScriptRun
-from prefect_executions.flow import events, logs
+from prefect_executions.flow import logs
 from prefect_executions.flow.continuing import Turn, continued, taken_over
 from prefect_executions.flow.current import Execution, Metadata, Telling, enter, running_id
 from prefect_executions.flow.declared import Declared
@@ -43,6 +43,7 @@ from prefect_executions.flow.following import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, seen_late, the_workbench
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
+from prefect_executions.flow.soon import Act, soon
 from prefect_executions.flow.stopping import Reins
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, Status, advance, remark
 from prefect_executions.milestones import Milestone, reach
@@ -178,6 +179,7 @@ class Recording:
         request = self.record.request
         if inputs.files():  # staging may take long, and may be the end of the machine
             self.workbench.announce(self.record)
+            soon(self.record.id, row=partial(self.workbench.index_open, self.record))
         secrets = inputs.resolve_secrets(os.environ, self.mask)
         self._show_next = time.monotonic() + _SHOW_SECONDS
         staged = inputs.stage(self.bundle, request.archive, self.settings, self._show_staging)
@@ -228,8 +230,6 @@ class Recording:
         self.record = replace(record, job_status=job_status)
         bundle.write_document(job_status)
         self.workbench.announce(self.record)
-        with self._never_losing("telling events"):
-            events.tell_soon(job_status)
         self.execution = Execution(
             metadata=Metadata(
                 execution_id=record.id,
@@ -248,6 +248,8 @@ class Recording:
         task = asyncio.current_task() if inspect.iscoroutinefunction(self.declared.function) else None
         self.reins = Reins(self.run, bundle, own=owns_process(self.run), task=task)
         self.reins.take()
+        with self._never_losing("beginning to watch and tell"):
+            self._soon(job_status, watch=self.reins.watch)
         self._leave.append(enter(self.execution))
         reach(Milestone.EXECUTING, record.id)
 
@@ -259,7 +261,12 @@ class Recording:
         self.record = replace(self._opened()[0], job_status=job_status)
         with self._never_losing("announcing that it executes"):
             self.workbench.announce(self.record)
-            events.tell_soon(job_status)
+            self._soon(job_status)
+
+    def _soon(self, job_status: JobStatus, **acts: Act) -> None:
+        record, _ = self._opened()
+        row, tell = partial(self.workbench.index_open, record), partial(engine.tell_changes, job_status)
+        soon(record.id, row=row, tell=tell, **acts)
 
     def ran(self, run: ScriptRun) -> None:
         """Tell in the record where scripts of a descriptor Method really ran; never raises."""
@@ -328,6 +335,7 @@ class Recording:
             return
         if isinstance(error, Pause):  # the run is suspended and its process may end
             self.workbench.leases.release(self.record.id)
+            self.workbench.index_open(self.record)
             with self._never_losing("keeping the suspended bundle in the archive"):
                 suspend(self.workbench, self.bundle)
             return

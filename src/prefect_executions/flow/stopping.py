@@ -55,14 +55,17 @@ class Reins:
         self._thread = threading.get_ident()
 
     def take(self) -> None:
-        """Mark what is started from now on, and watch for the wish to cancel where nobody else does."""
+        """Mark what is started from now on."""
         if not self._outermost:
             return
         self._since, self._begun = moment_of_processes(), time.monotonic()
         if self._own:
             self._before = os.environ.get(COOKIE)
             os.environ[COOKIE] = self._bundle.id
-        if called(self._run):
+
+    def watch(self) -> None:
+        """Watch for the wish to cancel, in a thread, where nobody else does."""
+        if self._outermost and called(self._run):
             context = copy_context()  # the thread has no settings of its own
             threading.Thread(target=context.run, args=(self._watch,), name="cancel", daemon=True).start()
 
@@ -89,7 +92,7 @@ class Reins:
 
     def _watch(self) -> None:
         ask_next = time.monotonic() + _ASK
-        while not self._let_go.wait(_LOOK):
+        while not self._let_go.is_set():
             wanted = self._bundle.cancel_asked
             if not wanted and time.monotonic() >= ask_next:
                 ask_next = time.monotonic() + _ASK
@@ -98,6 +101,7 @@ class Reins:
                 if not self._let_go.is_set():
                     self._interrupt()
                 return
+            self._let_go.wait(_LOOK)
 
     def _is_cancelling(self) -> bool:
         with suppress(Exception):  # Prefect is away; it is asked again

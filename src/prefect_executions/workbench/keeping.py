@@ -197,7 +197,7 @@ class Workbench:
         return OpenBundle.create(self.folder, record.id, files | dict(code), fill=fill)
 
     def announce(self, record: ExecutionRecord) -> None:
-        """Tell archive and ledger what is known now, when user code is about to run.
+        """Tell the archive what is known now, when user code is about to run; `index_open` follows.
 
         Raises:
             ArchiveError: If the archive refuses; the Method must not run then.
@@ -208,6 +208,9 @@ class Workbench:
         self.archive.open_record(record.id, opening.to_json(), place=str(self.folder))
         reach(Milestone.ANNOUNCED, record.id)
         self.leases.hold(record.id, str(self.folder))
+
+    def index_open(self, record: ExecutionRecord) -> None:
+        """Take an execution that is open into the ledger; where it was sealed meanwhile, nothing changes."""
         self._index(record, archive="local")
 
     def gather(self, bundle: OpenBundle, level: ArchiveLevel) -> Gathered:
