@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -497,6 +499,27 @@ def test_a_task_works_for_the_same_execution(bundles):
 
     assert squares() == 14
     assert sorted(metric.value for metric in bundles.record().metrics.metrics) == [1, 4, 9]
+
+
+@method(version="1")
+def warns(name: str, token: SecretStr) -> None:
+    logger = logging.getLogger("a.library")
+    logger.warning("the library warns of %s", name)
+    thread = threading.Thread(target=logger.error, args=(f"refused {token.get_secret_value()}",))
+    thread.start()
+    thread.join()
+    logger.debug("nobody asked for this")
+
+
+def test_what_a_library_logs_is_kept_once_and_masked(bundles, monkeypatch):
+    monkeypatch.setenv("THE_TOKEN", PLANTED)
+    warns("ice", "env:THE_TOKEN")
+    told = (bundles.one() / "outputs" / "stderr.log").read_text().splitlines()
+
+    assert [line.partition(" | ")[2] for line in told if "a.library" in line] == [
+        "WARNING | a.library - the library warns of ice",
+        "ERROR   | a.library - refused ********",
+    ]
 
 
 def test_a_method_that_calls_a_method_leaves_two_bundles_with_their_own_logs(bundles):

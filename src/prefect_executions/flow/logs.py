@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, TextIO, cast
 from prefect.logging.configuration import ensure_logging_setup
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
+from prefect_executions.capture.routing import whose
 from prefect_executions.capture.safestream import SafeStream
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.streams import OwnedStreams, Streams
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
+_LINE_OF_OTHERS = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(name)s - %(message)s"
 
 _streams: ContextVar[Streams | None] = ContextVar("execution_streams", default=None)
 _heard: ContextVar[set[Heard] | None] = ContextVar("execution_tasks", default=None)
@@ -112,6 +114,19 @@ class _RunLog(logging.Handler):
             streams.append_line("stderr", self.format(record))
 
 
+class _OthersLog(logging.Handler):
+    """Writes what other loggers say on Prefect's console into the log of the execution that the thread belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(_LINE_OF_OTHERS, datefmt="%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        streams = whose()
+        if isinstance(streams, Streams) and record.name.partition(".")[0] != "prefect":
+            streams.append_line("stderr", self.format(record))
+
+
 class _Masking(logging.Filter):
     """Masks the secrets of the execution around the caller in whatever its loggers say."""
 
@@ -155,3 +170,6 @@ def _listen() -> None:
             handler.addFilter(masking)
         logger.addHandler(_RunLog())
         logger.handlers[-1].addFilter(masking)
+    # The console goes past the logs, and what it shows of libraries would be on the terminal alone.
+    if any(isinstance(handler, PrefectConsoleHandler) for handler in logging.getLogger().handlers):
+        logging.getLogger().addHandler(_OthersLog())
