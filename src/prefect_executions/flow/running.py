@@ -45,6 +45,7 @@ from prefect_executions.flow.opening import now, opening, seen_late, the_workben
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
 from prefect_executions.flow.soon import Act, soon
 from prefect_executions.flow.stopping import Reins
+from prefect_executions.flow.submitted import seen_through
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, Status, advance, remark
 from prefect_executions.milestones import Milestone, reach
 from prefect_executions.settings import Settings
@@ -144,7 +145,8 @@ class Recording:
         try:
             self._prepare()
             self._start()
-            yield self.bound
+            with seen_through(self.context.task_runner):
+                yield self.bound
         except BaseException as raised:
             error = raised
             raise
@@ -159,7 +161,8 @@ class Recording:
         try:
             await asyncio.to_thread(self._prepare)
             self._start()
-            yield self.bound
+            with seen_through(self.context.task_runner):
+                yield self.bound
         except BaseException as raised:
             error = raised
             raise
