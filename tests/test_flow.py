@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import numpy as np
 import pytest
 from prefect import flow, task
 from prefect.blocks.system import Secret
@@ -28,7 +29,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from homes import WHOLE_WAY, Bundles, holding, kinds
-from prefect_executions import Comparison, InputFile, MethodFlow, current_execution, method
+from prefect_executions import Comparison, Execution, InputFile, MethodFlow, current_execution, method
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
 from prefect_executions.ledger import Ledger
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status
@@ -464,6 +465,10 @@ def test_what_cannot_be_told_is_refused_in_words(bundles):
             (lambda: execution.log_metrics({1: 1}), "1 is of type int"),
             (lambda: execution.log_params({1: 1}), "1 is of type int"),
             (lambda: execution.note(b"done"), "of type bytes"),
+            (lambda: execution.log_metrics([0.5]), "metrics have names, such as .*; list was given"),
+            (lambda: execution.log_params("fast"), "params have names, such as .*; str was given"),
+            (lambda: execution.log_metrics({"loss": np.array([1, 2])}), "metric 'loss' is not one number"),
+            (lambda: execution.output(7), "7 is of type int"),
         ):
             with pytest.raises(RequestError, match=words):
                 tell()
@@ -471,6 +476,32 @@ def test_what_cannot_be_told_is_refused_in_words(bundles):
 
     tells()
     assert [metric.step for metric in bundles.record().metrics.metrics] == [3]
+
+
+def test_an_output_is_named_by_a_path_as_well(bundles):
+    @method(version="1")
+    def draws() -> None:
+        current_execution().output(Path("plots") / "area.png").write_bytes(b"drawn")
+
+    draws()
+    assert (bundles.one() / "outputs/plots/area.png").read_bytes() == b"drawn"
+
+
+def test_what_is_told_after_the_end_is_refused_and_not_lost_in_silence(bundles):
+    @method(version="1")
+    def ends() -> Execution:
+        return current_execution()
+
+    execution = ends()
+    for tell in (
+        lambda: execution.note("late"),
+        lambda: execution.progress(50),
+        lambda: execution.log_metrics({"late": 1}),
+        lambda: execution.log_params({"late": 1}),
+    ):
+        with pytest.raises(NoExecutionError, match=f"{execution.id} has ended"):
+            tell()
+    assert bundles.failed_checks() == []
 
 
 def test_outside_an_execution_there_is_no_current_one():

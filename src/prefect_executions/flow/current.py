@@ -7,8 +7,10 @@ Prefect as far as Prefect answers.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,7 +56,8 @@ class Telling:
 class Execution:
     """A running execution, as `current_execution()` gives it to the Method's code.
 
-    Safe to use from several threads.
+    Safe to use from several threads. When the Method has ended it refuses to be told
+    anything, with `NoExecutionError`: no record would hold it.
     """
 
     def __init__(
@@ -94,15 +97,17 @@ class Execution:
         """What is known of this execution: its Method, request, attempt and start."""
         return self._metadata
 
-    def output(self, name: str) -> Path:
+    def output(self, name: str | os.PathLike[str]) -> Path:
         """Return the path of the output *name*, whose folders are made; the caller writes the file.
 
         *name* is relative to the outputs and may contain folders (``plots/area.png``).
 
         Raises:
+            RequestError: If *name* is neither a text nor a path.
             NameRefusedError: If *name* would leave the outputs or cannot be a file's name.
         """
-        return self._output_path(name)
+        told = os.fspath(name) if isinstance(name, os.PathLike) else name
+        return self._output_path(_text(told))
 
     def input(self, name: str) -> Path:
         """Return the path of the file that was staged for the input *name*.
@@ -135,7 +140,7 @@ class Execution:
             RequestError: If *percent* is no number from 0 to 100.
         """
         told = _percent(percent)
-        with self._lock:
+        with self._going():
             self._latest = (told, message and self._clean(message), self._clock())
         self._soon()
 
@@ -150,24 +155,29 @@ class Execution:
         at = self._clock()
         new = [
             Metric(name=self._clean(name), value=_number(name, value), step=_step(step), time=at)
-            for name, value in values.items()
+            for name, value in _named("metrics", values)
         ]
-        with self._lock:
+        with self._going():
             self._metrics.extend(new)
             self._untold_metrics = True
         self._soon()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Keep what the Method decided for itself (a learning rate, a chosen model), as JSON values."""
-        new = {self._clean(name): _masked(json_value(value), self._telling.mask) for name, value in values.items()}
-        with self._lock:
+        """Keep what the Method decided for itself (a learning rate, a chosen model), as JSON values.
+
+        Raises:
+            RequestError: If *values* have no names.
+        """
+        named = _named("params", values)
+        new = {self._clean(name): _masked(json_value(value), self._telling.mask) for name, value in named}
+        with self._going():
             self._params |= new
             self._untold_metrics = True
         self._soon()
 
     def note(self, text: str) -> None:
         """Put a note into the history of this execution."""
-        with self._lock:
+        with self._going():
             self._take_progress()  # told before the note, so it stands before it
             self._job_status = remark(
                 self._job_status, Happening.NOTE, self._clock(), observer=Observer.HOOK, message=self._clean(text)
@@ -186,10 +196,15 @@ class Execution:
                 self._telling.write_status(self._job_status)
             return self._job_status
 
+    @contextmanager
+    def _going(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed.is_set():
+                raise NoExecutionError(f"Execution {self.id} has ended: its record cannot be told anything any more.")
+            yield
+
     def _clean(self, text: str) -> str:
-        if not isinstance(text, str):
-            raise RequestError(f"a name or message is a text, and {text!r} is of type {type(text).__name__}")
-        return clean_text(self._telling.mask(text))
+        return clean_text(self._telling.mask(_text(text)))
 
     def close(self) -> tuple[JobStatus, Metrics | None]:
         """Stop telling and return the last job status, and the metrics if there are any; again changes nothing."""
@@ -253,6 +268,18 @@ class Execution:
         return Metrics(params=dict(self._params), metrics=tuple(self._metrics))
 
 
+def _text(told: object) -> str:
+    if not isinstance(told, str):
+        raise RequestError(f"a name or message is a text, and {told!r} is of type {type(told).__name__}")
+    return told
+
+
+def _named(what: str, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    if not isinstance(values, Mapping):
+        raise RequestError(f"{what} have names, such as {{'loss': 0.1}}; {type(values).__name__} was given")
+    return values.items()
+
+
 def _percent(told: float) -> float:
     try:
         percent = float(told)
@@ -280,6 +307,8 @@ def _number(name: str, value: object) -> int | float:
         raise RequestError(f"metric '{name}' is no number but {type(value).__name__}; use log_params for other values")
     if isinstance(value, int):
         return _readable(f"metric '{name}'", value)
+    if getattr(value, "size", 1) != 1:  # an array or series
+        raise RequestError(f"metric '{name}' is not one number but {type(value).__name__}; write it to an output")
     plain = value.item() if hasattr(value, "item") else value
     return plain if isinstance(plain, int) and not isinstance(plain, bool) else float(plain)
 
@@ -296,7 +325,8 @@ _current: ContextVar[Execution | None] = ContextVar("current_execution", default
 def current_execution() -> Execution:
     """Return the execution that is running around the caller.
 
-    Works in the Method's function and in tasks that it calls in the same process.
+    Works in the Method's function and in tasks that it calls in the same process. A
+    thread of one's own does not know it: it is given what this returned outside.
 
     Raises:
         NoExecutionError: If no execution is running here.
@@ -305,7 +335,9 @@ def current_execution() -> Execution:
     if execution is None:
         raise NoExecutionError(
             "No execution is running here. current_execution() works inside a function decorated with @method "
-            "while it runs as a flow: call the Method itself, not its plain function, or use 'executions run'."
+            "while it runs as a flow: call the Method itself, not its plain function, or use 'executions run'. "
+            "It works in the Method's tasks as well; a thread of your own is given what current_execution() returned "
+            "outside of it, and a process of its own can tell nothing but by what it returns."
         )
     return execution
 
