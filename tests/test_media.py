@@ -28,6 +28,10 @@ def test_a_name_says_its_media_type(name: str, expected: str) -> None:
     assert media_type(name) == expected
 
 
+def test_what_pythons_tell_differently_is_told_as_it_was_sealed() -> None:
+    assert media_type("plot.js") == "application/javascript"  # text/javascript from Python 3.12 on
+
+
 def test_the_systems_own_table_is_not_asked() -> None:
     mimetypes.add_type("application/x-only-here", ".onlyhere")
     assert media_type("a.onlyhere") == "application/octet-stream"

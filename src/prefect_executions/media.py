@@ -1,17 +1,15 @@
 """Which media type a file's name says, and which media types are already compressed.
 
-Law: a name gives the same type on every machine, so the system's own table
-(``/etc/mime.types``) is not read.
+Law: a name gives the same type on every machine, Python and day, because a sealed
+crate tells it. So neither the system's table (``/etc/mime.types``) nor that of
+`mimetypes` is read, which changes with Python: what is not known here stays unknown.
 """
 
 from __future__ import annotations
 
-import mimetypes
-from functools import cache
-
 UNKNOWN = "application/octet-stream"
 
-# What `mimetypes` does not know, or tells differently on different Pythons.
+# Not in the common table below, or told differently there.
 # Registered names (IANA) where there is one, else the name that the format's own community uses.
 SCIENTIFIC = {
     ".7z": "application/x-7z-compressed",
@@ -86,6 +84,102 @@ SCIENTIFIC = {
     ".zst": "application/zstd",
 }
 
+# A media type and its endings a line; what Python 3.11 knows.
+_COMMON = {
+    ending: media
+    for media, *endings in map(
+        str.split,
+        """
+application/javascript .js .mjs
+application/json .json
+application/manifest+json .webmanifest
+application/msword .doc .dot .wiz
+application/n-quads .nq
+application/oda .oda
+application/pdf .pdf
+application/pkcs7-mime .p7c
+application/postscript .ai .eps .ps
+application/trig .trig
+application/vnd.apple.mpegurl .m3u .m3u8
+application/vnd.ms-excel .xlb .xls
+application/vnd.ms-powerpoint .pot .ppa .pps .ppt .pwz
+application/wasm .wasm
+application/x-bcpio .bcpio
+application/x-cpio .cpio
+application/x-csh .csh
+application/x-dvi .dvi
+application/x-gtar .gtar
+application/x-latex .latex
+application/x-mif .mif
+application/x-netcdf .cdf
+application/x-pkcs12 .p12 .pfx
+application/x-pn-realaudio .ram
+application/x-python-code .pyc .pyo
+application/x-sh .sh
+application/x-shar .shar
+application/x-shockwave-flash .swf
+application/x-sv4cpio .sv4cpio
+application/x-sv4crc .sv4crc
+application/x-tar .tar
+application/x-tcl .tcl
+application/x-tex .tex
+application/x-texinfo .texi .texinfo
+application/x-troff .roff .t .tr
+application/x-troff-man .man
+application/x-troff-me .me
+application/x-troff-ms .ms
+application/x-ustar .ustar
+application/x-wais-source .src
+application/xml .rdf .wsdl .xpdl .xsl
+audio/3gpp .3gp .3gpp
+audio/3gpp2 .3g2 .3gpp2
+audio/aac .aac .adts .ass .loas
+audio/basic .au .snd
+audio/mpeg .mp2 .mp3
+audio/opus .opus
+audio/x-aiff .aif .aifc .aiff
+audio/x-pn-realaudio .ra
+audio/x-wav .wav
+image/bmp .bmp
+image/gif .gif
+image/heif .heif
+image/ief .ief
+image/jpeg .jpe .jpeg .jpg
+image/png .png
+image/svg+xml .svg
+image/tiff .tif .tiff
+image/vnd.microsoft.icon .ico
+image/x-cmu-raster .ras
+image/x-portable-anymap .pnm
+image/x-portable-bitmap .pbm
+image/x-portable-graymap .pgm
+image/x-portable-pixmap .ppm
+image/x-rgb .rgb
+image/x-xbitmap .xbm
+image/x-xpixmap .xpm
+image/x-xwindowdump .xwd
+message/rfc822 .eml .mht .mhtml .nws
+text/css .css
+text/csv .csv
+text/html .htm .html
+text/plain .bat .c .h .ksh .pl .srt .txt
+text/richtext .rtx
+text/tab-separated-values .tsv
+text/vtt .vtt
+text/x-setext .etx
+text/x-sgml .sgm .sgml
+text/x-vcard .vcf
+text/xml .xml
+video/mp4 .mp4
+video/mpeg .m1v .mpa .mpe .mpeg .mpg
+video/quicktime .mov .qt
+video/x-msvideo .avi
+video/x-sgi-movie .movie
+""".strip().splitlines(),
+    )
+    for ending in endings
+}
+
 # Deflating these again costs time and gains under a few per cent.
 _COMPRESSED = frozenset(
     {
@@ -128,14 +222,9 @@ def media_type(name: str) -> str:
     """
     stem, dot, ending = name.rpartition("/")[2].rpartition(".")
     suffix = f".{ending.lower()}" if stem and dot else ""
-    return SCIENTIFIC.get(suffix) or _python_types().get(suffix, UNKNOWN)
+    return SCIENTIFIC.get(suffix) or _COMMON.get(suffix, UNKNOWN)
 
 
 def already_compressed(media: str) -> bool:
     """Whether files of the type *media* gain nothing from another compression."""
     return media in _COMPRESSED or media.startswith(_COMPRESSED_FAMILIES)
-
-
-@cache
-def _python_types() -> dict[str, str]:
-    return mimetypes.MimeTypes(filenames=()).types_map[True]
