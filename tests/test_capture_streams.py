@@ -9,6 +9,7 @@ import contextvars
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,6 +220,27 @@ class TestOwnedProcess:
             tmp_path,
         )
         assert (tmp_path / "told").read_text() == log(tmp_path)
+
+    def test_what_is_too_much_for_the_forward_is_in_the_file_and_told_as_left_out(self, tmp_path):
+        run(
+            """
+            with open_streams(folder, owns_process=True, mask=mask, forward=forward):
+                print("the first line", flush=True)
+                time.sleep(0.6)
+                for number in range(400): os.write(1, b"x" * 99_999 + b"\\n")
+                print("the last line", flush=True)
+            (folder / "told").write_text("".join(text for _, text in told))
+            """,
+            tmp_path,
+        )
+        told = (tmp_path / "told").read_text()
+        left_out = [int(number) for number in re.findall(r"\[(\d+) bytes came too fast for this log", told)]
+        assert told.startswith("the first line\n")
+        assert told.endswith("x\nthe last line\n")
+        assert sum(left_out) > 20_000_000
+        written = len(log(tmp_path))
+        assert written == 40_000_000 + len("the first line\nthe last line\n")
+        assert 0 <= len(told) + sum(left_out) - written < 100 * len(left_out)
 
     def test_a_forward_that_exits_harms_nothing(self, tmp_path):
         done = run(

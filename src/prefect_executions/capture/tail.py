@@ -20,6 +20,9 @@ TICK = 0.5
 LONGEST_LINE = 64 * 1024
 # What a pipe takes without blocking once it reports room (POSIX: PIPE_BUF).
 _SLICE = 4096
+# What Prefect's log is told at most, in bytes for each second and at once. Its client holds what it has not sent yet in
+# memory, all of it; the file has everything.
+FORWARD_RATE, FORWARD_BURST = 1 << 20, 8 << 20
 # A terminal that takes nothing (Ctrl-S, a stuck worker) may not hold up the end of a run.
 PATIENCE_AT_END = 2.0
 
@@ -63,26 +66,62 @@ class Terminal:
 
 
 class Forwarding:
-    """A callback that takes the text of a stream in chunks that end with a line, as far as lines end."""
+    """A callback that takes the text of a stream in chunks that end with a line, as far as lines end.
+
+    What is too much for it is left out but for the end, and how much that was is told.
+    """
 
     def __init__(self, stream: str, forward: Forward) -> None:
         self._stream = stream
         self._forward = forward
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._line = ""
+        self._room, self._counted = float(FORWARD_BURST), time.monotonic()
+        self._left_out, self._latest = 0, b""
 
     def write(self, data: bytes, *, patience: float) -> int:  # noqa: ARG002 - a callback has no patience
+        if not self._has_room(len(data)):
+            self._left_out += len(self._latest)
+            self._latest = data
+            return len(data)
+        self._left_out += len(self._latest)
+        self._latest = b""
+        self._tell_left_out()
+        self._take(data)
+        return len(data)
+
+    def _take(self, data: bytes) -> None:
         text = self._line + self._decoder.decode(data)
         cut = text.rfind("\n") + 1
         if len(text) - cut > LONGEST_LINE:
             cut = len(text)
         self._line = text[cut:]
         self._tell(text[:cut])
-        return len(data)
 
     def finish(self) -> None:
         """Hand over the last line, whole or not."""
+        self._tell_left_out()
+        self._take(self._latest)
+        self._tell_line()
+
+    def _has_room(self, size: int) -> bool:
+        now = time.monotonic()
+        self._room = min(FORWARD_BURST, self._room + (now - self._counted) * FORWARD_RATE)
+        self._counted = now
+        if size > self._room:
+            return False
+        self._room -= size
+        return True
+
+    def _tell_left_out(self) -> None:
+        if self._left_out:
+            self._tell_line()
+            self._tell(f"[{self._left_out} bytes came too fast for this log; they are in outputs/{self._stream}.log]\n")
+            self._left_out = 0
+
+    def _tell_line(self) -> None:
         text, self._line = self._line + self._decoder.decode(b"", final=True), ""
+        self._decoder.reset()
         self._tell(text)
 
     def _tell(self, text: str) -> None:
