@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from prefect_executions.cli import app, codes, main
 from prefect_executions.cli.asking import moment, parameters
-from prefect_executions.cli.examining import fastapi_break, runtime_findings, sqlalchemy_break
+from prefect_executions.cli.examining import fastapi_break, runtime_findings, sqlalchemy_break, unknown_settings
 from prefect_executions.cli.showing import as_text, how_large, how_long, safe
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle import Happening, Observer, Status, remark
@@ -588,6 +588,20 @@ def test_the_doctor_tells_whether_the_image_is_there(need, image, outcome, words
     (found,) = runtime_findings(Settings.read())
     assert found.outcome == outcome
     assert words in found.found + found.advice
+
+
+def test_the_doctor_names_a_setting_that_is_misspelt():
+    variables = [
+        "HOME",
+        "EXECUTIONS_HOME",
+        "executions_home",
+        "EXECUTIONS_ARCHIV",
+        "EXECUTIONS_QQQ",
+        "EXECUTIONS_TEST_LONG",
+    ]
+    near, far = unknown_settings(variables)
+    assert (near.outcome, near.subject, near.advice) == ("warn", "EXECUTIONS_ARCHIV", "Is EXECUTIONS_ARCHIVE meant?")
+    assert (far.subject, far.advice) == ("EXECUTIONS_QQQ", "docs/settings.md tells all of them.")
 
 
 @pytest.mark.long

@@ -9,9 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import timedelta
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -76,6 +77,7 @@ def examine() -> Iterator[Finding]:
         yield Finding("fail", "settings", str(error), "Correct or unset the variable.")
         return
     yield from _settings(settings)
+    yield from unknown_settings(sorted(os.environ))
     yield from _workbench(settings)
     yield from _guarded("archive", lambda: _archive(settings))
     yield from _guarded("ledger", lambda: _ledger(settings))
@@ -150,6 +152,18 @@ def _prefect(cure: str) -> Iterator[Finding]:
         yield Finding("ok", "Prefect's API", f"{api} answers, version {told['version']}")
     else:
         yield Finding("ok", "Prefect's API", "none is configured: each run starts an embedded server")
+
+
+def unknown_settings(variables: Iterable[str]) -> Iterator[Finding]:
+    """Tell which of *variables* look like settings and are none: what was meant by them has its default."""
+    known = [name.upper() for name in Settings.model_fields]
+    for variable in variables:
+        name = variable.upper().removeprefix("EXECUTIONS_")
+        # EXECUTIONS_TEST_… are those of this package's own tests.
+        if name != variable.upper() and name not in known and not name.startswith("TEST_"):
+            near = get_close_matches(name, known, n=1)
+            advice = f"Is EXECUTIONS_{near[0]} meant?" if near else "docs/settings.md tells all of them."
+            yield Finding("warn", variable, "there is no such setting; it changes nothing", advice)
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
