@@ -141,6 +141,24 @@ def test_an_error_is_recorded_with_its_traceback_and_raised_as_it_is(bundles):
     assert bundles.failed_checks() == []
 
 
+def test_an_error_that_cannot_tell_itself_is_recorded_with_its_traceback(bundles):
+    class MuteError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    @method(version="1")
+    def fails() -> None:
+        raise MuteError
+
+    with pytest.raises(RuntimeError, match="no words"):  # Prefect asks the error for its words, and fails with it
+        fails()
+    raised = bundles.record().instance.usage.exception
+
+    assert raised.type.endswith("MuteError")
+    assert raised.message == "<exception str() failed>"
+    assert "raise MuteError" in raised.traceback
+
+
 def test_an_error_that_utf8_cannot_hold_ends_the_run_and_its_record(bundles):
     @method(version="1")
     def fails() -> None:

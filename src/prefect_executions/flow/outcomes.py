@@ -44,9 +44,16 @@ def raised(error: BaseException, mask: SecretMask) -> Raised:
     lines = traceback.format_exception(type(error), error, trace)
     return Raised(
         type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-        message=_told(str(error), mask),
+        message=_told(_text(error), mask),
         traceback=_told("".join(lines), mask),
     )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the author's own code
+        return "<exception str() failed>"  # as Python's traceback says
 
 
 def _told(text: str, mask: SecretMask) -> str:
@@ -87,7 +94,7 @@ def _mask_texts(error: BaseException, mask: SecretMask) -> None:
 
 def _write_out(error: BaseException) -> None:
     # Prefect cannot send a message with a lone surrogate, as in a file name that is no UTF-8: its run never ends.
-    if clean_text(text := str(error)) != text:
+    if clean_text(text := _text(error)) != text:
         error.args = tuple(clean_text(one) if isinstance(one, str) else one for one in error.args)
 
 
