@@ -14,13 +14,31 @@ from pathlib import Path
 import pytest
 
 from prefect_executions.bundles.verifying import verify
-from prefect_executions.executions import record_from
+from prefect_executions.executions import ExecutionRecord, record_from
 from prefect_executions.lifecycle import Status
 
 BUNDLES = Path(__file__).parent / "bundles"
 GOLDEN = {
     "format-1.zip": "c34289b11b7d26e305d0b7e83e077400d68d96ed9831c9a9492188777d84af59",
+    "format-1-cancelled.zip": "cfcbf381c43c3636210e5cf179a39fc7ab119c5471927481755b5f45a469e17b",
+    "format-1-failed.zip": "a735f329fb9bcbf23930e1378239cb7127c0848fce15891af1aca815fe015821",
+    "format-1-never-started.zip": "af986422dab60f360d5ff90a9eae7178c475b1145a30689c88eab7200e577cf4",
 }
+ENDED = {
+    "format-1.zip": Status.COMPLETED,
+    "format-1-cancelled.zip": Status.CANCELLED,
+    "format-1-failed.zip": Status.FAILED,
+    "format-1-never-started.zip": Status.CANCELLED,
+}
+
+
+def _record(name: str) -> ExecutionRecord:
+    with zipfile.ZipFile(BUNDLES / name) as bundle:
+        top = bundle.namelist()[0].split("/")[0]
+        told = {path.removeprefix(f"{top}/"): bundle.read(path) for path in bundle.namelist()}
+    record = record_from({path: data for path, data in told.items() if path.startswith(("auth/", "metadata/"))})
+    assert record.id == top
+    return record
 
 
 def test_every_golden_bundle_is_listed_and_unchanged():
@@ -37,14 +55,19 @@ def test_a_golden_bundle_verifies(name):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_golden_bundle_is_read(name):
-    with zipfile.ZipFile(BUNDLES / name) as bundle:
-        top = bundle.namelist()[0].split("/")[0]
-        told = {path.removeprefix(f"{top}/"): bundle.read(path) for path in bundle.namelist()}
-    record = record_from({path: data for path, data in told.items() if path.startswith(("auth/", "metadata/"))})
+    record = _record(name)
 
-    assert (record.id, record.status) == (top, Status.COMPLETED)
-    assert record.request.files
-    assert record.metrics
+    assert record.status is ENDED[name]
+
+
+def test_golden_bundles_hold_all_that_a_record_may_hold():
+    told = {name: _record(name) for name in GOLDEN}
+
+    assert told["format-1.zip"].request.files
+    assert told["format-1.zip"].metrics
+    assert told["format-1-failed.zip"].instance.runs
+    assert told["format-1-failed.zip"].job_status.steps
+    assert told["format-1-never-started.zip"].started is None
 
 
 @pytest.mark.parametrize("name", GOLDEN)
