@@ -801,6 +801,7 @@ def test_an_archive_that_is_away_refuses_before_the_work(bundles, monkeypatch, t
     with pytest.raises(Exception, match="archive"):
         works()
     assert ran == []
+    assert kinds(bundles.record()) == ["CREATED", "SCHEDULED", "STARTED", "FAILED"]
 
 
 def test_an_archive_that_goes_away_meanwhile_changes_nothing_for_the_run(bundles, home):

@@ -230,9 +230,10 @@ class Recording:
         job_status = record.job_status
         if not self.declared.phased:
             job_status = advance(job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
-        self.record = replace(record, job_status=job_status)
+        executing = replace(record, job_status=job_status)
+        self.workbench.announce(executing)  # refused, the Method's code has not begun
+        self.record = executing
         bundle.write_document(job_status)
-        self.workbench.announce(self.record)
         self.execution = Execution(
             metadata=Metadata(
                 execution_id=record.id,
