@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from datetime import UTC, datetime
@@ -58,6 +59,20 @@ def test_what_is_left_to_do_in_an_open_bundle_is_done_once_by_whoever_seals(tmp_
     assert done == [False]
     assert [entry.message for entry in told.history if entry.kind is Happening.NOTE] == ["it was done"]
     assert all(one.report.passed for one in verify_target(Reader(bench), EXECUTION_ID))
+
+
+def test_a_rebuilt_ledger_has_the_row_of_what_is_not_archived_yet(tmp_path):
+    bench = bench_at(tmp_path)
+    begun(bench, a_running_record())
+    shutil.move(tmp_path / "archive", tmp_path / "away")
+    (tmp_path / "archive").touch()
+    assert not bench.seal(EXECUTION_ID, LOST).archived
+    before = bench.ledger.dump()
+    (tmp_path / "archive").unlink()
+    shutil.move(tmp_path / "away", tmp_path / "archive")
+    bench.rebuild_ledger()
+    assert bench.ledger.get(EXECUTION_ID).archive == "pending"
+    assert bench.ledger.dump() == before
 
 
 def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path):

@@ -374,7 +374,12 @@ class Workbench:
             for execution_id in self.unfinished():
                 bundle = OpenBundle.load(self.folder, execution_id)
                 if self.archive.seal_of(execution_id) is None:
-                    bulk.record(bundle.record(), archive="pending" if bundle.sealed else "local")
+                    sealed = seal(bundle) if bundle.sealed else None
+                    bulk.record(
+                        bundle.record(),
+                        archive="pending" if sealed else "local",
+                        manifest_sha256=sealed.sha256 if sealed else None,
+                    )
         return count
 
     # --- inside --------------------------------------------------------------------
