@@ -268,7 +268,8 @@ def test_yaml_reads_words_as_yaml_1_2_does():
         ("m.json", "{'é': 1}".encode("latin-1"), "byte 2 is no UTF-8"),
         ("m.json", b"id: m", "no JSON"),
         ("m.json", b"[]", "a descriptor is an object"),
-        ("m.yaml", b"[" * 100_000, "m.yaml:1: nests deeper than 64"),
+        ("m.yaml", b"[" * 100, "m.yaml:1: nests deeper than 64"),
+        ("m.yaml", b"[" * 100_000, "nest"),  # libyaml looks ahead, and from PyYAML 6.0.4 on refuses 1,000 levels itself
         ("m.yaml", b"a: &a [1]\nb: [*a, *a]", "m.yaml:1: an alias or anchor"),
         ("m.yaml", b"a: 1\nb: !!python/object/apply:os.system [id]", "m.yaml:2: the tag 'tag:yaml.org,2002:python"),
         ("m.yaml", b"a: !!binary aGk=", "the tag"),
