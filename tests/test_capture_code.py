@@ -13,6 +13,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
 from prefect_executions.capture.code import CodeCache, git_object, identify
@@ -167,6 +168,19 @@ def test_loaded_code_that_git_does_not_track_makes_the_tree_dirty_but_ignored_co
     assert project.identify()[0].repository.changed == (f"flows/{project.helper}.py",)
     project.write(".git/info/exclude", "helper_*\n")
     assert project.identify()[0].repository.dirty is False
+
+
+def test_a_function_that_comes_pickled_by_value_is_known_by_its_file(tmp_path):
+    script = tmp_path / "serving.py"
+    script.write_text(
+        "import sys\n\nimport cloudpickle\n\n\n"
+        "def count(text):\n    return len(text)\n\n\n"
+        "sys.stdout.buffer.write(cloudpickle.dumps(count))\n"
+    )
+    pickled = subprocess.run([sys.executable, script], capture_output=True, check=True).stdout
+    identity, files = identify(cloudpickle.loads(pickled), settings=Settings(), cache=CodeCache())
+    assert identity.entrypoint == "serving.py:count"
+    assert files["code/serving.py"] == script.read_bytes()
 
 
 def test_refuse_lists_the_changed_files(project):

@@ -45,6 +45,9 @@ _NOT_THE_AUTHORS = (
     # Installed in place; its version is among the packages.
     str(Path(__file__).parents[1]) + "/",
 )
+# What cloudpickle, by which a served flow comes to its process, writes in the place of the file; it keeps the name of
+# that among the globals.
+_PICKLED = "<dynamic-code>"
 # As in `repository`: what changed so shortly ago may change again without a trace.
 _SETTLED = 50_000_000
 
@@ -180,6 +183,8 @@ def _source_of(function: Callable[..., Any] | Path) -> _Source:
 def _file_name(plain: Any, module: str) -> str | None:
     code = getattr(plain, "__code__", None)
     told = code.co_filename if code else getattr(sys.modules.get(module), "__file__", None)
+    if told == _PICKLED:
+        told = plain.__globals__.get("__file__")
     if not told or told.startswith("<"):
         return None
     if not os.path.isabs(told):  # noqa: PTH117 - on every run
