@@ -30,9 +30,10 @@ from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
 from journeys import waited
-from prefect_executions import InputFile, MethodFlow, current_execution, method
+from prefect_executions import InputFile, MethodFlow, current_execution, engine, method
 from prefect_executions.cli.door import main
 from prefect_executions.executions import ExecutionRecord, Relative
+from prefect_executions.ledger import Ledger
 from prefect_executions.lifecycle import Happening, Observer, Reason, Status
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -220,6 +221,17 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     assert not kept.exists()
     assert bundles.failed_checks() == []
     assert bundles.open_scratch() == []
+
+
+def test_a_run_that_is_suspended_at_once_is_listed_as_suspended_and_told(home):
+    run = deployed(sleeps)
+    assert go_on(sleeps, run).name == "Suspended"
+    ledger = Ledger.open(f"sqlite:///{home / 'ledger.db'}")
+    listed = ledger.dump()
+    assert "'paused'" in repr(listed)
+    time.sleep(0.7)  # what a run does half a second after its code began would be done by now
+    assert ledger.dump() == listed
+    waited(lambda: engine.was_told(str(run.id)), f"events of {run.id}")  # Prefect keeps them some seconds later
 
 
 @method(version="1")

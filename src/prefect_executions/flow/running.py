@@ -43,7 +43,7 @@ from prefect_executions.flow.following import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.opening import now, opening, seen_late, the_workbench
 from prefect_executions.flow.outcomes import attempt_failed, mask_error, outcome, suspended, together
-from prefect_executions.flow.soon import Act, soon
+from prefect_executions.flow.soon import Act, leave_to_end, soon
 from prefect_executions.flow.stopping import Reins
 from prefect_executions.flow.submitted import seen_through
 from prefect_executions.lifecycle import Happening, JobStatus, Observer, Status, advance, remark
@@ -339,7 +339,10 @@ class Recording:
             return
         if isinstance(error, Pause):  # the run is suspended and its process may end
             self.workbench.leases.release(self.record.id)
+            leave_to_end(self.record.id)  # what waits there knows nothing of the suspension
             self.workbench.index_open(self.record)
+            with self._never_losing("telling events"):
+                engine.tell_changes(self.record.job_status)
             with self._never_losing("keeping the suspended bundle in the archive"):
                 suspend(self.workbench, self.bundle)
             return

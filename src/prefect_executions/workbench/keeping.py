@@ -376,7 +376,7 @@ class Workbench:
                 if self.archive.seal_of(execution_id) is None:
                     sealed = seal(bundle) if bundle.sealed else None
                     bulk.record(
-                        bundle.record(),
+                        sealed.record if sealed else bundle.record(),
                         archive="pending" if sealed else "local",
                         manifest_sha256=sealed.sha256 if sealed else None,
                     )
