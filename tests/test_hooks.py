@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -19,6 +20,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import AwaitingRetry, Crashed, Pending, Running, Scheduled
 
 from homes import WHOLE_WAY, Bundles, kinds
+from journeys import Run
 from prefect_executions import MethodFlow, current_execution, method
 from prefect_executions.executions import Relative
 from prefect_executions.ledger import Ledger
@@ -205,6 +207,30 @@ def test_it_works_in_another_process_and_folder(bundles, tmp_path):
     assert bundles.record().request.parameters == {"number": 8}
     assert bundles.failed_checks() == []
     assert f"Execution {run.id} FAILED: {bundles.one()}" in said
+
+
+DIRECTLY = """
+import sys
+from prefect.flows import load_flow_from_entrypoint
+load_flow_from_entrypoint(sys.argv[1], use_placeholder_flow=False)(4)
+"""
+
+
+def test_the_terminal_tells_what_the_hook_did_and_prefects_log_that_it_was_called(bundles):
+    done = subprocess.run(
+        [sys.executable, "-c", DIRECTLY, f"{Path(__file__)}:halves"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    run = bundles.record().id
+
+    assert "Beginning flow run" in done.stderr
+    assert f"Execution {run} COMPLETED: {bundles.one()}" in done.stderr
+    assert "hook" not in done.stderr.lower()
+    said = [line.message for line in Run(UUID(run), bundles).log(until="finished running")]
+    assert "Running hook 'seal_execution' in response to entering state 'Completed'" in said
 
 
 @pytest.fixture

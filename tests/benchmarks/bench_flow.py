@@ -62,8 +62,8 @@ def added_to_a_flow_run(pairs: int) -> None:
     added = statistics.median(kept - without for without, kept, _ in times)
     whole = statistics.median(kept + rest - without for without, kept, rest in times)
     against = f"bare flow {base * 1000:.1f} ms"
-    row("wall time added to a flow run", f"{added * 1000:.1f} ms", against, "<= 15 ms")
-    row("the same until it is archived, indexed and told", f"{whole * 1000:.1f} ms", against, "-")
+    row("wall time added to a flow run", f"{added * 1000:.1f} ms, {added / base:.2f} x", against, "<= 15 ms")
+    row("the same until it is archived, indexed and told", f"{whole * 1000:.1f} ms, {whole / base:.2f} x", against, "-")
 
 
 def recording_alone(rounds: int) -> None:
@@ -127,6 +127,8 @@ def main() -> None:
         os.environ["EXECUTIONS_HOME"] = str(place.folder)
         os.environ["PREFECT_HOME"] = str(place.folder / "prefect")
         os.environ.setdefault("PREFECT_LOGGING_COLORS", "false")
+        # Its first start, before Python has compiled it, takes longer than Prefect waits for it.
+        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
         row("measure", "figure", "against", "goal")
         row("the making of an empty file where it is measured", f"{place.making:.3f} ms", "-", "-")
         recording_alone(arguments.pairs)

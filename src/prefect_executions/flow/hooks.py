@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 class Sealing:
     """The hook for every kind of end: it seals the execution of the flow run that ended."""
 
-    __name__ = "seal_execution"  # what Prefect's log calls it
+    __name__ = logs.HOOK
 
     def __init__(self, declared: Declared) -> None:
         self._declared = declared

@@ -26,6 +26,9 @@ from prefect_executions.flow.outcomes import mask_error
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
+HOOK = "seal_execution"
+"""What Prefect's log calls our hook."""
+
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
 _LINE_OF_OTHERS = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(name)s - %(message)s"
@@ -127,6 +130,17 @@ class _OthersLog(logging.Handler):
             streams.append_line("stderr", self.format(record))
 
 
+class _Quiet(logging.Filter):
+    """Keeps off the terminal that Prefect calls our hook: the hook's own line tells what it did."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told = record.levelno == logging.INFO and str(record.msg).startswith(("Running hook ", "Hook "))
+        return not (told and f"ook '{HOOK}' " in record.getMessage())
+
+
+_QUIET = _Quiet()
+
+
 class _Masking(logging.Filter):
     """Masks the secrets of the execution around the caller in whatever its loggers say."""
 
@@ -157,6 +171,7 @@ def _shielded_consoles() -> tuple[SafeStream, ...]:
                 there: object = handler.console.file
                 shield = there if isinstance(there, SafeStream) else SafeStream(handler.stream)
                 handler.console.file = cast("IO[str]", shield)
+                handler.addFilter(_QUIET)
                 shields.append(shield)
     return tuple(shields)
 
