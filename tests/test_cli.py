@@ -160,9 +160,10 @@ def test_moments_are_dates_times_or_ago():
     assert moment("7d", NOON) == NOON - timedelta(days=7)
     assert moment("12h", NOON) == NOON - timedelta(hours=12)
     assert moment("2w", NOON) == NOON - timedelta(weeks=2)
+    assert moment("-7d", NOON) == NOON - timedelta(days=7)
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "7", "7y", "-7d", "99999999999d", "2026-13-01"])
+@pytest.mark.parametrize("text", ["", "yesterday", "7", "7y", "--7d", "--limit", "99999999999d", "2026-13-01"])
 def test_what_is_no_moment_is_refused(text):
     with pytest.raises(RequestError):
         moment(text, NOON)
@@ -383,6 +384,8 @@ def test_prov_is_told_in_the_form_that_was_asked_for(told, home, tmp_path):
     bundle = kept(bench_at(home))
     assert "prefix" in json.loads(told("prov", EXECUTION_ID, "--format", "json"))
     assert json.loads(told("prov", EXECUTION_ID, "--json"))
+    assert told("prov", EXECUTION_ID, "--json", "--format", "json").endswith("}\n")
+    told("prov", EXECUTION_ID, "--json", "--format", "xml", code=codes.REQUEST)
     told("prov", EXECUTION_ID, "-o", str(tmp_path / "provo.xml"))
     assert (tmp_path / "provo.xml").read_bytes() == (bundle.folder / "metadata/provo.xml").read_bytes()
 
@@ -507,6 +510,15 @@ def test_a_reader_that_goes_away_is_no_error_message(home):
         made.stdout.close()
         assert made.stderr.read() == b""
         assert made.wait(60) == codes.NO_READER
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "--help"]])
+def test_a_reader_that_goes_away_is_told_of_help_in_the_same_way(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        done = subprocess.run([COMMAND, *arguments], stdout=nobody, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (codes.NO_READER, b"")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", EXECUTION_ID], ["verify", EXECUTION_ID]])

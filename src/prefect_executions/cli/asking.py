@@ -24,6 +24,8 @@ Json = Annotated[bool, Parameter(name="--json")]
 Pairs = Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)]
 Params = Annotated[str | None, Parameter(name="--params", allow_leading_hyphen=True)]  # - is standard input
 
+When = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d, as other tools write what is 7 days ago
+
 READING_PATIENCE = timedelta(seconds=60)
 """Somebody waits at the terminal: an archive that is away is told after this, not after an upload's time limit."""
 
@@ -35,7 +37,7 @@ DEFAULTS = {
 }
 """What is set before Prefect is imported, where the environment does not say otherwise."""
 
-_AGO = re.compile(r"(\d+)\s*([mhdw])")
+_AGO = re.compile(r"-?(\d+)\s*([mhdw])")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = ("", "k", "m", "g", "t")
@@ -100,6 +102,8 @@ def parameters(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
 
 def moment(text: str, now: datetime) -> datetime:
     """Return the moment that *text* means: a date or time (UTC, where no offset is told), or ``7d``, ``12h`` ago.
+
+    ``-7d`` is the same as ``7d``.
 
     Raises:
         RequestError: If it means none.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from prefect_executions.cli.asking import Json, moment, reader, set_defaults, workbench
+from prefect_executions.cli.asking import Json, When, moment, reader, set_defaults, workbench
 from prefect_executions.cli.codes import FAILED, OK, WORLD
 from prefect_executions.cli.showing import how_many, say, show_json, show_table, working
 from prefect_executions.errors import ArchiveError, RequestError
@@ -61,7 +61,7 @@ def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json
     return OK if passed else FAILED
 
 
-def settle(*, once: bool = False, since: str | None = None, as_json: Json = False) -> int:
+def settle(*, once: bool = False, since: When = None, as_json: Json = False) -> int:
     """Seal what has ended, whatever died: compare Prefect, the archive and this workbench.
 
     What lives is left alone. What has ended is sealed with its reason; what is

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from prefect_executions.bundles.forms import Form, Level
-from prefect_executions.cli.asking import Json, moment, reader, workbench
+from prefect_executions.cli.asking import Json, When, moment, reader, workbench
 from prefect_executions.cli.saving import Target, saved
 from prefect_executions.cli.showing import counting, how_large, how_many, say, show_json, show_table
 from prefect_executions.errors import RequestError
@@ -30,8 +30,8 @@ def export(
     level: Level = Level.FULL,
     status: Annotated[tuple[Status, ...], Parameter(show_default=False)] = (),
     method: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
+    since: When = None,
+    until: When = None,
     as_json: Json = False,
 ) -> None:
     """Write executions as one zip, from the archive; the same executions give the same bytes.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from prefect_executions.cli.asking import Json, moment, reader
+from prefect_executions.cli.asking import Json, When, moment, reader
 from prefect_executions.cli.showing import how_long, plain, safe, say, show_facts, show_json, show_table, warn, when
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle import Status
@@ -37,8 +37,8 @@ def list_executions(
     *,
     status: Annotated[tuple[Status, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     method: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
+    since: When = None,
+    until: When = None,
     limit: int = 50,
     after: str | None = None,
     as_json: Json = False,

@@ -140,7 +140,7 @@ def prov(
     execution: str,
     /,
     *,
-    form: Annotated[Form, Parameter(name="--format")] = "xml",
+    form: Annotated[Form | None, Parameter(name="--format")] = None,
     output: Target = None,
     as_json: Json = False,
 ) -> None:
@@ -152,14 +152,14 @@ def prov(
         output: The file to write it to.
         as_json: The same as --format json.
     """
-    if as_json and form not in {"xml", "json"}:
+    if as_json and form not in {None, "json"}:
         raise RequestError(f"--json and --format {form} cannot both be had; leave one")
     # Start-up time of the CLI: lxml and prov come with it.
     from prefect_executions.provenance import convert  # noqa: PLC0415
 
     hall = reader()
     execution_id = hall.find(execution)
-    data = convert(hall.read(execution_id, PROVENANCE), "json" if as_json else form)
+    data = convert(hall.read(execution_id, PROVENANCE), "json" if as_json else form or "xml")
     if output in {None, "-"}:
         copy_out([data])
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect_executions.cli.asking import Json, Pairs, Params, moment, parameters, reader
+from prefect_executions.cli.asking import Json, Pairs, Params, When, moment, parameters, reader
 from prefect_executions.cli.codes import FAILED, OK
 from prefect_executions.cli.running import ran_here, tell_unrecorded
 from prefect_executions.cli.showing import (
@@ -82,8 +82,8 @@ def replay(
 def reproduce(
     *executions: str,
     method: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
+    since: When = None,
+    until: When = None,
     limit: int | None = None,
     isolated: bool = False,
     tolerance: float = 0.0,

@@ -190,16 +190,17 @@ def infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
     return told.model_copy(update={"image": image, "image_digest": digest})
 
 
-def seen_late(bundle: OpenBundle, run: FlowRun, settings: Settings) -> tuple[Infrastructure, Instance] | None:
-    """Return what a worker told of *run* after its record was opened; None where there is nothing to ask for.
+def seen_late(
+    bundle: OpenBundle, told: Infrastructure, run: FlowRun, settings: Settings
+) -> tuple[Infrastructure, Instance] | None:
+    """Return what a worker told of *run* after its record was opened with *told*; None where there is nothing to ask.
 
     On Kubernetes the image is known when the container runs, and the Method may be faster.
 
     Raises:
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    told, here = bundle.read(Infrastructure), bundle.read(Instance)
-    if told is None or here is None or not told.type.endswith("kubernetes") or told.image_id or told.image_digest:
+    if not told.type.endswith("kubernetes") or told.image_id or told.image_digest:
         return None
     newest = engine.flow_run(run.id)
-    return (infrastructure(newest, settings), engine.placed(here, newest)) if newest else None
+    return (infrastructure(newest, settings), engine.placed(bundle.read(Instance), newest)) if newest else None

@@ -353,7 +353,8 @@ class Recording:
         if self._comes_again(error):
             return
         with self._never_losing("telling what the worker saw"):
-            self._write(self.bundle, *(seen_late(self.bundle, self.run, self.settings) or ()))
+            there = self.record.infrastructure
+            self._write(self.bundle, *(seen_late(self.bundle, there, self.run, self.settings) or ()))
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)
         with self._never_losing("handing the outputs over"):

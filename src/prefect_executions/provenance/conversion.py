@@ -52,7 +52,7 @@ def _document(data: bytes) -> ProvDocument:
 
 def _serialized(data: bytes, form: str, **options: str) -> bytes:
     text = _document(data).serialize(None, format=form, **options)
-    return (text if isinstance(text, str) else "").encode()
+    return (text.rstrip("\n") + "\n" if isinstance(text, str) else "").encode()
 
 
 def _turtle(data: bytes) -> bytes:
