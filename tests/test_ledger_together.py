@@ -241,6 +241,38 @@ def test_a_sqlite_ledger_is_written_ahead_and_leaves_one_file_when_it_is_closed(
     assert [found.name for found in path.parent.iterdir()] == ["ledger.db"]
 
 
+MAKER = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from ledgers import numbered
+from prefect_executions.ledger import Ledger
+
+at_once = threading.Barrier(4)
+
+def made(number):
+    at_once.wait()
+    with Ledger.open(f"sqlite:///{Path(sys.argv[1], str(number))}.db") as ledger:
+        ledger.record(numbered(number), archive="local")
+        return len(ledger.list().rows)
+
+with ThreadPoolExecutor(4) as pool:
+    print(list(pool.map(made, range(4))))
+"""
+
+
+def test_ledgers_of_one_process_that_are_made_at_once_are_all_made(tmp_path):
+    # Alembic keeps what it works on in its modules; without turns the interpreter itself could crash.
+    done = subprocess.run(
+        [sys.executable, "-c", MAKER, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "[1, 1, 1, 1]\n"), done.stderr
+
+
 # PostgreSQL
 
 

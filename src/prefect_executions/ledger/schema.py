@@ -6,6 +6,8 @@ changed: a ledger of today is known by one query.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +29,9 @@ LOCK = 0x6C6564676572
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
+_turns: dict[int, threading.Lock] = {}
+"""Alembic's `op` and `context` are of the whole process: its threads take turns, a forked child those of its own."""
+
 
 def migrate(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any], shown: str) -> None:
     """Bring the database that *connect* opens to `HEAD`, in one transaction; the second of two does nothing.
@@ -38,7 +43,7 @@ def migrate(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any]
 
     engine = _engine(dialect, connect)
     try:
-        with engine.begin() as connection:
+        with engine.begin() as connection, _turns.setdefault(os.getpid(), threading.Lock()):
             _upgrade(connection, shown)
     except DBAPIError as error:
         raise LedgerError(f"the ledger at {shown} cannot be brought to version {HEAD}: {error.orig}") from error
