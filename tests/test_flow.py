@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
@@ -569,6 +570,45 @@ def test_what_a_library_logs_is_kept_once_and_masked(bundles, monkeypatch):
         "WARNING | a.library - the library warns of ice",
         "ERROR   | a.library - refused ********",
     ]
+
+
+class Wordless:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@method(version="1")
+def mumbles(token: SecretStr | None = None) -> int:
+    for logger in (get_run_logger(), logging.getLogger("a.library")):
+        secret = token.get_secret_value() if token else "?"
+        logger.warning("%d words of %s", "no", secret)
+        logger.warning("%d words", Wordless())
+        logger.warning("and on it goes")
+    return 3
+
+
+MUMBLING = "import sys, test_flow; print(test_flow.mumbles(*sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("token", [[], ["env:THE_TOKEN"]])
+def test_a_line_that_logging_cannot_write_ends_no_run(bundles, token):
+    done = subprocess.run(  # in a process of its own: pytest's log handlers raise
+        [sys.executable, "-c", MUMBLING, *token],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "THE_TOKEN": PLANTED},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = (bundles.one() / "outputs" / "stderr.log").read_text()
+
+    secret = "********" if token else "?"
+    assert done.stdout == "3\n"
+    assert told.count(f"| WARNING | '%d words of %s' with ('no', '{secret}')\n") == 1
+    assert told.count(f"| WARNING | a.library - '%d words of %s' with ('no', '{secret}')\n") == 1
+    assert told.count("a line that cannot be written\n") == 2
+    assert told.count("and on it goes\n") == 2
+    assert PLANTED not in done.stderr + told
+    assert bundles.failed_checks() == []
 
 
 def test_a_method_that_calls_a_method_leaves_two_bundles_with_their_own_logs(bundles):

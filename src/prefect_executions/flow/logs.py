@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar, copy_context
+from copy import copy
 from functools import cache
 from typing import IO, TYPE_CHECKING, NamedTuple, TextIO, cast
 
@@ -110,11 +111,11 @@ class _RunLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         heard, task = _heard.get(), getattr(record, "task_run_id", None)
         if heard is not None and task is not None:
-            ended = str(record.msg).startswith("Finished in state")
+            ended = isinstance(record.msg, str) and record.msg.startswith("Finished in state")
             heard.add(Heard(str(getattr(record, "flow_run_id", "")), str(task), ended))
         streams = _streams.get()
         if streams is not None and getattr(record, "send_to_api", True):
-            streams.append_line("stderr", self.format(record))
+            streams.append_line("stderr", _line(self, record))
 
 
 class _OthersLog(logging.Handler):
@@ -127,15 +128,15 @@ class _OthersLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         streams = whose()
         if isinstance(streams, Streams) and record.name.partition(".")[0] != "prefect":
-            streams.append_line("stderr", self.format(record))
+            streams.append_line("stderr", _line(self, record))
 
 
 class _Quiet(logging.Filter):
     """Keeps off the terminal that Prefect calls our hook: the hook's own line tells what it did."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        told = record.levelno == logging.INFO and str(record.msg).startswith(("Running hook ", "Hook "))
-        return not (told and f"ook '{HOOK}' " in record.getMessage())
+        named = isinstance(record.msg, str) and record.msg.startswith(("Running hook ", "Hook "))
+        return not (named and record.levelno == logging.INFO and f"ook '{HOOK}' " in _said(record))
 
 
 _QUIET = _Quiet()
@@ -148,8 +149,26 @@ class _Masking(logging.Filter):
         mask = _mask.get()
         if mask:
             _mask_trace(record, mask)
-            record.msg, record.args = mask.mask(record.getMessage()), None
+            record.msg, record.args = mask.mask(_said(record)), None
         return True
+
+
+def _line(handler: logging.Handler, record: logging.LogRecord) -> str:
+    try:
+        return handler.format(record)
+    except Exception:  # noqa: BLE001 - what cannot be said well must not end the run
+        plain = copy(record)
+        plain.msg, plain.args, plain.exc_info = _said(record), None, None
+        return handler.format(plain)
+
+
+def _said(record: logging.LogRecord) -> str:
+    """Return what *record* says, also where its arguments do not fit: logging tells of such a line and goes on."""
+    with suppress(Exception):
+        return record.getMessage()
+    with suppress(Exception):
+        return f"{record.msg!r} with {record.args!r}"
+    return "a line that cannot be written"
 
 
 def _mask_trace(record: logging.LogRecord, mask: SecretMask) -> None:
