@@ -295,6 +295,19 @@ def test_it_never_raises_and_says_what_is_wrong(bundles, monkeypatch, caplog, se
     assert f"execution {run.id} is not sealed yet" in warning
 
 
+def test_it_says_that_the_rest_is_left_when_the_author_broke_what_only_the_rest_needs(bundles, monkeypatch, caplog):
+    def broken(*_: Any, **__: Any) -> None:
+        raise ModuleNotFoundError("No module named 'sqlite3'")  # sys.path was cleared
+
+    run, state = crashed()
+    monkeypatch.setattr(Ledger, "record", broken)
+    heard(run, state)
+
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert f"execution {run.id} is sealed, and the rest is left to 'executions settle': No module" in warning
+    assert bundles.failed_checks() == []
+
+
 def test_the_documents_of_a_run_that_never_began_say_what_is_not_known(bundles):
     run, state = crashed()
     heard(run, state)

@@ -106,9 +106,8 @@ class _Sealing:
                     "execution %s is not archived yet; 'executions settle' does it", outcome.job_status.job_id
                 )
         except Exception as error:  # noqa: BLE001 - a hook never raises; settle does what is missing
-            self._log.warning(
-                "execution %s is not sealed yet, 'executions settle' will do it: %s", self._flow_run.id, error
-            )
+            undone = "sealed, and the rest is left" if self.here.is_set() else "not sealed yet, which is left"
+            self._log.warning("execution %s is %s to 'executions settle': %s", self._flow_run.id, undone, error)
         finally:
             self.here.set()
         with suppress(Exception):
