@@ -22,7 +22,7 @@ from homes import Bundles
 from prefect_executions import MethodFlow
 from prefect_executions.executions import ExecutionRecord
 
-PATIENCE = 240.0
+PATIENCE = 480.0
 """Seconds; a worker's run takes ten on an idle machine of two cores."""
 
 DEPLOYMENT = "journey"
