@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from places import quiet_place
 
+from prefect_executions.cli.asking import set_defaults
+
 
 def seconds(action: Callable[[], object]) -> float:
     begun = time.perf_counter()
@@ -127,8 +129,7 @@ def main() -> None:
         os.environ["EXECUTIONS_HOME"] = str(place.folder)
         os.environ["PREFECT_HOME"] = str(place.folder / "prefect")
         os.environ.setdefault("PREFECT_LOGGING_COLORS", "false")
-        # Its first start, before Python has compiled it, takes longer than Prefect waits for it.
-        os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
+        set_defaults()
         row("measure", "figure", "against", "goal")
         row("the making of an empty file where it is measured", f"{place.making:.3f} ms", "-", "-")
         recording_alone(arguments.pairs)
