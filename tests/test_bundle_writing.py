@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -244,3 +245,27 @@ def test_who_waits_for_a_bundle_that_is_gone_hears_so_and_leaves_what_another_ma
     with pytest.raises(NotFoundError, match="any more"), bundle.lock():
         pass
     assert bundle.stand_in
+
+
+def test_the_scratch_folder_may_be_cleared_at_any_moment_by_who_has_done_with_the_bundle(bundle: OpenBundle) -> None:
+    done = threading.Event()
+
+    def clear() -> None:
+        while not done.is_set():
+            shutil.rmtree(bundle.scratch, ignore_errors=True)
+
+    clearing = threading.Thread(target=clear)
+    clearing.start()
+    try:
+        for _ in range(20_000):
+            OpenBundle.load(bundle.workbench, bundle.id)
+    finally:
+        done.set()
+        clearing.join()
+
+
+def test_a_file_where_the_scratch_folder_should_be_is_named(bundle: OpenBundle) -> None:
+    shutil.rmtree(bundle.scratch, ignore_errors=True)
+    bundle.scratch.touch()
+    with pytest.raises(BundleError, match=rf"{bundle.scratch.name}.*cannot be written"):
+        OpenBundle.load(bundle.workbench, bundle.id)

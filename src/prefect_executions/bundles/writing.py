@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +82,7 @@ class OpenBundle:
         bundle = cls(workbench, layout.check_execution_id(execution_id))
         fresh = bundle._temporary("new")
         with _writing(bundle.folder):
-            bundle.scratch.mkdir(parents=True, exist_ok=True)
+            _make(bundle.scratch)
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
             reach(Milestone.FOLDER_BEGUN, execution_id)
@@ -113,7 +114,7 @@ class OpenBundle:
         if not bundle.folder.is_dir():
             raise NotFoundError(f"there is no bundle {execution_id} on the workbench {workbench}")
         with _writing(bundle.scratch):
-            bundle.scratch.mkdir(parents=True, exist_ok=True)
+            _make(bundle.scratch)
         return bundle
 
     @cached_property
@@ -244,7 +245,7 @@ class OpenBundle:
             BundleError: If the workbench cannot be written.
         """
         with _writing(self.scratch):
-            self.scratch.mkdir(parents=True, exist_ok=True)
+            _make(self.scratch)
         self.put(self.scratch / _STAND_IN, b"")
 
     def withhold_logs(self) -> Path:
@@ -355,11 +356,22 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
 
 
 def _open_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:  # who held it has finished, and cleared the scratch folder
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    while True:
+        with suppress(FileNotFoundError):  # who held it has finished, and cleared the scratch folder
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        _make(path.parent)
+
+
+def _make(scratch: Path) -> None:
+    """Make the scratch folder, which another who has done with the bundle may remove at any moment."""
+    while True:
+        try:
+            scratch.mkdir(parents=True, exist_ok=True)
+            return
+        except FileExistsError:  # or so it was a moment ago
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(scratch.lstat().st_mode):
+                    raise
 
 
 def _lock_now(descriptor: int) -> bool:
