@@ -367,11 +367,12 @@ def _make(scratch: Path) -> None:
     while True:
         try:
             scratch.mkdir(parents=True, exist_ok=True)
-            return
         except FileExistsError:  # or so it was a moment ago
             with suppress(FileNotFoundError):
                 if not stat.S_ISDIR(scratch.lstat().st_mode):
                     raise
+        else:
+            return
 
 
 def _lock_now(descriptor: int) -> bool:
