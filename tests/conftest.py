@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,6 +16,7 @@ import hypothesis
 import pytest
 
 import servers
+from postgres import a_fresh_database
 
 # The same examples each time, so that a change is judged by what it changes; EXECUTIONS_TEST_RANDOM=1 finds new ones.
 hypothesis.settings.register_profile(
@@ -71,7 +73,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def prefect_server(pytestconfig: pytest.Config) -> Iterator[str]:
     """Run one real Prefect server, which every flow in this process and in its children finds; the URL of its API.
 
-    Heartbeats are off in this process: a sync flow waits up to a second for the end of its own.
+    It keeps what it knows in PostgreSQL where there is one: on SQLite a server of many runs at once may be silent
+    for a minute at a time. Heartbeats are off in this process: a sync flow waits up to a second for the end of its own.
     """
     # Prefect takes seconds to import, and most tests need none.
     from prefect.events.worker import EventsWorker  # noqa: PLC0415
@@ -79,7 +82,12 @@ def prefect_server(pytestconfig: pytest.Config) -> Iterator[str]:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: PLC0415
 
     without_heartbeats = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with servers.running(pytestconfig.stash[_prefect]) as url, without_heartbeats:
+    with ExitStack() as stack:
+        postgres = os.environ.get("EXECUTIONS_TEST_POSTGRES", "")
+        if postgres:
+            postgres = stack.enter_context(a_fresh_database(postgres, "prefect"))
+        url = stack.enter_context(servers.running(pytestconfig.stash[_prefect], postgres=postgres))
+        stack.enter_context(without_heartbeats)
         yield url
         APILogWorker.drain_all()
         EventsWorker.drain_all()

@@ -18,7 +18,7 @@ from pydantic import BaseModel, SecretStr, model_validator
 
 from prefect_executions import InputFile, current_execution, method
 
-LONGEST = 300  # seconds; a run that a failed test has forgotten ends by itself
+LONGEST = 900  # seconds; a run that a failed test has forgotten ends by itself
 
 
 @method(version="1.2.0", title="Tell", type="Analysis", keywords=["words"])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import psycopg
-from psycopg import sql
-
+from postgres import a_fresh_database
 from prefect_executions.executions import (
     Agent,
     ExecuteRequest,
@@ -38,14 +34,8 @@ def a_fresh_url(kind: str, need: Need, folder: Path) -> Iterator[str]:
         yield f"sqlite:///{folder / 'new' / 'ledger.db'}"
         return
     server = need("EXECUTIONS_TEST_POSTGRES", "a PostgreSQL server (.ci/services/postgres.sh)")
-    name = f"ledger_{os.getpid()}_{uuid4().hex[:12]}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    try:
-        yield server.rpartition("/")[0] + f"/{name}"
-    finally:
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with a_fresh_database(server, "ledger") as url:
+        yield url
 
 
 def as_read(record: ExecutionRecord) -> ExecutionRecord:

@@ -14,7 +14,7 @@ from prefect.flow_runs import suspend_flow_run
 
 from prefect_executions import Execution, current_execution, method
 
-LONGEST = 1000  # seconds, more than all rows take together; a run that a failed test has forgotten ends by itself
+LONGEST = 3600  # seconds, more than all rows take together; a run that a failed test has forgotten ends by itself
 
 if os.environ.get("SCENARIO_SLOW_IMPORT") and os.environ.get("PREFECT__FLOW_RUN_ID"):
     with suppress(FileExistsError):  # the first to come waits; after it comes the process of its hooks

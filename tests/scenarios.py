@@ -154,7 +154,13 @@ class Stage:
 
     def says(self, run: str, text: str, life: int = 1) -> Ready:
         log = self.bundle(run, life) / "outputs" / "stdout.log"
-        return lambda: log.exists() and text in log.read_text()
+
+        def said() -> bool:
+            there = log.exists() and text in log.read_text()
+            assert there or not self.ended(run)(), f"the run is {self.state(run)}, and never said {text!r}"
+            return there
+
+        return said
 
     def process(self, run: str) -> int:
         return int(json.loads((self.bundle(run) / "metadata" / "instance.json").read_text())["pid"])

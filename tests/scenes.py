@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,10 @@ from uuid import UUID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Pending, Running
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
+import servers
 from benches import begun, bench_at, record_of
 from prefect_executions import MethodFlow
 from prefect_executions.bundles.writing import OpenBundle
@@ -35,6 +36,10 @@ _AGES = {
     "flow_run_state": ("flow_run_id", ("timestamp",)),
     "flow_run": ("id", ("created", "expected_start_time", "start_time", "end_time", "state_timestamp")),
     "worker": ("name", ("last_heartbeat_time",)),
+}
+_MOVED = {
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', {column}, :by || ' seconds') || '000'",
+    "postgresql": "{column} + make_interval(secs => :by)",
 }
 NOW = timedelta(0)
 FAR = Process(host="far", boot="another boot", pids="pid:[1]", pid=4711, started="1")
@@ -56,13 +61,12 @@ def age(what: UUID | str, by: timedelta, table: str = "flow_run_state", *, home:
     The server is that of PREFECT_HOME, where no other *home* is named.
     """
     key, columns = _AGES[table]
-    back = f"{-by.total_seconds()} seconds"
-    place = Path(home or os.environ["PREFECT_HOME"], "prefect.db")
-    with closing(sqlite3.connect(place, timeout=60)) as database, database:
+    engine = create_engine(servers.database(Path(home or os.environ["PREFECT_HOME"])), poolclass=NullPool)
+    with engine.begin() as database:
         for column in columns:
-            moved = f"strftime('%Y-%m-%d %H:%M:%f', {column}, ?) || '000'"
-            told = f"UPDATE {table} SET {column} = {moved} WHERE {key} = ? AND {column} IS NOT NULL"  # noqa: S608 - our own words
-            database.execute(told, (back, str(what)))
+            moved = _MOVED[engine.dialect.name].format(column=column)
+            told = f"UPDATE {table} SET {column} = {moved} WHERE CAST({key} AS TEXT) = :what AND {column} IS NOT NULL"  # noqa: S608 - our own words
+            database.execute(text(told), {"by": -by.total_seconds(), "what": str(what)})
 
 
 def forget_flows() -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE = 120  # seconds; the first start makes the database
+_DATABASE = "database.url"
 
 
 def environment(home: Path, port: int) -> Mapping[str, str]:
@@ -31,17 +32,31 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def database(home: Path) -> str:
+    """Return the URL, as SQLAlchemy takes it, of the database of the server that has *home*."""
+    elsewhere = home / _DATABASE
+    return elsewhere.read_text() if elsewhere.exists() else f"sqlite:///{home / 'prefect.db'}?timeout=60"
+
+
 @contextmanager
-def running(told: Mapping[str, str], *, ui: bool = False) -> Iterator[str]:
-    """Run the server that *told*, an `environment`, describes; yields the URL of its API."""
+def running(told: Mapping[str, str], *, ui: bool = False, postgres: str = "") -> Iterator[str]:
+    """Run the server that *told*, an `environment`, describes; yields the URL of its API.
+
+    What it keeps goes to SQLite in its home, or to the database of PostgreSQL at the URL *postgres*. Nobody but
+    the server is told of that: a program that starts a server of its own has another database.
+    """
     url = told["PREFECT_API_URL"]
     port = url.rpartition(":")[2].removesuffix("/api")
     log = Path(told["PREFECT_HOME"]) / f"server-{port}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    own: dict[str, str] = {}
+    if postgres:
+        own["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = postgres.replace("postgresql:", "postgresql+asyncpg:")
+        log.with_name(_DATABASE).write_text(postgres.replace("postgresql:", "postgresql+psycopg:"))
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
     with log.open("ab") as file:
         server = subprocess.Popen(
-            [*command, "--ui" if ui else "--no-ui"], env=os.environ | told, stdout=file, stderr=subprocess.STDOUT
+            [*command, "--ui" if ui else "--no-ui"], env=os.environ | told | own, stdout=file, stderr=subprocess.STDOUT
         )
     try:
         _wait(server, url, log)

@@ -230,14 +230,14 @@ def stage(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Bring all rows about, as many at once as go together, and settle what is left."""
     stage = Stage(tmp_path_factory.mktemp("scenarios"))
     try:
-        stage.set_up()
         with pytest.MonkeyPatch.context() as patch:
             for name in os.environ:
                 if name.startswith("EXECUTIONS_") and not name.startswith("EXECUTIONS_TEST_"):
                     patch.delenv(name)
             patch.setenv("EXECUTIONS_HOME", str(stage.home))
-            for run, call in DIRECT.items():
+            for run, call in DIRECT.items():  # before the workers, whose start keeps two cores busy
                 stage.call(run, call)
+        stage.set_up()
         stage.play(TOGETHER)
         stage.play(AT_LAST)
         stage.settle("17", "18", "19", "34")
