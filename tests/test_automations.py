@@ -169,17 +169,17 @@ def _a_crash_runs_settle(client: SyncPrefectClient) -> None:
 def _a_run_that_goes_silent_runs_settle(client: SyncPrefectClient) -> None:
     caused: set[str] = set()
 
-    def heard(name: str, run_id: UUID) -> None:
+    def heard(name: str, run_id: UUID, follows: str | None = None) -> str:
         told = {"event": f"prefect.flow-run.{name}", "resource": {"prefect.resource.id": f"prefect.flow-run.{run_id}"}}
-        client.request(
-            "POST", "/events", json=[{**told, "id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}]
-        )
+        told |= {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat(), "follows": follows}
+        client.request("POST", "/events", json=[told])
+        return told["id"]
 
     def cause() -> None:
         silent, suspended = uuid4(), uuid4()
-        for run_id in (silent, suspended):
-            heard("heartbeat", run_id)
-        heard("Suspended", suspended)  # it has said that nothing more will come
+        heard("heartbeat", silent)
+        last = heard("heartbeat", suspended)
+        heard("Suspended", suspended, follows=last)  # it has said that nothing more will come
         caused.add(str(silent))
 
     runs = fired(cause, lambda: made_by(client, NAMES[1]), again=25.0)
