@@ -50,7 +50,8 @@ def make_environment(record: ExecutionRecord, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text("".join(f"{line}\n" for line in requirements_of(record)))
     if find_spec("pip"):
-        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+        # Most of what is installed is never imported, and what is, the interpreter compiles then.
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
     elif uv:
         command = [uv, "pip", "install", "--quiet", "--python", str(python)]
     else:
