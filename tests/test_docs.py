@@ -26,13 +26,16 @@ from pydantic_core import PydanticUndefined
 
 import prefect_executions
 from house import House
-from prefect_executions import documents, errors, events, executions, lifecycle, methods, settings
+from prefect_executions import documents, errors, events, settings
 from prefect_executions.archive import ArchivedData, Seal
 from prefect_executions.attestation import reviewing
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.checks import CHECKS
 from prefect_executions.comparison.verdicts import Verdict
 from prefect_executions.documents import Document
+from prefect_executions.executions import Agent, ExecuteRequest, ExecutionRecord, Infrastructure, Instance, Metrics
+from prefect_executions.lifecycle import AS_OGC, FOLLOWS, FROM_PREFECT, JobStatus, Status
+from prefect_executions.methods import METHOD_TYPES, Method
 from prefect_executions.runtimes import ProcessRuntime, Wish
 from prefect_executions.runtimes.docker import DockerRuntime
 from prefect_executions.runtimes.kubernetes import KubernetesRuntime
@@ -77,15 +80,15 @@ def _errors() -> str:
 
 def _lifecycle() -> str:
     rows = [("status", "may be followed by", "OGC", "Prefect's state types")]
-    for status in lifecycle.Status:
-        after = [f"`{other}`" for other in lifecycle.Status if other in lifecycle.FOLLOWS[status]]
-        types = [f"`{type_}`" for type_, told in lifecycle.FROM_PREFECT.items() if told is status]
-        rows.append((f"`{status}`", ", ".join(after) or "-", f"`{lifecycle.AS_OGC[status]}`", ", ".join(types) or "-"))
+    for status in Status:
+        after = [f"`{other}`" for other in Status if other in FOLLOWS[status]]
+        types = [f"`{type_}`" for type_, told in FROM_PREFECT.items() if told is status]
+        rows.append((f"`{status}`", ", ".join(after) or "-", f"`{AS_OGC[status]}`", ", ".join(types) or "-"))
     return table(*rows)
 
 
 def _method_types() -> str:
-    return ", ".join(f"`{term}`" for term in methods.METHOD_TYPES) + ".\n"
+    return ", ".join(f"`{term}`" for term in METHOD_TYPES) + ".\n"
 
 
 def _example(file_name: str) -> str:
@@ -103,7 +106,7 @@ def _seal() -> str:
         objects=f"sealed-{digest(b'all files')[:16]}/",
         data={"output.zip": ArchivedData(object=f"data/{digest(b'a zip')}", size=7_340_032)},
         absent=("inputs/picture.png",),
-        status=lifecycle.Status.COMPLETED,
+        status=Status.COMPLETED,
         finished=NOON,
     )
     return f"```json\n{seal.to_json().decode()}```\n"
@@ -174,8 +177,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     **{
         document.file_name: (lambda name=document.file_name: _example(name))
         for document in (
-            *(methods.Method, executions.ExecuteRequest, executions.Infrastructure, executions.Instance),
-            *(lifecycle.JobStatus, executions.Metrics, executions.Agent, Verdict),
+            *(Method, ExecuteRequest, Infrastructure, Instance),
+            *(JobStatus, Metrics, Agent, Verdict),
         )
     },
 }
@@ -257,7 +260,7 @@ def test_the_examples_of_the_docs_satisfy_the_published_schemas():
             Draft202012Validator(schema).validate(json.loads(example[2]))
             kinds[name].from_json(example[2].encode())
             checked += 1
-    assert checked == len({*executions.ExecutionRecord.__dataclass_fields__, "seal", "verdict"})
+    assert checked == len({*ExecutionRecord.__dataclass_fields__, "seal", "verdict"})
 
 
 def test_every_file_of_a_bundle_is_told_in_the_format_page():

@@ -17,7 +17,7 @@ from prefect_executions.errors import NotFoundError
 _ROOT = "checkpoints/"
 _BLOCK = 1000
 _AT_ONCE = 50
-_NAME = re.compile(r"checkpoints/\d{8}/(\d{12})\.json")
+_CHECKPOINT_NAME = re.compile(r"checkpoints/\d{8}/(\d{12})\.json")
 
 
 class Kept(NamedTuple):
@@ -65,7 +65,7 @@ class Checkpoints:
 
     def _in_block(self, block: str) -> Iterator[int]:
         for found in self._store.list(f"{_ROOT}{block}/"):
-            named = _NAME.fullmatch(found.key)
+            named = _CHECKPOINT_NAME.fullmatch(found.key)
             if named:
                 yield int(named[1])
 

@@ -30,7 +30,7 @@ _SEALED = "sealed/"
 _SETTLED = "settled"
 _CLOCK = "clock"
 _HOUR = "%Y-%m-%dT%H"
-_NAME = re.compile(r"(?P<id>.+)-(?P<sha256>[0-9a-f]{64})")
+_MARK_NAME = re.compile(r"(?P<id>.+)-(?P<sha256>[0-9a-f]{64})")
 
 
 class OpenMark(NamedTuple):
@@ -82,7 +82,7 @@ class Marks:
         for hour in self._store.list_children(_SEALED):
             if hour >= first:
                 for found in self._store.list(f"{_SEALED}{hour}/"):
-                    named = _NAME.fullmatch(found.key.rpartition("/")[2])
+                    named = _MARK_NAME.fullmatch(found.key.rpartition("/")[2])
                     if named:
                         yield SealMark(named["id"], named["sha256"], found.modified or LONG_AGO)
 

@@ -119,7 +119,7 @@ class S3Store:
             for one in page.get("Uploads") or ()
             if one["Initiated"] < older_than
         ]
-        self._run(lambda bucket: all_of((_abort(bucket, name, upload_id) for name, upload_id in stale), _AT_ONCE))
+        self._run(lambda bucket: all_of((_abort_stale(bucket, name, upload_id) for name, upload_id in stale), _AT_ONCE))
         return len(stale)
 
     def presign(self, key: str, seconds: int) -> str:
@@ -256,7 +256,7 @@ async def _delete(bucket: Bucket, name: str) -> None:
         reach(Milestone.OBJECT_REMOVED, name)
 
 
-async def _abort(bucket: Bucket, name: str, upload_id: str) -> None:
+async def _abort_stale(bucket: Bucket, name: str, upload_id: str) -> None:
     with suppress(RefusedError):  # its owner finished it, or another sweep was here
         gone = frozenset({"NoSuchUpload", *MISSING})
         await bucket.ask("abort_multipart_upload", name, {"UploadId": upload_id}, allowed=gone)

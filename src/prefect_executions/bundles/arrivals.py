@@ -14,7 +14,7 @@ from typing import NamedTuple
 from prefect_executions.bundles import bags, layout
 from prefect_executions.bundles.exporting import Export, left_out
 from prefect_executions.bundles.forms import Kind, Level
-from prefect_executions.bundles.sources import Part, Source, open_source
+from prefect_executions.bundles.sources import Source, SourcePart, open_source
 from prefect_executions.bundles.zipreading import Limits
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
@@ -76,7 +76,7 @@ def _found(source: Source, place: str) -> Iterator[Arrival]:
             owned[root][path.removeprefix(root)] = size
     export = _export(source, beside, place) if roots else None
     for root, kind in sorted(roots.items()):
-        part = Part(source, root, owned[root])
+        part = SourcePart(source, root, owned[root])
         if kind is None:
             if place:
                 raise BundleError(f"{place + root!r} is a bag in a bag, which nobody needs")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 
-from prefect_executions.bundles.sources import Part, Source
+from prefect_executions.bundles.sources import Source, SourcePart
 from prefect_executions.errors import BundleError, NameRefusedError
 
 DECLARATION = "bagit.txt"
@@ -47,7 +47,7 @@ def tag_files(digests: Mapping[str, str], size: int, names: Sequence[str]) -> di
     return tags | {"tagmanifest-sha256.txt": listed.encode()}
 
 
-def payload(bag: Source) -> Part:
+def payload(bag: Source) -> SourcePart:
     """Return the payload of *bag* when every file in it has the digests that its manifests say.
 
     Raises:
@@ -70,7 +70,7 @@ def payload(bag: Source) -> Part:
     _check_complete(bag, {path: set(digests) for path, digests in listed.items() if manifests[path][1] is None})
     for path, told in wanted.items():
         _check(bag, path, told)
-    return Part(bag, PAYLOAD)
+    return SourcePart(bag, PAYLOAD)
 
 
 def _check_complete(bag: Source, listed: Mapping[str, set[str]]) -> None:

@@ -239,7 +239,7 @@ def _signature(seen: Evidence) -> Findings:
         if seen.trusted:
             yield Unchecked("it is not signed")
         return
-    yield from _signers(seen, seen.envelope, layout.ATTESTATION)
+    yield from _signer_findings(seen, seen.envelope, layout.ATTESTATION)
     if seen.envelope.payload_type != PAYLOAD_TYPE:
         yield f"{layout.ATTESTATION} holds {seen.envelope.payload_type}; a seal is signed as {PAYLOAD_TYPE}"
         return
@@ -251,7 +251,7 @@ def _inclusion(seen: Evidence) -> Findings:
     if layout.INCLUSION not in seen.files:
         return
     told = Inclusion.from_json(seen.bytes_of(layout.INCLUSION))
-    yield from _signers(seen, told.head.envelope, layout.INCLUSION)
+    yield from _signer_findings(seen, told.head.envelope, layout.INCLUSION)
     if not told.holds:
         yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {told.told().number}"
     found = sha256(seen.bytes_of(layout.MANIFEST)).hexdigest()
@@ -264,7 +264,7 @@ def _inclusion(seen: Evidence) -> Findings:
             yield f"{layout.INCLUSION} is of the {what} {witnessed}; this is {said}"
 
 
-def _signers(seen: Evidence, envelope: Envelope, path: str) -> Findings:
+def _signer_findings(seen: Evidence, envelope: Envelope, path: str) -> Findings:
     for one in envelope.signatures:
         key = seen.trusted.get(one.key_id)
         if key is None and seen.trusted:

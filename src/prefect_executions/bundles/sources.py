@@ -134,7 +134,7 @@ class _Window(Sought):
         return len(found)
 
 
-class Part:
+class SourcePart:
     """What of a source lies below *prefix*, as a source of its own."""
 
     oddities: tuple[str, ...] = ()

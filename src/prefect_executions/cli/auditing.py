@@ -37,11 +37,11 @@ def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> 
     if as_json:
         show_json({"executions": looked_at[-1], "violations": len(violations), "findings": found})
     else:
-        _show(found if every else violations, found, looked_at[-1])
+        _show_findings(found if every else violations, found, looked_at[-1])
     return FAILED if violations else OK
 
 
-def _show(shown: list[Finding], found: list[Finding], executions: int) -> None:
+def _show_findings(shown: list[Finding], found: list[Finding], executions: int) -> None:
     head = ("weight", "kind", "execution", "what")
     show_table(head, ((one.weight, one.kind, one.execution or "-", one.what) for one in shown))
     violations = [one for one in found if one.weight == "violation"]

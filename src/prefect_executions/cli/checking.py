@@ -54,7 +54,7 @@ def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json
         if as_json:
             told.append(_as_json(one))
         else:
-            _show(one)
+            _show_verified(one)
             _show_how_to_check(one, ring)
     if as_json:
         show_json({"target": target, "passed": passed, "copies": told})
@@ -117,7 +117,7 @@ def _as_json(one: Verified) -> dict[str, Any]:
     return {"place": one.place, "passed": one.report.passed, "signers": one.report.signers, "checks": checks}
 
 
-def _show(one: Verified) -> None:
+def _show_verified(one: Verified) -> None:
     rows: list[tuple[str, str, str]] = []
     for check in one.report.checks:
         rows += [(check.name, "FAILED", fault) for fault in check.faults]

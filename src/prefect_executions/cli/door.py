@@ -11,25 +11,23 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_executions.cli import (
-    auditing,
-    cancelling,
-    checking,
-    deploying,
-    diagnosis,
-    exchanging,
-    listing,
-    looking,
-    removing,
-    repeating,
-    replaying,
-    running,
-    sharing,
-    signing,
-    watching,
-)
+from prefect_executions.cli.auditing import audit
+from prefect_executions.cli.cancelling import cancel
+from prefect_executions.cli.checking import ledger, settle, verify
 from prefect_executions.cli.codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
+from prefect_executions.cli.deploying import deploy, submit
+from prefect_executions.cli.diagnosis import doctor
+from prefect_executions.cli.exchanging import export, import_executions
+from prefect_executions.cli.listing import list_executions, methods
+from prefect_executions.cli.looking import logs, outputs, prov, show
+from prefect_executions.cli.removing import gc, remove, retain
+from prefect_executions.cli.repeating import diff, rerun
+from prefect_executions.cli.replaying import replay, reproduce
+from prefect_executions.cli.running import run
+from prefect_executions.cli.sharing import share, shares
 from prefect_executions.cli.showing import warn
+from prefect_executions.cli.signing import keys
+from prefect_executions.cli.watching import watch
 from prefect_executions.errors import ExecutionsError
 
 app = App(
@@ -43,34 +41,34 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-app.command(running.run)
-app.command(deploying.deploy)
-app.command(deploying.submit)
-app.command(cancelling.cancel)
-app.command(listing.list_executions, name="list")
-app.command(watching.watch)
-app.command(looking.show)
-app.command(looking.logs)
-app.command(looking.outputs)
-app.command(looking.prov)
-app.command(repeating.diff)
-app.command(repeating.rerun)
-app.command(replaying.replay)
-app.command(replaying.reproduce)
-app.command(checking.verify)
-app.command(exchanging.export)
-app.command(exchanging.import_executions, name="import")
-app.command(sharing.share)
-app.command(sharing.shares)
-app.command(removing.remove)
-app.command(removing.gc)
-app.command(removing.retain)
-app.command(auditing.audit)
-app.command(signing.keys)
-app.command(checking.settle)
-app.command(checking.ledger)
-app.command(listing.methods)
-app.command(diagnosis.doctor)
+app.command(run)
+app.command(deploy)
+app.command(submit)
+app.command(cancel)
+app.command(list_executions, name="list")
+app.command(watch)
+app.command(show)
+app.command(logs)
+app.command(outputs)
+app.command(prov)
+app.command(diff)
+app.command(rerun)
+app.command(replay)
+app.command(reproduce)
+app.command(verify)
+app.command(export)
+app.command(import_executions, name="import")
+app.command(share)
+app.command(shares)
+app.command(remove)
+app.command(gc)
+app.command(retain)
+app.command(audit)
+app.command(keys)
+app.command(settle)
+app.command(ledger)
+app.command(methods)
+app.command(doctor)
 
 
 @app.meta.default

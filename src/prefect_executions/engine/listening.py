@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from prefect.client.orchestration import get_client
-from prefect.events import Event
+from prefect.events import Event as PrefectEvent
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 
@@ -137,7 +137,7 @@ class _Ear:
             for event in reversed(page.events):
                 self._hear(event)
 
-    def _hear(self, event: Event) -> None:
+    def _hear(self, event: PrefectEvent) -> None:
         told = heard(event.event, event.resource.root, event.payload, in_utc(event.occurred))
         if told is not None:
             self.queue.put(told)

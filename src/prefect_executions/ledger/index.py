@@ -192,9 +192,9 @@ class Ledger:
             "after": None if after is None else _place(after),
         }
         # One ordered query for each status, merged: a single one over several would have to sort.
-        queries = [statements.newest(status=one, **wanted) for one in sorted(set(status)) or (None,)]
+        selects = [statements.newest(status=one, **wanted) for one in sorted(set(status)) or (None,)]
         with self._database.reading() as session:
-            answers = [[read_row(row) for row in session.rows(*query)] for query in queries]
+            answers = [[read_row(row) for row in session.rows(*query)] for query in selects]
         rows = tuple(heapq.merge(*answers, key=lambda row: (row.first_known, row.id), reverse=True))
         return Page(rows=rows[:limit], after=_cursor(rows[limit - 1]) if len(rows) > limit else None)
 

@@ -36,7 +36,7 @@ RECEIVER, KEEPER, SCRIPT = "receiver", "keeper", "script"
 EXPIRED = "expired"
 """What a container's first process leaves as its last message when the time limit has ended it."""
 
-Json = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 # What the kubelet does not try again, or what never gets better.
 _HOPELESS = {"ErrImageNeverPull", "InvalidImageName", "CreateContainerError", "RunContainerError", "ImageInspectError"}
@@ -49,8 +49,8 @@ _NOT_THERE = re.compile("unknown|not found|denied|unauthorized|does not exist", 
 class Look:
     """One look at a Job and those of its pods that there are."""
 
-    job: Json
-    pods: tuple[Json, ...] = field(default=())
+    job: JsonObject
+    pods: tuple[JsonObject, ...] = field(default=())
 
     @property
     def notes(self) -> Mapping[str, str]:
@@ -58,7 +58,7 @@ class Look:
         return self.job["metadata"].get("annotations") or {}
 
     @property
-    def pod(self) -> Json | None:
+    def pod(self) -> JsonObject | None:
         """The pod that was given the data, else the newest one that may be."""
         given = self.notes.get(GIVEN)
         if given is not None:
@@ -73,7 +73,7 @@ class Look:
         return bool(self.script.get("running") or self.script.get("terminated"))
 
     @property
-    def script(self) -> Json:
+    def script(self) -> JsonObject:
         """The state of the script's container."""
         return self._state(SCRIPT)
 
@@ -121,21 +121,21 @@ class Look:
             image_digest=image if by_digest else None,
         )
 
-    def _state(self, container: str) -> Json:
+    def _state(self, container: str) -> JsonObject:
         pod = self.pod
         told = {} if pod is None else next(_containers(pod, container), {})
-        state: Json = told.get("state") or {}
+        state: JsonObject = told.get("state") or {}
         return state
 
 
-def _containers(pod: Json, name: str = "") -> Iterator[Json]:
+def _containers(pod: JsonObject, name: str = "") -> Iterator[JsonObject]:
     status = pod["status"]
     for told in [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]:
         if told["name"] == name or not name:
             yield told
 
 
-def _ended(done: Json, *, deleted: bool, cancelled: bool) -> Exit:
+def _ended(done: JsonObject, *, deleted: bool, cancelled: bool) -> Exit:
     code = done["exitCode"]
     started, ended = time_of(done.get("startedAt")), time_of(done.get("finishedAt"))
     status, why = (RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED), None
@@ -157,19 +157,19 @@ def _gone(given: str) -> Exit:
     return Exit(status=RunStatus.LOST, why=f"its pod {pod} {_DELETED}")
 
 
-def _failed_whole(told: Json, code: int | None) -> Exit:
+def _failed_whole(told: JsonObject, code: int | None) -> Exit:
     """The end of a pod that its node has given up, with all that was in it."""
     status = RunStatus.EXPIRED if told["reason"] == "DeadlineExceeded" else RunStatus.LOST
     return Exit(status=status, code=code, why=f"its pod failed, {told['reason']}: {told.get('message', '')}")
 
 
-def _failed_before(pod: Json) -> Exit:
+def _failed_before(pod: JsonObject) -> Exit:
     done = [one["state"]["terminated"] for one in _containers(pod) if (one.get("state") or {}).get("terminated")]
     said = "; ".join(str(one.get("message") or one.get("reason")) for one in done if one.get("exitCode"))
     return Exit(status=RunStatus.FAILED, why=f"its pod cannot begin: {said}")
 
 
-def _hopeless(pod: Json) -> Exit | None:
+def _hopeless(pod: JsonObject) -> Exit | None:
     for told in _containers(pod):
         waiting = (told.get("state") or {}).get("waiting") or {}
         reason, said = waiting.get("reason", ""), waiting.get("message", "")
