@@ -9,13 +9,13 @@ from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.states import Failed
 
-from prefect_executions import engine
-from prefect_executions.comparison.verdicts import Grade
+from prefect_executions.comparison.verdict import Grade
+from prefect_executions.operations.reproduce import Reproduced, Wanted, reproducible
+from prefect_executions.operations.reproduce import reproduce as replay_each
+from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.reading import Reader
-from prefect_executions.workbench.reproducing import Reproduced, Wanted, reproducible
-from prefect_executions.workbench.reproducing import reproduce as replay_each
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 
 
 @flow(name="reproduce", log_prints=False)
@@ -38,7 +38,7 @@ def reproduce(
         tolerance: The relative difference up to which two numbers are the same.
         isolated: Each in a fresh environment with the recorded packages.
     """
-    log, reader = get_run_logger(), Reader(Workbench.of(Settings.read(), archive_block=engine.archive_block))
+    log, reader = get_run_logger(), Reader(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     ids = reproducible(reader, method=method, since=since, limit=most)
     done = []

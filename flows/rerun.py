@@ -7,10 +7,11 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from prefect_executions import dispatch, engine
+from prefect_executions.dispatch import repeating
+from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 
 
 @flow(name="rerun", log_prints=False)
@@ -22,8 +23,8 @@ def rerun(execution: str, inputs: dict[str, Any] | None = None, pool: str | None
         inputs: Inputs that are to be others; a secret is named anew here.
         pool: A work pool on which the Method is deployed, in place of the one it ran on.
     """
-    reader = Reader(Workbench.of(Settings.read(), archive_block=engine.archive_block))
-    submitted = dispatch.submit_again(reader, reader.find(execution), inputs, pool=pool)
+    reader = Reader(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
+    submitted = repeating.submit_again(reader, reader.find(execution), inputs, pool=pool)
     get_run_logger().info("%s runs %s again: %s", submitted.id, execution, submitted.link or submitted.deployment)
     return submitted.id
 

@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 
 from prefect import flow, get_run_logger
 
-from prefect_executions import engine
+from prefect_executions.prefect_api import blocks
+from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.settings import Settings
-from prefect_executions.settle import settle as settle_round
-from prefect_executions.workbench import Workbench
+from prefect_executions.settle.loop import settle as settle_round
+from prefect_executions.workbench.workbench import Workbench
 
 
 @flow(name="settle", log_prints=False)
@@ -22,7 +23,7 @@ def settle(days: float | None = None) -> dict[str, int]:
         days: Look again at all that ended in so many days, instead of what ended since the last round.
     """
     settings, log = Settings.read(), get_run_logger()
-    workbench = Workbench.of(settings, archive_block=engine.archive_block, tell=engine.EndTelling)
+    workbench = Workbench.of(settings, archive_block=blocks.archive_block, tell=prefect_events.EndTelling)
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     results: Counter[str] = Counter()
     for one in settle_round(workbench, settings, since=since):

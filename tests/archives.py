@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import boto3
 from botocore.config import Config
 
-from prefect_executions.archive import Content
+from prefect_executions.archive.archive import Content
 from prefect_executions.bundles.layout import MANIFEST
 from prefect_executions.bundles.manifest import render
-from prefect_executions.executions import BundleFile
-from prefect_executions.lifecycle import Status
+from prefect_executions.executions.record import BundleFile
+from prefect_executions.lifecycle.status import Status
 
 SERVERS = {
     "seaweedfs": ("EXECUTIONS_TEST_S3", "SeaweedFS (.ci/services/seaweedfs.sh)"),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.executions import ExecutionRecord
-from prefect_executions.lifecycle import Status
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_job_status, a_record, a_request
 
 OTHER_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e11"

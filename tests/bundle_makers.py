@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.gathering import gather
-from prefect_executions.bundles.sealing import seal
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.executions import BundleFile, ExecutionRecord
-from prefect_executions.lifecycle import JobStatus
+from prefect_executions.bundles.gather import gather
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.seal import seal
+from prefect_executions.executions.record import BundleFile, ExecutionRecord
+from prefect_executions.lifecycle.history import JobStatus
 from records import a_record, contents_of
 
 

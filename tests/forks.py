@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prefect_executions.capture.processes import alive, send
-from prefect_executions.executions import Instance, Process
+from prefect_executions.executions.record import Instance, Process
 
 _FORKS = """
 import json, multiprocessing, time

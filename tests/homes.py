@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
-from prefect_executions.bundles.verifying import verify
-from prefect_executions.executions import ExecutionRecord, record_from
-from prefect_executions.lifecycle import Happening
-from prefect_executions.workbench import pending
+from prefect_executions.bundles.verify import verify
+from prefect_executions.executions.record import ExecutionRecord, record_from
+from prefect_executions.lifecycle.history import Happening
+from prefect_executions.workbench import background
 
 WHOLE_WAY = ["CREATED", "SCHEDULED", "STARTED", "EXECUTING"]
 
@@ -21,7 +21,7 @@ class Bundles:
 
     def folders(self) -> list[Path]:
         """Return them, when this process has done what it can."""
-        pending.finish()
+        background.finish()
         workbench = self.home / "workbench"
         if not workbench.is_dir():
             return []
@@ -46,7 +46,7 @@ class Bundles:
 
     def open_scratch(self) -> list[str]:
         """What says that something is still to be done, when this process has done what it can."""
-        pending.finish()
+        background.finish()
         return [entry.name for entry in (self.home / "workbench" / ".open").iterdir()]
 
 

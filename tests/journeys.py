@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 from homes import Bundles
 from prefect_executions import MethodFlow
-from prefect_executions.executions import ExecutionRecord
+from prefect_executions.executions.record import ExecutionRecord
 
 PATIENCE = 480.0
 """Seconds; a worker's run takes ten on an idle machine of two cores."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from postgres import a_fresh_database
-from prefect_executions.executions import (
+from prefect_executions.executions.record import (
     Agent,
     ExecuteRequest,
     ExecutionRecord,
@@ -17,8 +17,9 @@ from prefect_executions.executions import (
     Instance,
     Metrics,
 )
-from prefect_executions.lifecycle import JobStatus, Status
-from prefect_executions.methods import Method
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.methods.model import Method
 from records import NOON, a_job_status, a_method, a_record
 
 KINDS = ("sqlite", "postgresql")

@@ -14,14 +14,14 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from prefect_executions import engine
-from prefect_executions.cli import main
-from prefect_executions.executions import ExecutionRecord
-from prefect_executions.lifecycle import Status
+from prefect_executions.cli.app import main
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
-from prefect_executions.settle import settle
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.settle.loop import settle
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +33,7 @@ class Place:
         self.folder = folder
         self.archive = folder / "archive"
         self.settings = Settings(home=folder / "home", archive=str(self.archive))
-        self.workbench = Workbench.of(self.settings, archive_block=engine.archive_block)
+        self.workbench = Workbench.of(self.settings, archive_block=blocks.archive_block)
 
     def told(self, *words: str, code: int = 0) -> str:
         """Run the command line here and return what it shows; a process of its own would take seconds to start."""

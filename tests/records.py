@@ -12,9 +12,9 @@ from typing import Any
 from uuid import UUID
 
 from prefect_executions import events
-from prefect_executions.comparison.verdicts import Agreement, Grade, OutputVerdict, Verdict
+from prefect_executions.comparison.verdict import Agreement, Grade, OutputVerdict, Verdict
 from prefect_executions.events import Event
-from prefect_executions.executions import (
+from prefect_executions.executions.record import (
     Agent,
     BundleFile,
     Deployment,
@@ -31,21 +31,26 @@ from prefect_executions.executions import (
     StagedInput,
     Usage,
 )
-from prefect_executions.lifecycle import (
+from prefect_executions.lifecycle.history import (
     Happening,
     JobStatus,
-    Observer,
     OutputFile,
     PrefectState,
-    Reason,
-    Status,
     Step,
     advance,
     begin,
     remark,
 )
-from prefect_executions.methods import CodeIdentity, InputDescription, Method, OutputDescription, Repository, SourceFile
-from prefect_executions.phases import Phase
+from prefect_executions.lifecycle.phases import Phase
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.methods.model import (
+    CodeIdentity,
+    InputDescription,
+    Method,
+    OutputDescription,
+    Repository,
+    SourceFile,
+)
 
 EXECUTION_ID = "0b1e5a52-6f0c-4f2e-9a41-3d6d5d3f2e10"
 NOON = datetime(2026, 9, 22, 12, 0, 0, 123456, UTC)

@@ -31,7 +31,8 @@ from benches import bench_at
 from journeys import PATIENCE, program
 from prefect_executions import MethodFlow
 from prefect_executions.settings import Settings
-from prefect_executions.settle import Settled, settle
+from prefect_executions.settle.loop import settle
+from prefect_executions.workbench.settling import Settled
 from scenes import age
 
 Ready = Callable[[], object]

@@ -21,15 +21,16 @@ from sqlalchemy.pool import NullPool
 import servers
 from benches import begun, bench_at, record_of
 from prefect_executions import MethodFlow
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import this_process
-from prefect_executions.executions import ExecutionRecord, Process
-from prefect_executions.lifecycle import Status
+from prefect_executions.executions.record import ExecutionRecord, Process
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.operations.verify import verify_execution
 from prefect_executions.settings import Settings
-from prefect_executions.settle import Settled, settle
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.checking import verify_execution
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.settle.loop import settle
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.settling import Settled
+from prefect_executions.workbench.workbench import Workbench
 from records import OUTPUTS, a_job_status, a_request, an_instance
 
 _AGES = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from bundle_makers import an_open_bundle
-from prefect_executions.attestation import SigningKey
-from prefect_executions.bundles.gathering import gather
-from prefect_executions.bundles.sealing import seal
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.executions import ExecutionRecord
-from prefect_executions.lifecycle import JobStatus
+from prefect_executions.attestation.keys import SigningKey
+from prefect_executions.bundles.gather import gather
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.seal import seal
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.lifecycle.history import JobStatus
 
 
 def a_key(letter: str = "a") -> SigningKey:

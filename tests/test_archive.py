@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archives import SERVERS, content, place_on
-from prefect_executions.archive import Archive, Content, Seal, open_archive
+from prefect_executions.archive.archive import Archive, Content, open_archive
+from prefect_executions.archive.objects import Seal
 from prefect_executions.bundles.layout import ATTESTATION, MANIFEST
 from prefect_executions.errors import ArchiveError, BundleError, NameRefusedError, NotFoundError
-from prefect_executions.executions import BundleFile
-from prefect_executions.lifecycle import Status
+from prefect_executions.executions.record import BundleFile
+from prefect_executions.lifecycle.status import Status
 
 ID = "0b1e5a52-6f0e-4c1e-9d55-0a1b2c3d4e5f"
 FOLDER = f"executions/{ID}/"
@@ -362,7 +363,7 @@ def test_every_path_of_a_bundle_has_one_object_and_comes_back_from_it(path: str)
     reads=st.lists(st.tuples(st.integers(0, 400_000), st.integers(0, 300_000)), max_size=8),
 )
 def test_a_file_over_ranges_reads_as_the_file_itself(size: int, reads: list[tuple[int, int]]) -> None:
-    from prefect_executions.archive.ranges import open_ranges  # noqa: PLC0415 - not part of the room's public face
+    from prefect_executions.ranges import open_ranges  # noqa: PLC0415 - not part of the room's public face
 
     body = (bytes(range(251)) * (size // 251 + 1))[:size]
     with open_ranges(lambda start, end: body[start:end], size) as opened, io.BytesIO(body) as plain:

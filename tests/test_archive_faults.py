@@ -18,9 +18,11 @@ import pytest
 
 from archives import SERVERS, Place, content, place_on, written
 from faultproxy import FaultProxy
-from prefect_executions.archive import Archive, Store, open_store
-from prefect_executions.archive.upload import PART
+from prefect_executions.archive.archive import Archive
 from prefect_executions.errors import ArchiveError
+from prefect_executions.objectstore.interface import Store
+from prefect_executions.objectstore.open import open_store
+from prefect_executions.objectstore.upload import PART
 
 ID = "0b1e5a52-6f0e-4c1e-9d55-0a1b2c3d4e5f"
 PARTS = 5
@@ -191,7 +193,7 @@ def test_an_upload_that_another_process_swept_begins_anew(harmed: Harmed, big: t
 UPLOADER = """
 import json, sys
 from pathlib import Path
-from prefect_executions.archive import open_store
+from prefect_executions.objectstore.open import open_store
 open_store(sys.argv[1], options=json.loads(sys.argv[2])).put("big", Path(sys.argv[3]))
 """
 

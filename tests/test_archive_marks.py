@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from archives import SERVERS, content, place_on
-from prefect_executions.archive import Archive, open_archive
+from prefect_executions.archive.archive import Archive, open_archive
 
 ID = "0b1e5a52-6f0e-4c1e-9d55-0a1b2c3d4e5f"
 AT = datetime(2026, 1, 2, 3, 59, 59, tzinfo=UTC)

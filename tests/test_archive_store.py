@@ -21,11 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archives import SERVERS, Place, place_on, written
-from prefect_executions.archive import Store, honours_create_if_absent, open_store
-from prefect_executions.archive.store import Lasts, checked_key, public_url
-from prefect_executions.archive.upload import PART, part_size
 from prefect_executions.capture.processes import mark
 from prefect_executions.errors import ArchiveError, NameRefusedError, NotAvailableError, NotFoundError, SettingsError
+from prefect_executions.objectstore.interface import Lasts, Store, checked_key, honours_create_if_absent, public_url
+from prefect_executions.objectstore.open import open_store
+from prefect_executions.objectstore.upload import PART, part_size
 
 Need = Callable[[str, str], str]
 
@@ -194,7 +194,7 @@ def test_sixteen_threads_race_and_one_creates(store: Store) -> None:
 RACER = """
 import json, sys, time
 from datetime import timedelta
-from prefect_executions.archive import open_store
+from prefect_executions.objectstore.open import open_store
 url, options, start, number = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 store = open_store(url, options=options, timeout=timedelta(seconds=60))
 store.head("warm")
@@ -338,8 +338,8 @@ def test_what_a_killed_writer_left_in_a_folder_is_swept_at_once(tmp_path: Path) 
     lines = (
         "import os, sys",
         "from pathlib import Path",
-        "from prefect_executions.archive import open_store",
-        "from prefect_executions.milestones import EVENT",
+        "from prefect_executions.objectstore.open import open_store",
+        "from prefect_executions.tracepoints import EVENT",
         listen,
         killed,
     )
@@ -416,7 +416,7 @@ def test_a_url_that_cannot_be_an_archive_is_refused_with_its_reason() -> None:
 
 def test_the_archive_is_imported_without_the_clients_of_object_stores(tmp_path: Path) -> None:
     script = (
-        "import sys; from prefect_executions.archive import open_store;"
+        "import sys; from prefect_executions.objectstore.open import open_store;"
         f"open_store({str(tmp_path)!r}).put('a', b'x');"
         "print([name for name in ('fsspec', 's3fs', 'botocore', 'aiohttp') if name in sys.modules])"
     )

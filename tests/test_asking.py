@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from prefect.utilities.schema_tools import is_valid_schema, validate
 
+from prefect_executions.descriptors.inputs import parameter_schema, values_of
+from prefect_executions.descriptors.loader import method_of
+from prefect_executions.descriptors.wishes import Wishes, wishes_of
 from prefect_executions.errors import InputError, MethodError, SecretError
-from prefect_executions.methods import MARK, SECRET_FORM, SECRET_REFERENCE
-from prefect_executions.methods.asking import parameter_schema, values_of
-from prefect_executions.methods.reading import method_of
-from prefect_executions.methods.wishes import Wishes, wishes_of
+from prefect_executions.methods.secrets import MARK, SECRET_FORM, SECRET_REFERENCE
 
 
 def a_method(**inputs):

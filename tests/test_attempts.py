@@ -30,11 +30,13 @@ from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
 from journeys import waited
-from prefect_executions import InputFile, MethodFlow, current_execution, engine, method
-from prefect_executions.cli.door import main
-from prefect_executions.executions import ExecutionRecord, Relative
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Happening, Observer, Reason, Status
+from prefect_executions import InputFile, MethodFlow, current_execution, method
+from prefect_executions.cli.app import main
+from prefect_executions.executions.record import ExecutionRecord, Relative
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.prefect_api import events as prefect_events
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -231,7 +233,7 @@ def test_a_run_that_is_suspended_at_once_is_listed_as_suspended_and_told(home):
     assert "'paused'" in repr(listed)
     time.sleep(0.7)  # what a run does half a second after its code began would be done by now
     assert ledger.dump() == listed
-    waited(lambda: engine.was_told(str(run.id)), f"events of {run.id}")  # Prefect keeps them some seconds later
+    waited(lambda: prefect_events.was_told(str(run.id)), f"events of {run.id}")  # Prefect keeps them some seconds later
 
 
 @method(version="1")

@@ -15,21 +15,24 @@ import pytest
 
 from archives import place_on
 from bundle_makers import an_open_bundle
-from prefect_executions.archive import Archive, Removed, open_archive
-from prefect_executions.attestation import Envelope, sealed_envelope
-from prefect_executions.attestation.checkpoints import SealEntry, checkpoint_of, inclusions
+from prefect_executions.archive.archive import Archive, open_archive
+from prefect_executions.archive.removals import Removed
+from prefect_executions.attestation.dsse import Envelope, sealed_envelope
+from prefect_executions.attestation.transparency import SealEntry, checkpoint_of, inclusions
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.verifying import verify
-from prefect_executions.cli import main
-from prefect_executions.executions import BundleFile, ExecuteRequest
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import JobStatus, Observer, Status
+from prefect_executions.bundles.verify import verify
+from prefect_executions.cli.app import main
+from prefect_executions.executions.record import BundleFile, ExecuteRequest
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import Observer, Status
+from prefect_executions.operations.audit import Finding, audit
+from prefect_executions.operations.export import export
+from prefect_executions.operations.imports import Terms, take_in
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Ending, Workbench
-from prefect_executions.workbench.auditing import Finding, audit
-from prefect_executions.workbench.exporting import export
-from prefect_executions.workbench.importing import Terms, take_in
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.sealing import Ending
+from prefect_executions.workbench.workbench import Workbench
 from records import NOON, a_job_status, a_record, a_request
 from signers import a_key, trusting
 

@@ -21,8 +21,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from journeys import PATIENCE
-from prefect_executions import engine, events, method
-from prefect_executions.lifecycle import JobStatus, Reason, Status
+from prefect_executions import events, method
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.prefect_api import events as prefect_events
+from prefect_executions.prefect_api import recognising
 from records import a_job_status, an_output
 
 CHAIN = ["--after", "coins", "--output", "coins.csv", "--start", "next/next"]
@@ -95,7 +98,7 @@ def ended(end: Status, method_id: str, output: str = "coins.csv", message: str |
 
 
 def archived(*ends: JobStatus) -> None:
-    engine.tell([events.archived(one, "0" * 64, datetime.now(UTC)) for one in ends])
+    prefect_events.tell([events.archived(one, "0" * 64, datetime.now(UTC)) for one in ends])
 
 
 def made_by(client: SyncPrefectClient, automation: str) -> list[FlowRun]:
@@ -151,7 +154,7 @@ def _a_crash_runs_settle(client: SyncPrefectClient) -> None:
     @flow
     def no_method() -> None: ...
 
-    engine.mark_flows([client.create_flow(crashes)])
+    recognising.mark_flows([client.create_flow(crashes)])
 
     crashed = 0
 
@@ -209,7 +212,7 @@ def _a_failure_is_told(told: list[Any]) -> None:
     def cause() -> None:
         failed = ended(Status.FAILED, "coins", message='ValueError: no "coins"')
         well = ended(Status.COMPLETED, "coins")
-        engine.tell([event for one in (well, failed) for event in events.changes(one, datetime.now(UTC))])
+        prefect_events.tell([event for one in (well, failed) for event in events.changes(one, datetime.now(UTC))])
 
     first, *_ = fired(cause, lambda: told)
     assert first["text"].endswith('of coins FAILED: ValueError: no "coins"')

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_executions.bundles.carrying import pack, unpack
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.suspend import pack, unpack
 from prefect_executions.errors import BundleError
 from records import a_record, documents_of
 

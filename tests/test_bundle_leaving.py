@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from prefect_executions.bundles.gathering import gather
-from prefect_executions.bundles.leaving import clear, data_folder, fetch, lay_out
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.data_folder import clear, data_folder, fetch, lay_out
+from prefect_executions.bundles.gather import gather
+from prefect_executions.bundles.open_bundle import OpenBundle
 from records import EXECUTION_ID, a_record, documents_of
 
 

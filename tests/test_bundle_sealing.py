@@ -25,14 +25,15 @@ from hypothesis import strategies as st
 
 from bundle_makers import a_sealed_bundle, an_open_bundle, contents, finish
 from prefect_executions.bundles import manifest
-from prefect_executions.bundles.gathering import Gathered, gather, load_gathered
-from prefect_executions.bundles.sealing import seal
-from prefect_executions.bundles.verifying import verify
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.bundles.zipwriting import ZipWriter
+from prefect_executions.bundles.gather import Gathered, gather, load_gathered
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.seal import seal
+from prefect_executions.bundles.verify import verify
+from prefect_executions.bundles.zip_writer import ZipWriter
 from prefect_executions.errors import BundleError, SealedError
-from prefect_executions.executions import BundleFile
-from prefect_executions.lifecycle import JobStatus, Status
+from prefect_executions.executions.record import BundleFile
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import Status
 from records import (
     EXECUTION_ID,
     OUTPUTS,
@@ -608,8 +609,8 @@ PEAK = textwrap.dedent(
     """
     import resource, sys
     from pathlib import Path
-    from prefect_executions.bundles.gathering import gather
-    from prefect_executions.bundles.writing import OpenBundle
+    from prefect_executions.bundles.gather import gather
+    from prefect_executions.bundles.open_bundle import OpenBundle
 
     gather(OpenBundle.load(Path(sys.argv[1]), sys.argv[2]))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -31,9 +31,9 @@ from bundle_makers import (
     zip_of,
 )
 from prefect_executions.bundles.checks import CHECKS
-from prefect_executions.bundles.sources import FolderSource
-from prefect_executions.bundles.verifying import Report, verify
-from prefect_executions.bundles.zipreading import Limits, ZipReader
+from prefect_executions.bundles.source import FolderSource
+from prefect_executions.bundles.verify import Report, verify
+from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.settings import ArchiveLevel
 from records import (

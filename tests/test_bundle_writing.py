@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from bundle_makers import a_sealed_bundle, an_open_bundle, contents
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import BundleError, NameRefusedError, NotFoundError, SealedError
-from prefect_executions.executions import Agent, ExecuteRequest, Metrics
-from prefect_executions.lifecycle import JobStatus
+from prefect_executions.executions.record import Agent, ExecuteRequest, Metrics
+from prefect_executions.lifecycle.history import JobStatus
 from records import EXECUTION_ID, a_job_status, a_record, a_request, an_agent, an_instance
 
 FORK = multiprocessing.get_context("fork")

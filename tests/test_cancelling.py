@@ -22,15 +22,17 @@ from prefect.states import Cancelling, Pending, Scheduled
 
 from homes import Bundles
 from journeys import waited
-from prefect_executions import current_execution, engine, method
+from prefect_executions import current_execution, method
 from prefect_executions.capture.processes import alive
-from prefect_executions.cli import codes, main
+from prefect_executions.cli import exit_codes
+from prefect_executions.cli.app import main
 from prefect_executions.dispatch.pressing import Pressure
-from prefect_executions.executions import ExecutionRecord
-from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
 
@@ -132,7 +134,7 @@ def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running,
     assert "cancelled by ada" in shown
     assert prefects_state(record) is StateType.CANCELLED
     assert (bundles.home / "workbench" / record.id / "outputs/half.txt").read_text() == "half"
-    assert process.wait(60) == (codes.FAILED if not shell else -signal.SIGTERM)
+    assert process.wait(60) == (exit_codes.FAILED if not shell else -signal.SIGTERM)
     waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
     assert "verified" in told("verify", record.id)
     assert "ada" in told("cancel", record.id)  # again
@@ -141,7 +143,7 @@ def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running,
 @pytest.mark.long
 def test_a_deaf_process_is_told_and_then_ended_but_only_one_that_is_the_executions_own(running, told, bundles):
     process, record = running()
-    hall = Reader(Workbench.of(Settings.read(), archive_block=engine.archive_block))
+    hall = Reader(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     os.kill(process.pid, signal.SIGSTOP)
     shared = record.instance.model_copy(update={"own_process": None})
     list(Pressure(hall, replace(record, instance=shared)).step(100))
@@ -156,7 +158,7 @@ def test_a_deaf_process_is_told_and_then_ended_but_only_one_that_is_the_executio
     assert process.wait() == -signal.SIGKILL
     assert pressure.dead
     waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
-    assert "executions settle --once" in told("cancel", record.id, code=codes.NOT_THERE)
+    assert "executions settle --once" in told("cancel", record.id, code=exit_codes.NOT_THERE)
     assert prefects_state(record) is StateType.RUNNING
 
 
@@ -298,13 +300,13 @@ def test_a_run_that_is_about_to_begin_is_told_and_waited_for_no_longer_than_one_
         run = client.create_flow_run(inner, state=Pending())
 
     assert "Cancelling" in told("cancel", str(run.id), "--wait", "0")
-    assert "settle --once" in told("cancel", str(run.id), "--wait", "1", code=codes.WORLD)
+    assert "settle --once" in told("cancel", str(run.id), "--wait", "1", code=exit_codes.WORLD)
 
 
 def test_what_has_ended_or_is_unknown_or_ends_with_another_is_refused(bundles, told):
     @method(version="1")
     def ends() -> None:
-        within.append(told("cancel", current_execution().id, code=codes.REQUEST))
+        within.append(told("cancel", current_execution().id, code=exit_codes.REQUEST))
 
     @method(version="1")
     def calls() -> None:
@@ -315,7 +317,7 @@ def test_what_has_ended_or_is_unknown_or_ends_with_another_is_refused(bundles, t
     ended = bundles.folders()
 
     assert "cancel that one" in within[0]
-    assert "COMPLETED" in told("cancel", ended[0].name, code=codes.NOT_THERE)
-    assert "no execution" in told("cancel", str(uuid4()), code=codes.NOT_THERE)
-    refused = told("cancel", "ffff", code=codes.NOT_THERE)
+    assert "COMPLETED" in told("cancel", ended[0].name, code=exit_codes.NOT_THERE)
+    assert "no execution" in told("cancel", str(uuid4()), code=exit_codes.NOT_THERE)
+    refused = told("cancel", "ffff", code=exit_codes.NOT_THERE)
     assert "reads the archive again. One that has not begun yet is told by its whole flow run id." in refused

@@ -19,7 +19,7 @@ import pytest
 from prefect_executions.capture.code import CodeCache, git_object, identify
 from prefect_executions.capture.notebook import notebook_digest
 from prefect_executions.errors import DirtyTreeError
-from prefect_executions.methods import CodeIdentity
+from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.settings import Settings
 
 FLOW = "import {helper}\n\ndef count(text):\n    return len(text)\n"

@@ -13,11 +13,11 @@ import time
 import pytest
 
 from prefect_executions.capture.gpus import gpus_in, visible_gpus
-from prefect_executions.capture.machine import Meter, observe, recorded_environment
+from prefect_executions.capture.host import Meter, observe, recorded_environment
 from prefect_executions.capture.packages import Packages, package_of
+from prefect_executions.capture.procfs import container_id_in, cpu_limit_in, memory_limit_in
 from prefect_executions.capture.secrets import MASK
-from prefect_executions.capture.system import container_id_in, cpu_limit_in, memory_limit_in
-from prefect_executions.executions import Gpu, Instance, Usage
+from prefect_executions.executions.record import Gpu, Instance, Usage
 
 ID = "4f5e" * 16
 SMI = """NVIDIA H200, GPU-8932f937-d72c-4106-c12f-20bd9faed9f6, 143771, 570.86.15
@@ -46,7 +46,7 @@ def test_the_instance_is_what_the_system_says_of_this_process():
 def test_affinity_limits_the_cpus():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
-        "from prefect_executions.capture.machine import observe;"
+        "from prefect_executions.capture.host import observe;"
         "print(observe(environment={}, allowed=()).cpu_count)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -230,7 +230,7 @@ def test_a_meter_counts_children_that_were_waited_for():
     )
     code = f"""
 import subprocess, sys
-from prefect_executions.capture.machine import Meter
+from prefect_executions.capture.host import Meter
 meter = Meter()
 meter.start()
 subprocess.run([sys.executable, "-c", {child!r}], check=True)

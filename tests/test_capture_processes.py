@@ -23,7 +23,7 @@ from prefect_executions.capture.processes import (
     send,
     this_process,
 )
-from prefect_executions.executions import Instance, Process
+from prefect_executions.executions.record import Instance, Process
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is missing")
 

@@ -14,13 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archives import content, place_on
-from prefect_executions.archive import Archive, Seal, open_archive, open_store
-from prefect_executions.attestation.checkpoints import Checkpoint, Inclusion, SealEntry, checkpoint_of, inclusions
+from prefect_executions.archive.archive import Archive, open_archive
+from prefect_executions.archive.objects import Seal
 from prefect_executions.attestation.merkle import Tree, leads_to, leaf
-from prefect_executions.ledger import Ledger
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.checkpointing import write_checkpoints
-from prefect_executions.workbench.witnesses import witnesses
+from prefect_executions.attestation.transparency import Checkpoint, Inclusion, SealEntry, checkpoint_of, inclusions
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.objectstore.open import open_store
+from prefect_executions.operations.checkpoints import write_checkpoints
+from prefect_executions.operations.witnesses import witnesses
+from prefect_executions.workbench.workbench import Workbench
 from signers import a_key, trusting
 
 NOW = datetime(2026, 1, 2, 3, 4, 6, tzinfo=UTC)

@@ -22,12 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
-from prefect_executions.cli import app, codes, main
-from prefect_executions.cli.asking import moment, parameters
+from prefect_executions.cli import exit_codes
+from prefect_executions.cli.app import app, main
+from prefect_executions.cli.arguments import moment, parameters
 from prefect_executions.cli.examining import fastapi_break, runtime_findings, sqlalchemy_break, unknown_settings
-from prefect_executions.cli.showing import as_text, how_large, how_long, safe
+from prefect_executions.cli.output import as_text, how_large, how_long, safe
 from prefect_executions.errors import NotFoundError, RequestError
-from prefect_executions.lifecycle import Happening, Observer, Status, remark
+from prefect_executions.lifecycle.history import Happening, remark
+from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
 from records import EXECUTION_ID, NOON, OUTPUTS, a_job_status, an_instance
 from scenes import dead_process, forget_flows
@@ -240,7 +242,7 @@ def test_every_command_has_help_and_json(capsys):
     names = [(name,) for name in app if not name.startswith("-") and name not in groups]
     names += [(group, name) for group, below in groups.items() for name in below]
     for name in names:
-        assert main([*name, "--help"]) == codes.OK
+        assert main([*name, "--help"]) == exit_codes.OK
         assert "--json" in capsys.readouterr().out, name
     assert groups.keys() < {*app}
 
@@ -356,7 +358,7 @@ def test_an_output_that_is_damaged_leaves_no_file(told, home, tmp_path):
     bundle = kept(bench_at(home))
     (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
     target = tmp_path / "table.csv"
-    assert "was recorded as" in told("outputs", EXECUTION_ID, "regions.csv", "-o", str(target), code=codes.WORLD)
+    assert "was recorded as" in told("outputs", EXECUTION_ID, "regions.csv", "-o", str(target), code=exit_codes.WORLD)
     assert not list(tmp_path.glob("*.part"))
     assert not target.exists()
 
@@ -385,7 +387,7 @@ def test_prov_is_told_in_the_form_that_was_asked_for(told, home, tmp_path):
     assert "prefix" in json.loads(told("prov", EXECUTION_ID, "--format", "json"))
     assert json.loads(told("prov", EXECUTION_ID, "--json"))
     assert told("prov", EXECUTION_ID, "--json", "--format", "json").endswith("}\n")
-    told("prov", EXECUTION_ID, "--json", "--format", "xml", code=codes.REQUEST)
+    told("prov", EXECUTION_ID, "--json", "--format", "xml", code=exit_codes.REQUEST)
     told("prov", EXECUTION_ID, "-o", str(tmp_path / "provo.xml"))
     assert (tmp_path / "provo.xml").read_bytes() == (bundle.folder / "metadata/provo.xml").read_bytes()
 
@@ -394,8 +396,8 @@ def test_verify_tells_each_failed_check_by_name_and_fails(told, home):
     bundle = kept(bench_at(home))
     assert "archive: verified" in told("verify", EXECUTION_ID[:6])
     (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
-    assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in told("verify", EXECUTION_ID, code=codes.FAILED)
-    document = json.loads(told("verify", EXECUTION_ID, "--json", code=codes.FAILED))
+    assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in told("verify", EXECUTION_ID, code=exit_codes.FAILED)
+    document = json.loads(told("verify", EXECUTION_ID, "--json", code=exit_codes.FAILED))
     assert [(copy["place"], copy["passed"]) for copy in document["copies"]] == [("workbench", False), ("archive", True)]
 
 
@@ -438,17 +440,17 @@ def test_methods_are_listed_and_shown(told, home):
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
-        (["list", "--bogus"], codes.REQUEST),
-        (["nonsense"], codes.REQUEST),
-        (["list", "--status", "happy"], codes.REQUEST),
-        (["list", "--since", "never"], codes.REQUEST),
-        (["list", "--json", "--csv"], codes.REQUEST),
-        (["list", "--after", "nonsense"], codes.REQUEST),
-        (["logs", "0b1e", "--follow", "--json"], codes.REQUEST),
-        (["show", "ffff"], codes.NOT_THERE),
-        (["verify", "no/such/folder"], codes.NOT_THERE),
-        (["methods", "show", "nothing"], codes.NOT_THERE),
-        (["outputs", "0b1e", "-o", "x"], codes.REQUEST),
+        (["list", "--bogus"], exit_codes.REQUEST),
+        (["nonsense"], exit_codes.REQUEST),
+        (["list", "--status", "happy"], exit_codes.REQUEST),
+        (["list", "--since", "never"], exit_codes.REQUEST),
+        (["list", "--json", "--csv"], exit_codes.REQUEST),
+        (["list", "--after", "nonsense"], exit_codes.REQUEST),
+        (["logs", "0b1e", "--follow", "--json"], exit_codes.REQUEST),
+        (["show", "ffff"], exit_codes.NOT_THERE),
+        (["verify", "no/such/folder"], exit_codes.NOT_THERE),
+        (["methods", "show", "nothing"], exit_codes.NOT_THERE),
+        (["outputs", "0b1e", "-o", "x"], exit_codes.REQUEST),
     ],
 )
 def test_the_exit_code_tells_whose_turn_it_is(told, home, arguments, code):
@@ -463,37 +465,37 @@ def test_a_failing_world_has_its_own_exit_code(told, home):
     for path in home.glob("ledger.db*"):
         path.unlink()
     (home / "ledger.db").write_bytes(b"no database" * 1000)
-    assert "ledger" in told("list", code=codes.WORLD)
+    assert "ledger" in told("list", code=exit_codes.WORLD)
 
 
 def test_an_ambiguous_beginning_lists_the_candidates(told, home):
     kept(bench_at(home))
     kept(bench_at(home), OTHER_ID)
-    message = told("show", "0b1e", code=codes.REQUEST)
+    message = told("show", "0b1e", code=exit_codes.REQUEST)
     assert EXECUTION_ID in message
     assert OTHER_ID in message
 
 
 def test_debug_shows_where_an_error_comes_from(told, home):
-    assert "Traceback" in told("show", "ffff", "--debug", code=codes.NOT_THERE)
+    assert "Traceback" in told("show", "ffff", "--debug", code=exit_codes.NOT_THERE)
 
 
 def test_a_setting_that_cannot_be_used_is_named(told, home, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_INPUT_LIMIT", "much")
-    assert "EXECUTIONS_INPUT_LIMIT" in told("list", code=codes.REQUEST)
+    assert "EXECUTIONS_INPUT_LIMIT" in told("list", code=exit_codes.REQUEST)
 
 
 def test_every_exit_code_is_documented():
     page = (Path(__file__).parents[1] / "docs/commands.md").read_text(encoding="utf-8")
-    for name, code in vars(codes).items():
+    for name, code in vars(exit_codes).items():
         if name.isupper():
             assert f"| {code} |" in page, name
-            assert f"\n{code} " in (codes.__doc__ or ""), name
+            assert f"\n{code} " in (exit_codes.__doc__ or ""), name
 
 
 def test_errors_outside_the_tree_are_the_worlds():
-    assert codes.code_of(NotFoundError("x")) == codes.NOT_THERE
-    assert codes.code_of(OSError("x")) == codes.WORLD
+    assert exit_codes.code_of(NotFoundError("x")) == exit_codes.NOT_THERE
+    assert exit_codes.code_of(OSError("x")) == exit_codes.WORLD
 
 
 def test_a_reader_that_goes_away_is_no_error_message(home):
@@ -509,7 +511,7 @@ def test_a_reader_that_goes_away_is_no_error_message(home):
         assert made.stdout.readline() == b"line\n"
         made.stdout.close()
         assert made.stderr.read() == b""
-        assert made.wait(60) == codes.NO_READER
+        assert made.wait(60) == exit_codes.NO_READER
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "--help"]])
@@ -518,14 +520,14 @@ def test_a_reader_that_goes_away_is_told_of_help_in_the_same_way(arguments):
     os.close(read)
     with os.fdopen(write, "w") as nobody:
         done = subprocess.run([COMMAND, *arguments], stdout=nobody, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (codes.NO_READER, b"")
+    assert (done.returncode, done.stderr) == (exit_codes.NO_READER, b"")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", EXECUTION_ID], ["verify", EXECUTION_ID]])
 def test_what_needs_no_prefect_imports_none(home, arguments):
     kept(bench_at(home))
     code = (
-        "import sys\nfrom prefect_executions.cli import main\n"
+        "import sys\nfrom prefect_executions.cli.app import main\n"
         f"assert main({arguments!r}) == 0\n"
         "found = {'prefect', 's3fs', 'sqlalchemy', 'fastapi'} & set(sys.modules)\nassert not found, found"
     )
@@ -623,7 +625,7 @@ def test_the_doctor_tells_what_is_well_and_what_is_not(home, tmp_path):
     done = executed(["doctor", "--json"], home, **more)
     told = json.loads(done.stdout)
     outcomes = {one["subject"]: one["outcome"] for one in told["findings"]}
-    assert done.returncode == codes.WORLD
+    assert done.returncode == exit_codes.WORLD
     assert not told["healthy"]
     assert outcomes["archive"] == outcomes["Prefect's API"] == "fail"
     assert outcomes["ledger"] == outcomes["workbench"] == outcomes["fastapi"] == outcomes["EXECUTIONS_HOME"] == "ok"
@@ -636,7 +638,7 @@ def test_the_doctor_tells_no_password(told, home, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", "s3://me:pl4nted-s3cret@bucket/prefix")
     monkeypatch.setenv("EXECUTIONS_ARCHIVE_TIMEOUT", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "pl4nted-s3cret" not in told("doctor", code=codes.WORLD)
+    assert "pl4nted-s3cret" not in told("doctor", code=exit_codes.WORLD)
 
 
 # --- run -------------------------------------------------------------------------
@@ -669,7 +671,7 @@ def test_a_run_on_an_embedded_server_keeps_its_record(home, flow, tmp_path):
 def test_a_run_in_json_leaves_standard_output_to_the_document(prefect_server, home, flow):
     done = executed(["run", flow, "--json", "-p", "fail=true"], home)
     document = json.loads(done.stdout)
-    assert done.returncode == codes.FAILED
+    assert done.returncode == exit_codes.FAILED
     assert (document["status"], document["reason"]) == ("FAILED", "error")
     assert document["error"] == {"type": "ValueError", "message": "nobody is there"}
     assert "hello you" in done.stderr
@@ -679,7 +681,7 @@ def test_a_run_in_json_leaves_standard_output_to_the_document(prefect_server, ho
 @pytest.mark.long
 def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
     done = executed(["run", flow, "-p", "fail=true"], home)
-    assert done.returncode == codes.FAILED
+    assert done.returncode == exit_codes.FAILED
     assert (done.stdout + done.stderr).count("\nValueError: nobody is there") == 1
 
 
@@ -700,7 +702,7 @@ def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
             time.sleep(0.1)
         made.send_signal(signal.SIGINT)
         _, errors = made.communicate(timeout=120)
-    assert made.returncode == codes.INTERRUPTED
+    assert made.returncode == exit_codes.INTERRUPTED
     assert b"Interrupted. The record of" in errors
     assert b"is sealed as" in errors
     (row,) = json.loads(executed(["list", "--json"], home).stdout)["executions"]
@@ -710,15 +712,15 @@ def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
-        (["{flow}", "-p", "bogus=1"], codes.REQUEST, "bogus"),
-        (["{file}:nobody"], codes.NOT_THERE, "has no 'nobody'. What is a flow there: greet."),
-        (["{file}:sys"], codes.REQUEST, "is a module"),
-        (["{file}"], codes.REQUEST, "names no function. Give path.py:function"),
-        (["{file}:"], codes.REQUEST, "names no function"),
-        ([""], codes.REQUEST, "'' names no function"),
-        (["nowhere.py:greet"], codes.NOT_THERE, "there is no file nowhere.py"),
-        (["nowhere_at_all:greet"], codes.NOT_THERE, "there is no module 'nowhere_at_all'"),
-        (["{flow}", "-p", "name"], codes.REQUEST, "name=value"),
+        (["{flow}", "-p", "bogus=1"], exit_codes.REQUEST, "bogus"),
+        (["{file}:nobody"], exit_codes.NOT_THERE, "has no 'nobody'. What is a flow there: greet."),
+        (["{file}:sys"], exit_codes.REQUEST, "is a module"),
+        (["{file}"], exit_codes.REQUEST, "names no function. Give path.py:function"),
+        (["{file}:"], exit_codes.REQUEST, "names no function"),
+        ([""], exit_codes.REQUEST, "'' names no function"),
+        (["nowhere.py:greet"], exit_codes.NOT_THERE, "there is no file nowhere.py"),
+        (["nowhere_at_all:greet"], exit_codes.NOT_THERE, "there is no module 'nowhere_at_all'"),
+        (["{flow}", "-p", "name"], exit_codes.REQUEST, "name=value"),
     ],
 )
 @pytest.mark.usefixtures("prefect_server")
@@ -745,7 +747,7 @@ def test_a_file_that_cannot_be_run_is_told_once_and_with_its_own_error(home, tmp
     monkeypatch.chdir(tmp_path)
     for place in ("broken.py", "broken"):
         done = executed(["run", f"{place}:greet"], home)
-        assert done.returncode == codes.REQUEST, done.stderr
+        assert done.returncode == exit_codes.REQUEST, done.stderr
         assert done.stderr.count(word) == 1
         assert f"{place} cannot be run: {word}" in done.stderr
         assert "Traceback" not in done.stderr
@@ -755,7 +757,7 @@ def test_a_file_that_cannot_be_run_is_told_once_and_with_its_own_error(home, tmp
 def test_the_file_of_a_plain_function_is_run_once(home, tmp_path):
     (tmp_path / "plain.py").write_text("print('ran')\n\ndef plain() -> int:\n    return 1\n")
     done = executed(["run", f"{tmp_path / 'plain.py'}:plain"], home)
-    assert done.returncode == codes.OK, done.stderr
+    assert done.returncode == exit_codes.OK, done.stderr
     assert done.stdout.count("ran\n") == 1
 
 
@@ -766,6 +768,6 @@ def test_inputs_are_read_from_standard_input(home, flow):
     done = subprocess.run(
         asked, input=b'{"name": "Ada"}', env=environment, capture_output=True, timeout=250, check=False
     )
-    assert done.returncode == codes.OK, done.stderr
+    assert done.returncode == exit_codes.OK, done.stderr
     (request,) = home.glob("workbench/*/metadata/request.json")
     assert json.loads(request.read_text())["values"]["name"] == "Ada"

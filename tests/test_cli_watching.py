@@ -16,9 +16,11 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 
 from benches import begun, bench_at, kept, record_of
-from prefect_executions import engine, events
-from prefect_executions.cli import codes, main
-from prefect_executions.lifecycle import Status
+from prefect_executions import events
+from prefect_executions.cli import exit_codes
+from prefect_executions.cli.app import main
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.prefect_api import events as prefect_events
 from records import EXECUTION_ID, a_job_status, a_request
 from test_cli import on_a_terminal
 
@@ -58,7 +60,7 @@ def going_on(execution_id: str, end: Status, message: str | None = None) -> Iter
 
     def tell() -> None:
         while not over.wait(0.5):
-            engine.tell([progress, *events.changes(told, then)])
+            prefect_events.tell([progress, *events.changes(told, then)])
 
     teller = threading.Thread(target=copy_context().run, args=(tell,))
     teller.start()
@@ -72,7 +74,9 @@ def going_on(execution_id: str, end: Status, message: str | None = None) -> Iter
 def test_it_ends_with_the_named_execution_and_each_change_is_a_json_object_on_a_line(told, home, prefect_server):
     execution_id = running(home)
     with going_on(execution_id, Status.FAILED, HOSTILE):
-        lines = [json.loads(line) for line in told("watch", execution_id, "--json", code=codes.FAILED).splitlines()]
+        lines = [
+            json.loads(line) for line in told("watch", execution_id, "--json", code=exit_codes.FAILED).splitlines()
+        ]
 
     assert {line["id"] for line in lines} == {execution_id}
     assert (lines[0]["status"], lines[0]["progress"], lines[0]["message"]) == ("EXECUTING", 50.0, "half way")
@@ -84,7 +88,7 @@ def test_it_ends_with_the_named_execution_and_each_change_is_a_json_object_on_a_
 def test_in_a_pipe_each_change_is_a_plain_line(told, home, prefect_server):
     execution_id = running(home)
     with going_on(execution_id, Status.CANCELLED, HOSTILE):
-        lines = told("watch", execution_id[:13], code=codes.FAILED).splitlines()
+        lines = told("watch", execution_id[:13], code=exit_codes.FAILED).splitlines()
     first, *_, last = lines
 
     assert first.split("\t")[1:5] == [execution_id, "segment-coins", "EXECUTING", "50 %"]
@@ -124,9 +128,9 @@ def test_a_flow_run_that_has_not_begun_is_waited_for(told, home, prefect_server)
 
 
 def test_an_id_that_nobody_knows_is_an_error(told, prefect_server):
-    assert "no execution id begins with" in told("watch", str(uuid4()), code=codes.NOT_THERE)
+    assert "no execution id begins with" in told("watch", str(uuid4()), code=exit_codes.NOT_THERE)
 
 
 @pytest.mark.parametrize("arguments", [[], [EXECUTION_ID, "--all"]])
 def test_either_ids_or_all_is_asked_for(told, arguments):
-    assert "name the executions to watch, or give --all" in told("watch", *arguments, code=codes.REQUEST)
+    assert "name the executions to watch, or give --all" in told("watch", *arguments, code=exit_codes.REQUEST)

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from prefect_executions.comparison.contents import compare_output, relative_difference
-from prefect_executions.comparison.verdicts import GRADES, Agreement, Grade, OutputVerdict, Verdict, judge
-from prefect_executions.executions import ScriptRun
-from prefect_executions.lifecycle import Status
-from prefect_executions.media import media_type
-from prefect_executions.methods import Comparison
+from prefect_executions.comparison.outputs import compare_output, relative_difference
+from prefect_executions.comparison.verdict import GRADES, Agreement, Grade, OutputVerdict, Verdict, judge
+from prefect_executions.executions.record import ScriptRun
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.mediatypes import media_type
+from prefect_executions.methods.comparisons import Comparison
 from records import a_method, a_record, a_request, an_instance
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benches import OTHER_ID, bench_at, kept
-from prefect_executions.cli import main
+from prefect_executions.cli.app import main
 from prefect_executions.comparison.records import changed_sources, compare, source_diff
-from prefect_executions.executions import Metrics
-from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.executions.record import Metrics
+from prefect_executions.lifecycle.status import Reason, Status
 from records import (
     EXECUTION_ID,
     NOON,

@@ -14,11 +14,14 @@ from hypothesis import strategies as st
 from rocrate.rocrate import ROCrate
 
 from crates import contexts, issues_in, warm_cache
-from prefect_executions import crate, provenance
+from prefect_executions.crate import reader as crate_reader
+from prefect_executions.crate import writer as crate_writer
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Account, Agent, BundleFile, ExecutionRecord, Instance, Relative, account
-from prefect_executions.lifecycle import Reason, Status
-from prefect_executions.methods import CodeIdentity
+from prefect_executions.executions.record import Agent, BundleFile, ExecutionRecord, Instance, Relative
+from prefect_executions.executions.summary import Account, account
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.methods.model import CodeIdentity
+from prefect_executions.provenance import writer as prov_writer
 from records import (
     EXECUTION_ID,
     OUTPUTS,
@@ -119,14 +122,14 @@ def lay_out_crate(folder: Path, record: ExecutionRecord) -> Path:
     """Write the whole bundle of *record*, PROV and crate included."""
     contents = contents_of(record)
     stream = io.BytesIO()
-    provenance.write(record, files_of(contents), stream)
+    prov_writer.write(record, files_of(contents), stream)
     files = lay_out(folder, contents | {"metadata/provo.xml": stream.getvalue()})
-    (folder / "ro-crate-metadata.json").write_bytes(crate.build(record, files))
+    (folder / "ro-crate-metadata.json").write_bytes(crate_writer.build(record, files))
     return folder
 
 
 def read(document: bytes) -> Account:
-    return crate.read(document).account
+    return crate_reader.read(document).account
 
 
 def entities(data: bytes) -> dict[str, dict[str, Any]]:
@@ -176,8 +179,8 @@ def test_every_outcome_is_read_back_as_the_record_tells_it(record, there):
     outputs = [BundleFile(output.path, output.sha256, output.size) for output in record.job_status.outputs]
     inputs = {file.path: BundleFile(file.path, file.sha256, file.size) for file in record.request.files if file.path}
     files = (*outputs, *inputs.values()) if there else ()
-    assert read(crate.build(record, files)) == account(record)
-    assert crate.build(record, files) == crate.build(record, files)
+    assert read(crate_writer.build(record, files)) == account(record)
+    assert crate_writer.build(record, files) == crate_writer.build(record, files)
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
@@ -185,7 +188,7 @@ def test_every_word_is_in_the_contexts(record):
     known = set[str]()
     for context in contexts().values():
         known |= json.loads(context)["@context"].keys()
-    for entity in entities(crate.build(record, ())).values():
+    for entity in entities(crate_writer.build(record, ())).values():
         assert entity.keys() - {"@id", "@type"} <= known
         assert entity["@type"] in known
 
@@ -208,7 +211,7 @@ def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
         agent=an_agent(claims={"sub": name, "name": name}),
     )
     files = [BundleFile(output.path, output.sha256, output.size) for output in hostile.job_status.outputs[:2]]
-    data = crate.build(hostile, files)
+    data = crate_writer.build(hostile, files)
     assert read(data) == account(hostile)
     for entity in entities(data).values():
         assert re.fullmatch(r"[A-Za-z0-9._~%/:#-]+", entity["@id"])
@@ -217,38 +220,39 @@ def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
 @given(text)
 def test_any_execution_id_comes_back(execution_id):
     odd = a_record(job_status=a_job_status(execution_id=execution_id))
-    assert read(crate.build(odd, ())).execution_id == execution_id
+    assert read(crate_writer.build(odd, ())).execution_id == execution_id
 
 
 def test_what_was_not_observed_is_absent():
-    told = action(crate.build(a_never_started_record(agent=Agent()), ()))
+    told = action(crate_writer.build(a_never_started_record(agent=Agent()), ()))
     assert told.keys().isdisjoint({"startTime", "environment", "containerImage"})
-    assert entities(crate.build(a_record(agent=Agent()), ()))["#agent"] == {"@id": "#agent", "@type": "Person"}
+    assert entities(crate_writer.build(a_record(agent=Agent()), ()))["#agent"] == {"@id": "#agent", "@type": "Person"}
 
 
 def test_only_what_did_not_complete_says_an_error():
     raised = a_raised()
-    assert "error" not in action(crate.build(a_record(), ()))
-    assert action(crate.build(a_failed_record(), ()))["error"] == f"{raised.type}: {raised.message}"
-    assert action(crate.build(a_cancelled_record(), ()))["error"] == "cancelled: stopped by alice"
+    assert "error" not in action(crate_writer.build(a_record(), ()))
+    assert action(crate_writer.build(a_failed_record(), ()))["error"] == f"{raised.type}: {raised.message}"
+    assert action(crate_writer.build(a_cancelled_record(), ()))["error"] == "cancelled: stopped by alice"
     lost = a_never_started_record(Status.FAILED, Reason.LOST)
-    assert action(crate.build(lost, ()))["error"] == "lost"
+    assert action(crate_writer.build(lost, ()))["error"] == "lost"
 
 
 def test_times_are_cut_to_milliseconds_with_an_offset():
-    assert action(crate.build(a_record(), ()))["startTime"] == "2026-09-22T12:00:02.123+00:00"
+    assert action(crate_writer.build(a_record(), ()))["startTime"] == "2026-09-22T12:00:02.123+00:00"
 
 
 def test_a_string_and_the_number_of_the_same_look_are_told_apart():
     number = a_record(request=a_request(values={"limit": 1}, files=()))
     string = a_record(request=a_request(values={"limit": "1"}, files=()))
-    assert read(crate.build(number, ())).inputs != read(crate.build(string, ())).inputs
+    assert read(crate_writer.build(number, ())).inputs != read(crate_writer.build(string, ())).inputs
 
 
 def test_the_last_value_of_each_metric_is_a_result():
-    told = entities(crate.build(a_record(), ()))
+    told = entities(crate_writer.build(a_record(), ()))
     measured = {
-        told[ref["@id"]]["name"]: told[ref["@id"]].get("value") for ref in action(crate.build(a_record(), ()))["result"]
+        told[ref["@id"]]["name"]: told[ref["@id"]].get("value")
+        for ref in action(crate_writer.build(a_record(), ()))["result"]
     }
     assert measured["loss"] == "0.25"
     assert measured["regions"] == "24"
@@ -265,13 +269,13 @@ def test_the_last_value_of_each_metric_is_a_result():
     ],
 )
 def test_an_image_is_told_with_its_registry(image, registry, name):
-    told = entities(crate.build(a_record(infrastructure=an_infrastructure(image=image)), ()))["#image"]
+    told = entities(crate_writer.build(a_record(infrastructure=an_infrastructure(image=image)), ()))["#image"]
     assert (told["registry"], told["name"]) == (registry, name)
 
 
 def test_provenance_and_logs_are_about_the_execution():
     record = a_record()
-    told = entities(crate.build(record, files_of(contents_of(record) | {"metadata/provo.xml": b""})))
+    told = entities(crate_writer.build(record, files_of(contents_of(record) | {"metadata/provo.xml": b""})))
     for path in ("metadata/provo.xml", "outputs/stdout.log", "outputs/stderr.log", "metadata/jobStatus.json"):
         assert told[path]["about"] == {"@id": f"#run.{EXECUTION_ID}"}
     assert "about" not in told["outputs/regions.csv"]
@@ -281,10 +285,10 @@ def test_ten_thousand_outputs_are_told_and_read():
     outputs = [an_output(f"outputs/tile-{number}.csv", b"%d" % number) for number in range(10_000)]
     many = a_record(job_status=a_job_status(outputs=outputs))
     files = [BundleFile(output.path, output.sha256, output.size) for output in outputs]
-    assert read(crate.build(many, files)) == account(many)
+    assert read(crate_writer.build(many, files)) == account(many)
 
 
-USUAL = crate.build(a_record(), files_of(contents_of(a_record()))).decode()
+USUAL = crate_writer.build(a_record(), files_of(contents_of(a_record()))).decode()
 
 
 @given(st.integers(min_value=0))

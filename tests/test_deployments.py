@@ -14,9 +14,10 @@ import pytest
 
 from benches import begun, bench_at, record_of
 from flows.settle import settle
-from prefect_executions import engine
-from prefect_executions.cli import app
-from prefect_executions.lifecycle import Status
+from prefect_executions.cli.app import app
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.prefect_api import client as api_client
+from prefect_executions.prefect_api import recognising
 from records import EXECUTION_ID
 from scenes import Scene
 
@@ -30,10 +31,10 @@ def test_every_flow_is_deployed_and_the_methods_are_known_as_such(prefect_server
     subprocess.run([*prefect, "work-pool", "create", "executions", "--type", "process"], cwd=ROOT, check=True)
     deploying = [*prefect, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml"]
     subprocess.run(deploying, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    names = {flow.id: flow.name for flow in engine.client().read_flows()}
-    deployed = {names[one.flow_id]: one for one in engine.client().read_deployments()}
+    names = {flow.id: flow.name for flow in api_client.client().read_flows()}
+    deployed = {names[one.flow_id]: one for one in api_client.client().read_deployments()}
     assert {path.stem.replace("_", "-") for path in (ROOT / "flows").glob("*.py")} <= deployed.keys()
-    methods = {names[flow_id] for flow_id in engine.method_flows(None) if flow_id in names}
+    methods = {names[flow_id] for flow_id in recognising.method_flows(None) if flow_id in names}
     assert {"count-words", "segment-coins", "train-digits", "separate-irises"} <= methods
     assert "settle" not in methods
     [schedule] = deployed["settle"].schedules

@@ -25,15 +25,18 @@ import ogc
 from crates import issues_in, warm_cache
 from homes import Bundles, holding
 from journeys import Station, command, program, waited
-from prefect_executions import Method, crate, provenance
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.cli import main
-from prefect_executions.engine.recognising import is_method
+from prefect_executions import Method
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.cli.app import main
+from prefect_executions.crate import reader as crate_reader
+from prefect_executions.descriptors.inputs import parameter_schema as form_of
 from prefect_executions.errors import InputError, MethodError, NotFoundError, PlanError, RequestError, ScriptError
-from prefect_executions.executions import ExecutionRecord
-from prefect_executions.flow import load_method, run_method
-from prefect_executions.lifecycle import Happening, Reason, Status
-from prefect_executions.methods.asking import parameter_schema as form_of
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.flow.entrypoints import load_method, run_method
+from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.prefect_api.recognising import is_method
+from prefect_executions.provenance import reader as prov_reader
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -169,7 +172,7 @@ def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(describ
     assert found.keys() == {"copy.txt", "made.txt", "late.txt", "stdout.log", "stderr.log"}
     assert found["stdout.log"] == f"{record.id}\ngiven\n"
     assert "to-stderr\n" in found["stderr.log"]
-    for teller, read in (("metadata/provo.xml", provenance.read), ("ro-crate-metadata.json", crate.read)):
+    for teller, read in (("metadata/provo.xml", prov_reader.read), ("ro-crate-metadata.json", crate_reader.read)):
         in_order = sorted(read((folder / teller).read_bytes()).account.phases)
         assert [(one.phase, one.exit_code, one.image) for one in in_order] == [(one, 0, None) for one in ALL_PHASES]
     assert bundles.failed_checks() == []

@@ -19,12 +19,15 @@ from prefect.states import Cancelling
 
 from homes import Bundles, holding
 from journeys import command, program, waited
-from prefect_executions import Method, crate, provenance
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.cli import main
+from prefect_executions import Method
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.cli.app import main
+from prefect_executions.crate import reader as crate_reader
 from prefect_executions.errors import InfrastructureError, ScriptError
-from prefect_executions.lifecycle import Happening, Reason, Status
-from prefect_executions.workbench import pending
+from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.provenance import reader as prov_reader
+from prefect_executions.workbench import background
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 
@@ -115,7 +118,7 @@ def test_the_record_names_image_and_container_and_where_the_data_was(engine, bun
     plan = json.loads((bundles.one() / "code/plan/1.1/plan.json").read_text())
     assert plan["spec"]["HostConfig"]["Memory"] == 256 << 20
     assert (run.image, run.image_name) == (engine.inspect_image(IMAGE)["Id"], IMAGE)
-    for teller, read in (("metadata/provo.xml", provenance.read), ("ro-crate-metadata.json", crate.read)):
+    for teller, read in (("metadata/provo.xml", prov_reader.read), ("ro-crate-metadata.json", crate_reader.read)):
         phases_told = sorted(read((bundles.one() / teller).read_bytes()).account.phases)
         images = {one.phase: one.image and (one.image.id, one.image.name) for one in phases_told}
         assert images == {
@@ -134,7 +137,7 @@ def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_go
 ):
     first = _image(engine, "first")
     described(tmp_path, "echo $BUILD > build.txt", ccpimage=_NAME)()
-    pending.finish()
+    background.finish()
     second = _image(engine, "second")
     assert engine.inspect_image(_NAME)["Id"] == second
     recorded = bundles.record()
@@ -147,7 +150,7 @@ def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_go
     assert told["verdict"]["environment"] == []
     folder = next(one for one in bundles.folders() if one.name == told["id"])
     assert bundles.record(folder).instance.runs[0].image == first
-    pending.finish()
+    background.finish()
 
     engine.remove_image(first, force=True)
     assert main(["replay", recorded.id]) == 3

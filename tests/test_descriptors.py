@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ogc
+from prefect_executions.descriptors.loader import document_of, method_of, read_method, without_clear_secrets
+from prefect_executions.descriptors.parser import MOST_BYTES, parse
 from prefect_executions.errors import MethodError
-from prefect_executions.methods import Method
-from prefect_executions.methods.parsing import MOST_BYTES, parse
-from prefect_executions.methods.reading import document_of, method_of, read_method, without_clear_secrets
+from prefect_executions.methods.model import Method
 
 PAGE = Path(__file__).parents[1] / "docs" / "descriptors.md"
 

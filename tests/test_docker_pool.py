@@ -20,7 +20,7 @@ from homes import WHOLE_WAY, way
 from journeys import command, program, waited
 from pools import Place, make_pool
 from prefect_executions.events import SeenLabel
-from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.lifecycle.status import Reason, Status
 
 POOL = "containers"
 IMAGE = "executions:docker-pool"
@@ -140,7 +140,7 @@ def test_a_container_that_is_killed_leaves_a_true_record(operator, api, monkeypa
 
 
 def test_the_digest_of_an_image_is_that_of_its_registry(address, api):
-    from prefect_executions.runtimes.docker_worker import seen  # noqa: PLC0415 - needs the extra
+    from prefect_executions.runtimes.docker.worker import seen  # noqa: PLC0415 - needs the extra
 
     with registry.serving("science/hello") as (there, digest), closing(DockerClient(address)) as client:
         name = f"{there}/science/hello:1"

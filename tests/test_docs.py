@@ -27,18 +27,27 @@ from pydantic_core import PydanticUndefined
 import prefect_executions
 from house import House
 from prefect_executions import documents, errors, events, settings
-from prefect_executions.archive import ArchivedData, Seal
+from prefect_executions.archive.objects import ArchivedData, Seal
 from prefect_executions.attestation import reviewing
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.checks import CHECKS
-from prefect_executions.comparison.verdicts import Verdict
+from prefect_executions.comparison.verdict import Verdict
 from prefect_executions.documents import Document
-from prefect_executions.executions import Agent, ExecuteRequest, ExecutionRecord, Infrastructure, Instance, Metrics
-from prefect_executions.lifecycle import AS_OGC, FOLLOWS, FROM_PREFECT, JobStatus, Status
-from prefect_executions.methods import METHOD_TYPES, Method
-from prefect_executions.runtimes import ProcessRuntime, Wish
-from prefect_executions.runtimes.docker import DockerRuntime
-from prefect_executions.runtimes.kubernetes import KubernetesRuntime
+from prefect_executions.executions.record import (
+    Agent,
+    ExecuteRequest,
+    ExecutionRecord,
+    Infrastructure,
+    Instance,
+    Metrics,
+)
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Status
+from prefect_executions.methods.model import METHOD_TYPES, Method
+from prefect_executions.runtimes.docker.runtime import DockerRuntime
+from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime
+from prefect_executions.runtimes.plans import Wish
+from prefect_executions.runtimes.process.runtime import ProcessRuntime
 from records import EXECUTION_ID, NOON, a_record, a_verdict, digest, some_events
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +158,7 @@ def commands() -> Mapping[str, str]:
     """Return every command of the command line, with what it says of itself; none before there is a `cli`."""
     if find_spec("prefect_executions.cli") is None:
         return {}
-    return dict(_commands_below(importlib.import_module("prefect_executions.cli").app, ""))
+    return dict(_commands_below(importlib.import_module("prefect_executions.cli.app").app, ""))
 
 
 def _commands_below(app: Any, above: str) -> Iterator[tuple[str, str]]:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from prefect_executions.documents import canonical, clean_text, in_utc, json_value, text_of_time
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import ExecuteRequest, Instance
-from prefect_executions.lifecycle import JobStatus
+from prefect_executions.executions.record import ExecuteRequest, Instance
+from prefect_executions.lifecycle.history import JobStatus
 from records import a_record
 
 UNRECORDED_INT = {"unrecorded": "builtins.int"}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from prefect_executions.durability import sync
+from prefect_executions.fsync import sync
 
 AT_THE_END = """
 import atexit, sys
-from prefect_executions.durability import sync
+from prefect_executions.fsync import sync
 
 def late():
     sync(sys.argv[1:])

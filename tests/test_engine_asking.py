@@ -8,10 +8,10 @@ from uuid import uuid4
 
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_executions import engine
 from prefect_executions.events import SeenLabel
-from prefect_executions.executions import Instance
-from prefect_executions.runtimes.telling import of_pods
+from prefect_executions.executions.record import Instance
+from prefect_executions.prefect_api import flow_runs
+from prefect_executions.runtimes.worker_labels import of_pods
 
 SHA = "sha256:" + "a" * 64
 NOON = datetime(2026, 9, 22, 12, tzinfo=UTC)
@@ -35,19 +35,19 @@ def a_pod(name: str, image_id: str | None, at: datetime = NOON) -> dict[str, Any
 
 def test_what_a_worker_saw_is_told():
     run = a_run({SeenLabel.IMAGE: "coins:1", SeenLabel.IMAGE_ID: SHA, SeenLabel.IMAGE_DIGEST: SHA})
-    told = engine.infrastructure(run, {})
+    told = flow_runs.infrastructure(run, {})
     assert (told.type, told.image, told.image_id, told.image_digest) == ("executions-docker", "coins:1", SHA, SHA)
 
 
 def test_what_no_worker_saw_is_absent():
-    told = engine.infrastructure(a_run({}), {})
+    told = flow_runs.infrastructure(a_run({}), {})
     assert (told.image, told.image_id, told.image_digest) == (None, None, None)
-    assert engine.placed(Instance(), a_run({})) == Instance()
+    assert flow_runs.placed(Instance(), a_run({})) == Instance()
 
 
 def test_what_the_run_saw_itself_goes_before_what_its_worker_saw():
     run = a_run({SeenLabel.CONTAINER: "outside", SeenLabel.NODE: "node-1", SeenLabel.POD: "pod-1"})
-    told = engine.placed(Instance(container_id="inside"), run)
+    told = flow_runs.placed(Instance(container_id="inside"), run)
     assert (told.container_id, told.node, told.pod) == ("inside", "node-1", "pod-1")
 
 
@@ -56,13 +56,13 @@ def test_what_its_worker_saw_of_another_pod_is_not_told_of_this_one():
     run = a_run({"prefect.worker.type": "executions-kubernetes", **seen_there})
     run.infrastructure_pid = "science:coins-x7"
 
-    there = engine.infrastructure(run, {"POD_NAME": "coins-x7-abcde"})
+    there = flow_runs.infrastructure(run, {"POD_NAME": "coins-x7-abcde"})
     assert (there.image_id, there.identifier) == (SHA, "science:coins-x7")
-    replaced = engine.infrastructure(run, {"POD_NAME": "coins-x7-fghij"})
+    replaced = flow_runs.infrastructure(run, {"POD_NAME": "coins-x7-fghij"})
     assert (replaced.image_id, replaced.identifier) == (None, "science:coins-x7")
-    of_the_job_before = engine.infrastructure(run, {"POD_NAME": "coins-x6-klmno"})
+    of_the_job_before = flow_runs.infrastructure(run, {"POD_NAME": "coins-x6-klmno"})
     assert (of_the_job_before.image_id, of_the_job_before.identifier) == (None, None)
-    assert engine.placed(Instance(pod="coins-x7-fghij"), run) == Instance(pod="coins-x7-fghij")
+    assert flow_runs.placed(Instance(pod="coins-x7-fghij"), run) == Instance(pod="coins-x7-fghij")
 
 
 def test_of_several_pods_the_newest_that_has_run_is_told():

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-from prefect_executions.engine import greet
 from prefect_executions.errors import OrchestratorError
+from prefect_executions.prefect_api.client import greet
 
 
 def test_an_embedded_server_without_a_folder_is_told_and_not_tried_for_ever(tmp_path: Path) -> None:

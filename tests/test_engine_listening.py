@@ -14,11 +14,13 @@ from uuid import uuid4
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_executions import engine, events
-from prefect_executions.engine import Connection
+from prefect_executions import events
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import EventName, Heard
-from prefect_executions.lifecycle import Status
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.prefect_api import events as prefect_events
+from prefect_executions.prefect_api import listening
+from prefect_executions.prefect_api.listening import Connection
 from records import a_job_status
 
 
@@ -105,9 +107,9 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
 
     def tell(execution_id: str, status: Status) -> None:
         now = datetime.now(UTC)
-        engine.tell(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
+        prefect_events.tell(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
 
-    with temporary_settings({PREFECT_API_URL: relay.url}), closing(engine.listen([mine])) as stream:
+    with temporary_settings({PREFECT_API_URL: relay.url}), closing(listening.listen([mine])) as stream:
         assert next(stream) == Connection(there=True)
         tell(other, Status.FAILED)
         tell(mine, Status.EXECUTING)
@@ -129,8 +131,8 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
 
 def test_what_was_told_just_before_is_heard_too(prefect_server):
     execution_id, then = str(uuid4()), datetime.now(UTC) - timedelta(seconds=10)
-    engine.tell(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
-    with closing(engine.listen([execution_id])) as stream:
+    prefect_events.tell(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
+    with closing(listening.listen([execution_id])) as stream:
         *_, end = until(stream, Status.FAILED)
 
     assert isinstance(end, Heard)
@@ -139,11 +141,11 @@ def test_what_was_told_just_before_is_heard_too(prefect_server):
 
 def test_a_server_that_is_not_there_is_an_error_at_once(prefect_server):
     away = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
-    with away, closing(engine.listen(None)) as stream, pytest.raises(OrchestratorError, match="cannot be heard"):
+    with away, closing(listening.listen(None)) as stream, pytest.raises(OrchestratorError, match="cannot be heard"):
         next(stream)
 
 
 def test_without_a_server_nothing_can_be_heard(prefect_server):
     nowhere = temporary_settings(restore_defaults={PREFECT_API_URL})
-    with nowhere, closing(engine.listen(None)) as stream, pytest.raises(OrchestratorError, match="PREFECT_API_URL"):
+    with nowhere, closing(listening.listen(None)) as stream, pytest.raises(OrchestratorError, match="PREFECT_API_URL"):
         next(stream)

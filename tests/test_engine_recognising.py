@@ -10,8 +10,8 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, Field
 
 from prefect_executions import InputFile, method
-from prefect_executions.engine import is_method
-from prefect_executions.methods import MARK
+from prefect_executions.methods.secrets import MARK
+from prefect_executions.prefect_api.recognising import is_method
 
 
 class Shade(Enum):

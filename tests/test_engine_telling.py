@@ -17,12 +17,16 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from benches import begun, record_of
 from homes import WHOLE_WAY
 from journeys import waited
-from prefect_executions import current_execution, engine, method
-from prefect_executions.engine.telling import PATIENCE
-from prefect_executions.lifecycle import Observer, Status
+from prefect_executions import current_execution, method
+from prefect_executions.lifecycle.status import Observer, Status
+from prefect_executions.prefect_api import client as api_client
+from prefect_executions.prefect_api import events as prefect_events
+from prefect_executions.prefect_api.events import PATIENCE
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Ending, Workbench, pending
+from prefect_executions.workbench import background
+from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.settling import settle_all
+from prefect_executions.workbench.workbench import Workbench
 from records import a_job_status, a_request
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -35,7 +39,7 @@ def stored(resource: str, until: str) -> list[Mapping[str, Any]]:
     wanted = {"filter": {"resource": {"id": [resource]}}, "limit": 50}
 
     def told() -> list[Mapping[str, Any]] | None:
-        found = engine.client().request("POST", "/events/filter", json=wanted).json()["events"]
+        found = api_client.client().request("POST", "/events/filter", json=wanted).json()["events"]
         return found if until in {event["event"] for event in found} else None
 
     return sorted(waited(told, f"{until} of {resource}"), key=lambda event: (event["occurred"], event["event"]))
@@ -54,7 +58,7 @@ def test_a_run_tells_its_statuses_behind_prefects_and_then_the_archive(home):
         current_execution().output("counts.csv").write_text(token)
 
     counts("a text that no event tells")
-    pending.finish()
+    background.finish()
     (folder,) = (entry for entry in (home / "workbench").iterdir() if entry.name != ".open")
     assert [*(home / "workbench" / ".open").iterdir()] == []
 
@@ -79,7 +83,7 @@ def test_a_run_tells_its_statuses_behind_prefects_and_then_the_archive(home):
 KILLED = """
 import os, signal, sys, time
 from prefect_executions import current_execution, method
-from prefect_executions.milestones import EVENT, Milestone
+from prefect_executions.tracepoints import EVENT, Milestone
 
 def killing(event, arguments):
     if event == EVENT and arguments[0] is Milestone.CLEARED:
@@ -119,21 +123,21 @@ def test_a_kill_at_the_moment_after_loses_no_event(home, tmp_path):
 @pytest.mark.long
 def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(tmp_path):
     execution_id, now = str(uuid4()), datetime.now(UTC)
-    bench = Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}), tell=engine.EndTelling)
+    bench = Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}), tell=prefect_events.EndTelling)
     status = a_job_status(Status.EXECUTING, execution_id=execution_id, begins=now)
     begun(bench, record_of(request=a_request(execution_id=execution_id), job_status=status))
     with temporary_settings({PREFECT_API_URL: AWAY, PREFECT_CLIENT_MAX_RETRIES: 0}):
         before = time.monotonic()
         outcome = bench.seal(execution_id, Ending(Status.COMPLETED, None, now, Observer.SETTLE))
         took = time.monotonic() - before
-        engine.finish_telling()
+        prefect_events.finish_telling()
 
     assert outcome.archived
     assert list(bench.unfinished()) == [execution_id]
     assert took < PATIENCE  # nobody waits for it
 
     assert [one.result for one in settle_all(bench)] == ["archived"]
-    engine.finish_telling()
+    prefect_events.finish_telling()
     assert list(bench.unfinished()) == []
     ours = stored(f"prefect-executions.execution.{execution_id}", "record.settled")
     assert sorted(names(ours)) == sorted([*STATUSES, "archive.completed", "record.settled"])
@@ -141,6 +145,6 @@ def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(
 
 def test_an_end_that_prefect_would_have_forgotten_is_not_told_any_more():
     done: list[str] = []
-    engine.EndTelling(a_job_status()).then(lambda: done.append("at once"))
+    prefect_events.EndTelling(a_job_status()).then(lambda: done.append("at once"))
 
     assert done == ["at once"]

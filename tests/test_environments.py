@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from prefect_executions.errors import NotAvailableError
-from prefect_executions.executions import ExecutionRecord, Python
-from prefect_executions.workbench.environments import command_line, make_environment
+from prefect_executions.executions.record import ExecutionRecord, Python
+from prefect_executions.operations.environments import command_line, make_environment
 from records import a_record, an_instance
 
 pytestmark = pytest.mark.long

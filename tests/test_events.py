@@ -10,7 +10,8 @@ import pytest
 
 from prefect_executions import events
 from prefect_executions.events import EventName
-from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Status, advance, begin
+from prefect_executions.lifecycle.history import JobStatus, PrefectState, advance, begin
+from prefect_executions.lifecycle.status import Observer, Status
 from records import EXECUTION_ID, NOON, a_job_status, an_output, some_events
 
 PENDING, RUNNING, COMPLETED = uuid4(), uuid4(), uuid4()

@@ -12,16 +12,8 @@ from jsonschema import Draft202012Validator
 
 from prefect_executions.documents import json_value
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import (
-    ExecuteRequest,
-    Metric,
-    Metrics,
-    OpeningRecord,
-    account,
-    as_ogc,
-    in_milliseconds,
-    record_from,
-)
+from prefect_executions.executions.record import ExecuteRequest, Metric, Metrics, OpeningRecord, as_ogc, record_from
+from prefect_executions.executions.summary import account, in_milliseconds
 from records import NOON, a_record, a_request, a_staged_input
 
 JSON = st.recursive(

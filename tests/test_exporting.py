@@ -19,17 +19,17 @@ from rocrate.rocrate import ROCrate
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of
 from crates import issues_in, warm_cache
-from prefect_executions.archive.seals import folder_of
+from prefect_executions.archive.objects import folder_of
 from prefect_executions.bundles.forms import Form, Level
-from prefect_executions.bundles.verifying import verify
-from prefect_executions.cli import main
+from prefect_executions.bundles.verify import verify
+from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError
-from prefect_executions.lifecycle import Status
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.operations.export import export, fitting
+from prefect_executions.operations.imports import Terms, take_in
 from prefect_executions.settings import ArchiveLevel, Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.exporting import export, fitting
-from prefect_executions.workbench.importing import Terms, take_in
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, OUTPUTS, a_request
 
 BIG = os.urandom(9 << 20)

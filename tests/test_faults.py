@@ -11,7 +11,7 @@ from faults import chaos, harms, judging, kills, settles, table
 from faults.kills import Case
 from faults.methods import HALF
 from faults.world import World, a_world
-from prefect_executions.milestones import Milestone
+from prefect_executions.tracepoints import Milestone
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a Prefect server starts, and the machine may be busy
 

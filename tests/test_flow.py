@@ -32,9 +32,10 @@ from pydantic import BaseModel, Field, SecretStr, model_validator
 from homes import WHOLE_WAY, Bundles, holding, kinds
 from prefect_executions import Comparison, Execution, InputFile, MethodFlow, current_execution, method
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Happening, Observer, Reason, Status
-from prefect_executions.workbench import pending
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.workbench import background
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -117,7 +118,7 @@ def test_the_validated_inputs_are_recorded_beside_the_raw_parameters(bundles):
 
 def test_the_ledger_has_the_row(bundles, home):
     add(1)
-    pending.finish()
+    background.finish()
     (row,) = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
 
     assert (row.id, row.status, row.archive) == (bundles.one().name, Status.COMPLETED, "archived")
@@ -414,7 +415,7 @@ def test_the_archive_level_decides_what_is_archived(bundles, home, tmp_path, lev
 
     (tmp_path / "a.txt").write_text("alpha")
     copies(tmp_path / "a.txt")
-    pending.finish()
+    background.finish()
     data = list((home / "archive").glob("executions/*/data/*"))
 
     assert len(data) == {"full": 2, "outputs": 1, "none": 0}[level]
@@ -852,7 +853,7 @@ def test_an_archive_that_goes_away_meanwhile_changes_nothing_for_the_run(bundles
         return "fine"
 
     assert breaks_the_archive() == "fine"
-    pending.finish()
+    background.finish()
     (row,) = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
 
     assert (row.status, row.archive) == (Status.COMPLETED, "pending")

@@ -25,11 +25,11 @@ from flows.segment_coins import Edges, Markers, Segmentation, label_coins, regio
 from flows.segment_coins import draw as draw_regions
 from flows.train_digits import DIGITS, Model, Samples, draw, epochs_of, load_samples, train_digits
 from prefect_executions import Method
-from prefect_executions.bundles.verifying import verify
+from prefect_executions.bundles.verify import verify
 from prefect_executions.errors import ScriptError
-from prefect_executions.executions import ExecuteRequest
-from prefect_executions.methods import InputFile
-from prefect_executions.workbench import pending
+from prefect_executions.executions.record import ExecuteRequest
+from prefect_executions.methods.files import InputFile
+from prefect_executions.workbench import background
 
 FLOWS = Path(__file__).parents[1] / "flows"
 ROWS_OF_COINS = (0, 90, 155, 225, 303)  # pixels between which the photograph shows its four rows of six coins
@@ -69,7 +69,7 @@ def bundle_of_the_run(home, prefect_server):
 
     def sealed(status: str = "COMPLETED") -> Bundle:
         bundle = Bundle(home)
-        pending.finish()
+        background.finish()
         assert bundle.metadata("jobStatus")["executionStatus"] == status
         assert verify(bundle.folder).faults == ()
         subprocess.run(["sha256sum", "--check", "--quiet", "manifest-sha256.txt"], cwd=bundle.folder, check=True)

@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 import servers
 from homes import WHOLE_WAY, Bundles, way
 from journeys import program, waited
-from prefect_executions.cli import main
+from prefect_executions.cli.app import main
 
 ROOT = Path(__file__).parents[1]
 POOL = "forms"

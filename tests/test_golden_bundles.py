@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_executions.bundles.verifying import verify
-from prefect_executions.executions import ExecutionRecord, record_from
-from prefect_executions.lifecycle import Status
+from prefect_executions.bundles.verify import verify
+from prefect_executions.executions.record import ExecutionRecord, record_from
+from prefect_executions.lifecycle.status import Status
 
 BUNDLES = Path(__file__).parent / "bundles"
 GOLDEN = {

@@ -22,12 +22,12 @@ from prefect.states import AwaitingRetry, Crashed, Pending, Running, Scheduled
 from homes import WHOLE_WAY, Bundles, kinds
 from journeys import Run
 from prefect_executions import MethodFlow, current_execution, method
-from prefect_executions.executions import Relative
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.executions.record import Relative
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
 from prefect_executions.workbench.settling import settle_all
+from prefect_executions.workbench.workbench import Workbench
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

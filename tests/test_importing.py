@@ -23,19 +23,19 @@ import ccp_exports
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of, forge, zip_of
 from ccp_exports import CCP_ID, SECRET, TOKEN
-from prefect_executions.archive.seals import folder_of
+from prefect_executions.archive.objects import folder_of
 from prefect_executions.bundles.forms import Form, Level
-from prefect_executions.bundles.zipreading import Limits
-from prefect_executions.cli import main
+from prefect_executions.bundles.zip_reader import Limits
+from prefect_executions.cli.app import main
 from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError
-from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.operations.export import export
+from prefect_executions.operations.imports import Taken, Terms, _room, take_in
+from prefect_executions.operations.retention import remove
+from prefect_executions.operations.verify import verify_execution, verify_target
 from prefect_executions.settings import ImportNames, Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.checking import verify_execution, verify_target
-from prefect_executions.workbench.exporting import export
-from prefect_executions.workbench.importing import Taken, Terms, _room, take_in
-from prefect_executions.workbench.reading import Reader
-from prefect_executions.workbench.removing import remove
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS
 
 NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
@@ -491,12 +491,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benches import bench_at
-from prefect_executions.bundles.zipreading import Limits
-from prefect_executions.milestones import EVENT
+from prefect_executions.bundles.zip_reader import Limits
+from prefect_executions.tracepoints import EVENT
 from prefect_executions.settings import ImportNames
-from prefect_executions.workbench.checking import verify_execution
-from prefect_executions.workbench.importing import Terms, take_in
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.operations.verify import verify_execution
+from prefect_executions.operations.imports import Terms, take_in
+from prefect_executions.workbench.catalog import Reader
 
 TERMS = Terms(Limits(), ImportNames.PORTABLE, datetime(2026, 10, 1, tzinfo=UTC))
 target, home, execution_id = sys.argv[1], Path(sys.argv[2]), sys.argv[3]

@@ -21,12 +21,12 @@ from benches import bench_at
 from bundle_makers import a_sealed_bundle, an_open_bundle, contents, copy_of, finish, forge, make_manifest_anew, zip_of
 from ccp_exports import tree
 from hostile_zips import CORPUS, TOP, Member, a_zip, members_of
-from prefect_executions.bundles.sources import ZipSource
-from prefect_executions.bundles.zipreading import Limits
+from prefect_executions.bundles.source import ZipSource
+from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.errors import BundleError, ImportRefusedError
+from prefect_executions.operations.imports import Terms, take_in
 from prefect_executions.settings import ImportNames
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.importing import Terms, take_in
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID
 
 NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)

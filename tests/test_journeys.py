@@ -34,10 +34,11 @@ from archives import KEY, SECRET, Place, place_on
 from crates import issues_in, warm_cache
 from homes import WHOLE_WAY, Bundles, holding, kinds
 from journeys import DEPLOYMENT, METHODS, Line, Run, Station, command, program, waited
-from prefect_executions.bundles.verifying import verify
-from prefect_executions.executions import ExecutionRecord, Relative
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import FROM_PREFECT, Happening, Reason, Status
+from prefect_executions.bundles.verify import verify
+from prefect_executions.executions.record import ExecutionRecord, Relative
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.status import FROM_PREFECT, Reason, Status
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for a server and a worker to start
 

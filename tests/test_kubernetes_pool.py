@@ -15,8 +15,9 @@ from docker import APIClient
 import images
 from journeys import program, waited
 from pools import Place, make_pool
-from prefect_executions.lifecycle import Happening, Status
-from prefect_executions.runtimes.cluster import Cluster
+from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.runtimes.kubernetes.api import Cluster
 
 POOL = "cluster"
 WAITS = """

@@ -10,14 +10,11 @@ import pytest
 
 from ledgers import KINDS, SEAL, a_fresh_url, an_id, as_read, numbered
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
-from prefect_executions.executions import (
-    Metric,
-    Metrics,
-    Relative,
-)
-from prefect_executions.ledger import Handed, Ledger, Named
-from prefect_executions.lifecycle import Reason, Status
-from prefect_executions.methods import Method
+from prefect_executions.executions.record import Metric, Metrics, Relative
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.ledger.rows import Handed, Named
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.methods.model import Method
 from records import (
     EXECUTION_ID,
     NOON,

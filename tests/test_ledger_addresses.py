@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from prefect_executions.errors import LedgerError, SettingsError
-from prefect_executions.ledger import Ledger
+from prefect_executions.ledger.ledger import Ledger
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_server_that_cannot_be_reached_is_told_without_the_password(place):
 def test_a_missing_driver_is_named_with_its_cure():
     asked = (
         "import sys; sys.modules['psycopg'] = None\n"
-        "from prefect_executions.ledger import Ledger\n"
+        "from prefect_executions.ledger.ledger import Ledger\n"
         "Ledger.open('postgresql://alice:hunter2@127.0.0.1/x')"
     )
     run = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ledgers import SEAL, a_fresh_url, as_read
-from prefect_executions.executions import Metric, Metrics
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Status
+from prefect_executions.executions.record import Metric, Metrics
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.status import Status
 from records import NOON, a_job_status, a_method, a_record, a_request, an_agent, an_output
 
 

@@ -17,8 +17,10 @@ from sqlalchemy import NullPool, create_engine, inspect, text
 
 from ledgers import KINDS, SEAL, a_fresh_url, numbered
 from prefect_executions.errors import LedgerError
-from prefect_executions.ledger import Came, Ledger, statements
-from prefect_executions.ledger.schema import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
+from prefect_executions.ledger import queries
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.ledger.migrate import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
+from prefect_executions.ledger.rows import Came
 from prefect_executions.ledger.tables import METADATA
 from records import NOON
 
@@ -82,12 +84,12 @@ def test_the_newest_migration_is_the_one_that_a_ledger_is_held_to():
 
 
 def test_statements_name_the_columns_of_the_tables_in_their_order():
-    assert set(statements.TABLES) == set(METADATA.tables)
+    assert set(queries.TABLES) == set(METADATA.tables)
     keys = {"methods": ["key"], "executions": ["key", "method"]}
     named = {
-        **{table: list(columns) for table, columns in statements.PARTS.items()},
-        "methods": list(statements.METHOD_COLUMNS),
-        "executions": list(statements.ROW_COLUMNS),
+        **{table: list(columns) for table, columns in queries.PARTS.items()},
+        "methods": list(queries.METHOD_COLUMNS),
+        "executions": list(queries.ROW_COLUMNS),
     }
     for name, table in METADATA.tables.items():
         assert table.columns.keys() == keys.get(name, ["execution", "position"]) + named[name]
@@ -136,7 +138,7 @@ def test_a_ledger_of_today_is_opened_without_alembic_and_sqlalchemy(url):
     with Ledger.open(url) as ledger:
         ledger.record(numbered(1), archive="local")
     asked = (
-        "import sys\nfrom prefect_executions.ledger import Ledger\n"
+        "import sys\nfrom prefect_executions.ledger.ledger import Ledger\n"
         "assert len(Ledger.open(sys.argv[1]).list().rows) == 1\n"
         "print({'sqlalchemy', 'alembic', 'prefect'} & sys.modules.keys())"
     )
@@ -146,7 +148,7 @@ def test_a_ledger_of_today_is_opened_without_alembic_and_sqlalchemy(url):
 
 def test_a_sqlite_ledger_needs_no_driver_of_postgresql(tmp_path):
     asked = (
-        "import sys\nfrom prefect_executions.ledger import Ledger\n"
+        "import sys\nfrom prefect_executions.ledger.ledger import Ledger\n"
         "Ledger.open(sys.argv[1])\nprint('psycopg' in sys.modules)"
     )
     address = f"sqlite:///{tmp_path / 'ledger.db'}"
@@ -216,7 +218,7 @@ def plan_in_sqlite(url, query):
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
 def test_every_list_in_sqlite_reads_an_index_and_sorts_nothing(filled_sqlite, asked):
-    (step,) = plan_in_sqlite(filled_sqlite, statements.newest(limit=51, **asked))
+    (step,) = plan_in_sqlite(filled_sqlite, queries.newest(limit=51, **asked))
     expected = "_".join(word for word in ("method", "status") if word in asked)
     name = f"executions_{expected}_newest_idx".replace("__", "_")
     assert re.match(rf"(SCAN|SEARCH) executions USING INDEX {name}\b", step)
@@ -224,7 +226,7 @@ def test_every_list_in_sqlite_reads_an_index_and_sorts_nothing(filled_sqlite, as
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
 def test_every_list_in_postgresql_reads_an_index_and_sorts_nothing(filled_postgres, asked):
-    query = statements.newest(limit=51, **asked)
+    query = queries.newest(limit=51, **asked)
     with psycopg.connect(filled_postgres, autocommit=True) as connected:
         connected.execute(f"SET search_path TO {SCHEMA}")
         connected.execute("ANALYZE executions")
@@ -238,19 +240,19 @@ def test_every_list_in_postgresql_reads_an_index_and_sorts_nothing(filled_postgr
 @pytest.mark.parametrize(
     ("statement", "values", "index"),
     [
-        (statements.PENDING, (), "executions_pending_idx"),
-        (statements.GET, ("x",), "sqlite_autoindex_executions_1"),
-        (statements.BEGINNING_WITH, ("a", "b", 21), "sqlite_autoindex_executions_1"),
+        (queries.PENDING, (), "executions_pending_idx"),
+        (queries.GET, ("x",), "sqlite_autoindex_executions_1"),
+        (queries.BEGINNING_WITH, ("a", "b", 21), "sqlite_autoindex_executions_1"),
     ],
     ids=["pending", "get", "find"],
 )
 def test_other_questions_read_an_index_too(filled_sqlite, statement, values, index):
-    (step,) = plan_in_sqlite(filled_sqlite, statements.Query(statement, values))
+    (step,) = plan_in_sqlite(filled_sqlite, queries.Query(statement, values))
     assert f"INDEX {index}" in step
 
 
 @pytest.mark.parametrize("table", ["input_files", "outputs"])
 def test_an_artefact_is_found_by_its_digest_in_an_index(filled_sqlite, table):
-    query = statements.Query(f"SELECT execution FROM {table} WHERE sha256 = ?", ("x",))  # noqa: S608  a name above
+    query = queries.Query(f"SELECT execution FROM {table} WHERE sha256 = ?", ("x",))  # noqa: S608  a name above
     (step,) = plan_in_sqlite(filled_sqlite, query)
     assert f"{table}_sha256_idx" in step

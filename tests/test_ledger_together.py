@@ -17,7 +17,7 @@ import pytest
 
 from ledgers import KINDS, SEAL, a_fresh_url, an_id, numbered
 from prefect_executions.errors import LedgerError
-from prefect_executions.ledger import Ledger
+from prefect_executions.ledger.ledger import Ledger
 
 TESTS = Path(__file__).parent
 
@@ -25,7 +25,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 from ledgers import SEAL, numbered
-from prefect_executions.ledger import Ledger
+from prefect_executions.ledger.ledger import Ledger
 
 url, start, first, many = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 print("ready", flush=True)
@@ -42,7 +42,7 @@ for number in range(first, first + many):
 FORKER = """
 import os, sys
 from ledgers import numbered
-from prefect_executions.ledger import Ledger
+from prefect_executions.ledger.ledger import Ledger
 
 ledger = Ledger.open(sys.argv[1])
 ledger.record(numbered(0), archive="local")
@@ -66,7 +66,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 BULK_FOR_EVER = """
 import itertools, sys
 from ledgers import numbered
-from prefect_executions.ledger import Ledger
+from prefect_executions.ledger.ledger import Ledger
 
 with Ledger.open(sys.argv[1]).bulk() as bulk:
     for number in itertools.count():
@@ -246,7 +246,7 @@ import sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from ledgers import numbered
-from prefect_executions.ledger import Ledger
+from prefect_executions.ledger.ledger import Ledger
 
 at_once = threading.Barrier(4)
 

@@ -10,24 +10,18 @@ from prefect.client.schemas.objects import StateType
 from pydantic import ValidationError
 
 from prefect_executions.errors import TransitionError
-from prefect_executions.lifecycle import (
-    AS_OGC,
-    FOLLOWS,
-    FROM_PREFECT,
+from prefect_executions.lifecycle.following import follow
+from prefect_executions.lifecycle.history import (
     Happening,
     JobStatus,
-    Observer,
     PrefectState,
-    Reason,
     Seen,
-    Status,
     advance,
     begin,
-    ending,
     faults,
-    follow,
     remark,
 )
+from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Observer, Reason, Status, ending
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 

@@ -6,7 +6,7 @@ import mimetypes
 
 import pytest
 
-from prefect_executions.media import SCIENTIFIC, already_compressed, media_type
+from prefect_executions.mediatypes import SCIENTIFIC, already_compressed, media_type
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_executions.methods.merging import Mark, MarkReader, merged
-from prefect_executions.methods.scripts import Script
+from prefect_executions.descriptors.merging import Mark, MarkReader, merged
+from prefect_executions.descriptors.scripts import Script
 
 MARK = "0f6b2c0e6a53"
 

@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prefect_executions.milestones import EVENT, Milestone, reach
+from prefect_executions.tracepoints import EVENT, Milestone, reach
 
 SOURCE = Path(__file__).parents[1] / "src" / "prefect_executions"
 
 LISTENS = f"""
 import sys
 sys.addaudithook(lambda event, told: print(*told) if event == {EVENT!r} else None)
-from prefect_executions.milestones import Milestone, reach
+from prefect_executions.tracepoints import Milestone, reach
 reach(Milestone.ZIP_KEPT, "abc", "output.zip")
 """
 

@@ -17,22 +17,17 @@ from lxml import etree
 from prov.model import ProvDocument
 from rdflib import PROV, RDF, Graph, URIRef
 
-from prefect_executions import provenance
 from prefect_executions.errors import BundleError, RequestError
-from prefect_executions.executions import (
-    NAMESPACE,
-    Account,
-    Agent,
-    ExecutionRecord,
-    Infrastructure,
-    Instance,
-    Relative,
-    account,
-)
-from prefect_executions.lifecycle import CLOCK_SKEW, Reason, Status
-from prefect_executions.methods import CodeIdentity
-from prefect_executions.provenance import convert, time_faults, write
-from prefect_executions.provenance.words import VALUE_LIMIT, as_text, from_text
+from prefect_executions.executions.record import NAMESPACE, Agent, ExecutionRecord, Infrastructure, Instance, Relative
+from prefect_executions.executions.summary import Account, account
+from prefect_executions.lifecycle.history import CLOCK_SKEW
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.methods.model import CodeIdentity
+from prefect_executions.provenance import reader as prov_reader
+from prefect_executions.provenance.convert import convert
+from prefect_executions.provenance.times import time_faults
+from prefect_executions.provenance.vocabulary import VALUE_LIMIT, as_text, from_text
+from prefect_executions.provenance.writer import write
 from records import (
     EXECUTION_ID,
     NOON,
@@ -107,7 +102,7 @@ values = st.recursive(
 
 
 def read(document: bytes) -> Account:
-    return provenance.read(document).account
+    return prov_reader.read(document).account
 
 
 def told(record: ExecutionRecord) -> bytes:
@@ -476,7 +471,7 @@ def test_a_missing_program_or_library_is_named(tmp_path, before, form, named):
     program = f"""
 import os, sys, pathlib
 {before}
-from prefect_executions.provenance import convert
+from prefect_executions.provenance.convert import convert
 from prefect_executions.errors import RequestError
 try:
     convert(pathlib.Path("provo.xml").read_bytes(), "{form}")
@@ -488,6 +483,6 @@ except RequestError as error:
 
 
 def test_telling_needs_neither_lxml_nor_the_prov_library():
-    program = "import sys; from prefect_executions import provenance; print({'lxml', 'prov'} & set(sys.modules))"
+    program = "import sys; import prefect_executions.provenance.writer, prefect_executions.crate.writer; print({'lxml', 'prov'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -6,7 +6,7 @@ import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from prefect_executions.bundles.verifying import verify
+from prefect_executions.bundles.verify import verify
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 

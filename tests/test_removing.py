@@ -10,12 +10,12 @@ import pytest
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents
-from prefect_executions.cli import main
+from prefect_executions.cli.app import main
 from prefect_executions.errors import NotAvailableError, NotFoundError, SettingsError
-from prefect_executions.lifecycle import Status
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.operations.retention import clear, expired, remove, rules_of
 from prefect_executions.settings import ArchiveLevel
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.removing import clear, expired, remove, rules_of
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, a_request
 
 NOW = NOON + timedelta(days=40)

@@ -14,12 +14,12 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from benches import bench_at, kept
 from flows.rerun import rerun
-from prefect_executions.cli.asking import reader
+from prefect_executions.cli.arguments import reader
 from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
-from prefect_executions.executions import Deployment, Relative, tagged
-from prefect_executions.methods import InputDescription
-from prefect_executions.workbench.reading import Reader
-from prefect_executions.workbench.repeating import asked_again, bring_inputs, entrypoint_here, record_source
+from prefect_executions.executions.record import Deployment, Relative, tagged
+from prefect_executions.methods.model import InputDescription
+from prefect_executions.operations.replay import asked_again, bring_inputs, entrypoint_here, record_source
+from prefect_executions.workbench.catalog import Reader
 from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input
 
 METHOD = '''

@@ -10,12 +10,12 @@ import pytest
 
 from benches import OTHER_ID, bench_at, kept, record_of
 from flows.reproduce import reproduce as reproduce_flow
-from prefect_executions.cli import main
-from prefect_executions.comparison.verdicts import Agreement, Grade, OutputVerdict, Verdict
-from prefect_executions.lifecycle import Status
-from prefect_executions.workbench import pending
-from prefect_executions.workbench.reading import Reader
-from prefect_executions.workbench.reproducing import Reproduced, Wanted, reproduce, reproducible
+from prefect_executions.cli.app import main
+from prefect_executions.comparison.verdict import Agreement, Grade, OutputVerdict, Verdict
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.operations.reproduce import Reproduced, Wanted, reproduce, reproducible
+from prefect_executions.workbench import background
+from prefect_executions.workbench.catalog import Reader
 from records import EXECUTION_ID
 
 THIRD_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e12"
@@ -156,7 +156,7 @@ def test_two_executions_are_replayed_and_summed_up(home, tmp_path, monkeypatch, 
     for words in ([], ["-p", "chance=true"]):
         assert main(["run", "throw.py:throw", *words, "--json"]) == 0
         ids.append(json.loads(capsys.readouterr().out)["id"])
-    pending.finish()
+    background.finish()
     Path("throw.py").unlink()
 
     assert main(["reproduce", *ids, "--json"]) == 1

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_executions.errors import InfrastructureError
-from prefect_executions.runtimes.carrying import Load, unpack, unsendable
+from prefect_executions.runtimes.kubernetes.transfer import Load, unpack, unsendable
 
 NAMES = st.binary(min_size=1, max_size=120).filter(lambda name: not {0, 47} & set(name) and name not in {b".", b".."})
 

@@ -13,8 +13,9 @@ from docker import APIClient
 import registry
 from planning import planning
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
-from prefect_executions.runtimes import Network, Plan, Pull, Resources, RunStatus
-from prefect_executions.runtimes.docker import DockerRuntime
+from prefect_executions.runtimes.docker.runtime import DockerRuntime
+from prefect_executions.runtimes.interface import RunStatus
+from prefect_executions.runtimes.plans import Network, Plan, Pull, Resources
 
 PATIENT = 120.0
 

@@ -25,9 +25,9 @@ from pydantic import BaseModel, model_validator
 
 from homes import WHOLE_WAY, kinds
 from prefect_executions import current_execution, method
-from prefect_executions.lifecycle import Observer, Reason, Status
-from prefect_executions.workbench.checking import verify_execution
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.operations.verify import verify_execution
+from prefect_executions.workbench.catalog import Reader
 from scenarios import (
     ALONE,
     SERVED,

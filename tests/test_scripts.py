@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from prefect_executions.descriptors.inputs import values_of
+from prefect_executions.descriptors.loader import method_of, read_method
+from prefect_executions.descriptors.scripts import DEPLOY, EXECUTE, scripts_of
+from prefect_executions.descriptors.variables import MOST_OF_ONE
 from prefect_executions.errors import InputError, MethodError
-from prefect_executions.methods.asking import values_of
-from prefect_executions.methods.reading import method_of, read_method
-from prefect_executions.methods.scripts import DEPLOY, EXECUTE, scripts_of
-from prefect_executions.methods.variables import MOST_OF_ONE
 
 PAGE = Path(__file__).parents[1] / "docs" / "descriptors.md"
 SHELLS = [shell for shell in ("/bin/sh", shutil.which("bash"), shutil.which("busybox")) if shell]

@@ -21,15 +21,20 @@ from pydantic import SecretStr
 from forks import family
 from homes import kinds
 from journeys import waited
-from prefect_executions import current_execution, engine, events, method
-from prefect_executions.attestation.checkpoints import Inclusion
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.executions import Instance, Raised, Usage
-from prefect_executions.lifecycle import Happening, Observer, Reason, Status, advance
+from prefect_executions import current_execution, events, method
+from prefect_executions.attestation.transparency import Inclusion
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.executions.record import Instance, Raised, Usage
+from prefect_executions.lifecycle.history import Happening, advance
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.operations.retention import remove
+from prefect_executions.prefect_api import client as api_client
+from prefect_executions.prefect_api import events as prefect_events
+from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import ArchiveLevel, Settings
-from prefect_executions.workbench import Ending, pending
-from prefect_executions.workbench.keys import KeyRing
-from prefect_executions.workbench.removing import remove
+from prefect_executions.workbench import background
+from prefect_executions.workbench.keyring import KeyRing
+from prefect_executions.workbench.sealing import Ending
 from records import OUTPUTS, a_method, a_request
 from scenes import FAR, Scene, age
 
@@ -117,8 +122,8 @@ def test_what_was_removed_is_not_sealed_anew(scene):
 
 def test_a_run_that_is_kept_in_another_archive_is_left_to_that(scene):
     run = scene.run(scene.deploy(measures), Pending(), Running(), ago=A_WHILE)
-    engine.tell([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
-    waited(lambda: engine.was_told(str(run.id)), "the event")  # Prefect writes events down some seconds late
+    prefect_events.tell([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
+    waited(lambda: prefect_events.was_told(str(run.id)), "the event")  # Prefect writes events down some seconds late
     told = scene.settle()[str(run.id)]
     assert (told.result, "another archive" in told.message) == ("report", True)
     assert scene.seals() == []
@@ -305,14 +310,14 @@ def test_the_run_itself_finds_the_seal_of_another_and_leaves_a_late_word(scene, 
     def comes_late() -> str:
         execution = current_execution()
         execution.output("result.txt").write_text("late")
-        run = engine.flow_run(execution.metadata.execution_id)
+        run = flow_runs.flow_run(execution.metadata.execution_id)
         scene.seen_to_have_been(run, FAR)
         scene.silence(run)
         assert scene.settle(elsewhere, pause=lambda _: scene.silence(run))[str(run.id)].status is Status.FAILED
         return "done"
 
     state = comes_late(return_state=True)
-    pending.finish()
+    background.finish()
     run_id = str(state.state_details.flow_run_id)
     record = scene.record(run_id)
 
@@ -359,7 +364,7 @@ def test_a_sealing_that_crashed_is_done_as_it_was_meant(scene):
 def test_a_seal_wins_over_a_later_crash(scene):
     run, _ = scene.opened(scene.deploy(measures))
     scene.put(run, Completed())
-    end = Ending(Status.COMPLETED, None, engine.history(run.id)[-1].time, Observer.HOOK)
+    end = Ending(Status.COMPLETED, None, flow_runs.history(run.id)[-1].time, Observer.HOOK)
     scene.bench.seal(str(run.id), end)
     before = scene.bench.archive.seal_of(str(run.id))
     scene.put(run, Crashed(message="a zombie was found"), A_WHILE)
@@ -449,7 +454,7 @@ def test_a_round_writes_down_what_was_sealed_where_there_is_a_key(scene):
 def requests(scene: Scene) -> Iterator[list[str]]:
     """Return the requests to Prefect's API that settle has made."""
     made: list[str] = []
-    hooks = engine.client()._client.event_hooks
+    hooks = api_client.client()._client.event_hooks
     hooks["request"].append(listen := lambda request: made.append(f"{request.method} {request.url.path}"))
     yield made
     hooks["request"].remove(listen)
@@ -458,11 +463,12 @@ def requests(scene: Scene) -> Iterator[list[str]]:
 SETTLERS = """
 import os, signal, sys, time
 from pathlib import Path
-from prefect_executions import engine
-from prefect_executions.milestones import EVENT
+from prefect_executions.prefect_api import client
+from prefect_executions.tracepoints import EVENT
 from prefect_executions.settings import Settings
-from prefect_executions.settle import settle
-from prefect_executions.workbench import Workbench, pending
+from prefect_executions.settle.loop import settle
+from prefect_executions.workbench.workbench import Workbench
+from prefect_executions.workbench import background
 
 steps = 0
 
@@ -483,7 +489,7 @@ if what == "together":
     children = []
     for number, home in enumerate(homes):
         if (child := os.fork()) == 0:
-            engine.greet()
+            client.greet()
             Path(f"{flag}-{number}").touch()
             while not Path(flag).exists():
                 time.sleep(0.001)

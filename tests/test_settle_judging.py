@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from prefect_executions.executions import Raised, Usage
-from prefect_executions.lifecycle import PrefectState, Reason, Seen, Status
-from prefect_executions.settle.judging import HANDOVER, SILENCE, STUCK, UNANNOUNCED, Act, Evidence, judge
+from prefect_executions.executions.record import Raised, Usage
+from prefect_executions.lifecycle.history import PrefectState, Seen
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.settle.decide import HANDOVER, SILENCE, STUCK, UNANNOUNCED, Act, Evidence, judge
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -20,9 +20,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from journeys import waited
 from prefect_executions import method
 from prefect_executions.capture.processes import this_process
-from prefect_executions.executions import Process
-from prefect_executions.lifecycle import Reason
-from prefect_executions.settle.judging import SILENCE
+from prefect_executions.executions.record import Process
+from prefect_executions.lifecycle.status import Reason
+from prefect_executions.settle.decide import SILENCE
 from scenes import FAR, Scene, age
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -142,8 +142,8 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
 """
 LIVING = """
 import sys, time
-from prefect_executions.archive import open_archive
-from prefect_executions.workbench.leases import Leases
+from prefect_executions.archive.archive import open_archive
+from prefect_executions.workbench.heartbeat import Leases
 
 assert time.time() == 1e9
 archive = open_archive(sys.argv[1])

@@ -17,14 +17,14 @@ from archives import KEY, SECRET, Place, place_on
 from benches import bench_at, kept
 from prefect_executions.bundles.forms import Level
 from prefect_executions.capture.secrets import reveals, secrets_around
-from prefect_executions.cli import main
+from prefect_executions.cli.app import main
 from prefect_executions.errors import NotAvailableError, NotFoundError, RequestError, SecretError
+from prefect_executions.operations.export import export
+from prefect_executions.operations.imports import Terms, take_in
+from prefect_executions.operations.share import Shared, revoke, share, shares, sweep
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.exporting import export
-from prefect_executions.workbench.importing import Terms, take_in
-from prefect_executions.workbench.reading import Reader
-from prefect_executions.workbench.sharing import Shared, revoke, share, shares, sweep
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS, a_request
 
 NOW = datetime(2026, 10, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_executions.flow.soon import leave_to_end, soon
+from prefect_executions.flow.background import leave_to_end, soon
 
 ASKED: ContextVar[str] = ContextVar("asked", default="nobody")
 

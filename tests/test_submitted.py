@@ -12,7 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from homes import Bundles
 from prefect_executions import current_execution, method
-from prefect_executions.lifecycle import Reason
+from prefect_executions.lifecycle.status import Reason
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

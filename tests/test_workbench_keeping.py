@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from functools import partial
 
 from benches import begun, bench_at, record_of
-from prefect_executions.lifecycle import Happening, JobStatus, Observer, Reason, Status
-from prefect_executions.workbench import Ending
-from prefect_executions.workbench.checking import verify_target
-from prefect_executions.workbench.leases import Leases
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.lifecycle.history import Happening, JobStatus
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.operations.verify import verify_target
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.recovering import recover, restore
+from prefect_executions.workbench.sealing import Ending
 from records import EXECUTION_ID, SOURCE, a_job_status
 
 LOST = Ending(Status.FAILED, Reason.LOST, datetime(2031, 1, 1, tzinfo=UTC), Observer.SETTLE, message="it is gone")

@@ -9,18 +9,19 @@ from pathlib import Path
 import pytest
 
 from bundle_makers import an_open_bundle
-from prefect_executions.archive import open_archive
+from prefect_executions.archive.archive import open_archive
 from prefect_executions.bundles import layout
-from prefect_executions.cli import main
+from prefect_executions.cli.app import main
 from prefect_executions.errors import RequestError, SettingsError
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Observer, Status
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.status import Observer, Status
+from prefect_executions.operations.sshsigned import NAMESPACE
+from prefect_executions.operations.verify import Trust, verify_target
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Ending, Workbench
-from prefect_executions.workbench.checking import Trust, verify_target
-from prefect_executions.workbench.keys import KeyRing
-from prefect_executions.workbench.reading import Reader
-from prefect_executions.workbench.sshsigned import NAMESPACE
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.keyring import KeyRing
+from prefect_executions.workbench.sealing import Ending
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, a_record
 from signers import a_key, a_signed_bundle
 
@@ -66,7 +67,7 @@ def test_no_key_is_ever_overwritten(ring):
 
 
 def a_public_key_of(private: bytes) -> bytes:
-    from prefect_executions.attestation import SigningKey  # noqa: PLC0415 - one test's own
+    from prefect_executions.attestation.keys import SigningKey  # noqa: PLC0415 - one test's own
 
     return SigningKey.from_pem(private, "it").public.pem
 

@@ -9,20 +9,21 @@ import time
 from pathlib import Path
 
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench, pending
+from prefect_executions.workbench import background
+from prefect_executions.workbench.workbench import Workbench
 
 ENDS_AT_ONCE = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from prefect_executions.workbench import pending
+from prefect_executions.workbench import background
 
 def work():
     time.sleep(0.3)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(Path(sys.argv[1]).write_text, "done").result()
 
-pending.start(work, name="late", patience=60)
+background.start(work, name="late", patience=60)
 raise SystemExit(3)
 """
 
@@ -41,7 +42,7 @@ def test_who_opens_a_workbench_sees_what_was_pending(tmp_path: Path) -> None:
         time.sleep(0.2)
         done.set()
 
-    pending.start(work, name="late", patience=60)
+    background.start(work, name="late", patience=60)
     assert not done.is_set()
     Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}))
 
@@ -50,8 +51,8 @@ def test_who_opens_a_workbench_sees_what_was_pending(tmp_path: Path) -> None:
 
 def test_it_is_not_waited_for_longer_than_it_may_take() -> None:
     let_go = threading.Event()
-    thread = pending.start(let_go.wait, name="hangs", patience=0.1)
-    pending.finish()
+    thread = background.start(let_go.wait, name="hangs", patience=0.1)
+    background.finish()
 
     assert thread.is_alive()
     let_go.set()
@@ -60,7 +61,7 @@ def test_it_is_not_waited_for_longer_than_it_may_take() -> None:
 
 
 def test_what_is_pending_does_not_wait_for_itself() -> None:
-    thread = pending.start(pending.finish, name="asks", patience=60)
+    thread = background.start(background.finish, name="asks", patience=60)
     thread.join(60)
 
     assert not thread.is_alive()
@@ -71,17 +72,17 @@ def test_work_lets_the_run_go_first_until_somebody_waits_for_it() -> None:
 
     def work() -> None:
         gone_first.set()
-        pending.give_way(600)
+        background.give_way(600)
         done.set()
 
-    thread = pending.start(work, name="polite", patience=60)
+    thread = background.start(work, name="polite", patience=60)
     assert gone_first.wait(60)
     assert not done.is_set()
-    pending.finish()
+    background.finish()
 
     assert done.is_set()
     thread.join(60)
 
 
 def test_only_pending_work_gives_way() -> None:
-    pending.give_way(600)
+    background.give_way(600)

@@ -15,11 +15,10 @@ import pytest
 
 import archives
 from benches import OTHER_ID, begun, bench_at, kept, record_of
-from prefect_executions.archive import Archive, Store, open_store
-from prefect_executions.archive.folder import UNFINISHED
-from prefect_executions.archive.seals import folder_of
+from prefect_executions.archive.archive import Archive
+from prefect_executions.archive.objects import folder_of
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import (
     AmbiguousIdError,
     ArchiveError,
@@ -29,13 +28,17 @@ from prefect_executions.errors import (
     RequestError,
     WorldError,
 )
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Observer, Reason, Status
-from prefect_executions.workbench import Ending, Workbench
-from prefect_executions.workbench.checking import Verified, verify_target
-from prefect_executions.workbench.downloads import downloaded
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.objectstore.interface import Store
+from prefect_executions.objectstore.local import UNFINISHED
+from prefect_executions.objectstore.open import open_store
+from prefect_executions.operations.download import downloaded
+from prefect_executions.operations.verify import Verified, verify_target
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.settling import STALE, settle_all, sweep_uploads
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, OUTPUTS
 
 

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benches import begun, record_of
-from prefect_executions.lifecycle import JobStatus, Observer, Reason, Status
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Ending, Workbench
+from prefect_executions.workbench.sealing import Ending
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID
 
 NOW = datetime(2026, 9, 22, 13, tzinfo=UTC)

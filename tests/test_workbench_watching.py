@@ -7,8 +7,8 @@ from itertools import permutations
 
 from prefect_executions import events
 from prefect_executions.events import Event, Heard
-from prefect_executions.lifecycle import Status
-from prefect_executions.workbench.watching import Watched, from_record, newer, told
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.operations.watch import Watched, from_record, newer, told
 from records import EXECUTION_ID, NOON, a_job_status, a_record
 
 NOBODY = Watched(id=EXECUTION_ID)

@@ -9,20 +9,22 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefect_executions.flow import Execution, MethodFlow, current_execution, method
+    from prefect_executions.flow.context import Execution, current_execution
+    from prefect_executions.flow.decorator import MethodFlow, method
     from prefect_executions.flow.descriptor import Method
-    from prefect_executions.methods import Comparison, InputFile
+    from prefect_executions.methods.comparisons import Comparison
+    from prefect_executions.methods.files import InputFile
 
 __version__ = _version("prefect-executions")
 
 _HOMES = {
-    "Comparison": "prefect_executions.methods",
-    "Execution": "prefect_executions.flow",
-    "InputFile": "prefect_executions.methods",
+    "Comparison": "prefect_executions.methods.comparisons",
+    "Execution": "prefect_executions.flow.context",
+    "InputFile": "prefect_executions.methods.files",
     "Method": "prefect_executions.flow.descriptor",
-    "MethodFlow": "prefect_executions.flow",
-    "current_execution": "prefect_executions.flow",
-    "method": "prefect_executions.flow",
+    "MethodFlow": "prefect_executions.flow.decorator",
+    "current_execution": "prefect_executions.flow.context",
+    "method": "prefect_executions.flow.decorator",
 }
 
 __all__ = ["Comparison", "Execution", "InputFile", "Method", "MethodFlow", "current_execution", "method"]

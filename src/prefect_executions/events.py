@@ -15,7 +15,8 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from prefect_executions.documents import text_of_time
-from prefect_executions.lifecycle import Happening, JobStatus, Observer, OutputFile, Status, StatusEntry
+from prefect_executions.lifecycle.history import Happening, JobStatus, OutputFile, StatusEntry
+from prefect_executions.lifecycle.status import Observer, Status
 
 RESOURCE = "prefect-executions.execution"
 METHOD_RESOURCE = "prefect-executions.method"

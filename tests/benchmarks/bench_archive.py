@@ -30,14 +30,15 @@ SECRET = os.environ.get("EXECUTIONS_TEST_S3_SECRET", "testsecret")
 
 
 def ours(endpoint: str, bucket: str) -> Callable[[str, Path], None]:
-    from prefect_executions.archive import open_store  # noqa: PLC0415 - each process loads the client that it measures
+    from prefect_executions.objectstore.open import open_store  # noqa: PLC0415 - each process loads the client that it measures
 
     options = {"key": KEY, "secret": SECRET, "endpoint_url": endpoint}
     return open_store(f"s3://{bucket}", options=options, timeout=timedelta(minutes=30)).put
 
 
 def archive(endpoint: str, bucket: str) -> Callable[[str, Path], None]:
-    from prefect_executions.archive import Archive, open_store  # noqa: PLC0415 - the same
+    from prefect_executions.archive.archive import Archive  # noqa: PLC0415 - the same
+    from prefect_executions.objectstore.open import open_store  # noqa: PLC0415 - the same
 
     options = {"key": KEY, "secret": SECRET, "endpoint_url": endpoint}
     kept = Archive(open_store(f"s3://{bucket}", options=options, timeout=timedelta(hours=1)))

@@ -14,14 +14,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from prefect_executions.archive import Archive, Content, open_archive
-from prefect_executions.attestation import PAYLOAD_TYPE, sealed_envelope, statement_of
+from prefect_executions.archive.archive import Archive, Content, open_archive
+from prefect_executions.attestation.dsse import sealed_envelope
+from prefect_executions.attestation.statements import PAYLOAD_TYPE, statement_of
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.executions import BundleFile, ExecutionRecord
-from prefect_executions.ledger import Ledger
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.auditing import audit
-from prefect_executions.workbench.checkpointing import write_checkpoints
+from prefect_executions.executions.record import BundleFile, ExecutionRecord
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.operations.audit import audit
+from prefect_executions.operations.checkpoints import write_checkpoints
+from prefect_executions.workbench.workbench import Workbench
 from records import NOON, a_job_status, a_record, a_request
 from signers import a_key, trusting
 

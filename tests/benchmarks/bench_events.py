@@ -34,14 +34,16 @@ def in_milliseconds(times: list[float]) -> str:
 
 def a_status_change(rounds: int) -> None:
     """One acknowledged request with all changes of a run, against one request that asks for nothing."""
-    from prefect_executions import engine, events  # noqa: PLC0415 - after the environment is set
-    from prefect_executions.lifecycle import Status  # noqa: PLC0415 - the same
+    from prefect_executions import events  # noqa: PLC0415 - after the environment is set
+    from prefect_executions.lifecycle.status import Status  # noqa: PLC0415 - the same
+    from prefect_executions.prefect_api import client as api_client
+    from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - after the environment is set
     from records import a_job_status  # noqa: PLC0415 - from tests/
 
     told = list(events.changes(a_job_status(Status.COMPLETED), datetime.now(UTC)))
-    client = engine.client()
+    client = api_client.client()
     client.hello()
-    pairs = [(seconds(client.hello), seconds(lambda: engine.tell(told))) for _ in range(rounds)]
+    pairs = [(seconds(client.hello), seconds(lambda: prefect_events.tell(told))) for _ in range(rounds)]
     nothing, all_of_them = ([*column] for column in zip(*pairs, strict=True))
     row(
         f"tell {len(told)} events, acknowledged", in_milliseconds(all_of_them), f"hello {in_milliseconds(nothing)}", "-"
@@ -55,11 +57,12 @@ def the_end(pairs: int) -> None:
     from uuid import uuid4  # noqa: PLC0415 - beside its one use
 
     from benches import begun, record_of  # noqa: PLC0415 - from tests/
-    from prefect_executions import engine  # noqa: PLC0415 - after the environment is set
-    from prefect_executions.lifecycle import Observer, Status  # noqa: PLC0415 - the same
+    from prefect_executions.lifecycle.status import Observer, Status  # noqa: PLC0415 - the same
+    from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - after the environment is set
     from prefect_executions.settings import Settings  # noqa: PLC0415 - the same
-    from prefect_executions.workbench import Ending, Workbench  # noqa: PLC0415 - the same
+    from prefect_executions.workbench.sealing import Ending  # noqa: PLC0415 - the same
     from prefect_executions.workbench.telling import Tell, tell_nobody  # noqa: PLC0415 - the same
+    from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415 - the same
 
     home = Path(os.environ["EXECUTIONS_HOME"])
 
@@ -72,7 +75,7 @@ def the_end(pairs: int) -> None:
         end = Ending(Status.COMPLETED, None, datetime.now(UTC), Observer.HOOK)
         return seconds(lambda: workbench.seal(execution_id, end))
 
-    silent, telling = bench("silent", tell_nobody), bench("telling", engine.EndTelling)
+    silent, telling = bench("silent", tell_nobody), bench("telling", prefect_events.EndTelling)
     for _ in range(5):
         once(silent), once(telling)
     times = [(once(silent), once(telling)) for _ in range(pairs)]

@@ -26,12 +26,12 @@ from uuid import uuid4
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benches import bench_at, kept
-from prefect_executions.bundles.verifying import verify
+from prefect_executions.bundles.verify import verify
+from prefect_executions.operations.export import export
+from prefect_executions.operations.imports import Terms, take_in
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.exporting import export
-from prefect_executions.workbench.importing import Terms, take_in
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS
 
 MEBIBYTE = 1 << 20

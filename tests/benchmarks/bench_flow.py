@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from places import quiet_place
 
-from prefect_executions.cli.asking import set_defaults
+from prefect_executions.cli.arguments import set_defaults
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -42,7 +42,7 @@ def added_to_a_flow_run(pairs: int) -> None:
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: PLC0415 - the same
 
     from prefect_executions import current_execution, method  # noqa: PLC0415 - the same
-    from prefect_executions.workbench import pending  # noqa: PLC0415 - the same
+    from prefect_executions.workbench import background  # noqa: PLC0415 - the same
 
     scratch = Path(os.environ["EXECUTIONS_HOME"]) / "bare.txt"
 
@@ -58,8 +58,8 @@ def added_to_a_flow_run(pairs: int) -> None:
 
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         for number in range(5):
-            bare(number), kept(number), pending.finish()
-        times = [(seconds(lambda: bare(1)), seconds(lambda: kept(1)), seconds(pending.finish)) for _ in range(pairs)]
+            bare(number), kept(number), background.finish()
+        times = [(seconds(lambda: bare(1)), seconds(lambda: kept(1)), seconds(background.finish)) for _ in range(pairs)]
     base = statistics.median(without for without, _, _ in times)
     added = statistics.median(kept - without for without, kept, _ in times)
     whole = statistics.median(kept + rest - without for without, kept, rest in times)
@@ -73,10 +73,13 @@ def recording_alone(rounds: int) -> None:
     from datetime import UTC, datetime  # noqa: PLC0415 - beside its one use
     from uuid import uuid4  # noqa: PLC0415 - the same
 
-    from prefect_executions.archive import Archive, open_store  # noqa: PLC0415 - timed apart from its import
-    from prefect_executions.ledger import Ledger  # noqa: PLC0415 - the same
-    from prefect_executions.lifecycle import Observer, Status, advance, begin  # noqa: PLC0415 - the same
-    from prefect_executions.workbench import Ending, Workbench  # noqa: PLC0415 - the same
+    from prefect_executions.archive.archive import Archive  # noqa: PLC0415 - timed apart from its import
+    from prefect_executions.ledger.ledger import Ledger  # noqa: PLC0415 - the same
+    from prefect_executions.lifecycle.history import advance, begin  # noqa: PLC0415 - the same
+    from prefect_executions.lifecycle.status import Observer, Status  # noqa: PLC0415 - the same
+    from prefect_executions.objectstore.open import open_store  # noqa: PLC0415 - timed apart from its import
+    from prefect_executions.workbench.sealing import Ending  # noqa: PLC0415 - the same
+    from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415 - the same
     from records import a_job_status, a_record, a_request  # noqa: PLC0415 - from tests/
 
     home = Path(os.environ["EXECUTIONS_HOME"])

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from ledgers import SEAL, an_id
 from prefect_executions.errors import AmbiguousIdError
-from prefect_executions.executions import ExecutionRecord
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Status
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.status import Status
 from records import NOON, a_job_status, a_method, a_record
 
 MANY = 100_000
@@ -109,7 +109,7 @@ def again(ledger: Ledger, record: ExecutionRecord) -> None:
 
 def listing(home: str, rounds: int = 15) -> tuple[str, str, str]:
     """Time `executions list` against `executions --help`: fresh processes, interleaved."""
-    command = [sys.executable, "-c", "from prefect_executions.cli import main; raise SystemExit(main())"]
+    command = [sys.executable, "-c", "from prefect_executions.cli.app import main; raise SystemExit(main())"]
     environment = {**os.environ, "EXECUTIONS_HOME": home}
 
     def seconds(*words: str) -> float:

@@ -23,10 +23,10 @@ from time import perf_counter
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bundle_makers import an_open_bundle, finish
-from prefect_executions.bundles.gathering import gather
-from prefect_executions.bundles.sealing import seal
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.lifecycle import JobStatus
+from prefect_executions.bundles.gather import gather
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.seal import seal
+from prefect_executions.lifecycle.history import JobStatus
 from records import a_job_status
 
 ROUNDS = 5
@@ -37,7 +37,7 @@ SEAL_IN_A_PROCESS_OF_ITS_OWN = textwrap.dedent(
     import resource, sys
     from pathlib import Path
     from bundle_makers import finish
-    from prefect_executions.bundles.writing import OpenBundle
+    from prefect_executions.bundles.open_bundle import OpenBundle
 
     finish(OpenBundle.load(Path(sys.argv[1]), sys.argv[2]))
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

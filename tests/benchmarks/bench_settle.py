@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import servers
 
 if TYPE_CHECKING:
-    from prefect_executions.workbench import Workbench
+    from prefect_executions.workbench.workbench import Workbench
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,10 +52,10 @@ def row(measure: str, figure: str, against: str, goal: str) -> None:
 
 @contextmanager
 def counted_requests() -> Iterator[list[str]]:
-    from prefect_executions import engine  # noqa: PLC0415 - after the environment is set
+    from prefect_executions.prefect_api import client as api_client  # noqa: PLC0415 - after the environment is set
 
     made: list[str] = []
-    hooks = engine.client()._client.event_hooks["request"]
+    hooks = api_client.client()._client.event_hooks["request"]
     hooks.append(listen := lambda request: made.append(request.url.path))
     yield made
     hooks.remove(listen)
@@ -127,7 +127,7 @@ class Crowd:
 def a_round(crowd: Crowd, home: Path) -> tuple[float, int, int, int]:
     """Return what one round took: seconds, requests to Prefect, MiB of memory more, executions sealed."""
     from prefect_executions.settings import Settings  # noqa: PLC0415 - after the environment is set
-    from prefect_executions.settle import settle  # noqa: PLC0415 - the same
+    from prefect_executions.settle.loop import settle  # noqa: PLC0415 - the same
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with counted_requests() as requests:
@@ -174,7 +174,7 @@ def killed(home: Path, *, reachable: bool) -> float:
     """Return the seconds from the ``kill -9`` of a run to its sealed record, with one round after the other."""
     from benches import bench_at  # noqa: PLC0415 - after the environment is set
     from prefect_executions.settings import Settings  # noqa: PLC0415 - the same
-    from prefect_executions.settle import settle  # noqa: PLC0415 - the same
+    from prefect_executions.settle.loop import settle  # noqa: PLC0415 - the same
 
     there = home / "there"
     bench = bench_at(home)
@@ -216,17 +216,18 @@ def crashed(home: Path) -> float:
     No hook runs, as for runs in containers; nothing but the operator's deployment settles.
     """
     from benches import bench_at  # noqa: PLC0415 - after the environment is set
-    from prefect_executions import engine  # noqa: PLC0415 - the same
+    from prefect_executions.prefect_api import flow_runs, recognising
+    from prefect_executions.prefect_api import queries as prefect_queries
 
     bench = bench_at(home)
     process, execution_id = works(home, home, bench)
-    run = engine.flow_run(UUID(execution_id))
+    run = flow_runs.flow_run(UUID(execution_id))
     assert run is not None
-    engine.mark_flows({run.flow_id})
+    recognising.mark_flows({run.flow_id})
     begun = time.perf_counter()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    engine.put_to_end(run.id, "Process exited with status code: -9", cancelled=False)
+    prefect_queries.put_to_end(run.id, "Process exited with status code: -9", cancelled=False)
     while bench.archive.seal_of(execution_id) is None:
         time.sleep(0.1)
     return time.perf_counter() - begun

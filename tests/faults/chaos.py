@@ -39,10 +39,10 @@ from faults.judging import COMPLETED, Truth, judge, unfinished
 from faults.settles import SETTLE
 from faults.world import World
 from prefect_executions import MethodFlow
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Reason, Status
-from prefect_executions.milestones import Milestone
-from prefect_executions.settle.judging import STUCK
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.settle.decide import STUCK
+from prefect_executions.tracepoints import Milestone
 from scenes import age
 
 POOL = "random"

@@ -25,7 +25,7 @@ from faults.judging import BOTH, COMPLETED, CRASHED, FAILED, Truth
 from faults.kills import Case
 from faults.methods import BEGUN, FIRST, HALF
 from faults.world import Death, World
-from prefect_executions.milestones import Milestone
+from prefect_executions.tracepoints import Milestone
 
 START = ""
 BIG = 12 * 1024**2

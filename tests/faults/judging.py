@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from faults.methods import FIRST, LAST, SAID, content_of
 from faults.world import World
-from prefect_executions.archive.seals import folder_of
-from prefect_executions.archive.store import UNFINISHED
-from prefect_executions.bundles.writing import ASIDE, SCRATCH
+from prefect_executions.archive.objects import folder_of
+from prefect_executions.bundles.open_bundle import ASIDE, SCRATCH
 from prefect_executions.errors import ExecutionsError
-from prefect_executions.executions import ExecutionRecord
-from prefect_executions.ledger import Ledger
-from prefect_executions.lifecycle import Reason, Status
-from prefect_executions.workbench.checking import verify_execution
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.objectstore.interface import UNFINISHED
+from prefect_executions.operations.verify import verify_execution
 
 Ends = Collection[tuple[Status, Reason | None]]
 

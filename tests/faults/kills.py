@@ -8,7 +8,7 @@ from typing import NamedTuple
 from faults.judging import BOTH, COMPLETED, CRASHED, FAILED, NEVER_OPENED, Truth
 from faults.methods import BEGUN, DONE, FIRST, HALF
 from faults.world import Death, World
-from prefect_executions.milestones import Milestone
+from prefect_executions.tracepoints import Milestone
 
 FAULT = "kill -9"
 

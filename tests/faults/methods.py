@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from prefect_executions import InputFile, current_execution, method
-from prefect_executions.milestones import EVENT
+from prefect_executions.tracepoints import EVENT
 
 FIRST, LAST = "outputs/first.txt", "outputs/folder/last.bin"
 SAID = "said before the end"

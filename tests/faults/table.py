@@ -26,8 +26,8 @@ from faults import harms, judging, kills, settles
 from faults.harms import Harm, Skipped
 from faults.kills import Case
 from faults.world import World, a_world
-from prefect_executions.ledger import Ledger
-from prefect_executions.milestones import Milestone
+from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.tracepoints import Milestone
 
 QUIET = 200.0
 """Seconds until all must be settled: a run that never opened its record is given two minutes to do it."""

@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect_executions.milestones import EVENT
+from prefect_executions.tracepoints import EVENT
 
 PATIENCE = 120.0
 """Seconds that a victim waits for the fault that it was told to wait for."""
@@ -93,7 +93,7 @@ def do(job: Job) -> int:
         _humble()
     listen(job)
     if job.words[0] == "executions":
-        from prefect_executions.cli import main  # noqa: PLC0415 - a run of a Method needs no command line
+        from prefect_executions.cli.app import main  # noqa: PLC0415 - a run of a Method needs no command line
 
         return main(job.words[1:])
     return _run(job, *job.words[1:])
@@ -138,12 +138,11 @@ def _humble() -> None:
 
 def main() -> int:
     """Read jobs, one in a line, until there are no more; answer each with the pid of its process, then its end."""
-    import prefect_executions.cli  # noqa: PLC0415 - what takes long is imported once, before any job
-    import prefect_executions.flow  # noqa: PLC0415
+    import prefect_executions.cli.app  # noqa: PLC0415 - what takes long is imported once, before any job
+    import prefect_executions.flow.decorator  # noqa: PLC0415
     from faults import methods  # noqa: F401, PLC0415
-    from prefect_executions import settle  # noqa: F401, PLC0415
 
-    _ = prefect_executions.cli.app
+    _ = prefect_executions.cli.app.app
     for line in sys.stdin:
         job = Job(**json.loads(line))
         pid = os.fork()

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import servers
 from faults.victim import Job
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.workbench import Workbench
 
 LONGEST = 240.0
 """Seconds that a victim may live."""

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from prefect_executions.archive.store import Store
 from prefect_executions.errors import NotFoundError
+from prefect_executions.objectstore.interface import Store
 
 _ROOT = "checkpoints/"
 _BLOCK = 1000

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from prefect_executions.archive.store import Lasts, Store
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import ArchiveError, NotFoundError
+from prefect_executions.objectstore.interface import Lasts, Store
 
 _OPEN = "open/"
 _SEALED = "sealed/"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from prefect_executions.documents import json_value, strict_json, text_of_time
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import NAMESPACE, BundleFile, ExecutionRecord
+from prefect_executions.executions.record import NAMESPACE, BundleFile, ExecutionRecord
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

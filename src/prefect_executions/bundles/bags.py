@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 
-from prefect_executions.bundles.sources import Source, SourcePart
+from prefect_executions.bundles.source import Source, SourcePart
 from prefect_executions.errors import BundleError, NameRefusedError
 
 DECLARATION = "bagit.txt"

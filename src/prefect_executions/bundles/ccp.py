@@ -21,18 +21,19 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic import ValidationError
 
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.arrivals import Arrival
 from prefect_executions.bundles.forms import Kind
-from prefect_executions.bundles.sources import Source
-from prefect_executions.bundles.zipreading import Limits, ZipReader
+from prefect_executions.bundles.incoming import Arrival
+from prefect_executions.bundles.source import Source
+from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.parameters import plain_value, recorded_parameters
 from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.descriptors.loader import without_clear_secrets
 from prefect_executions.documents import Document, in_utc, strict_json
 from prefect_executions.errors import BundleError, NameRefusedError
-from prefect_executions.executions import Agent, BundleFile, ExecuteRequest, Infrastructure, Instance
-from prefect_executions.lifecycle import Happening, JobStatus, Observer, Reason, Status, advance, begin, remark
-from prefect_executions.methods import Method
-from prefect_executions.methods.reading import without_clear_secrets
+from prefect_executions.executions.record import Agent, BundleFile, ExecuteRequest, Infrastructure, Instance
+from prefect_executions.lifecycle.history import Happening, JobStatus, advance, begin, remark
+from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.methods.model import Method
 from prefect_executions.provenance.parsing import records
 
 _FLAT = re.compile(r"(metadata|auth|outputs)_(.+)", re.DOTALL)

@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from hashlib import sha256
 
-from prefect_executions import crate, provenance
-from prefect_executions.attestation import PAYLOAD_TYPE, Envelope, Statement
-from prefect_executions.attestation.checkpoints import Inclusion
+from prefect_executions.attestation.dsse import Envelope
+from prefect_executions.attestation.statements import PAYLOAD_TYPE, Statement
+from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence
+from prefect_executions.crate import holding
 from prefect_executions.documents import text_of_time
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import Account, BundleFile, ExecuteRequest, Image, PhaseTold, StepTold
-from prefect_executions.lifecycle import AS_OGC, Happening, JobStatus, Status, faults
-from prefect_executions.methods import Method
+from prefect_executions.executions.record import BundleFile, ExecuteRequest
+from prefect_executions.executions.summary import Account, Image, PhaseTold, StepTold
+from prefect_executions.lifecycle.history import Happening, JobStatus, faults
+from prefect_executions.lifecycle.status import AS_OGC, Status
+from prefect_executions.methods.model import Method
+from prefect_executions.provenance import times as prov_times
 
 
 class Unchecked(str):
@@ -204,7 +208,7 @@ def _provenance(seen: Evidence) -> Findings:
 
 def _provenance_times(seen: Evidence) -> Findings:
     """The times in `provo.xml` follow each other."""
-    for fault in provenance.time_faults(seen.bytes_of(layout.PROVENANCE)):
+    for fault in prov_times.time_faults(seen.bytes_of(layout.PROVENANCE)):
         yield f"{layout.PROVENANCE}: {fault}"
 
 
@@ -221,7 +225,7 @@ def _every_word_of_the_crate(seen: Evidence) -> Findings:
     files = [BundleFile(path, digest, seen.files.get(path, 0)) for path, digest in (there | told).items()]
     known = {path for path, digest in there.items() if path in seen.files and told.get(path, digest) == digest}
     unmeasured = frozenset(file.path for file in files if file.path not in known)
-    yield from crate.differences(seen.bytes_of(layout.CRATE), seen.record, files, unmeasured)
+    yield from holding.differences(seen.bytes_of(layout.CRATE), seen.record, files, unmeasured)
 
 
 def _told_files(seen: Evidence) -> Findings:

@@ -11,26 +11,26 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple, TypeVar, cast
 
-from prefect_executions import crate, provenance
-from prefect_executions.attestation import Envelope, VerifyingKey
+from prefect_executions.attestation.dsse import Envelope
+from prefect_executions.attestation.keys import VerifyingKey
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.sources import Source
-from prefect_executions.bundles.zipreading import Limits, ZipReader
+from prefect_executions.bundles.source import Source
+from prefect_executions.bundles.zip_reader import Limits, ZipReader
+from prefect_executions.crate import reader as crate_reader
 from prefect_executions.documents import Document, strict_json
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import (
-    Account,
+from prefect_executions.executions.record import (
     Agent,
     ExecuteRequest,
     ExecutionRecord,
     Infrastructure,
     Instance,
     Metrics,
-    Told,
-    account,
 )
-from prefect_executions.lifecycle import JobStatus
-from prefect_executions.methods import Method
+from prefect_executions.executions.summary import Account, Told, account
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.methods.model import Method
+from prefect_executions.provenance import reader as prov_reader
 from prefect_executions.settings import ArchiveLevel
 
 D = TypeVar("D", bound=Document)
@@ -149,7 +149,7 @@ class Evidence:
         Raises:
             BundleError: If it is missing or damaged.
         """
-        return provenance.read(self.bytes_of(layout.PROVENANCE))
+        return prov_reader.read(self.bytes_of(layout.PROVENANCE))
 
     @cached_property
     def told_by_crate(self) -> Told:
@@ -158,7 +158,7 @@ class Evidence:
         Raises:
             BundleError: If it is missing or damaged.
         """
-        return crate.read(self.bytes_of(layout.CRATE))
+        return crate_reader.read(self.bytes_of(layout.CRATE))
 
     @cached_property
     def absent(self) -> Mapping[str, str]:

@@ -7,13 +7,13 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect_executions.attestation.checkpoints import Inclusion
-from prefect_executions.comparison.verdicts import Verdict
+from prefect_executions.attestation.transparency import Inclusion
+from prefect_executions.comparison.verdict import Verdict
 from prefect_executions.documents import Document
 from prefect_executions.errors import NameRefusedError
-from prefect_executions.executions import Agent, ExecuteRequest, Infrastructure, Instance, Metrics
-from prefect_executions.lifecycle import JobStatus
-from prefect_executions.methods import Method
+from prefect_executions.executions.record import Agent, ExecuteRequest, Infrastructure, Instance, Metrics
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.methods.model import Method
 
 REQUIRED: tuple[type[Document], ...] = (Agent, Method, ExecuteRequest, Infrastructure, Instance, JobStatus)
 """The documents that every bundle has."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import BundleFile
+from prefect_executions.executions.record import BundleFile
 
 _LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)", re.DOTALL)
 _ESCAPED = re.compile(r"\\(.?)", re.DOTALL)

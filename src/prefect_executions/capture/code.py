@@ -23,11 +23,11 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
+from prefect_executions.capture.git import Checkout, Stamp, find_root, git_program, read_checkout, stamp
 from prefect_executions.capture.notebook import observe_notebook
 from prefect_executions.capture.packages import Packages, package_of
-from prefect_executions.capture.repository import Checkout, Stamp, find_root, git_program, read_checkout, stamp
 from prefect_executions.errors import DirtyTreeError
-from prefect_executions.methods import CodeIdentity, Notebook, Repository, SourceFile
+from prefect_executions.methods.model import CodeIdentity, Notebook, Repository, SourceFile
 from prefect_executions.settings import DirtyTree, Settings
 
 DIFF = "code/uncommitted.diff"

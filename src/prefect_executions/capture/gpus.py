@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from prefect_executions.capture.system import content
-from prefect_executions.executions import Gpu
+from prefect_executions.capture.procfs import content
+from prefect_executions.executions.record import Gpu
 
 _GPU_LIMIT = 20.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_executions.documents import canonical
-from prefect_executions.methods import Notebook
+from prefect_executions.methods.model import Notebook
 
 # Jupyter Server sets it for a kernel; it is a path only when the session is a notebook's.
 SESSION_VARIABLE = "JPY_SESSION_NAME"

@@ -7,7 +7,8 @@ from typing import Any
 
 from prefect_executions.capture.secrets import SecretMask, looks_secret, mask_credentials, redact_urls
 from prefect_executions.documents import json_value
-from prefect_executions.methods import InputDescription, Method, is_secret_reference
+from prefect_executions.methods.model import InputDescription, Method
+from prefect_executions.methods.secrets import is_secret_reference
 
 WITHHELD = {"withheld": True}
 """What stands in the record for a secret whose name was never resolved."""

@@ -27,8 +27,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect_executions.capture.system import content
-from prefect_executions.executions import Instance, Process
+from prefect_executions.capture.procfs import content
+from prefect_executions.executions.record import Instance, Process
 
 COOKIE = "EXECUTION_ID"
 """The environment variable that a run's processes inherit: the id of the execution that they work for."""

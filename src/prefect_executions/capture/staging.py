@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_executions.capture.secrets import redact_url, redact_urls
 from prefect_executions.errors import BundleError, InputError
-from prefect_executions.media import media_type
+from prefect_executions.mediatypes import media_type
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem  # type: ignore[import-untyped]  # fsspec has no type information

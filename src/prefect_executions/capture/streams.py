@@ -20,11 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from prefect_executions.capture import routing
-from prefect_executions.capture.logfile import Follower, LogFile, above_streams
-from prefect_executions.capture.routing import NAMES, Name, Router
+from prefect_executions.capture import stdio_router
+from prefect_executions.capture.logfiles import Follower, LogFile, above_streams
 from prefect_executions.capture.safestream import SafeStream, as_bytes
 from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.stdio_router import NAMES, Name, Router
 from prefect_executions.capture.tail import Forwarding, Tail, Terminal
 from prefect_executions.errors import BundleError
 
@@ -136,13 +136,13 @@ class SharedStreams(Streams):
 
     def __init__(self, folder: Path, mask: SecretMask, forward: Callable[[str, str], None] | None) -> None:
         super().__init__(folder, mask, forward)
-        self._routers = tuple(map(routing.install, NAMES))
+        self._routers = tuple(map(stdio_router.install, NAMES))
         self._shown: dict[Name, TextIO | SafeStream | None] = {
             router.stream_name: _beyond(router) for router in self._routers
         }
         self._terminals = {name: _safe(shown) for name, shown in self._shown.items()}
         self._tail = Tail(self._forwards, _nothing) if self._forwards else None
-        self._place, self._token = routing.enter(self, owns_process=False)
+        self._place, self._token = stdio_router.enter(self, owns_process=False)
 
     def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
         """Write *data* to the log, masked, and show what was written."""
@@ -151,10 +151,10 @@ class SharedStreams(Streams):
         _show(shown, data if not self._mask else written)
 
     def _let_go(self) -> None:
-        routing.leave(self._place, self._token)
+        stdio_router.leave(self._place, self._token)
         for router in self._routers:
             _show(self._shown[router.stream_name], self._logs[router.stream_name].close())
-            routing.release(router)
+            stdio_router.release(router)
         if self._tail:
             self._tail.close()
 
@@ -183,7 +183,7 @@ class OwnedStreams(Streams):
         for name, number in _DESCRIPTORS.items():
             self._logs[name].put_at(number)
             self._catch_python(name, number)
-        self._place, self._token = routing.enter(self, owns_process=True)
+        self._place, self._token = stdio_router.enter(self, owns_process=True)
 
     def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
         """Write *data* to the log; a stream that is no descriptor (a notebook's) shows it itself."""
@@ -197,19 +197,19 @@ class OwnedStreams(Streams):
     def _catch_python(self, name: Name, number: int) -> None:
         stream = getattr(sys, name)
         if _number_of(stream) != number or isinstance(stream, Router):
-            self._routers.append(routing.install(name))
+            self._routers.append(stdio_router.install(name))
         elif hasattr(stream, "reconfigure"):
             self._buffered.append((stream, stream.line_buffering))
             # To a file Python would write in blocks of 8 kB, and lose the last one when it is killed.
             stream.reconfigure(line_buffering=True)
 
     def _let_go(self) -> None:
-        routing.leave(self._place, self._token)
+        stdio_router.leave(self._place, self._token)
         _flush_python()
         flush_c()
         for router in self._routers:
             _show(router.original, self._logs[router.stream_name].close())
-            routing.release(router)
+            stdio_router.release(router)
         try:
             for name, number in _DESCRIPTORS.items():
                 _restore_descriptor(self._saved[name], number)
@@ -297,7 +297,7 @@ def _restore_descriptor(saved: int | None, number: int) -> None:
 
 def _beyond(router: Router) -> TextIO | SafeStream | None:
     # The descriptors of an owned process are the outer execution's log, which is not this one's.
-    outer = routing.owner()
+    outer = stdio_router.owner()
     return outer.terminal(router.stream_name) if isinstance(outer, Streams) else router.original
 
 

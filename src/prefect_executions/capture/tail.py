@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from prefect_executions.capture.logfile import Follower
-from prefect_executions.capture.routing import step_outside
+from prefect_executions.capture.logfiles import Follower
+from prefect_executions.capture.stdio_router import step_outside
 
 TICK = 0.5
 # A record of Prefect's log should end with a line, but a line may never end.

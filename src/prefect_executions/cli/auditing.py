@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from prefect_executions.cli.asking import Json, reader
-from prefect_executions.cli.codes import FAILED, OK
-from prefect_executions.cli.showing import how_many, say, show_json, show_table, working
+from prefect_executions.cli.arguments import Json, reader
+from prefect_executions.cli.exit_codes import FAILED, OK
+from prefect_executions.cli.output import how_many, say, show_json, show_table, working
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
-    from prefect_executions.workbench.auditing import Finding
+    from prefect_executions.operations.audit import Finding
 
 
 def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> int:
@@ -26,8 +26,8 @@ def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> 
         as_json: One JSON document with every finding.
     """
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.workbench.auditing import audit as audit_archive  # noqa: PLC0415
-    from prefect_executions.workbench.keys import KeyRing  # noqa: PLC0415
+    from prefect_executions.operations.audit import audit as audit_archive  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
     looked_at = [0]
     hall, trusted = reader(), KeyRing(Settings.read()).trusted()

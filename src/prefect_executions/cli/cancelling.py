@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from prefect_executions.cli.asking import Json, reader, set_defaults
-from prefect_executions.cli.codes import FAILED, OK, WORLD
-from prefect_executions.cli.showing import say, show_facts, show_json, warn, working
-from prefect_executions.lifecycle import Status
+from prefect_executions.cli.arguments import Json, reader, set_defaults
+from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
+from prefect_executions.cli.output import say, show_facts, show_json, warn, working
+from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
-    from prefect_executions.dispatch import Cancelled
+    from prefect_executions.dispatch.cancel import Cancelled
 
 
 def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> int:
@@ -28,8 +28,8 @@ def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> i
     hall = reader(settings)
     with working("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
-        from prefect_executions.capture.machine import this_user  # noqa: PLC0415
-        from prefect_executions.dispatch import cancel as cancel_execution  # noqa: PLC0415
+        from prefect_executions.capture.host import this_user  # noqa: PLC0415
+        from prefect_executions.dispatch.cancel import cancel as cancel_execution  # noqa: PLC0415
 
     cancelled = cancel_execution(
         hall,

@@ -18,13 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from prefect_executions.cli.asking import DEFAULTS, workbench
-from prefect_executions.cli.showing import how_large
+from prefect_executions.cli.arguments import DEFAULTS, workbench
+from prefect_executions.cli.output import how_large
 from prefect_executions.errors import ExecutionsError, PlanError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
-    from prefect_executions.runtimes import Runtime
+    from prefect_executions.runtimes.interface import Runtime
 
 PATIENCE = timedelta(seconds=20)
 """How long the archive may take to answer."""
@@ -43,11 +43,11 @@ _FASTAPI_CURE = "Run: pip install 'fastapi>=0.139,<0.151'"
 # In a process of their own: a Prefect that does not import must not break the doctor.
 _ASK_API = """
 import json
-from prefect_executions import engine
+from prefect_executions.prefect_api import client
 from prefect_executions.errors import ExecutionsError
-api = engine.configured_api()
+api = client.configured_api()
 try:
-    print(json.dumps({"api": api, "version": engine.greet() if api else None}))
+    print(json.dumps({"api": api, "version": client.greet() if api else None}))
 except ExecutionsError as error:
     print(json.dumps({"api": api, "error": str(error)}))
 """
@@ -176,8 +176,8 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 
 def _shown(settings: Settings, name: str) -> str:
     # Start-up time of the CLI; and only what may be shown of an address is.
-    from prefect_executions.archive.store import public_url  # noqa: PLC0415
-    from prefect_executions.ledger.addresses import shown  # noqa: PLC0415
+    from prefect_executions.ledger.database import shown  # noqa: PLC0415
+    from prefect_executions.objectstore.interface import public_url  # noqa: PLC0415
 
     archive = settings.archive_url
     places = {
@@ -216,7 +216,7 @@ def _workbench(settings: Settings) -> Iterator[Finding]:
 
 def _archive(settings: Settings) -> Iterator[Finding]:
     # Start-up time of the CLI: the storage's library comes with it.
-    from prefect_executions.archive import honours_create_if_absent  # noqa: PLC0415
+    from prefect_executions.objectstore.interface import honours_create_if_absent  # noqa: PLC0415
 
     patience = min(settings.archive_timeout, PATIENCE)
     store = workbench(settings.model_copy(update={"archive_timeout": patience})).archive.store
@@ -233,8 +233,8 @@ def _archive(settings: Settings) -> Iterator[Finding]:
 
 def _ledger(settings: Settings) -> Iterator[Finding]:
     # Start-up time of the CLI: its driver comes with it.
-    from prefect_executions.ledger.addresses import shown  # noqa: PLC0415
-    from prefect_executions.ledger.schema import HEAD  # noqa: PLC0415
+    from prefect_executions.ledger.database import shown  # noqa: PLC0415
+    from prefect_executions.ledger.migrate import HEAD  # noqa: PLC0415
 
     ledger = workbench(settings).ledger
     waiting = len(ledger.pending())
@@ -253,7 +253,8 @@ _RUNTIME_CURES = {
 def runtime_findings(settings: Settings) -> Iterator[Finding]:
     """Tell whether the scripts of a descriptor Method could be run as these settings say; nothing is started."""
     # Start-up time of the CLI: the client of an engine comes with it.
-    from prefect_executions.runtimes import Wish, open_runtime  # noqa: PLC0415
+    from prefect_executions.runtimes.plans import Wish  # noqa: PLC0415
+    from prefect_executions.runtimes.registry import open_runtime  # noqa: PLC0415
 
     with TemporaryDirectory() as folder:
         state = Path(folder).resolve()
@@ -285,7 +286,7 @@ def _unused(settings: Settings) -> Iterator[Finding]:
 
 def _planned(runtime: Runtime, settings: Settings, folder: Path) -> Finding:
     # As above.
-    from prefect_executions.runtimes import Pull, Resources, RunRequest  # noqa: PLC0415
+    from prefect_executions.runtimes.plans import Pull, Resources, RunRequest  # noqa: PLC0415
 
     image = settings.runtime_image if runtime.name != "process" else ""
     request = RunRequest(

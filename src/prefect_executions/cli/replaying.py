@@ -11,10 +11,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect_executions.cli.asking import Json, Pairs, Params, When, moment, parameters, reader
-from prefect_executions.cli.codes import FAILED, OK
-from prefect_executions.cli.running import ran_here, tell_unrecorded
-from prefect_executions.cli.showing import (
+from prefect_executions.cli.arguments import Json, Pairs, Params, When, moment, parameters, reader
+from prefect_executions.cli.exit_codes import FAILED, OK
+from prefect_executions.cli.output import (
     counting,
     how_many,
     say,
@@ -24,14 +23,15 @@ from prefect_executions.cli.showing import (
     show_table,
     working,
 )
+from prefect_executions.cli.run import ran_here, tell_unrecorded
 from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
-    from prefect_executions.bundles.writing import OpenBundle
-    from prefect_executions.comparison.verdicts import Verdict
-    from prefect_executions.workbench.replaying import Replay
-    from prefect_executions.workbench.reproducing import Reproduced
+    from prefect_executions.bundles.open_bundle import OpenBundle
+    from prefect_executions.comparison.verdict import Verdict
+    from prefect_executions.operations.replaying import Replay
+    from prefect_executions.operations.reproduce import Reproduced
 
 # `comparison.verdicts`' Grade, whose import is not needed for --help.
 GradeName = Literal["rerun", "repeat", "recompute", "reproduce"]
@@ -66,8 +66,8 @@ def replay(
     """
     _check_tolerance(tolerance)
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.comparison.verdicts import Grade  # noqa: PLC0415
-    from prefect_executions.workbench.replaying import replay_of, replayable  # noqa: PLC0415
+    from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
+    from prefect_executions.operations.replaying import replay_of, replayable  # noqa: PLC0415
 
     edits, settings = parameters(param, params), Settings.read()
     with (
@@ -108,9 +108,9 @@ def reproduce(
     if bool(executions) is filters:
         raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
     # Start-up time of the CLI, as above.
-    from prefect_executions.comparison.verdicts import Grade  # noqa: PLC0415
-    from prefect_executions.workbench.reproducing import Wanted, reproducible  # noqa: PLC0415
-    from prefect_executions.workbench.reproducing import reproduce as replay_each  # noqa: PLC0415
+    from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
+    from prefect_executions.operations.reproduce import Wanted, reproducible  # noqa: PLC0415
+    from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
 
     hall, now = reader(), datetime.now(UTC)
     times = {name: moment(text, now) if text else None for name, text in {"since": since, "until": until}.items()}
@@ -175,7 +175,7 @@ def _elsewhere(
     import json  # noqa: PLC0415 - only here
 
     # Start-up time of the CLI: only this needs it.
-    from prefect_executions.workbench.environments import command_line, make_environment  # noqa: PLC0415
+    from prefect_executions.operations.environments import command_line, make_environment  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="executions-environment-") as folder:
         with working(f"Installing {len(ready.record.instance.packages)} packages as recorded", quiet=as_json):

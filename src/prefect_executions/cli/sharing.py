@@ -9,8 +9,8 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from prefect_executions.bundles.forms import Level
-from prefect_executions.cli.asking import Json, moment, reader
-from prefect_executions.cli.showing import how_large, plain, say, show_facts, show_json, show_table, when, working
+from prefect_executions.cli.arguments import Json, moment, reader
+from prefect_executions.cli.output import how_large, plain, say, show_facts, show_json, show_table, when, working
 
 shares = App(name="shares", help="What is shared by a link.")
 
@@ -36,7 +36,7 @@ def share(
         as_json: One JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.workbench.sharing import share as share_it  # noqa: PLC0415
+    from prefect_executions.operations.share import share as share_it  # noqa: PLC0415
 
     hall, now = reader(), datetime.now(UTC)
     execution_id, lasting = hall.find(execution), now - moment(expires, now)
@@ -68,8 +68,8 @@ def list_shares(*, as_json: Json = False) -> None:
         as_json: One JSON document.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.sharing import shares as shares_in  # noqa: PLC0415
-    from prefect_executions.workbench.sharing import sweep  # noqa: PLC0415
+    from prefect_executions.operations.share import shares as shares_in  # noqa: PLC0415
+    from prefect_executions.operations.share import sweep  # noqa: PLC0415
 
     store = reader().workbench.archive.store
     sweep(store, datetime.now(UTC))
@@ -90,7 +90,7 @@ def revoke(share_id: str, /, *, as_json: Json = False) -> None:
         as_json: One JSON document.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.sharing import revoke as revoke_it  # noqa: PLC0415
+    from prefect_executions.operations.share import revoke as revoke_it  # noqa: PLC0415
 
     revoke_it(reader().workbench.archive.store, share_id)
     if as_json:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cyclopts import App
 
-from prefect_executions.cli.asking import Json
-from prefect_executions.cli.showing import say, show_facts, show_json, show_table
+from prefect_executions.cli.arguments import Json
+from prefect_executions.cli.output import say, show_facts, show_json, show_table
 from prefect_executions.settings import Settings
 
 keys = App(name="keys", help="The keys that seals are signed with and checked against.")
@@ -22,7 +22,7 @@ def create(*, name: str = "own", as_json: Json = False) -> None:
         as_json: One JSON document.
     """
     # Start-up time of the CLI: cryptography comes with it.
-    from prefect_executions.workbench.keys import KeyRing  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
     ring = KeyRing(Settings.read())
     made = ring.create(name)
@@ -42,7 +42,7 @@ def list_keys(*, as_json: Json = False) -> None:
         as_json: One JSON document.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.keys import KeyRing  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
     found = KeyRing(Settings.read()).people()
     if as_json:
@@ -65,7 +65,7 @@ def trust(file: Path, /, *, name: str | None = None, as_json: Json = False) -> N
         as_json: One JSON document.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.keys import KeyRing  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
     told = KeyRing(Settings.read()).trust(file, name or file.stem)
     if as_json:

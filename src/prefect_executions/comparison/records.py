@@ -11,7 +11,7 @@ from datetime import datetime
 from difflib import unified_diff
 from typing import Any, NamedTuple
 
-from prefect_executions.executions import ExecutionRecord, Metric
+from prefect_executions.executions.record import ExecutionRecord, Metric
 
 Told = Mapping[str, Any]
 

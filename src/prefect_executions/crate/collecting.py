@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from prefect_executions.crate import words
-from prefect_executions.crate.building import NO_LICENSE, NOT_STATED, not_stated, rendered, time_text
-from prefect_executions.crate.words import Entity, uri
+from prefect_executions.crate import vocabulary
+from prefect_executions.crate.vocabulary import Entity, uri
+from prefect_executions.crate.writer import NO_LICENSE, NOT_STATED, not_stated, rendered, time_text
 
 
 def collect(ids: Sequence[str], newest: datetime | None) -> bytes:
@@ -20,10 +20,10 @@ def collect(ids: Sequence[str], newest: datetime | None) -> bytes:
 
 def _entities(ids: Sequence[str], newest: datetime | None) -> Iterator[Entity]:
     yield {
-        "@id": words.FILE,
+        "@id": vocabulary.FILE,
         "@type": "CreativeWork",
         "about": {"@id": "./"},
-        "conformsTo": {"@id": words.CRATE},
+        "conformsTo": {"@id": vocabulary.CRATE},
     }
     folders = [uri(f"{execution_id}/") for execution_id in ids]
     yield {
@@ -38,7 +38,7 @@ def _entities(ids: Sequence[str], newest: datetime | None) -> Iterator[Entity]:
     }
     yield from not_stated()
     for execution_id, folder in zip(ids, folders, strict=True):
-        document = f"{folder}{words.FILE}"
+        document = f"{folder}{vocabulary.FILE}"
         yield {
             "@id": folder,
             "@type": "Dataset",

@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from prefect_executions.crate import words
-from prefect_executions.crate.building import build
-from prefect_executions.crate.reading import entities_of
-from prefect_executions.crate.words import Entity, uri
+from prefect_executions.crate import vocabulary
+from prefect_executions.crate.reader import entities_of
+from prefect_executions.crate.vocabulary import Entity, uri
+from prefect_executions.crate.writer import build
 from prefect_executions.documents import canonical, strict_json
-from prefect_executions.executions import BundleFile, ExecutionRecord
+from prefect_executions.executions.record import BundleFile, ExecutionRecord
 
 _SHOWN = 200
 
@@ -34,19 +34,19 @@ def differences(
     built = build(record, files)
     if data == built:
         return
-    told, said = strict_json(data, words.FILE), strict_json(built, words.FILE, bounded=False)
+    told, said = strict_json(data, vocabulary.FILE), strict_json(built, vocabulary.FILE, bounded=False)
     there, ours = entities_of(told), entities_of(said)
     for path in unmeasured:
         there.get(uri(path), {}).pop("contentSize", None)
         ours[uri(path)].pop("contentSize", None)
     yield from _members(_without_graph(told), _without_graph(said), "the document")
     for name in there.keys() - ours.keys():
-        yield f"{words.FILE}: it tells of {name[:_SHOWN]}; the documents do not"
+        yield f"{vocabulary.FILE}: it tells of {name[:_SHOWN]}; the documents do not"
     for name, entity in ours.items():
         if name in there:
             yield from _members(there[name], entity, name)
         else:
-            yield f"{words.FILE}: it does not tell of {name}; the documents do"
+            yield f"{vocabulary.FILE}: it does not tell of {name}; the documents do"
 
 
 def _without_graph(document: Entity) -> Entity:
@@ -57,7 +57,7 @@ def _members(told: Entity, said: Entity, name: str) -> Iterator[str]:
     for key in told | said:
         if _unordered(told.get(key)) != _unordered(said.get(key)):
             yield (
-                f"{words.FILE}: {key[:_SHOWN]} of {name} is {_words(told.get(key))}; "
+                f"{vocabulary.FILE}: {key[:_SHOWN]} of {name} is {_words(told.get(key))}; "
                 f"the documents say {_words(said.get(key))}"
             )
 

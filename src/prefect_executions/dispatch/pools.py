@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.exceptions import ObjectNotFound
 
-from prefect_executions import engine
 from prefect_executions.errors import NotFoundError, RequestError
-from prefect_executions.runtimes import Resources
+from prefect_executions.prefect_api import client as api_client
+from prefect_executions.prefect_api import flow_runs
+from prefect_executions.runtimes.plans import Resources
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import WorkPool
@@ -32,9 +33,9 @@ def work_pool(name: str) -> WorkPool:
         NotFoundError: If there is none.
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    with engine.answering(f"work pool {name}"):
+    with api_client.answering(f"work pool {name}"):
         try:
-            return engine.client().read_work_pool(name)
+            return api_client.client().read_work_pool(name)
         except ObjectNotFound as error:
             raise NotFoundError(
                 f"There is no work pool '{name}'. Make one: prefect work-pool create {name} --type process"
@@ -87,7 +88,7 @@ def wished(
     others = {name: value for name, value in wishes.items() if name not in told}
     for name in [name for name in others if set(_OF_KUBERNETES.get(name, ("-",))) <= _variables(pool).keys()]:
         told |= dict.fromkeys(_OF_KUBERNETES[name], str(others.pop(name)))
-    shared = engine.shares_its_worker(pool.type)
+    shared = flow_runs.shares_its_worker(pool.type)
     if others and not pool.type.endswith("docker") and not (shared and of_scripts):
         raise RequestError(_refusal(pool, others))
     if others and not shared:

@@ -6,11 +6,11 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import alive, end_carriers, send
 from prefect_executions.errors import ExecutionsError
-from prefect_executions.executions import ExecutionRecord, Instance
-from prefect_executions.workbench.reading import Reader
+from prefect_executions.executions.record import ExecutionRecord, Instance
+from prefect_executions.workbench.catalog import Reader
 
 # Prefect's runners give a process 30 s between SIGTERM and SIGKILL, and the Method's own cleaning up has as long here.
 _OF_A_CALL = ((10.0, signal.SIGTERM), (40.0, signal.SIGKILL))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_executions.dispatch.submitting import Request, Submitted, submit
-from prefect_executions.workbench.reading import Reader
-from prefect_executions.workbench.repeating import asked_again
+from prefect_executions.dispatch.submit import Request, Submitted, submit
+from prefect_executions.operations.replay import asked_again
+from prefect_executions.workbench.catalog import Reader
 
 
 def submit_again(

@@ -14,8 +14,9 @@ from pydantic import Field, WithJsonSchema, model_validator
 
 from prefect_executions.documents import Document, Part, Time, canonical
 from prefect_executions.errors import BundleError
-from prefect_executions.lifecycle import JobStatus, Status
-from prefect_executions.methods import Method
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.methods.model import Method
 from prefect_executions.settings import ArchiveLevel
 
 NAMESPACE = "https://w3id.org/prefect-executions/"

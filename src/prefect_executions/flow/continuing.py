@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefect_executions.executions import ExecutionRecord, Instance, Process, Usage
+from prefect_executions.executions.record import ExecutionRecord, Instance, Process, Usage
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.opening import infrastructure, instance, now, the_method
-from prefect_executions.lifecycle import Happening, JobStatus, Observer, Seen, StatusEntry, follow, remark
-from prefect_executions.methods import CodeIdentity
+from prefect_executions.lifecycle.following import follow
+from prefect_executions.lifecycle.history import Happening, JobStatus, Seen, StatusEntry, remark
+from prefect_executions.lifecycle.status import Observer
+from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect_executions.methods import Method
+from prefect_executions.methods.model import Method
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,18 +16,20 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
+from prefect_executions.descriptors.inputs import parameter_schema as form_of
+from prefect_executions.descriptors.inputs import values_of
+from prefect_executions.descriptors.loader import read_method, without_clear_secrets
+from prefect_executions.descriptors.schema import ABSENT, default_of
+from prefect_executions.descriptors.wishes import wishes_of
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
-from prefect_executions.flow import logs
+from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.declaring import MethodFlow, options_of
-from prefect_executions.flow.phases import scripted
-from prefect_executions.methods import DESCRIPTORS, InputDescription, check_type, marked
-from prefect_executions.methods import Method as Described
-from prefect_executions.methods.asking import parameter_schema as form_of
-from prefect_executions.methods.asking import values_of
-from prefect_executions.methods.reading import read_method, without_clear_secrets
-from prefect_executions.methods.schemas import ABSENT, default_of
-from prefect_executions.methods.wishes import wishes_of
+from prefect_executions.flow.decorator import MethodFlow, options_of
+from prefect_executions.flow.script_flow import scripted
+from prefect_executions.methods.files import DESCRIPTORS
+from prefect_executions.methods.model import InputDescription, check_type
+from prefect_executions.methods.model import Method as Described
+from prefect_executions.methods.secrets import marked
 from prefect_executions.settings import Settings
 
 _NOT_IN_NAMES = "/%&<>"
@@ -45,7 +47,7 @@ class Method(MethodFlow[..., None]):
     def __init__(
         self, described: Described, place: Path, *, timeout_seconds: float | None = None, withheld: bool, **options: Any
     ) -> None:
-        logs.shield()
+        prefect_logs.shield()
         asked = _signature(described, form_of(described), asked_only=True)
         function = _function(described, place)
         options |= {"name": options.get("name") or _flow_name(described.id, place), "validate_parameters": False}

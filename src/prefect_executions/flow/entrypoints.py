@@ -14,13 +14,13 @@ from prefect.exceptions import ScriptError
 from prefect.flows import Flow
 from prefect.utilities.importtools import load_module, load_script_as_module
 
-from prefect_executions import engine
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
-from prefect_executions.flow.declaring import MethodFlow, method
-from prefect_executions.flow.door import Door, door
-from prefect_executions.methods import descriptor_in
-from prefect_executions.workbench.images import ExactImage
+from prefect_executions.flow.decorator import MethodFlow, method
+from prefect_executions.flow.invocation import Door, door
+from prefect_executions.methods.files import descriptor_in
+from prefect_executions.operations.images import ExactImage
+from prefect_executions.prefect_api import client as api_client
 
 _FORMS = "Give path.py:function or module:function."
 
@@ -136,7 +136,9 @@ def run_method(
             if inspect.iscoroutine(answer):
                 asyncio.run(answer)
     except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is returned, to be shown by the door
-        return Ran(ids[-1] if ids else None, engine.too_large(error, f"a run of '{flow.name}'", parameters) or error)
+        return Ran(
+            ids[-1] if ids else None, api_client.too_large(error, f"a run of '{flow.name}'", parameters) or error
+        )
     finally:
         door.reset(token)
     return Ran(ids[-1] if ids else None, None)

@@ -20,21 +20,27 @@ from uuid import UUID
 
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_executions import engine
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import end_carriers
 from prefect_executions.errors import ExecutionsError, OrchestratorError, SettingsError
-from prefect_executions.executions import ExecuteRequest, Instance
-from prefect_executions.flow import logs
+from prefect_executions.executions.record import ExecuteRequest, Instance
+from prefect_executions.flow import prefect_logs
+from prefect_executions.flow.background import leave_to_end
+from prefect_executions.flow.cancellation import called
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.door import knock
+from prefect_executions.flow.invocation import knock
 from prefect_executions.flow.opening import Opening, never_started, the_workbench
-from prefect_executions.flow.soon import leave_to_end
-from prefect_executions.flow.stopping import called
-from prefect_executions.lifecycle import JobStatus, Observer, PrefectState, Seen, ending
+from prefect_executions.lifecycle.history import JobStatus, PrefectState, Seen
+from prefect_executions.lifecycle.status import Observer, ending
+from prefect_executions.prefect_api import cancelling, flow_runs
+from prefect_executions.prefect_api import events as prefect_events
+from prefect_executions.prefect_api import finish as prefect_finish
+from prefect_executions.prefect_api import lives as prefect_lives
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import Ending, Outcome, pending
+from prefect_executions.workbench import background
 from prefect_executions.workbench.leftovers import end_runs
+from prefect_executions.workbench.sealing import Ending
+from prefect_executions.workbench.workbench import Outcome
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -46,7 +52,7 @@ if TYPE_CHECKING:
 class Sealing:
     """The hook for every kind of end: it seals the execution of the flow run that ended."""
 
-    __name__ = logs.HOOK
+    __name__ = prefect_logs.HOOK
 
     def __init__(self, declared: Declared) -> None:
         self._declared = declared
@@ -60,12 +66,12 @@ class Sealing:
         to end the process. What is left undone `settle` finishes.
         """
         with suppress(Exception):
-            logs.shield()
+            prefect_logs.shield()
             log = flow_run_logger(flow_run, flow)
             sealing = _Sealing(self._declared, flow_run, state, log)
             patience = _patience()
             until = time.monotonic() + patience
-            thread = pending.start(sealing.go, name="seal", patience=patience)
+            thread = background.start(sealing.go, name="seal", patience=patience)
             in_time = sealing.here.wait(until - time.monotonic())
             if _is_stopped(state):
                 thread.join(max(0.0, until - time.monotonic()))
@@ -112,8 +118,8 @@ class _Sealing:
             self.here.set()
         with suppress(Exception):
             if self._stopped_here:
-                logs.send_now()
-            engine.finish_telling()
+                prefect_logs.send_now()
+            prefect_events.finish_telling()
 
     def _is_here(self, outcome: Outcome) -> None:
         told = outcome.job_status
@@ -122,7 +128,7 @@ class _Sealing:
         self._stopped_here = self._state.is_crashed() and _ran_here(outcome.folder)
         self.here.set()
         if not _is_stopped(self._state):
-            pending.give_way()
+            background.give_way()
 
 
 def _is_stopped(state: State[Any]) -> bool:
@@ -172,7 +178,7 @@ def _nothing(_: OpenBundle) -> tuple[str, ...]:
 def _finish(parameters: Mapping[str, Any], bundle: OpenBundle) -> tuple[str, ...]:
     """Do what a process that was stopped could not do, and return notes on it."""
     notes = end_runs(bundle)
-    engine.make_up(bundle, parameters, os.environ)
+    prefect_finish.make_up(bundle, parameters, os.environ)
     return notes
 
 
@@ -182,7 +188,7 @@ def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> boo
     if state.id in known:
         return False
     try:
-        told = engine.lives(engine.history(flow_run.id))
+        told = prefect_lives.lives(flow_runs.history(flow_run.id))
     except OrchestratorError:
         return False
     return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])
@@ -194,7 +200,7 @@ def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> S
     A runner calls the cancellation hooks with a state that it makes up when the
     process is gone. Its time is that of the end; its id means nothing to Prefect.
     """
-    seen = engine.seen(state)
+    seen = flow_runs.seen(state)
     if not (state.is_cancelling() or state.is_crashed()):
         return seen
     asked = _asked_to_cancel(flow_run.id)
@@ -210,7 +216,7 @@ def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> S
 def _cancelled(flow_run: FlowRun, seen: Seen, message: str | None) -> Seen:
     """Tell Prefect that the run is cancelled, which has only noted the wish, and return that state."""
     try:
-        return engine.set_cancelled(flow_run.id, message)
+        return cancelling.set_cancelled(flow_run.id, message)
     except ExecutionsError:  # settle tells it later
         return seen._replace(state=PrefectState(type="CANCELLED", name="Cancelled"), message=message)
 
@@ -222,12 +228,12 @@ def _caller(bundle: OpenBundle) -> UUID | None:
 
 def _asked_to_cancel(flow_run_id: UUID) -> Seen | None:
     with suppress(OrchestratorError):
-        return engine.asked_to_cancel(engine.history(flow_run_id))
+        return cancelling.asked_to_cancel(flow_runs.history(flow_run_id))
     return None
 
 
 def _fresh(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:
     """The record of a run whose body never ran; the flow run at hand may be stale, so Prefect is asked first."""
     with suppress(OrchestratorError):
-        flow_run = engine.flow_run(flow_run.id) or flow_run
+        flow_run = flow_runs.flow_run(flow_run.id) or flow_run
     return never_started(declared, flow_run, execution_id, settings)

@@ -11,15 +11,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from prefect_executions import engine
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.parameters import WITHHELD, plain_value, resolved_name, tell_credentials
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.staging import Staged, stage
 from prefect_executions.documents import json_value
-from prefect_executions.executions import StagedInput
+from prefect_executions.executions.record import StagedInput
 from prefect_executions.flow.declared import Declared
-from prefect_executions.methods import FILE_FORMAT, InputFile
+from prefect_executions.methods.files import FILE_FORMAT, InputFile
+from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import ArchiveLevel, Settings
 
 Visit = Callable[[str, InputFile], Any]
@@ -84,7 +84,7 @@ class Inputs:
             reference = self.bound.arguments[name]
             if reference is None:
                 continue
-            value = engine.secret(name, reference, environment)
+            value = blocks.secret(name, reference, environment)
             mask.add(value.get_secret_value())
             told[name] = resolved_name(reference)
             wrapped = name in self._declared.wrapped

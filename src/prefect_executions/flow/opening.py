@@ -8,23 +8,26 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefect_executions import engine
-from prefect_executions.bundles.writing import OpenBundle
-from prefect_executions.capture import machine
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.capture import host as host_facts
 from prefect_executions.capture.code import DIFF, REQUIREMENTS, identify
 from prefect_executions.capture.parameters import clear_defaults, recorded_method
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.errors import ArchiveError, OrchestratorError
-from prefect_executions.executions import Agent, ExecutionRecord, Infrastructure, Instance
+from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance
 from prefect_executions.flow.ahead import called_at
-from prefect_executions.flow.current import current_id
+from prefect_executions.flow.context import current_id
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.door import owns_process
-from prefect_executions.lifecycle import Happening, Observer, Seen, remark
-from prefect_executions.methods import Method
+from prefect_executions.flow.invocation import owns_process
+from prefect_executions.lifecycle.history import Happening, Seen, remark
+from prefect_executions.lifecycle.status import Observer
+from prefect_executions.methods.model import Method
+from prefect_executions.prefect_api import blocks, flow_runs, requests
+from prefect_executions.prefect_api import events as prefect_events
+from prefect_executions.prefect_api import lives as prefect_lives
 from prefect_executions.settings import DirtyTree, Settings
-from prefect_executions.workbench import Workbench
-from prefect_executions.workbench.finding import newest
+from prefect_executions.workbench.lookup import newest
+from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -53,7 +56,7 @@ def the_workbench(settings: Settings) -> Workbench:
     places = (settings.workbench_folder, settings.archive_url, settings.ledger_url, settings.signing_key_file)
     key = (os.getpid(), repr(places))
     if key not in _workbenches:
-        _workbenches[key] = Workbench.of(settings, archive_block=engine.archive_block, tell=engine.EndTelling)
+        _workbenches[key] = Workbench.of(settings, archive_block=blocks.archive_block, tell=prefect_events.EndTelling)
     return _workbenches[key]
 
 
@@ -71,13 +74,13 @@ def opening(
     *heard* are Prefect's states so far.
     """
     method, code = the_method(declared, run, settings)
-    job_status = engine.told_by_prefect(execution_id, method.id, run, heard)
+    job_status = prefect_lives.told_by_prefect(execution_id, method.id, run, heard)
     if told := _told_of_clear_defaults(declared, method, code):
         job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=told)
     return Opening(
         ExecutionRecord(
             method=method,
-            request=engine.request_of(
+            request=requests.request_of(
                 run,
                 method,
                 execution_id,
@@ -97,10 +100,10 @@ def opening(
 
 def instance(run: FlowRun, settings: Settings) -> Instance:
     """Return where this process runs, and whether it was started for *run* alone."""
-    here = machine.observe(environment=os.environ, allowed=settings.environment)
+    here = host_facts.observe(environment=os.environ, allowed=settings.environment)
     own = current_id() is None and owns_process(run)
     process = this_process_with_layout() if own else here.process
-    return engine.placed(here, run).model_copy(update={"process": process, "own_process": own})
+    return flow_runs.placed(here, run).model_copy(update={"process": process, "own_process": own})
 
 
 def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:
@@ -114,7 +117,7 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
     return Opening(
         ExecutionRecord(
             method=method,
-            request=engine.request_of(
+            request=requests.request_of(
                 run,
                 method,
                 execution_id,
@@ -125,7 +128,7 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
             ),
             infrastructure=infrastructure(run, settings),
             instance=Instance(),
-            job_status=engine.told_by_prefect(execution_id, method.id, run),
+            job_status=prefect_lives.told_by_prefect(execution_id, method.id, run),
             agent=agent(run, settings),
         ),
         code,
@@ -136,7 +139,7 @@ def agent(run: FlowRun, settings: Settings) -> Agent:
     """Return who asked, as far as anything says it: the operator's setting, Prefect, or the system's user."""
     if settings.agent:
         return Agent(source="setting", claims={"sub": settings.agent})
-    maker = engine.created_by(run)
+    maker = flow_runs.created_by(run)
     if maker and "name" in maker:
         return Agent(source="prefect", claims={"sub": maker["name"], **maker})
     try:
@@ -150,7 +153,7 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
     if (around := current_id()) is not None:
         return around
     try:
-        called_by = engine.caller(run)
+        called_by = flow_runs.caller(run)
         return None if called_by is None else newest(the_workbench(settings), str(called_by))
     except (OrchestratorError, ArchiveError):  # what cannot be observed is absent
         return None
@@ -185,7 +188,7 @@ def _told_of_clear_defaults(declared: Declared, method: Method, code: Mapping[st
 
 def infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
     """Return what Prefect, its worker and the operator say about where *run* was sent."""
-    told = engine.infrastructure(run, os.environ)
+    told = flow_runs.infrastructure(run, os.environ)
     image, digest = settings.image or told.image, settings.image_digest or told.image_digest
     return told.model_copy(update={"image": image, "image_digest": digest})
 
@@ -202,5 +205,5 @@ def seen_late(
     """
     if not told.type.endswith("kubernetes") or told.image_id or told.image_digest:
         return None
-    newest = engine.flow_run(run.id)
-    return (infrastructure(newest, settings), engine.placed(bundle.read(Instance), newest)) if newest else None
+    newest = flow_runs.flow_run(run.id)
+    return (infrastructure(newest, settings), flow_runs.placed(bundle.read(Instance), newest)) if newest else None

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 from pydantic_core import PydanticSerializationError, to_json
 
 from prefect_executions.documents import json_value
-from prefect_executions.executions import ExecutionRecord, Metric
+from prefect_executions.executions.record import ExecutionRecord, Metric
 from prefect_executions.ledger.rows import ArchiveState, Came, Row, Stored, micros_of
-from prefect_executions.lifecycle import Happening, JobStatus, Status, StatusEntry
-from prefect_executions.methods import Method
+from prefect_executions.lifecycle.history import Happening, JobStatus, StatusEntry
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.methods.model import Method
 
 Columns = tuple[Stored, ...]
 

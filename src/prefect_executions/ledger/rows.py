@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Literal
 
-from prefect_executions.lifecycle import Reason, Status
+from prefect_executions.lifecycle.status import Reason, Status
 
 ArchiveState = Literal["archived", "pending", "local"]
 """Sealed and in the archive; sealed and on its way there; on this machine alone."""

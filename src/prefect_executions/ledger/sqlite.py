@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from prefect_executions.errors import LedgerError
 from prefect_executions.ledger.databases import Database, Session
-from prefect_executions.ledger.schema import HEAD, VERSION_TABLE, migrate
+from prefect_executions.ledger.migrate import HEAD, VERSION_TABLE, migrate
 
 PATIENCE = 30.0
 """Seconds that a writer waits for the others."""

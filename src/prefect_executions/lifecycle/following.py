@@ -16,7 +16,7 @@ from prefect_executions.lifecycle.history import (
     advance,
     remark,
 )
-from prefect_executions.lifecycle.statuses import FOLLOWS, FROM_PREFECT, Observer
+from prefect_executions.lifecycle.status import FOLLOWS, FROM_PREFECT, Observer
 
 
 def follow(job_status: JobStatus, states: Sequence[Seen]) -> JobStatus:

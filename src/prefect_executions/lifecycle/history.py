@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from prefect_executions.documents import Document, Link, Part, Time
 from prefect_executions.errors import TransitionError
-from prefect_executions.lifecycle.statuses import AS_OGC, FOLLOWS, FROM_PREFECT, Observer, OgcStatus, Reason, Status
-from prefect_executions.phases import Phase
+from prefect_executions.lifecycle.phases import Phase
+from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Observer, OgcStatus, Reason, Status
 
 CLOCK_SKEW = timedelta(minutes=5)
 

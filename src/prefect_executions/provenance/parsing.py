@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import NAMESPACE
-from prefect_executions.provenance import words
+from prefect_executions.executions.record import NAMESPACE
+from prefect_executions.provenance import vocabulary
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
@@ -29,7 +29,7 @@ RECORD_LIMIT = 16 * 1024**2
 ELEMENT_LIMIT = 100_000
 """Elements between two records, counted by ``<``: one takes 200 bytes of memory, whatever is in it."""
 
-_PREFIXES = {words.PROV: "prov:", words.TERMS: "exe:", NAMESPACE: "px:"}
+_PREFIXES = {vocabulary.PROV: "prov:", vocabulary.TERMS: "exe:", NAMESPACE: "px:"}
 
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
@@ -90,7 +90,7 @@ def records(data: bytes) -> Iterator[Record]:
 
     if len(data) > SIZE_LIMIT:
         raise fault(f"it has {len(data)} bytes; more than {SIZE_LIMIT} are not read")
-    tags = [f"{{{words.PROV}}}{kind}" for kind in (*_KINDS, "document")]
+    tags = [f"{{{vocabulary.PROV}}}{kind}" for kind in (*_KINDS, "document")]
     source = _Metered(data)
     parts = etree.iterparse(
         cast("Any", source),
@@ -155,7 +155,7 @@ def _declare(namespaces: dict[str, str], prefix: str, uri: str) -> None:
 def _check_document(root: _Element) -> None:
     if root.getroottree().docinfo.internalDTD is not None:
         raise fault("it has a DTD, which is never read")
-    if root.tag != f"{{{words.PROV}}}document" or root.getparent() is not None:
+    if root.tag != f"{{{vocabulary.PROV}}}document" or root.getparent() is not None:
         raise fault("it is no PROV document")
 
 
@@ -172,9 +172,9 @@ def _record(element: _Element, namespaces: Mapping[str, str]) -> Record:
     texts: dict[str, str] = {}
     told: set[str] = set()
     kind = element.tag.rpartition("}")[2]
-    name = _resolve(element.get(f"{{{words.PROV}}}id", ""), namespaces)
+    name = _resolve(element.get(f"{{{vocabulary.PROV}}}id", ""), namespaces)
     for child in element:
-        ref = child.get(f"{{{words.PROV}}}ref")
+        ref = child.get(f"{{{vocabulary.PROV}}}ref")
         tag = _short_tag(child.tag)
         text = child.text or ""
         if len(child):
@@ -204,4 +204,4 @@ def _resolve(qname: str, namespaces: Mapping[str, str]) -> str:
 
 def fault(message: str) -> BundleError:
     """Return the error that says what is wrong in `provo.xml`."""
-    return BundleError(f"{words.FILE}: {message}")
+    return BundleError(f"{vocabulary.FILE}: {message}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from prefect_executions.lifecycle import CLOCK_SKEW
+from prefect_executions.lifecycle.history import CLOCK_SKEW
 from prefect_executions.provenance.parsing import Record, records
 
 

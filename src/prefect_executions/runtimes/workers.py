@@ -6,6 +6,6 @@ from importlib.util import find_spec
 
 # Prefect imports this module to find types of workers; a class registers itself.
 if find_spec("prefect_docker"):
-    import prefect_executions.runtimes.docker_worker
+    import prefect_executions.runtimes.docker.worker
 if find_spec("prefect_kubernetes"):
-    import prefect_executions.runtimes.kubernetes_worker  # noqa: F401
+    import prefect_executions.runtimes.kubernetes.worker  # noqa: F401

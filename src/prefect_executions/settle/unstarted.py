@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.exceptions import ObjectNotFound
 
-from prefect_executions import engine
 from prefect_executions.capture.parameters import recorded_method
-from prefect_executions.executions import Agent, ExecutionRecord, Instance
-from prefect_executions.lifecycle import Observer, Seen, Status, begin, follow
-from prefect_executions.methods import MARK, Method, inputs_of, marked_version, unmarked
+from prefect_executions.descriptors.openapi import inputs_of
+from prefect_executions.executions.record import Agent, ExecutionRecord, Instance
+from prefect_executions.lifecycle.following import follow
+from prefect_executions.lifecycle.history import Seen, begin
+from prefect_executions.lifecycle.status import Observer, Status
+from prefect_executions.methods.model import Method
+from prefect_executions.methods.secrets import MARK, marked_version, unmarked
+from prefect_executions.prefect_api import client as api_client
+from prefect_executions.prefect_api import flow_runs, requests
 from prefect_executions.settings import ArchiveLevel
 
 if TYPE_CHECKING:
@@ -32,11 +37,11 @@ def unstarted_record(run: FlowRun, execution_id: str, states: Sequence[Seen], ar
         observer=Observer.PREFECT,
         prefect_state=states[0].state,
     )
-    maker = engine.created_by(run)
+    maker = flow_runs.created_by(run)
     return ExecutionRecord(
         method=method,
-        request=engine.request_of(run, method, execution_id, None, archive=archive, environment={}),
-        infrastructure=engine.infrastructure(run, {}),
+        request=requests.request_of(run, method, execution_id, None, archive=archive, environment={}),
+        infrastructure=flow_runs.infrastructure(run, {}),
         instance=Instance(),
         job_status=follow(created, states),
         agent=Agent(source="prefect", claims={"sub": maker["name"], **maker}) if maker and "name" in maker else Agent(),
@@ -44,7 +49,7 @@ def unstarted_record(run: FlowRun, execution_id: str, states: Sequence[Seen], ar
 
 
 def _method(run: FlowRun) -> Method:
-    name = engine.client().read_flow(run.flow_id).name
+    name = api_client.client().read_flow(run.flow_id).name
     schema, description, version = _deployed(run)
     marks = [told[MARK] for told in schema.get("properties", {}).values() if isinstance(told, dict) and MARK in told]
     return Method(
@@ -60,7 +65,7 @@ def _deployed(run: FlowRun) -> tuple[dict[str, Any], str | None, str | None]:
     if run.deployment_id is None:
         return {}, None, None
     try:
-        told = engine.client().read_deployment(run.deployment_id)
+        told = api_client.client().read_deployment(run.deployment_id)
     except ObjectNotFound:
         return {}, None, None
     return told.parameter_openapi_schema or {}, told.description, told.version

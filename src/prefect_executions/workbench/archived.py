@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from hashlib import sha256
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from prefect_executions.archive import Archive, ArchivedBundle
-from prefect_executions.archive.seals import folder_of
-from prefect_executions.bundles.exporting import left_out
+from prefect_executions.archive.archive import Archive
+from prefect_executions.archive.bundle import ArchivedBundle
+from prefect_executions.archive.objects import folder_of
+from prefect_executions.bundles.export import left_out
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
 from prefect_executions.errors import BundleError, NotFoundError
 

@@ -7,14 +7,14 @@ from datetime import datetime
 from hashlib import sha256
 from typing import ClassVar
 
-from prefect_executions.archive import Archive, Content, goes_along
+from prefect_executions.archive.archive import Archive, Content, goes_along
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.gathering import Gathered
-from prefect_executions.bundles.sealing import Sealed
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.gather import Gathered
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.seal import Sealed
 from prefect_executions.documents import Document, Time
-from prefect_executions.executions import BundleFile
-from prefect_executions.lifecycle import Status
+from prefect_executions.executions.record import BundleFile
+from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import ArchiveLevel
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from prefect_executions.bundles.writing import OpenBundle
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import ExecutionsError, NotFoundError
 
 PLANS = "plan"
@@ -27,7 +27,7 @@ def _named(plan: bytes) -> tuple[str, str]:
 
 def _end(bundle: OpenBundle, name: str, run_id: str) -> Iterator[str]:
     # Few executions have scripts, and the runtimes take long to import.
-    from prefect_executions.runtimes import open_runtime  # noqa: PLC0415
+    from prefect_executions.runtimes.registry import open_runtime  # noqa: PLC0415
 
     try:
         runtime = open_runtime(name, state=bundle.scratch / "runs")

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from prefect_executions.archive import Archive
-from prefect_executions.archive.seals import folder_of
+from prefect_executions.archive.archive import Archive
+from prefect_executions.archive.objects import folder_of
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.zipreading import OWN, ZipReader
+from prefect_executions.bundles.zip_reader import OWN, ZipReader
 from prefect_executions.errors import BundleError
-from prefect_executions.executions import ExecutionRecord, OpeningRecord, kept_files
+from prefect_executions.executions.record import ExecutionRecord, OpeningRecord, kept_files
 
 _DATA = "data/"
 

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
 from prefect_executions.errors import ExecutionsError
-from prefect_executions.lifecycle import Status
-from prefect_executions.workbench.keeping import Outcome, Workbench
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.workbench.workbench import Outcome, Workbench
 
 STALE = timedelta(days=1)
 """An upload that was begun so long ago is not going on any more: one is tried for minutes."""

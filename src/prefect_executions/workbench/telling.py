@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from prefect_executions.lifecycle import JobStatus
+from prefect_executions.lifecycle.history import JobStatus
 
 
 class EndTelling(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from prefect_executions.ledger.schema import VERSION_TABLE
+from prefect_executions.ledger.migrate import VERSION_TABLE
 from prefect_executions.ledger.tables import METADATA
 
 context.configure(

@@ -1,0 +1,165 @@
+"""A sealed bundle in the archive, read file by file, output by output, or as a whole.
+
+Law: what is read is checked. The seal gives the manifest's digest, the manifest
+that of every other file.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from prefect_executions.archive.objects import Seal, folder_of
+from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS, UNLISTED
+from prefect_executions.bundles.manifest import parse
+from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
+from prefect_executions.objectstore.interface import Head, Store
+from prefect_executions.ranges import open_ranges
+
+# How much of a bundle's small files is in memory at a time while it is downloaded.
+_BATCH = 32 * 1024**2
+
+
+class ArchivedBundle:
+    """One sealed bundle; nothing is fetched before it is asked for."""
+
+    def __init__(self, store: Store, seal: Seal) -> None:
+        self.seal = seal
+        self._store = store
+        self._folder = folder_of(seal.execution_id)
+        self._manifest: Mapping[str, str] | None = None
+
+    @property
+    def manifest(self) -> Mapping[str, str]:
+        """The digest of each file of the bundle, of those that are not archived too."""
+        if self._manifest is None:
+            self.read_many([])
+        return self._manifest or {}
+
+    def read(self, path: str) -> bytes:
+        """Return one file.
+
+        Raises:
+            NotFoundError: If the bundle has no such file, or its archive level left it out.
+            ArchiveError: If it is not what was sealed.
+        """
+        found = self.read_many([path])
+        if path not in found:
+            left_out = " (its archive level left it out)" if path in self.seal.absent else ""
+            raise NotFoundError(
+                f"There is no file {path} of execution {self.seal.execution_id} in the archive{left_out}"
+            )
+        return found[path]
+
+    def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
+        """Return several files by path, fetched together; those that are not there are left out."""
+        keys = {path: self._key(path) for path in paths if path not in self.seal.absent}
+        unread = {self._key(MANIFEST)} if self._manifest is None else set()
+        found = self._store.get_many({*keys.values(), *unread})
+        if self._manifest is None:
+            self._manifest = self._parsed(found.get(self._key(MANIFEST), b""))
+        return {path: self._checked(path, found[key]) for path, key in keys.items() if key in found}
+
+    def open(self, path: str) -> BinaryIO:
+        """Return one file to be read in pieces, from anywhere in it; its digest is the caller's to check."""
+        data = self.seal.data.get(path)
+        head = Head("", data.size) if data else self._store.head(self._key(path))
+        if head is None:
+            raise NotFoundError(f"There is no file {path} of execution {self.seal.execution_id} in the archive")
+        key = self._key(path)
+        return open_ranges(lambda start, end: self._store.get_range(key, start, end), head.size)
+
+    def open_output(self, member: str) -> BinaryIO:
+        """Return one member of output.zip; its CRC is checked at its end, its digest is the caller's to check.
+
+        Raises:
+            NotFoundError: If there is no such member.
+        """
+        opened = self.open(OUTPUT_ZIP)
+        try:
+            return cast("BinaryIO", zipfile.ZipFile(opened).open(member))
+        except KeyError:
+            raise NotFoundError(f"There is no output {member} of execution {self.seal.execution_id}") from None
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            raise ArchiveError(f"The archived outputs of {self.seal.execution_id} are no zip: {error}") from error
+
+    def presign(self, path: str, seconds: int) -> str:
+        """Return a URL that reads one file for that many seconds without credentials."""
+        return self._store.presign(self._key(path), seconds)
+
+    def download(self, folder: Path) -> None:
+        """Bring all archived files to *folder*; outputs come as their zip.
+
+        Raises:
+            ArchiveError: If a file is missing, damaged, or not of this bundle.
+        """
+        listed = self._store.list(self._folder + self.seal.objects)
+        small = {self.seal.path_of(found.key.removeprefix(self._folder)): found.size for found in listed}
+        self._complete(frozenset(small))
+        for path, data in self.seal.data.items():
+            self._store.download(self._key(path), folder / _inside(path), data.size, self._digest(path))
+        for batch in _batches(small):
+            for path, content in self.read_many(batch).items():
+                target = folder / _inside(path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+
+    def _complete(self, there: frozenset[str]) -> None:
+        zipped = OUTPUT_ZIP in self.seal.data or OUTPUT_ZIP in self.seal.absent
+        elsewhere = {*self.seal.data, *self.seal.absent}
+        single = {
+            path for path in self.manifest if path not in elsewhere and not (zipped and path.startswith(f"{OUTPUTS}/"))
+        }
+        missing, strange = single - there, there - set(self.manifest) - UNLISTED
+        for what, paths in (("lacks", missing), ("has and should not have", strange)):
+            if paths:
+                listed = ", ".join(sorted(paths)[:5])
+                raise ArchiveError(f"The archived execution {self.seal.execution_id} {what} {listed}")
+
+    def _key(self, path: str) -> str:
+        return self._folder + self.seal.object_of(path)
+
+    def _digest(self, path: str) -> str:
+        digest = self.manifest.get(path)
+        if digest is None or digest != self.seal.data[path].sha256:
+            raise ArchiveError(f"The seal and the manifest of {self.seal.execution_id} do not tell the same {path}")
+        return digest
+
+    def _parsed(self, manifest: bytes) -> Mapping[str, str]:
+        if sha256(manifest).hexdigest() != self.seal.manifest_sha256:
+            raise ArchiveError(f"The archived manifest of {self.seal.execution_id} is not the one that was sealed")
+        try:
+            return parse(manifest)
+        except BundleError as error:
+            raise ArchiveError(f"The archived manifest of {self.seal.execution_id} is damaged: {error}") from error
+
+    def _checked(self, path: str, data: bytes) -> bytes:
+        expected = self.seal.manifest_sha256 if path == MANIFEST else self.manifest.get(path)
+        if expected is None and path not in UNLISTED:
+            raise ArchiveError(f"The archived file {path} of {self.seal.execution_id} is not in the manifest")
+        if expected is not None and sha256(data).hexdigest() != expected:
+            raise ArchiveError(f"The archived file {path} of {self.seal.execution_id} is damaged: its SHA-256 is wrong")
+        return data
+
+
+def _inside(path: str) -> str:
+    # The archive may have been written by anybody; a path must not lead out of the folder.
+    if path.startswith("/") or "\0" in path or {"", ".", ".."} & set(path.split("/")):
+        raise ArchiveError(f"An archived bundle has a file with the path {path!r}, which leads out of it")
+    return path
+
+
+def _batches(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    total = 0
+    for path, size in sizes.items():
+        if batch and total + size > _BATCH:
+            yield batch
+            batch, total = [], 0
+        batch.append(path)
+        total += size
+    if batch:
+        yield batch

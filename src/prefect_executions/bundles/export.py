@@ -1,0 +1,218 @@
+"""Sealed bundles as one zip that leaves the house: plain, as a bag, or as a crate.
+
+Law: the same bundles give the same bytes, whenever and wherever they are exported. So
+what is written anew is stored, not deflated (libraries deflate differently), and
+outputs are copied out of ``output.zip`` as they are packed there. What is copied
+is checked: each file against the manifest, and the manifest against the seal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, ClassVar
+
+from prefect_executions.bundles import bags, layout, manifest
+from prefect_executions.bundles.forms import Form, Level
+from prefect_executions.bundles.source import Source
+from prefect_executions.bundles.zip_reader import OWN, Entry, ZipReader
+from prefect_executions.bundles.zip_writer import Packed, ZipWriter
+from prefect_executions.crate import collecting
+from prefect_executions.documents import Document, Part
+from prefect_executions.errors import BundleError, RequestError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_WHOLE = 8 << 20
+"""Bytes of a file up to which it is read as a whole, so that its checksum can stand before it."""
+
+
+class ExportedBundle(Part):
+    """One bundle of an export, by the digest of its manifest."""
+
+    id: str
+    manifest_sha256: str
+
+
+class Export(Document):
+    """What an export of several bundles, or of parts of one, holds; it lies beside the bundles."""
+
+    file_name: ClassVar[str] = "export.json"
+
+    level: Level
+    executions: tuple[ExportedBundle, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaving:
+    """A sealed bundle that is to be exported.
+
+    `absent` are the files that nobody keeps any more, `inclusion` is the proof that it is in a checkpoint.
+    """
+
+    id: str
+    source: Source
+    manifest_sha256: str
+    finished: datetime | None
+    absent: frozenset[str] = frozenset()
+    inclusion: bytes | None = None
+
+
+class Exporter:
+    """An export in the making; *write* takes its bytes in order.
+
+    Raises:
+        RequestError: If a crate is asked for without the files that it names.
+    """
+
+    def __init__(self, write: Callable[[bytes], object], form: Form, level: Level, *, only: str | None) -> None:
+        """Begin an export of the execution *only*, or of several."""
+        if form is Form.CRATE and level is not Level.FULL:
+            raise RequestError(
+                f"a crate holds all files that {layout.CRATE} names: leave --level {level}, or --format crate"
+            )
+        self._zip = ZipWriter(write)
+        self._form, self._level, self._only = form, level, only
+        self._bag = f"{only or 'executions'}/" if form is Form.BAGIT else ""
+        self._root = f"{self._bag}{bags.PAYLOAD}" if self._bag else ""
+        self._digests: dict[str, str] = {}
+        self._size = 0
+        self._left: list[ExportedBundle] = []
+        self._finished: list[datetime] = []
+
+    def add(self, bundle: Leaving) -> None:
+        """Add a bundle; the caller adds them in the order of their ids.
+
+        Raises:
+            BundleError: If a file is missing or damaged; nothing that was written so far is to be used.
+        """
+        place = self._root + ("" if self._only and self._form is not Form.ZIP else f"{bundle.id}/")
+        _Copy(bundle, self._level, self._zip, place, self._tell).run(folders=self._form is not Form.BAGIT)
+        self._left.append(ExportedBundle(id=bundle.id, manifest_sha256=bundle.manifest_sha256))
+        self._finished += [bundle.finished] if bundle.finished else []
+
+    def close(self) -> int:
+        """Write what stands beside the bundles, and the directory; return the length of the zip."""
+        if self._only is None or self._level is not Level.FULL:
+            told = Export(level=self._level, executions=tuple(self._left))
+            self._beside(told.file_name, told.to_json())
+        if self._form is Form.CRATE and self._only is None:
+            ids = [one.id for one in self._left]
+            self._beside(layout.CRATE, collecting.collect(ids, max(self._finished, default=None)))
+        if self._bag:
+            for name, data in bags.tag_files(self._digests, self._size, [one.id for one in self._left]).items():
+                self._zip.add_whole(self._bag + name, data, deflate=False)
+        return self._zip.close()
+
+    def _beside(self, name: str, data: bytes) -> None:
+        self._tell(self._root + name, sha256(data).hexdigest(), len(data))
+        self._zip.add_whole(self._root + name, data, deflate=False)
+
+    def _tell(self, name: str, digest: str, size: int) -> None:
+        if self._bag:
+            self._digests[name.removeprefix(self._root)] = digest
+            self._size += size
+
+
+class _Copy:
+    """The copying of one bundle to its *place* in the zip."""
+
+    def __init__(
+        self, bundle: Leaving, level: Level, writer: ZipWriter, place: str, tell: Callable[[str, str, int], None]
+    ) -> None:
+        self._bundle, self._source = bundle, bundle.source
+        self._level, self._zip, self._place, self._tell = level, writer, place, tell
+        self._listed = self._read_manifest()
+
+    def run(self, *, folders: bool) -> None:
+        files, outputs = self._source.files, layout.OUTPUTS + "/"
+        paths = [path for path in files if not path.startswith(outputs) and _leaves(path, self._level)]
+        zipped = layout.OUTPUT_ZIP in paths
+        there = {*paths, *((path for path in self._listed if path.startswith(outputs)) if zipped else ())}
+        missing = [
+            path
+            for path in self._listed
+            if path not in there and path not in self._bundle.absent and _leaves(path, self._level)
+        ]
+        if missing:
+            raise BundleError(f"execution {self._bundle.id} cannot be exported: {missing[0]} is missing")
+        for path in sorted(paths):
+            self._copy(path, files[path])
+        if self._bundle.inclusion and layout.INCLUSION not in files:
+            self._add_inclusion(self._bundle.inclusion)
+        if zipped:
+            self._copy_outputs(folders=folders)
+
+    def _copy(self, path: str, size: int) -> None:
+        digest, name = sha256(), self._place + path
+        hashed = _hashed(self._source.blocks(path), digest)
+        if size <= _WHOLE:
+            self._zip.add_whole(name, b"".join(hashed), deflate=False)
+        else:
+            self._zip.add_blocks(name, hashed, size, deflate=False)
+        expected = self._bundle.manifest_sha256 if path == layout.MANIFEST else self._listed.get(path)
+        found = digest.hexdigest()
+        if found != expected and (expected or path not in layout.UNLISTED):
+            raise self._damaged(f"{path} is {found} and was sealed as {expected or 'nothing'}")
+        self._tell(name, found, size)
+
+    def _add_inclusion(self, data: bytes) -> None:
+        name = self._place + layout.INCLUSION
+        self._zip.add_whole(name, data, deflate=False)
+        self._tell(name, sha256(data).hexdigest(), len(data))
+
+    def _copy_outputs(self, *, folders: bool) -> None:
+        # output.zip was copied, and its digest checked, before.
+        with self._source.open(layout.OUTPUT_ZIP) as stream:
+            reader = ZipReader.open(stream, OWN)
+            for entry in sorted(reader.entries.values()):
+                if not entry.is_folder:
+                    self._copy_output(reader, entry)
+                elif folders:
+                    self._zip.add_folder(self._place + entry.name)
+
+    def _copy_output(self, reader: ZipReader, entry: Entry) -> None:
+        if entry.name not in self._listed:
+            raise self._damaged(f"{layout.OUTPUT_ZIP} has {entry.name}, which the manifest does not list")
+        packed = Packed(entry.method, entry.checksum, entry.packed, entry.size)
+        self._zip.add_packed(self._place + entry.name, reader.packed_blocks(entry), packed)
+        self._tell(self._place + entry.name, self._listed[entry.name], entry.size)
+
+    def _read_manifest(self) -> Mapping[str, str]:
+        if layout.MANIFEST not in self._source.files:
+            raise self._damaged(f"{layout.MANIFEST} is missing")
+        data = b"".join(self._source.blocks(layout.MANIFEST))
+        found = sha256(data).hexdigest()
+        if found != self._bundle.manifest_sha256:
+            raise self._damaged(f"{layout.MANIFEST} is {found} and was sealed as {self._bundle.manifest_sha256}")
+        return manifest.parse(data)
+
+    def _damaged(self, what: str) -> BundleError:
+        return BundleError(
+            f"execution {self._bundle.id} cannot be exported: {what}. 'executions verify {self._bundle.id}' tells more."
+        )
+
+
+def left_out(level: Level) -> Mapping[str, str]:
+    """Return why what begins with a path is not in an export of *level*."""
+    parts = {
+        Level.FULL: (),
+        Level.OUTPUTS: (layout.INPUTS + "/",),
+        Level.METADATA: (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP),
+    }
+    return dict.fromkeys(parts[level], f"it was exported with the level '{level}'")
+
+
+def _leaves(path: str, level: Level) -> bool:
+    if path.startswith(layout.INPUTS + "/"):
+        return level is Level.FULL
+    return level is not Level.METADATA or not (path == layout.OUTPUT_ZIP or path.startswith(layout.OUTPUTS + "/"))
+
+
+def _hashed(blocks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:
+    for block in blocks:
+        digest.update(block)
+        yield block

@@ -1,0 +1,127 @@
+"""The command `executions`: its commands, and how errors become a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from prefect_executions.cli.auditing import audit
+from prefect_executions.cli.cancelling import cancel
+from prefect_executions.cli.deploy import deploy, submit
+from prefect_executions.cli.doctor import doctor
+from prefect_executions.cli.exit_codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
+from prefect_executions.cli.list import list_executions, methods
+from prefect_executions.cli.output import warn
+from prefect_executions.cli.remove import gc, remove, retain
+from prefect_executions.cli.replay import diff, rerun
+from prefect_executions.cli.replaying import replay, reproduce
+from prefect_executions.cli.run import run
+from prefect_executions.cli.sharing import share, shares
+from prefect_executions.cli.show import logs, outputs, prov, show
+from prefect_executions.cli.signing import keys
+from prefect_executions.cli.transfer import export, import_executions
+from prefect_executions.cli.verify import ledger, settle, verify
+from prefect_executions.cli.watch import watch
+from prefect_executions.errors import ExecutionsError
+
+app = App(
+    name="executions",
+    help="Run scientific Methods as Prefect flows and keep one complete, verifiable record of every run.",
+    version=f"executions {version('prefect-executions')}",
+    help_format="plaintext",
+    # No --no-json, no empty lists.
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+)
+app.command(run)
+app.command(deploy)
+app.command(submit)
+app.command(cancel)
+app.command(list_executions, name="list")
+app.command(watch)
+app.command(show)
+app.command(logs)
+app.command(outputs)
+app.command(prov)
+app.command(diff)
+app.command(rerun)
+app.command(replay)
+app.command(reproduce)
+app.command(verify)
+app.command(export)
+app.command(import_executions, name="import")
+app.command(share)
+app.command(shares)
+app.command(remove)
+app.command(gc)
+app.command(retain)
+app.command(audit)
+app.command(keys)
+app.command(settle)
+app.command(ledger)
+app.command(methods)
+app.command(doctor)
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> Any:
+    """Pass the command on.
+
+    Args:
+        tokens: The command and its options.
+        debug: Show where in the program an error comes from.
+    """
+    try:
+        return app(tokens)
+    except ExecutionsError:
+        if debug:
+            traceback.print_exc()
+        raise
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with *arguments*, those of the process when none are given, and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            # A terminal that cannot show a character gets its code, and no error.
+            reconfigure(errors="backslashreplace")
+    try:
+        code = app.meta(sys.argv[1:] if arguments is None else arguments, result_action="return_value")
+        sys.stdout.flush()
+    except ExecutionsError as error:
+        warn(f"error: {error}")
+        return code_of(error)
+    except CycloptsError as error:
+        warn(f"error: {error}\nexecutions --help tells the commands, executions COMMAND --help their options")
+        return REQUEST
+    except KeyboardInterrupt:
+        warn("interrupted")
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit) as error:
+        # Rich, which writes the help, makes an end of the program of it.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _drop_output()
+        return NO_READER
+    except OSError as error:
+        warn(f"error: {error}")
+        return WORLD
+    return code if isinstance(code, int) else OK
+
+
+def _drop_output() -> None:
+    """Give what is still buffered to nobody, so that the interpreter does not try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

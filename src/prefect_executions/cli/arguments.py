@@ -1,0 +1,178 @@
+"""What the command line was asked for, as values: inputs of a Method, moments of time, the workbench."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from prefect_executions.errors import RequestError
+from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect_executions.workbench.catalog import Reader
+    from prefect_executions.workbench.workbench import Workbench
+
+Json = Annotated[bool, Parameter(name="--json")]
+Pairs = Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)]
+Params = Annotated[str | None, Parameter(name="--params", allow_leading_hyphen=True)]  # - is standard input
+
+When = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d, as other tools write what is 7 days ago
+
+READING_PATIENCE = timedelta(seconds=60)
+"""Somebody waits at the terminal: an archive that is away is told after this, not after an upload's time limit."""
+
+DEFAULTS = {
+    # Prefect gives its embedded server 20 s; the first start on a slow disk makes a database and takes longer.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+    # A run calls nobody whom its author does not know of.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+"""What is set before Prefect is imported, where the environment does not say otherwise."""
+
+_AGO = re.compile(r"-?(\d+)\s*([mhdw])")
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_POWERS = ("", "k", "m", "g", "t")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def set_defaults() -> None:
+    """Set `DEFAULTS`, before Prefect is imported by a command that talks to its API."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def workbench(settings: Settings, *, telling: bool = False) -> Workbench:
+    """Return the workbench that *settings* describe; one that is *telling* imports Prefect and tells it of each end."""
+    # Start-up time of the CLI: archive, bundles and ledger come with it, and --help needs none.
+    from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415
+
+    if not telling:
+        return Workbench.of(settings, archive_block=_archive_block)
+    from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - the same
+
+    return Workbench.of(settings, archive_block=_archive_block, tell=prefect_events.EndTelling)
+
+
+def reader(settings: Settings | None = None) -> Reader:
+    """Return the reading side of the workbench that the environment describes."""
+    # Start-up time of the CLI, as above.
+    from prefect_executions.workbench.catalog import Reader  # noqa: PLC0415
+
+    settings = settings or Settings.read()
+    patience = min(settings.archive_timeout, READING_PATIENCE)
+    return Reader(workbench(settings.model_copy(update={"archive_timeout": patience})))
+
+
+def _archive_block(name: str) -> tuple[str, Mapping[str, Any]]:
+    # Prefect takes seconds to import, and only an archive in one of its blocks needs it.
+    from prefect_executions.prefect_api import blocks
+
+    return blocks.archive_block(name)
+
+
+def parameters(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
+    """Return the inputs that ``-p name=value`` and ``--params file.json`` give; ``-p`` goes before the file.
+
+    A value is JSON if it parses, else text. ``@file`` reads it from a file in the
+    same way, ``@@…`` is text that begins with one @. The file ``-`` is standard input.
+
+    Raises:
+        RequestError: If a pair has no name, a name comes twice, or a file cannot be read.
+    """
+    told = _object_in(file) if file else {}
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise RequestError(f"-p {pair}: write -p name=value, or -p name=@file")
+        if name in given:
+            raise RequestError(f"-p {name}=… is given twice; give a list as one JSON value: -p '{name}=[1, 2]'")
+        given[name] = _value(name, text)
+    return told | given
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """Return the moment that *text* means: a date or time (UTC, where no offset is told), or ``7d``, ``12h`` ago.
+
+    ``-7d`` is the same as ``7d``.
+
+    Raises:
+        RequestError: If it means none.
+    """
+    if ago := _AGO.fullmatch(text.strip().lower()):
+        try:
+            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        except OverflowError as error:
+            raise RequestError(f"'{text}' ago is before all time") from error
+    try:
+        told = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise RequestError(f"'{text}' is no time; write 2026-09-01, 2026-09-01T12:00, 7d, 12h or 30m") from error
+    return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
+
+
+def seconds(text: str) -> float:
+    """Return the seconds that *text* means: ``90``, ``90s``, ``30m``, ``2h``, ``1d``.
+
+    Raises:
+        RequestError: If it means none, or no time at all.
+    """
+    found = _NUMBER.fullmatch(text.strip().lower())
+    if not found or found[2] not in _SECONDS or float(found[1]) <= 0:
+        raise RequestError(f"'{text}' is no length of time; write 90s, 30m, 2h or 1d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def memory(text: str) -> int:
+    """Return the bytes that *text* means: ``512m``, ``4g``, ``4GiB``; a letter stands for a power of 1024.
+
+    Raises:
+        RequestError: If it means none, or no memory at all.
+    """
+    found = _NUMBER.fullmatch(text.strip().lower().removesuffix("b").removesuffix("i"))
+    if not found or found[2] not in _POWERS or float(found[1]) <= 0:
+        raise RequestError(f"'{text}' is no amount of memory; write 512m, 4g or a number of bytes")
+    return int(float(found[1]) * 1024 ** _POWERS.index(found[2]))
+
+
+def _object_in(file: str) -> dict[str, Any]:
+    told = _json(_text_of(file, "--params"))
+    if not isinstance(told, dict):
+        raise RequestError(f'--params {file} holds no JSON object: write {{"name": value, …}}')
+    return told
+
+
+def _value(name: str, text: str) -> Any:
+    if text.startswith("@@"):
+        return text[1:]
+    return _json(_text_of(text[1:], f"-p {name}=")) if text.startswith("@") else _json(text)
+
+
+def _text_of(file: str, asked: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+        return data.decode()
+    except OSError as error:
+        raise RequestError(f"{asked}: {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{asked}: {file} is no UTF-8 text") from error
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")

@@ -1,0 +1,170 @@
+"""`executions list`, `executions methods`: what the ledger knows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from prefect_executions.cli.arguments import Json, When, moment, reader
+from prefect_executions.cli.output import how_long, plain, safe, say, show_facts, show_json, show_table, warn, when
+from prefect_executions.errors import RequestError
+from prefect_executions.lifecycle.status import Status
+
+if TYPE_CHECKING:
+    from prefect_executions.ledger.rows import MethodRow, Page
+
+methods = App(name="methods", help="The Methods that executions ran.")
+
+_HEAD = ("id", "status", "method", "version", "started", "took", "archive")
+
+_WIDE = 120
+"""Columns of a terminal that has room for whole ids."""
+
+_BEGINNING = 8
+
+
+def list_executions(
+    *,
+    status: Annotated[tuple[Status, ...], Parameter(consume_multiple=True, show_default=False)] = (),
+    method: str | None = None,
+    since: When = None,
+    until: When = None,
+    limit: int = 50,
+    after: str | None = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, Parameter(name="--csv")] = False,
+) -> None:
+    """List executions, newest first.
+
+    Args:
+        status: Only those with this status; may be given several times.
+        method: Only those of the Method with this id.
+        since: Only those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
+        until: Only those before this moment, written in the same way.
+        limit: How many at most; 50 when it is not said.
+        after: The cursor that the page before ended with.
+        as_json: One JSON document: executions, and after, the cursor of the next page.
+        as_csv: Comma-separated values with a head line.
+    """
+    if as_json and as_csv:
+        raise RequestError("--json and --csv cannot both be had; leave one")
+    now = datetime.now(UTC)
+    page = reader().workbench.ledger.list(
+        status=status,
+        method=method,
+        since=moment(since, now) if since else None,
+        until=moment(until, now) if until else None,
+        limit=limit,
+        after=after,
+    )
+    if as_json:
+        show_json({"executions": page.rows, "after": page.after})
+    elif as_csv:
+        _show_csv(page)
+    else:
+        show_table(_HEAD, _cells(page))
+    if page.after and not as_json:
+        asked = {"method": method, "since": since, "until": until, "limit": limit, "after": page.after}
+        warn(f"There are more: executions list{_options(status, asked, as_csv=as_csv)}")
+    elif not page.rows and sys.stdout.isatty():
+        say("No executions here. Run one: executions run path.py:function; a lost ledger: executions ledger rebuild")
+
+
+@methods.command(name="list")
+def list_methods(*, as_json: Json = False) -> None:
+    """List the Methods that executions ran, with their versions.
+
+    Args:
+        as_json: One JSON document.
+    """
+    rows = reader().workbench.ledger.methods()
+    if as_json:
+        show_json({"methods": [_told(row) for row in rows]})
+        return
+    head = ("method", "version", "title", "type", "executions", "last run")
+    show_table(
+        head, ((row.id, row.version, row.title, row.type or "", row.executions, when(row.last_seen)) for row in rows)
+    )
+
+
+@methods.command(name="show")
+def show_method(method: str, version: str | None = None, /, *, as_json: Json = False) -> None:
+    """Show a Method: its inputs, outputs and code.
+
+    Args:
+        method: The id of the Method.
+        version: Its version; the one that was run last when none is given.
+        as_json: One JSON document: the Method as OGC process description, and when it was run.
+    """
+    row = reader().workbench.ledger.method(method, version)
+    if as_json:
+        show_json(_told(row) | {"description": json.loads(row.descriptor)})
+        return
+    descriptor = json.loads(row.descriptor)
+    code = descriptor.get("code") or {}
+    repository = code.get("repository") or {}
+    show_facts(
+        [
+            ("method", row.id),
+            ("version", row.version),
+            ("title", row.title),
+            ("type", row.type),
+            ("description", row.description),
+            ("entrypoint", code.get("entrypoint")),
+            ("code", code.get("sha256")),
+            ("commit", repository.get("commit")),
+            ("executions", row.executions),
+            ("first run", when(row.first_seen)),
+            ("last run", when(row.last_seen)),
+        ]
+    )
+    show_table(("name", "schema"), _described(descriptor.get("inputs")), title="input")
+    show_table(("name", "schema"), _described(descriptor.get("outputs")), title="output")
+
+
+def _options(status: Iterable[Status], asked: Mapping[str, object], *, as_csv: bool) -> str:
+    words = [word for one in status for word in ("--status", one.lower())]
+    words += [word for name, value in asked.items() if value is not None for word in (f"--{name}", str(value))]
+    return "".join(f" {shlex.quote(word)}" for word in [*words, *(["--csv"] if as_csv else [])])
+
+
+def _cells(page: Page) -> Iterator[tuple[object, ...]]:
+    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
+    beginnings = Counter(row.id[:_BEGINNING] for row in page.rows)
+    for row in page.rows:
+        beginning = row.id[:_BEGINNING]
+        shown = beginning if narrow and beginnings[beginning] == 1 and "." not in row.id else row.id
+        started = row.started or row.first_known
+        yield shown, row.status, row.method_id, row.method_version, when(started), how_long(row.duration), row.archive
+
+
+def _show_csv(page: Page) -> None:
+    # Imported here for the columns alone; the ledger is open by now.
+    from prefect_executions.ledger.rows import ROW_COLUMNS  # noqa: PLC0415
+
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(ROW_COLUMNS)
+    table.writerows([plain(getattr(row, name)) for name in ROW_COLUMNS] for row in page.rows)
+    sys.stdout.write(safe(text.getvalue(), lines=True))
+
+
+def _told(row: MethodRow) -> dict[str, object]:
+    return {name: value for name, value in plain(row).items() if name != "descriptor"}
+
+
+def _described(parts: dict[str, dict[str, object]] | None) -> list[tuple[str, str]]:
+    return [
+        (name, json.dumps(part.get("schema", {}), ensure_ascii=False, sort_keys=True))
+        for name, part in (parts or {}).items()
+    ]

@@ -1,0 +1,306 @@
+"""`executions show`, `logs`, `outputs`, `prov`: one execution, and what it left."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from prefect_executions.bundles.layout import PROVENANCE
+from prefect_executions.cli.arguments import Json, reader
+from prefect_executions.cli.output import (
+    copy_out,
+    how_large,
+    how_long,
+    plain,
+    say,
+    show_facts,
+    show_json,
+    show_table,
+    when,
+)
+from prefect_executions.cli.saving import Target, save
+from prefect_executions.errors import RequestError
+from prefect_executions.lifecycle.history import Happening
+
+if TYPE_CHECKING:
+    from prefect_executions.executions.record import ExecutionRecord, Infrastructure
+    from prefect_executions.ledger.rows import Handed
+    from prefect_executions.workbench.archiving import LateWord
+    from prefect_executions.workbench.catalog import Links, Reader, Standing, Stream
+
+# `provenance.Form`, which brings lxml and prov along.
+Form = Literal["xml", "json", "n", "ttl", "svg"]
+
+# What the one that is named is to the one that names it, told from the other side.
+_INVERSE = {"parent": "child", "rerun-of": "rerun", "edited-rerun-of": "edited rerun", "retry-of": "retry"}
+
+
+def show(execution: str, /, *, as_json: Json = False) -> None:
+    """Show an execution: status, history, inputs, outputs, params, metrics, steps.
+
+    Args:
+        execution: The id, or its beginning.
+        as_json: One JSON document: every document of the bundle, and where it is.
+    """
+    hall = reader()
+    execution_id = hall.find(execution)
+    record, standing, links = hall.record(execution_id), hall.standing(execution_id), hall.links(execution_id)
+    late = hall.late_words(execution_id) if standing.sealed else ()
+    came = hall.imported(execution_id) if standing.folder is None else None
+    gone = hall.gone(execution_id)
+    if as_json:
+        show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came, "processGone": gone})
+        return
+    show_facts(_facts(record, standing, links, gone))
+    show_facts([("imported", when(came.imported)), ("origin", came.origin)] if came else [])
+    show_table(("name", "value"), _inputs(record), title="input")
+    show_table(("name", "size", "media type"), _outputs(hall, execution_id), title="output")
+    show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")
+    show_table(("execution", "output", "input"), _handed(links.used_by), title="used by")
+    show_table(("name", "value"), _params(record), title="param")
+    show_table(("name", "value", "step"), _metrics(record), title="metric")
+    show_table(("name", "state", "started", "took"), _steps(record), title="step")
+    show_table(("time", "status", "by", "what"), _history(record), title="history")
+    show_table(("time", "status", "by", "what"), _late(late), title="late word")
+
+
+def logs(
+    execution: str,
+    /,
+    *,
+    stderr: bool = False,
+    follow: Annotated[bool, Parameter(name=["--follow", "-f"])] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what an execution wrote to standard output.
+
+    Into a pipe it goes as it is; on a terminal control characters are written out.
+
+    Args:
+        execution: The id, or its beginning.
+        stderr: Standard error instead, which holds the lines of Prefect's loggers too.
+        follow: Go on until the execution is sealed.
+        as_json: One JSON document with the whole text.
+    """
+    if follow and as_json:
+        raise RequestError("--follow shows a log as it grows, and --json the whole of it; leave one")
+    hall = reader()
+    execution_id, stream = hall.find(execution), _stream(stderr=stderr)
+    if as_json:
+        text = b"".join(hall.blocks(execution_id, f"{stream}.log")).decode(errors="replace")
+        show_json({"execution": execution_id, "stream": stream, "text": text})
+        return
+    copy_out(hall.follow(execution_id, stream) if follow else hall.blocks(execution_id, f"{stream}.log"))
+
+
+def outputs(execution: str, name: str | None = None, /, *, output: Target = None, as_json: Json = False) -> None:
+    """List the outputs of an execution, or bring one of them.
+
+    The digest of what is brought is checked.
+
+    Args:
+        execution: The id, or its beginning.
+        name: The output to bring; of an archived one only its own bytes are read.
+        output: The file to write it to; - is standard output.
+        as_json: One JSON document.
+    """
+    hall = reader()
+    execution_id = hall.find(execution)
+    if name is None:
+        if output is not None:
+            raise RequestError(
+                f"-o {output} needs the name of an output: 'executions outputs {execution_id}' lists them"
+            )
+        _list_outputs(hall, execution_id, as_json=as_json)
+        return
+    found = hall.output(execution_id, name)
+    blocks = hall.blocks(execution_id, found.name)
+    if output is None and not as_json and sys.stdout.isatty():
+        raise RequestError(f"say where '{found.name}' goes: -o FILE, or -o - for the terminal")
+    if output == "-" and as_json:
+        raise RequestError("-o - and --json cannot share standard output; leave one")
+    if output not in {None, "-"}:
+        save(blocks, Path(str(output)))
+    elif not as_json:
+        copy_out(blocks)
+        return
+    if as_json:
+        show_json({"execution": execution_id, **plain(found), "file": output})
+    else:
+        say(f"{found.path} of {execution_id}: {found.size} bytes in {output}")
+
+
+def prov(
+    execution: str,
+    /,
+    *,
+    form: Annotated[Form | None, Parameter(name="--format")] = None,
+    output: Target = None,
+    as_json: Json = False,
+) -> None:
+    """Show the provenance of an execution in W3C PROV.
+
+    Args:
+        execution: The id, or its beginning.
+        form: PROV-XML as it is in the bundle (when nothing is said), PROV-JSON, PROV-N, Turtle (PROV-O), or a picture.
+        output: The file to write it to.
+        as_json: The same as --format json.
+    """
+    if as_json and form not in {None, "json"}:
+        raise RequestError(f"--json and --format {form} cannot both be had; leave one")
+    # Start-up time of the CLI: lxml and prov come with it.
+    from prefect_executions.provenance.convert import convert  # noqa: PLC0415
+
+    hall = reader()
+    execution_id = hall.find(execution)
+    data = convert(hall.read(execution_id, PROVENANCE), "json" if as_json else form or "xml")
+    if output in {None, "-"}:
+        copy_out([data])
+    else:
+        save([data], Path(str(output)))
+        say(f"The provenance of {execution_id} is in {output}")
+
+
+def _stream(*, stderr: bool) -> Stream:
+    return "stderr" if stderr else "stdout"
+
+
+def _everything(record: ExecutionRecord, standing: Standing, links: Links) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "status": record.status,
+        "folder": standing.folder,
+        "sealed": standing.sealed,
+        "archive": standing.archive,
+        "jobStatus": record.job_status,
+        "method": record.method,
+        "request": record.request,
+        "infrastructure": record.infrastructure,
+        "instance": record.instance,
+        "agent": record.agent,
+        "metrics": record.metrics,
+        "namedBy": links.named_by,
+        "madeFrom": links.made_from,
+        "usedBy": links.used_by,
+    }
+
+
+def _late(words: Iterable[LateWord]) -> Iterator[tuple[object, ...]]:
+    for word in words:
+        told = f"it was sealed here too late, which changes nothing: {word.message}" if word.message else "too late"
+        yield when(word.noted), word.status, word.hostname, told
+
+
+def _facts(record: ExecutionRecord, standing: Standing, links: Links, gone: str | None) -> Iterator[tuple[str, object]]:
+    told, usage = record.job_status, record.instance.usage
+    yield "execution", record.id
+    yield "status", record.status
+    yield "reason", told.reason
+    yield "message", told.message
+    yield "process", f"{gone} is gone; 'executions settle --once' seals what no hook does" if gone else None
+    yield "method", f"{record.method.id} {record.method.version}"
+    yield "title", record.method.title
+    for relative in record.request.relatives:
+        yield relative.relation, relative.execution_id
+    for named in links.named_by:
+        yield _INVERSE.get(named.relation, named.relation), named.id
+    yield "created", when(told.created)
+    yield "started", when(told.started)
+    yield "finished", when(told.finished)
+    yield "took", how_long(told.finished - told.started) if told.finished and told.started else None
+    yield "attempt", told.attempt if told.attempt > 1 else None
+    yield "progress", None if told.progress is None else f"{told.progress} %"
+    yield "asked by", record.agent.name
+    yield "flow run", record.request.flow_run_name
+    yield "deployment", record.request.deployment and (record.request.deployment.name or record.request.deployment.id)
+    yield "infrastructure", " ".join(filter(None, (record.infrastructure.type, record.infrastructure.work_pool)))
+    yield "image", _image(record.infrastructure)
+    yield "host", record.instance.hostname
+    yield "container", record.instance.container_id
+    yield "pod", " on ".join(filter(None, (record.instance.pod, record.instance.node))) if record.instance.pod else None
+    yield from _code(record)
+    yield "CPU time", None if usage is None or usage.cpu_seconds is None else f"{usage.cpu_seconds:.2f} s"
+    yield "peak memory", None if usage is None or usage.peak_memory is None else how_large(usage.peak_memory)
+    yield "bundle", standing.folder
+    yield "archive", standing.archive
+    yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
+
+
+def _image(there: Infrastructure) -> str | None:
+    return " ".join(filter(None, (there.image, there.image_digest or there.image_id))) or None
+
+
+def _handed(files: Iterable[Handed]) -> Iterator[tuple[str, str, str]]:
+    for file in files:
+        yield file.id, file.output, file.input
+
+
+def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
+    code = record.method.code
+    if code is None:
+        return
+    yield "entrypoint", code.entrypoint
+    repository = code.repository
+    if repository and repository.commit:
+        yield "commit", repository.commit + (" with uncommitted changes" if repository.dirty else "")
+
+
+def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
+    staged = {file.input: file for file in record.request.files}
+    for name, value in record.request.values.items():
+        yield name, staged[name].origin if name in staged else json.dumps(value, ensure_ascii=False)
+
+
+def _outputs(hall: Reader, execution_id: str) -> Iterator[tuple[str, object, object]]:
+    for found in hall.outputs(execution_id):
+        yield found.name, how_large(found.size), found.media_type
+
+
+def _params(record: ExecutionRecord) -> Iterator[tuple[str, str]]:
+    for name, value in (record.metrics.params if record.metrics else {}).items():
+        yield name, json.dumps(value, ensure_ascii=False)
+
+
+def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:
+    """The last value of each metric."""
+    last = {metric.name: metric for metric in (record.metrics.metrics if record.metrics else ())}
+    for metric in last.values():
+        yield metric.name, metric.value, "" if metric.step is None else metric.step
+
+
+def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
+    for step in record.job_status.steps or ():
+        took = step.finished - step.started if step.started and step.finished else None
+        yield step.name, step.state, when(step.started), how_long(took)
+
+
+def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:
+    """Every entry, but of progress after progress only the last: a long run would fill screens with it."""
+    history = record.job_status.history
+    several = len({entry.task for entry in history if entry.task}) > 1
+    for entry, then in zip_longest(history, history[1:]):
+        if then is not None and entry.kind is then.kind is Happening.PROGRESS:
+            continue
+        kind = "" if entry.kind is Happening.STATUS else entry.kind.value
+        progress = "" if entry.progress is None else f"{entry.progress:g} %"
+        code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
+        replica = f"of replica {entry.task.rpartition('.')[2]}" if several and entry.task else ""
+        told = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, entry.message)))
+        yield when(entry.time), entry.status, entry.observer.value, told
+
+
+def _list_outputs(hall: Reader, execution_id: str, *, as_json: bool) -> None:
+    found = hall.outputs(execution_id)
+    if as_json:
+        show_json({"execution": execution_id, "outputs": found})
+        return
+    show_table(
+        ("name", "bytes", "media type", "sha-256"),
+        ((one.name, one.size, one.media_type, one.sha256 or "") for one in found),
+    )

@@ -1,0 +1,109 @@
+"""`executions export`, `import`: executions as one file that leaves the house, and back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from prefect_executions.bundles.forms import Form, Level
+from prefect_executions.cli.arguments import Json, When, moment, reader, workbench
+from prefect_executions.cli.output import counting, how_large, how_many, say, show_json, show_table
+from prefect_executions.cli.saving import Target, saved
+from prefect_executions.errors import RequestError
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect_executions.operations.export import Exported
+
+
+def export(
+    *executions: str,
+    output: Target = None,
+    form: Annotated[Form, Parameter(name="--format")] = Form.ZIP,
+    level: Level = Level.FULL,
+    status: Annotated[tuple[Status, ...], Parameter(show_default=False)] = (),
+    method: str | None = None,
+    since: When = None,
+    until: When = None,
+    as_json: Json = False,
+) -> None:
+    """Write executions as one zip, from the archive; the same executions give the same bytes.
+
+    Args:
+        executions: Their ids, or beginnings of them; without any, those that the filters fit.
+        output: The file to write; - is standard output. When it is not said: <id>.zip, or executions.zip for several.
+        form: zip (a folder for each), bagit (a bag), crate (an RO-Crate).
+        level: full, outputs (no staged inputs), or metadata (the record and the code alone).
+        status: Those with this status; may be given several times.
+        method: Those of the Method with this id.
+        since: Those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
+        until: Those before this moment, written in the same way.
+        as_json: One JSON document: the ids, the size in bytes, and the file.
+    """
+    filtered = bool(status or method or since or until)
+    if bool(executions) is filtered:
+        raise RequestError("name executions by their ids, or by --status, --method, --since and --until; not both")
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.operations.export import export as write_export  # noqa: PLC0415
+    from prefect_executions.operations.export import fitting  # noqa: PLC0415
+
+    hall, now = reader(), datetime.now(UTC)
+    ids = sorted(
+        {hall.find(one) for one in executions}
+        or fitting(
+            hall,
+            status=status,
+            method=method,
+            since=moment(since, now) if since else None,
+            until=moment(until, now) if until else None,
+        )
+    )
+    target = output or (f"{ids[0]}.zip" if len(ids) == 1 else "executions.zip")
+    if target == "-" and (as_json or sys.stdout.isatty()):
+        raise RequestError("-o - writes a zip to standard output, which is a terminal or has --json; give -o FILE")
+    exporting = partial(write_export, hall, ids, form=form, level=level)
+    text = f"Exporting {how_many(len(ids), 'execution')}"
+    with counting(text, len(ids), quiet=as_json) as told:
+        done = _written(target, partial(exporting, told=told))
+    if as_json:
+        show_json({"executions": done.ids, "size": done.size, "file": target})
+    elif target != "-":
+        say(f"{how_many(len(done.ids), 'execution')}, {how_large(done.size)} in {target}")
+
+
+def import_executions(target: str, /, *, as_json: Json = False) -> None:
+    """Import executions: from a zip, a folder, or the address of a zip. All are verified before one is recorded.
+
+    Args:
+        target: A zip or folder, or the https://, http:// or s3:// address of a zip: bundles, a bag, or exports of CCP.
+        as_json: One JSON document: each execution, whether it is new, and the digest of its manifest.
+    """
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.operations.imports import Terms, take_in  # noqa: PLC0415
+
+    settings = Settings.read()
+    with counting(f"Importing {target}", quiet=as_json) as told:
+        taken = take_in(workbench(settings), target, Terms.of(settings, datetime.now(UTC)), told=told)
+    if as_json:
+        show_json({"target": target, "executions": taken})
+        return
+    show_table(("id", "result", "kind", "manifest"), taken)
+    new = sum(one.result == "imported" for one in taken)
+    before = len(taken) - new
+    say(f"{how_many(new, 'execution')} imported" + (f", {before} here already and unchanged" if before else ""))
+
+
+def _written(target: str, exporting: Callable[..., Exported]) -> Exported:
+    if target == "-":
+        done = exporting(write=sys.stdout.buffer.write)
+        sys.stdout.buffer.flush()
+        return done
+    with saved(Path(target)) as file:
+        return exporting(write=file.write)

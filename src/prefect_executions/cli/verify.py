@@ -1,0 +1,156 @@
+"""`executions verify`, `settle`, `ledger rebuild`: whether a record is whole, and making it so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App
+
+from prefect_executions.cli.arguments import Json, When, moment, reader, set_defaults, workbench
+from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
+from prefect_executions.cli.output import how_many, say, show_json, show_table, working
+from prefect_executions.errors import ArchiveError, RequestError
+from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect_executions.operations.verify import Verified
+    from prefect_executions.workbench.keyring import KeyRing
+    from prefect_executions.workbench.settling import Settled
+
+ledger = App(name="ledger", help="The index of executions.")
+
+PAUSE = 60.0
+"""Seconds between two rounds of `settle`."""
+
+
+def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json = False) -> int:
+    """Verify a bundle: its digests, and that its documents tell one story.
+
+    Of an execution both copies are verified: that on the workbench and that in
+    the archive.
+
+    Args:
+        target: An execution's id or its beginning, a folder, a zip, or the https://, http:// or s3:// address of a zip.
+        allowed_signers: A file as ssh-keygen reads it: manifest-sha256.txt.sig must be of somebody in it.
+        as_json: One JSON document: every check with its faults.
+    """
+    # Start-up time of the CLI: lxml comes with it.
+    from prefect_executions.operations.verify import Trust, verify_target  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    if allowed_signers is not None and not allowed_signers.is_file():
+        raise RequestError(
+            f"--allowed-signers {allowed_signers}: there is no such file; see 'man ssh-keygen' for its form"
+        )
+    told, passed = [], True
+    ring = KeyRing(Settings.read())
+    for one in verify_target(reader(), target, Trust(ring.trusted(), allowed_signers)):
+        passed = passed and one.report.passed
+        if as_json:
+            told.append(_as_json(one))
+        else:
+            _show_verified(one)
+            _show_how_to_check(one, ring)
+    if as_json:
+        show_json({"target": target, "passed": passed, "copies": told})
+    return OK if passed else FAILED
+
+
+def settle(*, once: bool = False, since: When = None, as_json: Json = False) -> int:
+    """Seal what has ended, whatever died: compare Prefect, the archive and this workbench.
+
+    What lives is left alone. What has ended is sealed with its reason; what is
+    sealed is archived and indexed. Before the first round, what uploads that died
+    long ago left in the archive is removed.
+
+    Args:
+        once: One round, and then end; else a round every minute until it is interrupted.
+        since: In the first round, look again at all that ended after this time: a date, a time, or 7d, 12h ago.
+        as_json: One JSON document for each round.
+    """
+    set_defaults()
+    # Start-up time of the CLI: Prefect, archive and bundles come with it.
+    from prefect_executions.settle.loop import settle as settle_round  # noqa: PLC0415
+    from prefect_executions.workbench.settling import sweep_uploads  # noqa: PLC0415
+
+    settings = Settings.read()
+    bench = workbench(settings, telling=True)
+    after = moment(since, datetime.now(UTC)) if since else None
+    with suppress(ArchiveError):  # an archive that is away is told below, for each execution that waits for it
+        swept = sweep_uploads(bench, datetime.now(UTC))
+        if swept and not as_json:
+            say(f"Removed what {swept} broken-off uploads had left in the archive.")
+    while True:
+        settled = _show_settled(settle_round(bench, settings, since=after), as_json=as_json, always=once)
+        if once:
+            return WORLD if any(one.result in {"pending", "failed"} for one in settled) else OK
+        after = None
+        time.sleep(PAUSE)
+
+
+@ledger.command
+def rebuild(*, as_json: Json = False) -> None:
+    """Make the ledger anew from the archive and this workbench.
+
+    Args:
+        as_json: One JSON document.
+    """
+    hall = reader()
+    with working("Reading the archive", quiet=as_json):
+        count = hall.workbench.rebuild_ledger()
+    if as_json:
+        show_json({"executions": count})
+    else:
+        say(f"The ledger has {how_many(count, 'execution')}. Next: executions list")
+
+
+def _as_json(one: Verified) -> dict[str, Any]:
+    checks = [
+        {"name": check.name, "passed": check.passed, "faults": check.faults, "unchecked": check.unchecked}
+        for check in one.report.checks
+    ]
+    return {"place": one.place, "passed": one.report.passed, "signers": one.report.signers, "checks": checks}
+
+
+def _show_verified(one: Verified) -> None:
+    rows: list[tuple[str, str, str]] = []
+    for check in one.report.checks:
+        rows += [(check.name, "FAILED", fault) for fault in check.faults]
+        rows += [(check.name, "unchecked", words) for words in check.unchecked]
+        if check.passed and not check.unchecked:
+            rows.append((check.name, "ok", ""))
+    show_table(("check", "result", "what"), rows, title=one.place)
+    failed = sum(not check.passed for check in one.report.checks)
+    verdict = f"{failed} of {len(one.report.checks)} checks failed" if failed else "verified"
+    say(f"{one.place}: {verdict}")
+
+
+def _show_how_to_check(one: Verified, ring: KeyRing) -> None:
+    if not one.report.signers:
+        return
+    # Start-up time of the CLI, as above.
+    from prefect_executions.attestation.reviewing import commands  # noqa: PLC0415
+
+    named = {key.id: str(key.path) for key in ring.people()}
+    say("\nThe signature, checked in the bundle's folder by openssl, without this package:")
+    for line in commands(named.get(one.report.signers[0], "SIGNER.pem")):
+        say(f"  {line}")
+
+
+def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) -> list[Settled]:
+    told = list(settled)
+    if as_json:
+        show_json({"settled": told})
+    else:
+        show_table(
+            ("id", "result", "status", "why"),
+            ((one.id, one.result, one.status or "", one.message or "") for one in told),
+        )
+        if always and not told:
+            say("Nothing is left to do.")
+    return told

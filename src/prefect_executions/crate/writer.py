@@ -1,0 +1,399 @@
+"""Build the crate's one document from a record and the files that lie beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from hashlib import sha256
+from urllib.parse import quote
+
+from prefect_executions.crate import vocabulary
+from prefect_executions.crate.vocabulary import Entity, uri
+from prefect_executions.documents import canonical, in_utc
+from prefect_executions.executions.record import (
+    NAMESPACE,
+    Agent,
+    BundleFile,
+    ExecuteRequest,
+    ExecutionRecord,
+    StagedInput,
+    method_name,
+    run_name,
+)
+from prefect_executions.executions.summary import Image, image_of, named_image, phases_of
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.mediatypes import UNKNOWN, media_type
+from prefect_executions.methods.model import Method
+
+_METADATA = {"@id": vocabulary.FILE}
+_ROOT = {"@id": "./"}
+NOT_STATED = {"@id": "#not-stated"}
+NO_LICENSE = {"@id": "#no-license-stated"}
+
+# RFC 6838, as far as the crate's validator takes it.
+_MEDIA_TYPE = re.compile(r"\w*/\w[\w.-]*(?:\+\w[\w.-]*)?(?:;\w+=[^;]+)*")
+
+
+def build(record: ExecutionRecord, files: Sequence[BundleFile]) -> bytes:
+    """Return `ro-crate-metadata.json` for *record*; *files* are all files of the bundle that lie beside it.
+
+    An output or staged input that is not among *files* (the archive level left it
+    out) is told by name, digest and size as a work outside of the crate. The same
+    record and files give the same bytes.
+    """
+    return rendered(_entities(record, files))
+
+
+def rendered(entities: Iterable[Entity]) -> bytes:
+    """Return the document of these *entities*; a member without a value is left out."""
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    lines = ",\n".join(encode(_compact(entity)) for entity in entities)
+    text = f'{{"@context": {json.dumps(vocabulary.CONTEXT)}, "@graph": [\n{lines}\n]}}\n'
+    return text.encode(errors="backslashreplace")  # a lone surrogate becomes the JSON escape of itself
+
+
+def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[Entity]:
+    here = {file.path for file in files}
+    action = _ref(f"#{run_name(record.id)}")
+    inputs = list(_inputs(record.request, here))
+    outputs = list(_outputs(record, here))
+    measured = list(_measurements(record))
+    yield {**_METADATA, "@type": "CreativeWork", "about": _ROOT, "conformsTo": _ref(vocabulary.CRATE)}
+    images = _images(record)
+    steps = [*_steps(record), *_phases(record, images)]
+    yield _root(record, files, [action, *(_ref(step["@id"]) for step in steps)])
+    yield {"@id": vocabulary.PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"}
+    yield from not_stated()
+    yield {
+        **action,
+        **_action(record),
+        "containerImage": [_ref(name) for name in images.values()],
+        "object": [_ref(entity["@id"]) for entity in inputs],
+        "result": [_ref(entity["@id"]) for entity in (*outputs, *measured)],
+    }
+    yield {**_ref("#status"), "@type": "PropertyValue", "name": "executionStatus", "value": record.status.value}
+    yield from steps
+    yield from _step_states(record)
+    yield from _exit_codes(record)
+    yield _instrument(record.method)
+    yield _agent(record.agent)
+    yield from _environment(record)
+    yield from (_image(name, image) for image, name in images.items())
+    yield from _relatives(record)
+    yield from _parameters(record.request)
+    known = {entity["@id"]: entity for entity in (*inputs, *outputs)}
+    yield from (_file(file, known.pop(uri(file.path), {}), action) for file in files)
+    yield from known.values()
+    yield from measured
+
+
+def not_stated() -> Iterator[Entity]:
+    """Yield what stands for the licence and the organization that nobody stated."""
+    yield {
+        **NO_LICENSE,
+        "@type": "CreativeWork",
+        "name": "No license was stated",
+        "description": "Nobody stated under which terms this execution's files may be used; ask the agent or the "
+        "owner of the data. This note grants nothing.",
+    }
+    yield {
+        **NOT_STATED,
+        "@type": "Organization",
+        "name": "Not stated",
+        "description": "Nobody stated an organization for this execution, and none was guessed.",
+        "url": NOT_STATED,
+    }
+
+
+def _root(record: ExecutionRecord, files: Sequence[BundleFile], actions: list[Entity]) -> Entity:
+    end = record.finished or record.job_status.updated
+    earlier = [_other(told.execution_id) for told in record.request.relatives if told.relation != "parent"]
+    parents = [_other(told.execution_id) for told in record.request.relatives if told.relation == "parent"]
+    return {
+        **_ROOT,
+        "@type": "Dataset",
+        "name": f"Execution {record.id} of {record.method.title} {record.method.version}",
+        "description": f"The execution bundle (format 1) of one run of the Method {record.method.id} "
+        f"{record.method.version}, with the status {record.status.value}: request, code, inputs, outputs, logs "
+        "and provenance.",
+        "datePublished": time_text(end),
+        "identifier": record.id,
+        "license": NO_LICENSE,
+        "author": _agent_ref(record.agent) if record.agent.name else NOT_STATED,
+        "publisher": NOT_STATED,
+        "conformsTo": _ref(vocabulary.PROFILE),
+        "mentions": actions,
+        "isBasedOn": list({ref["@id"]: ref for ref in earlier}.values()),
+        "isPartOf": list({ref["@id"]: ref for ref in parents}.values()),
+        "hasPart": [_ref(uri(file.path)) for file in files],
+    }
+
+
+def _action(record: ExecutionRecord) -> Entity:
+    told = record.job_status
+    return {
+        "@type": "CreateAction",
+        "name": f"Execution {record.id}",
+        "description": f"One execution of the Method {record.method.title} {record.method.version}, with the status "
+        f"{record.status.value}.",
+        "identifier": record.id,
+        "instrument": _ref(NAMESPACE + method_name(record.method)),
+        "agent": _agent_ref(record.agent),
+        "startTime": time_text(record.started),
+        "endTime": time_text(record.finished),
+        "actionStatus": vocabulary.ACTION_STATUS.get(record.status),
+        "additionalProperty": _ref("#status"),
+        "error": _error(record) if told.execution_status in {Status.FAILED, Status.CANCELLED} else None,
+        "environment": [_ref(_variable(name)) for name in record.instance.environment],
+    }
+
+
+def _steps(record: ExecutionRecord) -> Iterator[Entity]:
+    for step in record.job_status.steps or ():
+        yield {
+            "@id": f"#step.{step.id}",
+            "@type": "Action",
+            "name": step.name,
+            "identifier": str(step.id),
+            "instrument": _ref(NAMESPACE + method_name(record.method)),
+            "startTime": time_text(step.started),
+            "endTime": time_text(step.finished),
+            "actionStatus": vocabulary.STEP_STATUS.get(step.state, vocabulary.POTENTIAL),
+            "additionalProperty": _ref(_state(step.state)),
+        }
+
+
+def _step_states(record: ExecutionRecord) -> Iterator[Entity]:
+    for state in dict.fromkeys(step.state for step in record.job_status.steps or ()):
+        yield {"@id": _state(state), "@type": "PropertyValue", "name": "state of a step", "value": state}
+
+
+def _state(state: str) -> str:
+    return f"#step-state.{quote(state, safe='')}"
+
+
+def _phases(record: ExecutionRecord, images: Mapping[Image, str]) -> Iterator[Entity]:
+    for phase in phases_of(record):
+        image, code = image_of(phase.run), phase.exit_code
+        status = vocabulary.phase_status(code, ended=phase.ended is not None)
+        yield {
+            "@id": f"{vocabulary.PHASE}{phase.number}",
+            "@type": "Action",
+            "name": phase.phase.value,
+            "identifier": phase.task,
+            "instrument": _ref(NAMESPACE + method_name(record.method)),
+            "startTime": time_text(phase.started),
+            "endTime": time_text(phase.ended),
+            "actionStatus": status,
+            "error": (phase.message or f"exit code {code}") if status == vocabulary.STEP_STATUS["FAILED"] else None,
+            "additionalProperty": None if code is None else _ref(_exit_code(code)),
+            "containerImage": image and _ref(images[image]),
+        }
+
+
+def _exit_codes(record: ExecutionRecord) -> Iterator[Entity]:
+    for code in dict.fromkeys(phase.exit_code for phase in phases_of(record)):
+        if code is not None:
+            yield {"@id": _exit_code(code), "@type": "PropertyValue", "name": "exit code", "value": str(code)}
+
+
+def _exit_code(code: int) -> str:
+    return f"#exit-code.{code}"
+
+
+def _error(record: ExecutionRecord) -> str:
+    raised = record.instance.usage.exception if record.instance.usage else None
+    if raised:
+        return f"{raised.type}: {raised.message}"
+    told = record.job_status
+    return ": ".join(text for text in (told.reason or told.execution_status.lower(), told.message) if text)
+
+
+def _instrument(method: Method) -> Entity:
+    repository = method.code.repository if method.code else None
+    return {
+        "@id": NAMESPACE + method_name(method),
+        "@type": "SoftwareApplication",
+        "name": method.title or method.id,
+        "identifier": method.id,
+        "version": method.version,
+        "description": method.description,
+        "keywords": ", ".join(method.keywords) or None,
+        "url": (repository and repository.remote) or _ref(uri(Method.file_name)),
+        "subjectOf": _ref(uri(Method.file_name)),
+    }
+
+
+def _agent_ref(agent: Agent) -> Entity:
+    subject = str(agent.claims.get("sub", ""))
+    return _ref(subject if re.fullmatch(r"https://orcid\.org/(\d{4}-){3}\d{3}[\dX]", subject) else "#agent")
+
+
+def _agent(agent: Agent) -> Entity:
+    affiliation = NOT_STATED if agent.name else None
+    return {**_agent_ref(agent), "@type": "Person", "name": agent.name, "affiliation": affiliation}
+
+
+def _environment(record: ExecutionRecord) -> Iterator[Entity]:
+    for name, value in record.instance.environment.items():
+        yield {"@id": _variable(name), "@type": "PropertyValue", "name": name, "value": value}
+
+
+def _images(record: ExecutionRecord) -> dict[Image, str]:
+    """Return the ids of all images: the one that the flow's code ran in, and those of its scripts."""
+    there = record.infrastructure
+    images = {named_image(there.image, None, there.image_digest): "#image"} if there.image else {}
+    for run in record.instance.runs or ():
+        image = image_of(run)
+        if image is not None:
+            images.setdefault(image, f"#image.{len(images)}")
+    return images
+
+
+def _image(name: str, image: Image) -> Entity:
+    return {
+        "@id": name,
+        "@type": "ContainerImage",
+        "additionalType": _ref("https://w3id.org/ro/terms/workflow-run#DockerImage"),
+        "registry": image.registry,
+        "name": image.name,
+        "identifier": image.id,
+        "sha256": image.sha256,
+    }
+
+
+def _relatives(record: ExecutionRecord) -> Iterator[Entity]:
+    for other in dict.fromkeys(told.execution_id for told in record.request.relatives):
+        yield {**_other(other), "@type": "CreativeWork", "name": f"Execution {other}", "identifier": other}
+
+
+def _other(execution_id: str) -> Entity:
+    return _ref(NAMESPACE + run_name(execution_id))
+
+
+def _parameters(request: ExecuteRequest) -> Iterator[Entity]:
+    for name in dict.fromkeys((*request.values, *(staged.input for staged in request.files))):
+        yield {"@id": _parameter(name), "@type": "FormalParameter", "name": name}
+
+
+def _inputs(request: ExecuteRequest, here: set[str]) -> Iterator[Entity]:
+    by_path: dict[str, list[StagedInput]] = {}
+    for number, staged in enumerate(request.files):
+        there = by_path.setdefault(
+            uri(staged.path) if staged.path is not None and staged.path in here else f"#input.{number}", []
+        )
+        if there and there[0].sha256 != staged.sha256:
+            there = by_path.setdefault(f"#input.{number}", [])
+        there.append(staged)
+    for name, there in by_path.items():
+        yield _staged(name, there)
+    by_file = {staged.input for staged in request.files}
+    for name, value in request.values.items():
+        if name not in by_file:
+            yield _value(name, value)
+
+
+def _staged(name: str, staged: Sequence[StagedInput]) -> Entity:
+    first = staged[0]
+    return {
+        "@id": name,
+        "@type": "CreativeWork",
+        "name": first.name,
+        "url": first.origin,
+        "sha256": first.sha256,
+        "contentSize": str(first.size),
+        "encodingFormat": _encoding(first.media_type),
+        "exampleOfWork": [_ref(_parameter(told)) for told in dict.fromkeys(one.input for one in staged)],
+    }
+
+
+def _value(name: str, value: object) -> Entity:
+    told: Entity = {
+        "@id": f"#value.{quote(name, safe='')}",
+        "@type": "PropertyValue",
+        "name": name,
+        "exampleOfWork": _ref(_parameter(name)),
+    }
+    text = canonical(value).decode()
+    if len(text) > vocabulary.VALUE_LIMIT:
+        digest = sha256(text.encode()).hexdigest()
+        return {**told, "sha256": digest, "description": f"too long to repeat; see {ExecuteRequest.file_name}"}
+    if isinstance(value, str):
+        return {**told, "value": value}
+    return {**told, "value": text, "encodingFormat": vocabulary.JSON}
+
+
+def _outputs(record: ExecutionRecord, here: set[str]) -> Iterator[Entity]:
+    for number, output in enumerate(record.job_status.outputs):
+        inside = output.path in here
+        yield {
+            "@id": uri(output.path) if inside else f"#output.{number}",
+            "@type": "CreativeWork",
+            "name": output.path.removeprefix("outputs/"),
+            "identifier": None if inside else output.path,
+            "sha256": output.sha256,
+            "contentSize": str(output.size),
+            "encodingFormat": _encoding(output.media_type),
+        }
+
+
+def _measurements(record: ExecutionRecord) -> Iterator[Entity]:
+    # The profile wants a result even where nothing came out; then the number of files, zero, is the true one.
+    last = {metric.name: metric for metric in (record.metrics.metrics if record.metrics else ())}
+    for number, metric in enumerate(last.values()):
+        yield {
+            "@id": f"#metric.{number}",
+            "@type": "PropertyValue",
+            "name": metric.name,
+            "value": json.dumps(metric.value),
+        }
+    count = str(len(record.job_status.outputs))
+    yield {"@id": "#output-count", "@type": "PropertyValue", "name": "number of output files", "value": count}
+
+
+def _file(file: BundleFile, told: Entity, action: Entity) -> Entity:
+    known = {
+        "@id": uri(file.path),
+        "@type": "File",
+        "name": file.path.rpartition("/")[2],
+        "sha256": file.sha256,
+        "contentSize": str(file.size),
+        "encodingFormat": told.get("encodingFormat") or _encoding(media_type(file.path)),
+        "about": action if file.path.startswith("metadata/") or file.path.endswith(".log") else None,
+    }
+    return known | told | {"@type": "File"}
+
+
+@lru_cache(maxsize=256)
+def _encoding(media: str) -> str:
+    return media if _MEDIA_TYPE.fullmatch(media) else UNKNOWN
+
+
+def _compact(entity: Entity) -> Entity:
+    # A list of one is unwrapped, as RO-Crate 1.1 recommends; what was not observed is left out.
+    return {
+        key: value[0] if isinstance(value, list) and len(value) == 1 else value
+        for key, value in entity.items()
+        if value is not None and value != []
+    }
+
+
+def _ref(name: str) -> Entity:
+    return {"@id": name}
+
+
+def _parameter(name: str) -> str:
+    return f"#parameter.{quote(name, safe='')}"
+
+
+def _variable(name: str) -> str:
+    return f"#environment.{quote(name, safe='')}"
+
+
+def time_text(time: datetime | None) -> str | None:
+    """Return *time* as the crate's validator takes it, or None where there is none."""
+    # The validator takes milliseconds at most; isoformat cuts, it does not round.
+    return in_utc(time).isoformat(timespec="milliseconds") if time else None

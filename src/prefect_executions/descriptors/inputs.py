@@ -1,0 +1,97 @@
+"""What a descriptor Method asks of its users: the form, and the check of what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from prefect_executions.descriptors.schema import ABSENT, default_of, fitting, short, validator, value_schema
+from prefect_executions.errors import InputError, SecretError
+from prefect_executions.methods.files import FILE_FORMAT
+from prefect_executions.methods.model import InputDescription, Method
+from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference
+
+
+def parameter_schema(method: Method) -> dict[str, Any]:
+    """Return the form of a descriptor Method, as Prefect's deployments hold it.
+
+    What the author bound is no part of it. An input is required when it must
+    occur and has no default. The first property carries the mark of a Method.
+    """
+    asked = {name: described for name, described in method.inputs.items() if not described.is_bound}
+    properties = {name: _property(name, described, place) for place, (name, described) in enumerate(asked.items())}
+    for first in list(properties)[:1]:
+        properties[first][MARK] = method.version
+    required = [name for name, described in asked.items() if described.min_occurs and default_of(described) is ABSENT]
+    told = {"title": "Parameters", "type": "object", "properties": properties}
+    return {**told, **({"required": required} if required else {}), "definitions": {}}
+
+
+def _property(name: str, described: InputDescription, place: int) -> dict[str, Any]:
+    told = value_schema(described)
+    if described.is_file:
+        (told["items"] if described.is_list else told)["format"] = FILE_FORMAT
+    said = described.description or described.json_schema.get("description")
+    if described.is_secret:
+        said = f"{said} ({SECRET_FORM['description']})" if said else SECRET_FORM["description"]
+    told = {"title": described.title or described.json_schema.get("title") or name, "position": place} | told
+    told |= {"description": said} if said else {}
+    default = default_of(described)
+    return told if default is ABSENT else told | {"default": default}
+
+
+def values_of(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the value of every input: as *given*, else as the author bound it, else its default.
+
+    A value that is only written differently (``"7"`` for 7) is taken. An input
+    that may be left out and has no default is absent.
+
+    Raises:
+        InputError: If a value does not fit; the message names every such input.
+        SecretError: If a secret is given in clear; the message does not repeat it.
+    """
+    faults = [fault for name in given if name not in method.inputs for fault in _unknown(name, method)]
+    values: dict[str, Any] = {}
+    for name, described in method.inputs.items():
+        value = _chosen(described, given.get(name, ABSENT))
+        if described.is_secret and value is not ABSENT and not is_secret_reference(value):
+            raise SecretError(
+                f"Method '{method.id}': input '{name}' is a secret and takes the name of a Prefect Secret block "
+                "or env:NAME, never the secret itself"
+            )
+        if value is not ABSENT:
+            values[name] = value
+        faults += _faults(name, described, value)
+    if faults:
+        told = faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults)
+        raise InputError(f"Method '{method.id}': {told}")
+    return values
+
+
+def _chosen(described: InputDescription, given: Any) -> Any:
+    if given is None and not described.json_schema.get("nullable"):
+        given = ABSENT  # Prefect's form sends null for a field that was left empty
+    if given is ABSENT:
+        return default_of(described)
+    return given if described.is_secret else fitting(given, described)
+
+
+def _unknown(name: str, method: Method) -> Iterator[str]:
+    near = get_close_matches(name, method.inputs, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(method.inputs) or 'no inputs'}"
+    yield f"there is no input '{short(name)}'; {short(hint)}"
+
+
+def _faults(name: str, described: InputDescription, value: Any) -> Iterator[str]:
+    if value is ABSENT:
+        if described.min_occurs:
+            yield f"input '{name}' is missing"
+        return
+    if described.is_bound and value != default_of(described):
+        yield f"input '{name}' is bound by the Method's author and takes no other value"
+        return
+    for error in validator(value_schema(described)).iter_errors(value):
+        inside = "".join(f"/{step}" for step in error.absolute_path)
+        yield f"input '{name}'{inside and f' at {inside}'}: {short(error.message)}"
+        return

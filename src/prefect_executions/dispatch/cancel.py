@@ -1,0 +1,141 @@
+"""Cancel an execution: Prefect is told, its process is stopped where nobody else does that, its record is waited for.
+
+Law: only a process that was started for the execution alone is ever ended from
+outside. Any other is asked, and interrupts the Method's code by itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from prefect_executions.dispatch.pressing import Pressure
+from prefect_executions.errors import EndedError, NotFoundError, OrchestratorError, RequestError
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.lifecycle.history import Seen
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.prefect_api import cancelling, flow_runs
+from prefect_executions.workbench.catalog import Reader
+
+PATIENCE = timedelta(seconds=60)
+"""How long the record is waited for; a worker needs ten seconds, and gives a deaf process 30 more."""
+
+_LOOK = 0.5
+_ASK = 3.0  # seconds between two questions to Prefect
+
+
+class Cancelled(NamedTuple):
+    """What became of the wish: Prefect's state, and the record's status, None where it has no record yet."""
+
+    id: str
+    state: str
+    status: Status | None
+    sealed: bool
+    message: str | None
+
+
+def cancel(hall: Reader, prefix: str, *, by: str, wait: timedelta, tell: Callable[[str], None]) -> Cancelled:
+    """Cancel the execution whose id begins with *prefix* in the name of *by*; return when its record is sealed.
+
+    It returns after *wait* in any case. To cancel again changes nothing and waits
+    anew. *tell* is told in a few words what is going on.
+
+    Raises:
+        NotFoundError: If there is no such execution.
+        AmbiguousIdError: If the prefix fits several.
+        EndedError: If it has ended otherwise, or its process has.
+        RequestError: If it was called by another execution and ends with that only.
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    execution_id, record = _target(hall, prefix)
+    if record is not None and hall.standing(execution_id).sealed:
+        return _ended(record)
+    pressure = Pressure(hall, record)
+    if record is not None:
+        _check(record, pressure)
+    answer = cancelling.cancel(_flow_run(execution_id), f"cancelled by {by}")
+    if answer.refused and answer.state.state.type not in {"CANCELLING", "CANCELLED"}:
+        raise EndedError(
+            f"Prefect says that execution {execution_id} has ended: {answer.state.state.name}. Its record is not "
+            "sealed yet; 'executions settle --once' seals what nobody else does."
+        )
+    tell(f"Prefect says {answer.state.state.name} of {execution_id}")
+    if answer.state.state.type == "CANCELLED" and not answer.refused:
+        # Nothing worked on it, a run that waits or is suspended, so nothing is there that seals it.
+        status = record.status if record else None
+        return Cancelled(execution_id, answer.state.state.name, status, sealed=False, message=answer.state.message)
+    return _awaited(hall, execution_id, answer.state, pressure, wait=wait.total_seconds(), tell=tell)
+
+
+def _target(hall: Reader, prefix: str) -> tuple[str, ExecutionRecord | None]:
+    """The execution that is meant; one that never began has no record, and only Prefect knows its whole id."""
+    try:
+        execution_id = hall.find(prefix)
+    except NotFoundError as error:
+        try:
+            flow_run_id = UUID(prefix)
+        except ValueError:
+            raise NotFoundError(f"{error} One that has not begun yet is told by its whole flow run id.") from None
+        if flow_runs.flow_run(flow_run_id) is None:
+            raise
+        return str(flow_run_id), None
+    return execution_id, hall.record(execution_id)
+
+
+def _ended(record: ExecutionRecord) -> Cancelled:
+    if record.status is not Status.CANCELLED:
+        raise EndedError(f"execution {record.id} has ended, it is {record.status}; there is nothing to cancel")
+    return Cancelled(record.id, "Cancelled", record.status, sealed=True, message=record.job_status.message)
+
+
+def _check(record: ExecutionRecord, pressure: Pressure) -> None:
+    caller = next((one.execution_id for one in record.request.relatives if one.relation == "parent"), None)
+    if caller is not None and record.infrastructure.type == "direct":
+        raise RequestError(f"execution {record.id} runs inside execution {caller} and ends with it; cancel that one")
+    if pressure.dead:
+        raise EndedError(
+            f"the process of execution {record.id} is gone, so there is nothing to cancel; "
+            "'executions settle --once' seals its record and says why it ended"
+        )
+
+
+def _awaited(
+    hall: Reader, execution_id: str, state: Seen, pressure: Pressure, *, wait: float, tell: Callable[[str], None]
+) -> Cancelled:
+    begun = ask_next = time.monotonic()
+    while True:
+        waited = time.monotonic() - begun
+        for words in pressure.step(waited):
+            tell(words)
+        found = _record(hall, execution_id)
+        if found is not None and hall.standing(execution_id).sealed:
+            newest = _newest(execution_id, state).state.name
+            return Cancelled(execution_id, newest, found.status, sealed=True, message=found.job_status.message)
+        if time.monotonic() >= ask_next:
+            state, ask_next = _newest(execution_id, state), time.monotonic() + _ASK
+        if waited >= wait or pressure.dead:
+            status = found.status if found else None
+            return Cancelled(execution_id, state.state.name, status, sealed=False, message=state.message)
+        time.sleep(_LOOK)
+
+
+def _record(hall: Reader, execution_id: str) -> ExecutionRecord | None:
+    with suppress(NotFoundError):
+        return hall.record(execution_id)
+    return None
+
+
+def _newest(execution_id: str, known: Seen) -> Seen:
+    with suppress(OrchestratorError):
+        run = flow_runs.flow_run(_flow_run(execution_id))
+        if run is not None and run.state is not None:
+            return flow_runs.seen(run.state)
+    return known
+
+
+def _flow_run(execution_id: str) -> UUID:
+    return UUID(execution_id.partition(".")[0])

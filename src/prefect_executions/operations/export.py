@@ -1,0 +1,144 @@
+"""Write executions as one zip, from the archive; one that is not there yet, from this workbench."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from hashlib import sha256
+from itertools import islice
+from typing import NamedTuple
+
+from prefect_executions.archive.archive import Archive
+from prefect_executions.archive.bundle import ArchivedBundle
+from prefect_executions.bundles.export import Exporter, Leaving
+from prefect_executions.bundles.forms import Form, Level
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.source import FolderSource
+from prefect_executions.errors import NotAvailableError, RequestError
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.workbench.archived import ArchivedSource
+from prefect_executions.workbench.catalog import Reader
+
+_AHEAD = 4
+"""How many bundles are asked for before their turn: an archive far away answers slowly, but many at once."""
+
+_HELD = 16 << 20
+"""Bytes of a bundle's small files that are fetched together and held in memory."""
+
+_PAGE = 500
+
+
+class Exported(NamedTuple):
+    """What was written: which executions, and how many bytes."""
+
+    ids: tuple[str, ...]
+    size: int
+
+
+def export(
+    reader: Reader,
+    ids: Iterable[str],
+    write: Callable[[bytes], object],
+    *,
+    form: Form = Form.ZIP,
+    level: Level = Level.FULL,
+    told: Callable[[str], object] = lambda _: None,
+) -> Exported:
+    """Write the executions *ids* as one zip; the same executions give the same bytes, in any order.
+
+    *told* is called with the id of each that is done. Nothing is unpacked, and memory
+    does not grow with the size of a bundle.
+
+    Raises:
+        RequestError: If no id is given, or the level does not fit the form.
+        NotFoundError: If there is no such execution.
+        NotAvailableError: If one is not sealed yet.
+        BundleError: If a file of a bundle is missing or damaged; what was written is not to be used.
+    """
+    wanted = sorted(set(ids))
+    if not wanted:
+        raise RequestError("no execution is to be exported; name one, or give a filter that fits some")
+    exporter = Exporter(write, form, level, only=wanted[0] if len(wanted) == 1 else None)
+    for bundle in _ahead(reader, wanted):
+        exporter.add(bundle)
+        told(bundle.id)
+    return Exported(tuple(wanted), exporter.close())
+
+
+def fitting(
+    reader: Reader,
+    *,
+    status: Collection[Status] = (),
+    method: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Iterator[str]:
+    """Yield the ids of all sealed executions that fit, as `Ledger.list` takes these filters.
+
+    Raises:
+        LedgerError: If the ledger cannot be asked.
+    """
+    after: str | None = None
+    while True:
+        page = reader.workbench.ledger.list(
+            status=status, method=method, since=since, until=until, limit=_PAGE, after=after
+        )
+        yield from (row.id for row in page.rows if row.manifest_sha256)
+        after = page.after
+        if after is None:
+            return
+
+
+def _ahead(reader: Reader, ids: Sequence[str]) -> Iterator[Leaving]:
+    left = iter(ids)
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="export") as pool:
+        coming: deque[Future[Leaving]] = deque()
+        try:
+            while True:
+                coming += [pool.submit(_leaving, reader, one) for one in islice(left, _AHEAD - len(coming))]
+                if not coming:
+                    return
+                yield coming.popleft().result()
+        finally:
+            for one in coming:
+                one.cancel()
+
+
+def _leaving(reader: Reader, execution_id: str) -> Leaving:
+    archive = reader.workbench.archive
+    if archive.seal_of(execution_id) is not None:
+        bundle = archive.bundle(execution_id)
+        return Leaving(
+            id=execution_id,
+            source=_Fetched(archive, bundle),
+            manifest_sha256=bundle.seal.manifest_sha256,
+            finished=bundle.seal.finished,
+            absent=frozenset(bundle.seal.absent),
+            inclusion=archive.inclusion(execution_id),
+        )
+    record = reader.record(execution_id)
+    local = OpenBundle(reader.workbench.folder, execution_id)
+    if not local.sealed:
+        cure = "'executions settle --once' seals it" if record.status.terminal else "export it when it has ended"
+        raise NotAvailableError(f"execution {execution_id} is {record.status} and not sealed yet; {cure}.")
+    return Leaving(
+        id=execution_id,
+        source=FolderSource(local.folder),
+        manifest_sha256=sha256(local.paths.manifest.read_bytes()).hexdigest(),
+        finished=record.finished,
+    )
+
+
+class _Fetched(ArchivedSource):
+    """An archived bundle whose small files were fetched in one go."""
+
+    def __init__(self, archive: Archive, bundle: ArchivedBundle) -> None:
+        super().__init__(archive, bundle)
+        small = {path: size for path, size in self.files.items() if path not in bundle.seal.data}
+        self._held: Mapping[str, bytes] = bundle.read_many(small) if sum(small.values()) <= _HELD else {}
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """Yield a file's content in blocks."""
+        return iter([self._held[path]]) if path in self._held else super().blocks(path)

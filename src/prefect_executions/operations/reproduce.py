@@ -1,0 +1,166 @@
+"""Replay many executions, each in a process of its own, and tell of each how far it agrees.
+
+Law: one that fails, or ends its process, hinders no other.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from signal import Signals
+
+from pydantic import BaseModel, ValidationError
+
+from prefect_executions.comparison.verdict import Grade, Verdict
+from prefect_executions.errors import ArchiveError, ExecutionsError, NotFoundError, RequestError
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.operations.environments import command_line
+from prefect_executions.operations.export import fitting
+from prefect_executions.workbench.catalog import Reader
+
+_ERROR = "error: "
+"""How the command line begins what it tells of an error; what follows it belongs to it."""
+_SHOWN = 3
+"""Lines that are told of a process that ended without a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a replay is to reach, and how it is done."""
+
+    grade: Grade = Grade.REPRODUCE
+    tolerance: float = 0.0
+    isolated: bool = False
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The options of `executions replay` that say so."""
+        told = ("--grade", self.grade.value, "--tolerance", str(self.tolerance), "--json")
+        return ("--isolated", *told) if self.isolated else told
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduced:
+    """How far an execution reproduced: `differs` in words, or the `problem` where there is no verdict."""
+
+    id: str
+    method: str
+    replay: str | None = None
+    """The id of the new execution."""
+    grade: Grade | None = None
+    reached: bool = False
+    differs: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+class _Answer(BaseModel):
+    """What `executions replay --json` writes, as far as it matters here."""
+
+    id: str | None = None
+    reached: bool = False
+    verdict: Verdict | None = None
+    error: dict[str, str] | None = None
+
+
+def reproduce(
+    reader: Reader, ids: Iterable[str], wanted: Wanted, *, command: Sequence[str] | None = None
+) -> Iterator[Reproduced]:
+    """Replay the executions *ids*, given in full, one after the other, and yield what became of each.
+
+    *command* starts the command line; without one it is that of this environment.
+    """
+    start = command_line(sys.executable) if command is None else command
+    for execution_id in ids:
+        yield _replayed(reader, execution_id, [*start, "replay", execution_id, *wanted.words])
+
+
+def reproducible(
+    reader: Reader,
+    *,
+    method: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int | None = None,
+) -> tuple[str, ...]:
+    """Return the ids of the executions that ended well and fit, the newest first, at most *limit* of them.
+
+    Replays are left out: they would be more with every time.
+
+    Raises:
+        RequestError: If *limit* is below 1.
+        LedgerError: If the ledger cannot be asked.
+    """
+    if limit is not None and limit < 1:
+        raise RequestError(f"at most {limit} executions are none; give a limit of 1 or more")
+    found = fitting(reader, status=[Status.COMPLETED], method=method, since=since, until=until)
+    return tuple(islice((one for one in found if not _is_replay(reader, one)), limit))
+
+
+def _is_replay(reader: Reader, execution_id: str) -> bool:
+    try:
+        reader.read(execution_id, Verdict.file_name)
+    except (NotFoundError, ArchiveError):  # what is damaged is to be seen when it is replayed
+        return False
+    return True
+
+
+def _replayed(reader: Reader, execution_id: str, command: Sequence[str]) -> Reproduced:
+    code, out, err = _run(command)
+    method = ""
+    with suppress(ExecutionsError):  # of what is damaged the replay has told why
+        method = reader.record(execution_id).method.id
+    try:
+        answer = _Answer.model_validate_json(out)
+    except ValidationError:
+        return Reproduced(id=execution_id, method=method, problem=_problem(code, err))
+    if answer.verdict is None:
+        told = answer.error or {}
+        problem = ": ".join(told.values()) or _problem(code, err)
+        return Reproduced(id=execution_id, method=method, problem=problem)
+    return Reproduced(
+        id=execution_id,
+        method=method,
+        replay=answer.id,
+        grade=answer.verdict.grade,
+        reached=answer.reached,
+        differs=answer.verdict.differs,
+    )
+
+
+def _run(command: Sequence[str]) -> tuple[int, bytes, str]:
+    # Of a worker's process: a replay is no run of the flow that started it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment) as process:  # noqa: S603 - words of our own
+            _wait(process)
+        out.seek(0)
+        err.seek(0)
+        return process.returncode, out.read(), err.read().decode(errors="replace")
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal has told it as well, and it seals its record
+        raise
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _problem(code: int, err: str) -> str:
+    lines = [line.rstrip() for line in err.splitlines() if line.strip()]
+    begin = next((number for number in reversed(range(len(lines))) if lines[number].startswith(_ERROR)), None)
+    if begin is not None:
+        return "\n".join(lines[begin:]).removeprefix(_ERROR)
+    ended = f"was ended by {Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return "\n".join([f"the replay {ended} and gave no verdict", *lines[-_SHOWN:]])

@@ -1,0 +1,104 @@
+"""Verify what somebody names: an execution where it is kept, a folder, a zip, or the address of a zip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from prefect_executions.attestation.keys import VerifyingKey
+from prefect_executions.bundles.forms import Kind
+from prefect_executions.bundles.incoming import arrivals, open_whole
+from prefect_executions.bundles.source import Source
+from prefect_executions.bundles.verify import DEFAULT_LIMITS, NOBODY, Check, Report, verify
+from prefect_executions.errors import BundleError, NotAvailableError
+from prefect_executions.operations.download import downloaded, is_url
+from prefect_executions.operations.sshsigned import SSH_CHECK, ssh_check
+from prefect_executions.workbench.archived import ArchivedSource
+from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.lookup import path_of
+
+
+class Trust(NamedTuple):
+    """Whose signatures are believed: the keys, by their ids, and a file of allowed signers as ssh-keygen reads it."""
+
+    keys: Mapping[str, VerifyingKey] = NOBODY
+    allowed: Path | None = None
+
+
+NO_TRUST = Trust()
+
+
+class Verified(NamedTuple):
+    """One copy of a bundle, and what its verification found."""
+
+    place: str
+    report: Report
+
+
+def verify_target(reader: Reader, text: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+    """Verify every copy of what *text* names: a folder, a zip or a URL with bundles, or an execution by its id.
+
+    A path that exists is meant before an id. Of an execution both copies are
+    verified, that on this workbench first: either may be damaged alone.
+
+    Raises:
+        NotFoundError: If there is no such thing.
+        NotAvailableError: If the execution is not sealed yet.
+        ArchiveError: If the archive cannot be asked; the copy here was verified before.
+    """
+    if is_url(text):
+        with downloaded(text) as path:
+            yield from _verify_place(path, "download", trust)
+    elif place := path_of(text):
+        yield from _verify_place(place, "folder" if place.is_dir() else "zip", trust)
+    else:
+        yield from verify_execution(reader, reader.find(text), trust)
+
+
+def verify_execution(reader: Reader, execution_id: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+    """Verify the sealed copies of an execution, on this workbench and in the archive.
+
+    Raises:
+        NotAvailableError: If it is not sealed yet.
+        ArchiveError: If the archive cannot be asked; the copy here was verified before.
+    """
+    local = reader.local_source(execution_id)
+    if local is not None:
+        yield Verified("workbench", _judged(local, trust))
+    archived = reader.bundle_source(execution_id)
+    if archived is not None:
+        yield Verified("archive", _with_seal(archived, trust))
+    elif local is None:
+        status = reader.record(execution_id).status
+        cure = "'executions settle --once' seals it" if status.terminal else "verify it when it has ended"
+        raise NotAvailableError(f"execution {execution_id} is {status} and not sealed yet; {cure}.")
+
+
+def _verify_place(path: Path, what: str, trust: Trust) -> Iterator[Verified]:
+    """Verify each bundle of a folder or zip, in a bag or not; what is no whole export is verified as one bundle."""
+    with suppress(BundleError), open_whole(path, DEFAULT_LIMITS) as whole:
+        found = arrivals(whole)
+        if all(one.kind is Kind.BUNDLE for one in found):
+            for one in found:
+                report = _judged(one.source, trust)
+                yield Verified(what if len(found) == 1 else f"{what} {one.place}", report)
+            return
+    report = verify(path, trusted=trust.keys)
+    if trust.allowed is not None:
+        report = replace(report, checks=(*report.checks, Check(SSH_CHECK, ("it is no whole bundle that was signed",))))
+    yield Verified(what, report)
+
+
+def _judged(source: Source, trust: Trust) -> Report:
+    report = verify(source, trusted=trust.keys)
+    if trust.allowed is None:
+        return report
+    return replace(report, checks=(*report.checks, ssh_check(source, trust.allowed)))
+
+
+def _with_seal(source: ArchivedSource, trust: Trust) -> Report:
+    report = _judged(source, trust)
+    return replace(report, checks=(Check("seal", tuple(source.seal_faults())), *report.checks))

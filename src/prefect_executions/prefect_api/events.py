@@ -1,0 +1,171 @@
+"""What Prefect is told: status changes and the archive's word as acknowledged events, progress as an artifact.
+
+Law: an event counts as told when Prefect's API has acknowledged it. No run waits
+for that, and who ends a process not longer than `PATIENCE`; what is not
+acknowledged is told again by settle.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from datetime import UTC, datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+
+from prefect_executions import events
+from prefect_executions.capture.secrets import redact_urls
+from prefect_executions.errors import OrchestratorError
+from prefect_executions.events import Event
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.prefect_api.client import client, own_client
+
+log = logging.getLogger("prefect_executions")
+
+PATIENCE = 5.0
+"""Seconds that the end of a process may wait for Prefect's acknowledgement."""
+
+_TOGETHER = 1.0
+"""Seconds that the end waits for the archive's word: both are one request then, and who was too late tells nothing."""
+
+_telling: set[threading.Thread] = set()
+
+
+class Progress(NamedTuple):
+    """A progress artifact in the Prefect UI; `id` is None before the first one is made."""
+
+    id: UUID | None
+
+
+def tell(told: Iterable[Event]) -> None:
+    """Tell events to Prefect's API in one request; when it returns they are acknowledged.
+
+    Raises:
+        Exception: Whatever Prefect's client raises, if they are not.
+    """
+    bodies = [event.as_json() for event in told]
+    if bodies:
+        own_client().request("POST", "/events", json=bodies)
+
+
+def tell_changes(job_status: JobStatus) -> None:
+    """Tell the status changes so far; ids follow from execution and status, so an event told twice is one event.
+
+    Raises:
+        Exception: As `tell`.
+    """
+    tell(events.changes(job_status, datetime.now(UTC)))
+
+
+def was_told(execution_id: str) -> bool:
+    """Return whether Prefect has events of an execution, so that somebody keeps a record of it.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    wanted = {"filter": {"resource": {"id": [f"{events.RESOURCE}.{execution_id}"]}}, "limit": 1}
+    try:
+        return bool(client().request("POST", "/events/filter", json=wanted).json()["events"])
+    except Exception as error:
+        raise OrchestratorError(f"Prefect's API does not tell the events of {execution_id}: {error}") from error
+
+
+class EndTelling:
+    """The telling of one sealed execution's end, in a thread beside its archiving and what comes after.
+
+    All its status changes are told, because the process that should have told the
+    first of them may have been killed. Telling once more changes nothing.
+    """
+
+    def __init__(self, job_status: JobStatus) -> None:
+        self._job_status = job_status
+        self._archive: Event | None = None
+        self._known = threading.Event()
+        self._withdrawn = False
+        self._lock = threading.Lock()
+        self._acknowledged = _too_old(job_status)
+        self._afterwards: Callable[[], None] | None = None
+        if not self._acknowledged:
+            # A new thread has none of Prefect's settings.
+            thread = threading.Thread(target=copy_context().run, args=(self._tell,), name="tell", daemon=True)
+            _telling.add(thread)
+            thread.start()
+
+    def archived(self, manifest_sha256: str) -> None:
+        """Say that the archive has all of the record."""
+        self._archive = events.archived(self._job_status, manifest_sha256, datetime.now(UTC))
+        self._known.set()
+
+    def not_archived(self, why: str) -> None:
+        """Say why the archive did not take the record."""
+        self._archive = events.archive_failed(self._job_status, redact_urls(why), datetime.now(UTC))
+        self._known.set()
+
+    def withdraw(self) -> None:
+        """Tell nothing: another sealed the execution before, and its end is another's to tell."""
+        self._withdrawn = True
+        self._known.set()
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Do *act* when all is acknowledged: at once if it is, else in the thread that tells."""
+        with self._lock:
+            if not self._acknowledged:
+                self._afterwards = act
+                return
+        act()
+
+    def _tell(self) -> None:
+        try:
+            self._tell_all()
+        except Exception as error:  # noqa: BLE001 - a thread of ours must not speak up; settle tells again
+            log.debug("the end of execution %s is not told: %s", self._job_status.job_id, error)
+        finally:
+            _telling.discard(threading.current_thread())
+
+    def _tell_all(self) -> None:
+        together = self._known.wait(_TOGETHER)
+        if self._withdrawn:
+            return
+        tell([*events.changes(self._job_status, datetime.now(UTC)), *([self._archive] if self._archive else [])])
+        if not together:
+            self._known.wait()
+            if self._archive:
+                tell([self._archive])
+        with self._lock:
+            self._acknowledged = True
+        if self._afterwards is not None:
+            self._afterwards()
+
+
+def finish_telling(patience: float = PATIENCE) -> None:
+    """Return when all ends are told that this process is telling, after *patience* seconds at the latest."""
+    until = time.monotonic() + patience
+    for thread in tuple(_telling):
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def _too_old(job_status: JobStatus) -> bool:
+    """Whether Prefect would have forgotten the end by now, so that nobody reacts to it."""
+    return job_status.finished is not None and datetime.now(UTC) - job_status.finished > events.KEPT
+
+
+def show_progress(artifact: Progress, flow_run_id: UUID, percent: float, message: str | None) -> Progress:
+    """Show *percent* (0-100) on the run's page in the Prefect UI and return the artifact, made at the first call."""
+    if artifact.id is None:
+        made = client().create_artifact(
+            ArtifactCreate(
+                type="progress",
+                key=f"progress-{flow_run_id}",
+                description=message,
+                data=percent,
+                flow_run_id=flow_run_id,
+            )
+        )
+        return Progress(made.id)
+    client().update_artifact(artifact.id, ArtifactUpdate(data=percent, description=message))
+    return artifact

@@ -1,0 +1,69 @@
+"""What a process that was killed could not do at its end is done for it: its logs, its pauses and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.capture.logfiles import settle_log
+from prefect_executions.capture.naming import mask_names
+from prefect_executions.capture.parameters import tell_credentials
+from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.errors import OrchestratorError
+from prefect_executions.executions.record import ExecuteRequest
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.methods.model import Method
+from prefect_executions.prefect_api.blocks import secret
+from prefect_executions.prefect_api.lives import catch_up
+from prefect_executions.prefect_api.steps import steps
+
+
+def make_up(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Do for an execution whose process is gone what that could not do at its end; again changes nothing.
+
+    Raises:
+        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
+    """
+    close_logs(bundle, parameters, environment)
+    job_status = bundle.read(JobStatus)
+    if job_status.execution_status.terminal:
+        return
+    with suppress(OrchestratorError):
+        job_status = catch_up(job_status)
+        if job_status.steps is None:
+            mask = secret_mask(bundle, parameters, environment)
+            job_status = job_status.model_copy(update={"steps": steps(job_status, mask.mask) or None})
+    bundle.write_document(job_status)
+
+
+def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Mask in the logs and the names of outputs what nobody masked yet: what children wrote; again changes nothing.
+
+    The children may live on and write more; that is kept out of the bundle.
+
+    Raises:
+        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
+    """
+    mask = secret_mask(bundle, parameters, environment)
+    for log in (layout.STDOUT, layout.STDERR):
+        settle_log(bundle.folder / log, mask)
+    with suppress(OSError):  # what cannot be renamed cannot be read either, and is told when outputs are gathered
+        mask_names(bundle.paths.outputs, mask)
+
+
+def secret_mask(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> SecretMask:
+    """Return the mask of the secrets that an execution had, whose process is gone.
+
+    Raises:
+        SecretError: If one of them cannot be told any more.
+    """
+    mask = SecretMask()
+    values = bundle.read(ExecuteRequest).values
+    for name in bundle.read(Method).secrets & values.keys():
+        if values[name] is not None and "secret" in values[name]:  # else it was never resolved
+            mask.add(secret(name, values[name]["secret"], environment).get_secret_value())
+    tell_credentials(parameters, mask)
+    return mask

@@ -1,0 +1,192 @@
+"""Read what `provo.xml` tells of its execution."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prefect_executions.documents import strict_json
+from prefect_executions.executions.record import run_name, value_digest
+from prefect_executions.executions.summary import Account, Image, PhaseTold, StepTold, Told, in_milliseconds
+from prefect_executions.provenance import vocabulary
+from prefect_executions.provenance.parsing import Record, fault, records
+
+
+def read(data: bytes) -> Told:
+    """Return what `provo.xml` tells of its execution and the bundle's files.
+
+    Raises:
+        BundleError: If *data* is not XML, has a DTD, or does not tell one whole execution.
+    """
+    story = _Story()
+    for record in records(data):
+        story.hear(record)
+    return Told(story.account(), frozenset(story.files()))
+
+
+@dataclass
+class _Story:
+    """What was heard of the one execution that the document is about."""
+
+    runs: list[Record] = field(default_factory=list)
+    steps: dict[str, Record] = field(default_factory=dict)
+    phases: dict[str, Record] = field(default_factory=dict)
+    started: set[tuple[str, str]] = field(default_factory=set)
+    entities: dict[str, Record] = field(default_factory=dict)
+    plans: set[tuple[str, str]] = field(default_factory=set)
+    used: list[tuple[str, str, str]] = field(default_factory=list)
+    generated: list[tuple[str, str]] = field(default_factory=list)
+
+    def hear(self, record: Record) -> None:
+        refs = record.refs
+        match record.kind:
+            case "activity" if "exe:status" in record.texts:
+                self.runs.append(record)
+            case "activity" if f"exe:{vocabulary.STEP}" in record.types:
+                _keep(record, self.steps)
+            case "activity" if f"exe:{vocabulary.PHASE}" in record.types:
+                _keep(record, self.phases)
+            case "wasStartedBy":
+                self.started.add((refs.get("prov:activity", ""), refs.get("prov:starter", "")))
+            case "entity":
+                _keep(record, self.entities)
+            case "wasAssociatedWith" if "prov:plan" in refs:
+                self.plans.add((refs.get("prov:activity", ""), refs["prov:plan"]))
+            case "used":
+                role = vocabulary.from_text(record.texts.get("prov:role", ""))
+                self.used.append((refs.get("prov:activity", ""), refs.get("prov:entity", ""), role))
+            case "wasGeneratedBy":
+                self.generated.append((refs.get("prov:entity", ""), refs.get("prov:activity", "")))
+
+    def account(self) -> Account:
+        if len(self.runs) != 1:
+            raise fault(f"it tells {len(self.runs)} executions with a status; there must be one")
+        run = self.runs[0]
+        execution_id = vocabulary.from_text(run.text("exe:executionId"))
+        if run.id != f"px:{run_name(execution_id)}":
+            raise fault(f"the activity {run.id} is not named after its execution {execution_id}")
+        return Account(
+            execution_id=execution_id,
+            method=self._method(run.id),
+            status=vocabulary.from_text(run.text("exe:status")),
+            started=in_milliseconds(run.time("prov:startTime")),
+            finished=in_milliseconds(run.time("prov:endTime")),
+            inputs=frozenset(self._inputs(run.id)),
+            outputs=frozenset(self._outputs(run.id)),
+            steps=frozenset(self._steps(run.id)),
+            phases=frozenset(self._phases(run.id)),
+        )
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        for entity in self.entities.values():
+            if entity.types & _FILES and "exe:sha256" in entity.texts:
+                yield vocabulary.from_text(entity.text("prov:location")), _digest(entity)
+
+    def _steps(self, run: str) -> Iterator[StepTold]:
+        for name, step in self.steps.items():
+            if (name, run) not in self.started:
+                raise fault(f"the step {name} was not started by the execution")
+            yield StepTold(
+                id=vocabulary.from_text(step.text("exe:taskRunId")),
+                name=vocabulary.from_text(step.text("prov:label")),
+                state=vocabulary.from_text(step.text("exe:state")),
+                started=in_milliseconds(step.time("prov:startTime")),
+                finished=in_milliseconds(step.time("prov:endTime")),
+            )
+
+    def _phases(self, run: str) -> Iterator[PhaseTold]:
+        images = {name: _image(entity) for name, entity in self.entities.items() if _IMAGE in entity.types}
+        seen: dict[str, Image] = {}
+        for activity, name, _ in self.used:
+            if name in images and (activity not in self.phases or activity in seen):
+                raise fault(f"the image {name} is used by {activity}, which is no phase or has one already")
+            if name in images:
+                seen[activity] = images[name]
+        for name, phase in self.phases.items():
+            number = _PHASE.fullmatch(name)
+            if number is None or (name, run) not in self.started:
+                raise fault(f"the phase {name} has no number, or was not started by the execution")
+            yield PhaseTold(
+                number=int(number[1]),
+                phase=vocabulary.from_text(phase.text("prov:label")),
+                task=vocabulary.from_text(phase.text("exe:task")),
+                started=in_milliseconds(phase.time("prov:startTime")),
+                ended=in_milliseconds(phase.time("prov:endTime")),
+                exit_code=phase.number("exe:exitCode"),
+                image=seen.get(name),
+            )
+
+    def _method(self, run: str) -> str:
+        plans = {plan for activity, plan in self.plans if activity == run}
+        if len(plans) != 1:
+            raise fault(f"it tells {len(plans)} Methods of the execution; there must be one")
+        method = self._entity(plans.pop())
+        return f"{vocabulary.from_text(method.text('exe:methodId'))} {vocabulary.from_text(method.text('exe:version'))}"
+
+    def _inputs(self, run: str) -> Iterator[tuple[str, str]]:
+        told: set[str] = set()
+        for activity, name, role in self.used:
+            entity = self._entity(name)
+            if activity != run or not entity.types & {f"exe:{vocabulary.INPUT_FILE}", f"exe:{vocabulary.INPUT_VALUE}"}:
+                continue
+            told.add(name)
+            yield role, _digest(entity)
+        self._check_all(told, "used", vocabulary.INPUT_FILE, vocabulary.INPUT_VALUE)
+
+    def _outputs(self, run: str) -> Iterator[tuple[str, str]]:
+        told: set[str] = set()
+        for name, activity in self.generated:
+            entity = self._entity(name)
+            if activity != run or f"exe:{vocabulary.OUTPUT}" not in entity.types:
+                continue
+            if name in told:
+                raise fault(f"the entity {name} is generated twice")
+            told.add(name)
+            yield vocabulary.from_text(entity.text("prov:location")), _digest(entity)
+        self._check_all(told, "generated", vocabulary.OUTPUT)
+
+    def _entity(self, name: str) -> Record:
+        if name not in self.entities:
+            raise fault(f"the entity {name or '(without a name)'} is not told")
+        return self.entities[name]
+
+    def _check_all(self, told: set[str], how: Literal["used", "generated"], *types: str) -> None:
+        wanted = {f"exe:{kind}" for kind in types}
+        for name, entity in self.entities.items():
+            if entity.types & wanted and name not in told:
+                raise fault(f"the entity {name} is not {how} by the execution")
+
+
+def _keep(record: Record, among: dict[str, Record]) -> None:
+    if record.id in among:
+        raise fault(f"the {record.kind} {record.id} is told twice")
+    among[record.id] = record
+
+
+_IMAGE = f"exe:{vocabulary.IMAGE}"
+_FILES = frozenset(
+    f"exe:{kind}" for kind in (vocabulary.METHOD, vocabulary.SOURCE, vocabulary.REQUEST, vocabulary.ENVIRONMENT)
+)
+_PHASE = re.compile(r".*/phase\.([0-9]{1,9})")
+
+
+def _image(entity: Record) -> Image:
+    told = {name: vocabulary.from_text(text) for name, text in entity.texts.items()}
+    digest = told.get("exe:imageDigest")
+    return Image(
+        registry=told.get("exe:registry"),
+        name=told.get("exe:image"),
+        id=told.get("exe:imageId"),
+        sha256=digest and digest.removeprefix("sha256:"),
+    )
+
+
+def _digest(entity: Record) -> str:
+    if "prov:value" in entity.texts:
+        return value_digest(strict_json(entity.texts["prov:value"], f"{vocabulary.FILE}: {entity.id}"))
+    digest = entity.text("exe:sha256")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise fault(f"the entity {entity.id} has '{digest[:80]}' as exe:sha256")
+    return digest

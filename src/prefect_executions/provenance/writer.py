@@ -1,0 +1,390 @@
+"""Tell a record as W3C PROV-XML, one record after the other, in the same bytes each time.
+
+The text is written directly: ids are made of safe characters only, every other
+text goes through one escape, and the order of elements is the schema's. Tests
+hold the result against the W3C schema and two other readers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from hashlib import sha256
+from typing import BinaryIO
+from xml.sax.saxutils import escape
+
+from prefect_executions.documents import canonical, text_of_time
+from prefect_executions.executions.record import (
+    NAMESPACE,
+    Agent,
+    BundleFile,
+    ExecuteRequest,
+    ExecutionRecord,
+    Instance,
+    StagedInput,
+    method_name,
+    run_name,
+    value_digest,
+)
+from prefect_executions.executions.summary import Image, image_of, phases_of
+from prefect_executions.lifecycle.history import OutputFile
+from prefect_executions.methods.model import CodeIdentity, Method, Repository
+from prefect_executions.provenance import vocabulary
+
+# An execution's id is its flow run's; the second life of a flow run ends in ".2".
+_FLOW_RUN = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[0-9]+)?")
+
+
+def write(record: ExecutionRecord, files: Sequence[BundleFile], stream: BinaryIO) -> None:
+    """Write `provo.xml` for *record* to *stream*; *files* give the digests of the bundle's documents and code.
+
+    What the record does not say is absent: an execution that never started has no
+    start, and one that nobody is named for has an agent without a name.
+
+    The relations to other executions are kept apart by what they mean. A
+    re-execution (``rerun-of``, ``edited-rerun-of``, ``retry-of``) was informed by the earlier execution
+    and its request was derived from the earlier request; a parent started this one.
+    Steps (task runs of the flow) and the phases of a descriptor's scripts are activities
+    that the execution started; a phase used the image that its script ran in.
+    """
+    known = {file.path: file for file in files}
+    stream.writelines(part.encode() for part in _document(record, known))
+
+
+def _document(record: ExecutionRecord, known: Mapping[str, BundleFile]) -> Iterator[str]:
+    run = f"px:{run_name(record.id)}"
+    yield (
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        f'<prov:document xmlns:prov="{vocabulary.PROV}" xmlns:xsi="{vocabulary.XSI}" xmlns:xsd="{vocabulary.XSD}"'
+        f' xmlns:px="{NAMESPACE}" xmlns:exe="{vocabulary.TERMS}" xmlns:here="{NAMESPACE}{run_name(record.id)}/">\n'
+    )
+    yield _activity(run, record)
+    yield from _method(record.method, known)
+    yield from _agents(run, record)
+    yield from _request(run, known)
+    yield from _environment(run, record.instance, known)
+    for index, staged in enumerate(record.request.files):
+        yield _staged(run, staged, index)
+    by_file = {staged.input for staged in record.request.files}
+    for name, value in record.request.values.items():
+        if name not in by_file:
+            yield _value(run, name, value)
+    for output in record.job_status.outputs:
+        yield _output(run, output)
+    yield from _steps(run, record)
+    yield from _phases(run, record)
+    yield from _relatives(run, record)
+    yield "</prov:document>\n"
+
+
+def _activity(run: str, record: ExecutionRecord) -> str:
+    told, deployment = record.job_status, record.request.deployment
+    flow_run = _FLOW_RUN.fullmatch(record.id)
+    return _record(
+        "activity",
+        run,
+        _time("prov:startTime", record.started),
+        _time("prov:endTime", record.finished),
+        _text("prov:label", f"{record.method.title} {record.method.version}"),
+        _type("exe:Execution"),
+        _text("exe:executionId", record.id),
+        _text("exe:status", record.status),
+        _text("exe:reason", told.reason),
+        _text("exe:message", told.message),
+        _number("exe:attempt", told.attempt),
+        ""
+        if told.partial is None
+        else f'<exe:partial xsi:type="xsd:boolean">{str(told.partial).lower()}</exe:partial>',
+        _text("exe:flowRunId", flow_run[1] if flow_run else None),
+        _text("exe:flowRunName", record.request.flow_run_name),
+        _text("exe:deployment", str(deployment.id) if deployment else None),
+    )
+
+
+def _method(method: Method, known: Mapping[str, BundleFile]) -> Iterator[str]:
+    this = f"px:{method_name(method)}"
+    code = method.code or CodeIdentity()
+    repository = code.repository or Repository()
+    yield _record(
+        "entity",
+        this,
+        _text("prov:label", f"{method.title} {method.version}"),
+        _text("prov:location", Method.file_name),
+        _type("prov:Plan"),
+        _type("prov:Collection") if code.files else "",
+        _type(f"exe:{vocabulary.METHOD}"),
+        _text("exe:methodId", method.id),
+        _text("exe:version", method.version),
+        _text("exe:codeSha256", code.sha256),
+        _text("exe:entrypoint", code.entrypoint),
+        _text("exe:package", code.package),
+        _text("exe:repository", repository.remote),
+        _text("exe:commit", repository.commit),
+        _text("exe:image", code.image),
+        _text("exe:imageDigest", code.image_digest),
+        _as_file(known.get(Method.file_name)),
+    )
+    for source in code.files:
+        there = f"here:f.{source.sha256[:16]}.{_short('code', source.path)}"
+        file = known.get(source.path)
+        yield _record(
+            "entity",
+            there,
+            _text("prov:location", source.path),
+            _type(f"exe:{vocabulary.SOURCE}"),
+            _text("exe:sha256", source.sha256),
+            _number("exe:byteCount", file.size if file else None),
+            _text("exe:gitObject", source.git_object),
+        )
+        yield _relation("hadMember", ("collection", this), ("entity", there))
+
+
+def _agents(run: str, record: ExecutionRecord) -> Iterator[str]:
+    plan = f'<prov:plan prov:ref="px:{method_name(record.method)}"/>'
+    person = _person_name(record.agent)
+    yield _record(
+        "agent",
+        person,
+        _text("prov:label", record.agent.name),
+        # What Prefect started by itself (a schedule, an automation) may have no person behind it.
+        "" if record.agent.source == "prefect" else _type("prov:Person"),
+        _text("exe:subject", _claim(record.agent, "sub")),
+        _text("exe:issuer", _claim(record.agent, "iss")),
+        _text("exe:source", record.agent.source),
+        f'<exe:verified xsi:type="xsd:boolean">{str(record.agent.verified).lower()}</exe:verified>',
+    )
+    yield _relation("wasAssociatedWith", ("activity", run), ("agent", person), more=plan + _role("requester"))
+    worker = _worker_if_observed(record)
+    if worker:
+        yield _record("agent", "here:worker", *worker)
+        yield _relation("wasAssociatedWith", ("activity", run), ("agent", "here:worker"), more=plan + _role("worker"))
+        yield _relation("actedOnBehalfOf", ("delegate", "here:worker"), ("responsible", person), ("activity", run))
+
+
+def _person_name(agent: Agent) -> str:
+    subject = _claim(agent, "sub")
+    if subject is None:
+        return "here:requester"
+    return f"px:agent.{value_digest([_claim(agent, 'iss'), subject])[:32]}"
+
+
+def _claim(agent: Agent, name: str) -> str | None:
+    value = agent.claims.get(name)
+    return None if value is None else str(value)
+
+
+def _worker_if_observed(record: ExecutionRecord) -> tuple[str, ...]:
+    there, instance = record.infrastructure, record.instance
+    if not (there.worker or there.identifier or instance.hostname or instance.pid):
+        return ()
+    return (
+        _text("prov:label", there.worker or instance.hostname),
+        _text("prov:location", instance.hostname),
+        _type("prov:SoftwareAgent"),
+        _text("exe:infrastructure", there.type),
+        _text("exe:workPool", there.work_pool),
+        _text("exe:worker", there.worker),
+        _text("exe:infrastructureId", there.identifier),
+        _text("exe:image", there.image),
+        _text("exe:imageDigest", there.image_digest),
+        _number("exe:pid", instance.pid),
+        _text("exe:containerId", instance.container_id),
+        _text("exe:pod", instance.pod),
+        _text("exe:prefectVersion", there.prefect_version),
+    )
+
+
+def _request(run: str, known: Mapping[str, BundleFile]) -> Iterator[str]:
+    this = f"{run}.request"
+    yield _record(
+        "entity",
+        this,
+        _text("prov:location", ExecuteRequest.file_name),
+        _type(f"exe:{vocabulary.REQUEST}"),
+        _as_file(known.get(ExecuteRequest.file_name)),
+    )
+    yield _relation("used", ("activity", run), ("entity", this), more=_role("request"))
+
+
+def _environment(run: str, instance: Instance, known: Mapping[str, BundleFile]) -> Iterator[str]:
+    python = instance.python
+    if python is None:
+        return
+    yield _record(
+        "entity",
+        "here:environment",
+        _text("prov:label", f"{python.implementation} {python.version}"),
+        _text("prov:location", Instance.file_name),
+        _type(f"exe:{vocabulary.ENVIRONMENT}"),
+        _text("exe:python", python.version),
+        _text("exe:implementation", python.implementation),
+        _text("exe:packagesSha256", value_digest(instance.packages) if instance.packages else None),
+        _number("exe:packageCount", len(instance.packages) or None),
+        _as_file(known.get(Instance.file_name)),
+    )
+    yield _relation("used", ("activity", run), ("entity", "here:environment"), more=_role("environment"))
+
+
+def _staged(run: str, staged: StagedInput, index: int) -> str:
+    this = f"here:f.{staged.sha256[:16]}.{_short('input', str(index))}"
+    entity = _record(
+        "entity",
+        this,
+        _text("prov:label", staged.name),
+        _text("prov:location", staged.origin),
+        _type(f"exe:{vocabulary.INPUT_FILE}"),
+        _text("exe:sha256", staged.sha256),
+        _number("exe:byteCount", staged.size),
+        _text("exe:mediaType", staged.media_type),
+        _text("exe:etag", staged.etag),
+        _text("exe:path", staged.path),
+    )
+    return entity + _relation("used", ("activity", run), ("entity", this), more=_role(staged.input))
+
+
+def _value(run: str, name: str, value: object) -> str:
+    this = f"here:v.{_short('value', name)}"
+    told = canonical(value)
+    text = vocabulary.as_json_text(told.decode())
+    short = len(text) <= vocabulary.VALUE_LIMIT
+    entity = _record(
+        "entity",
+        this,
+        "" if short else _text("prov:location", ExecuteRequest.file_name),
+        _type(f"exe:{vocabulary.INPUT_VALUE}"),
+        f"<prov:value>{escape(text)}</prov:value>" if short else "",
+        "" if short else _text("exe:sha256", sha256(told).hexdigest()),
+    )
+    return entity + _relation("used", ("activity", run), ("entity", this), more=_role(name))
+
+
+def _output(run: str, output: OutputFile) -> str:
+    this = f"here:f.{output.sha256[:16]}.{_short('output', output.path)}"
+    path = escape(vocabulary.as_text(output.path))
+    role = escape(vocabulary.as_text(output.path.removeprefix("outputs/")))
+    return (
+        f'<prov:entity prov:id="{this}"><prov:location>{path}</prov:location>'
+        f'<prov:type xsi:type="xsd:QName">exe:{vocabulary.OUTPUT}</prov:type>'
+        f"<exe:sha256>{output.sha256}</exe:sha256>"
+        f'<exe:byteCount xsi:type="xsd:long">{output.size}</exe:byteCount>'
+        f"<exe:mediaType>{escape(vocabulary.as_text(output.media_type))}</exe:mediaType></prov:entity>\n"
+        f'<prov:wasGeneratedBy><prov:entity prov:ref="{this}"/><prov:activity prov:ref="{run}"/>'
+        f"<prov:role>{role}</prov:role></prov:wasGeneratedBy>\n"
+    )
+
+
+def _steps(run: str, record: ExecutionRecord) -> Iterator[str]:
+    for step in record.job_status.steps or ():
+        this = f"here:step.{step.id}"
+        yield _record(
+            "activity",
+            this,
+            _time("prov:startTime", step.started),
+            _time("prov:endTime", step.finished),
+            _text("prov:label", step.name),
+            _type(f"exe:{vocabulary.STEP}"),
+            _text("exe:taskRunId", str(step.id)),
+            _text("exe:state", step.state),
+            _text("exe:stateName", step.state_name),
+            _text("exe:flowRunId", str(step.flow_run_id) if step.flow_run_id else None),
+        )
+        yield _relation("wasStartedBy", ("activity", this), ("starter", run))
+
+
+def _phases(run: str, record: ExecutionRecord) -> Iterator[str]:
+    images: dict[Image, str] = {}
+    for phase in phases_of(record):
+        this = f"here:phase.{phase.number}"
+        yield _record(
+            "activity",
+            this,
+            _time("prov:startTime", phase.started),
+            _time("prov:endTime", phase.ended),
+            _text("prov:label", phase.phase),
+            _type(f"exe:{vocabulary.PHASE}"),
+            _text("exe:task", phase.task),
+            _number("exe:exitCode", phase.exit_code),
+            _text("exe:message", phase.message),
+        )
+        yield _relation("wasStartedBy", ("activity", this), ("starter", run))
+        image = image_of(phase.run)
+        if image is not None:
+            if image not in images:
+                images[image] = f"here:image.{len(images)}"
+                yield _image(images[image], image)
+            yield _relation("used", ("activity", this), ("entity", images[image]), more=_role("image"))
+
+
+def _image(this: str, image: Image) -> str:
+    return _record(
+        "entity",
+        this,
+        _text("prov:label", image.name),
+        _type(f"exe:{vocabulary.IMAGE}"),
+        _text("exe:registry", image.registry),
+        _text("exe:image", image.name),
+        _text("exe:imageId", image.id),
+        _text("exe:imageDigest", image.sha256 and f"sha256:{image.sha256}"),
+    )
+
+
+def _relatives(run: str, record: ExecutionRecord) -> Iterator[str]:
+    relations: list[tuple[str, str]] = [(told.relation, told.execution_id) for told in record.request.relatives]
+    if record.job_status.cached_from:
+        relations.append(("cached-from", record.job_status.cached_from))
+    for other in dict.fromkeys(other for _, other in relations if other != record.id):
+        yield _record("activity", f"px:{run_name(other)}", _type("exe:Execution"), _text("exe:executionId", other))
+        yield _record("entity", f"px:{run_name(other)}.request", _type(f"exe:{vocabulary.REQUEST}"))
+    for relation, other in dict.fromkeys(relations):
+        yield from _relative(run, relation, f"px:{run_name(other)}")
+
+
+def _relative(run: str, relation: str, there: str) -> Iterator[str]:
+    told = _text("exe:relation", relation)
+    if relation == "parent":
+        yield _relation("wasStartedBy", ("activity", run), ("starter", there), more=told)
+        return
+    yield _relation("wasInformedBy", ("informed", run), ("informant", there), more=told)
+    if relation in {"rerun-of", "edited-rerun-of", "retry-of"}:
+        ends = ("generatedEntity", f"{run}.request"), ("usedEntity", f"{there}.request")
+        yield _relation("wasDerivedFrom", *ends, more=told)
+
+
+def _short(*names: str) -> str:
+    return sha256("\0".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _record(kind: str, name: str, *content: str) -> str:
+    return f'<prov:{kind} prov:id="{name}">{"".join(content)}</prov:{kind}>\n'
+
+
+def _relation(kind: str, *ends: tuple[str, str], more: str = "") -> str:
+    told = "".join(f'<prov:{end} prov:ref="{name}"/>' for end, name in ends)
+    return f"<prov:{kind}>{told}{more}</prov:{kind}>\n"
+
+
+def _text(tag: str, text: str | None) -> str:
+    return "" if text is None else f"<{tag}>{escape(vocabulary.as_text(text))}</{tag}>"
+
+
+def _role(name: str) -> str:
+    return _text("prov:role", name)
+
+
+def _number(tag: str, number: int | None) -> str:
+    return "" if number is None else f'<{tag} xsi:type="xsd:long">{number}</{tag}>'
+
+
+def _type(name: str) -> str:
+    return f'<prov:type xsi:type="xsd:QName">{name}</prov:type>'
+
+
+def _time(tag: str, time: datetime | None) -> str:
+    return "" if time is None else f"<{tag}>{text_of_time(time)}</{tag}>"
+
+
+def _as_file(file: BundleFile | None) -> str:
+    if file is None:
+        return ""
+    return _text("exe:sha256", file.sha256) + _number("exe:byteCount", file.size)

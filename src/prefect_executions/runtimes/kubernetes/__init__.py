@@ -1,0 +1,1 @@
+"""Runs scripts in Kubernetes pods."""

@@ -1,0 +1,1 @@
+"""Runs scripts as processes on this machine."""
