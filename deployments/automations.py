@@ -25,7 +25,7 @@ from prefect.events.actions import CallWebhook, RunDeployment
 from prefect.exceptions import ObjectNotFound
 
 from prefect_executions.events import METHOD_LABEL, OUTPUT_RESOURCE, RESOURCE, STATUS_LABEL, EventName
-from prefect_executions.prefect_api.recognising import TAG
+from prefect_executions.prefect_api.queries import TAG
 
 SETTLE = "settle/settle"
 """The deployment of flows/settle.py, as prefect.yaml names it."""

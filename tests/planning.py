@@ -8,8 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from prefect_executions.errors import NotFoundError
-from prefect_executions.runtimes.interface import Runtime
-from prefect_executions.runtimes.plans import Plan, Pull, RunRequest
+from prefect_executions.runtimes.interface import Plan, Pull, RunRequest, Runtime
 
 
 @contextmanager

@@ -41,8 +41,7 @@ from prefect_executions.lifecycle.history import (
     begin,
     remark,
 )
-from prefect_executions.lifecycle.phases import Phase
-from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.lifecycle.status import Observer, Phase, Reason, Status
 from prefect_executions.methods.model import (
     CodeIdentity,
     InputDescription,

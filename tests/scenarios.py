@@ -32,7 +32,7 @@ from journeys import PATIENCE, program
 from prefect_executions import MethodFlow
 from prefect_executions.settings import Settings
 from prefect_executions.settle.loop import settle
-from prefect_executions.workbench.settling import Settled
+from prefect_executions.workbench.recovery import Settled
 from scenes import age
 
 Ready = Callable[[], object]

@@ -29,7 +29,7 @@ from prefect_executions.operations.verify import verify_execution
 from prefect_executions.settings import Settings
 from prefect_executions.settle.loop import settle
 from prefect_executions.workbench.catalog import Reader
-from prefect_executions.workbench.settling import Settled
+from prefect_executions.workbench.recovery import Settled
 from prefect_executions.workbench.workbench import Workbench
 from records import OUTPUTS, a_job_status, a_request, an_instance
 

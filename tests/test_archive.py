@@ -363,7 +363,7 @@ def test_every_path_of_a_bundle_has_one_object_and_comes_back_from_it(path: str)
     reads=st.lists(st.tuples(st.integers(0, 400_000), st.integers(0, 300_000)), max_size=8),
 )
 def test_a_file_over_ranges_reads_as_the_file_itself(size: int, reads: list[tuple[int, int]]) -> None:
-    from prefect_executions.ranges import open_ranges  # noqa: PLC0415 - not part of the room's public face
+    from prefect_executions.seekable import open_ranges  # noqa: PLC0415 - not part of the room's public face
 
     body = (bytes(range(251)) * (size // 251 + 1))[:size]
     with open_ranges(lambda start, end: body[start:end], size) as opened, io.BytesIO(body) as plain:

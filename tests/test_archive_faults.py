@@ -22,7 +22,7 @@ from prefect_executions.archive.archive import Archive
 from prefect_executions.errors import ArchiveError
 from prefect_executions.objectstore.interface import Store
 from prefect_executions.objectstore.open import open_store
-from prefect_executions.objectstore.upload import PART
+from prefect_executions.objectstore.s3 import PART
 
 ID = "0b1e5a52-6f0e-4c1e-9d55-0a1b2c3d4e5f"
 PARTS = 5

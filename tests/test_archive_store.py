@@ -25,7 +25,7 @@ from prefect_executions.capture.processes import mark
 from prefect_executions.errors import ArchiveError, NameRefusedError, NotAvailableError, NotFoundError, SettingsError
 from prefect_executions.objectstore.interface import Lasts, Store, checked_key, honours_create_if_absent, public_url
 from prefect_executions.objectstore.open import open_store
-from prefect_executions.objectstore.upload import PART, part_size
+from prefect_executions.objectstore.s3 import PART, part_size
 
 Need = Callable[[str, str], str]
 

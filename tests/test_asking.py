@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from prefect.utilities.schema_tools import is_valid_schema, validate
 
-from prefect_executions.descriptors.inputs import parameter_schema, values_of
+from prefect_executions.descriptors.inputs import Wishes, parameter_schema, values_of, wishes_of
 from prefect_executions.descriptors.loader import method_of
-from prefect_executions.descriptors.wishes import Wishes, wishes_of
 from prefect_executions.errors import InputError, MethodError, SecretError
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, SECRET_REFERENCE
 

@@ -14,10 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle_makers import a_sealed_bundle, an_open_bundle, copy_of, finish, forge_json, make_manifest_anew, zip_of
-from prefect_executions.attestation.dsse import Envelope, pae, sealed_envelope
+from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, commands, pae, sealed_envelope
 from prefect_executions.attestation.keys import SigningKey, VerifyingKey
-from prefect_executions.attestation.reviewing import commands
-from prefect_executions.attestation.statements import PAYLOAD_TYPE
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.seal import seal
 from prefect_executions.bundles.verify import verify
@@ -227,9 +225,8 @@ def test_the_id_of_a_key_is_what_openssl_and_sha256sum_say(tmp_path, need_progra
 
 
 def test_who_has_no_key_does_not_pay_for_cryptography():
-    told = (
-        "import sys, prefect_executions.cli.app, prefect_executions.workbench.keyring as k, prefect_executions.settings as s; "
-    )
+    told = "import sys, prefect_executions.cli.app, prefect_executions.workbench.keyring as k; "
+    told += "import prefect_executions.settings as s; "
     told += "k.KeyRing(s.Settings(home='/nowhere')).signing_key(); print('cryptography' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "False\n"
 

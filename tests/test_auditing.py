@@ -16,7 +16,7 @@ import pytest
 from archives import place_on
 from bundle_makers import an_open_bundle
 from prefect_executions.archive.archive import Archive, open_archive
-from prefect_executions.archive.removals import Removed
+from prefect_executions.archive.objects import Removed
 from prefect_executions.attestation.dsse import Envelope, sealed_envelope
 from prefect_executions.attestation.transparency import SealEntry, checkpoint_of, inclusions
 from prefect_executions.bundles import layout, manifest

@@ -25,7 +25,7 @@ from prefect_executions import events, method
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.prefect_api import recognising
+from prefect_executions.prefect_api import queries as prefect_queries
 from records import a_job_status, an_output
 
 CHAIN = ["--after", "coins", "--output", "coins.csv", "--start", "next/next"]
@@ -154,7 +154,7 @@ def _a_crash_runs_settle(client: SyncPrefectClient) -> None:
     @flow
     def no_method() -> None: ...
 
-    recognising.mark_flows([client.create_flow(crashes)])
+    prefect_queries.mark_flows([client.create_flow(crashes)])
 
     crashed = 0
 

@@ -30,9 +30,8 @@ from bundle_makers import (
     make_zip_anew,
     zip_of,
 )
-from prefect_executions.bundles.checks import CHECKS
 from prefect_executions.bundles.source import FolderSource
-from prefect_executions.bundles.verify import Report, verify
+from prefect_executions.bundles.verify import CHECKS, Report, verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.settings import ArchiveLevel

@@ -26,7 +26,7 @@ from prefect_executions import current_execution, method
 from prefect_executions.capture.processes import alive
 from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import main
-from prefect_executions.dispatch.pressing import Pressure
+from prefect_executions.dispatch.cancel import Pressure
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.prefect_api import blocks

@@ -16,8 +16,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from prefect_executions.capture.code import CodeCache, git_object, identify
-from prefect_executions.capture.notebook import notebook_digest
+from prefect_executions.capture.code import CodeCache, git_object, identify, notebook_digest
 from prefect_executions.errors import DirtyTreeError
 from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.settings import Settings

@@ -12,8 +12,7 @@ import time
 
 import pytest
 
-from prefect_executions.capture.gpus import gpus_in, visible_gpus
-from prefect_executions.capture.host import Meter, observe, recorded_environment
+from prefect_executions.capture.host import Meter, gpus_in, observe, recorded_environment, visible_gpus
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.capture.procfs import container_id_in, cpu_limit_in, memory_limit_in
 from prefect_executions.capture.secrets import MASK

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_executions.capture.naming import mask_names
-from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.secrets import SecretMask, mask_names
 
 SECRET = "half/other-half+x=="
 

@@ -22,9 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_executions.capture.safestream import SafeStream
 from prefect_executions.capture.secrets import MASK, SecretMask
-from prefect_executions.capture.streams import open_streams
+from prefect_executions.capture.streams import SafeStream, open_streams
 from prefect_executions.errors import BundleError
 
 HEAD = """

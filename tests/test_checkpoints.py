@@ -16,12 +16,19 @@ from hypothesis import strategies as st
 from archives import content, place_on
 from prefect_executions.archive.archive import Archive, open_archive
 from prefect_executions.archive.objects import Seal
-from prefect_executions.attestation.merkle import Tree, leads_to, leaf
-from prefect_executions.attestation.transparency import Checkpoint, Inclusion, SealEntry, checkpoint_of, inclusions
+from prefect_executions.attestation.transparency import (
+    Checkpoint,
+    Inclusion,
+    SealEntry,
+    Tree,
+    checkpoint_of,
+    inclusions,
+    leads_to,
+    leaf,
+)
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.objectstore.open import open_store
-from prefect_executions.operations.checkpoints import write_checkpoints
-from prefect_executions.operations.witnesses import witnesses
+from prefect_executions.operations.checkpoints import witnesses, write_checkpoints
 from prefect_executions.workbench.workbench import Workbench
 from signers import a_key, trusting
 

@@ -25,7 +25,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import app, main
 from prefect_executions.cli.arguments import moment, parameters
-from prefect_executions.cli.examining import fastapi_break, runtime_findings, sqlalchemy_break, unknown_settings
+from prefect_executions.cli.doctor import fastapi_break, runtime_findings, sqlalchemy_break, unknown_settings
 from prefect_executions.cli.output import as_text, how_large, how_long, safe
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle.history import Happening, remark

@@ -16,7 +16,7 @@ from prefect_executions.comparison.verdict import GRADES, Agreement, Grade, Outp
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.mediatypes import media_type
-from prefect_executions.methods.comparisons import Comparison
+from prefect_executions.methods.model import Comparison
 from records import a_method, a_record, a_request, an_instance
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

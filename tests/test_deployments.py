@@ -17,7 +17,7 @@ from flows.settle import settle
 from prefect_executions.cli.app import app
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.prefect_api import client as api_client
-from prefect_executions.prefect_api import recognising
+from prefect_executions.prefect_api import queries as prefect_queries
 from records import EXECUTION_ID
 from scenes import Scene
 
@@ -34,7 +34,7 @@ def test_every_flow_is_deployed_and_the_methods_are_known_as_such(prefect_server
     names = {flow.id: flow.name for flow in api_client.client().read_flows()}
     deployed = {names[one.flow_id]: one for one in api_client.client().read_deployments()}
     assert {path.stem.replace("_", "-") for path in (ROOT / "flows").glob("*.py")} <= deployed.keys()
-    methods = {names[flow_id] for flow_id in recognising.method_flows(None) if flow_id in names}
+    methods = {names[flow_id] for flow_id in prefect_queries.method_flows(None) if flow_id in names}
     assert {"count-words", "segment-coins", "train-digits", "separate-irises"} <= methods
     assert "settle" not in methods
     [schedule] = deployed["settle"].schedules

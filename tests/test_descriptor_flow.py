@@ -35,7 +35,7 @@ from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.flow.entrypoints import load_method, run_method
 from prefect_executions.lifecycle.history import Happening
 from prefect_executions.lifecycle.status import Reason, Status
-from prefect_executions.prefect_api.recognising import is_method
+from prefect_executions.prefect_api.queries import is_method
 from prefect_executions.provenance import reader as prov_reader
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -19,11 +19,11 @@ from homes import Bundles
 from prefect_executions import current_execution, method
 from prefect_executions.cli.app import main
 from prefect_executions.cli.arguments import memory, reader, seconds
-from prefect_executions.dispatch.schedules import schedule_of
+from prefect_executions.dispatch.deploy import schedule_of
 from prefect_executions.dispatch.submit import wait
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Reason
-from prefect_executions.prefect_api import recognising
+from prefect_executions.prefect_api import queries as prefect_queries
 
 ROOT = Path(__file__).parents[1]
 METHOD = '''
@@ -119,8 +119,8 @@ def test_a_method_is_deployed_and_a_request_starts_a_run_of_it(told, pool, clien
     ]
     assert (deployment.parameters, deployment.version) == ({"times": 3}, "2.0.0")
     assert [one.schedule.interval.total_seconds() for one in deployment.schedules] == [900]
-    assert recognising.is_method(deployment.parameter_openapi_schema, deployment.description)
-    assert recognising.TAG in client.read_flow(deployment.flow_id).tags
+    assert prefect_queries.is_method(deployment.parameter_openapi_schema, deployment.description)
+    assert prefect_queries.TAG in client.read_flow(deployment.flow_id).tags
 
     submitted = told("submit", "greet", "--pool", name, "-p", "name=Ada", "--time-limit", "2m", "--json")
     run = run_of(client, submitted)

@@ -28,9 +28,9 @@ import prefect_executions
 from house import House
 from prefect_executions import documents, errors, events, settings
 from prefect_executions.archive.objects import ArchivedData, Seal
-from prefect_executions.attestation import reviewing
+from prefect_executions.attestation import dsse
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.checks import CHECKS
+from prefect_executions.bundles.verify import CHECKS
 from prefect_executions.comparison.verdict import Verdict
 from prefect_executions.documents import Document
 from prefect_executions.executions.record import (
@@ -45,8 +45,8 @@ from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Status
 from prefect_executions.methods.model import METHOD_TYPES, Method
 from prefect_executions.runtimes.docker.runtime import DockerRuntime
+from prefect_executions.runtimes.interface import Wish
 from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime
-from prefect_executions.runtimes.plans import Wish
 from prefect_executions.runtimes.process.runtime import ProcessRuntime
 from records import EXECUTION_ID, NOON, a_record, a_verdict, digest, some_events
 
@@ -144,7 +144,7 @@ def _checks() -> str:
 
 
 def _review() -> str:
-    return "".join(["```sh\n", *(f"{line}\n" for line in reviewing.commands("SIGNER.pem")), "```\n"])
+    return "".join(["```sh\n", *(f"{line}\n" for line in dsse.commands("SIGNER.pem")), "```\n"])
 
 
 def _commands() -> str:

@@ -17,7 +17,7 @@ from prefect_executions import Comparison, Execution, current_execution, method
 from prefect_executions.bundles.verify import verify
 from prefect_executions.errors import InputError, NoExecutionError, SecretError
 from prefect_executions.executions.record import ExecuteRequest
-from prefect_executions.methods.comparisons import comparison_of
+from prefect_executions.methods.model import comparison_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 

@@ -19,8 +19,7 @@ from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import EventName, Heard
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.prefect_api import listening
-from prefect_executions.prefect_api.listening import Connection
+from prefect_executions.prefect_api.events import Connection
 from records import a_job_status
 
 
@@ -109,7 +108,7 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
         now = datetime.now(UTC)
         prefect_events.tell(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
 
-    with temporary_settings({PREFECT_API_URL: relay.url}), closing(listening.listen([mine])) as stream:
+    with temporary_settings({PREFECT_API_URL: relay.url}), closing(prefect_events.listen([mine])) as stream:
         assert next(stream) == Connection(there=True)
         tell(other, Status.FAILED)
         tell(mine, Status.EXECUTING)
@@ -132,7 +131,7 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
 def test_what_was_told_just_before_is_heard_too(prefect_server):
     execution_id, then = str(uuid4()), datetime.now(UTC) - timedelta(seconds=10)
     prefect_events.tell(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
-    with closing(listening.listen([execution_id])) as stream:
+    with closing(prefect_events.listen([execution_id])) as stream:
         *_, end = until(stream, Status.FAILED)
 
     assert isinstance(end, Heard)
@@ -141,11 +140,19 @@ def test_what_was_told_just_before_is_heard_too(prefect_server):
 
 def test_a_server_that_is_not_there_is_an_error_at_once(prefect_server):
     away = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
-    with away, closing(listening.listen(None)) as stream, pytest.raises(OrchestratorError, match="cannot be heard"):
+    with (
+        away,
+        closing(prefect_events.listen(None)) as stream,
+        pytest.raises(OrchestratorError, match="cannot be heard"),
+    ):
         next(stream)
 
 
 def test_without_a_server_nothing_can_be_heard(prefect_server):
     nowhere = temporary_settings(restore_defaults={PREFECT_API_URL})
-    with nowhere, closing(listening.listen(None)) as stream, pytest.raises(OrchestratorError, match="PREFECT_API_URL"):
+    with (
+        nowhere,
+        closing(prefect_events.listen(None)) as stream,
+        pytest.raises(OrchestratorError, match="PREFECT_API_URL"),
+    ):
         next(stream)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from prefect_executions import InputFile, method
 from prefect_executions.methods.secrets import MARK
-from prefect_executions.prefect_api.recognising import is_method
+from prefect_executions.prefect_api.queries import is_method
 
 
 class Shade(Enum):

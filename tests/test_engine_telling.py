@@ -24,8 +24,8 @@ from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api.events import PATIENCE
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
+from prefect_executions.workbench.recovery import settle_all
 from prefect_executions.workbench.sealing import Ending
-from prefect_executions.workbench.settling import settle_all
 from prefect_executions.workbench.workbench import Workbench
 from records import a_job_status, a_request
 

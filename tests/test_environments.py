@@ -13,7 +13,7 @@ import pytest
 
 from prefect_executions.errors import NotAvailableError
 from prefect_executions.executions.record import ExecutionRecord, Python
-from prefect_executions.operations.environments import command_line, make_environment
+from prefect_executions.operations.reproduce import command_line, make_environment
 from records import a_record, an_instance
 
 pytestmark = pytest.mark.long

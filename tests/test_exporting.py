@@ -20,7 +20,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of
 from crates import issues_in, warm_cache
 from prefect_executions.archive.objects import folder_of
-from prefect_executions.bundles.forms import Form, Level
+from prefect_executions.bundles.layout import Form, Level
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError

@@ -28,7 +28,7 @@ from prefect_executions import Method
 from prefect_executions.bundles.verify import verify
 from prefect_executions.errors import ScriptError
 from prefect_executions.executions.record import ExecuteRequest
-from prefect_executions.methods.files import InputFile
+from prefect_executions.methods.model import InputFile
 from prefect_executions.workbench import background
 
 FLOWS = Path(__file__).parents[1] / "flows"

@@ -26,7 +26,7 @@ from prefect_executions.executions.record import Relative
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.settling import settle_all
+from prefect_executions.workbench.recovery import settle_all
 from prefect_executions.workbench.workbench import Workbench
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

@@ -24,7 +24,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of, forge, zip_of
 from ccp_exports import CCP_ID, SECRET, TOKEN
 from prefect_executions.archive.objects import folder_of
-from prefect_executions.bundles.forms import Form, Level
+from prefect_executions.bundles.layout import Form, Level
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.cli.app import main
 from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError

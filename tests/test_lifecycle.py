@@ -10,7 +10,6 @@ from prefect.client.schemas.objects import StateType
 from pydantic import ValidationError
 
 from prefect_executions.errors import TransitionError
-from prefect_executions.lifecycle.following import follow
 from prefect_executions.lifecycle.history import (
     Happening,
     JobStatus,
@@ -19,6 +18,7 @@ from prefect_executions.lifecycle.history import (
     advance,
     begin,
     faults,
+    follow,
     remark,
 )
 from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Observer, Reason, Status, ending

@@ -7,8 +7,7 @@ import subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_executions.descriptors.merging import Mark, MarkReader, merged
-from prefect_executions.descriptors.scripts import Script
+from prefect_executions.descriptors.scripts import Mark, MarkReader, Script, merged
 
 MARK = "0f6b2c0e6a53"
 

@@ -10,11 +10,9 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, Field, SecretStr, TypeAdapter
 
-from prefect_executions.descriptors.openapi import inputs_of
+from prefect_executions.descriptors.schema import inputs_of
 from prefect_executions.errors import InputError, MethodError
-from prefect_executions.methods.comparisons import Comparison, comparison_of
-from prefect_executions.methods.files import InputFile
-from prefect_executions.methods.model import Method, check_type
+from prefect_executions.methods.model import Comparison, InputFile, Method, check_type, comparison_of
 from prefect_executions.methods.secrets import is_secret_reference, secret_inputs
 
 

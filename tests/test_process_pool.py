@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from homes import WHOLE_WAY, Bundles, way
 from journeys import program, waited
 from prefect_executions.cli.app import main
-from prefect_executions.cli.examining import sqlalchemy_break
+from prefect_executions.cli.doctor import sqlalchemy_break
 from prefect_executions.executions.record import ExecutionRecord
 
 ROOT = Path(__file__).parents[1]

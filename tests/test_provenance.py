@@ -483,6 +483,6 @@ except RequestError as error:
 
 
 def test_telling_needs_neither_lxml_nor_the_prov_library():
-    program = "import sys; import prefect_executions.provenance.writer, prefect_executions.crate.writer; print({'lxml', 'prov'} & set(sys.modules))"
+    program = "import sys, prefect_executions.provenance.writer; print({'lxml', 'prov'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

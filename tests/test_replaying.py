@@ -19,10 +19,9 @@ from prefect_executions.cli.app import main
 from prefect_executions.comparison.verdict import Agreement, Grade, Verdict
 from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError, RequestError
 from prefect_executions.executions.record import ScriptRun
-from prefect_executions.methods.comparisons import Comparison
-from prefect_executions.methods.model import InputDescription
+from prefect_executions.methods.model import Comparison, InputDescription
 from prefect_executions.operations.compare import compare_executions
-from prefect_executions.operations.replaying import replay_of, replayable, requirements_of
+from prefect_executions.operations.replay import replay_of, replayable, requirements_of
 from prefect_executions.workbench.catalog import Reader
 from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input, an_instance
 

@@ -14,10 +14,21 @@ from uuid import uuid4
 import pytest
 
 from prefect_executions.errors import NameRefusedError, NotFoundError, PlanError, RequestError
-from prefect_executions.runtimes.interface import LogPiece, Run, RunStatus, Runtime
+from prefect_executions.runtimes.interface import (
+    LONGEST_VALUE,
+    RUN_COOKIE,
+    LogPiece,
+    Network,
+    Plan,
+    Pull,
+    Resources,
+    Run,
+    RunRequest,
+    RunStatus,
+    Runtime,
+    Wish,
+)
 from prefect_executions.runtimes.kubernetes.api import Cluster
-from prefect_executions.runtimes.plans import RUN_COOKIE, Network, Plan, Pull, Resources, RunRequest, Wish
-from prefect_executions.runtimes.refusing import LONGEST_VALUE
 from prefect_executions.runtimes.registry import open_runtime
 
 PATIENT = 120.0
@@ -247,7 +258,7 @@ def test_a_caller_that_was_killed_finds_its_run_again(runtime, engine, ask, nudg
     code = f"""
 import sys, signal, os
 from pathlib import Path
-from prefect_executions.runtimes.plans import Plan
+from prefect_executions.runtimes.interface import Plan
 from prefect_executions.runtimes.registry import open_runtime
 runtime = open_runtime({runtime.name!r}, state=Path({told["state"]!r}), engine={told["engine"]!r}, open_network="host")
 runtime.run(Plan.model_validate_json(sys.stdin.buffer.read()))

@@ -14,8 +14,7 @@ import registry
 from planning import planning
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
 from prefect_executions.runtimes.docker.runtime import DockerRuntime
-from prefect_executions.runtimes.interface import RunStatus
-from prefect_executions.runtimes.plans import Network, Plan, Pull, Resources
+from prefect_executions.runtimes.interface import Network, Plan, Pull, Resources, RunStatus
 
 PATIENT = 120.0
 

@@ -19,10 +19,9 @@ from docker import APIClient
 
 from planning import planning
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError, RequestError
-from prefect_executions.runtimes.interface import RunStatus
+from prefect_executions.runtimes.interface import LABEL, Plan, Resources, RunStatus, SharedClaim
 from prefect_executions.runtimes.kubernetes.api import Cluster
 from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime
-from prefect_executions.runtimes.plans import LABEL, Plan, Resources, SharedClaim
 from prefect_executions.runtimes.registry import open_runtime
 
 PATIENT = 120.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_executions.runtimes.interface import Exit, RunStatus
-from prefect_executions.runtimes.kubernetes.looking import CANCELLED, END, FETCHED, GIVEN, Look
+from prefect_executions.runtimes.kubernetes.job import CANCELLED, END, FETCHED, GIVEN, Look
 
 ENDED = {
     "exitCode": 0,

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefect_executions.runtimes.interface import Pull, Resources, RunRequest, SharedClaim
 from prefect_executions.runtimes.kubernetes.manifest import changed, job_of, quantity, secret_of
-from prefect_executions.runtimes.plans import Pull, Resources, RunRequest, SharedClaim
 
 ALL = RunRequest(
     id="a.run",

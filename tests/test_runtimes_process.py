@@ -15,8 +15,7 @@ import pytest
 
 from prefect_executions.capture.processes import alive, end_carriers
 from prefect_executions.errors import InfrastructureError, PlanError
-from prefect_executions.runtimes.interface import Run, RunStatus
-from prefect_executions.runtimes.plans import RUN_COOKIE, Plan, Resources, RunRequest
+from prefect_executions.runtimes.interface import RUN_COOKIE, Plan, Resources, Run, RunRequest, RunStatus
 from prefect_executions.runtimes.process.runtime import INHERITED, ProcessRuntime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is missing")
@@ -145,7 +144,7 @@ def test_scripts_that_run_together_see_their_own_data_at_one_place(less, tmp_pat
 import os
 from pathlib import Path
 from prefect_executions.runtimes.process.runtime import ProcessRuntime
-from prefect_executions.runtimes.plans import RunRequest
+from prefect_executions.runtimes.interface import RunRequest
 top = Path({str(tmp_path)!r})
 runtime = ProcessRuntime(top / "state", shown_at={str(place)!r})
 def start(name):

@@ -13,8 +13,7 @@ from pydantic import SecretStr
 
 from prefect_executions.descriptors.inputs import values_of
 from prefect_executions.descriptors.loader import method_of, read_method
-from prefect_executions.descriptors.scripts import DEPLOY, EXECUTE, scripts_of
-from prefect_executions.descriptors.variables import MOST_OF_ONE
+from prefect_executions.descriptors.scripts import DEPLOY, EXECUTE, MOST_OF_ONE, scripts_of
 from prefect_executions.errors import InputError, MethodError
 
 PAGE = Path(__file__).parents[1] / "docs" / "descriptors.md"

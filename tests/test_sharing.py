@@ -15,7 +15,7 @@ import pytest
 
 from archives import KEY, SECRET, Place, place_on
 from benches import bench_at, kept
-from prefect_executions.bundles.forms import Level
+from prefect_executions.bundles.layout import Level
 from prefect_executions.capture.secrets import reveals, secrets_around
 from prefect_executions.cli.app import main
 from prefect_executions.errors import NotAvailableError, NotFoundError, RequestError, SecretError

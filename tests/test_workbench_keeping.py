@@ -14,7 +14,7 @@ from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.verify import verify_target
 from prefect_executions.workbench.catalog import Reader
 from prefect_executions.workbench.heartbeat import Leases
-from prefect_executions.workbench.recovering import recover, restore
+from prefect_executions.workbench.recovery import recover, restore
 from prefect_executions.workbench.sealing import Ending
 from records import EXECUTION_ID, SOURCE, a_job_status
 

@@ -15,8 +15,7 @@ from prefect_executions.cli.app import main
 from prefect_executions.errors import RequestError, SettingsError
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Observer, Status
-from prefect_executions.operations.sshsigned import NAMESPACE
-from prefect_executions.operations.verify import Trust, verify_target
+from prefect_executions.operations.verify import NAMESPACE, Trust, verify_target
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Reader
 from prefect_executions.workbench.keyring import KeyRing

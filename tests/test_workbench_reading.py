@@ -36,8 +36,8 @@ from prefect_executions.objectstore.open import open_store
 from prefect_executions.operations.download import downloaded
 from prefect_executions.operations.verify import Verified, verify_target
 from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.recovery import STALE, settle_all, sweep_uploads
 from prefect_executions.workbench.sealing import Ending
-from prefect_executions.workbench.settling import STALE, settle_all, sweep_uploads
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, OUTPUTS
 

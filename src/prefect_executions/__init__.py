@@ -12,15 +12,14 @@ if TYPE_CHECKING:
     from prefect_executions.flow.context import Execution, current_execution
     from prefect_executions.flow.decorator import MethodFlow, method
     from prefect_executions.flow.descriptor import Method
-    from prefect_executions.methods.comparisons import Comparison
-    from prefect_executions.methods.files import InputFile
+    from prefect_executions.methods.model import Comparison, InputFile
 
 __version__ = _version("prefect-executions")
 
 _HOMES = {
-    "Comparison": "prefect_executions.methods.comparisons",
+    "Comparison": "prefect_executions.methods.model",
     "Execution": "prefect_executions.flow.context",
-    "InputFile": "prefect_executions.methods.files",
+    "InputFile": "prefect_executions.methods.model",
     "Method": "prefect_executions.flow.descriptor",
     "MethodFlow": "prefect_executions.flow.decorator",
     "current_execution": "prefect_executions.flow.context",

@@ -15,8 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prefect_executions.archive.archive import Archive, Content, open_archive
-from prefect_executions.attestation.dsse import sealed_envelope
-from prefect_executions.attestation.statements import PAYLOAD_TYPE, statement_of
+from prefect_executions.attestation.dsse import PAYLOAD_TYPE, sealed_envelope, statement_of
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.ledger.ledger import Ledger

@@ -36,7 +36,7 @@ def a_status_change(rounds: int) -> None:
     """One acknowledged request with all changes of a run, against one request that asks for nothing."""
     from prefect_executions import events  # noqa: PLC0415 - after the environment is set
     from prefect_executions.lifecycle.status import Status  # noqa: PLC0415 - the same
-    from prefect_executions.prefect_api import client as api_client
+    from prefect_executions.prefect_api import client as api_client  # noqa: PLC0415 - the same
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - after the environment is set
     from records import a_job_status  # noqa: PLC0415 - from tests/
 
@@ -60,8 +60,8 @@ def the_end(pairs: int) -> None:
     from prefect_executions.lifecycle.status import Observer, Status  # noqa: PLC0415 - the same
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - after the environment is set
     from prefect_executions.settings import Settings  # noqa: PLC0415 - the same
+    from prefect_executions.workbench.background import Tell, tell_nobody  # noqa: PLC0415 - the same
     from prefect_executions.workbench.sealing import Ending  # noqa: PLC0415 - the same
-    from prefect_executions.workbench.telling import Tell, tell_nobody  # noqa: PLC0415 - the same
     from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415 - the same
 
     home = Path(os.environ["EXECUTIONS_HOME"])

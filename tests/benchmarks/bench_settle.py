@@ -216,14 +216,14 @@ def crashed(home: Path) -> float:
     No hook runs, as for runs in containers; nothing but the operator's deployment settles.
     """
     from benches import bench_at  # noqa: PLC0415 - after the environment is set
-    from prefect_executions.prefect_api import flow_runs, recognising
-    from prefect_executions.prefect_api import queries as prefect_queries
+    from prefect_executions.prefect_api import flow_runs  # noqa: PLC0415 - the same
+    from prefect_executions.prefect_api import queries as prefect_queries  # noqa: PLC0415 - the same
 
     bench = bench_at(home)
     process, execution_id = works(home, home, bench)
     run = flow_runs.flow_run(UUID(execution_id))
     assert run is not None
-    recognising.mark_flows({run.flow_id})
+    prefect_queries.mark_flows({run.flow_id})
     begun = time.perf_counter()
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -30,22 +30,23 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from prefect_executions.archive.bundle import ArchivedBundle
-from prefect_executions.archive.checkpoints import Checkpoints
-from prefect_executions.archive.imports import IMPORTED, Imported
-from prefect_executions.archive.marks import Marks, open_key
+from prefect_executions.archive.marks import Checkpoints, Marks, open_key
 from prefect_executions.archive.objects import (
+    IMPORTED,
     INCLUSION,
     LATE,
     OPENING,
     SEAL,
     SUSPENDED,
     ArchivedData,
+    Imported,
+    Removed,
     Seal,
     data_name,
     folder_of,
     parse_seal,
+    removed_key,
 )
-from prefect_executions.archive.removals import Removed, removed_key
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles.layout import MANIFEST, check_execution_id
 from prefect_executions.bundles.manifest import render
@@ -54,7 +55,7 @@ from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.objectstore.interface import Head, Lasts, Store
 from prefect_executions.objectstore.open import NO_OPTIONS, TIMEOUT, open_store
-from prefect_executions.ranges import open_ranges
+from prefect_executions.seekable import open_ranges
 from prefect_executions.tracepoints import Milestone, reach
 
 _ROOT = "executions/"

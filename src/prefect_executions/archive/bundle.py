@@ -17,7 +17,7 @@ from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS, UNL
 from prefect_executions.bundles.manifest import parse
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
 from prefect_executions.objectstore.interface import Head, Store
-from prefect_executions.ranges import open_ranges
+from prefect_executions.seekable import open_ranges
 
 # How much of a bundle's small files is in memory at a time while it is downloaded.
 _BATCH = 32 * 1024**2

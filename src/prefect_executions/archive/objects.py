@@ -1,4 +1,9 @@
-"""The seal: the one object that says that an execution is archived, and with which content."""
+"""The seal: the one object that says that an execution is archived, and with which content.
+
+The mark of an execution that was imported: from where and when; the sealed bundle itself never changes.
+
+The note that an execution was removed on purpose, by which `settle` knows not to make its record anew.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from urllib.parse import unquote
 
 from pydantic import Field
 
-from prefect_executions.bundles.layout import check_execution_id
+from prefect_executions.bundles.layout import Kind, Level, check_execution_id
 from prefect_executions.documents import Document, Part, Time
 from prefect_executions.errors import ArchiveError, BundleError
 from prefect_executions.lifecycle.status import Status
@@ -93,3 +98,44 @@ def parse_seal(execution_id: str, data: bytes) -> Seal:
     if seal.execution_id != execution_id:
         raise ArchiveError(f"The archived seal of {execution_id} is that of {seal.execution_id}")
     return seal
+
+
+IMPORTED = "imported.json"
+
+
+class Imported(Document):
+    """How an execution came here; it lies in the archive beside the seal."""
+
+    file_name: ClassVar[str] = IMPORTED
+
+    execution_id: str
+    origin: str
+    """The name of the file or folder, or the address without credentials, that it was in."""
+    kind: Kind
+    imported: Time
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    level: Level = Level.FULL
+    """How much of the bundle came; the rest is kept elsewhere, if anywhere."""
+    source_sha256: str | None = None
+    """Of another system's export: the digest of the list of its files, by which it is known again."""
+
+
+class Removed(Document):
+    """That an execution was removed from the archive."""
+
+    file_name: ClassVar[str] = "removed.json"
+
+    execution_id: str
+    manifest_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """The digest of the manifest of what was removed, where it was sealed."""
+    removed: Time
+    why: str
+
+
+def removed_key(execution_id: str) -> str:
+    """Return the key of the note that an execution was removed.
+
+    Raises:
+        NameRefusedError: If this cannot be an execution id.
+    """
+    return f"removed/{check_execution_id(execution_id)}.json"

@@ -21,8 +21,8 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic import ValidationError
 
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.forms import Kind
 from prefect_executions.bundles.incoming import Arrival
+from prefect_executions.bundles.layout import Kind
 from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.parameters import plain_value, recorded_parameters
@@ -34,7 +34,7 @@ from prefect_executions.executions.record import Agent, BundleFile, ExecuteReque
 from prefect_executions.lifecycle.history import Happening, JobStatus, advance, begin, remark
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.methods.model import Method
-from prefect_executions.provenance.parsing import records
+from prefect_executions.provenance.reader import records
 
 _FLAT = re.compile(r"(metadata|auth|outputs)_(.+)", re.DOTALL)
 _STREAM = re.compile(r"(stdout|stderr)(\.[^/]*)?\.(txt|log)")

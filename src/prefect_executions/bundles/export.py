@@ -4,6 +4,11 @@ Law: the same bundles give the same bytes, whenever and wherever they are export
 what is written anew is stored, not deflated (libraries deflate differently), and
 outputs are copied out of ``output.zip`` as they are packed there. What is copied
 is checked: each file against the manifest, and the manifest against the seal.
+
+A bag (BagIt, RFC 8493): a folder ``data/`` and beside it the digests of all that lies in it.
+
+Written in version 0.97, which is what `bagit.py` writes and reads in full: of 1.0 it
+does not decode ``%25``, so a name with a percent sign would have two spellings.
 """
 
 from __future__ import annotations
@@ -14,17 +19,132 @@ from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
-from prefect_executions.bundles import bags, layout, manifest
-from prefect_executions.bundles.forms import Form, Level
+from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.layout import Form, Level
 from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import OWN, Entry, ZipReader
 from prefect_executions.bundles.zip_writer import Packed, ZipWriter
-from prefect_executions.crate import collecting
+from prefect_executions.crate import writer as crate_writer
 from prefect_executions.documents import Document, Part
 from prefect_executions.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     from hashlib import _Hash
+
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from prefect_executions.bundles.source import SourcePart
+from prefect_executions.errors import NameRefusedError
+
+DECLARATION = "bagit.txt"
+PAYLOAD = "data/"
+
+_INFO = "bag-info.txt"
+_FETCH = "fetch.txt"
+_MANIFEST = re.compile(r"(tag)?manifest-(\w+)\.txt")
+_LINE = re.compile(r"([0-9A-Fa-f]+)[ \t]+\*?(.+)")
+_CODED = re.compile(r"%(0[DdAa]|25)")
+_MISTAKEN = re.compile(r"%0[DdAa]")
+_ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
+_LARGEST_TAG = 64 << 20
+
+
+def tag_files(digests: Mapping[str, str], size: int, names: Sequence[str]) -> dict[str, bytes]:
+    """Return the files beside ``data/``.
+
+    *digests* are those of the payload by path below ``data/``, *size* its bytes, and
+    *names* say outside of the bag what it holds. The same payload gives the same bytes.
+
+    Raises:
+        NameRefusedError: If BagIt has no way to write one of the paths.
+    """
+    lines = [f"{digest}  {_coded(PAYLOAD + path)}\n" for path, digest in sorted(digests.items())]
+    told = [f"External-Identifier: {name}\n" for name in names]
+    tags = {
+        DECLARATION: b"BagIt-Version: 0.97\nTag-File-Character-Encoding: UTF-8\n",
+        _INFO: "".join([*told, f"Payload-Oxum: {size}.{len(digests)}\n"]).encode(),
+        "manifest-sha256.txt": "".join(lines).encode(),
+    }
+    listed = "".join(f"{sha256(data).hexdigest()}  {name}\n" for name, data in sorted(tags.items()))
+    return tags | {"tagmanifest-sha256.txt": listed.encode()}
+
+
+def payload(bag: Source) -> SourcePart:
+    """Return the payload of *bag* when every file in it has the digests that its manifests say.
+
+    Raises:
+        BundleError: If a digest is wrong, a file is missing or listed nowhere, or something is to be fetched.
+    """
+    if _FETCH in bag.files:
+        raise BundleError(f"{_FETCH}: the bag wants files from elsewhere to be fetched; nothing is")
+    manifests = {path: found for path in bag.files if (found := _MANIFEST.fullmatch(path))}
+    unknown = [path for path, found in manifests.items() if found[2] not in _ALGORITHMS]
+    if unknown or not any(found[1] is None for found in manifests.values()):
+        known = ", ".join(_ALGORITHMS)
+        raise BundleError(
+            f"{unknown[0] if unknown else 'the bag'}: there must be a manifest of {known}, and of no other"
+        )
+    listed = {path: dict(_listed(path, _text(bag, path))) for path in manifests}
+    wanted: dict[str, list[tuple[str, str, str]]] = {}
+    for name, digests in listed.items():
+        for path, digest in digests.items():
+            wanted.setdefault(path, []).append((manifests[name][2], digest, name))
+    _check_complete(bag, {path: set(digests) for path, digests in listed.items() if manifests[path][1] is None})
+    for path, told in wanted.items():
+        _check(bag, path, told)
+    return SourcePart(bag, PAYLOAD)
+
+
+def _check_complete(bag: Source, listed: Mapping[str, set[str]]) -> None:
+    there = {path for path in bag.files if path.startswith(PAYLOAD)}
+    for name, paths in listed.items():
+        for path in sorted(there ^ paths):
+            fault = "not listed in" if path in there else "missing and listed in"
+            raise BundleError(f"{path!r} is {fault} {name} of the bag")
+
+
+def _check(bag: Source, path: str, told: Sequence[tuple[str, str, str]]) -> None:
+    if path not in bag.files:
+        raise BundleError(f"{path!r} is missing and listed in {told[0][2]} of the bag")
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name, _, _ in told}
+    for block in bag.blocks(path):
+        for digest in digests.values():
+            digest.update(block)
+    for name, expected, source in told:
+        if digests[name].hexdigest() != expected:
+            raise BundleError(f"{path!r} is {digests[name].hexdigest()}; {source} of the bag says {expected}")
+
+
+def _text(bag: Source, path: str) -> str:
+    if bag.files[path] > _LARGEST_TAG:
+        raise BundleError(f"{path} has {bag.files[path]} bytes; the limit for it is {_LARGEST_TAG}")
+    try:
+        return b"".join(bag.blocks(path)).decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8") from error
+
+
+def _listed(manifest: str, text: str) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text.removesuffix("\n")), start=1):
+        found = _LINE.fullmatch(line)
+        if not found:
+            raise BundleError(f"line {number} of {manifest} is not 'digest path'")
+        path = _CODED.sub(lambda coded: chr(int(coded[1], 16)), found[2].removeprefix("./"))
+        if path in seen:
+            raise BundleError(f"line {number} of {manifest}: {path!r} is there twice")
+        seen.add(path)
+        yield path, found[1].lower()
+
+
+def _coded(path: str) -> str:
+    if _MISTAKEN.search(path):
+        raise NameRefusedError(f"{path!r} cannot be told by BagIt, which takes its %0A or %0D for a line break")
+    return path.replace("\r", "%0D").replace("\n", "%0A")
+
 
 _WHOLE = 8 << 20
 """Bytes of a file up to which it is read as a whole, so that its checksum can stand before it."""
@@ -77,7 +197,7 @@ class Exporter:
         self._zip = ZipWriter(write)
         self._form, self._level, self._only = form, level, only
         self._bag = f"{only or 'executions'}/" if form is Form.BAGIT else ""
-        self._root = f"{self._bag}{bags.PAYLOAD}" if self._bag else ""
+        self._root = f"{self._bag}{PAYLOAD}" if self._bag else ""
         self._digests: dict[str, str] = {}
         self._size = 0
         self._left: list[ExportedBundle] = []
@@ -101,9 +221,9 @@ class Exporter:
             self._beside(told.file_name, told.to_json())
         if self._form is Form.CRATE and self._only is None:
             ids = [one.id for one in self._left]
-            self._beside(layout.CRATE, collecting.collect(ids, max(self._finished, default=None)))
+            self._beside(layout.CRATE, crate_writer.collect(ids, max(self._finished, default=None)))
         if self._bag:
-            for name, data in bags.tag_files(self._digests, self._size, [one.id for one in self._left]).items():
+            for name, data in tag_files(self._digests, self._size, [one.id for one in self._left]).items():
                 self._zip.add_whole(self._bag + name, data, deflate=False)
         return self._zip.close()
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect_executions.bundles import bags, layout
-from prefect_executions.bundles.export import Export, left_out
-from prefect_executions.bundles.forms import Kind, Level
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.export import DECLARATION, PAYLOAD, Export, left_out, payload
+from prefect_executions.bundles.layout import Kind, Level
 from prefect_executions.bundles.source import Source, SourcePart, open_source
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.documents import strict_json
@@ -58,9 +58,7 @@ def arrivals(source: Source) -> tuple[Arrival, ...]:
     """
     found = tuple(_found(source, ""))
     if not found:
-        raise BundleError(
-            f"it holds no bundle: neither {layout.MANIFEST}, nor {bags.DECLARATION}, nor {_CCP[0]} was found"
-        )
+        raise BundleError(f"it holds no bundle: neither {layout.MANIFEST}, nor {DECLARATION}, nor {_CCP[0]} was found")
     return found
 
 
@@ -80,7 +78,7 @@ def _found(source: Source, place: str) -> Iterator[Arrival]:
         if kind is None:
             if place:
                 raise BundleError(f"{place + root!r} is a bag in a bag, which nobody needs")
-            yield from _found(bags.payload(part), f"{root}{bags.PAYLOAD}")
+            yield from _found(payload(part), f"{root}{PAYLOAD}")
         else:
             level = export.level if export else Level.FULL
             part.absent = left_out(level)
@@ -95,7 +93,7 @@ def _roots(files: Mapping[str, int]) -> dict[str, Kind | None]:
         for mark, kind in marks:
             if path == mark or path.endswith(f"/{mark}"):
                 roots.setdefault(path.removesuffix(mark), kind)
-    for mark, whose in ((layout.MANIFEST, Kind.BUNDLE), (bags.DECLARATION, None)):
+    for mark, whose in ((layout.MANIFEST, Kind.BUNDLE), (DECLARATION, None)):
         for path in files:
             if path == mark or path.endswith(f"/{mark}"):
                 roots[path.removesuffix(mark)] = whose

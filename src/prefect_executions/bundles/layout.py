@@ -1,10 +1,14 @@
-"""The names of bundle format 1 in one table, and which names an output may have."""
+"""The names of bundle format 1 in one table, and which names an output may have.
+
+The words for how bundles leave and come: in which form, how much of them, and whose they are.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from prefect_executions.attestation.transparency import Inclusion
@@ -171,3 +175,35 @@ def _fault(name: str) -> str | None:
         "the record of the execution's own streams has that name": f"{OUTPUTS}/{name}".casefold() in {STDOUT, STDERR},
     }
     return next((fault for fault, found in faults.items() if found), None)
+
+
+class Form(StrEnum):
+    """In which form bundles leave."""
+
+    ZIP = "zip"
+    """``<id>/`` with the bundle, for each."""
+    BAGIT = "bagit"
+    """A zipped bag, which `bagit.py` validates."""
+    CRATE = "crate"
+    """A zipped RO-Crate: ``ro-crate-metadata.json`` lies at its root."""
+
+
+class Level(StrEnum):
+    """How much of a bundle leaves."""
+
+    FULL = "full"
+    OUTPUTS = "outputs"
+    """All but the staged inputs."""
+    METADATA = "metadata"
+    """The record and the code: no inputs and no outputs."""
+
+
+class Kind(StrEnum):
+    """Whose bundle it is."""
+
+    BUNDLE = "bundle"
+    """Ours, in the format of this house."""
+    CCP = "ccp"
+    """CCP's, with a folder for each part."""
+    FLAT = "ccp-flat"
+    """CCP's as it is downloaded: ``metadata_method.json``."""

@@ -16,9 +16,8 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
-from prefect_executions.attestation.dsse import sealed_envelope
+from prefect_executions.attestation.dsse import PAYLOAD_TYPE, sealed_envelope, statement_of
 from prefect_executions.attestation.keys import SigningKey
-from prefect_executions.attestation.statements import PAYLOAD_TYPE, statement_of
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import Gathered, load_gathered
 from prefect_executions.bundles.open_bundle import OpenBundle

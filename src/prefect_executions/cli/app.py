@@ -11,22 +11,17 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from prefect_executions.cli.auditing import audit
-from prefect_executions.cli.cancelling import cancel
-from prefect_executions.cli.deploy import deploy, submit
+from prefect_executions.cli.deploy import cancel, deploy, submit
 from prefect_executions.cli.doctor import doctor
 from prefect_executions.cli.exit_codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
 from prefect_executions.cli.list import list_executions, methods
 from prefect_executions.cli.output import warn
 from prefect_executions.cli.remove import gc, remove, retain
-from prefect_executions.cli.replay import diff, rerun
-from prefect_executions.cli.replaying import replay, reproduce
+from prefect_executions.cli.replay import diff, replay, reproduce, rerun
 from prefect_executions.cli.run import run
-from prefect_executions.cli.sharing import share, shares
 from prefect_executions.cli.show import logs, outputs, prov, show
-from prefect_executions.cli.signing import keys
-from prefect_executions.cli.transfer import export, import_executions
-from prefect_executions.cli.verify import ledger, settle, verify
+from prefect_executions.cli.transfer import export, import_executions, share, shares
+from prefect_executions.cli.verify import audit, keys, ledger, settle, verify
 from prefect_executions.cli.watch import watch
 from prefect_executions.errors import ExecutionsError
 

@@ -74,7 +74,7 @@ def reader(settings: Settings | None = None) -> Reader:
 
 def _archive_block(name: str) -> tuple[str, Mapping[str, Any]]:
     # Prefect takes seconds to import, and only an archive in one of its blocks needs it.
-    from prefect_executions.prefect_api import blocks
+    from prefect_executions.prefect_api import blocks  # noqa: PLC0415
 
     return blocks.archive_block(name)
 

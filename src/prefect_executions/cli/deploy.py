@@ -1,4 +1,7 @@
-"""`executions deploy` and `executions submit`: a Method on a work pool, and a request to it."""
+"""`executions deploy` and `executions submit`: a Method on a work pool, and a request to it.
+
+`executions cancel`: stop an execution, and keep what it has written.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,16 @@ from prefect_executions.settings import Settings
 if TYPE_CHECKING:
     from prefect_executions.dispatch.deploy import Deployed
     from prefect_executions.dispatch.submit import Ended, Submitted
+
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from prefect_executions.cli.exit_codes import WORLD
+from prefect_executions.lifecycle.status import Status
+
+if TYPE_CHECKING:
+    from prefect_executions.dispatch.cancel import Cancelled
 
 N = TypeVar("N", int, float)
 
@@ -116,7 +129,7 @@ def submit(
     with working("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
-        from prefect_executions.runtimes.plans import Resources  # noqa: PLC0415
+        from prefect_executions.runtimes.interface import Resources  # noqa: PLC0415
 
     resources = Resources(
         cpus=_positive("--cpus", cpus),
@@ -181,3 +194,56 @@ def tell_submitted(submitted: Submitted, ended: Ended | None, *, as_json: bool) 
         say("Its record is not sealed yet, or cannot be reached from here. Next: executions settle --once")
     else:
         say(f"Next: executions show {submitted.id}")
+
+
+def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> int:
+    """Cancel an execution: stop it, with all that it has started, and keep what it has written.
+
+    Args:
+        execution: The id, or its beginning; of one that has not begun yet, the whole id of the flow run.
+        wait: How many seconds its record is waited for; 60 when it is not said.
+        as_json: One JSON document.
+    """
+    settings = Settings.read()
+    set_defaults()
+    hall = reader(settings)
+    with working("Loading Prefect", quiet=as_json):
+        # Prefect takes seconds to import; only what asks it needs it.
+        from prefect_executions.capture.host import this_user  # noqa: PLC0415
+        from prefect_executions.dispatch.cancel import cancel as cancel_execution  # noqa: PLC0415
+
+    cancelled = cancel_execution(
+        hall,
+        execution,
+        by=settings.agent or this_user(),
+        wait=timedelta(seconds=max(0.0, wait)),
+        tell=warn,
+    )
+    if as_json:
+        show_json(cancelled)
+    else:
+        _show(cancelled)
+    return _code(cancelled, asked_only=wait <= 0)
+
+
+def _show(cancelled: Cancelled) -> None:
+    show_facts(
+        [
+            ("execution", cancelled.id),
+            ("status", cancelled.status),
+            ("Prefect", cancelled.state),
+            ("message", cancelled.message),
+        ]
+    )
+    if not cancelled.sealed:
+        say("Its record is not sealed yet. Next: executions settle --once")
+    elif cancelled.status is not Status.CANCELLED:
+        say("It had ended before it could be cancelled.")
+    else:
+        say(f"Next: executions show {cancelled.id}")
+
+
+def _code(cancelled: Cancelled, *, asked_only: bool) -> int:
+    if cancelled.sealed:
+        return OK if cancelled.status is Status.CANCELLED else FAILED
+    return OK if asked_only or cancelled.state == "Cancelled" else WORLD

@@ -1,4 +1,7 @@
-"""`executions diff`, `rerun`: two executions beside each other, and one once more."""
+"""`executions diff`, `rerun`: two executions beside each other, and one once more.
+
+`executions replay`, `reproduce`: executions once more from their bundles alone, and how far they agree.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,29 @@ from prefect_executions.errors import RequestError
 if TYPE_CHECKING:
     from prefect_executions.comparison.records import Difference
     from prefect_executions.workbench.catalog import Reader
+
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from prefect_executions.cli.arguments import When, moment
+from prefect_executions.cli.output import (
+    counting,
+    how_many,
+    show_facts,
+)
+from prefect_executions.cli.run import ran_here, tell_unrecorded
+from prefect_executions.errors import NotAvailableError
+from prefect_executions.settings import Settings
+
+if TYPE_CHECKING:
+    from prefect_executions.bundles.open_bundle import OpenBundle
+    from prefect_executions.comparison.verdict import Verdict
+    from prefect_executions.operations.replay import Replay
+    from prefect_executions.operations.reproduce import Reproduced
 
 
 def diff(
@@ -98,10 +124,9 @@ def _submit_again(
     set_defaults()
     with working("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
-        from prefect_executions.dispatch import repeating  # noqa: PLC0415
-        from prefect_executions.dispatch import submit as submission
+        from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
-    submitted = repeating.submit_again(hall, execution_id, edits, pool=pool)
+    submitted = submission.submit_again(hall, execution_id, edits, pool=pool)
     ended = submission.wait(hall, submitted.id, tell=warn) if wait else None
     tell_submitted(submitted, ended, as_json=as_json)
     return OK if ended is None or ended.well else FAILED
@@ -109,7 +134,12 @@ def _submit_again(
 
 def _run_again(hall: Reader, execution_id: str, edits: Mapping[str, Any], method: str | None, *, as_json: bool) -> int:
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.operations.replay import asked_again, bring_inputs, entrypoint_here, record_source
+    from prefect_executions.operations.replay import (  # noqa: PLC0415
+        asked_again,
+        bring_inputs,
+        entrypoint_here,
+        record_source,
+    )
 
     record = hall.record(execution_id)
     entrypoint = method or entrypoint_here(record, Path.cwd())
@@ -129,3 +159,191 @@ def _rows(shown: list[Difference], *, everything: bool) -> Iterator[tuple[str, .
 
 def _value(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+# `comparison.verdicts`' Grade, whose import is not needed for --help.
+GradeName = Literal["rerun", "repeat", "recompute", "reproduce"]
+
+_SHOWN = 3
+"""Differences of one execution that the summary of many tells; its verdict tells all."""
+
+
+def replay(
+    target: str,
+    /,
+    *,
+    isolated: bool = False,
+    tolerance: float = 0.0,
+    grade: GradeName = "reproduce",
+    param: Pairs = (),
+    params: Params = None,
+    as_json: Json = False,
+) -> int:
+    """Run an execution again from its bundle alone, compare the outputs, and give a verdict.
+
+    The verdict is part of the new execution's bundle. What is missing is named before anything runs.
+
+    Args:
+        target: A zip or folder with one bundle, or an execution's id or its beginning.
+        isolated: In a fresh environment with the recorded versions of all packages, not in this one.
+        tolerance: The relative difference up to which two numbers are the same.
+        grade: What must be reached for exit code 0: rerun, repeat, recompute or reproduce.
+        param: A secret's name, or an input that is to be another, as name=value; may be given several times.
+        params: A JSON file with an object of such inputs; - is standard input.
+        as_json: One JSON document.
+    """
+    _check_tolerance(tolerance)
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
+    from prefect_executions.operations.replay import replay_of, replayable  # noqa: PLC0415
+
+    edits, settings = parameters(param, params), Settings.read()
+    with (
+        replayable(reader(settings), target) as (record, source),
+        replay_of(record, source, edits, runtime=settings.runtime) as ready,
+    ):
+        if isolated:
+            return _elsewhere(ready, target, edits, tolerance, grade, as_json=as_json)
+        return _here(ready, tolerance, Grade(grade), as_json=as_json)
+
+
+def reproduce(
+    *executions: str,
+    method: str | None = None,
+    since: When = None,
+    until: When = None,
+    limit: int | None = None,
+    isolated: bool = False,
+    tolerance: float = 0.0,
+    grade: GradeName = "reproduce",
+    as_json: Json = False,
+) -> int:
+    """Replay many executions, one after the other, and sum up which of them still reproduce.
+
+    Args:
+        executions: Their ids, or beginnings of them; without any, those that completed, are no replay and fit.
+        method: Those of the Method with this id.
+        since: Those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
+        until: Those before this moment, written in the same way.
+        limit: At most so many, the newest.
+        isolated: Each in a fresh environment with the recorded versions of all packages.
+        tolerance: The relative difference up to which two numbers are the same.
+        grade: What each must reach for exit code 0: rerun, repeat, recompute or reproduce.
+        as_json: One JSON document: each execution, its grade, and what differs or why there is no verdict.
+    """
+    _check_tolerance(tolerance)
+    filters = bool(method or since or until or limit is not None)
+    if bool(executions) is filters:
+        raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
+    # Start-up time of the CLI, as above.
+    from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
+    from prefect_executions.operations.reproduce import Wanted, reproducible  # noqa: PLC0415
+    from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
+
+    hall, now = reader(), datetime.now(UTC)
+    times = {name: moment(text, now) if text else None for name, text in {"since": since, "until": until}.items()}
+    ids = [*dict.fromkeys(map(hall.find, executions))] or reproducible(hall, method=method, limit=limit, **times)
+    if not ids:
+        raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
+    wanted, done = Wanted(grade=Grade(grade), tolerance=tolerance, isolated=isolated), []
+    with counting(f"Replaying {how_many(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
+        for one in replay_each(hall, ids, wanted):
+            done.append(one)
+            told(one.id)
+    _sum_up(done, grade, as_json=as_json)
+    return OK if all(one.reached for one in done) else FAILED
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not 0 <= tolerance < 1:
+        raise RequestError(f"--tolerance {tolerance}: a number from 0 to below 1 is wanted")
+
+
+def _here(ready: Replay, tolerance: float, grade: Any, *, as_json: bool) -> int:
+    verdicts: list[Verdict] = []
+
+    def judged(bundle: OpenBundle, error: BaseException | None) -> None:
+        verdicts.append(ready.verdict(bundle, tolerance=tolerance, well=error is None))
+
+    sys.path[:0] = ready.paths
+    tags = [ready.again.relative.tag]
+    try:
+        flow, ran = ran_here(
+            ready.entrypoint,
+            ready.again.parameters,
+            tags=tags,
+            gathered=judged,
+            image=ready.image,
+            quiet=False,
+            as_json=as_json,
+        )
+    except RequestError as error:
+        _check_module(ready, error)
+        raise
+    if ran.execution_id is None or not verdicts:
+        return tell_unrecorded(flow, ran, quiet=False, as_json=as_json)
+    reached = verdicts[-1].reaches(grade)
+    _tell(ran.execution_id, verdicts[-1], grade, reached=reached, as_json=as_json)
+    return OK if reached else FAILED
+
+
+def _check_module(ready: Replay, error: RequestError) -> None:
+    """Refuse where the code could not be loaded for want of a module, which is no fault of the request."""
+    why = getattr(error.__cause__, "user_exc", error.__cause__)
+    if isinstance(why, ModuleNotFoundError):
+        raise NotAvailableError(
+            f"execution {ready.record.id} cannot be replayed here; nothing was run: there is no module '{why.name}'. "
+            "--isolated makes an environment with the recorded packages"
+        ) from error
+
+
+def _elsewhere(
+    ready: Replay, target: str, edits: Mapping[str, Any], tolerance: float, grade: str, *, as_json: bool
+) -> int:
+    import json  # noqa: PLC0415 - only here
+
+    # Start-up time of the CLI: only this needs it.
+    from prefect_executions.operations.reproduce import command_line, make_environment  # noqa: PLC0415
+
+    with TemporaryDirectory(prefix="executions-environment-") as folder:
+        with working(f"Installing {len(ready.record.instance.packages)} packages as recorded", quiet=as_json):
+            python = make_environment(ready.record, Path(folder) / "venv")
+        given = Path(folder) / "inputs.json"
+        given.write_text(json.dumps(edits))
+        words = ["replay", target, "--tolerance", str(tolerance), "--grade", grade, "--params", str(given)]
+        # What would let packages of this environment in.
+        environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+        command = [*command_line(python), *words, *(["--json"] if as_json else [])]
+        return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - words of our own
+
+
+def _sum_up(done: list[Reproduced], grade: str, *, as_json: bool) -> None:
+    reached = sum(one.reached for one in done)
+    if as_json:
+        show_json({"wanted": grade, "reached": reached, "executions": done})
+        return
+    show_table(("execution", "method", "grade", "what differs"), map(_row, done))
+    say(f"{reached} of {how_many(len(done), 'execution')} reached {grade}")
+
+
+def _row(one: Reproduced) -> tuple[str, ...]:
+    more = len(one.differs) - _SHOWN
+    told = [*one.differs[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    return (one.id, one.method, one.grade or "none", one.problem or "; ".join(told))
+
+
+def _tell(execution_id: str, verdict: Verdict, grade: str, *, reached: bool, as_json: bool) -> None:
+    if as_json:
+        show_json({"id": execution_id, "wanted": grade, "reached": reached, "verdict": verdict})
+        return
+    show_agreements(verdict.outputs)
+    for part in ("inputs", "code", "environment"):
+        show_table(("what is not the same",), ((words,) for words in getattr(verdict, part)), title=part)
+    show_facts(
+        [
+            ("execution", execution_id),
+            ("replay of", verdict.replay_of),
+            ("grade", verdict.grade or "none: the Method did not run to its end"),
+            ("wanted", f"{grade}, which is {'reached' if reached else 'not reached'}"),
+        ]
+    )

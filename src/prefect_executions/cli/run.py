@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prefect_executions.executions.record import ExecutionRecord
     from prefect_executions.flow.decorator import MethodFlow
     from prefect_executions.flow.entrypoints import Ran
-    from prefect_executions.operations.images import ExactImage
+    from prefect_executions.operations.replay import ExactImage
     from prefect_executions.workbench.catalog import Standing
 
 

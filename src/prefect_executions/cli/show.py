@@ -14,25 +14,26 @@ from cyclopts import Parameter
 from prefect_executions.bundles.layout import PROVENANCE
 from prefect_executions.cli.arguments import Json, reader
 from prefect_executions.cli.output import (
+    Target,
     copy_out,
     how_large,
     how_long,
     plain,
+    save,
     say,
     show_facts,
     show_json,
     show_table,
     when,
 )
-from prefect_executions.cli.saving import Target, save
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.history import Happening
 
 if TYPE_CHECKING:
     from prefect_executions.executions.record import ExecutionRecord, Infrastructure
     from prefect_executions.ledger.rows import Handed
-    from prefect_executions.workbench.archiving import LateWord
     from prefect_executions.workbench.catalog import Links, Reader, Standing, Stream
+    from prefect_executions.workbench.sealing import LateWord
 
 # `provenance.Form`, which brings lxml and prov along.
 Form = Literal["xml", "json", "n", "ttl", "svg"]

@@ -1,4 +1,9 @@
-"""`executions verify`, `settle`, `ledger rebuild`: whether a record is whole, and making it so."""
+"""`executions verify`, `settle`, `ledger rebuild`: whether a record is whole, and making it so.
+
+`executions audit`: what was changed in the archive, what is gone, and what is not complete.
+
+`executions keys`: the key that seals are signed with, and those of the people whose signature is believed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,17 @@ from prefect_executions.settings import Settings
 if TYPE_CHECKING:
     from prefect_executions.operations.verify import Verified
     from prefect_executions.workbench.keyring import KeyRing
-    from prefect_executions.workbench.settling import Settled
+    from prefect_executions.workbench.recovery import Settled
+
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect_executions.operations.audit import Finding
+
+
+from prefect_executions.cli.output import show_facts
 
 ledger = App(name="ledger", help="The index of executions.")
 
@@ -76,7 +91,7 @@ def settle(*, once: bool = False, since: When = None, as_json: Json = False) -> 
     set_defaults()
     # Start-up time of the CLI: Prefect, archive and bundles come with it.
     from prefect_executions.settle.loop import settle as settle_round  # noqa: PLC0415
-    from prefect_executions.workbench.settling import sweep_uploads  # noqa: PLC0415
+    from prefect_executions.workbench.recovery import sweep_uploads  # noqa: PLC0415
 
     settings = Settings.read()
     bench = workbench(settings, telling=True)
@@ -134,7 +149,7 @@ def _show_how_to_check(one: Verified, ring: KeyRing) -> None:
     if not one.report.signers:
         return
     # Start-up time of the CLI, as above.
-    from prefect_executions.attestation.reviewing import commands  # noqa: PLC0415
+    from prefect_executions.attestation.dsse import commands  # noqa: PLC0415
 
     named = {key.id: str(key.path) for key in ring.people()}
     say("\nThe signature, checked in the bundle's folder by openssl, without this package:")
@@ -154,3 +169,106 @@ def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) ->
         if always and not told:
             say("Nothing is left to do.")
     return told
+
+
+def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> int:
+    """Look over the archive: what was changed, removed or replaced, and what is merely not complete.
+
+    It lists the archive and reads seals, manifests, signatures and checkpoints. The exit
+    code is 1 where there is a violation; what is not complete leaves it 0.
+
+    Args:
+        deep: Verify every execution as well, as 'executions verify' does; this reads all data.
+        every: Show each thing that is not complete, and not only how many there are.
+        as_json: One JSON document with every finding.
+    """
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.operations.audit import audit as audit_archive  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    looked_at = [0]
+    hall, trusted = reader(), KeyRing(Settings.read()).trusted()
+    with working("Reading the archive", quiet=as_json):
+        found = list(audit_archive(hall.workbench.archive, trusted, deep=deep, told=looked_at.append))
+    violations = [one for one in found if one.weight == "violation"]
+    if as_json:
+        show_json({"executions": looked_at[-1], "violations": len(violations), "findings": found})
+    else:
+        _show_findings(found if every else violations, found, looked_at[-1])
+    return FAILED if violations else OK
+
+
+def _show_findings(shown: list[Finding], found: list[Finding], executions: int) -> None:
+    head = ("weight", "kind", "execution", "what")
+    show_table(head, ((one.weight, one.kind, one.execution or "-", one.what) for one in shown))
+    violations = [one for one in found if one.weight == "violation"]
+    about = len({one.execution for one in violations if one.execution})
+    told = f"{how_many(executions, 'execution')}: {how_many(len(violations), 'violation')}"
+    say(told + (f" in {how_many(about, 'execution')}" if about else ""))
+    counts = Counter(one.kind for one in found if one.weight == "incomplete")
+    for kind, count in sorted(counts.items()):
+        say(f"not complete: {kind}: {count}")
+
+
+keys = App(name="keys", help="The keys that seals are signed with and checked against.")
+
+
+@keys.command
+def create(*, name: str = "own", as_json: Json = False) -> None:
+    """Make a signing key; from now on each seal is signed with it.
+
+    Args:
+        name: The name under which its public half is trusted here.
+        as_json: One JSON document.
+    """
+    # Start-up time of the CLI: cryptography comes with it.
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    ring = KeyRing(Settings.read())
+    made = ring.create(name)
+    if as_json:
+        show_json({"id": made.id, "private": ring.private, "public": made.path})
+        return
+    show_facts([("key", made.id), ("private", str(ring.private)), ("public", str(made.path))])
+    say("Keep the private file to yourself; give the public one to those who check what you sign.")
+    say(f"Next, for them: executions keys trust {made.path.name} --name YOU")
+
+
+@keys.command(name="list")
+def list_keys(*, as_json: Json = False) -> None:
+    """List the keys whose signatures are believed here.
+
+    Args:
+        as_json: One JSON document.
+    """
+    # Start-up time of the CLI, as above.
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    found = KeyRing(Settings.read()).people()
+    if as_json:
+        show_json({"keys": found})
+        return
+    show_table(
+        ("name", "key", "own", "file"), ((one.name, one.id, "own" if one.own else "", one.path) for one in found)
+    )
+    if not found:
+        say("No key is trusted here. Next: executions keys create, or executions keys trust FILE")
+
+
+@keys.command
+def trust(file: Path, /, *, name: str | None = None, as_json: Json = False) -> None:
+    """Believe what is signed with a public key.
+
+    Args:
+        file: The public key in PEM, as 'executions keys create' and 'openssl pkey -pubout' write it.
+        name: The name to remember it by; without one that of the file.
+        as_json: One JSON document.
+    """
+    # Start-up time of the CLI, as above.
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    told = KeyRing(Settings.read()).trust(file, name or file.stem)
+    if as_json:
+        show_json({"key": told})
+    else:
+        say(f"{told.name} is trusted from now on: {told.id}")

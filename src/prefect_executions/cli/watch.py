@@ -71,11 +71,11 @@ class _Watching:
         if self._over():
             return
         # Prefect takes seconds to import, and --help needs none.
-        from prefect_executions.prefect_api import listening  # noqa: PLC0415
+        from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415
 
-        with closing(listening.listen(self._ids)) as stream:
+        with closing(prefect_events.listen(self._ids)) as stream:
             for word in stream:
-                if isinstance(word, listening.Connection):
+                if isinstance(word, prefect_events.Connection):
                     self._connected(there=word.there, why=word.why)
                 else:
                     self._hear(word)

@@ -12,7 +12,7 @@ from prefect_executions.comparison.records import Difference, compare
 from prefect_executions.documents import Document, Part
 from prefect_executions.executions.record import ExecutionRecord, ScriptRun
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.methods.comparisons import Comparison
+from prefect_executions.methods.model import Comparison
 
 
 class Grade(StrEnum):

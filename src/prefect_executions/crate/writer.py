@@ -1,4 +1,7 @@
-"""Build the crate's one document from a record and the files that lie beside it."""
+"""Build the crate's one document from a record and the files that lie beside it.
+
+The crate around several crates: its document names each and its own document.
+"""
 
 from __future__ import annotations
 
@@ -397,3 +400,49 @@ def time_text(time: datetime | None) -> str | None:
     """Return *time* as the crate's validator takes it, or None where there is none."""
     # The validator takes milliseconds at most; isoformat cuts, it does not round.
     return in_utc(time).isoformat(timespec="milliseconds") if time else None
+
+
+def collect(ids: Sequence[str], newest: datetime | None) -> bytes:
+    """Return `ro-crate-metadata.json` for a folder that holds the crate of each of *ids* in a folder of its name.
+
+    *newest* is when the last of them ended. The same ids and time give the same bytes.
+    """
+    return rendered(_collection(ids, newest))
+
+
+def _collection(ids: Sequence[str], newest: datetime | None) -> Iterator[Entity]:
+    yield {
+        "@id": vocabulary.FILE,
+        "@type": "CreativeWork",
+        "about": {"@id": "./"},
+        "conformsTo": {"@id": vocabulary.CRATE},
+    }
+    folders = [uri(f"{execution_id}/") for execution_id in ids]
+    yield {
+        "@id": "./",
+        "@type": "Dataset",
+        "name": f"{len(ids)} executions",
+        "description": "Execution bundles (format 1), each of which is a Process Run Crate of its own.",
+        "datePublished": time_text(newest),
+        "license": NO_LICENSE,
+        "publisher": NOT_STATED,
+        "hasPart": [{"@id": folder} for folder in folders],
+    }
+    yield from not_stated()
+    for execution_id, folder in zip(ids, folders, strict=True):
+        document = f"{folder}{vocabulary.FILE}"
+        yield {
+            "@id": folder,
+            "@type": "Dataset",
+            "name": f"Execution {execution_id}",
+            "description": f"What this crate holds, {document} tells.",
+            "identifier": execution_id,
+            "hasPart": {"@id": document},
+        }
+        yield {
+            "@id": document,
+            "@type": "File",
+            "name": f"The crate of execution {execution_id}",
+            "description": "RO-Crate metadata of the folder that it lies in.",
+            "encodingFormat": "application/ld+json",
+        }

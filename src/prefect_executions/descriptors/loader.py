@@ -14,13 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from prefect_executions.descriptors.inputs import IMAGE, wish_faults
 from prefect_executions.descriptors.parser import Fault, parse, pointer
 from prefect_executions.descriptors.schema import ABSENT, Steps, default_of, schema_faults, short
 from prefect_executions.descriptors.scripts import EXECUTE, SCRIPTS, placing_faults
-from prefect_executions.descriptors.wishes import IMAGE, wish_faults
 from prefect_executions.errors import MethodError
-from prefect_executions.methods.comparisons import Comparison
-from prefect_executions.methods.model import AdditionalParameter, InputDescription, Method
+from prefect_executions.methods.model import AdditionalParameter, Comparison, InputDescription, Method
 from prefect_executions.methods.secrets import is_secret_reference
 
 _MOST_TOLD = 20

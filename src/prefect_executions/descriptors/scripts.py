@@ -4,26 +4,97 @@ Law: a value is never pasted into the author's text. It stands once, quoted, at
 the head of the script; a placeholder becomes a reference to it, which no shell
 reads again. A secret stands nowhere in the text: its reference leads to an
 environment variable.
+
+The environment variables that tell a script its inputs: their names, and a value's text.
+
+Several scripts as one, so that they share a process or a container, with marks that say where each begins and ends.
+
+What runs it reads the marks from its standard output and takes them out again.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from prefect_executions.descriptors.evaluated import evaluated_by, names_a_variable
 from prefect_executions.descriptors.parser import Fault, pointer
-from prefect_executions.descriptors.shell import PLACEHOLDER, Placeholder, Unreadable, Where, placeholders
-from prefect_executions.descriptors.variables import MOST_OF_ALL, MOST_OF_ONE, text_of, variable, variable_faults
+from prefect_executions.descriptors.shell import (
+    PLACEHOLDER,
+    Placeholder,
+    Unreadable,
+    Where,
+    evaluated_by,
+    names_a_variable,
+    placeholders,
+)
 from prefect_executions.errors import InputError
-from prefect_executions.methods.files import CCP_FILE
-from prefect_executions.methods.model import InputDescription, Method
+from prefect_executions.methods.model import CCP_FILE, InputDescription, Method
+
+MOST_OF_ONE = 128 * 1024
+"""Bytes of one ``NAME=value`` with its end: Linux's MAX_ARG_STRLEN, above which no program can be started."""
+
+MOST_OF_ALL = 1024 * 1024
+"""Bytes of all of them: half of what Linux leaves to arguments and environment under the usual stack limit."""
+
+_RESERVED = frozenset(
+    {
+        *("PATH", "IFS", "ENV", "HOME", "SHELL", "PWD", "OLDPWD", "TMPDIR", "CDPATH", "GLOBIGNORE", "SHELLOPTS"),
+        *("PS4", "PROMPT_COMMAND", "POSIXLY_CORRECT", "PERL5LIB", "PERL5OPT", "PERL5DB", "RUBYOPT", "RUBYLIB"),
+        *("NODE_OPTIONS", "NODE_PATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "R_PROFILE", "R_PROFILE_USER"),
+        *("R_ENVIRON", "R_ENVIRON_USER", "R_LIBS", "R_LIBS_USER", "INPUTS", "OUTPUTS", "EXECUTION_ID", "_"),
+        *("ccptaskid", "ccpiamurl", "ccpclientid", "ccprefreshtoken", "ccpcontext"),
+    }
+)
+_RESERVED_BEGINNINGS = ("LD_", "DYLD_", "PYTHON", "GIT_", "SSH_", "BASH", "PREFECT_", "EXECUTIONS_", "_input_")
+
+
+def variable(name: str) -> str:
+    """Return the name of the environment variable of an input: the same, with ``_`` for what a shell forbids."""
+    made = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return f"_{made}" if made[:1].isdigit() else made
+
+
+def variable_faults(names: Iterator[str] | Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the inputs whose variable would hide another one, or change how programs start."""
+    seen: dict[str, str] = {}
+    for name in names:
+        made = variable(name)
+        if made in _RESERVED or made.startswith(_RESERVED_BEGINNINGS):
+            yield Fault(
+                pointer("inputs", name), f"its environment variable would be {made}, which is taken; rename the input"
+            )
+        elif made in seen:
+            yield Fault(
+                pointer("inputs", name),
+                f"its environment variable is {made}, as that of the input '{seen[made]}'; rename one of them",
+            )
+        seen.setdefault(made, name)
+
+
+def text_of(name: str, value: Any) -> str:
+    """Return how a script is told a value: text as it is, anything else as JSON; null is empty.
+
+    Raises:
+        InputError: If it holds what no environment variable and no file name can: NUL, half a surrogate pair.
+    """
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
+    if "\0" in text or (not isinstance(value, str) and "\\u0000" in text):
+        raise InputError(f"input '{name}' holds a NUL character, which no script can be given")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"input '{name}' holds half a surrogate pair at {error.start}, which is no character"
+        ) from error
+    return text
+
 
 DEPLOY = "deploy-script"
 EXECUTE = "execute-script"
@@ -267,3 +338,87 @@ def _run_as_code(one: Placeholder, text: str, told: str, described: InputDescrip
         f"{told} would be run as code by {program}; hand it over as an argument, or let {program} read "
         f"the environment variable {variable(one.name)}"
     )
+
+
+_BEGIN = """\
+# Written by prefect-executions: the scripts of the Method, one after the other.
+here=${0%/*}
+[ -d "$here" ] && [ -w "$here" ] || here=$(mktemp -d) || exit 125
+"""
+_KEEP = """\
+cat > "$here/{name}" <<'{end}' || exit 125
+{text}{end}
+"""
+_RUN = """\
+printf '\\036%s begin %s\\n' '{mark}' {name}
+{command} "$here/{name}"
+code=$?
+printf '\\036%s end %s %s\\n' '{mark}' {name} "$code"
+[ "$code" = 0 ] || exit "$code"
+"""
+
+
+class Mark(NamedTuple):
+    """The script *name* begins; or it has ended, with an exit code."""
+
+    name: str
+    exit_code: int | None
+
+
+def merged(scripts: Mapping[str, Script], mark: str) -> str:
+    """Return one script that runs *scripts* in their order, up to the first that fails, and ends as that one.
+
+    Each is written to a file of its own, because it may be for another shell, and
+    none can break what comes after it. *mark* is a word that none of them holds.
+    """
+    kept = [_KEEP.format(name=name, text=script.text, end=f"end-{mark}") for name, script in scripts.items()]
+    run = [
+        _RUN.format(name=name, mark=mark, command=" ".join(_quoted(word) for word in script.command))
+        for name, script in scripts.items()
+    ]
+    return "".join([_BEGIN, *kept, *run])
+
+
+class MarkReader:
+    """Takes the marks out of bytes that come in pieces; what may be the beginning of one waits for the next piece."""
+
+    def __init__(self, mark: str) -> None:
+        self._start = b"\x1e" + mark.encode() + b" "
+        self._whole = re.compile(re.escape(self._start) + rb"(?:begin ([a-z-]+)|end ([a-z-]+) ([0-9]{1,3}))\n")
+        self._held = b""
+
+    def feed(self, data: bytes) -> Iterator[bytes | Mark]:
+        """Yield what is decided of all bytes so far: plain bytes and marks, in their order."""
+        data = self._held + data
+        at = 0
+        for found in self._whole.finditer(data):
+            if found.start() > at:
+                yield data[at : found.start()]
+            begun, ended, code = (part and part.decode() for part in found.groups())
+            yield Mark(begun or ended or "", None if code is None else int(code))
+            at = found.end()
+        hold = self._undecided(data, at)
+        self._held = data[hold:]
+        if hold > at:
+            yield data[at:hold]
+
+    def finish(self) -> bytes:
+        """Return the rest, which has become no mark."""
+        rest, self._held = self._held, b""
+        return rest
+
+    def _undecided(self, data: bytes, at: int) -> int:
+        """Return where a mark may have begun that the end cuts off."""
+        begun = data.rfind(b"\x1e", at)
+        if begun < 0:
+            return len(data)
+        tail = data[begun:]
+        cut = self._start.startswith(tail) or (tail.startswith(self._start) and b"\n" not in tail)
+        return begun if cut and len(tail) < len(self._start) + _LONGEST else len(data)
+
+
+_LONGEST = 64  # of what follows the mark's word
+
+
+def _quoted(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"

@@ -1,4 +1,7 @@
-"""Submit a request: start a deployment's run with the resources that it wishes for, and wait for it where asked."""
+"""Submit a request: start a deployment's run with the resources that it wishes for, and wait for it where asked.
+
+Run an execution again through a deployment of its Method.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,21 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.urls import url_for
 
-from prefect_executions.dispatch.deploy import check_parameters, need_server
-from prefect_executions.dispatch.pools import wished, work_pool
+from prefect_executions.dispatch.deploy import check_parameters, need_server, wished, work_pool
 from prefect_executions.errors import ExecutionsError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.methods.files import descriptor_in
+from prefect_executions.methods.model import descriptor_in
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.runtimes.plans import Resources
+from prefect_executions.runtimes.interface import Resources
 from prefect_executions.workbench.catalog import Reader
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
+
+
+from prefect_executions.operations.replay import asked_again
 
 _ASK = 1.0  # seconds between two questions to Prefect
 _CURE = "Deploy it: executions deploy METHOD --pool POOL"
@@ -179,3 +184,27 @@ def _variables(deployment: DeploymentResponse, name: str, resources: Resources) 
     of_scripts = descriptor_in(deployment.entrypoint or "") is not None
     standing = deployment.job_variables or {}
     return wished(work_pool(deployment.work_pool_name), resources, standing, of_scripts=of_scripts)
+
+
+def submit_again(
+    reader: Reader, execution_id: str, edits: Mapping[str, Any] | None = None, *, pool: str | None = None
+) -> Submitted:
+    """Start a run with the inputs of an execution, those in *edits* in place of its own.
+
+    It goes through the deployment that the execution came through, else through the one of its Method on
+    *pool*. The inputs' files are told by where they came from: a worker cannot see this machine's copies.
+
+    Raises:
+        NotFoundError: If there is no such execution or deployment.
+        RequestError: If an input is wrong or not known, or the Method has several deployments.
+        SecretError: If a secret input is not named anew.
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    record = reader.record(execution_id)
+    again = asked_again(record, edits or {})
+    came, name = record.request.deployment, record.method.id
+    if pool is None and came is not None and came.name:
+        name = f"{name}/{came.name}"
+    elif pool is None:
+        pool = record.infrastructure.work_pool
+    return submit(name, Request(parameters=again.parameters, pool=pool, tags=(again.relative.tag,)))

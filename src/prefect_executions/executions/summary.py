@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from prefect_executions.executions.record import ExecutionRecord, ScriptRun, value_digest
 from prefect_executions.lifecycle.history import Happening
-from prefect_executions.lifecycle.phases import Phase
+from prefect_executions.lifecycle.status import Phase
 
 _SCRIPTED = frozenset({Phase.DEPLOY, Phase.EXECUTE, Phase.UNDEPLOY})
 

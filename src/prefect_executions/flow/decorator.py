@@ -16,15 +16,14 @@ from prefect.utilities.callables import generate_parameter_schema, parameter_sch
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from prefect_executions.descriptors.openapi import inputs_of
+from prefect_executions.descriptors.schema import inputs_of
 from prefect_executions.errors import MethodError
 from prefect_executions.flow import prefect_logs
-from prefect_executions.flow.ahead import looking_ahead
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.hooks import hooked
+from prefect_executions.flow.opening import looking_ahead
 from prefect_executions.flow.recording import recorded
-from prefect_executions.methods.comparisons import Comparison
-from prefect_executions.methods.model import Method, OutputDescription, check_type
+from prefect_executions.methods.model import Comparison, Method, OutputDescription, check_type
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference, marked, secret_inputs, unmarked
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import ArchiveLevel, Settings

@@ -17,17 +17,15 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
 from prefect_executions.descriptors.inputs import parameter_schema as form_of
-from prefect_executions.descriptors.inputs import values_of
+from prefect_executions.descriptors.inputs import values_of, wishes_of
 from prefect_executions.descriptors.loader import read_method, without_clear_secrets
 from prefect_executions.descriptors.schema import ABSENT, default_of
-from prefect_executions.descriptors.wishes import wishes_of
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.decorator import MethodFlow, options_of
 from prefect_executions.flow.script_flow import scripted
-from prefect_executions.methods.files import DESCRIPTORS
-from prefect_executions.methods.model import InputDescription, check_type
+from prefect_executions.methods.model import DESCRIPTORS, InputDescription, check_type
 from prefect_executions.methods.model import Method as Described
 from prefect_executions.methods.secrets import marked
 from prefect_executions.settings import Settings

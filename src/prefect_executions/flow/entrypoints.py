@@ -18,8 +18,8 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.decorator import MethodFlow, method
 from prefect_executions.flow.invocation import Door, door
-from prefect_executions.methods.files import descriptor_in
-from prefect_executions.operations.images import ExactImage
+from prefect_executions.methods.model import descriptor_in
+from prefect_executions.operations.replay import ExactImage
 from prefect_executions.prefect_api import client as api_client
 
 _FORMS = "Give path.py:function or module:function."

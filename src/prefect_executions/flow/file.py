@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_executions.flow import descriptor as _descriptor
-from prefect_executions.methods.files import descriptor_in as _descriptor_in
+from prefect_executions.methods.model import descriptor_in as _descriptor_in
 
 
 class _Path:

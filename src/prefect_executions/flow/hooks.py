@@ -32,13 +32,12 @@ from prefect_executions.flow.invocation import knock
 from prefect_executions.flow.opening import Opening, never_started, the_workbench
 from prefect_executions.lifecycle.history import JobStatus, PrefectState, Seen
 from prefect_executions.lifecycle.status import Observer, ending
-from prefect_executions.prefect_api import cancelling, flow_runs
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import finish as prefect_finish
-from prefect_executions.prefect_api import lives as prefect_lives
+from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
-from prefect_executions.workbench.leftovers import end_runs
+from prefect_executions.workbench.recovery import end_runs
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Outcome
 
@@ -188,7 +187,7 @@ def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> boo
     if state.id in known:
         return False
     try:
-        told = prefect_lives.lives(flow_runs.history(flow_run.id))
+        told = flow_runs.lives(flow_runs.history(flow_run.id))
     except OrchestratorError:
         return False
     return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])
@@ -216,7 +215,7 @@ def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> S
 def _cancelled(flow_run: FlowRun, seen: Seen, message: str | None) -> Seen:
     """Tell Prefect that the run is cancelled, which has only noted the wish, and return that state."""
     try:
-        return cancelling.set_cancelled(flow_run.id, message)
+        return flow_runs.set_cancelled(flow_run.id, message)
     except ExecutionsError:  # settle tells it later
         return seen._replace(state=PrefectState(type="CANCELLED", name="Cancelled"), message=message)
 
@@ -228,7 +227,7 @@ def _caller(bundle: OpenBundle) -> UUID | None:
 
 def _asked_to_cancel(flow_run_id: UUID) -> Seen | None:
     with suppress(OrchestratorError):
-        return cancelling.asked_to_cancel(flow_runs.history(flow_run_id))
+        return flow_runs.asked_to_cancel(flow_runs.history(flow_run_id))
     return None
 
 

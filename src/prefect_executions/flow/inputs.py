@@ -18,7 +18,7 @@ from prefect_executions.capture.staging import Staged, stage
 from prefect_executions.documents import json_value
 from prefect_executions.executions.record import StagedInput
 from prefect_executions.flow.declared import Declared
-from prefect_executions.methods.files import FILE_FORMAT, InputFile
+from prefect_executions.methods.model import FILE_FORMAT, InputFile
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import ArchiveLevel, Settings
 

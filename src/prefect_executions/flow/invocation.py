@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.flow.context import current_id
-from prefect_executions.operations.images import ExactImage
+from prefect_executions.operations.replay import ExactImage
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun

@@ -15,8 +15,7 @@ from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.documents import clean_text
 from prefect_executions.errors import ScriptError
 from prefect_executions.executions.record import Raised, Usage
-from prefect_executions.lifecycle.following import follow
-from prefect_executions.lifecycle.history import Happening, JobStatus, remark
+from prefect_executions.lifecycle.history import Happening, JobStatus, follow, remark
 from prefect_executions.lifecycle.status import Observer, Reason
 from prefect_executions.prefect_api import flow_runs
 

@@ -18,8 +18,7 @@ from prefect_executions.errors import OrchestratorError
 from prefect_executions.flow import prefect_logs
 from prefect_executions.lifecycle.history import Happening, JobStatus, remark
 from prefect_executions.lifecycle.status import Observer
-from prefect_executions.prefect_api import lives as prefect_lives
-from prefect_executions.prefect_api import steps
+from prefect_executions.prefect_api import flow_runs
 
 if TYPE_CHECKING:
     from prefect.context import FlowRunContext
@@ -33,7 +32,7 @@ _PAUSE = 0.05
 def with_pauses(job_status: JobStatus, at: datetime) -> JobStatus:
     """Return *job_status* with the pauses of this process, of which nothing was heard while they lasted."""
     try:
-        return prefect_lives.catch_up(job_status)
+        return flow_runs.catch_up(job_status)
     except OrchestratorError as error:
         return _note(job_status, at, f"the run was paused, and Prefect does not tell when: {error}")
 
@@ -61,7 +60,7 @@ def with_steps(
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            told = steps.steps(job_status, lambda name: redact_urls(mask.mask(name)))
+            told = flow_runs.steps(job_status, lambda name: redact_urls(mask.mask(name)))
         except OrchestratorError as error:
             return _note(job_status, clock(), f"the steps are not told: {error}")
         missing = ended - {str(step.id) for step in told if step.ended}

@@ -18,10 +18,9 @@ from typing import IO, TYPE_CHECKING, NamedTuple, TextIO, cast
 from prefect.logging.configuration import ensure_logging_setup
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
-from prefect_executions.capture.safestream import SafeStream
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.stdio_router import whose
-from prefect_executions.capture.streams import OwnedStreams, Streams
+from prefect_executions.capture.streams import OwnedStreams, SafeStream, Streams
 from prefect_executions.flow.outcome import mask_error
 
 if TYPE_CHECKING:

@@ -27,28 +27,25 @@ from prefect.utilities.timeout import timeout, timeout_async
 
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.host import Meter
-from prefect_executions.capture.naming import mask_names
-from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.secrets import SecretMask, mask_names
 from prefect_executions.capture.streams import Streams, open_streams
 from prefect_executions.documents import Document
 from prefect_executions.events import progressed
 from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Metrics, OpeningRecord, ScriptRun
 from prefect_executions.flow import prefect_logs
-from prefect_executions.flow.background import Act, leave_to_end, soon
+from prefect_executions.flow.background import Act, leave_to_end, seen_through, soon
 from prefect_executions.flow.cancellation import Reins
 from prefect_executions.flow.context import Execution, Metadata, Telling, enter, running_id
-from prefect_executions.flow.continuing import Turn, continued, taken_over
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.invocation import hand_over, image_asked, knock, owns_process
-from prefect_executions.flow.opening import now, opening, seen_late, the_workbench
+from prefect_executions.flow.opening import Turn, continued, now, opening, seen_late, taken_over, the_workbench
 from prefect_executions.flow.outcome import attempt_failed, mask_error, outcome, suspended, together
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
-from prefect_executions.flow.submitted import seen_through
 from prefect_executions.lifecycle.history import Happening, JobStatus, advance, remark
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.prefect_api import lives as prefect_lives
+from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import Settings
 from prefect_executions.tracepoints import Milestone, reach
 from prefect_executions.workbench.recovery import resume, suspend
@@ -199,7 +196,7 @@ class Recording:
 
     def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
         place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
-        heard = prefect_lives.states(self.run)
+        heard = flow_runs.states(self.run)
         suspensions = [one.state.id for one in heard if one.state.type == "PAUSED"]
         if suspensions:
             place = resume(self.workbench, place, suspensions[-1])

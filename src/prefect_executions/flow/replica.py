@@ -22,19 +22,37 @@ from prefect_executions.bundles.data_folder import INPUTS, clear, data_folder, f
 from prefect_executions.bundles.layout import CODE
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.secrets import SecretMask
-from prefect_executions.descriptors.merging import Mark, MarkReader, merged
-from prefect_executions.descriptors.scripts import DEPLOY, EXECUTE, UNDEPLOY, Scripts, scripts_of
+from prefect_executions.descriptors.scripts import (
+    DEPLOY,
+    EXECUTE,
+    UNDEPLOY,
+    Mark,
+    MarkReader,
+    Scripts,
+    merged,
+    scripts_of,
+)
 from prefect_executions.errors import ExecutionsError, InfrastructureError, ScriptError
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.flow.opening import now
-from prefect_executions.lifecycle.phases import Phase
-from prefect_executions.methods.files import InputFile
+from prefect_executions.lifecycle.status import Phase
+from prefect_executions.methods.model import InputFile
 from prefect_executions.methods.model import Method as Described
-from prefect_executions.runtimes.interface import STREAMS, Exit, Run, RunStatus, Runtime, StreamName
-from prefect_executions.runtimes.plans import Plan, Resources, RunRequest, Wish
+from prefect_executions.runtimes.interface import (
+    STREAMS,
+    Exit,
+    Plan,
+    Resources,
+    Run,
+    RunRequest,
+    RunStatus,
+    Runtime,
+    StreamName,
+    Wish,
+)
 from prefect_executions.runtimes.registry import open_runtime
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.leftovers import PLANS
+from prefect_executions.workbench.recovery import PLANS
 
 _UNDEPLOY_WHEN_STOPPED = 10.0  # seconds
 _SCRIPTS = {Phase.DEPLOY: DEPLOY, Phase.EXECUTE: EXECUTE, Phase.UNDEPLOY: UNDEPLOY}

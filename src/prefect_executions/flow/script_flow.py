@@ -17,16 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from prefect_executions.bundles.data_folder import INPUTS
-from prefect_executions.descriptors.wishes import wishes_of
+from prefect_executions.descriptors.inputs import wishes_of
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.recording import Recording
 from prefect_executions.flow.replica import Done, Event, Moment, Note, Order, Piece, Replica
 from prefect_executions.lifecycle.history import Happening, JobStatus, remark
-from prefect_executions.lifecycle.phases import Phase
-from prefect_executions.lifecycle.status import Observer
+from prefect_executions.lifecycle.status import Observer, Phase
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.runtimes.plans import Resources
+from prefect_executions.runtimes.interface import Resources
 
 _LOOK = 0.2
 _WHEN_STOPPED = 25.0

@@ -19,17 +19,18 @@ from typing import Any, Self
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger import queries
-from prefect_executions.ledger.database import address
-from prefect_executions.ledger.databases import Database, Session
-from prefect_executions.ledger.entries import Entry, clean, entry_of
+from prefect_executions.ledger.database import Database, Session, address
 from prefect_executions.ledger.rows import (
     ArchiveState,
     Came,
+    Entry,
     Handed,
     MethodRow,
     Named,
     Page,
     Row,
+    clean,
+    entry_of,
     micros_of,
     read_row,
     stored_row,

@@ -12,8 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from prefect_executions.errors import LedgerError
-from prefect_executions.ledger.database import scrub
-from prefect_executions.ledger.databases import Database, Session
+from prefect_executions.ledger.database import Database, Session, scrub
 from prefect_executions.ledger.migrate import HEAD, LOCK, SCHEMA, VERSION_TABLE, migrate
 
 Connection = psycopg.Connection[tuple[Any, ...]]

@@ -1,14 +1,32 @@
-"""The ledger's rows as values: what it keeps of an execution and of a Method."""
+"""The ledger's rows as values: what it keeps of an execution and of a Method.
+
+What the documents of an execution say, as rows: pure, and the same text in every database.
+
+A column holds less than a document: NUL characters and lone surrogates have no
+place in PostgreSQL's text, whole numbers end at 64 bits, and NaN is no number
+to SQLite. What does not fit is left out of its column or told by another, and
+never changed into something else; the bundle has it whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Literal
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple
 
+from pydantic_core import PydanticSerializationError, to_json
+
+from prefect_executions.documents import json_value
+from prefect_executions.executions.record import ExecutionRecord, Metric
+from prefect_executions.lifecycle.history import Happening, JobStatus, StatusEntry
 from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.methods.model import Method
 
 ArchiveState = Literal["archived", "pending", "local"]
 """Sealed and in the archive; sealed and on its way there; on this machine alone."""
@@ -173,3 +191,200 @@ def read_row(columns: Sequence[Any]) -> Row:
         if told[name] is not None:
             told[name] = read(told[name])
     return Row(**told)
+
+
+Columns = tuple[Stored, ...]
+
+# A value that is longer belongs into the bundle alone: nobody searches it, and every listing would carry it.
+VALUE_LIMIT = 64 * 1024
+
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+_INT64 = range(-(2**63), 2**63)
+_LONGEST = 10**4300  # where Python ends the decimal text of a whole number
+
+
+class MethodEntry(NamedTuple):
+    """A descriptor, in the order of its table's columns."""
+
+    sha256: str
+    id: str
+    version: str
+    title: str
+    type: str | None
+    description: str | None
+    descriptor: str
+
+
+class Entry(NamedTuple):
+    """All rows of one execution; `parts` are by table, each row without execution and position."""
+
+    method: MethodEntry
+    row: Row
+    parts: Mapping[str, list[Columns]]
+
+
+def entry_of(
+    record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, came: Came | None = None
+) -> Entry:
+    """Return the rows that *record* and its archive facts give; the same record gives the same rows."""
+    metrics = record.metrics
+    job_status, request = record.job_status, record.request
+    return Entry(
+        method=_method(record.method),
+        row=_row(record, archive, manifest_sha256, came),
+        parts={
+            "inputs": [_value(name, value) for name, value in request.values.items()],
+            "input_files": [
+                (clean(f.input), clean(f.name), f.sha256, _int64(f.size), clean(f.origin), clean(f.media_type))
+                for f in request.files
+            ],
+            "outputs": [(clean(f.path), f.sha256, _int64(f.size), clean(f.media_type)) for f in job_status.outputs],
+            "params": [_value(name, value) for name, value in metrics.params.items()] if metrics else [],
+            "metrics": [_metric(metric) for metric in metrics.metrics] if metrics else [],
+            "history": [_history(entry) for entry in job_status.history],
+            "tags": [(clean(tag),) for tag in request.tags],
+            "relatives": [(clean(other.execution_id), other.relation) for other in request.relatives],
+        },
+    )
+
+
+def clean(text: str) -> str:
+    """Return *text* with U+FFFD for each character that no database takes."""
+    return _NO_TEXT.sub("\ufffd", text)
+
+
+def _method(method: Method) -> MethodEntry:
+    descriptor = method.to_json()
+    return MethodEntry(
+        sha256=sha256(descriptor).hexdigest(),
+        id=clean(method.id),
+        version=clean(method.version),
+        title=clean(method.title),
+        type=_text(method.type),
+        description=_text(method.description),
+        descriptor=descriptor.decode(),
+    )
+
+
+def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None, came: Came | None) -> Row:
+    job_status, request, infrastructure = record.job_status, record.request, record.infrastructure
+    code = record.method.code
+    times = dict(_first_times(job_status))
+    began, ended = job_status.started, job_status.finished
+    return Row(
+        id=clean(record.id),
+        method_id=clean(record.method.id),
+        method_version=clean(record.method.version),
+        method_type=_text(record.method.type),
+        status=record.status,
+        reason=job_status.reason,
+        first_known=job_status.created or next(iter(times.values()), job_status.updated),
+        created=job_status.created,
+        scheduled=times.get(Status.SCHEDULED),
+        started=began,
+        finished=ended,
+        updated=job_status.updated,
+        duration=ended - began if began and ended else None,
+        attempt=_int64(job_status.attempt),
+        agent=_text(record.agent.name),
+        infrastructure=clean(infrastructure.type),
+        work_pool=_text(infrastructure.work_pool),
+        worker=_text(infrastructure.worker),
+        hostname=_text(record.instance.hostname),
+        flow_run_name=_text(request.flow_run_name),
+        deployment_id=str(request.deployment.id) if request.deployment else None,
+        deployment_name=_text(request.deployment.name) if request.deployment else None,
+        code_commit=_text(code.repository.commit) if code and code.repository else None,
+        code_sha256=_text(code.sha256) if code else None,
+        message=_text(job_status.message),
+        progress=job_status.progress,
+        partial=job_status.partial,
+        cached_from=_text(job_status.cached_from),
+        archive=archive,
+        manifest_sha256=manifest_sha256,
+        imported=came.at if came else None,
+        origin=clean(came.origin) if came else None,
+    )
+
+
+def _first_times(job_status: JobStatus) -> Iterator[tuple[Status, Any]]:
+    seen: set[Status] = set()
+    for entry in job_status.history:
+        if entry.kind is Happening.STATUS and entry.status not in seen:
+            seen.add(entry.status)
+            yield entry.status, entry.time
+
+
+def _value(name: str, value: Any) -> Columns:
+    """Return name, JSON text, number, text and truth of a JSON value.
+
+    JSON has no infinity and no NaN: the documents write them as text, so they
+    are text here too, whether the record comes from a run or from its bundle.
+    """
+    plain = json_value(value)
+    text = _json(plain)
+    kept = text if len(text) <= VALUE_LIMIT else None
+    if isinstance(plain, bool):
+        return clean(name), kept, None, None, plain
+    if isinstance(plain, str):
+        return clean(name), kept, None, kept and clean(plain), None
+    if isinstance(plain, float) and not math.isfinite(plain):
+        return clean(name), kept, None, text.strip('"'), None
+    number = _double(plain) if isinstance(plain, int | float) else None
+    return clean(name), kept, number, None, None
+
+
+def _json(plain: Any) -> str:
+    try:
+        return to_json(plain, inf_nan_mode="strings").decode()
+    except PydanticSerializationError:  # a lone surrogate, which JSON can escape and UTF-8 cannot hold
+        return json.dumps(plain, separators=(",", ":"))
+
+
+def _metric(metric: Metric) -> Columns:
+    """Return name, number, exact value, step and time.
+
+    `exact` tells what a double does not: that a number is whole, all of its
+    digits, and NaN, which SQLite has no number for.
+    """
+    value = metric.value
+    exact: str | None = None
+    number: float | None = _double(value)
+    if isinstance(value, int):
+        exact = str(value) if abs(value) < _LONGEST else hex(value)
+    elif math.isnan(value):
+        exact, number = "NaN", None
+    step = None if metric.step is None else _int64(metric.step)
+    return clean(metric.name), number, exact, step, micros_of(metric.time)
+
+
+def _history(entry: StatusEntry) -> Columns:
+    state = entry.prefect_state
+    return (
+        entry.kind.value,
+        entry.status.value,
+        micros_of(entry.time),
+        entry.observer.value,
+        _int64(entry.attempt),
+        clean(state.type) if state else None,
+        clean(state.name) if state else None,
+        str(state.id) if state and state.id else None,
+        entry.reason.value if entry.reason else None,
+        entry.progress,
+        _text(entry.message),
+    )
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else clean(text)
+
+
+def _int64(number: int) -> int | None:
+    return number if number in _INT64 else None
+
+
+def _double(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # beyond every double: it sorts where it belongs, and its digits are told elsewhere
+        return math.inf if number > 0 else -math.inf

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect_executions.errors import LedgerError
-from prefect_executions.ledger.databases import Database, Session
+from prefect_executions.ledger.database import Database, Session
 from prefect_executions.ledger.migrate import HEAD, VERSION_TABLE, migrate
 
 PATIENCE = 30.0

@@ -1,6 +1,8 @@
 """The statuses of an execution, what may follow what, and how Prefect and OGC say it.
 
 Law: these tables are the only ones.
+
+The phases that the scripts of a descriptor Method go through.
 """
 
 from __future__ import annotations
@@ -118,3 +120,17 @@ def ending(
         return status, Reason.TIMED_OUT if state_name == "TimedOut" else Reason.ERROR
     submitted = started or not (message or "").startswith(_NOT_SUBMITTED)
     return status, Reason.CRASHED if submitted else Reason.INFRASTRUCTURE
+
+
+class Phase(StrEnum):
+    """The phases of a descriptor Method, in their order; those that have a script are Deploy, Execute and Undeploy."""
+
+    LAUNCH = "launch"
+    """What runs the scripts is made ready: the plan, the image, the process or container."""
+    DEPLOY = "deploy"
+    EXECUTE = "execute"
+    FETCH = "fetch"
+    """What was left in the data folder becomes the outputs."""
+    UNDEPLOY = "undeploy"
+    DESTROY = "destroy"
+    """What ran the scripts is removed."""

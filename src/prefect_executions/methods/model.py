@@ -2,21 +2,153 @@
 
 Shapes follow OGC API Processes - Part 1: Core 1.0, schemas ``process`` and
 ``inputDescription``; what is our own beside them has names that OGC does not use.
+
+A file that a Method reads, as its own code sees it.
+
+How a Method says that an output is to be compared when an execution of it is replayed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import IO, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, core_schema
 
 from prefect_executions.documents import Document, Part
-from prefect_executions.errors import MethodError
-from prefect_executions.methods.comparisons import Comparison
-from prefect_executions.methods.files import CCP_FILE, FILE_FORMAT
+from prefect_executions.errors import InputError, MethodError
 from prefect_executions.settings import ArchiveLevel
+
+FILE_FORMAT = "uri-reference"
+"""JSON Schema format of an `InputFile`: a path or an fsspec URL."""
+
+DESCRIPTORS = "prefect_executions.flow.file"
+"""The module by which Prefect loads a descriptor: ``<it>:<path>`` is an entrypoint."""
+
+_ENDINGS = (".json", ".yaml", ".yml")
+
+CCP_FILE = "file"
+"""CCP's format of a file: its placeholder stands for the content in base64."""
+
+
+def descriptor_in(entrypoint: str) -> str | None:
+    """Return the path of the descriptor that *entrypoint* names, or None where it names something else."""
+    path = entrypoint.removeprefix(f"{DESCRIPTORS}:")
+    return path if path.lower().endswith(_ENDINGS) else None
+
+
+class InputFile(str):
+    """A file that a Method reads: given as a path or any fsspec URL, staged before the Method starts.
+
+    It is text, so that every library that opens a path takes it: what was given
+    before staging, the path of the staged copy inside the Method::
+
+        @method(version="1.0.0")
+        def count(text: InputFile):
+            text.read_text()
+
+    Attributes:
+        origin: The path or URL as it was given.
+    """
+
+    __slots__ = ("origin",)
+    origin: str
+
+    def __new__(cls, place: str | os.PathLike[str], *, origin: str | None = None) -> Self:
+        """Name a file at *place*; *origin* is where a staged copy came from."""
+        made = super().__new__(cls, os.fspath(place))
+        made.origin = origin or (place.origin if isinstance(place, InputFile) else str(made))
+        return made
+
+    @property
+    def path(self) -> Path:
+        """The file as a path.
+
+        Raises:
+            InputError: If it is a URL that nothing has staged.
+        """
+        if "://" in self:
+            raise InputError(f"{self.partition('?')[0]} is not staged: an InputFile is staged when its Method runs")
+        return Path(self)
+
+    def open(self, mode: str = "r", **options: Any) -> IO[Any]:
+        """Open the file, as `pathlib.Path.open` does."""
+        return self.path.open(mode, **options)
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the file's text."""
+        return self.path.read_text(encoding=encoding)
+
+    def read_bytes(self) -> bytes:
+        """Return the file's bytes."""
+        return self.path.read_bytes()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._of, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "format": FILE_FORMAT}
+
+    @classmethod
+    def _of(cls, value: object) -> InputFile:
+        if isinstance(value, InputFile):
+            return value
+        if isinstance(value, str | os.PathLike):
+            return cls(value)
+        raise ValueError("a file is given as a path or a URL")
+
+
+OUTPUTS = "outputs/"
+
+Kind = Literal["bytes", "JSON", "table", "pixels", "lines"]
+
+
+class Comparison(Part):
+    """How an output is compared with that of another execution.
+
+    Attributes:
+        by: What it is compared as; by its media type when left out. By ``bytes`` only the same bytes are the same.
+        tolerance: The relative difference up to which two numbers are the same.
+        absolute_tolerance: The difference up to which they are, too, however near to 0 they lie.
+        volatile: Columns or JSON members that differ in every run, by their names, in which * and ? stand for
+            anything; ``*`` is the whole output. They are told and not judged.
+    """
+
+    by: Kind | None = None
+    tolerance: float = Field(default=0.0, ge=0, lt=1)
+    absolute_tolerance: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    volatile: tuple[str, ...] = ()
+
+    @property
+    def is_volatile(self) -> bool:
+        """Whether the whole output is."""
+        return "*" in self.volatile
+
+    def is_volatile_part(self, name: str) -> bool:
+        """Whether the column or member *name* is."""
+        return any(fnmatchcase(name, pattern) for pattern in self.volatile)
+
+    def at_least(self, tolerance: float) -> Comparison:
+        """Return the comparison with no smaller relative tolerance than *tolerance*."""
+        return self if tolerance <= self.tolerance else self.model_copy(update={"tolerance": tolerance})
+
+
+def comparison_of(path: str, declared: Mapping[str, Comparison] | None) -> Comparison | None:
+    """Return what is *declared* for the output at *path*: by its name, else by the first pattern that fits it."""
+    name = path.removeprefix(OUTPUTS)
+    if not declared or name in declared:
+        return declared[name] if declared else None
+    return next((one for pattern, one in declared.items() if fnmatchcase(name, pattern)), None)
+
 
 # The vocabulary that every installation knows; EXECUTIONS_METHOD_TYPES adds to it.
 METHOD_TYPES = (

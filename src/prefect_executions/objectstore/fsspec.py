@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError, SettingsError
-from prefect_executions.objectstore.fetching import Expected, bring
-from prefect_executions.objectstore.interface import Head, Lasts, checked_key, public_url
-from prefect_executions.objectstore.patience import Patience
+from prefect_executions.objectstore.interface import Expected, Head, Lasts, Patience, bring, checked_key, public_url
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem  # type: ignore[import-untyped]  # fsspec has no type information

@@ -18,8 +18,7 @@ from typing import NamedTuple
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
 from prefect_executions.fsync import sync, sync_soon
-from prefect_executions.objectstore.fetching import Expected, bring
-from prefect_executions.objectstore.interface import UNFINISHED, Head, Lasts, checked_key
+from prefect_executions.objectstore.interface import UNFINISHED, Expected, Head, Lasts, bring, checked_key
 from prefect_executions.tracepoints import Milestone, reach
 
 _PIECE = 8 * 1024**2

@@ -25,7 +25,7 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from prefect_executions.errors import ArchiveError
-from prefect_executions.objectstore.patience import Patience
+from prefect_executions.objectstore.interface import Patience
 
 CONNECTIONS = 16
 _CONNECT_SECONDS = 5

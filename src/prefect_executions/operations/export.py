@@ -13,13 +13,12 @@ from typing import NamedTuple
 from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
 from prefect_executions.bundles.export import Exporter, Leaving
-from prefect_executions.bundles.forms import Form, Level
+from prefect_executions.bundles.layout import Form, Level
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.workbench.archived import ArchivedSource
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import ArchivedSource, Reader
 
 _AHEAD = 4
 """How many bundles are asked for before their turn: an archive far away answers slowly, but many at once."""

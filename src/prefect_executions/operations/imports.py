@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from prefect_executions.archive.archive import Content, goes_along
-from prefect_executions.archive.imports import IMPORTED, Imported
+from prefect_executions.archive.objects import IMPORTED, Imported
 from prefect_executions.bundles import ccp, layout, manifest
-from prefect_executions.bundles.forms import Kind
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.incoming import Arrival, arrivals, open_whole
+from prefect_executions.bundles.layout import Kind
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.seal import seal
@@ -38,7 +38,7 @@ from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.objectstore.interface import public_url
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.settings import ImportNames, Settings
-from prefect_executions.workbench.archiving import is_bulk
+from prefect_executions.workbench.sealing import is_bulk
 from prefect_executions.workbench.workbench import Workbench, came_from
 
 _STAGING = "import-"

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from prefect_executions.archive.removals import Removed
+from prefect_executions.archive.objects import Removed
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import ExecutionsError, NotAvailableError, SettingsError
 from prefect_executions.executions.record import ExecutionRecord

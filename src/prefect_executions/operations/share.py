@@ -13,8 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from prefect_executions.bundles.forms import Level
-from prefect_executions.bundles.layout import OUTPUT_ZIP
+from prefect_executions.bundles.layout import OUTPUT_ZIP, Level
 from prefect_executions.bundles.zip_reader import OWN, ZipReader
 from prefect_executions.capture.secrets import SecretMask, reveals, secrets_around
 from prefect_executions.documents import Document, Time

@@ -9,16 +9,14 @@ from typing import Any
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.logfiles import settle_log
-from prefect_executions.capture.naming import mask_names
 from prefect_executions.capture.parameters import tell_credentials
-from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.secrets import SecretMask, mask_names
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.executions.record import ExecuteRequest
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.methods.model import Method
 from prefect_executions.prefect_api.blocks import secret
-from prefect_executions.prefect_api.lives import catch_up
-from prefect_executions.prefect_api.steps import steps
+from prefect_executions.prefect_api.flow_runs import catch_up, steps
 
 
 def make_up(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:

@@ -1,4 +1,16 @@
-"""What Prefect says of a flow run: itself, its states, and where it was sent."""
+"""What Prefect says of a flow run: itself, its states, and where it was sent.
+
+The life of an execution as Prefect's state history tells it.
+
+A flow run as the request for an execution.
+
+The task runs of a flow run, as Prefect's API knows them.
+
+Prefect hears of a task's states by events, so for some tenths of a second after
+a task has ended its API may not know it yet.
+
+How Prefect is asked to cancel a flow run, and what it says of one that was.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +32,53 @@ from prefect_executions.prefect_api.client import client, configured_api
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
+
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from prefect_executions.lifecycle.history import JobStatus, begin, follow
+from prefect_executions.lifecycle.status import FROM_PREFECT, Observer, Status
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+from typing import TYPE_CHECKING
+
+from prefect_executions.capture.parameters import recorded_parameters
+from prefect_executions.executions.record import ExecuteRequest, Relative, tagged
+from prefect_executions.methods.model import Method
+from prefect_executions.settings import ArchiveLevel
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import TaskRunSort
+
+from prefect_executions.documents import clean_text
+from prefect_executions.lifecycle.history import Step
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import TaskRun
+
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefect.states import Cancelled, Cancelling
+
+from prefect_executions.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 
 def seen(state: State[Any]) -> Seen:
@@ -146,3 +205,228 @@ def created_by(run: FlowRun) -> dict[str, str] | None:
 
 def _text(value: object) -> str | None:
     return None if value is None else str(value)
+
+
+_ENDS = frozenset(name for name, status in FROM_PREFECT.items() if status is not None and status.terminal)
+
+
+def states(run: FlowRun) -> tuple[Seen, ...]:
+    """Prefect's state history since the run was created or retried by hand; its one state when the API is away.
+
+    A run that was just called in a process has two states, and Prefect told both
+    with the run: it need not be asked again.
+    """
+    called = run.deployment_id is None and os.environ.get("PREFECT__FLOW_RUN_ID") != str(run.id)
+    if called and run.run_count == 1 and run.state and run.state.is_running() and run.expected_start_time:
+        return (_called(run.expected_start_time), seen(run.state))
+    try:
+        return lives(history(run.id))[-1]
+    except OrchestratorError:
+        return (seen(run.state),) if run.state else ()
+
+
+def _called(expected: datetime) -> Seen:
+    """The PENDING that a direct call begins with: Prefect's server keeps its time as the expected start."""
+    return Seen(PrefectState(type="PENDING", name="Pending"), in_utc(expected))
+
+
+def lives(told: Sequence[Seen]) -> list[tuple[Seen, ...]]:
+    """Return the states *told* of a flow run, cut where somebody scheduled it again after an end.
+
+    Prefect keeps its id then; a record has ended, and another one begins.
+    """
+    cuts = [
+        number
+        for number, (before, one) in enumerate(pairwise(told), start=1)
+        if one.state.type == "SCHEDULED" and before.state.type in _ENDS
+    ]
+    return [tuple(told[start:end]) for start, end in pairwise([0, *cuts, len(told)])]
+
+
+def told_by_prefect(execution_id: str, method_id: str, run: FlowRun, heard: Sequence[Seen] | None = None) -> JobStatus:
+    """Return the history so far with Prefect's own times; *heard* are the run's `states`, asked for when not given.
+
+    Prefect tells the creation twice: as the flow run's `created`, by the server's
+    clock, and as the time of its first state, by the client's. The earlier counts.
+    """
+    heard = states(run) if heard is None else heard
+    told = [one.time for one in heard[:1]]
+    if run.created and execution_id == str(run.id):
+        told.append(in_utc(run.created))
+    if not told:
+        return begin(execution_id, method_id, status=Status.STARTED, at=datetime.now(UTC), observer=Observer.HOOK)
+    accepted = heard[0].state if heard and FROM_PREFECT.get(heard[0].state.type) is Status.CREATED else None
+    created = begin(
+        execution_id,
+        method_id,
+        status=Status.CREATED,
+        at=min(told),
+        observer=Observer.PREFECT,
+        prefect_state=accepted,
+    )
+    return follow(created, heard)
+
+
+def catch_up(job_status: JobStatus) -> JobStatus:
+    """Return *job_status* with what Prefect's state history tells of this life of the flow run by now, one request.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    flow_run_id, _, life = job_status.job_id.partition(".")
+    told = lives(history(UUID(flow_run_id)))
+    return follow(job_status, told[min(int(life or 1), len(told)) - 1])
+
+
+def request_of(
+    run: FlowRun,
+    method: Method,
+    execution_id: str,
+    values: Mapping[str, Any] | None,
+    *,
+    archive: ArchiveLevel,
+    environment: Mapping[str, str],
+    parent: str | None = None,
+) -> ExecuteRequest:
+    """Return what was asked for with *run*; *values* are None where Prefect could not validate the parameters.
+
+    *archive* is the level where the Method says none, *parent* the execution whose Method called this one.
+    """
+    raw = recorded_parameters(method, run.parameters)
+    return ExecuteRequest(
+        execution_id=execution_id,
+        method_id=method.id,
+        method_version=method.version,
+        values=raw if values is None else dict(values),
+        parameters=raw,
+        validated=values is not None,
+        archive=method.archive or archive,
+        relatives=_relatives(run, execution_id, parent),
+        flow_run_name=run.name,
+        deployment=deployment(run, environment),
+        tags=tuple(run.tags),
+        created_by=created_by(run),
+    )
+
+
+def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Relative, ...]:
+    first = str(run.id)
+    retried = [Relative(execution_id=first, relation="retry-of")] if execution_id != first else []
+    called = [Relative(execution_id=parent, relation="parent")] if parent else []
+    # A run that a Method calls inherits the tags of the one around it.
+    again = () if run.parent_task_run_id else tagged(run.tags)
+    return (*retried, *called, *again)
+
+
+MOST = 10_000
+"""How many steps a record tells; fifty requests."""
+
+_PAGE = 200
+_LONG_AGO, _NEVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+def steps(job_status: JobStatus, mask: Callable[[str], str]) -> tuple[Step, ...]:
+    """Return the steps of an execution as far as Prefect's API knows them now, in the order in which they began.
+
+    Those of its subflows are not among them: they belong to the flow run that
+    called them. *mask* is put over names, which may be made of parameters.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    flow_run_id, _, life = job_status.job_id.partition(".")
+    try:
+        found = list(_task_runs(UUID(flow_run_id)))
+    except Exception as error:
+        raise OrchestratorError(f"the task runs of flow run {flow_run_id} cannot be read: {error}") from error
+    # A life before this one had steps as well.
+    since = job_status.history[0].time if life else _LONG_AGO
+    told = [_step(one, mask) for one in found if _begun(one, _NEVER) >= since]
+    return tuple(sorted(told, key=lambda step: (step.started or _NEVER, str(step.id))))
+
+
+def _task_runs(flow_run_id: UUID) -> Iterator[TaskRun]:
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    for offset in range(0, MOST, _PAGE):
+        page = client().read_task_runs(
+            flow_run_filter=wanted, sort=TaskRunSort.EXPECTED_START_TIME_ASC, limit=_PAGE, offset=offset
+        )
+        yield from page
+        if len(page) < _PAGE:
+            return
+
+
+def _begun(run: TaskRun, otherwise: datetime) -> datetime:
+    told = run.start_time or run.expected_start_time
+    return otherwise if told is None else in_utc(told)
+
+
+def _step(run: TaskRun, mask: Callable[[str], str]) -> Step:
+    state = run.state
+    kind = state.type.value if state else run.state_type.value if run.state_type else "PENDING"
+    return Step(
+        id=run.id,
+        name=clean_text(mask(run.name)),
+        state=kind,
+        state_name=(state.name if state else run.state_name) or kind.title(),
+        started=run.start_time and in_utc(run.start_time),
+        finished=run.end_time and in_utc(run.end_time),
+        flow_run_id=state.state_details.child_flow_run_id if state else None,
+    )
+
+
+class Answer(NamedTuple):
+    """What Prefect answers who asks it to cancel: its state now, and why it refuses, if it does."""
+
+    state: Seen
+    refused: str | None
+
+
+def cancel(flow_run_id: UUID, message: str) -> Answer:
+    """Ask Prefect to cancel a flow run, with a *message* that says who asks.
+
+    A run that no infrastructure works on is cancelled at once. Prefect leaves the
+    message out then, so it is told once more.
+
+    Raises:
+        NotFoundError: If Prefect does not know the flow run.
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    result = _set(flow_run_id, Cancelling(message=message), force=False)
+    reason = getattr(result.details, "reason", None)
+    if result.status == "ABORT" or result.state is None:
+        run = flow_run(flow_run_id)
+        if run is None or run.state is None:
+            raise NotFoundError(f"Prefect does not know the flow run {flow_run_id}")
+        return Answer(seen(run.state), str(reason))
+    if result.state.is_cancelled() and not result.state.message:
+        return Answer(set_cancelled(flow_run_id, message), None)
+    return Answer(seen(result.state), None)
+
+
+def set_cancelled(flow_run_id: UUID, message: str | None) -> Seen:
+    """Put a flow run into Cancelled, whatever it is in now, and return that state.
+
+    Raises:
+        NotFoundError: If Prefect does not know the flow run.
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    result = _set(flow_run_id, Cancelled(message=message), force=True)
+    if result.state is None:
+        raise OrchestratorError(f"flow run {flow_run_id} cannot be put into Cancelled: {result.details}")
+    return seen(result.state)
+
+
+def asked_to_cancel(states: Sequence[Seen]) -> Seen | None:
+    """Return the state that asked for the cancellation of the newest life that *states* tell, if one did."""
+    newest = lives(states)[-1] if states else ()
+    return next((one for one in newest if one.state.type == "CANCELLING"), None)
+
+
+def _set(flow_run_id: UUID, state: State[Any], *, force: bool) -> Any:
+    try:
+        return client().set_flow_run_state(flow_run_id, state, force=force)
+    except ObjectNotFound:
+        raise NotFoundError(f"Prefect does not know the flow run {flow_run_id}") from None
+    except Exception as error:
+        raise OrchestratorError(f"flow run {flow_run_id} cannot be cancelled: {error}") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from prefect_executions.errors import BundleError, RequestError
 from prefect_executions.provenance import vocabulary
-from prefect_executions.provenance.parsing import records
+from prefect_executions.provenance.reader import records
 
 if TYPE_CHECKING:
     from prov.model import ProvDocument

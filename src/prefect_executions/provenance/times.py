@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from prefect_executions.lifecycle.history import CLOCK_SKEW
-from prefect_executions.provenance.parsing import Record, records
+from prefect_executions.provenance.reader import Record, records
 
 
 def time_faults(data: bytes) -> Iterator[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect_executions.errors import InfrastructureError, RequestError
-from prefect_executions.runtimes.interface import Runtime
-from prefect_executions.runtimes.plans import SharedClaim
+from prefect_executions.runtimes.interface import Runtime, SharedClaim
 from prefect_executions.runtimes.process.runtime import ProcessRuntime
 
 NAMES = ("process", "docker", "kubernetes")

@@ -17,15 +17,14 @@ from prefect_executions.errors import ArchiveError, ExecutionsError, LedgerError
 from prefect_executions.lifecycle.history import Seen
 from prefect_executions.operations.checkpoints import write_checkpoints
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.prefect_api import flow_runs, recognising
-from prefect_executions.prefect_api import lives as prefect_lives
+from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 from prefect_executions.settings import Settings
 from prefect_executions.settle.decide import Act, Judgement, judge
 from prefect_executions.settle.observe import Known, evidence_of, flow_run_of, life_of, look
 from prefect_executions.settle.seal import seal, seal_unstarted
 from prefect_executions.workbench.heartbeat import PERIOD
-from prefect_executions.workbench.settling import Settled, settle_all
+from prefect_executions.workbench.recovery import Settled, settle_all
 from prefect_executions.workbench.workbench import Outcome, Workbench, life
 
 if TYPE_CHECKING:
@@ -100,8 +99,8 @@ class _Round:
         known = look(self.workbench, unfinished)
         mark = marks.settled_until()
         since = since or (mark - OVERLAP if mark else LONG_AGO)
-        recognising.mark_flows({run.flow_id for run in known.runs.values()})
-        flows = sorted(recognising.method_flows(mark and mark - SKEW))
+        prefect_queries.mark_flows({run.flow_id for run in known.runs.values()})
+        flows = sorted(prefect_queries.method_flows(mark and mark - SKEW))
         yield from self._announced(known)
         sealed = {one.id: one.at + known.ahead for one in marks.sealed_since(since - SKEW)}
         yield from self._unannounced(known, flows, since, sealed)
@@ -192,7 +191,7 @@ class _Round:
         if when is None and last.state.type not in _ENDS:
             yield first
             return
-        for number in range(len(prefect_lives.lives(flow_runs.history(run.id))), 1, -1):
+        for number in range(len(flow_runs.lives(flow_runs.history(run.id))), 1, -1):
             execution_id = life(first, number)
             if execution_id not in sealed and self._sealed_when(execution_id) is None:
                 yield execution_id

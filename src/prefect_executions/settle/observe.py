@@ -14,7 +14,7 @@ from prefect_executions.capture.processes import alive
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import Instance
 from prefect_executions.lifecycle.history import JobStatus, Seen
-from prefect_executions.prefect_api import lives as prefect_lives
+from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 from prefect_executions.settle.decide import STUCK, Evidence
 from prefect_executions.workbench.workbench import Workbench
@@ -92,7 +92,7 @@ def flow_run_of(execution_id: str) -> UUID:
 
 def life_of(execution_id: str, told: tuple[Seen, ...]) -> tuple[Seen, ...]:
     """Return the states that belong to that life of the flow run."""
-    lives = prefect_lives.lives(told)
+    lives = flow_runs.lives(told)
     number = int(execution_id.partition(".")[2] or 1)
     return lives[min(number, len(lives)) - 1] if lives else ()
 

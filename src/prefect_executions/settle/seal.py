@@ -1,4 +1,7 @@
-"""Seal what was judged to have ended, from the bundle here or from what the archive and Prefect know."""
+"""Seal what was judged to have ended, from the bundle here or from what the archive and Prefect know.
+
+The record of a run whose Method's code never began and whose Method we do not have: from Prefect alone.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,84 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import end_carriers
 from prefect_executions.errors import NotFoundError, SecretError
 from prefect_executions.executions.record import Instance
-from prefect_executions.lifecycle.following import follow
-from prefect_executions.lifecycle.history import Seen
+from prefect_executions.lifecycle.history import Seen, follow
 from prefect_executions.lifecycle.status import Reason, Status
-from prefect_executions.prefect_api import cancelling
 from prefect_executions.prefect_api import finish as prefect_finish
+from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.settle.decide import Judgement
 from prefect_executions.settle.observe import Known, flow_run_of
-from prefect_executions.settle.unstarted import unstarted_record
-from prefect_executions.workbench.leftovers import end_runs
-from prefect_executions.workbench.recovering import recover, restore
-from prefect_executions.workbench.recovery import bring_back
+from prefect_executions.workbench.recovery import bring_back, end_runs, recover, restore
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Outcome, Workbench
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+
+
+from typing import TYPE_CHECKING, Any
+
+from prefect.exceptions import ObjectNotFound
+
+from prefect_executions.capture.parameters import recorded_method
+from prefect_executions.descriptors.schema import inputs_of
+from prefect_executions.executions.record import Agent, ExecutionRecord
+from prefect_executions.lifecycle.history import begin
+from prefect_executions.lifecycle.status import Observer
+from prefect_executions.methods.model import Method
+from prefect_executions.methods.secrets import MARK, marked_version, unmarked
+from prefect_executions.prefect_api import client as api_client
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+def unstarted_record(run: FlowRun, execution_id: str, states: Sequence[Seen], archive: ArchiveLevel) -> ExecutionRecord:
+    """Return the record of *run* as far as Prefect tells it; *states* are those of this life of it.
+
+    The Method is as its deployment describes it, without code, which nobody saw.
+    """
+    method = recorded_method(_method(run))
+    created = begin(
+        execution_id,
+        method.id,
+        status=Status.CREATED,
+        at=states[0].time,
+        observer=Observer.PREFECT,
+        prefect_state=states[0].state,
+    )
+    maker = flow_runs.created_by(run)
+    return ExecutionRecord(
+        method=method,
+        request=flow_runs.request_of(run, method, execution_id, None, archive=archive, environment={}),
+        infrastructure=flow_runs.infrastructure(run, {}),
+        instance=Instance(),
+        job_status=follow(created, states),
+        agent=Agent(source="prefect", claims={"sub": maker["name"], **maker}) if maker and "name" in maker else Agent(),
+    )
+
+
+def _method(run: FlowRun) -> Method:
+    name = api_client.client().read_flow(run.flow_id).name
+    schema, description, version = _deployed(run)
+    marks = [told[MARK] for told in schema.get("properties", {}).values() if isinstance(told, dict) and MARK in told]
+    return Method(
+        id=name,
+        version=str(marks[0] if marks else marked_version(description) or version or run.flow_version or "unknown"),
+        title=name.replace("-", " ").replace("_", " ").capitalize(),
+        description=unmarked(description),
+        inputs=inputs_of(schema),
+    )
+
+
+def _deployed(run: FlowRun) -> tuple[dict[str, Any], str | None, str | None]:
+    if run.deployment_id is None:
+        return {}, None, None
+    try:
+        told = api_client.client().read_deployment(run.deployment_id)
+    except ObjectNotFound:
+        return {}, None, None
+    return told.parameter_openapi_schema or {}, told.description, told.version
 
 
 def seal(
@@ -101,7 +165,7 @@ def _end(judgement: Judgement, states: Sequence[Seen]) -> Ending:
     if last is None or last.state.type not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
         return judgement.end
     end = judgement.end._replace(at=last.time, prefect_state=last.state)
-    asked = cancelling.asked_to_cancel(states) if end.reason is Reason.CRASHED else None
+    asked = flow_runs.asked_to_cancel(states) if end.reason is Reason.CRASHED else None
     if asked is None:
         return end
     # Who is killed because somebody asked for it was cancelled, whatever its supervisor calls it.

@@ -2,6 +2,8 @@
 
 Law: no run waits for it. Who opens a Workbench in this process does, and so does
 the end of the process, both for a bounded time; what is left then, settle does.
+
+Who tells the world that an execution ended, and what is done where nobody does.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from prefect_executions.lifecycle.history import JobStatus
 
 GIVEN_WAY = 0.02
 """Seconds for which work lets the run go first: they share one interpreter."""
@@ -71,3 +75,41 @@ def _finish_at_exit() -> None:
     register = getattr(threading, "_register_atexit", atexit.register)
     with suppress(RuntimeError):  # the interpreter is ending already
         register(finish)
+
+
+class EndTelling(Protocol):
+    """The telling of one sealed execution's end, which goes on beside its archiving."""
+
+    def archived(self, manifest_sha256: str) -> None:
+        """Say that the archive has all of the record."""
+
+    def not_archived(self, why: str) -> None:
+        """Say why the archive did not take the record."""
+
+    def withdraw(self) -> None:
+        """Tell nothing: another sealed the execution before."""
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Do *act* as soon as all is told and heard; what is not, settle tells again."""
+
+
+Tell = Callable[[JobStatus], EndTelling]
+
+
+class _Nobody:
+    def archived(self, manifest_sha256: str) -> None:
+        pass
+
+    def not_archived(self, why: str) -> None:
+        pass
+
+    def withdraw(self) -> None:
+        pass
+
+    def then(self, act: Callable[[], None]) -> None:
+        act()
+
+
+def tell_nobody(job_status: JobStatus) -> EndTelling:  # noqa: ARG001 - it is a `Tell`
+    """Tell nobody, where a workbench stands by itself."""
+    return _Nobody()

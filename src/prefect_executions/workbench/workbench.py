@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect_executions.archive.archive import Archive, Sealing
-from prefect_executions.archive.imports import Imported
+from prefect_executions.archive.objects import Imported
 from prefect_executions.attestation.keys import SigningKey
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.gather import Gathered, gather
@@ -30,18 +30,16 @@ from prefect_executions.errors import ArchiveError, LedgerError, NotFoundError
 from prefect_executions.executions.record import RECORD, ExecutionRecord, Metrics, OpeningRecord, record_from
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import ArchiveState, Came
-from prefect_executions.lifecycle.following import follow
-from prefect_executions.lifecycle.history import Happening, JobStatus, Seen
+from prefect_executions.lifecycle.history import Happening, JobStatus, Seen, follow
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.objectstore.open import open_store
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.tracepoints import Milestone, reach
 from prefect_executions.workbench import background
-from prefect_executions.workbench.archiving import content_of, data_of, late_word, upload
+from prefect_executions.workbench.background import EndTelling, Tell, tell_nobody
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing
-from prefect_executions.workbench.sealing import Ending, ended, lost_with
-from prefect_executions.workbench.telling import EndTelling, Tell, tell_nobody
+from prefect_executions.workbench.sealing import Ending, content_of, data_of, ended, late_word, lost_with, upload
 
 log = logging.getLogger("prefect_executions")
 

@@ -21,8 +21,7 @@ from requests.exceptions import ReadTimeout, RequestException
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import InfrastructureError
 from prefect_executions.runtimes.container_init import OWN_FOLDER
-from prefect_executions.runtimes.interface import GRACE, STREAMS, Exit, LogPiece, RunStatus, Seen, StreamName
-from prefect_executions.runtimes.plans import PREFIX
+from prefect_executions.runtimes.interface import GRACE, PREFIX, STREAMS, Exit, LogPiece, RunStatus, Seen, StreamName
 
 _CANCELLED = "-cancelled"  # the end of its name; nothing inside the container can forge it
 _PATIENCE = 30  # seconds that one request waits for the end

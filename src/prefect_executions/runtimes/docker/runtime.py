@@ -27,8 +27,21 @@ from docker.utils import kwargs_from_env, parse_repository_tag
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
 from prefect_executions.runtimes.container_init import OWN_FOLDER, entry
 from prefect_executions.runtimes.docker.run import ContainerRun, asking
-from prefect_executions.runtimes.plans import DATA, LABEL, PREFIX, Network, Plan, Pull, RunRequest, Wish, run_id
-from prefect_executions.runtimes.refusing import environment_of, reasons_of_all, refusal, told_environment
+from prefect_executions.runtimes.interface import (
+    DATA,
+    LABEL,
+    PREFIX,
+    Network,
+    Plan,
+    Pull,
+    RunRequest,
+    Wish,
+    environment_of,
+    reasons_of_all,
+    refusal,
+    run_id,
+    told_environment,
+)
 
 # The driver that keeps bytes as they came; the engine's default one writes what is not UTF-8 as something else.
 _EXACT_LOGS = {"Type": "local", "Config": {"max-size": "1000g", "max-file": "1", "compress": "false"}}

@@ -2,19 +2,195 @@
 
 What the Job's annotations say was decided once, whoever asks: a note is written
 only onto the version of the Job that was looked at.
+
+What the API of Kubernetes says of a Job and its pod, judged: does it wait, does it run, how did it end.
+
+Pure: objects in, values out.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
+from prefect_executions.documents import in_utc
 from prefect_executions.errors import InfrastructureError
-from prefect_executions.runtimes.interface import Exit, RunStatus
+from prefect_executions.runtimes.interface import LABEL, PREFIX, Exit, RunStatus, Seen
 from prefect_executions.runtimes.kubernetes.api import Cluster, Command, Json, Refused
-from prefect_executions.runtimes.kubernetes.looking import CANCELLED, END, GIVEN, Look
-from prefect_executions.runtimes.plans import LABEL
+
+GIVEN = f"{PREFIX}.given"
+"""The annotation of a Job that names the one pod that was given the data; another one never begins."""
+
+CANCELLED = f"{PREFIX}.cancelled"
+"""The annotation of a Job that somebody has cancelled."""
+
+END = f"{PREFIX}.end"
+"""The annotation of a Job that says how its run ended; whoever sees the end first writes it, and it stays."""
+
+FETCHED = f"{PREFIX}.fetched"
+"""The annotation of a Job whose data came back."""
+
+DATA_NOTE = f"{PREFIX}.data"
+"""The annotation of a Job with the data folder of the machine that asked; absent where a claim shares it."""
+
+RECEIVER, KEEPER, SCRIPT = "receiver", "keeper", "script"
+"""The containers of a pod, in the order in which they begin."""
+
+EXPIRED = "expired"
+"""What a container's first process leaves as its last message when the time limit has ended it."""
+
+JsonObject = Mapping[str, Any]
+
+# What the kubelet does not try again, or what never gets better.
+_HOPELESS = {"ErrImageNeverPull", "InvalidImageName", "CreateContainerError", "RunContainerError", "ImageInspectError"}
+_DELETED = "was deleted before what it wrote there came back, and that is gone"
+_BUSY = re.compile("deadline|time[d ]*out", re.IGNORECASE)
+_NOT_THERE = re.compile("unknown|not found|denied|unauthorized|does not exist", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a Job and those of its pods that there are."""
+
+    job: JsonObject
+    pods: tuple[JsonObject, ...] = field(default=())
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """The annotations of the Job."""
+        return self.job["metadata"].get("annotations") or {}
+
+    @property
+    def pod(self) -> JsonObject | None:
+        """The pod that was given the data, else the newest one that may be."""
+        given = self.notes.get(GIVEN)
+        if given is not None:
+            uid = given.partition(" ")[2]
+            return next((pod for pod in self.pods if pod["metadata"]["uid"] == uid), None)
+        waiting = [pod for pod in self.pods if "deletionTimestamp" not in pod["metadata"]]
+        return max(waiting, key=lambda pod: pod["metadata"]["creationTimestamp"], default=None)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the script has begun."""
+        return bool(self.script.get("running") or self.script.get("terminated"))
+
+    @property
+    def script(self) -> JsonObject:
+        """The state of the script's container."""
+        return self._state(SCRIPT)
+
+    @property
+    def receives(self) -> bool:
+        """Whether a pod waits for its data."""
+        return "running" in self._state(RECEIVER)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what the script wrote can still be read."""
+        return "running" in self._state(KEEPER)
+
+    def end(self) -> Exit | None:
+        """Return how the run has ended; None while it waits or runs."""
+        if END in self.notes:
+            return Exit.model_validate_json(self.notes[END])
+        pod = self.pod
+        if pod is None:
+            return _gone(self.notes[GIVEN]) if GIVEN in self.notes else None
+        done = self.script.get("terminated")
+        if pod["status"].get("reason"):
+            return _failed_whole(pod["status"], None if done is None else done["exitCode"])
+        # Whether it ended by itself or with its pod cannot be told apart: what it left is gone in both cases.
+        deleted = "deletionTimestamp" in pod["metadata"] and FETCHED not in self.notes
+        if done:
+            return _ended(done, deleted=deleted, cancelled=CANCELLED in self.notes)
+        if pod["status"].get("phase") == "Failed":
+            return _gone(pod["metadata"]["name"]) if deleted else _failed_before(pod)
+        return None if self.begun else _hopeless(pod)
+
+    def seen(self) -> Seen:
+        """Return what the cluster says of the pod."""
+        pod = self.pod
+        if pod is None:
+            return Seen(pod=self.notes.get(GIVEN, "").partition(" ")[0] or None)
+        told = next(_containers(pod, SCRIPT), {})
+        image = told.get("imageID", "").rpartition("://")[2]
+        by_digest = "@sha256:" in image
+        return Seen(
+            container=told.get("containerID", "").rpartition("://")[2] or None,
+            pod=pod["metadata"]["name"],
+            node=pod["spec"].get("nodeName"),
+            image=image if image.startswith("sha256:") else None,
+            image_digest=image if by_digest else None,
+        )
+
+    def _state(self, container: str) -> JsonObject:
+        pod = self.pod
+        told = {} if pod is None else next(_containers(pod, container), {})
+        state: JsonObject = told.get("state") or {}
+        return state
+
+
+def _containers(pod: JsonObject, name: str = "") -> Iterator[JsonObject]:
+    status = pod["status"]
+    for told in [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]:
+        if told["name"] == name or not name:
+            yield told
+
+
+def _ended(done: JsonObject, *, deleted: bool, cancelled: bool) -> Exit:
+    code = done["exitCode"]
+    started, ended = time_of(done.get("startedAt")), time_of(done.get("finishedAt"))
+    status, why = (RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED), None
+    if done.get("reason") == "OOMKilled" and code:
+        why = "a process of it wanted more memory than its limit"
+    elif done.get("reason") not in {None, "Completed", "Error"}:
+        why = f"{done['reason']}: {done.get('message', '')}"
+    if cancelled:
+        status, why = RunStatus.CANCELLED, "it was cancelled"
+    elif (done.get("message") or "").strip() == EXPIRED:
+        status, why = RunStatus.EXPIRED, "it ran longer than its time limit"
+    elif deleted:
+        status, why = RunStatus.LOST, f"its pod {_DELETED}"
+    return Exit(status=status, code=code, why=why, started=started, ended=ended)
+
+
+def _gone(given: str) -> Exit:
+    pod = given.partition(" ")[0]
+    return Exit(status=RunStatus.LOST, why=f"its pod {pod} {_DELETED}")
+
+
+def _failed_whole(told: JsonObject, code: int | None) -> Exit:
+    """The end of a pod that its node has given up, with all that was in it."""
+    status = RunStatus.EXPIRED if told["reason"] == "DeadlineExceeded" else RunStatus.LOST
+    return Exit(status=status, code=code, why=f"its pod failed, {told['reason']}: {told.get('message', '')}")
+
+
+def _failed_before(pod: JsonObject) -> Exit:
+    done = [one["state"]["terminated"] for one in _containers(pod) if (one.get("state") or {}).get("terminated")]
+    said = "; ".join(str(one.get("message") or one.get("reason")) for one in done if one.get("exitCode"))
+    return Exit(status=RunStatus.FAILED, why=f"its pod cannot begin: {said}")
+
+
+def _hopeless(pod: JsonObject) -> Exit | None:
+    for told in _containers(pod):
+        waiting = (told.get("state") or {}).get("waiting") or {}
+        reason, said = waiting.get("reason", ""), waiting.get("message", "")
+        absent = reason in {"ErrImagePull", "ImagePullBackOff"} and _NOT_THERE.search(said)
+        if (reason in _HOPELESS and not _BUSY.search(said)) or absent:
+            return Exit(status=RunStatus.FAILED, why=f"its pod cannot begin, {reason}: {said}")
+    return None
+
+
+def time_of(told: str | None) -> datetime | None:
+    """Return a time of the API, which has whole seconds."""
+    return None if told is None else in_utc(datetime.fromisoformat(told))
+
 
 _LOOK = (0.1, 1.0)  # seconds between two looks: at first, and in the end
 _UNTIL_REMOVED = 120.0  # a node on a busy machine

@@ -9,10 +9,18 @@ from math import ceil
 from typing import Any
 
 from prefect_executions.runtimes.container_init import OWN_FOLDER, entry
-from prefect_executions.runtimes.interface import GRACE
-from prefect_executions.runtimes.kubernetes.looking import DATA_NOTE, EXPIRED, KEEPER, RECEIVER, SCRIPT
-from prefect_executions.runtimes.plans import DATA, LABEL, PREFIX, Pull, Resources, RunRequest, SharedClaim
-from prefect_executions.runtimes.refusing import told_environment
+from prefect_executions.runtimes.interface import (
+    DATA,
+    GRACE,
+    LABEL,
+    PREFIX,
+    Pull,
+    Resources,
+    RunRequest,
+    SharedClaim,
+    told_environment,
+)
+from prefect_executions.runtimes.kubernetes.job import DATA_NOTE, EXPIRED, KEEPER, RECEIVER, SCRIPT
 
 GPU = "nvidia.com/gpu"
 """What Kubernetes calls a GPU, where NVIDIA's device plug-in offers them."""

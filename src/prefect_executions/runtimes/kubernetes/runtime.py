@@ -17,13 +17,22 @@ from types import MappingProxyType
 from typing import Any
 
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
+from prefect_executions.runtimes.interface import (
+    DATA,
+    Plan,
+    RunRequest,
+    SharedClaim,
+    Wish,
+    environment_of,
+    reasons_of_all,
+    refusal,
+    run_id,
+)
 from prefect_executions.runtimes.kubernetes.api import Cluster, Refused
 from prefect_executions.runtimes.kubernetes.job import Job
 from prefect_executions.runtimes.kubernetes.manifest import GPU, USER, changed, job_of, quantity, secret_of
 from prefect_executions.runtimes.kubernetes.run import PodRun
 from prefect_executions.runtimes.kubernetes.transfer import unsendable
-from prefect_executions.runtimes.plans import DATA, Plan, RunRequest, SharedClaim, Wish, run_id
-from prefect_executions.runtimes.refusing import environment_of, reasons_of_all, refusal
 
 KEEP = 24 * 3600.0
 """Seconds that a pod keeps what its script left, for a caller that comes back."""

@@ -27,10 +27,24 @@ from uuid import uuid4
 from prefect_executions.capture.processes import end_carriers, send
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
 from prefect_executions.executions.record import Process
-from prefect_executions.runtimes.interface import GRACE, Exit, LogPiece, RunStatus, Seen, StreamName
-from prefect_executions.runtimes.plans import DATA, RUN_COOKIE, Plan, RunRequest, Wish, run_id
+from prefect_executions.runtimes.interface import (
+    DATA,
+    GRACE,
+    RUN_COOKIE,
+    Exit,
+    LogPiece,
+    Plan,
+    RunRequest,
+    RunStatus,
+    Seen,
+    StreamName,
+    Wish,
+    environment_of,
+    reasons_of_all,
+    refusal,
+    run_id,
+)
 from prefect_executions.runtimes.process import launcher
-from prefect_executions.runtimes.refusing import environment_of, reasons_of_all, refusal
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
 """The variables of this process that a script gets, unless it was asked for others; no other one."""
