@@ -30,15 +30,15 @@ hypothesis.settings.load_profile("steady")
 LONGEST = (
     "test_scenarios.py",
     "test_journeys.py",
-    "test_runtimes.py",
-    "test_cli.py",
+    "test_runtimes_interface.py",
+    "test_cli_app.py",
     "test_docker_pool.py",
-    "test_replaying.py",
-    "test_runtimes_kubernetes.py",
-    "test_descriptor_runtimes.py",
-    "test_cancelling.py",
-    "test_bundle_sealing.py",
-    "test_descriptor_flow.py",
+    "test_operations_replay.py",
+    "test_runtimes_kubernetes_runtime.py",
+    "test_flow_script_flow.py",
+    "test_dispatch_cancel.py",
+    "test_bundles_seal.py",
+    "test_flow_descriptor.py",
     "test_process_pool.py",
 )
 """The files that take longest, in their order."""

@@ -25,7 +25,6 @@ from pydantic import SecretStr
 from pydantic_core import PydanticUndefined
 
 import prefect_executions
-from house import House
 from prefect_executions import documents, errors, events, settings
 from prefect_executions.archive.objects import ArchivedData, Seal
 from prefect_executions.attestation import dsse
@@ -49,6 +48,7 @@ from prefect_executions.runtimes.interface import Wish
 from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime
 from prefect_executions.runtimes.process.runtime import ProcessRuntime
 from records import EXECUTION_ID, NOON, a_record, a_verdict, digest, some_events
+from source_tree import SourceTree
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -197,7 +197,7 @@ def every_document() -> list[type[Document]]:
     """Return each JSON document that any room of the package writes."""
     found = [
         getattr(importlib.import_module(module.name), kind.name)
-        for module in House(ROOT / "src" / "prefect_executions").modules.values()
+        for module in SourceTree(ROOT / "src" / "prefect_executions").modules.values()
         for kind in module.classes()
         if any(ast.unparse(base) == "Document" for base in kind.bases)
     ]

@@ -52,7 +52,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]  # the first test wai
 
 ALL_ROWS = range(1, 39)
 ELSEWHERE = {
-    25: "a server that is away at the end takes the client 149 s: tests/test_settle_judging.py has what it leaves, "
+    25: "a server that is away at the end takes the client 149 s: tests/test_settle_decide.py has what it leaves, "
     "a crash after the code had ended well",
     32: "needs Docker: comes with the containers",
     33: "needs Kubernetes: comes with the containers",

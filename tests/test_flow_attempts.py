@@ -176,7 +176,7 @@ def resume(run: FlowRun) -> None:
 ELSEWHERE = """
 import sys
 from uuid import UUID
-import test_attempts
+import test_flow_attempts
 from prefect.client.orchestration import get_client
 
 with get_client(sync_client=True) as client:

@@ -22,7 +22,7 @@ from prefect_executions.cli.app import main
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.prefect_api import events as prefect_events
 from records import EXECUTION_ID, a_job_status, a_request
-from test_cli import on_a_terminal
+from test_cli_app import on_a_terminal
 
 HOSTILE = "\x1b[31mred\x9b2J"
 
