@@ -10,11 +10,11 @@ from prefect.artifacts import create_table_artifact
 from prefect.states import Failed
 
 from prefect_executions.comparison.verdict import Grade
-from prefect_executions.operations.reproduce import Reproduced, Wanted, reproducible
+from prefect_executions.operations.reproduce import ReplayGoal, Reproduced, reproducible
 from prefect_executions.operations.reproduce import reproduce as replay_each
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 
 
@@ -38,11 +38,11 @@ def reproduce(
         tolerance: The relative difference up to which two numbers are the same.
         isolated: Each in a fresh environment with the recorded packages.
     """
-    log, reader = get_run_logger(), Reader(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
+    log, reader = get_run_logger(), Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     ids = reproducible(reader, method=method, since=since, limit=most)
     done = []
-    for one in replay_each(reader, ids, Wanted(grade=grade, tolerance=tolerance, isolated=isolated)):
+    for one in replay_each(reader, ids, ReplayGoal(grade=grade, tolerance=tolerance, isolated=isolated)):
         (log.info if one.reached else log.warning)("%s %s %s %s", one.id, one.method, one.grade or "none", _told(one))
         done.append(one)
     if done:

@@ -10,7 +10,7 @@ from prefect import flow, get_run_logger
 from prefect_executions.dispatch import submit as submission
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 
 
@@ -23,7 +23,7 @@ def rerun(execution: str, inputs: dict[str, Any] | None = None, pool: str | None
         inputs: Inputs that are to be others; a secret is named anew here.
         pool: A work pool on which the Method is deployed, in place of the one it ran on.
     """
-    reader = Reader(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
+    reader = Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     submitted = submission.submit_again(reader, reader.find(execution), inputs, pool=pool)
     get_run_logger().info("%s runs %s again: %s", submitted.id, execution, submitted.link or submitted.deployment)
     return submitted.id

@@ -23,7 +23,7 @@ def settle(days: float | None = None) -> dict[str, int]:
         days: Look again at all that ended in so many days, instead of what ended since the last round.
     """
     settings, log = Settings.read(), get_run_logger()
-    workbench = Workbench.of(settings, archive_block=blocks.archive_block, tell=prefect_events.EndTelling)
+    workbench = Workbench.of(settings, archive_block=blocks.archive_block, tell=prefect_events.TerminalEvents)
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     results: Counter[str] = Counter()
     for one in settle_round(workbench, settings, since=since):

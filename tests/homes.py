@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect_executions.bundles.verify import verify
 from prefect_executions.executions.record import ExecutionRecord, record_from
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.workbench import background
 
 WHOLE_WAY = ["CREATED", "SCHEDULED", "STARTED", "EXECUTING"]
@@ -62,14 +62,14 @@ def holding(folder: Path, data: bytes) -> list[Path]:
 
 def kinds(record: ExecutionRecord) -> list[str]:
     return [
-        entry.status.value if entry.kind is Happening.STATUS else entry.kind.value
+        entry.status.value if entry.kind is EntryKind.STATUS else entry.kind.value
         for entry in record.job_status.history
     ]
 
 
 def way(record: ExecutionRecord) -> list[str]:
     """The statuses of a record, whose times have to follow each other; what else its history has is left out."""
-    reached = [entry for entry in record.job_status.history if entry.kind is Happening.STATUS]
+    reached = [entry for entry in record.job_status.history if entry.kind is EntryKind.STATUS]
     times = [entry.time for entry in reached]
     assert times == sorted(times), times
     return [entry.status.value for entry in reached]

@@ -20,7 +20,7 @@ from prefect_executions.lifecycle.status import Status
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
 from prefect_executions.settle.loop import settle
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ class Place:
         return told
 
     def record(self, execution_id: str) -> ExecutionRecord:
-        return Reader(self.workbench).record(execution_id)
+        return Catalog(self.workbench).record(execution_id)
 
     def settled(self, execution_id: str) -> bool:
         """Go one round of settling, as an operator's machine does; whether the execution is sealed then."""

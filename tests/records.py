@@ -32,14 +32,14 @@ from prefect_executions.executions.record import (
     Usage,
 )
 from prefect_executions.lifecycle.history import (
-    Happening,
+    EntryKind,
     JobStatus,
     OutputFile,
     PrefectState,
     Step,
+    add_entry,
     advance,
-    begin,
-    remark,
+    new_job_status,
 )
 from prefect_executions.lifecycle.status import Observer, Phase, Reason, Status
 from prefect_executions.methods.model import (
@@ -221,7 +221,7 @@ def a_job_status(
     def second(number: int) -> datetime:
         return begins + timedelta(seconds=number)
 
-    told = begin(
+    told = new_job_status(
         execution_id,
         method_id,
         status=Status.CREATED,
@@ -233,7 +233,7 @@ def a_job_status(
     if started:
         told = advance(told, Status.STARTED, second(2), observer=Observer.HOOK)
         told = advance(told, Status.EXECUTING, second(3), observer=Observer.HOOK)
-        told = remark(told, Happening.PROGRESS, second(4), observer=Observer.HOOK, progress=50, message="half way")
+        told = add_entry(told, EntryKind.PROGRESS, second(4), observer=Observer.HOOK, progress=50, message="half way")
     if end.terminal:
         told = advance(told, end, second(8), observer=Observer.HOOK, reason=reason, message=message)
     if outputs is None:
@@ -278,21 +278,21 @@ def with_phases(record: ExecutionRecord, exit_code: int = 0) -> ExecutionRecord:
     """Return *record* with the phases of two replicas: one in two images, with *exit_code* of Execute; one was lost."""
     told, tasks = record.job_status, [f"{record.id}.1.{number}" for number in (1, 2)]
     history = list(told.history)
-    place = next(at for at, entry in enumerate(history) if entry.kind is Happening.PROGRESS)
+    place = next(at for at, entry in enumerate(history) if entry.kind is EntryKind.PROGRESS)
 
-    def entry(kind: Happening, phase: Phase, task: str = tasks[0], **said: Any) -> None:
+    def entry(kind: EntryKind, phase: Phase, task: str = tasks[0], **said: Any) -> None:
         nonlocal place
         place += 1
         like = history[place - 1].model_copy(update={"progress": None, "message": None})
         history.insert(place, like.model_copy(update={"kind": kind, "phase": phase, "task": task, **said}))
 
-    entry(Happening.PHASE, Phase.EXECUTE, tasks[1])
+    entry(EntryKind.PHASE, Phase.EXECUTE, tasks[1])
     for phase in (Phase.LAUNCH, Phase.EXECUTE, Phase.FETCH, Phase.UNDEPLOY):
-        entry(Happening.PHASE, phase)
+        entry(EntryKind.PHASE, phase)
         code = exit_code if phase is Phase.EXECUTE else 0
         why = "the kernel <killed> \x01 it" if code else None
-        entry(Happening.PHASE_ENDED, phase, exit_code=code, message=why)
-    entry(Happening.PHASE_ENDED, Phase.LAUNCH, tasks[1], message="nobody saw it begin")
+        entry(EntryKind.PHASE_ENDED, phase, exit_code=code, message=why)
+    entry(EntryKind.PHASE_ENDED, Phase.LAUNCH, tasks[1], message="nobody saw it begin")
     image = {"image": f"sha256:{'b' * 64}", "image_name": "registry.example.org/science/awk:1"}
     runs = (
         ScriptRun(id=tasks[0], task=tasks[0], runtime="docker", container="c" * 64, **image),

@@ -28,7 +28,7 @@ from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.verify import verify_execution
 from prefect_executions.settings import Settings
 from prefect_executions.settle.loop import settle
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.recovery import Settled
 from prefect_executions.workbench.workbench import Workbench
 from records import OUTPUTS, a_job_status, a_request, an_instance
@@ -194,7 +194,7 @@ class Scene:
         """Return the one record of a run, when every copy of it verifies, here and on the other *benches*."""
         execution_id = run if isinstance(run, str) else str(run.id)
         for bench in (self.bench, *benches):
-            reader = Reader(bench)
+            reader = Catalog(bench)
             for copy in verify_execution(reader, execution_id):
                 assert [str(fault) for fault in copy.report.faults] == [], copy.place
         assert self.bench.archive.seal_of(execution_id) is not None

@@ -15,10 +15,10 @@ import pytest
 from forks import Family, family
 from journeys import waited
 from prefect_executions.capture.processes import (
-    COOKIE,
+    EXECUTION_ID_ENV,
     alive,
-    end_carriers,
     end_descendants,
+    kill_execution_processes,
     moment_of_processes,
     send,
     this_process,
@@ -115,25 +115,27 @@ def test_a_signal_goes_to_the_process_that_is_meant_and_to_no_other(started):
 
 
 def test_all_that_carries_the_cookie_is_ended_however_deaf_and_wherever_it_went(started):
-    deaf = started(DEAF, **{COOKIE: "mine"})
-    left = started("setsid sleep 300 & echo $!", **{COOKIE: "mine"})
-    others = started(LOUD, **{COOKIE: "yours"}), started(LOUD)
+    deaf = started(DEAF, **{EXECUTION_ID_ENV: "mine"})
+    left = started("setsid sleep 300 & echo $!", **{EXECUTION_ID_ENV: "mine"})
+    others = started(LOUD, **{EXECUTION_ID_ENV: "yours"}), started(LOUD)
     left.wait()
 
-    assert end_carriers("mine", grace=0.3) >= 2
+    assert kill_execution_processes("mine", grace=0.3) >= 2
     assert deaf.wait() == -signal.SIGKILL
     assert [one.poll() for one in others] == [None, None]
-    assert end_carriers("mine") == 0
+    assert kill_execution_processes("mine") == 0
 
 
 def test_who_asks_is_spared_with_all_above_it(started):
     script = (
-        "from prefect_executions.capture.processes import end_carriers; import subprocess;"
+        "from prefect_executions.capture.processes import kill_execution_processes; import subprocess;"
         "child = subprocess.Popen(['sleep', '300']); print(end_carriers('mine', grace=5), child.wait())"
     )
     # The shell carries it, too, and waits for what it has started.
     command = ["sh", "-c", f'"$0" -c "{script}"; echo alive', sys.executable]
-    done = subprocess.run(command, env=os.environ | {COOKIE: "mine"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=os.environ | {EXECUTION_ID_ENV: "mine"}, capture_output=True, text=True, check=False
+    )
 
     assert done.stdout == "1 -15\nalive\n", done.stderr
 
@@ -166,8 +168,8 @@ def test_what_a_killed_process_forked_is_ended_and_no_process_of_the_same_words(
         mine.kill()
 
         assert len(mine.children) == mine.living == 2
-        assert end_carriers("an execution") == 0
-        assert end_carriers("an execution", instance=mine.instance) == 2
+        assert kill_execution_processes("an execution") == 0
+        assert kill_execution_processes("an execution", instance=mine.instance) == 2
         waited(lambda: mine.living == 0, "the end of the forks")
         assert (other.living, other.popen.poll()) == (2, None)
 
@@ -177,7 +179,7 @@ def test_what_the_process_before_forked_is_ended_as_well():
         before.kill()
         now = Instance(process=this_process(), own_process=True, earlier_processes=(before.process,))
 
-        assert end_carriers("an execution", instance=now) == 2
+        assert kill_execution_processes("an execution", instance=now) == 2
         waited(lambda: before.living == 0, "the end of the forks")
 
 
@@ -198,7 +200,7 @@ def test_no_fork_is_ended_where_anything_else_is_told_of_its_process(forked, of_
     process = forked.process.model_copy(update=of_process)
     instance = forked.instance.model_copy(update={"process": process} | of_instance)
 
-    assert end_carriers("an execution", instance=instance) == 0
+    assert kill_execution_processes("an execution", instance=instance) == 0
     assert (forked.living, forked.popen.poll()) == (2, None)
 
 

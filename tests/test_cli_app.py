@@ -26,9 +26,9 @@ from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import app, main
 from prefect_executions.cli.arguments import moment, parameters
 from prefect_executions.cli.doctor import fastapi_break, runtime_findings, sqlalchemy_break, unknown_settings
-from prefect_executions.cli.output import as_text, how_large, how_long, safe
+from prefect_executions.cli.output import as_text, format_duration, format_size, safe
 from prefect_executions.errors import NotFoundError, RequestError
-from prefect_executions.lifecycle.history import Happening, remark
+from prefect_executions.lifecycle.history import EntryKind, add_entry
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
 from records import EXECUTION_ID, NOON, OUTPUTS, a_job_status, an_instance
@@ -196,16 +196,16 @@ def test_colours_are_taken_out_of_logs_and_the_rest_is_written_out():
 
 def test_sizes_and_durations_are_told_for_people():
     sizes = (0, 999, 1000, 1_234_567, 10**15)
-    assert [how_large(size) for size in sizes] == [
+    assert [format_size(size) for size in sizes] == [
         "0 B",
         "999 B",
         "1.0 kB",
         "1.2 MB",
         "1000.0 TB",
     ]
-    assert how_long(timedelta(seconds=4.5)) == "4.50 s"
-    assert how_long(timedelta(seconds=3661)) == "1:01:01"
-    assert how_long(None) == ""
+    assert format_duration(timedelta(seconds=4.5)) == "4.50 s"
+    assert format_duration(timedelta(seconds=3661)) == "1:01:01"
+    assert format_duration(None) == ""
 
 
 def test_what_is_longer_than_a_line_of_the_terminal_is_shown_whole(home):
@@ -317,8 +317,8 @@ def test_show_tells_inputs_outputs_params_metrics_and_history(told, home):
 def test_show_tells_an_open_execution_whose_process_is_gone_and_the_last_of_its_progress(told, home):
     job_status = a_job_status(Status.EXECUTING)
     for percent in (60, 70):
-        job_status = remark(
-            job_status, Happening.PROGRESS, job_status.updated, observer=Observer.HOOK, progress=percent, message="on"
+        job_status = add_entry(
+            job_status, EntryKind.PROGRESS, job_status.updated, observer=Observer.HOOK, progress=percent, message="on"
         )
     bench, process = bench_at(home), dead_process()
     where = an_instance(hostname="vm", pid=process.pid, process=process)
@@ -331,7 +331,7 @@ def test_show_tells_an_open_execution_whose_process_is_gone_and_the_last_of_its_
     ]
     assert json.loads(told("show", EXECUTION_ID, "--json"))["processGone"] == f"{process.pid} on vm"
 
-    paused = remark(job_status, Happening.PAUSED, job_status.updated, observer=Observer.PREFECT)
+    paused = add_entry(job_status, EntryKind.PAUSED, job_status.updated, observer=Observer.PREFECT)
     bundle.write_document(paused)  # it has left its process on purpose
     assert "is gone" not in told("show", EXECUTION_ID)
 

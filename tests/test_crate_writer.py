@@ -18,7 +18,7 @@ from prefect_executions.crate import reader as crate_reader
 from prefect_executions.crate import writer as crate_writer
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import Agent, BundleFile, ExecutionRecord, Instance, Relative
-from prefect_executions.executions.summary import Account, account
+from prefect_executions.executions.summary import RecordSummary, summary_of
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.provenance import writer as prov_writer
@@ -128,7 +128,7 @@ def lay_out_crate(folder: Path, record: ExecutionRecord) -> Path:
     return folder
 
 
-def read(document: bytes) -> Account:
+def read(document: bytes) -> RecordSummary:
     return crate_reader.read(document).account
 
 
@@ -179,7 +179,7 @@ def test_every_outcome_is_read_back_as_the_record_tells_it(record, there):
     outputs = [BundleFile(output.path, output.sha256, output.size) for output in record.job_status.outputs]
     inputs = {file.path: BundleFile(file.path, file.sha256, file.size) for file in record.request.files if file.path}
     files = (*outputs, *inputs.values()) if there else ()
-    assert read(crate_writer.build(record, files)) == account(record)
+    assert read(crate_writer.build(record, files)) == summary_of(record)
     assert crate_writer.build(record, files) == crate_writer.build(record, files)
 
 
@@ -212,7 +212,7 @@ def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
     )
     files = [BundleFile(output.path, output.sha256, output.size) for output in hostile.job_status.outputs[:2]]
     data = crate_writer.build(hostile, files)
-    assert read(data) == account(hostile)
+    assert read(data) == summary_of(hostile)
     for entity in entities(data).values():
         assert re.fullmatch(r"[A-Za-z0-9._~%/:#-]+", entity["@id"])
 
@@ -285,7 +285,7 @@ def test_ten_thousand_outputs_are_told_and_read():
     outputs = [an_output(f"outputs/tile-{number}.csv", b"%d" % number) for number in range(10_000)]
     many = a_record(job_status=a_job_status(outputs=outputs))
     files = [BundleFile(output.path, output.sha256, output.size) for output in outputs]
-    assert read(crate_writer.build(many, files)) == account(many)
+    assert read(crate_writer.build(many, files)) == summary_of(many)
 
 
 USUAL = crate_writer.build(a_record(), files_of(contents_of(a_record()))).decode()
@@ -363,4 +363,4 @@ def test_a_document_that_contradicts_itself_is_refused(old, new):
 )
 def test_a_forged_fact_gives_another_account(old, new):
     assert old in USUAL
-    assert read(USUAL.replace(old, new, 1).encode()) != account(a_record())
+    assert read(USUAL.replace(old, new, 1).encode()) != summary_of(a_record())

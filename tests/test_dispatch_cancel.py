@@ -26,12 +26,12 @@ from prefect_executions import current_execution, method
 from prefect_executions.capture.processes import alive
 from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import main
-from prefect_executions.dispatch.cancel import Pressure
+from prefect_executions.dispatch.cancel import KillEscalation
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
@@ -143,13 +143,13 @@ def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running,
 @pytest.mark.long
 def test_a_deaf_process_is_told_and_then_ended_but_only_one_that_is_the_executions_own(running, told, bundles):
     process, record = running()
-    hall = Reader(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
+    catalog = Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     os.kill(process.pid, signal.SIGSTOP)
     shared = record.instance.model_copy(update={"own_process": None})
-    list(Pressure(hall, replace(record, instance=shared)).step(100))
+    list(KillEscalation(catalog, replace(record, instance=shared)).step(100))
     assert record.instance.process is not None
     assert alive(record.instance.process) is True
-    pressure = Pressure(hall, record)
+    pressure = KillEscalation(catalog, record)
 
     assert ["SIGTERM" in words for words in pressure.step(10)] == [False, True]
     assert list(pressure.step(11)) == []

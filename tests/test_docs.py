@@ -44,7 +44,7 @@ from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Status
 from prefect_executions.methods.model import METHOD_TYPES, Method
 from prefect_executions.runtimes.docker.runtime import DockerRuntime
-from prefect_executions.runtimes.interface import Wish
+from prefect_executions.runtimes.interface import Capability
 from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime
 from prefect_executions.runtimes.process.runtime import ProcessRuntime
 from records import EXECUTION_ID, NOON, a_record, a_verdict, digest, some_events
@@ -134,7 +134,7 @@ def _events() -> str:
 def _runtimes() -> str:
     kinds = (ProcessRuntime, DockerRuntime, KubernetesRuntime)
     rows = [("asked for", *(f"`{kind.name}`" for kind in kinds))]
-    rows += [(wish.value, *(kind.honours.get(wish, "**refused**") for kind in kinds)) for wish in Wish]
+    rows += [(wish.value, *(kind.capabilities.get(wish, "**refused**") for kind in kinds)) for wish in Capability]
     return table(*rows)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_executions import events
 from prefect_executions.events import EventName
-from prefect_executions.lifecycle.history import JobStatus, PrefectState, advance, begin
+from prefect_executions.lifecycle.history import JobStatus, PrefectState, advance, new_job_status
 from prefect_executions.lifecycle.status import Observer, Status
 from records import EXECUTION_ID, NOON, a_job_status, an_output, some_events
 
@@ -19,7 +19,7 @@ PENDING, RUNNING, COMPLETED = uuid4(), uuid4(), uuid4()
 
 def led() -> JobStatus:
     """Return a completed execution whose every state Prefect told with its id."""
-    told = begin(
+    told = new_job_status(
         EXECUTION_ID,
         "coins",
         status=Status.SCHEDULED,
@@ -114,7 +114,7 @@ def test_every_event_is_emitted_by_something():
 @pytest.mark.parametrize("event", some_events(), ids=lambda event: event.name)
 def test_whoever_listens_hears_what_was_told(event):
     told = event.as_json()
-    heard = events.heard(told["event"], told["resource"], told["payload"], event.occurred)
+    heard = events.parse_event(told["event"], told["resource"], told["payload"], event.occurred)
 
     assert heard is not None
     assert (heard.name, heard.execution_id, heard.method_id) == (event.name, EXECUTION_ID, "segment-coins")
@@ -127,4 +127,4 @@ def test_whoever_listens_hears_what_was_told(event):
     ("name", "resource"), [("prefect.flow-run.Completed", "prefect.flow-run.1"), ("execution.completed", "others.1")]
 )
 def test_the_events_of_others_are_passed_over(name, resource):
-    assert events.heard(name, {"prefect.resource.id": resource}, {}, NOON) is None
+    assert events.parse_event(name, {"prefect.resource.id": resource}, {}, NOON) is None

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from prefect_executions.documents import json_value
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import ExecuteRequest, Metric, Metrics, OpeningRecord, as_ogc, record_from
-from prefect_executions.executions.summary import account, in_milliseconds
+from prefect_executions.executions.summary import in_milliseconds, summary_of
 from records import NOON, a_record, a_request, a_staged_input
 
 JSON = st.recursive(
@@ -74,10 +74,10 @@ def test_a_missing_document_is_named():
 
 
 def test_the_account_tells_files_by_content_and_values_by_value():
-    told = account(a_record())
+    told = summary_of(a_record())
 
     assert {name for name, _ in told.inputs} == {"picture", "threshold", "labels"}
-    assert account(a_record(request=a_request(values={"picture": "x", "threshold": 0.4, "labels": []}))) != told
+    assert summary_of(a_record(request=a_request(values={"picture": "x", "threshold": 0.4, "labels": []}))) != told
 
 
 def test_times_are_cut_to_milliseconds_not_rounded():

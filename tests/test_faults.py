@@ -11,14 +11,14 @@ from faults import chaos, harms, judging, kills, settles, table
 from faults.kills import Case
 from faults.methods import HALF
 from faults.world import World, a_world
-from prefect_executions.tracepoints import Milestone
+from prefect_executions.tracepoints import TracePoint
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a Prefect server starts, and the machine may be busy
 
-ELSEWHERE = {Milestone.SET_ASIDE, Milestone.DATA_SENT, Milestone.PART_SENT}
+ELSEWHERE = {TracePoint.SET_ASIDE, TracePoint.DATA_SENT, TracePoint.PART_SENT}
 """Milestones that an execution without a fault and with small files does not come to."""
 
-SAMPLE = (Milestone.STAGED, HALF, Milestone.ZIP_KEPT, Milestone.MANIFEST_KEPT, Milestone.SEALED)
+SAMPLE = (TracePoint.STAGED, HALF, TracePoint.ZIP_KEPT, TracePoint.MANIFEST_KEPT, TracePoint.SEALED)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def cases(world: World) -> Mapping[str, Case]:
     told = {step: kills.killed_at(world, step) for step in SAMPLE}
     with ExitStack() as stack:
         closed = {harm.step: harm for harm in harms.closed_folders(world, stack) if "archive" in harm.fault}
-        told["archive closed"] = harms.suffered(world, closed[Milestone.EXECUTING], "archive closed")
+        told["archive closed"] = harms.suffered(world, closed[TracePoint.EXECUTING], "archive closed")
     world.executions(*settles.SETTLE)
     return told
 
 
 def test_an_execution_without_a_fault_comes_to_every_milestone(world: World):
     steps = kills.steps_of(world)
-    assert {one for one in Milestone if not any(step.startswith(one) for step in steps)} == ELSEWHERE
+    assert {one for one in TracePoint if not any(step.startswith(one) for step in steps)} == ELSEWHERE
 
 
 @pytest.mark.parametrize("step", [*SAMPLE, "archive closed"])
@@ -55,7 +55,7 @@ def test_a_settle_after_a_fault_leaves_one_true_record(step: str, cases: Mapping
 
 def test_a_record_that_tells_something_else_is_found_out(cases: Mapping[str, Case], world: World):
     killed = cases[HALF]
-    ended = cases[Milestone.SEALED].truth
+    ended = cases[TracePoint.SEALED].truth
     untrue = judging.judge(world, killed.execution_id, ended).untrue
     assert any("it is told as FAILED crashed and was COMPLETED" in one for one in untrue)
     assert any("last.bin was written before and is lost" in one for one in untrue)

@@ -34,7 +34,7 @@ from prefect_executions import InputFile, MethodFlow, current_execution, method
 from prefect_executions.cli.app import main
 from prefect_executions.executions.record import ExecutionRecord, Relative
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.prefect_api import events as prefect_events
 
@@ -103,7 +103,7 @@ def told(record: ExecutionRecord) -> list[tuple[str, str | None]]:
     return [
         (entry.kind.value, entry.message)
         for entry in record.job_status.history
-        if entry.kind in {Happening.PAUSED, Happening.RESUMED, Happening.PROGRESS}
+        if entry.kind in {EntryKind.PAUSED, EntryKind.RESUMED, EntryKind.PROGRESS}
     ]
 
 
@@ -216,7 +216,7 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     assert (outputs / "two.txt").read_text() == f"two by {there}"
     said = (outputs / "stdout.log").read_text().splitlines()
     assert [line.partition(",")[0] for line in said] == ["doing one", "--- resumed", "doing two", "--- resumed"]
-    notes = [entry.message for entry in record.job_status.history if entry.kind is Happening.NOTE]
+    notes = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
     assert [note.startswith("goes on in process") for note in notes] == [True, True]
     assert record.instance.pid == os.getpid()
     assert record.instance.usage.cpu_seconds > 0
@@ -264,7 +264,7 @@ def test_a_run_that_begins_anew_elsewhere_keeps_its_history_and_tells_that_its_o
     assert record.status is Status.COMPLETED
     assert record.job_status.history[:4] == before.job_status.history[:4]
     assert record.job_status.history[3].status is Status.EXECUTING
-    assert (begun.kind, begun.attempt, note.kind) == (Happening.ATTEMPT, 2, Happening.NOTE)
+    assert (begun.kind, begun.attempt, note.kind) == (EntryKind.ATTEMPT, 2, EntryKind.NOTE)
     here = f"process {os.getpid()} of {record.instance.hostname}"
     assert note.message == f"goes on in {here}; before, it ran in {here}, and what it wrote there is not here"
     assert sorted(path.name for path in (Bundles(there).one() / "outputs").iterdir()) == ["stderr.log", "stdout.log"]
@@ -386,7 +386,7 @@ def test_the_task_runs_of_the_flow_are_steps_of_the_record(bundles, monkeypatch,
         assert f"here:step.{step.id}" in provenance
         assert f"#step.{step.id}" in crate
     assert PLANTED not in provenance + crate + record.job_status.to_json().decode()
-    assert [entry.kind for entry in record.job_status.history if entry.kind is Happening.NOTE] == []
+    assert [entry.kind for entry in record.job_status.history if entry.kind is EntryKind.NOTE] == []
     assert bundles.failed_checks() == []
 
     assert main(["show", record.id]) == 0

@@ -33,7 +33,7 @@ from prefect_executions.descriptors.inputs import parameter_schema as form_of
 from prefect_executions.errors import InputError, MethodError, NotFoundError, PlanError, RequestError, ScriptError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.flow.entrypoints import load_method, run_method
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.prefect_api.queries import is_method
 from prefect_executions.provenance import reader as prov_reader
@@ -75,7 +75,7 @@ def phases(record: ExecutionRecord, task: str = "1.1") -> list[tuple[str, int | 
     return [
         (str(entry.phase), entry.exit_code)
         for entry in record.job_status.history
-        if entry.kind is Happening.PHASE_ENDED and str(entry.task).endswith(f".{task}")
+        if entry.kind is EntryKind.PHASE_ENDED and str(entry.task).endswith(f".{task}")
     ]
 
 
@@ -163,7 +163,7 @@ def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(describ
 
     assert phases(record) == [(phase, 0) for phase in ALL_PHASES]
     told = [entry for entry in record.job_status.history if entry.phase]
-    assert [entry.phase for entry in told if entry.kind is Happening.PHASE] == ALL_PHASES
+    assert [entry.phase for entry in told if entry.kind is EntryKind.PHASE] == ALL_PHASES
     assert {entry.status for entry in told if entry.phase in {"launch", "deploy"}} == {Status.STARTED}
     assert {entry.status for entry in told if entry.phase not in {"launch", "deploy"}} == {Status.EXECUTING}
     times = [entry.time for entry in record.job_status.history]

@@ -33,7 +33,7 @@ from homes import WHOLE_WAY, Bundles, holding, kinds
 from prefect_executions import Comparison, Execution, InputFile, MethodFlow, current_execution, method
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.workbench import background
 
@@ -444,7 +444,7 @@ def test_metrics_params_progress_and_notes_are_kept(bundles):
     assert {type(metric.value) for metric in record.metrics.metrics if metric.name == "seen"} == {int}
     assert record.job_status.progress == 100
     assert "the third epoch was the last" in [entry.message for entry in record.job_status.history]
-    assert [entry.progress for entry in record.job_status.history if entry.kind is Happening.PROGRESS][-1] == 75
+    assert [entry.progress for entry in record.job_status.history if entry.kind is EntryKind.PROGRESS][-1] == 75
 
 
 def test_progress_shows_in_prefect_as_an_artifact(bundles):

@@ -24,7 +24,7 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.cli.app import main
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.errors import InfrastructureError, ScriptError
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.provenance import reader as prov_reader
 from prefect_executions.workbench import background
@@ -68,7 +68,7 @@ def described(folder: Path, execute: str, *, deploy: str = "", undeploy: str = "
 
 
 def phases(record) -> list[str]:
-    return [str(entry.phase) for entry in record.job_status.history if entry.kind is Happening.PHASE_ENDED]
+    return [str(entry.phase) for entry in record.job_status.history if entry.kind is EntryKind.PHASE_ENDED]
 
 
 def digests(record) -> dict[str, str]:

@@ -37,7 +37,7 @@ from journeys import DEPLOYMENT, METHODS, Line, Run, Station, command, program, 
 from prefect_executions.bundles.verify import verify
 from prefect_executions.executions.record import ExecutionRecord, Relative
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import FROM_PREFECT, Reason, Status
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for a server and a worker to start
@@ -129,7 +129,7 @@ def faults(bundle: Path) -> list[str]:
 
 
 def test_a_deployed_run_goes_the_whole_way_and_each_status_is_timed(runs, told, station):
-    history = [entry for entry in told.job_status.history if entry.kind is Happening.STATUS]
+    history = [entry for entry in told.job_status.history if entry.kind is EntryKind.STATUS]
     states = {str(state.id): state for state in runs["tells"].states()}
 
     assert [entry.status.value for entry in history] == [*WHOLE_WAY, "COMPLETED"]

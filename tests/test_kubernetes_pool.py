@@ -15,7 +15,7 @@ from docker import APIClient
 import images
 from journeys import program, waited
 from pools import Place, make_pool
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.runtimes.kubernetes.api import Cluster
 
@@ -134,7 +134,7 @@ def test_a_run_whose_pod_is_deleted_is_one_execution_that_ends_in_another_pod(op
     here, history = record.instance, record.job_status.history
     assert (record.status, record.job_status.attempt > 1) == (Status.COMPLETED, True)
     began = next(number for number, entry in enumerate(history) if entry.status is Status.EXECUTING)
-    again = next(number for number, entry in enumerate(history) if entry.kind is Happening.ATTEMPT)
+    again = next(number for number, entry in enumerate(history) if entry.kind is EntryKind.ATTEMPT)
     assert began < again
     assert any(f"before, it ran in pod {deleted}" in (entry.message or "") for entry in history)
     assert [one.path for one in record.job_status.outputs if not one.path.endswith(".log")] == [f"outputs/{here.pod}"]

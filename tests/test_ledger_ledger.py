@@ -12,7 +12,7 @@ from ledgers import KINDS, SEAL, a_fresh_url, an_id, as_read, numbered
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
 from prefect_executions.executions.record import Metric, Metrics, Relative
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.ledger.rows import Handed, Named
+from prefect_executions.ledger.rows import FileEdge, Relation
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import Method
 from records import (
@@ -183,8 +183,8 @@ def test_who_names_an_execution_is_told_from_the_other_side(ledger):
         ledger.record(numbered(number, request=a_request(relatives=named)), archive="local")
 
     assert ledger.naming(an_id(0)) == (
-        Named(id=an_id(1), relation="parent"),
-        Named(id=an_id(2), relation="rerun-of"),
+        Relation(id=an_id(1), relation="parent"),
+        Relation(id=an_id(2), relation="rerun-of"),
     )
     assert ledger.naming(an_id(1)) == ()
 
@@ -203,8 +203,8 @@ def test_a_file_that_one_made_and_another_used_links_them_by_its_digest(ledger):
     one(2, makes=True, takes=True)
     one(3, makes=False, takes=True)
 
-    def handed(number: int) -> Handed:
-        return Handed(id=an_id(number), output="outputs/table.csv", input="rows", sha256=table.sha256)
+    def handed(number: int) -> FileEdge:
+        return FileEdge(id=an_id(number), output="outputs/table.csv", input="rows", sha256=table.sha256)
 
     assert ledger.made_from(an_id(3)) == (handed(2), handed(1))
     assert ledger.made_from(an_id(2)) == (handed(1),)

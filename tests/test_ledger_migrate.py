@@ -20,7 +20,7 @@ from prefect_executions.errors import LedgerError
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.migrate import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
-from prefect_executions.ledger.rows import Came
+from prefect_executions.ledger.rows import ImportOrigin
 from prefect_executions.ledger.tables import METADATA
 from records import NOON
 
@@ -112,7 +112,7 @@ def test_a_ledger_of_the_first_version_is_brought_up_and_keeps_its_rows(url):
     for column in ("imported", "origin"):
         sql(url, f"ALTER TABLE executions DROP COLUMN {column}")
     sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '0001'")  # noqa: S608  a constant
-    came = Came(at=NOON, origin="x.zip")
+    came = ImportOrigin(at=NOON, origin="x.zip")
     with Ledger.open(url) as ledger:
         ledger.record(numbered(2), archive="archived", manifest_sha256="a" * 64, came=came)
         assert [(row.imported, row.origin) for row in ledger.list().rows] == [(NOON, "x.zip"), (None, None)]

@@ -11,17 +11,25 @@ from pydantic import ValidationError
 
 from prefect_executions.errors import TransitionError
 from prefect_executions.lifecycle.history import (
-    Happening,
+    EntryKind,
     JobStatus,
+    ObservedState,
     PrefectState,
-    Seen,
+    add_entry,
     advance,
-    begin,
     faults,
-    follow,
-    remark,
+    merge_states,
+    new_job_status,
 )
-from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Observer, Reason, Status, ending
+from prefect_executions.lifecycle.status import (
+    AS_OGC,
+    FOLLOWS,
+    FROM_PREFECT,
+    Observer,
+    Reason,
+    Status,
+    terminal_status_of,
+)
 
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
@@ -31,7 +39,7 @@ def at(seconds: float) -> datetime:
 
 
 def created() -> JobStatus:
-    return begin("id-1", "a-method", status=Status.CREATED, at=NOON, observer=Observer.PREFECT)
+    return new_job_status("id-1", "a-method", status=Status.CREATED, at=NOON, observer=Observer.PREFECT)
 
 
 def executing() -> JobStatus:
@@ -39,8 +47,8 @@ def executing() -> JobStatus:
     return advance(started, Status.EXECUTING, at(2), observer=Observer.HOOK)
 
 
-def a_state(kind: str, name: str, seconds: float, message: str | None = None) -> Seen:
-    return Seen(PrefectState(type=kind, name=name, id=uuid4()), at(seconds), message)
+def a_state(kind: str, name: str, seconds: float, message: str | None = None) -> ObservedState:
+    return ObservedState(PrefectState(type=kind, name=name, id=uuid4()), at(seconds), message)
 
 
 def test_every_state_type_of_prefect_has_its_place():
@@ -85,20 +93,20 @@ def test_a_late_word_is_kept_as_a_note_and_changes_nothing():
 
     assert late.execution_status is Status.COMPLETED
     assert late.finished == ended.finished
-    assert late.history[-1].kind is Happening.NOTE
+    assert late.history[-1].kind is EntryKind.NOTE
     assert "heartbeat lost" in (late.history[-1].message or "")
 
 
 def test_a_clock_that_is_turned_back_leaves_a_legal_history_and_a_note_of_what_it_said():
     back = timedelta(hours=-1)
 
-    told = remark(executing(), Happening.PROGRESS, at(3) + back, observer=Observer.HOOK, progress=10)
-    told = remark(told, Happening.PROGRESS, at(4) + back, observer=Observer.HOOK, progress=20)
+    told = add_entry(executing(), EntryKind.PROGRESS, at(3) + back, observer=Observer.HOOK, progress=10)
+    told = add_entry(told, EntryKind.PROGRESS, at(4) + back, observer=Observer.HOOK, progress=20)
     told = advance(told, Status.COMPLETED, at(5) + back, observer=Observer.HOOK)
 
     assert list(faults(told.history)) == []
     assert told.finished == at(2)
-    notes = [entry.message for entry in told.history if entry.kind is Happening.NOTE]
+    notes = [entry.message for entry in told.history if entry.kind is EntryKind.NOTE]
     assert len(notes) == 1
     assert (at(3) + back).isoformat() in (notes[0] or "")
 
@@ -114,18 +122,18 @@ def test_after_the_end_nothing_but_a_note_is_taken():
     ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
 
     with pytest.raises(TransitionError, match="too late"):
-        remark(ended, Happening.PROGRESS, at(4), observer=Observer.HOOK, progress=50)
+        add_entry(ended, EntryKind.PROGRESS, at(4), observer=Observer.HOOK, progress=50)
 
 
 def test_progress_moves_no_status_and_ends_at_a_hundred():
-    half = remark(executing(), Happening.PROGRESS, at(3), observer=Observer.HOOK, progress=50.5, message="half")
+    half = add_entry(executing(), EntryKind.PROGRESS, at(3), observer=Observer.HOOK, progress=50.5, message="half")
 
     assert (half.progress, half.message, half.execution_status) == (50, "half", Status.EXECUTING)
     assert advance(half, Status.COMPLETED, at(4), observer=Observer.HOOK).progress == 100
 
 
 def test_a_failed_execution_keeps_the_progress_it_had():
-    half = remark(executing(), Happening.PROGRESS, at(3), observer=Observer.HOOK, progress=50)
+    half = add_entry(executing(), EntryKind.PROGRESS, at(3), observer=Observer.HOOK, progress=50)
 
     assert advance(half, Status.FAILED, at(4), observer=Observer.HOOK).progress == 50
 
@@ -142,7 +150,7 @@ def test_a_document_reads_back_as_it_was_written():
 
 
 def test_prefects_history_is_followed_with_its_own_times():
-    told = follow(
+    told = merge_states(
         created(),
         [
             a_state("SCHEDULED", "Scheduled", 0),
@@ -162,49 +170,51 @@ def test_prefects_history_is_followed_with_its_own_times():
 
 def test_following_the_same_states_again_adds_nothing():
     states = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
-    once = follow(created(), states)
+    once = merge_states(created(), states)
 
-    assert follow(once, states) == once
+    assert merge_states(once, states) == once
 
 
 def test_a_retry_is_an_attempt_and_no_status():
     first = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
-    running = advance(follow(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
+    running = advance(merge_states(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
 
-    again = follow(
+    again = merge_states(
         running, [*first, a_state("SCHEDULED", "AwaitingRetry", 4, "boom"), a_state("RUNNING", "Running", 5)]
     )
 
     assert (again.attempt, again.execution_status) == (2, Status.EXECUTING)
     assert [(entry.kind, entry.attempt, entry.time, entry.message) for entry in again.history[-2:]] == [
-        (Happening.ATTEMPT_FAILED, 1, at(4), "boom"),
-        (Happening.ATTEMPT, 2, at(5), None),
+        (EntryKind.ATTEMPT_FAILED, 1, at(4), "boom"),
+        (EntryKind.ATTEMPT, 2, at(5), None),
     ]
 
 
 def test_a_failed_attempt_that_our_own_code_told_is_told_once():
     first = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
     retry = [a_state("SCHEDULED", "AwaitingRetry", 5), a_state("RUNNING", "Running", 6)]
-    running = advance(follow(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
-    failed = remark(running, Happening.ATTEMPT_FAILED, at(4), observer=Observer.HOOK, reason=Reason.ERROR, message="no")
+    running = advance(merge_states(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
+    failed = add_entry(
+        running, EntryKind.ATTEMPT_FAILED, at(4), observer=Observer.HOOK, reason=Reason.ERROR, message="no"
+    )
 
-    again = follow(failed, [*first, *retry])
+    again = merge_states(failed, [*first, *retry])
 
     assert [(entry.kind, entry.time, entry.message) for entry in again.history[-2:]] == [
-        (Happening.ATTEMPT_FAILED, at(4), "no"),
-        (Happening.ATTEMPT, at(6), None),
+        (EntryKind.ATTEMPT_FAILED, at(4), "no"),
+        (EntryKind.ATTEMPT, at(6), None),
     ]
     assert again.history[-2].prefect_state == retry[0].state
-    assert follow(again, [*first, *retry]) == again
+    assert merge_states(again, [*first, *retry]) == again
 
 
 def test_a_pause_that_is_heard_of_late_stands_where_its_time_belongs():
     running = [a_state("RUNNING", "Running", 2)]
-    begun = advance(follow(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
+    begun = advance(merge_states(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
     for second in (4, 900):
-        begun = remark(begun, Happening.PROGRESS, at(second), observer=Observer.HOOK, progress=second / 10)
+        begun = add_entry(begun, EntryKind.PROGRESS, at(second), observer=Observer.HOOK, progress=second / 10)
 
-    told = follow(begun, [*running, a_state("PAUSED", "Paused", 5), a_state("RUNNING", "Running", 60)])
+    told = merge_states(begun, [*running, a_state("PAUSED", "Paused", 5), a_state("RUNNING", "Running", 60)])
 
     assert [entry.kind for entry in told.history[-4:]] == ["progress", "paused", "resumed", "progress"]
     assert list(faults(told.history)) == []
@@ -214,18 +224,18 @@ def test_a_pause_that_is_heard_of_late_stands_where_its_time_belongs():
 def test_after_the_end_nothing_is_followed():
     ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
 
-    assert follow(ended, [a_state("PAUSED", "Suspended", 1), a_state("SCHEDULED", "AwaitingRetry", 2)]) is ended
+    assert merge_states(ended, [a_state("PAUSED", "Suspended", 1), a_state("SCHEDULED", "AwaitingRetry", 2)]) is ended
 
 
 def test_a_pause_and_its_end_are_entries():
     running = [a_state("RUNNING", "Running", 2)]
-    begun = advance(follow(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
+    begun = advance(merge_states(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
 
-    told = follow(begun, [*running, a_state("PAUSED", "Suspended", 4), a_state("RUNNING", "Running", 60)])
+    told = merge_states(begun, [*running, a_state("PAUSED", "Suspended", 4), a_state("RUNNING", "Running", 60)])
 
     assert [(entry.kind, entry.time) for entry in told.history[-2:]] == [
-        (Happening.PAUSED, at(4)),
-        (Happening.RESUMED, at(60)),
+        (EntryKind.PAUSED, at(4)),
+        (EntryKind.RESUMED, at(60)),
     ]
 
 
@@ -253,7 +263,7 @@ def test_a_pause_and_its_end_are_entries():
     ],
 )
 def test_the_end_is_read_from_the_state(kind, name, message, started, expected):
-    assert ending(kind, name, message, started=started) == expected
+    assert terminal_status_of(kind, name, message, started=started) == expected
 
 
 def test_a_legal_history_has_no_faults():

@@ -23,7 +23,13 @@ from hypothesis import strategies as st
 from archives import SERVERS, Place, place_on, written
 from prefect_executions.capture.processes import mark
 from prefect_executions.errors import ArchiveError, NameRefusedError, NotAvailableError, NotFoundError, SettingsError
-from prefect_executions.objectstore.interface import Lasts, Store, checked_key, honours_create_if_absent, public_url
+from prefect_executions.objectstore.interface import (
+    Durability,
+    Store,
+    checked_key,
+    honours_create_if_absent,
+    public_url,
+)
 from prefect_executions.objectstore.open import open_store
 from prefect_executions.objectstore.s3 import PART, part_size
 
@@ -167,7 +173,7 @@ def test_only_the_first_of_two_creates(store: Store) -> None:
 def test_what_speaks_of_others_is_created_after_them(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"z")
     named = {"one/a": b"x", "one/deep/b": b"", "two/c": tmp_path / "file"}
-    store.put_many(named, lasts=Lasts.LATER)
+    store.put_many(named, lasts=Durability.WITH_SEAL)
     assert store.put_if_absent("one/seal", b"first", after=named)
     assert not store.put_if_absent("one/seal", b"second", after=named)
     assert store.get_many([*named, "one/seal"]) == {

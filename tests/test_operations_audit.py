@@ -26,11 +26,11 @@ from prefect_executions.executions.record import BundleFile, ExecuteRequest
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Observer, Status
-from prefect_executions.operations.audit import Finding, audit
+from prefect_executions.operations.audit import AuditFinding, audit
 from prefect_executions.operations.export import export
-from prefect_executions.operations.imports import Terms, take_in
+from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Workbench
 from records import NOON, a_job_status, a_record, a_request
@@ -113,7 +113,7 @@ def place(made: Path, tmp_path: Path) -> Place:
     return Place(Path(shutil.copytree(made, tmp_path / "archive")))
 
 
-def violations(place: Place, *, deep: bool = False) -> list[Finding]:
+def violations(place: Place, *, deep: bool = False) -> list[AuditFinding]:
     return [one for one in audit(place.archive(), trusting(), deep=deep) if one.weight == "violation"]
 
 
@@ -416,11 +416,11 @@ def test_an_exported_bundle_carries_its_proof_and_is_imported_with_it(place, tmp
     here = a_bench(tmp_path)
     here = Workbench(tmp_path / "none", open_archive=place.archive, open_ledger=lambda: here.ledger)
     data: list[bytes] = []
-    export(Reader(here), IDS, data.append)
+    export(Catalog(here), IDS, data.append)
     file = tmp_path / "all.zip"
     file.write_bytes(b"".join(data))
     there = a_bench(tmp_path / "there")
-    assert len(take_in(there, str(file), Terms.of(Settings(home=tmp_path), datetime.now(UTC)))) == 3
+    assert len(import_bundles(there, str(file), ImportPolicy.of(Settings(home=tmp_path), datetime.now(UTC)))) == 3
     for one in IDS:
         assert there.archive.read(one, layout.INCLUSION) == place.archive().inclusion(one)
     assert list(audit(there.archive, trusting(), deep=True)) == []

@@ -28,7 +28,7 @@ from prefect_executions.attestation.transparency import (
 )
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.objectstore.open import open_store
-from prefect_executions.operations.checkpoints import witnesses, write_checkpoints
+from prefect_executions.operations.checkpoints import read_seal_history, write_checkpoints
 from prefect_executions.workbench.workbench import Workbench
 from signers import a_key, trusting
 
@@ -109,7 +109,7 @@ def test_settled_seals_are_written_down_once_and_the_next_checkpoint_names_the_o
     assert {one.execution_id: one.manifest_sha256 for one in told(archive, 1).seals} == first
     assert [one.manifest_sha256 for one in told(archive, 2).seals] == [second]
     assert told(archive, 2).told().previous == sha256(archive.checkpoints.get(1)).hexdigest()
-    seen, faults = witnesses(archive, trusting())
+    seen, faults = read_seal_history(archive, trusting())
     assert (faults, seen.sealed.keys()) == ([], {"one", "two", "three", "four"})
 
 
@@ -190,7 +190,7 @@ def test_on_s3_seals_are_written_down_once_whoever_else_does_it_at_the_same_mome
         assert [write_checkpoints(bench) for bench in benches] == [1, 0]
         assert {one.execution_id: one.manifest_sha256 for one in told(archive, 1).seals} == first
         assert [one.execution_id for one in told(archive, 2).seals] == ["four"]
-        seen, faults = witnesses(archive, trusting())
+        seen, faults = read_seal_history(archive, trusting())
         assert (faults, seen.sealed.keys()) == ([], {*first, "four"})
         assert Inclusion.from_json(archive.inclusion("two")).holds
         assert not archive.checkpoints.add(2, b"another")

@@ -25,10 +25,10 @@ from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.export import export, fitting
-from prefect_executions.operations.imports import Terms, take_in
+from prefect_executions.operations.export import export, matching_ids
+from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.settings import ArchiveLevel, Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, OUTPUTS, a_request
 
@@ -47,7 +47,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
 
 def exported(bench: Workbench, *ids: str, form: Form = Form.ZIP, level: Level = Level.FULL) -> bytes:
     out = io.BytesIO()
-    done = export(Reader(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
+    done = export(Catalog(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
     assert done.size == len(out.getvalue())
     return out.getvalue()
 
@@ -90,7 +90,7 @@ def test_signatures_leave_with_the_bundle_and_come_back(bench, tmp_path):
     ours = bench_at(tmp_path / "ours")
     (tmp_path / "x.zip").write_bytes(exported(ours, OTHER_ID))
     theirs = bench_at(tmp_path / "theirs")
-    take_in(theirs, str(tmp_path / "x.zip"), Terms.of(Settings(), NOON))
+    import_bundles(theirs, str(tmp_path / "x.zip"), ImportPolicy.of(Settings(), NOON))
     assert theirs.archive.read(OTHER_ID, "manifest-sha256.txt.sig") == b"somebody's"
     assert exported(theirs, OTHER_ID) == (tmp_path / "x.zip").read_bytes()
 
@@ -215,7 +215,7 @@ def test_memory_does_not_grow_with_a_bundle(tmp_path):
     kept(bench, outputs={**OUTPUTS, "outputs/large.bin": BIG * 8})
     tracemalloc.start()
     try:
-        done = export(Reader(bench), [EXECUTION_ID], lambda _: None)
+        done = export(Catalog(bench), [EXECUTION_ID], lambda _: None)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -224,9 +224,9 @@ def test_memory_does_not_grow_with_a_bundle(tmp_path):
 
 
 def test_filters_give_the_sealed_executions_that_fit(bench):
-    assert sorted(fitting(Reader(bench))) == sorted([EXECUTION_ID, OTHER_ID])
-    assert not list(fitting(Reader(bench), status=(Status.FAILED,)))
-    assert len(list(fitting(Reader(bench), method="segment-coins"))) == 2
+    assert sorted(matching_ids(Catalog(bench))) == sorted([EXECUTION_ID, OTHER_ID])
+    assert not list(matching_ids(Catalog(bench), status=(Status.FAILED,)))
+    assert len(list(matching_ids(Catalog(bench), method="segment-coins"))) == 2
 
 
 @pytest.fixture

@@ -30,16 +30,16 @@ from prefect_executions.cli.app import main
 from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.operations.export import export
-from prefect_executions.operations.imports import Taken, Terms, _room, take_in
+from prefect_executions.operations.imports import ImportPolicy, ImportResult, _room, import_bundles
 from prefect_executions.operations.retention import remove
 from prefect_executions.operations.verify import verify_execution, verify_target
 from prefect_executions.settings import ImportNames, Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS
 
 NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
-TERMS = Terms(Limits(entries=1000, allowance=100 << 20, expansion=0), ImportNames.PORTABLE, NOW)
+TERMS = ImportPolicy(Limits(entries=1000, allowance=100 << 20, expansion=0), ImportNames.PORTABLE, NOW)
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +58,18 @@ def ours(tmp_path: Path) -> Workbench:
 
 def exported(bench: Workbench, target: Path, *ids: str, form: Form = Form.ZIP, level: Level = Level.FULL) -> Path:
     out = io.BytesIO()
-    export(Reader(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
+    export(Catalog(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
     target.write_bytes(out.getvalue())
     return target
 
 
-def imported(bench: Workbench, target: Path | str, terms: Terms = TERMS) -> tuple[Taken, ...]:
-    return take_in(bench, str(target), terms)
+def imported(bench: Workbench, target: Path | str, terms: ImportPolicy = TERMS) -> tuple[ImportResult, ...]:
+    return import_bundles(bench, str(target), terms)
 
 
 def test_each_step_is_told_so_that_somebody_can_see_how_far_it_is(theirs, ours, tmp_path):
     target, told = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID), []
-    take_in(
+    import_bundles(
         ours, str(target), TERMS, told=lambda one, of: told.append((one, of, ours.archive.seal_of(one) is not None))
     )
     both = sorted([EXECUTION_ID, OTHER_ID])
@@ -99,7 +99,7 @@ def test_what_was_exported_comes_back_as_it_was(theirs, ours, tmp_path, form):
     assert (taken.id, taken.result) == (EXECUTION_ID, "imported")
     assert of_record(ours, EXECUTION_ID) == of_record(theirs, EXECUTION_ID)
     assert ours.archive.bundle(EXECUTION_ID).seal == theirs.archive.bundle(EXECUTION_ID).seal
-    assert all(copy.report.passed for copy in verify_execution(Reader(ours), EXECUTION_ID))
+    assert all(copy.report.passed for copy in verify_execution(Catalog(ours), EXECUTION_ID))
     again = exported(ours, tmp_path / "again.zip", form=form)
     assert again.read_bytes() == (tmp_path / "x.zip").read_bytes()
 
@@ -180,7 +180,7 @@ def test_a_bag_whose_digests_are_wrong_is_refused(theirs, ours, tmp_path, path):
 def test_an_export_without_all_data_comes_in_and_says_what_is_missing(theirs, ours, tmp_path, level):
     place = exported(theirs, tmp_path / "x.zip", level=level)
     assert imported(ours, place)[0].result == "imported"
-    (found,) = verify_execution(Reader(ours), EXECUTION_ID)
+    (found,) = verify_execution(Catalog(ours), EXECUTION_ID)
     assert found.report.passed
     assert any(f"exported with the level '{level}'" in words for words in found.report.unchecked)
     again = exported(ours, tmp_path / "again.zip", level=level)
@@ -323,15 +323,15 @@ def test_an_export_of_ccp_shows_its_status_inputs_and_outputs(ours, tmp_path, la
     assert names == {f"outputs/{name}" for name in ("hello.txt", "stdout.log", "stderr.log", "ccp-entrypoint.sh")}
     row = ours.ledger.get(CCP_ID)
     assert (row.status, row.origin, row.imported) == (Status.COMPLETED, "ccp", NOW)
-    assert all(copy.report.passed for copy in verify_execution(Reader(ours), CCP_ID))
+    assert all(copy.report.passed for copy in verify_execution(Catalog(ours), CCP_ID))
 
 
 def test_no_token_and_no_secret_of_an_export_of_ccp_comes_in(ours, tmp_path):
     imported(ours, zipped(ccp_exports.tree(), tmp_path / "ccp.zip"))
     kept_bytes = b"".join(everything_in(ours).values())
-    with Reader(ours).open_output(CCP_ID, "stdout.log") as stream:
+    with Catalog(ours).open_output(CCP_ID, "stdout.log") as stream:
         kept_bytes += stream.read()
-    with Reader(ours).open_output(CCP_ID, "ccp-entrypoint.sh") as stream:
+    with Catalog(ours).open_output(CCP_ID, "ccp-entrypoint.sh") as stream:
         kept_bytes += stream.read()
     assert TOKEN.encode() not in kept_bytes
     assert SECRET.encode() not in kept_bytes
@@ -383,7 +383,7 @@ def test_without_both_nobody_knows_the_end_and_that_is_told(ours, tmp_path):
     record = of_record(ours, CCP_ID)
     assert end_of(ours) == (Status.FAILED, Reason.LOST)
     assert (record.started, record.finished, record.job_status.message) == (None, NOW, "the export tells no status")
-    assert all(copy.report.passed for copy in verify_execution(Reader(ours), CCP_ID))
+    assert all(copy.report.passed for copy in verify_execution(Catalog(ours), CCP_ID))
 
 
 def test_outputs_that_are_in_the_zip_alone_are_found_there(ours, tmp_path):
@@ -462,7 +462,7 @@ def test_the_command_tells_what_it_took(theirs, home, tmp_path, capsys):
 def test_the_settings_give_the_terms(monkeypatch):
     monkeypatch.setenv("EXECUTIONS_IMPORT_LIMIT", "5")
     monkeypatch.setenv("EXECUTIONS_IMPORT_NAMES", "any")
-    terms = Terms.of(Settings.read(), NOW)
+    terms = ImportPolicy.of(Settings.read(), NOW)
     assert (terms.limits.allowance, terms.limits.expansion, terms.names) == (5, 0, ImportNames.ANY)
 
 
@@ -472,7 +472,7 @@ def test_the_settings_give_the_terms(monkeypatch):
 @pytest.mark.parametrize("form", Form)
 def test_an_export_of_several_is_verified_bundle_by_bundle(theirs, tmp_path, form):
     place = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID, form=form)
-    told = list(verify_target(Reader(theirs), str(place)))
+    told = list(verify_target(Catalog(theirs), str(place)))
     assert [one.place.rpartition(" ")[2].rstrip("/").rpartition("/")[2] for one in told] == sorted(
         [EXECUTION_ID, OTHER_ID]
     )
@@ -480,7 +480,7 @@ def test_an_export_of_several_is_verified_bundle_by_bundle(theirs, tmp_path, for
 
 
 def test_an_export_without_all_data_is_verified_as_far_as_it_goes(theirs, tmp_path):
-    (told,) = verify_target(Reader(theirs), str(exported(theirs, tmp_path / "x.zip", level=Level.METADATA)))
+    (told,) = verify_target(Catalog(theirs), str(exported(theirs, tmp_path / "x.zip", level=Level.METADATA)))
     assert told.report.passed
     assert any("level 'metadata'" in words for words in told.report.unchecked)
 
@@ -495,8 +495,8 @@ from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.tracepoints import EVENT
 from prefect_executions.settings import ImportNames
 from prefect_executions.operations.verify import verify_execution
-from prefect_executions.operations.imports import Terms, take_in
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.operations.imports import ImportPolicy, import_bundles
+from prefect_executions.workbench.catalog import Catalog
 
 TERMS = Terms(Limits(), ImportNames.PORTABLE, datetime(2026, 10, 1, tzinfo=UTC))
 target, home, execution_id = sys.argv[1], Path(sys.argv[2]), sys.argv[3]

@@ -24,13 +24,13 @@ from hostile_zips import CORPUS, TOP, Member, a_zip, members_of
 from prefect_executions.bundles.source import ZipSource
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.errors import BundleError, ImportRefusedError
-from prefect_executions.operations.imports import Terms, take_in
+from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.settings import ImportNames
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID
 
 NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
-TERMS = Terms(Limits(entries=1000, allowance=20 << 20, expansion=0), ImportNames.PORTABLE, NOW)
+TERMS = ImportPolicy(Limits(entries=1000, allowance=20 << 20, expansion=0), ImportNames.PORTABLE, NOW)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def leftovers(bench: Workbench) -> list[str]:
 def refused(bench: Workbench, target: Path, words: str) -> None:
     around = sorted(path for path in bench.folder.parent.parent.iterdir())
     with pytest.raises(ImportRefusedError, match=words) as found:
-        take_in(bench, str(target), TERMS)
+        import_bundles(bench, str(target), TERMS)
     assert target.name in str(found.value)
     assert leftovers(bench) == []
     assert sorted(path for path in bench.folder.parent.parent.iterdir()) in (
@@ -69,7 +69,7 @@ def refused(bench: Workbench, target: Path, words: str) -> None:
 
 def test_the_sound_one_comes_in(members, ours, tmp_path):
     (tmp_path / "x.zip").write_bytes(a_zip(members))
-    assert take_in(ours, str(tmp_path / "x.zip"), TERMS)[0].id == EXECUTION_ID
+    assert import_bundles(ours, str(tmp_path / "x.zip"), TERMS)[0].id == EXECUTION_ID
 
 
 @pytest.mark.parametrize("fault", CORPUS)
@@ -85,7 +85,7 @@ def test_names_that_only_some_systems_hold_come_in_where_the_operator_wants_them
     (bundle.folder / "outputs/a.csv").write_bytes(b"2")
     finish(bundle)
     refused(ours, bundle.folder, r"a\.csv'.*same file")
-    assert take_in(ours, str(bundle.folder), TERMS._replace(names=ImportNames.ANY))[0].result == "imported"
+    assert import_bundles(ours, str(bundle.folder), TERMS._replace(names=ImportNames.ANY))[0].result == "imported"
 
 
 @pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
@@ -108,7 +108,7 @@ def test_a_zip_that_is_cut_at_any_byte_of_its_directory_is_refused(members, ours
         if end % 50 == 0:
             (tmp_path / "x.zip").write_bytes(whole[:end])
             with pytest.raises(ImportRefusedError):
-                take_in(ours, str(tmp_path / "x.zip"), TERMS)
+                import_bundles(ours, str(tmp_path / "x.zip"), TERMS)
     assert leftovers(ours) == []
 
 
@@ -133,7 +133,7 @@ def test_whatever_is_changed_in_a_zip_is_refused_or_changed_nothing(members, tmp
     bench = bench_at(tmp_path / f"home-{os.urandom(4).hex()}")
     (tmp_path / "x.zip").write_bytes(whole)
     try:
-        (taken,) = take_in(bench, str(tmp_path / "x.zip"), TERMS)
+        (taken,) = import_bundles(bench, str(tmp_path / "x.zip"), TERMS)
     except ImportRefusedError:
         assert leftovers(bench) == []
     else:
@@ -147,7 +147,7 @@ def test_any_bytes_are_refused(tmp_path, data):
     bench = bench_at(tmp_path / "home")
     (tmp_path / "x.zip").write_bytes(data)
     with pytest.raises(ImportRefusedError):
-        take_in(bench, str(tmp_path / "x.zip"), TERMS)
+        import_bundles(bench, str(tmp_path / "x.zip"), TERMS)
 
 
 DEEP = "[" * 200_000

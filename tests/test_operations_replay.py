@@ -22,7 +22,7 @@ from prefect_executions.executions.record import ScriptRun
 from prefect_executions.methods.model import Comparison, InputDescription
 from prefect_executions.operations.compare import compare_executions
 from prefect_executions.operations.replay import replay_of, replayable, requirements_of
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input, an_instance
 
 METHOD = '''
@@ -125,13 +125,13 @@ def test_a_damaged_bundle_is_not_replayed(home):
     bench = bench_at(home)
     bundle = kept(bench)
     (bundle.folder / "code/flows/coins.py").write_bytes(b"forged")
-    with pytest.raises(BundleError, match=r"coins\.py"), replayable(Reader(bench), str(bundle.folder)):
+    with pytest.raises(BundleError, match=r"coins\.py"), replayable(Catalog(bench), str(bundle.folder)):
         pass
 
 
 @pytest.mark.parametrize("path", ["nothing.zip", "nowhere/bundle"])
 def test_a_path_with_nothing_there_is_told_as_a_path(home, path):
-    reader = Reader(bench_at(home))
+    reader = Catalog(bench_at(home))
     with pytest.raises(NotFoundError, match=f"there is no file or folder {path}"), replayable(reader, path):
         pass
 
@@ -142,7 +142,7 @@ def test_a_folder_of_two_bundles_is_refused(home):
     kept(bench, OTHER_ID)
     for scratch in bench.folder.glob(".*"):
         scratch.rename(bench.folder.parent / f"away{scratch.name}")
-    with pytest.raises(RequestError, match="2 bundles"), replayable(Reader(bench), str(bench.folder)):
+    with pytest.raises(RequestError, match="2 bundles"), replayable(Catalog(bench), str(bench.folder)):
         pass
 
 
@@ -158,7 +158,7 @@ def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
     with second.lock():
         gather(second)
     with (
-        replayable(Reader(bench), EXECUTION_ID) as (record, source),
+        replayable(Catalog(bench), EXECUTION_ID) as (record, source),
         replay_of(record, source, {}) as ready,
     ):
         verdict = ready.verdict(second, tolerance=0, well=True)
@@ -171,7 +171,7 @@ def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
     assert verdict.grade is Grade.RECOMPUTE
     bench.leases.release(OTHER_ID)
     assert bench.settle(OTHER_ID).archived
-    assert Verdict.from_json(Reader(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
+    assert Verdict.from_json(Catalog(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
     assert "metadata/verdict.json" in (second.folder / "manifest-sha256.txt").read_text()
 
 
@@ -184,7 +184,7 @@ def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, 
     with second.lock():
         gather(second)
     with (
-        replayable(Reader(bench), EXECUTION_ID) as (record, source),
+        replayable(Catalog(bench), EXECUTION_ID) as (record, source),
         replay_of(record, source, {}) as ready,
     ):
         verdict = ready.verdict(second, tolerance=0, well=True)
@@ -192,8 +192,8 @@ def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, 
     assert (regions.agreement, regions.declared) == (agreement, declared)
     bench.leases.release(OTHER_ID)
     assert bench.settle(OTHER_ID).archived
-    assert Verdict.from_json(Reader(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
-    [told] = compare_executions(Reader(bench), EXECUTION_ID, OTHER_ID).outputs
+    assert Verdict.from_json(Catalog(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
+    [told] = compare_executions(Catalog(bench), EXECUTION_ID, OTHER_ID).outputs
     assert told == regions
 
 
@@ -263,7 +263,7 @@ def test_an_isolated_replay_runs_in_an_environment_of_its_own_with_the_recorded_
 
     replayed = json.loads(command("executions", "replay", zipped, "--isolated", "--json"))
     assert (replayed["verdict"]["grade"], replayed["verdict"]["environment"]) == ("reproduce", [])
-    logs = [Reader(bench_at(home)).read(one, "outputs/stderr.log").decode() for one in (first, replayed["id"])]
+    logs = [Catalog(bench_at(home)).read(one, "outputs/stderr.log").decode() for one in (first, replayed["id"])]
     assert f"{sys.prefix}\n" in logs[0]
     assert f"{sys.prefix}\n" not in logs[1]
     assert "/venv\n" in logs[1]

@@ -13,9 +13,9 @@ from flows.reproduce import reproduce as reproduce_flow
 from prefect_executions.cli.app import main
 from prefect_executions.comparison.verdict import Agreement, Grade, OutputVerdict, Verdict
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.reproduce import Reproduced, Wanted, reproduce, reproducible
+from prefect_executions.operations.reproduce import ReplayGoal, Reproduced, reproduce, reproducible
 from prefect_executions.workbench import background
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID
 
 THIRD_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e12"
@@ -70,7 +70,7 @@ def test_one_that_fails_or_dies_hinders_no_other(home, replaying):
             THIRD_ID: "os.kill(os.getpid(), signal.SIGKILL)",
         }
     )
-    told = list(reproduce(Reader(bench), [EXECUTION_ID, OTHER_ID, THIRD_ID], Wanted(), command=command))
+    told = list(reproduce(Catalog(bench), [EXECUTION_ID, OTHER_ID, THIRD_ID], ReplayGoal(), command=command))
     assert told == [
         Reproduced(
             id=EXECUTION_ID,
@@ -97,7 +97,7 @@ def test_a_method_that_did_not_even_start_is_told_with_its_error(home, replaying
     kept(bench)
     told = {"id": None, "method": "x", "error": {"type": "ImportError", "message": "no module"}}
     command = replaying(**{EXECUTION_ID: f"print({json.dumps(told)!r}); sys.exit(1)"})
-    [one] = reproduce(Reader(bench), [EXECUTION_ID], Wanted(), command=command)
+    [one] = reproduce(Catalog(bench), [EXECUTION_ID], ReplayGoal(), command=command)
     assert one.problem == "ImportError: no module"
 
 
@@ -106,8 +106,8 @@ def test_a_replay_is_told_what_is_wanted_and_nothing_of_the_run_that_started_it(
     kept(bench)
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", EXECUTION_ID)
     seen = "sys.exit(f\"error: {sys.argv[3:]} {'PREFECT__FLOW_RUN_ID' in os.environ}\")"
-    wanted = Wanted(grade=Grade.RECOMPUTE, tolerance=1e-9, isolated=True)
-    [one] = reproduce(Reader(bench), [EXECUTION_ID], wanted, command=replaying(**{EXECUTION_ID: seen}))
+    wanted = ReplayGoal(grade=Grade.RECOMPUTE, tolerance=1e-9, isolated=True)
+    [one] = reproduce(Catalog(bench), [EXECUTION_ID], wanted, command=replaying(**{EXECUTION_ID: seen}))
     words = ["--isolated", "--grade", "recompute", "--tolerance", "1e-09", "--json"]
     assert one.problem == f"{words} False"
 
@@ -117,20 +117,20 @@ def test_what_completed_is_chosen_and_no_replay_of_it(home):
     kept(bench)
     kept(bench, OTHER_ID, job_status=record_of(OTHER_ID, Status.FAILED).job_status)
     (bench.folder / EXECUTION_ID).rename(home / "away")
-    assert reproducible(Reader(bench)) == (EXECUTION_ID,)
-    assert reproducible(Reader(bench), method="other") == ()
+    assert reproducible(Catalog(bench)) == (EXECUTION_ID,)
+    assert reproducible(Catalog(bench), method="other") == ()
     (home / "away").rename(bench.folder / EXECUTION_ID)
     (bench.folder / EXECUTION_ID / Verdict.file_name).write_bytes(DRIFTED.to_json())
-    assert reproducible(Reader(bench)) == ()
+    assert reproducible(Catalog(bench)) == ()
 
 
 def test_a_limit_takes_the_newest(home):
     bench = bench_at(home)
     kept(bench)
     kept(bench, OTHER_ID)
-    both = reproducible(Reader(bench))
+    both = reproducible(Catalog(bench))
     assert sorted(both) == sorted([EXECUTION_ID, OTHER_ID])
-    assert reproducible(Reader(bench), limit=1) == both[:1]
+    assert reproducible(Catalog(bench), limit=1) == both[:1]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_two_executions_are_replayed_and_summed_up(home, tmp_path, monkeypatch, 
     [drift] = [words for words in told["executions"][1]["differs"] if "eyes.csv" in words]
     assert "differs in 1 of 1 rows" in drift
     replays = {one["replay"] for one in told["executions"]}
-    assert {Reader(bench_at(home)).record(one).status for one in replays} == {Status.COMPLETED}
-    assert set(reproducible(Reader(bench_at(home)))) == set(ids), "replays are not replayed"
+    assert {Catalog(bench_at(home)).record(one).status for one in replays} == {Status.COMPLETED}
+    assert set(reproducible(Catalog(bench_at(home)))) == set(ids), "replays are not replayed"
 
     state = reproduce_flow(most=1, return_state=True)
     assert state.is_failed()

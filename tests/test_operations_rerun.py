@@ -18,8 +18,8 @@ from prefect_executions.cli.arguments import reader
 from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
 from prefect_executions.executions.record import Deployment, Relative, tagged
 from prefect_executions.methods.model import InputDescription
-from prefect_executions.operations.replay import asked_again, bring_inputs, entrypoint_here, record_source
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.operations.replay import bring_inputs, entrypoint_here, record_source, rerun_request
+from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input
 
 METHOD = '''
@@ -34,14 +34,14 @@ def shout(text: InputFile, times: int = 2) -> None:
 
 
 def test_the_same_inputs_are_an_exact_rerun_and_others_an_edited_one():
-    exact = asked_again(a_record(), {})
+    exact = rerun_request(a_record(), {})
     assert exact.parameters == {"picture": "s3://survey/picture.png", "threshold": 0.3, "labels": ["a", "ä"]}
     assert exact.relative == Relative(execution_id=EXECUTION_ID, relation="rerun-of")
-    assert asked_again(a_record(), {"threshold": 0.3}).relative.relation == "rerun-of"
-    edited = asked_again(a_record(), {"threshold": 0.4})
+    assert rerun_request(a_record(), {"threshold": 0.3}).relative.relation == "rerun-of"
+    edited = rerun_request(a_record(), {"threshold": 0.4})
     assert edited.relative.relation == "edited-rerun-of"
     assert edited.parameters["threshold"] == 0.4
-    assert asked_again(a_record(), {"new": None}).relative.relation == "edited-rerun-of"
+    assert rerun_request(a_record(), {"new": None}).relative.relation == "edited-rerun-of"
 
 
 @given(
@@ -56,8 +56,8 @@ def test_a_secret_is_asked_for_by_name_and_never_taken_from_the_record():
     method = a_method(inputs={"token": InputDescription(json_schema={"type": "string", "format": "secret"})})
     record = a_record(method=method, request=a_request(values={"token": {"secret": "survey-token"}}, files=()))
     with pytest.raises(SecretError, match=r"token .then 'survey-token'.*-p token=BLOCK"):
-        asked_again(record, {})
-    again = asked_again(record, {"token": "env:TOKEN"})
+        rerun_request(record, {})
+    again = rerun_request(record, {"token": "env:TOKEN"})
     assert again.parameters == {"token": "env:TOKEN"}
     assert again.relative.relation == "rerun-of"
 
@@ -66,15 +66,15 @@ def test_a_secret_is_asked_for_by_name_and_never_taken_from_the_record():
 def test_an_input_that_the_record_does_not_hold_is_asked_for(value):
     record = a_record(request=a_request(values={"model": value}, files=()))
     with pytest.raises(RequestError, match="-p model="):
-        asked_again(record, {})
-    assert asked_again(record, {"model": 1}).parameters == {"model": 1}
+        rerun_request(record, {})
+    assert rerun_request(record, {"model": 1}).parameters == {"model": 1}
 
 
 def test_what_was_left_out_and_what_the_author_bound_is_not_asked_for():
     bound = InputDescription(json_schema={"type": "string", "readOnly": True})
     request = a_request(values={"left": None, "given": None, "bound": "x"}, parameters={"given": None}, files=())
     record = a_record(method=a_method(inputs={"bound": bound}), request=request)
-    assert asked_again(record, {}).parameters == {"given": None}
+    assert rerun_request(record, {}).parameters == {"given": None}
 
 
 def test_files_are_told_by_their_copies_wherever_they_stand_in_the_inputs():
@@ -86,7 +86,7 @@ def test_files_are_told_by_their_copies_wherever_they_stand_in_the_inputs():
     values = {"scenes": ["a", "https://far/b"], "options": {"mask": "m", "name": "a"}}
     record = a_record(request=a_request(values=values, files=files))
     here = {"inputs/scenes/a": Path("/copy/a"), "inputs/options.mask/m": Path("/copy/m")}
-    assert asked_again(record, {}, here).parameters == {
+    assert rerun_request(record, {}, here).parameters == {
         "scenes": ["/copy/a", "https://far/b"],
         "options": {"mask": "/copy/m", "name": "a"},
     }
@@ -98,9 +98,9 @@ def test_kept_inputs_are_brought_and_checked(home, tmp_path, where):
     bundle = kept(bench)
     if where == "archive":
         bundle.discard()
-    hall = Reader(bench)
-    source = record_source(hall, EXECUTION_ID)
-    brought = bring_inputs(hall.record(EXECUTION_ID), source, tmp_path)
+    catalog = Catalog(bench)
+    source = record_source(catalog, EXECUTION_ID)
+    brought = bring_inputs(catalog.record(EXECUTION_ID), source, tmp_path)
     assert {path: place.read_bytes() for path, place in brought.items()} == {"inputs/picture.png": PICTURE}
 
 
@@ -108,7 +108,7 @@ def test_an_input_that_was_changed_since_is_refused(home, tmp_path):
     bench = bench_at(home)
     (kept(bench).folder / "inputs/picture.png").write_bytes(b"forged")
     with pytest.raises(BundleError, match=r"inputs/picture.png is .* nothing was run"):
-        bring_inputs(Reader(bench).record(EXECUTION_ID), record_source(Reader(bench), EXECUTION_ID), tmp_path)
+        bring_inputs(Catalog(bench).record(EXECUTION_ID), record_source(Catalog(bench), EXECUTION_ID), tmp_path)
 
 
 def test_the_method_is_looked_for_here_and_where_it_ran(tmp_path):

@@ -20,10 +20,10 @@ from prefect_executions.capture.secrets import reveals, secrets_around
 from prefect_executions.cli.app import main
 from prefect_executions.errors import NotAvailableError, NotFoundError, RequestError, SecretError
 from prefect_executions.operations.export import export
-from prefect_executions.operations.imports import Terms, take_in
+from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.operations.share import Shared, revoke, share, shares, sweep
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS, a_request
 
@@ -56,7 +56,7 @@ def bench(s3: Place, tmp_path: Any) -> Workbench:
 
 def shared(bench: Workbench, **told: Any) -> Shared:
     asked = {"now": NOW, "expires": WEEK, "environment": KEYS} | told
-    return share(Reader(bench), EXECUTION_ID, **asked)
+    return share(Catalog(bench), EXECUTION_ID, **asked)
 
 
 def fetched(url: str) -> bytes:
@@ -74,7 +74,7 @@ def refused(url: str) -> int:
 def test_a_link_reads_the_exported_bundle(bench):
     told = shared(bench)
     out = io.BytesIO()
-    export(Reader(bench), [EXECUTION_ID], out.write)
+    export(Catalog(bench), [EXECUTION_ID], out.write)
     assert fetched(told.url) == out.getvalue()
     assert (told.share.expires, told.share.size) == (NOW + WEEK, len(out.getvalue()))
 
@@ -206,12 +206,12 @@ def test_secrets_are_found_over_the_borders_of_pieces(pieces, found):
 
 def test_what_an_archive_on_s3_exports_comes_back_to_one(bench, s3, tmp_path):
     out = io.BytesIO()
-    export(Reader(bench), [EXECUTION_ID], out.write)
+    export(Catalog(bench), [EXECUTION_ID], out.write)
     (tmp_path / "x.zip").write_bytes(out.getvalue())
     settings = Settings(home=tmp_path / "other", archive=f"{s3.url}/other")
     other = Workbench.of(settings, archive_block=lambda name: (name, {}))
-    (taken,) = take_in(other, str(tmp_path / "x.zip"), Terms.of(settings, NOW))
+    (taken,) = import_bundles(other, str(tmp_path / "x.zip"), ImportPolicy.of(settings, NOW))
     assert (taken.result, other.archive.imported(EXECUTION_ID).imported) == ("imported", NOW)
     again = io.BytesIO()
-    export(Reader(other), [EXECUTION_ID], again.write)
+    export(Catalog(other), [EXECUTION_ID], again.write)
     assert again.getvalue() == out.getvalue()

@@ -6,7 +6,7 @@ from datetime import timedelta
 from itertools import permutations
 
 from prefect_executions import events
-from prefect_executions.events import Event, Heard
+from prefect_executions.events import Event, ExecutionEvent
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.watch import Watched, from_record, newer, told
 from records import EXECUTION_ID, NOON, a_job_status, a_record
@@ -14,24 +14,24 @@ from records import EXECUTION_ID, NOON, a_job_status, a_record
 NOBODY = Watched(id=EXECUTION_ID)
 
 
-def word(event: Event) -> Heard:
-    heard = events.heard(event.name, event.as_json()["resource"], event.payload, event.occurred)
+def word(event: Event) -> ExecutionEvent:
+    heard = events.parse_event(event.name, event.as_json()["resource"], event.payload, event.occurred)
     assert heard is not None
     return heard
 
 
-def words(end: Status = Status.COMPLETED, message: str | None = None) -> list[Heard]:
+def words(end: Status = Status.COMPLETED, message: str | None = None) -> list[ExecutionEvent]:
     return [word(event) for event in events.changes(a_job_status(end, message=message), NOON)]
 
 
-def after(*heard: Heard) -> Watched:
+def after(*heard: ExecutionEvent) -> Watched:
     known = NOBODY
     for one in heard:
         known = told(known, one)
     return known
 
 
-def half_way() -> Heard:
+def half_way() -> ExecutionEvent:
     return word(events.progressed(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON))
 
 

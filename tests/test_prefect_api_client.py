@@ -8,7 +8,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from prefect_executions.errors import OrchestratorError
-from prefect_executions.prefect_api.client import greet
+from prefect_executions.prefect_api.client import ping
 
 
 def test_an_embedded_server_without_a_folder_is_told_and_not_tried_for_ever(tmp_path: Path) -> None:
@@ -18,4 +18,4 @@ def test_an_embedded_server_without_a_folder_is_told_and_not_tried_for_ever(tmp_
         temporary_settings({PREFECT_API_URL: None, PREFECT_HOME: home}),
         pytest.raises(OrchestratorError, match=f"{home} is none: Not a directory. Set PREFECT_HOME"),
     ):
-        greet()
+        ping()

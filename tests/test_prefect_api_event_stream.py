@@ -16,10 +16,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_executions import events
 from prefect_executions.errors import OrchestratorError
-from prefect_executions.events import EventName, Heard
+from prefect_executions.events import EventName, ExecutionEvent
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.prefect_api.events import Connection
+from prefect_executions.prefect_api.events import StreamState
 from records import a_job_status
 
 
@@ -91,12 +91,12 @@ def relay(prefect_server: str) -> Iterator[Relay]:
 THERE = {True: "there", False: "away"}
 
 
-def until(stream: Iterator[Connection | Heard], wanted: str) -> list[Connection | Heard]:
+def until(stream: Iterator[StreamState | ExecutionEvent], wanted: str) -> list[StreamState | ExecutionEvent]:
     """Return what the stream gives until a status, or a word about the connection, comes."""
     found = []
     for word in stream:
         found.append(word)
-        if (word.status if isinstance(word, Heard) else THERE[word.there]) == wanted:
+        if (word.status if isinstance(word, ExecutionEvent) else THERE[word.there]) == wanted:
             return found
     raise AssertionError(f"the stream ended before {wanted}")
 
@@ -109,22 +109,22 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
         prefect_events.tell(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
 
     with temporary_settings({PREFECT_API_URL: relay.url}), closing(prefect_events.listen([mine])) as stream:
-        assert next(stream) == Connection(there=True)
+        assert next(stream) == StreamState(there=True)
         tell(other, Status.FAILED)
         tell(mine, Status.EXECUTING)
         heard = until(stream, Status.EXECUTING)
-        assert {word.execution_id for word in heard if isinstance(word, Heard)} == {mine}
+        assert {word.execution_id for word in heard if isinstance(word, ExecutionEvent)} == {mine}
 
         relay.go_away()
         *_, broken = until(stream, "away")
-        assert isinstance(broken, Connection)
+        assert isinstance(broken, StreamState)
         assert broken.why
 
         relay.come_back()
         until(stream, "there")
         tell(mine, Status.COMPLETED)
         *_, end = until(stream, Status.COMPLETED)
-        assert isinstance(end, Heard)
+        assert isinstance(end, ExecutionEvent)
         assert (end.name, end.method_id) == (EventName.COMPLETED, "segment-coins")
 
 
@@ -134,7 +134,7 @@ def test_what_was_told_just_before_is_heard_too(prefect_server):
     with closing(prefect_events.listen([execution_id])) as stream:
         *_, end = until(stream, Status.FAILED)
 
-    assert isinstance(end, Heard)
+    assert isinstance(end, ExecutionEvent)
     assert end.execution_id == execution_id
 
 

@@ -83,7 +83,7 @@ def test_a_run_tells_its_statuses_behind_prefects_and_then_the_archive(home):
 KILLED = """
 import os, signal, sys, time
 from prefect_executions import current_execution, method
-from prefect_executions.tracepoints import EVENT, Milestone
+from prefect_executions.tracepoints import EVENT, TracePoint
 
 def killing(event, arguments):
     if event == EVENT and arguments[0] is Milestone.CLEARED:
@@ -123,7 +123,9 @@ def test_a_kill_at_the_moment_after_loses_no_event(home, tmp_path):
 @pytest.mark.long
 def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(tmp_path):
     execution_id, now = str(uuid4()), datetime.now(UTC)
-    bench = Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}), tell=prefect_events.EndTelling)
+    bench = Workbench.of(
+        Settings(home=tmp_path), archive_block=lambda name: (name, {}), tell=prefect_events.TerminalEvents
+    )
     status = a_job_status(Status.EXECUTING, execution_id=execution_id, begins=now)
     begun(bench, record_of(request=a_request(execution_id=execution_id), job_status=status))
     with temporary_settings({PREFECT_API_URL: AWAY, PREFECT_CLIENT_MAX_RETRIES: 0}):
@@ -145,6 +147,6 @@ def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(
 
 def test_an_end_that_prefect_would_have_forgotten_is_not_told_any_more():
     done: list[str] = []
-    prefect_events.EndTelling(a_job_status()).then(lambda: done.append("at once"))
+    prefect_events.TerminalEvents(a_job_status()).on_acknowledged(lambda: done.append("at once"))
 
     assert done == ["at once"]

@@ -19,7 +19,7 @@ from rdflib import PROV, RDF, Graph, URIRef
 
 from prefect_executions.errors import BundleError, RequestError
 from prefect_executions.executions.record import NAMESPACE, Agent, ExecutionRecord, Infrastructure, Instance, Relative
-from prefect_executions.executions.summary import Account, account
+from prefect_executions.executions.summary import RecordSummary, summary_of
 from prefect_executions.lifecycle.history import CLOCK_SKEW
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import CodeIdentity
@@ -101,7 +101,7 @@ values = st.recursive(
 )
 
 
-def read(document: bytes) -> Account:
+def read(document: bytes) -> RecordSummary:
     return prov_reader.read(document).account
 
 
@@ -148,7 +148,7 @@ def test_every_outcome_satisfies_the_constraints_that_the_prov_library_knows(rec
 
 
 def test_every_outcome_is_read_back_as_the_record_tells_it(record):
-    assert read(told(record)) == account(record)
+    assert read(told(record)) == summary_of(record)
 
 
 def test_the_same_record_gives_the_same_bytes(record):
@@ -207,14 +207,14 @@ def test_two_outputs_of_the_same_content_are_two_entities():
 
 def test_one_input_may_have_the_same_file_twice():
     twins = a_record(request=a_request(files=(a_staged_input(), a_staged_input())))
-    assert read(told(twins)) == account(twins)
+    assert read(told(twins)) == summary_of(twins)
 
 
 def test_a_long_value_is_told_by_its_digest():
     long = a_record(request=a_request(values={"table": "x" * VALUE_LIMIT}, files=()))
     document = told(long)
     assert len(document) < VALUE_LIMIT
-    assert read(document) == account(long)
+    assert read(document) == summary_of(long)
 
 
 def test_a_rerun_is_informed_and_a_parent_starts():
@@ -259,7 +259,7 @@ def test_hostile_names_and_values_are_valid_and_come_back(w3c_schema, paths, inp
     document = told(hostile)
     w3c_schema.assertValid(etree.fromstring(document))
     ProvDocument.deserialize(io.BytesIO(document), format="xml").unified()
-    assert read(document) == account(hostile)
+    assert read(document) == summary_of(hostile)
 
 
 @given(text)
@@ -270,7 +270,7 @@ def test_any_execution_id_comes_back(execution_id):
 
 def test_a_lone_surrogate_in_a_value_comes_back():
     odd = a_record(request=a_request(values={"name": "file-\udc80"}, files=()))
-    assert read(told(odd)) == account(odd)
+    assert read(told(odd)) == summary_of(odd)
 
 
 @given(st.integers(min_value=0))
@@ -352,7 +352,7 @@ def test_a_document_that_contradicts_itself_is_refused(old, new):
     ],
 )
 def test_a_forged_fact_gives_another_account(old, new):
-    assert read(changed(old, new)) != account(RECORDS["completed"])
+    assert read(changed(old, new)) != summary_of(RECORDS["completed"])
 
 
 def test_a_comment_cannot_hide_a_part_of_the_status():
@@ -416,7 +416,7 @@ def test_the_difference_of_two_clocks_is_no_fault():
 def test_ten_thousand_outputs_are_told_and_read():
     outputs = [an_output(f"outputs/tile-{number}.csv", b"%d" % number) for number in range(10_000)]
     many = a_record(job_status=a_job_status(outputs=outputs))
-    assert read(told(many)) == account(many)
+    assert read(told(many)) == summary_of(many)
 
 
 def test_the_document_is_written_in_parts():

@@ -79,15 +79,15 @@ def test_an_image_is_pulled_by_policy_and_its_digest_is_the_registrys(plan, engi
 
 def test_the_very_image_is_found_by_its_id_or_brought_by_its_digest(runtime, engine):
     here = engine.inspect_image("executions-test")["Id"]
-    assert runtime.at_hand(here, None) == here
-    assert runtime.at_hand(f"sha256:{'0' * 64}", None) is None
+    assert runtime.ensure_image(here, None) == here
+    assert runtime.ensure_image(f"sha256:{'0' * 64}", None) is None
     with registry.serving("science/hello") as (address, digest):
         name = f"{address}/science/hello@{digest}"
-        assert runtime.at_hand(None, f"{address}/science/hello@sha256:{'0' * 64}") is None
-        assert runtime.at_hand(None, name) == name
-    assert runtime.at_hand(here, name) == name, "it is here"
+        assert runtime.ensure_image(None, f"{address}/science/hello@sha256:{'0' * 64}") is None
+        assert runtime.ensure_image(None, name) == name
+    assert runtime.ensure_image(here, name) == name, "it is here"
     engine.remove_image(name, force=True)
-    assert runtime.at_hand(here, name) == here
+    assert runtime.ensure_image(here, name) == here
 
 
 def test_an_image_without_a_shell_is_refused_and_leaves_nothing(runtime, plan, engine):

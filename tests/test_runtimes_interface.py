@@ -17,6 +17,7 @@ from prefect_executions.errors import NameRefusedError, NotFoundError, PlanError
 from prefect_executions.runtimes.interface import (
     LONGEST_VALUE,
     RUN_COOKIE,
+    Capability,
     LogPiece,
     Network,
     Plan,
@@ -26,7 +27,6 @@ from prefect_executions.runtimes.interface import (
     RunRequest,
     RunStatus,
     Runtime,
-    Wish,
 )
 from prefect_executions.runtimes.kubernetes.api import Cluster
 from prefect_executions.runtimes.registry import open_runtime
@@ -79,7 +79,7 @@ def ask(runtime: Runtime, tmp_path: Path) -> Iterator[Ask]:
 
     def request(script: str = "true", **wishes) -> RunRequest:
         asked.append(f"test-{uuid4()}")
-        image = {"image": "executions-test", "pull": Pull.NEVER} if Wish.IMAGE in runtime.honours else {}
+        image = {"image": "executions-test", "pull": Pull.NEVER} if Capability.IMAGE in runtime.capabilities else {}
         told = {"id": asked[-1], "execution_id": "an-execution", "data": tmp_path / "data"}
         return RunRequest(script=script, **(told | image | wishes))
 
@@ -230,8 +230,8 @@ def test_environment_and_secrets_arrive_unchanged_and_nothing_of_the_worker_does
 
 def test_the_script_begins_in_the_data_folder_and_what_it_leaves_there_stays(runtime, start, tmp_path):
     (tmp_path / "data" / "given.txt").write_text("given")
-    run = start('pwd; cp given.txt "$SEEN/left.txt"', environment={"SEEN": runtime.sees(tmp_path / "data")})
-    assert written(run) == {"stdout": f"{runtime.sees(tmp_path / 'data')}\n".encode(), "stderr": b""}
+    run = start('pwd; cp given.txt "$SEEN/left.txt"', environment={"SEEN": runtime.mount_path(tmp_path / "data")})
+    assert written(run) == {"stdout": f"{runtime.mount_path(tmp_path / 'data')}\n".encode(), "stderr": b""}
     assert (tmp_path / "data" / "left.txt").read_text() == "given"
 
 
@@ -313,25 +313,25 @@ def test_a_plan_shows_all_but_secrets_and_runs_only_with_them(runtime, ask, tmp_
         runtime.run(read)
 
 
-@pytest.mark.parametrize("wish", Wish)
+@pytest.mark.parametrize("wish", Capability)
 def test_what_a_runtime_does_not_honour_it_refuses_before_anything_is_started(wish, runtime, ask, tmp_path):
     asked = {
-        Wish.DATA: {},
-        Wish.ENVIRONMENT: {"environment": {"A": "b"}},
-        Wish.SECRETS: {"secrets": {"A": "b"}},
-        Wish.IMAGE: {"image": "executions-test"},
-        Wish.USER: {"user": "1234"},
-        Wish.OPEN_NETWORK: {"network": Network.OPEN},
-        Wish.CLOSED_NETWORK: {"network": Network.CLOSED},
-        Wish.CPUS: {"resources": Resources(cpus=1)},
-        Wish.MEMORY: {"resources": Resources(memory=1 << 30)},
-        Wish.GPUS: {"resources": Resources(gpus=1)},
-        Wish.PROCESSES: {"resources": Resources(processes=50)},
-        Wish.TIME_LIMIT: {"resources": Resources(time_limit=10)},
+        Capability.DATA: {},
+        Capability.ENVIRONMENT: {"environment": {"A": "b"}},
+        Capability.SECRETS: {"secrets": {"A": "b"}},
+        Capability.IMAGE: {"image": "executions-test"},
+        Capability.USER: {"user": "1234"},
+        Capability.OPEN_NETWORK: {"network": Network.OPEN},
+        Capability.CLOSED_NETWORK: {"network": Network.CLOSED},
+        Capability.CPUS: {"resources": Resources(cpus=1)},
+        Capability.MEMORY: {"resources": Resources(memory=1 << 30)},
+        Capability.GPUS: {"resources": Resources(gpus=1)},
+        Capability.PROCESSES: {"resources": Resources(processes=50)},
+        Capability.TIME_LIMIT: {"resources": Resources(time_limit=10)},
     }
     request = ask("true", **asked[wish])
     # No engine with a GPU is at hand.
-    if wish in runtime.honours and wish is not Wish.GPUS:
+    if wish in runtime.capabilities and wish is not Capability.GPUS:
         runtime.compile(request, tmp_path / "plan")
         assert (tmp_path / "plan" / "plan.json").exists()
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_executions.runtimes.interface import Exit, RunStatus
-from prefect_executions.runtimes.kubernetes.job import CANCELLED, END, FETCHED, GIVEN, Look
+from prefect_executions.runtimes.kubernetes.job import CANCELLED, END, FETCHED, GIVEN, JobSnapshot
 
 ENDED = {
     "exitCode": 0,
@@ -15,7 +15,9 @@ ENDED = {
 }
 
 
-def look(state: dict | None = None, *, status: dict | None = None, notes: dict | None = None, **metadata) -> Look:
+def look(
+    state: dict | None = None, *, status: dict | None = None, notes: dict | None = None, **metadata
+) -> JobSnapshot:
     """Return a look at a Job and its one pod, whose script's container is in *state*."""
     told = {"containerStatuses": [{"name": "script", "state": state}] if state else [], **(status or {})}
     pod = {
@@ -23,7 +25,7 @@ def look(state: dict | None = None, *, status: dict | None = None, notes: dict |
         "spec": {"nodeName": "a-node"},
         "status": told,
     }
-    return Look(job={"metadata": {"annotations": notes}}, pods=(pod,))
+    return JobSnapshot(job={"metadata": {"annotations": notes}}, pods=(pod,))
 
 
 def test_a_pod_that_waits_for_room_or_its_image_has_not_ended():
@@ -84,7 +86,7 @@ def test_what_was_noted_as_the_end_stays_the_end():
     noted = Exit(status=RunStatus.FAILED, code=3)
     notes = {END: noted.model_dump_json(exclude_none=True), CANCELLED: "then"}
     assert look({"terminated": ENDED}, notes=notes).end() == noted
-    assert Look(job={"metadata": {"annotations": notes}}).end() == noted
+    assert JobSnapshot(job={"metadata": {"annotations": notes}}).end() == noted
 
 
 def test_a_pod_in_the_place_of_the_one_that_was_given_the_data_is_none_of_the_run():

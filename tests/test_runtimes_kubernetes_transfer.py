@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_executions.errors import InfrastructureError
-from prefect_executions.runtimes.kubernetes.transfer import Load, unpack, unsendable
+from prefect_executions.runtimes.kubernetes.transfer import TarStream, unpack, unsendable
 
 NAMES = st.binary(min_size=1, max_size=120).filter(lambda name: not {0, 47} & set(name) and name not in {b".", b".."})
 
 
 def packed(folder: Path) -> bytes:
-    load = Load.of(folder)
+    load = TarStream.of(folder)
     made = b"".join(load.chunks())
     assert len(made) == load.size, "whoever receives it is told its size beforehand"
     return made
@@ -116,7 +116,7 @@ def test_a_tar_that_was_cut_leaves_the_folder_as_it_was(tmp_path):
 def test_a_file_that_changes_on_its_way_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * 1000)
     for now in (b"y" * 10, b"y" * 2000):
-        load = Load.of(tmp_path)
+        load = TarStream.of(tmp_path)
         (tmp_path / "file").write_bytes(now)
         with pytest.raises(InfrastructureError, match="has changed"):
             list(load.chunks())

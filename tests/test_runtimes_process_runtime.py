@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_executions.capture.processes import alive, end_carriers
+from prefect_executions.capture.processes import alive, kill_execution_processes
 from prefect_executions.errors import InfrastructureError, PlanError
 from prefect_executions.runtimes.interface import RUN_COOKIE, Plan, Resources, Run, RunRequest, RunStatus
 from prefect_executions.runtimes.process.runtime import INHERITED, ProcessRuntime
@@ -62,7 +62,7 @@ def test_a_launcher_that_was_killed_takes_the_script_along_and_the_run_is_lost(r
     assert (end.status, end.code) == (RunStatus.LOST, None), "nobody saw its code"
     until(lambda: alive(run.seen().process) is False)
     assert run.cancel(grace=0.2) == end
-    assert end_carriers(run.id, cookie=RUN_COOKIE) == 0, "what it had started was found by its cookie"
+    assert kill_execution_processes(run.id, cookie=RUN_COOKIE) == 0, "what it had started was found by its cookie"
 
 
 def test_a_launcher_that_is_told_to_stop_by_somebody_else_says_so(runtime, plan, tmp_path):
@@ -149,7 +149,7 @@ top = Path({str(tmp_path)!r})
 runtime = ProcessRuntime(top / "state", shown_at={str(place)!r})
 def start(name):
     (top / name).mkdir()
-    assert runtime.sees(top / name) == {str(place)!r}
+    assert runtime.mount_path(top / name) == {str(place)!r}
     script = "pwd; while [ ! -e go ]; do sleep 0.05; done; id -u > {place}/$NAME"
     told = RunRequest(id=name, execution_id="e", data=top / name, script=script, environment={{"NAME": name}})
     return runtime.run(runtime.compile(told, top / "plan"))

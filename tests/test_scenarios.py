@@ -27,7 +27,7 @@ from homes import WHOLE_WAY, kinds
 from prefect_executions import current_execution, method
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.verify import verify_execution
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from scenarios import (
     ALONE,
     SERVED,
@@ -340,7 +340,7 @@ def test_every_row_of_the_matrix_is_here_or_says_why_not():
 def test_the_record_tells_what_happened(stage, row):
     assert stage.failures.get({"14": "13"}.get(row.run, row.run)) is None
     execution_id = stage.bundle(row.run, row.life).name
-    copies = list(verify_execution(Reader(stage.bench), execution_id))
+    copies = list(verify_execution(Catalog(stage.bench), execution_id))
     record = stage.bench.record(execution_id)
     logs = {"outputs/stdout.log", "outputs/stderr.log"}
 

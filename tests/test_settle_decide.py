@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from prefect_executions.executions.record import Raised, Usage
-from prefect_executions.lifecycle.history import PrefectState, Seen
+from prefect_executions.lifecycle.history import ObservedState, PrefectState
 from prefect_executions.lifecycle.status import Reason, Status
-from prefect_executions.settle.decide import HANDOVER, SILENCE, STUCK, UNANNOUNCED, Act, Evidence, judge
+from prefect_executions.settle.decide import HANDOVER, SILENCE, STUCK, UNANNOUNCED, Decision, RunObservation, judge
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -18,13 +18,13 @@ WELL = Usage(exit_code=0)
 RAISED = Usage(exception=Raised(type="ValueError", message="no", traceback=""))
 
 
-def known(state: str | None, ago: timedelta = SILENCE, *, here: bool = True, **told: Any) -> Evidence:
+def known(state: str | None, ago: timedelta = SILENCE, *, here: bool = True, **told: Any) -> RunObservation:
     """Return evidence with Prefect's state, as TYPE or TYPE/Name, entered that long ago."""
     if state is None:
-        return Evidence(None, NOW, here, **told)
+        return RunObservation(None, NOW, here, **told)
     kind, _, name = state.partition("/")
-    seen = Seen(PrefectState(type=kind, name=name or kind.title()), NOW - ago, told.pop("said", None))
-    return Evidence(seen, NOW, here, **told)
+    seen = ObservedState(PrefectState(type=kind, name=name or kind.title()), NOW - ago, told.pop("said", None))
+    return RunObservation(seen, NOW, here, **told)
 
 
 RUNS = {"status": Status.EXECUTING, "process": "4711 on far"}
@@ -50,7 +50,7 @@ LEFT = [
 
 @pytest.mark.parametrize("evidence", LEFT)
 def test_who_lives_or_is_about_to_be_sealed_is_left_alone(evidence):
-    assert judge(evidence).act is Act.LEAVE
+    assert judge(evidence).act is Decision.LEAVE
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_who_lives_or_is_about_to_be_sealed_is_left_alone(evidence):
 )
 def test_what_waits_too_long_is_reported_and_not_sealed(evidence):
     judgement = judge(evidence)
-    assert judgement.act is Act.REPORT
+    assert judgement.act is Decision.REPORT
     assert judgement.end is None
     assert "cancel it" in judgement.why
 
@@ -97,7 +97,7 @@ def test_what_waits_too_long_is_reported_and_not_sealed(evidence):
 )
 def test_the_dead_are_put_to_their_end_with_reason_and_words(evidence, reason, words):
     judgement = judge(evidence)
-    assert judgement.act is Act.END
+    assert judgement.act is Decision.END
     assert (judgement.end.status, judgement.end.reason) == (Status.FAILED, reason)
     assert words in judgement.end.message
     assert not judgement.cancelled
@@ -105,7 +105,7 @@ def test_the_dead_are_put_to_their_end_with_reason_and_words(evidence, reason, w
 
 def test_a_dead_run_that_was_to_be_cancelled_is_cancelled():
     judgement = judge(known("CANCELLING", alive=False, silence=SECOND, **RUNS))
-    assert (judgement.act, judgement.cancelled, judgement.end.status) == (Act.END, True, Status.CANCELLED)
+    assert (judgement.act, judgement.cancelled, judgement.end.status) == (Decision.END, True, Status.CANCELLED)
     assert judgement.end.reason is None
 
 
@@ -131,7 +131,7 @@ def test_a_dead_run_that_was_to_be_cancelled_is_cancelled():
 )
 def test_what_has_ended_is_sealed_as_it_ended(evidence, status, reason):
     judgement = judge(evidence)
-    assert judgement.act is Act.SEAL
+    assert judgement.act is Decision.SEAL
     assert (judgement.end.status, judgement.end.reason) == (status, reason)
 
 
@@ -149,7 +149,7 @@ def test_what_has_ended_is_sealed_as_it_ended(evidence, status, reason):
 def test_whoever_seals_what_another_settle_put_to_its_end_says_the_same(dead):
     first = judge(dead)
     left = dead._replace(state=known("CRASHED", STUCK, said=first.why).state, silence=dead.silence and STUCK)
-    assert judge(left).act is Act.SEAL
+    assert judge(left).act is Decision.SEAL
     assert judge(left).end[:2] == first.end[:2]
     assert judge(left).end.message == first.end.message
 

@@ -25,7 +25,7 @@ from prefect_executions import current_execution, events, method
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.executions.record import Instance, Raised, Usage
-from prefect_executions.lifecycle.history import Happening, advance
+from prefect_executions.lifecycle.history import EntryKind, advance
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.retention import remove
 from prefect_executions.prefect_api import client as api_client
@@ -102,7 +102,7 @@ def test_what_ended_before_it_began_is_sealed_from_prefect_alone(scene):
     assert record.job_status.history[-1].observer is Observer.SETTLE
     assert scene.state(vanished).is_crashed()
     assert "never heard of" in scene.record(vanished).job_status.message
-    [note] = [one.message for one in scene.record(vanished).job_status.history if one.kind is Happening.NOTE]
+    [note] = [one.message for one in scene.record(vanished).job_status.history if one.kind is EntryKind.NOTE]
     assert note == "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
     assert str(fresh.id) not in scene.seals()  # its worker may be about to tell
     assert {row.id for row in scene.bench.ledger.list().rows} == set(scene.seals())
@@ -268,7 +268,7 @@ def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):
     records = [scene.record(run) for run in (gone, sent)]
     assert {(one.status, one.job_status.reason) for one in records} == {(Status.FAILED, Reason.LOST)}
     assert [[output.path for output in one.job_status.outputs] for one in records] == [[], sorted(large)]
-    notes = [[one.message for one in record.job_status.history if one.kind is Happening.NOTE] for record in records]
+    notes = [[one.message for one in record.job_status.history if one.kind is EntryKind.NOTE] for record in records]
     assert notes == [["outputs and logs were lost with the workbench on far"], []]
     assert scene.bench.archive.read(str(sent.id), "inputs/picture.png").startswith(b"\x89PNG")
     assert scene.state(gone).is_crashed()
@@ -299,7 +299,7 @@ def test_an_opening_record_that_a_power_cut_took_is_made_up_from_prefect(scene, 
     assert [(one.id, one.result) for one in told.values()] == [(str(run.id), "archived")]
     record = scene.record(run)
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.LOST)
-    assert [one.message for one in record.job_status.history if one.kind is Happening.NOTE] == [
+    assert [one.message for one in record.job_status.history if one.kind is EntryKind.NOTE] == [
         "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
     ]
     assert scene.settle(elsewhere) == {}
@@ -403,7 +403,7 @@ def test_a_log_that_may_hold_a_secret_nobody_can_tell_is_withheld(scene):
     aside = scene.home / "workbench" / ".withheld" / str(run.id)
     assert (aside / "stdout.log").read_text() == "the token is Sesame"
     assert (bundle.folder / "outputs/stdout.log").read_text() == ""
-    [note] = [entry.message for entry in record.job_status.history if entry.kind is Happening.NOTE]
+    [note] = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
     assert "logs may hold a secret" in note
     found = [path for path in scene.home.rglob("*") if path.is_file() and b"Sesame" in path.read_bytes()]
     assert found == [aside / "stdout.log"]

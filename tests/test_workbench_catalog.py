@@ -35,7 +35,7 @@ from prefect_executions.objectstore.local import UNFINISHED
 from prefect_executions.objectstore.open import open_store
 from prefect_executions.operations.download import downloaded
 from prefect_executions.operations.verify import Verified, verify_target
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.recovery import STALE, settle_all, sweep_uploads
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Workbench
@@ -48,8 +48,8 @@ def bench(home) -> Workbench:
 
 
 @pytest.fixture
-def reader(bench) -> Reader:
-    return Reader(bench)
+def reader(bench) -> Catalog:
+    return Catalog(bench)
 
 
 def without_local(bench: Workbench, bundle: OpenBundle) -> None:
@@ -86,7 +86,7 @@ def test_without_a_ledger_the_archive_tells_the_id(bench, home, prefix):
     kept(bench, OTHER_ID)
     bench.ledger.close()
     (home / "ledger.db").unlink()
-    assert Reader(bench_at(home)).find(prefix) == EXECUTION_ID
+    assert Catalog(bench_at(home)).find(prefix) == EXECUTION_ID
 
 
 def test_a_damaged_ledger_hinders_no_reading(bench, home):
@@ -95,7 +95,7 @@ def test_a_damaged_ledger_hinders_no_reading(bench, home):
     for path in home.glob("ledger.db*"):
         path.unlink()
     (home / "ledger.db").write_bytes(b"no database at all" * 100)
-    assert Reader(bench_at(home)).find(EXECUTION_ID[:6]) == EXECUTION_ID
+    assert Catalog(bench_at(home)).find(EXECUTION_ID[:6]) == EXECUTION_ID
 
 
 def test_without_a_ledger_an_ambiguous_beginning_is_still_told(bench, home):
@@ -104,18 +104,18 @@ def test_without_a_ledger_an_ambiguous_beginning_is_still_told(bench, home):
     bench.ledger.close()
     (home / "ledger.db").unlink()
     with pytest.raises(AmbiguousIdError) as told:
-        Reader(bench_at(home)).find("0b1e5a52")
+        Catalog(bench_at(home)).find("0b1e5a52")
     assert set(told.value.candidates) == {EXECUTION_ID, OTHER_ID}
 
 
 def test_a_whole_id_is_meant_although_another_begins_with_it(bench, home):
     kept(bench)
     kept(bench, f"{EXECUTION_ID}.2")
-    assert Reader(bench).find(EXECUTION_ID) == EXECUTION_ID
+    assert Catalog(bench).find(EXECUTION_ID) == EXECUTION_ID
     bench.ledger.close()
     (home / "ledger.db").unlink()
-    assert Reader(bench_at(home)).find(EXECUTION_ID) == EXECUTION_ID
-    assert Reader(bench_at(home)).find(f"{EXECUTION_ID}.2") == f"{EXECUTION_ID}.2"
+    assert Catalog(bench_at(home)).find(EXECUTION_ID) == EXECUTION_ID
+    assert Catalog(bench_at(home)).find(f"{EXECUTION_ID}.2") == f"{EXECUTION_ID}.2"
 
 
 @pytest.mark.parametrize("prefix", ["", "../..", "a/b", "\0", "-", ".open"])
@@ -261,7 +261,7 @@ def test_a_log_that_another_machine_writes_is_said_to_come(bench, reader):
 # --- verifying -------------------------------------------------------------------
 
 
-def verified(reader: Reader, text: object) -> dict[str, Verified]:
+def verified(reader: Catalog, text: object) -> dict[str, Verified]:
     return {one.place: one for one in verify_target(reader, str(text))}
 
 
@@ -472,7 +472,7 @@ def test_one_output_is_read_from_s3_by_its_range(need, tmp_path):
             open_ledger=lambda: Ledger.open(ledger),
         )
         without_local(bench, kept(bench, outputs={**OUTPUTS, "outputs/large.bin": os.urandom(24 << 20)}))
-        reader = Reader(bench)
+        reader = Catalog(bench)
         assert b"".join(reader.blocks(EXECUTION_ID, "regions.csv")) == OUTPUTS["outputs/regions.csv"]
         assert 0 < store.read < 2 << 20
         assert verified(reader, EXECUTION_ID)["archive"].report.passed

@@ -39,7 +39,7 @@ class Listener:
     def withdraw(self) -> None:
         self.told.append("withdrawn")
 
-    def then(self, act: Callable[[], None]) -> None:
+    def on_acknowledged(self, act: Callable[[], None]) -> None:
         if self.hears:
             act()
 

@@ -17,7 +17,7 @@ from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.operations.verify import NAMESPACE, Trust, verify_target
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.keyring import KeyRing
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Workbench
@@ -114,7 +114,7 @@ def test_with_a_key_each_seal_is_signed_and_the_signature_is_archived(tmp_path, 
     assert here.seal(EXECUTION_ID, END).archived
     kept = here.archive.read(EXECUTION_ID, layout.ATTESTATION)
     assert kept == (folder / layout.ATTESTATION).read_bytes()
-    copies = list(verify_target(Reader(here), EXECUTION_ID, Trust(ring.trusted())))
+    copies = list(verify_target(Catalog(here), EXECUTION_ID, Trust(ring.trusted())))
     assert [one.place for one in copies] == ["workbench", "archive"]
     assert [(one.report.faults, one.report.unchecked) for one in copies] == [((), ()), ((), copies[1].report.unchecked)]
     assert not any("signature" in words for words in copies[1].report.unchecked)

@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from functools import partial
 
 from benches import begun, bench_at, record_of
-from prefect_executions.lifecycle.history import Happening, JobStatus
+from prefect_executions.lifecycle.history import EntryKind, JobStatus
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.verify import verify_target
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.recovery import recover, restore
 from prefect_executions.workbench.sealing import Ending
@@ -36,7 +36,7 @@ def test_a_lost_execution_is_sealed_from_what_the_archive_knows(tmp_path):
     assert (outcome.job_status.execution_status, outcome.job_status.reason) == (Status.FAILED, Reason.LOST)
     assert not (here.folder / EXECUTION_ID).exists()
     assert list(here.unfinished()) == []
-    assert all(one.report.passed for one in verify_target(Reader(here), EXECUTION_ID))
+    assert all(one.report.passed for one in verify_target(Catalog(here), EXECUTION_ID))
 
 
 def test_what_is_left_to_do_in_an_open_bundle_is_done_once_by_whoever_seals(tmp_path):
@@ -58,8 +58,8 @@ def test_what_is_left_to_do_in_an_open_bundle_is_done_once_by_whoever_seals(tmp_
         one.join()
     told = bench.record(EXECUTION_ID).job_status
     assert done == [False]
-    assert [entry.message for entry in told.history if entry.kind is Happening.NOTE] == ["it was done"]
-    assert all(one.report.passed for one in verify_target(Reader(bench), EXECUTION_ID))
+    assert [entry.message for entry in told.history if entry.kind is EntryKind.NOTE] == ["it was done"]
+    assert all(one.report.passed for one in verify_target(Catalog(bench), EXECUTION_ID))
 
 
 def test_a_rebuilt_ledger_has_the_row_of_what_is_not_archived_yet(tmp_path):
@@ -85,7 +85,7 @@ def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path)
     assert late.job_status.execution_status is Status.FAILED
     assert there.record(EXECUTION_ID).job_status.reason is Reason.LOST
     assert (bundle.aside / "outputs").is_dir()
-    [word] = Reader(there).late_words(EXECUTION_ID)
+    [word] = Catalog(there).late_words(EXECUTION_ID)
     assert (word.status, word.execution_id) == (Status.COMPLETED, EXECUTION_ID)
     assert list(there.unfinished()) == []
     assert there.ledger.get(EXECUTION_ID).status is Status.FAILED

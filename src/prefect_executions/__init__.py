@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prefect_executions.flow.context import Execution, current_execution
     from prefect_executions.flow.decorator import MethodFlow, method
-    from prefect_executions.flow.descriptor import Method
+    from prefect_executions.flow.descriptor import DescriptorMethod as Method
     from prefect_executions.methods.model import Comparison, InputFile
 
 __version__ = _version("prefect-executions")
 
 _HOMES = {
-    "Comparison": "prefect_executions.methods.model",
-    "Execution": "prefect_executions.flow.context",
-    "InputFile": "prefect_executions.methods.model",
-    "Method": "prefect_executions.flow.descriptor",
-    "MethodFlow": "prefect_executions.flow.decorator",
-    "current_execution": "prefect_executions.flow.context",
-    "method": "prefect_executions.flow.decorator",
+    "Comparison": ("prefect_executions.methods.model", "Comparison"),
+    "Execution": ("prefect_executions.flow.context", "Execution"),
+    "InputFile": ("prefect_executions.methods.model", "InputFile"),
+    "Method": ("prefect_executions.flow.descriptor", "DescriptorMethod"),
+    "MethodFlow": ("prefect_executions.flow.decorator", "MethodFlow"),
+    "current_execution": ("prefect_executions.flow.context", "current_execution"),
+    "method": ("prefect_executions.flow.decorator", "method"),
 }
 
 __all__ = ["Comparison", "Execution", "InputFile", "Method", "MethodFlow", "current_execution", "method"]
@@ -32,7 +32,8 @@ __all__ = ["Comparison", "Execution", "InputFile", "Method", "MethodFlow", "curr
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'prefect_executions' has no attribute {name!r}")
-    value = getattr(_import_module(_HOMES[name]), name)
+    module, attribute = _HOMES[name]
+    value = getattr(_import_module(module), attribute)
     globals()[name] = value
     return value
 

@@ -64,7 +64,7 @@ class Part(BaseModel):
     )
 
 
-class Link(Part):
+class OgcLink(Part):
     """A link as OGC API Processes writes it."""
 
     href: str

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from prefect_executions.documents import text_of_time
-from prefect_executions.lifecycle.history import Happening, JobStatus, OutputFile, StatusEntry
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, OutputFile, StatusEntry
 from prefect_executions.lifecycle.status import Observer, Status
 
 RESOURCE = "prefect-executions.execution"
@@ -130,7 +130,7 @@ def changes(job_status: JobStatus, now: datetime) -> Iterator[Event]:
     """
     leader: UUID | None = None
     for entry in job_status.history:
-        if entry.kind is not Happening.STATUS:
+        if entry.kind is not EntryKind.STATUS:
             continue
         leader = (entry.prefect_state and entry.prefect_state.id) or (
             leader if entry.status is Status.EXECUTING else None
@@ -184,7 +184,7 @@ def progressed(execution_id: str, method_id: str, percent: float, message: str |
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class ExecutionEvent:
     """What an event of ours told somebody who listens."""
 
     name: EventName
@@ -196,13 +196,15 @@ class Heard:
     message: str | None = None
 
 
-def heard(name: str, resource: Mapping[str, str], payload: Mapping[str, Any], occurred: datetime) -> Heard | None:
+def parse_event(
+    name: str, resource: Mapping[str, str], payload: Mapping[str, Any], occurred: datetime
+) -> ExecutionEvent | None:
     """Return what an event tells, or None when it is none of ours."""
     resource_id = resource.get("prefect.resource.id", "")
     if name not in set(EventName) or not resource_id.startswith(f"{RESOURCE}."):
         return None
     told, progress, message = payload.get("status"), payload.get("progress"), payload.get("message")
-    return Heard(
+    return ExecutionEvent(
         name=EventName(name),
         execution_id=resource_id.removeprefix(f"{RESOURCE}."),
         method_id=resource.get(METHOD_LABEL, ""),
@@ -229,7 +231,7 @@ def _id(execution_id: str, name: EventName, what: str) -> UUID:
 
 
 def _settled(job_status: JobStatus) -> Iterator[Event]:
-    end = next(entry for entry in reversed(job_status.history) if entry.kind is Happening.STATUS)
+    end = next(entry for entry in reversed(job_status.history) if entry.kind is EntryKind.STATUS)
     if end.observer is Observer.SETTLE:
         # A moment behind the end, so that whoever sorts by time has them in their order.
         at = end.time + timedelta(microseconds=1)

@@ -15,7 +15,7 @@ EVENT = "prefect_executions.milestone"
 """The audit event; its arguments are those of `reach`."""
 
 
-class Milestone(StrEnum):
+class TracePoint(StrEnum):
     """What was just done, from the first folder to the last one that is removed.
 
     Those of single files and objects come again and again, told apart by their detail.
@@ -52,7 +52,7 @@ class Milestone(StrEnum):
     PART_SENT = "part of an object sent"
 
 
-def reach(milestone: Milestone, of: str, detail: str = "") -> None:
+def trace_point(milestone: TracePoint, of: str, detail: str = "") -> None:
     """Say that *milestone* was just reached by *of*: an execution's id, or in a store the key of an object.
 
     Where nobody listens it costs about a tenth of a microsecond.

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benches import bench_at, kept
 from prefect_executions.bundles.verify import verify
 from prefect_executions.operations.export import export
-from prefect_executions.operations.imports import Terms, take_in
+from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS
 
@@ -103,7 +103,7 @@ def run(command: str, folder: Path) -> None:
 
 def exported(bench: Workbench, target: Path) -> None:
     with target.open("wb") as file:
-        export(Reader(bench), list(bench.archive.ids()), file.write)
+        export(Catalog(bench), list(bench.archive.ids()), file.write)
 
 
 def many_small(here: Path, count: int, aiida: str | None) -> None:
@@ -112,8 +112,8 @@ def many_small(here: Path, count: int, aiida: str | None) -> None:
         kept(theirs, str(uuid4()))
     beside = "not measured: --aiida PYTHON"
     leaves = seconds(lambda: exported(theirs, target))
-    comes = seconds(lambda: take_in(ours, str(target), Terms.of(Settings(), datetime.now(UTC))))
-    again = seconds(lambda: take_in(ours, str(target), Terms.of(Settings(), datetime.now(UTC))))
+    comes = seconds(lambda: import_bundles(ours, str(target), ImportPolicy.of(Settings(), datetime.now(UTC))))
+    again = seconds(lambda: import_bundles(ours, str(target), ImportPolicy.of(Settings(), datetime.now(UTC))))
     told = {"export": beside, "import": beside}
     if aiida:
         (here / "aiida").mkdir()

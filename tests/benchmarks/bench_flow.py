@@ -75,7 +75,7 @@ def recording_alone(rounds: int) -> None:
 
     from prefect_executions.archive.archive import Archive  # noqa: PLC0415 - timed apart from its import
     from prefect_executions.ledger.ledger import Ledger  # noqa: PLC0415 - the same
-    from prefect_executions.lifecycle.history import advance, begin  # noqa: PLC0415 - the same
+    from prefect_executions.lifecycle.history import advance, new_job_status  # noqa: PLC0415 - the same
     from prefect_executions.lifecycle.status import Observer, Status  # noqa: PLC0415 - the same
     from prefect_executions.objectstore.open import open_store  # noqa: PLC0415 - timed apart from its import
     from prefect_executions.workbench.sealing import Ending  # noqa: PLC0415 - the same
@@ -91,7 +91,7 @@ def recording_alone(rounds: int) -> None:
 
     def once() -> None:
         execution_id, now = str(uuid4()), datetime.now(UTC)
-        status = begin(execution_id, "segment-coins", status=Status.CREATED, at=now, observer=Observer.PREFECT)
+        status = new_job_status(execution_id, "segment-coins", status=Status.CREATED, at=now, observer=Observer.PREFECT)
         record = a_record(
             job_status=advance(status, Status.STARTED, now, observer=Observer.PREFECT),
             request=a_request(execution_id=execution_id, files=(), values={"threshold": 0.3}, relatives=()),

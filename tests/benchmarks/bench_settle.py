@@ -227,7 +227,7 @@ def crashed(home: Path) -> float:
     begun = time.perf_counter()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    prefect_queries.put_to_end(run.id, "Process exited with status code: -9", cancelled=False)
+    prefect_queries.force_terminal(run.id, "Process exited with status code: -9", cancelled=False)
     while bench.archive.seal_of(execution_id) is None:
         time.sleep(0.1)
     return time.perf_counter() - begun

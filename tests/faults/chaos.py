@@ -42,7 +42,7 @@ from prefect_executions import MethodFlow
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.settle.decide import STUCK
-from prefect_executions.tracepoints import Milestone
+from prefect_executions.tracepoints import TracePoint
 from scenes import age
 
 POOL = "random"
@@ -59,8 +59,8 @@ CLAIMED = timedelta(minutes=1)
 """A run that is pending for longer than this has no worker any more."""
 
 SETTLE_STEPS = (
-    *(Milestone.ZIP_KEPT, Milestone.FINAL_STATUS, Milestone.MANIFEST_KEPT),
-    *(Milestone.FILES_SENT, Milestone.SEALED),
+    *(TracePoint.ZIP_KEPT, TracePoint.FINAL_STATUS, TracePoint.MANIFEST_KEPT),
+    *(TracePoint.FILES_SENT, TracePoint.SEALED),
 )
 """Where a settle is killed, now and then."""
 

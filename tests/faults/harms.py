@@ -25,7 +25,7 @@ from faults.judging import BOTH, COMPLETED, CRASHED, FAILED, Truth
 from faults.kills import Case
 from faults.methods import BEGUN, FIRST, HALF
 from faults.world import Death, World
-from prefect_executions.tracepoints import Milestone
+from prefect_executions.tracepoints import TracePoint
 
 START = ""
 BIG = 12 * 1024**2
@@ -154,31 +154,31 @@ def full_disks(world: World, stack: ExitStack) -> Iterator[Harm]:
     bench = {"EXECUTIONS_WORKBENCH": str(disk / "workbench")}
     name, full = "disk full (workbench)", FullDisk(disk)
     no_space = "No space left on device"
-    for step in (START, Milestone.FOLDER_BEGUN, Milestone.ANNOUNCED, Milestone.STAGED):
+    for step in (START, TracePoint.FOLDER_BEGUN, TracePoint.ANNOUNCED, TracePoint.STAGED):
         yield Harm(name, step, full, REFUSED, workbench=bench, refusal=no_space)
     yield Harm(name, HALF, full, Truth(FAILED, executed=True, outputs=(FIRST,), said=no_space), workbench=bench)
     for step in (
-        Milestone.RETURNED,
-        Milestone.LOGS_CLOSED,
-        f"{Milestone.FILE_READ}: {FIRST}",
-        Milestone.ZIP_WRITTEN,
-        Milestone.ZIP_KEPT,
-        Milestone.LEFT,
-        Milestone.FINAL_STATUS,
-        f"{Milestone.FILE_KEPT}: provo.xml",
-        f"{Milestone.FILE_KEPT}: ro-crate-metadata.json",
-        Milestone.MANIFEST_READY,
+        TracePoint.RETURNED,
+        TracePoint.LOGS_CLOSED,
+        f"{TracePoint.FILE_READ}: {FIRST}",
+        TracePoint.ZIP_WRITTEN,
+        TracePoint.ZIP_KEPT,
+        TracePoint.LEFT,
+        TracePoint.FINAL_STATUS,
+        f"{TracePoint.FILE_KEPT}: provo.xml",
+        f"{TracePoint.FILE_KEPT}: ro-crate-metadata.json",
+        TracePoint.MANIFEST_READY,
     ):
         yield Harm(name, step, full, workbench=bench)
 
     name, full = "disk full (archive)", FullDisk(world.archive_folder)
     yield Harm(name, START, full, REFUSED, refusal=no_space)
-    for step in (Milestone.EXECUTING, Milestone.ZIP_KEPT, Milestone.LEFT, Milestone.FILES_SENT, Milestone.SEALED):
+    for step in (TracePoint.EXECUTING, TracePoint.ZIP_KEPT, TracePoint.LEFT, TracePoint.FILES_SENT, TracePoint.SEALED):
         yield Harm(name, step, full)
 
     disk = stack.enter_context(small_disk(world.folder / "ledger disk", 1))
     elsewhere = {"EXECUTIONS_LEDGER": f"sqlite:///{disk / 'ledger.db'}"}
-    for step in (START, Milestone.EXECUTING, Milestone.MARKED):
+    for step in (START, TracePoint.EXECUTING, TracePoint.MARKED):
         yield Harm("disk full (ledger)", step, FullDisk(disk), environment=elsewhere)
 
 
@@ -220,20 +220,20 @@ def closed_folders(world: World, stack: ExitStack) -> Iterator[Harm]:
     closed = Closed(lambda: [own / "workbench"])
     yield Harm(name, START, closed, REFUSED, workbench=bench, refusal=denied, told=humble)
     closed = Closed(bundles)
-    yield Harm(name, Milestone.ANNOUNCED, closed, REFUSED, workbench=bench, refusal=denied, told=humble)
-    for step in (Milestone.RETURNED, Milestone.ZIP_WRITTEN, Milestone.LEFT, f"{Milestone.FILE_KEPT}: provo.xml"):
+    yield Harm(name, TracePoint.ANNOUNCED, closed, REFUSED, workbench=bench, refusal=denied, told=humble)
+    for step in (TracePoint.RETURNED, TracePoint.ZIP_WRITTEN, TracePoint.LEFT, f"{TracePoint.FILE_KEPT}: provo.xml"):
         yield Harm(name, step, closed, workbench=bench, told=humble)
 
     name = "permission denied (archive)"
     closed = Closed(lambda: [archive / "executions", archive / "open"])
     yield Harm(name, START, closed, REFUSED, refusal=denied, told=humble)
     closed = Closed(lambda: [archive, *(path for path in archive.rglob("*") if path.is_dir())])
-    for step in (Milestone.EXECUTING, Milestone.LEFT, Milestone.FILES_SENT, Milestone.SEALED):
+    for step in (TracePoint.EXECUTING, TracePoint.LEFT, TracePoint.FILES_SENT, TracePoint.SEALED):
         yield Harm(name, step, closed, told=humble)
 
     ledger = Path(world.settings().ledger_url.removeprefix("sqlite:///"))
     closed = Closed(lambda: [ledger.parent, *ledger.parent.glob("ledger.db*")])
-    for step in (START, Milestone.MARKED):
+    for step in (START, TracePoint.MARKED):
         yield Harm("permission denied (ledger)", step, closed, told=humble)
 
 
@@ -284,13 +284,13 @@ def bad_ledgers(world: World, stack: ExitStack) -> Iterator[Harm]:
     del stack
     world.run()  # so that there is a ledger
     path = Path(world.settings().ledger_url.removeprefix("sqlite:///"))
-    for step in (START, Milestone.MARKED):
+    for step in (START, TracePoint.MARKED):
         yield Harm("ledger locked", step, Locked(path))
     gone = f"postgresql://nobody@127.0.0.1:{servers.free_port()}/gone"
     yield Harm("ledger out of reach", START, Nothing(), environment={"EXECUTIONS_LEDGER": gone})
     other = world.folder / "other.db"
     yield Harm(
-        "ledger removed", Milestone.EXECUTING, Removed(other), environment={"EXECUTIONS_LEDGER": f"sqlite:///{other}"}
+        "ledger removed", TracePoint.EXECUTING, Removed(other), environment={"EXECUTIONS_LEDGER": f"sqlite:///{other}"}
     )
     broken = world.folder / "broken.db"
     broken.write_text("this is no database")
@@ -370,7 +370,7 @@ def clocks(world: World, stack: ExitStack) -> Iterator[Harm]:
     subprocess.run(words, input=_CLOCK, text=True, check=True)
     clock = TurnedBack(world.folder / "clock")
     environment = {"LD_PRELOAD": str(library), "FAULTS_CLOCK": str(world.folder / "clock")}
-    for step in (START, Milestone.OPENED, HALF, Milestone.LEFT, Milestone.MANIFEST_READY):
+    for step in (START, TracePoint.OPENED, HALF, TracePoint.LEFT, TracePoint.MANIFEST_READY):
         yield Harm("clock moved back", step, clock, environment=environment, told={"preloaded": False})
 
 
@@ -419,7 +419,7 @@ def bad_apis(world: World, stack: ExitStack) -> Iterator[Harm]:
     proxy = stack.enter_context(FaultProxy(api.removesuffix("/api")))
     through = {"PREFECT_API_URL": f"{proxy.url}/api"}
     busy = {"method": "POST", "path": "set_state", "status": 503, "times": 1}
-    for step in (START, Milestone.EXECUTING, Milestone.LEFT):
+    for step in (START, TracePoint.EXECUTING, TracePoint.LEFT):
         yield Harm("Prefect API: 503 once for each state", step, Harmful(proxy, busy), environment=through)
     deaf = {"path": "/flow_run_states", "status": 500}
     yield Harm("Prefect API: 500 for histories", START, Harmful(proxy, deaf), environment=through)
@@ -427,7 +427,7 @@ def bad_apis(world: World, stack: ExitStack) -> Iterator[Harm]:
     yield Harm("Prefect API: 500 for events", START, Harmful(proxy, deaf), environment=through)
     yield Harm("Prefect API: slow", START, Harmful(proxy, {"delay": 0.5}), environment=through)
     ended = Truth(CRASHED, executed=True, outputs=BOTH, partial=True, logged=True, said="had ended well")
-    for step in (Milestone.EXECUTING, Milestone.RETURNED, Milestone.LEFT):
+    for step in (TracePoint.EXECUTING, TracePoint.RETURNED, TracePoint.LEFT):
         yield Harm("Prefect API: gone", step, Away(proxy), ended, environment=through, dies=True)
 
 
@@ -443,10 +443,10 @@ def bad_storage(world: World, stack: ExitStack) -> Iterator[Harm]:
     busy, silent = {"status": 503}, {"silent": True}
     for name, fault in (("S3: 503", busy), ("S3: time-out", silent)):
         yield Harm(name, START, Harmful(proxy, fault), REFUSED, environment=through, refusal="s3://")
-        for step in (Milestone.EXECUTING, Milestone.LEFT, Milestone.FILES_SENT):
+        for step in (TracePoint.EXECUTING, TracePoint.LEFT, TracePoint.FILES_SENT):
             yield Harm(name, step, Harmful(proxy, fault), environment=through)
     yield Harm("S3: gone", START, Away(proxy), REFUSED, environment=through, refusal="s3://")
-    for step in (Milestone.EXECUTING, Milestone.LEFT, Milestone.FILES_SENT, Milestone.SEALED):
+    for step in (TracePoint.EXECUTING, TracePoint.LEFT, TracePoint.FILES_SENT, TracePoint.SEALED):
         yield Harm("S3: gone", step, Away(proxy), environment=through)
     yield Harm("S3: 503 for every third request", START, Harmful(proxy, {**busy, "every": 3}), environment=patient)
     yield Harm("S3: slow", START, Harmful(proxy, {"delay": 0.3}), environment=patient)
@@ -455,5 +455,5 @@ def bad_storage(world: World, stack: ExitStack) -> Iterator[Harm]:
     yield Harm("S3: closed in every upload", START, Harmful(proxy, cut), big, environment=through)
     lost = {"method": "PUT", "path": "seal.json", "lost_reply": True, "times": 1}
     yield Harm("S3: reply to the seal lost", START, Harmful(proxy, lost), environment=patient)
-    for step in (Milestone.RETURNED, Milestone.LEFT):
+    for step in (TracePoint.RETURNED, TracePoint.LEFT):
         yield Harm("S3: gone for a minute", step, Away(proxy, 60), big, environment=patient)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from faults.judging import BOTH, COMPLETED, CRASHED, FAILED, NEVER_OPENED, Truth
 from faults.methods import BEGUN, DONE, FIRST, HALF
 from faults.world import Death, World
-from prefect_executions.tracepoints import Milestone
+from prefect_executions.tracepoints import TracePoint
 
 FAULT = "kill -9"
 
@@ -28,7 +28,7 @@ class Case(NamedTuple):
 def steps_of(world: World, method: str = "writes", size: int = 1000) -> tuple[str, ...]:
     """Return the steps of an execution of *method* that nothing happens to."""
     whole = world.run(method, size=size)
-    if Milestone.CLEARED not in whole.steps:
+    if TracePoint.CLEARED not in whole.steps:
         raise RuntimeError(f"an execution without any fault did not end well:\n{whole.log[-4000:]}")
     return whole.steps
 
@@ -47,16 +47,16 @@ def truth_of(steps: Sequence[str], *, method: str = "writes", size: int = 1000) 
         return which in steps
 
     outputs = BOTH if done(DONE) else (FIRST,) if done(HALF) else ()
-    if done(Milestone.LEFT) and steps[-1] != Milestone.LEFT:
+    if done(TracePoint.LEFT) and steps[-1] != TracePoint.LEFT:
         return Truth(
             COMPLETED if method == "writes" else FAILED, executed=True, outputs=outputs, size=size, logged=True
         )
-    if not done(Milestone.OPENED):
+    if not done(TracePoint.OPENED):
         return Truth(NEVER_OPENED, executed=False, partial=True)
-    if not done(f"{Milestone.FILE_KEPT}: jobStatus.json"):
+    if not done(f"{TracePoint.FILE_KEPT}: jobStatus.json"):
         return Truth(CRASHED, executed=False, said="had not begun", partial=True)
     logged = done(BEGUN) and done(HALF)
-    ended = method == "writes" and done(f"{Milestone.FILE_KEPT}: instance.json")
+    ended = method == "writes" and done(f"{TracePoint.FILE_KEPT}: instance.json")
     said = "had ended well before" if ended else ""
     return Truth(CRASHED, executed=True, outputs=outputs, partial=True, said=said, size=size, logged=logged)
 

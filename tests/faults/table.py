@@ -27,12 +27,12 @@ from faults.harms import Harm, Skipped
 from faults.kills import Case
 from faults.world import World, a_world
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.tracepoints import Milestone
+from prefect_executions.tracepoints import TracePoint
 
 QUIET = 200.0
 """Seconds until all must be settled: a run that never opened its record is given two minutes to do it."""
 
-_OF_ONE_FILE = (Milestone.FOLDER_FILLED, Milestone.FILE_READ, Milestone.FILE_WRITTEN, Milestone.FILE_KEPT)
+_OF_ONE_FILE = (TracePoint.FOLDER_FILLED, TracePoint.FILE_READ, TracePoint.FILE_WRITTEN, TracePoint.FILE_KEPT)
 """Steps at which a single file of the bundle is read or written: wherever the archive is, they are the same."""
 
 Row = tuple[str, str, str, str]
@@ -174,7 +174,7 @@ def _killed(world: World, lane: Lane, only: str) -> Iterator[Case]:
         if re.search(only, f"{step} {kills.FAULT}"):
             yield kills.killed_at(world, step, size=size)
     failing = kills.steps_of(world, "fails", size=size)
-    for step in failing[failing.index(Milestone.LEFT) + 1 :]:
+    for step in failing[failing.index(TracePoint.LEFT) + 1 :]:
         if step.startswith("seal:") and re.search(only, f"{step} {kills.FAULT}"):
             yield kills.killed_at(world, step, method="fails", size=size)
 
@@ -208,8 +208,8 @@ def _afterwards(where: str, world: World, judged: Sequence[str]) -> Iterator[Row
 
 def _unreached(rows: Sequence[Row]) -> list[str]:
     """Return the milestones at which nothing was killed; the first of two sealers sets nothing aside."""
-    alone = {Milestone.SET_ASIDE, *([Milestone.PART_SENT, Milestone.DATA_SENT] if _without_s3(rows) else [])}
-    return [one for one in Milestone if one not in alone and not any(row[2].startswith(one) for row in rows)]
+    alone = {TracePoint.SET_ASIDE, *([TracePoint.PART_SENT, TracePoint.DATA_SENT] if _without_s3(rows) else [])}
+    return [one for one in TracePoint if one not in alone and not any(row[2].startswith(one) for row in rows)]
 
 
 def _without_s3(rows: Sequence[Row]) -> bool:

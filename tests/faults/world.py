@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import servers
 from faults.victim import Job
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 
 LONGEST = 240.0
@@ -129,9 +129,9 @@ class World:
         """Return the workbench of this world, as a door of its own sees it."""
         return Workbench.of(self.settings(**more), archive_block=_no_block)
 
-    def reader(self, **more: str) -> Reader:
+    def reader(self, **more: str) -> Catalog:
         """Return the reading side of this world."""
-        return Reader(self.workbench(**more))
+        return Catalog(self.workbench(**more))
 
     def flow_runs(self, tag: str) -> list[dict[str, Any]]:
         """Return what Prefect's API has of the flow runs with *tag*."""

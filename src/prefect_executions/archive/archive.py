@@ -53,10 +53,10 @@ from prefect_executions.bundles.manifest import render
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
 from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.objectstore.interface import Head, Lasts, Store
+from prefect_executions.objectstore.interface import Durability, ObjectInfo, Store
 from prefect_executions.objectstore.open import NO_OPTIONS, TIMEOUT, open_store
 from prefect_executions.seekable import open_ranges
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.tracepoints import TracePoint, trace_point
 
 _ROOT = "executions/"
 # A file up to this size is read and checked against its digest before it is put; a larger one streams.
@@ -116,7 +116,7 @@ class Archive:
         """
         objects = {folder_of(execution_id) + OPENING: data, open_key(execution_id): place.encode()}
         # User code would wait for the disk, for the case that the power fails in its first moment.
-        self.store.put_many(objects, lasts=Lasts.SOON)
+        self.store.put_many(objects, lasts=Durability.ASYNC)
 
     def opening(self, execution_id: str) -> bytes | None:
         """Return the opening record, or None where none was kept, or a power cut left nothing in it."""
@@ -154,7 +154,7 @@ class Archive:
         if there and there.size == path.stat().st_size:
             return False
         self.store.put(key, path)
-        reach(Milestone.DATA_SENT, execution_id, digest)
+        trace_point(TracePoint.DATA_SENT, execution_id, digest)
         return True
 
     def seal(self, execution_id: str, content: Content) -> Sealing:
@@ -170,7 +170,7 @@ class Archive:
         sealing = self._seal(execution_id, content)
         with suppress(ArchiveError):  # the seal stands; a mark that is left says only that somebody should look
             self.marks.close(execution_id, sealing.seal.manifest_sha256, content.at)
-            reach(Milestone.MARKED, execution_id)
+            trace_point(TracePoint.MARKED, execution_id)
         return sealing
 
     def _seal(self, execution_id: str, content: Content) -> Sealing:
@@ -185,10 +185,10 @@ class Archive:
             folder = folder_of(execution_id)
             objects = {folder + ours.object_of(file.path): _load(content, file) for file in files}
             objects |= {folder + name: data for name, data in content.beside.items()}
-            self.store.put_many(objects, lasts=Lasts.LATER)
-            reach(Milestone.FILES_SENT, execution_id)
+            self.store.put_many(objects, lasts=Durability.WITH_SEAL)
+            trace_point(TracePoint.FILES_SENT, execution_id)
             if self.store.put_if_absent(folder + SEAL, ours.to_json(), after=objects):
-                reach(Milestone.SEALED, execution_id)
+                trace_point(TracePoint.SEALED, execution_id)
                 return Sealing(ours, ours=True)
             winner = self.bundle(execution_id).seal
         if winner != ours:
@@ -214,7 +214,7 @@ class Archive:
     def keep_inclusions(self, proofs: Sequence[Inclusion]) -> None:
         """Keep the proof of each seal that is in a checkpoint beside it."""
         objects = {folder_of(one.seal.execution_id) + INCLUSION: one.to_json() for one in proofs}
-        self.store.put_many(objects, lasts=Lasts.SOON)
+        self.store.put_many(objects, lasts=Durability.ASYNC)
 
     def inclusion(self, execution_id: str) -> bytes | None:
         """Return the proof that the seal of an execution is in a checkpoint, or None where it is in none yet."""
@@ -272,7 +272,7 @@ class Archive:
         bundle.download(folder)
         return bundle.seal
 
-    def listing(self) -> Iterator[Head]:
+    def listing(self) -> Iterator[ObjectInfo]:
         """Yield every object of every execution; those of one stand together."""
         return self.store.list(_ROOT)
 

@@ -16,7 +16,7 @@ from prefect_executions.archive.objects import Seal, folder_of
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS, UNLISTED
 from prefect_executions.bundles.manifest import parse
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
-from prefect_executions.objectstore.interface import Head, Store
+from prefect_executions.objectstore.interface import ObjectInfo, Store
 from prefect_executions.seekable import open_ranges
 
 # How much of a bundle's small files is in memory at a time while it is downloaded.
@@ -66,7 +66,7 @@ class ArchivedBundle:
     def open(self, path: str) -> BinaryIO:
         """Return one file to be read in pieces, from anywhere in it; its digest is the caller's to check."""
         data = self.seal.data.get(path)
-        head = Head("", data.size) if data else self._store.head(self._key(path))
+        head = ObjectInfo("", data.size) if data else self._store.head(self._key(path))
         if head is None:
             raise NotFoundError(f"There is no file {path} of execution {self.seal.execution_id} in the archive")
         key = self._key(path)

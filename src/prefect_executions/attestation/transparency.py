@@ -117,7 +117,7 @@ class Signed(Part):
         return Envelope.from_json(self.model_dump_json(by_alias=True).encode(), "the head of a checkpoint")
 
 
-class Head(Document):
+class CheckpointHead(Document):
     """What is signed of a checkpoint."""
 
     file_name: ClassVar[str] = "checkpoint-head.json"
@@ -139,7 +139,7 @@ class Checkpoint(Document):
     head: Signed
     seals: tuple[SealEntry, ...]
 
-    def told(self) -> Head:
+    def told(self) -> CheckpointHead:
         """Return what its head says, which is to be believed only when its signature is right.
 
         Raises:
@@ -167,7 +167,7 @@ class Inclusion(Document):
     path: tuple[str, ...]
     head: Signed
 
-    def told(self) -> Head:
+    def told(self) -> CheckpointHead:
         """Return what the checkpoint's head says, which is to be believed only when its signature is right.
 
         Raises:
@@ -191,7 +191,7 @@ def checkpoint_of(
 ) -> Checkpoint:
     """Return the checkpoint *number* over *seals*, signed with *key*; *previous* is the digest of the one before."""
     root = Tree([one.leaf for one in seals]).root.hex()
-    head = Head(number=number, previous=previous, until=until, size=len(seals), root=root)
+    head = CheckpointHead(number=number, previous=previous, until=until, size=len(seals), root=root)
     told = json.loads(sealed_envelope(HEAD_TYPE, head.to_json(), key).to_json())
     return Checkpoint(head=Signed(**told), seals=tuple(seals))
 
@@ -204,8 +204,8 @@ def inclusions(checkpoint: Checkpoint) -> Iterator[Inclusion]:
         yield Inclusion(seal=seal, index=index, path=path, head=checkpoint.head)
 
 
-def _head_in(signed: Signed) -> Head:
+def _head_in(signed: Signed) -> CheckpointHead:
     envelope = signed.envelope
     if envelope.payload_type != HEAD_TYPE:
         raise BundleError(f"the head of a checkpoint is {HEAD_TYPE}, and not {envelope.payload_type}")
-    return Head.from_json(envelope.payload)
+    return CheckpointHead.from_json(envelope.payload)

@@ -31,7 +31,7 @@ from prefect_executions.descriptors.loader import without_clear_secrets
 from prefect_executions.documents import Document, in_utc, strict_json
 from prefect_executions.errors import BundleError, NameRefusedError
 from prefect_executions.executions.record import Agent, BundleFile, ExecuteRequest, Infrastructure, Instance
-from prefect_executions.lifecycle.history import Happening, JobStatus, advance, begin, remark
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance, new_job_status
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.methods.model import Method
 from prefect_executions.provenance.reader import records
@@ -250,7 +250,7 @@ class _Reading:
         for to, at in steps:
             seen: dict[str, Any] = {"observer": Observer.IMPORT, "message": message if to is end else None}
             if status is None:
-                status = begin(execution_id, method.id, status=to, at=at, **seen)
+                status = new_job_status(execution_id, method.id, status=to, at=at, **seen)
             else:
                 later = max(at, status.updated)
                 status = advance(status, to, later, reason=reason if to is end else None, **seen)
@@ -323,7 +323,7 @@ def _with_notes(status: JobStatus | None, notes: Sequence[str], reason: Reason |
         last = status.history[0].model_copy(update={"reason": reason})
         status = status.model_copy(update={"reason": reason, "history": (last,)})
     for note in notes:
-        status = remark(status, Happening.NOTE, status.updated, observer=Observer.IMPORT, message=note)
+        status = add_entry(status, EntryKind.NOTE, status.updated, observer=Observer.IMPORT, message=note)
     return status
 
 

@@ -27,7 +27,7 @@ from prefect_executions.executions.record import (
     Instance,
     Metrics,
 )
-from prefect_executions.executions.summary import Account, Told, account
+from prefect_executions.executions.summary import ReadSummary, RecordSummary, summary_of
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.methods.model import Method
 from prefect_executions.provenance import reader as prov_reader
@@ -138,12 +138,12 @@ class Evidence:
         )
 
     @cached_property
-    def account(self) -> Account:
+    def account(self) -> RecordSummary:
         """What the JSON documents tell."""
-        return account(self.record)
+        return summary_of(self.record)
 
     @cached_property
-    def told_by_provenance(self) -> Told:
+    def told_by_provenance(self) -> ReadSummary:
         """What `provo.xml` tells.
 
         Raises:
@@ -152,7 +152,7 @@ class Evidence:
         return prov_reader.read(self.bytes_of(layout.PROVENANCE))
 
     @cached_property
-    def told_by_crate(self) -> Told:
+    def told_by_crate(self) -> ReadSummary:
         """What `ro-crate-metadata.json` tells.
 
         Raises:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.layout import Form, Level
 from prefect_executions.bundles.source import Source
-from prefect_executions.bundles.zip_reader import OWN, Entry, ZipReader
+from prefect_executions.bundles.zip_reader import OWN, ZipEntry, ZipReader
 from prefect_executions.bundles.zip_writer import Packed, ZipWriter
 from prefect_executions.crate import writer as crate_writer
 from prefect_executions.documents import Document, Part
@@ -294,7 +294,7 @@ class _Copy:
                 elif folders:
                     self._zip.add_folder(self._place + entry.name)
 
-    def _copy_output(self, reader: ZipReader, entry: Entry) -> None:
+    def _copy_output(self, reader: ZipReader, entry: ZipEntry) -> None:
         if entry.name not in self._listed:
             raise self._damaged(f"{layout.OUTPUT_ZIP} has {entry.name}, which the manifest does not list")
         packed = Packed(entry.method, entry.checksum, entry.packed, entry.size)

@@ -30,7 +30,7 @@ from prefect_executions.executions.record import BundleFile, ExecuteRequest
 from prefect_executions.fsync import sync
 from prefect_executions.lifecycle.history import OutputFile
 from prefect_executions.mediatypes import already_compressed, media_type
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.tracepoints import TracePoint, trace_point
 
 _GATHERED = "gathered.json"
 
@@ -128,9 +128,9 @@ class _Gathering:
                 outputs, output_zip = self._zip(stream.fileno())
                 kept = tuple(self._kept())
             sync(self._heavy(fresh, output_zip, kept))
-            reach(Milestone.ZIP_WRITTEN, self.bundle.id)
+            trace_point(TracePoint.ZIP_WRITTEN, self.bundle.id)
             fresh.replace(self.bundle.paths.output_zip)
-            reach(Milestone.ZIP_KEPT, self.bundle.id)
+            trace_point(TracePoint.ZIP_KEPT, self.bundle.id)
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
@@ -189,7 +189,7 @@ class _Gathering:
                 return self._stream(path, descriptor, told.st_size, first, writer)
         finally:
             os.close(descriptor)
-            reach(Milestone.FILE_READ, self.bundle.id, path)
+            trace_point(TracePoint.FILE_READ, self.bundle.id, path)
         if writer:
             writer.add_whole(path, first, deflate=_worth_deflating(path, first))
         return BundleFile(path, sha256(first).hexdigest(), len(first))

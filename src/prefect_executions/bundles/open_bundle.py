@@ -39,7 +39,7 @@ from prefect_executions.executions.record import (
 )
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.methods.model import Method
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.tracepoints import TracePoint, trace_point
 
 SCRATCH = ".open"
 """The folder of the workbench that holds what is open and belongs to no bundle."""
@@ -92,7 +92,7 @@ class OpenBundle:
             _make(bundle.scratch)
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir()
-            reach(Milestone.FOLDER_BEGUN, execution_id)
+            trace_point(TracePoint.FOLDER_BEGUN, execution_id)
             for name in layout.FOLDERS:
                 (fresh / name).mkdir(mode=0o700 if name == layout.AUTH else 0o777)
             for name, data in (files or {}).items():
@@ -101,11 +101,11 @@ class OpenBundle:
                 if name.count("/") > 1:
                     place.parent.mkdir(parents=True, exist_ok=True)
                 _write_new(place, data, mode=_mode(name))
-                reach(Milestone.FOLDER_FILLED, execution_id, name)
+                trace_point(TracePoint.FOLDER_FILLED, execution_id, name)
             if fill is not None:
                 fill(fresh)
             fresh.rename(bundle.folder)
-        reach(Milestone.OPENED, execution_id)
+        trace_point(TracePoint.OPENED, execution_id)
         return bundle
 
     @classmethod
@@ -187,12 +187,12 @@ class OpenBundle:
         with _writing(target):
             try:
                 _write_new(fresh, data, mode=mode)
-                reach(Milestone.FILE_WRITTEN, self.id, target.name)
+                trace_point(TracePoint.FILE_WRITTEN, self.id, target.name)
                 fresh.replace(target)
             except BaseException:
                 fresh.unlink(missing_ok=True)
                 raise
-        reach(Milestone.FILE_KEPT, self.id, target.name)
+        trace_point(TracePoint.FILE_KEPT, self.id, target.name)
 
     def read(self, kind: type[D]) -> D:
         """Return the document of *kind*.
@@ -281,7 +281,7 @@ class OpenBundle:
             self.aside.parent.mkdir(exist_ok=True)
             shutil.rmtree(self.aside, ignore_errors=True)
             self.folder.rename(self.aside)
-            reach(Milestone.SET_ASIDE, self.id)
+            trace_point(TracePoint.SET_ASIDE, self.id)
             shutil.rmtree(self.scratch, ignore_errors=True)
 
     @contextmanager

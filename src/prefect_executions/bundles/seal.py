@@ -26,7 +26,7 @@ from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.fsync import sync
 from prefect_executions.provenance import writer as prov_writer
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.tracepoints import TracePoint, trace_point
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ def _close(bundle: OpenBundle, closing: bytes, files: Iterable[BundleFile]) -> N
     places = [bundle.folder / file.path for file in files]
     try:
         sync([*places, waiting, *{place.parent for place in places}])
-        reach(Milestone.MANIFEST_READY, bundle.id)
+        trace_point(TracePoint.MANIFEST_READY, bundle.id)
         waiting.replace(bundle.paths.manifest)
-        reach(Milestone.MANIFEST_KEPT, bundle.id)
+        trace_point(TracePoint.MANIFEST_KEPT, bundle.id)
     except OSError as error:
         raise BundleError(f"the bundle {bundle.id} cannot be sealed: {error}; try again") from error

@@ -29,8 +29,8 @@ from prefect_executions.crate import reader as crate_reader
 from prefect_executions.documents import text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest
-from prefect_executions.executions.summary import Account, Image, PhaseTold, StepTold
-from prefect_executions.lifecycle.history import Happening, JobStatus, faults
+from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, faults
 from prefect_executions.lifecycle.status import AS_OGC, Status
 from prefect_executions.methods.model import Method
 from prefect_executions.provenance import times as prov_times
@@ -43,7 +43,7 @@ class Unchecked(str):
 
 
 Findings = Iterator[str]
-_Part = StepTold | PhaseTold
+_Part = StepSummary | PhaseSummary
 
 
 def _layout(seen: Evidence) -> Findings:
@@ -128,7 +128,7 @@ def _lifecycle(seen: Evidence) -> Findings:
         yield f"{JobStatus.file_name}: {fault}"
     if not told.execution_status.terminal:
         yield f"{JobStatus.file_name}: the execution is {told.execution_status} in a sealed bundle"
-    steps = [entry for entry in told.history if entry.kind is Happening.STATUS]
+    steps = [entry for entry in told.history if entry.kind is EntryKind.STATUS]
     last = steps[-1] if steps else None
     times = {step.status: step.time for step in reversed(steps)}
     pairs: Mapping[str, tuple[object, object]] = {
@@ -350,7 +350,7 @@ def _compare(seen: Evidence, document: str, path: str, digest: str, size: int | 
         yield f"{path!r} has {real} bytes; {document} says {size}"
 
 
-def _differences(ours: Account, theirs: Account, path: str) -> Findings:
+def _differences(ours: RecordSummary, theirs: RecordSummary, path: str) -> Findings:
     for member in ("execution_id", "method", "status", "started", "finished"):
         said, other = getattr(ours, member), getattr(theirs, member)
         if said != other:

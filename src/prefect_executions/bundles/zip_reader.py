@@ -64,7 +64,7 @@ OWN = Limits(entries=10_000_000, allowance=1 << 50)
 """For a zip of our own whose digest is known: what it unfolds to is what a Method wrote."""
 
 
-class Entry(NamedTuple):
+class ZipEntry(NamedTuple):
     """A file of a zip, as the directory tells it, and where its local header begins and must end."""
 
     name: str
@@ -88,7 +88,7 @@ class ZipReader:
     """A zip whose directory was found to be sound; data and local headers are checked as they are read."""
 
     stream: BinaryIO
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, ZipEntry]
     """Every file and folder by its name, in the order in which they lie in the zip."""
 
     @classmethod
@@ -111,7 +111,7 @@ class ZipReader:
             raise BundleError(f"it unfolds from {whole} to {unfolds} bytes; the limit is {limits.allowance}")
         return cls(stream, {entry.name: entry for entry in entries})
 
-    def data_begins(self, entry: Entry) -> int:
+    def data_begins(self, entry: ZipEntry) -> int:
         """Return where the data of *entry* begins, having held its local header against the directory.
 
         Raises:
@@ -135,7 +135,7 @@ class ZipReader:
         self._check_end(entry, begin + entry.packed, follows=follows, wide=wide)
         return begin
 
-    def blocks(self, entry: Entry) -> Iterator[bytes]:
+    def blocks(self, entry: ZipEntry) -> Iterator[bytes]:
         """Yield the content of *entry* in blocks, never more than the directory announced.
 
         Raises:
@@ -157,7 +157,7 @@ class ZipReader:
         if checksum != entry.checksum:
             raise BundleError(f"{entry.name!r}: its data has another checksum than it announces")
 
-    def packed_blocks(self, entry: Entry) -> Iterator[bytes]:
+    def packed_blocks(self, entry: ZipEntry) -> Iterator[bytes]:
         """Yield the data of *entry* as it lies in the zip, packed; checksum and size are not looked at.
 
         Raises:
@@ -165,7 +165,7 @@ class ZipReader:
         """
         return _range(self.stream, self.data_begins(entry), entry.packed)
 
-    def _check_end(self, entry: Entry, end: int, *, follows: bool, wide: bool) -> None:
+    def _check_end(self, entry: ZipEntry, end: int, *, follows: bool, wide: bool) -> None:
         self.stream.seek(end)
         left = self.stream.read(min(entry.end - end, _LONGEST_DESCRIPTOR + 1)) if entry.end > end else b""
         told = struct.pack("<LQQ" if wide else "<LLL", entry.checksum, entry.packed, entry.size) if follows else b""
@@ -215,7 +215,7 @@ def _read_end64(
     return wide
 
 
-def _directory(data: bytes, count: int) -> Iterator[Entry]:
+def _directory(data: bytes, count: int) -> Iterator[ZipEntry]:
     position = 0
     for _ in range(count):
         if position + _CENTRAL.size > len(data):
@@ -234,7 +234,7 @@ def _directory(data: bytes, count: int) -> Iterator[Entry]:
         raise BundleError("its directory is longer than its entries")
 
 
-def _entry(fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> Entry:
+def _entry(fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> ZipEntry:
     _, _, _, _, flags, method, _, _, checksum, packed, size, _, _, _, disk, _, mode, offset = fields
     name = _name(raw_name, flags)
     extra = _extra_fields(raw_extra, name)
@@ -248,7 +248,7 @@ def _entry(fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> Entry:
         raise BundleError(f"{name!r}: it is a link or a special file")
     if (is_folder and size) or (method == _STORED and packed != size) or size > packed * _DEFLATE_BOUND:
         raise BundleError(f"{name!r}: it cannot have {size} bytes in {packed}")
-    return Entry(name, flags, method, checksum, packed, size, offset, 0, is_folder)
+    return ZipEntry(name, flags, method, checksum, packed, size, offset, 0, is_folder)
 
 
 def _name(raw: bytes, flags: int) -> str:
@@ -264,7 +264,7 @@ def _name(raw: bytes, flags: int) -> str:
     return name
 
 
-def _in_order(entries: list[Entry], directory: int) -> list[Entry]:
+def _in_order(entries: list[ZipEntry], directory: int) -> list[ZipEntry]:
     entries.sort(key=lambda entry: entry.offset)
     names: set[str] = set()
     for entry in entries:
@@ -319,7 +319,7 @@ def _range(stream: BinaryIO, begin: int, length: int) -> Iterator[bytes]:
         yield block
 
 
-def _inflated(raw: Iterator[bytes], entry: Entry) -> Iterator[bytes]:
+def _inflated(raw: Iterator[bytes], entry: ZipEntry) -> Iterator[bytes]:
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         for packed in raw:

@@ -129,7 +129,7 @@ class _Read:
 
 
 @dataclass(kw_only=True)
-class _Answer:
+class _CachedIdentity:
     """A code identity, and by what one sees whether it is still true."""
 
     identity: CodeIdentity
@@ -151,7 +151,7 @@ class CodeCache:
 
     packages: Packages = field(default_factory=Packages)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    answers: dict[tuple[object, ...], _Answer] = field(default_factory=dict)
+    answers: dict[tuple[object, ...], _CachedIdentity] = field(default_factory=dict)
     reads: dict[str, _Read] = field(default_factory=dict)
 
 
@@ -264,7 +264,7 @@ def _member(loader: Any, path: str) -> bytes | None:
         return None
 
 
-def _still_true(answer: _Answer, source: _Source, since: float) -> bool:
+def _still_true(answer: _CachedIdentity, source: _Source, since: float) -> bool:
     fresh = answer.looked >= since
     if not (fresh or answer.settled) or (answer.folder and find_root(f"{answer.folder}/x") != answer.root):
         return False
@@ -283,7 +283,7 @@ def _still_true(answer: _Answer, source: _Source, since: float) -> bool:
 
 def _observe(
     source: _Source, folder: str | None, notebook: Notebook | None, settings: Settings, cache: CodeCache
-) -> _Answer:
+) -> _CachedIdentity:
     modules, begun = list(sys.modules.values()), time.monotonic()
     before = time.time_ns()
     root = find_root(f"{folder}/x") if folder else None
@@ -310,7 +310,7 @@ def _observe(
         kept[DIFF] = checkout.diff
     stamps = {file: found.stamp for file, found in read.items()} | (checkout.stamps if checkout else {})
     newest = max((max(found.stamp[:2]) for found in read.values() if found.stamp), default=0)
-    return _Answer(
+    return _CachedIdentity(
         identity=identity,
         files=MappingProxyType(kept),
         root=root,
@@ -425,7 +425,7 @@ def _package(source: _Source) -> str | None:
     return package_of(source.module, place) if place and source.module not in {"", "__main__"} else None
 
 
-def _renew_requirements(answer: _Answer, packages: Packages) -> None:
+def _renew_requirements(answer: _CachedIdentity, packages: Packages) -> None:
     requirements = packages.requirements()
     if requirements is not answer.requirements:
         answer.requirements = requirements

@@ -30,7 +30,7 @@ from typing import NamedTuple
 from prefect_executions.capture.procfs import content
 from prefect_executions.executions.record import Instance, Process
 
-COOKIE = "EXECUTION_ID"
+EXECUTION_ID_ENV = "EXECUTION_ID"
 """The environment variable that a run's processes inherit: the id of the execution that they work for."""
 
 GRACE = 3.0
@@ -127,8 +127,8 @@ def moment_of_processes() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
 
 
-def end_carriers(
-    execution_id: str, *, instance: Instance | None = None, grace: float = GRACE, cookie: str = COOKIE
+def kill_execution_processes(
+    execution_id: str, *, instance: Instance | None = None, grace: float = GRACE, cookie: str = EXECUTION_ID_ENV
 ) -> int:
     """End every process of this user whose variable *cookie* is *execution_id*; return how many there were.
 

@@ -39,18 +39,18 @@ class Receiver(Protocol):
         """Record what was written to the stream *name*, and show it."""
 
 
-class Place:
+class CaptureScope:
     """A capture in the tree of nested ones, with the threads that are older than it."""
 
-    def __init__(self, receiver: Receiver, parent: Place | None, *, owns_process: bool) -> None:
+    def __init__(self, receiver: Receiver, parent: CaptureScope | None, *, owns_process: bool) -> None:
         self.receiver = receiver
         self.parent = parent
         self.owns_process = owns_process
         self._older = weakref.WeakSet(threading.enumerate())
 
-    def nearest_open(self) -> Place | None:
+    def nearest_open(self) -> CaptureScope | None:
         """Return this place or its next outer one that is still open."""
-        place: Place | None = self
+        place: CaptureScope | None = self
         while place is not None and place.receiver.closed:
             place = place.parent
         return place
@@ -61,22 +61,22 @@ class Place:
 
 
 _lock = threading.Lock()
-_open: tuple[Place, ...] = ()
-_here: ContextVar[Place | None] = ContextVar("prefect_executions_capture", default=None)
+_open: tuple[CaptureScope, ...] = ()
+_here: ContextVar[CaptureScope | None] = ContextVar("prefect_executions_capture", default=None)
 _NOWHERE: ContextVar[bool] = ContextVar("prefect_executions_no_capture", default=False)
 
 
-def enter(receiver: Receiver, *, owns_process: bool) -> tuple[Place, Token[Place | None]]:
+def enter(receiver: Receiver, *, owns_process: bool) -> tuple[CaptureScope, Token[CaptureScope | None]]:
     """Make *receiver* the capture of this context, inside the one that is its capture now."""
     global _open  # noqa: PLW0603 - the process's streams are global, and so is who has captured them
     outer = _here.get()
-    place = Place(receiver, outer.nearest_open() if outer else None, owns_process=owns_process)
+    place = CaptureScope(receiver, outer.nearest_open() if outer else None, owns_process=owns_process)
     with _lock:
         _open = (*_open, place)
     return place, _here.set(place)
 
 
-def leave(place: Place, token: Token[Place | None]) -> None:
+def leave(place: CaptureScope, token: Token[CaptureScope | None]) -> None:
     """Undo `enter`; contexts that were copied meanwhile fall back to the outer capture."""
     global _open  # noqa: PLW0603 - see enter
     with _lock:
@@ -109,9 +109,9 @@ def whose() -> Receiver | None:
     return owner() or _of_a_stranger(_open, threading.current_thread())
 
 
-def _of_a_stranger(places: tuple[Place, ...], thread: threading.Thread) -> Receiver | None:
-    found: Place | None = None
-    outer: Place | None = None
+def _of_a_stranger(places: tuple[CaptureScope, ...], thread: threading.Thread) -> Receiver | None:
+    found: CaptureScope | None = None
+    outer: CaptureScope | None = None
     remaining = list(places)
     while remaining:
         inside = [

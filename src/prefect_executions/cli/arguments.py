@@ -17,7 +17,7 @@ from prefect_executions.errors import RequestError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
-    from prefect_executions.workbench.catalog import Reader
+    from prefect_executions.workbench.catalog import Catalog
     from prefect_executions.workbench.workbench import Workbench
 
 Json = Annotated[bool, Parameter(name="--json")]
@@ -59,17 +59,17 @@ def workbench(settings: Settings, *, telling: bool = False) -> Workbench:
         return Workbench.of(settings, archive_block=_archive_block)
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - the same
 
-    return Workbench.of(settings, archive_block=_archive_block, tell=prefect_events.EndTelling)
+    return Workbench.of(settings, archive_block=_archive_block, tell=prefect_events.TerminalEvents)
 
 
-def reader(settings: Settings | None = None) -> Reader:
+def reader(settings: Settings | None = None) -> Catalog:
     """Return the reading side of the workbench that the environment describes."""
     # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.catalog import Reader  # noqa: PLC0415
+    from prefect_executions.workbench.catalog import Catalog  # noqa: PLC0415
 
     settings = settings or Settings.read()
     patience = min(settings.archive_timeout, READING_PATIENCE)
-    return Reader(workbench(settings.model_copy(update={"archive_timeout": patience})))
+    return Catalog(workbench(settings.model_copy(update={"archive_timeout": patience})))
 
 
 def _archive_block(name: str) -> tuple[str, Mapping[str, Any]]:

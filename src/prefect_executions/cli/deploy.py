@@ -70,12 +70,12 @@ def deploy(
     set_defaults()
     with working("Loading Prefect and the Method", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
-        from prefect_executions.dispatch.deploy import Wanted  # noqa: PLC0415
+        from prefect_executions.dispatch.deploy import DeploymentOptions  # noqa: PLC0415
         from prefect_executions.dispatch.deploy import deploy as deploy_method  # noqa: PLC0415
         from prefect_executions.flow.entrypoints import load_deployable  # noqa: PLC0415
 
         flow = load_deployable(method)
-    wanted = Wanted(
+    wanted = DeploymentOptions(
         pool=pool,
         name=name,
         image=image,
@@ -206,14 +206,14 @@ def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> i
     """
     settings = Settings.read()
     set_defaults()
-    hall = reader(settings)
+    catalog = reader(settings)
     with working("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
         from prefect_executions.capture.host import this_user  # noqa: PLC0415
         from prefect_executions.dispatch.cancel import cancel as cancel_execution  # noqa: PLC0415
 
     cancelled = cancel_execution(
-        hall,
+        catalog,
         execution,
         by=settings.agent or this_user(),
         wait=timedelta(seconds=max(0.0, wait)),

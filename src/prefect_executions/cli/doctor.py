@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prefect_executions.cli.arguments import DEFAULTS, Json, workbench
 from prefect_executions.cli.exit_codes import OK, WORLD
-from prefect_executions.cli.output import how_large, say, show_json, show_table, working
+from prefect_executions.cli.output import format_size, say, show_json, show_table, working
 from prefect_executions.errors import ExecutionsError, PlanError
 from prefect_executions.settings import Settings
 
@@ -60,7 +60,7 @@ _START_SERVER = "from prefect.server.api.server import create_app; create_app()"
 Outcome = Literal["ok", "warn", "fail"]
 
 
-class Finding(NamedTuple):
+class Diagnosis(NamedTuple):
     """What was found of one subject, and what to do when it is not well."""
 
     outcome: Outcome
@@ -69,7 +69,7 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[Diagnosis]:
     """Look at everything; the order is that in which one thing needs another."""
     versions = list(_versions())
     yield from versions
@@ -78,7 +78,7 @@ def examine() -> Iterator[Finding]:
     try:
         settings = Settings.read()
     except ExecutionsError as error:
-        yield Finding("fail", "settings", str(error), "Correct or unset the variable.")
+        yield Diagnosis("fail", "settings", str(error), "Correct or unset the variable.")
         return
     yield from _settings(settings)
     yield from unknown_settings(sorted(os.environ))
@@ -89,54 +89,54 @@ def examine() -> Iterator[Finding]:
     yield from _programs()
 
 
-def fastapi_break(fastapi: str) -> Finding:
+def fastapi_break(fastapi: str) -> Diagnosis:
     """Tell whether this version of FastAPI works with Prefect 3.8."""
     numbers = re.findall(r"\d+", fastapi)
     release = (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
     if release >= _BREAKS_DEPLOYMENTS:
         what = "server (from 0.155 on)" if release >= _BREAKS_SERVER else "deployments (from 0.151 on)"
-        return Finding(
+        return Diagnosis(
             "fail",
             "fastapi",
             f"{fastapi}: this FastAPI does not work with this Prefect: it breaks its {what}",
             _FASTAPI_CURE,
         )
     if release < _OLDEST:
-        return Finding("warn", "fastapi", f"{fastapi} is older than what was tried", _FASTAPI_CURE)
-    return Finding("ok", "fastapi", fastapi)
+        return Diagnosis("warn", "fastapi", f"{fastapi} is older than what was tried", _FASTAPI_CURE)
+    return Diagnosis("ok", "fastapi", fastapi)
 
 
-def sqlalchemy_break(sqlalchemy: str) -> Finding:
+def sqlalchemy_break(sqlalchemy: str) -> Diagnosis:
     """Tell whether this version of SQLAlchemy works with a server of Prefect 3.8."""
     release = tuple(int(number) for number in re.findall(r"\d+", sqlalchemy)[:2])
     if release >= _BREAKS_SCHEDULES:
         found = f"{sqlalchemy}: a Prefect server of this installation starts no run by a schedule (from 2.1 on)"
-        return Finding("warn", "sqlalchemy", found, "Run: pip install 'sqlalchemy<2.1'")
-    return Finding("ok", "sqlalchemy", sqlalchemy)
+        return Diagnosis("warn", "sqlalchemy", found, "Run: pip install 'sqlalchemy<2.1'")
+    return Diagnosis("ok", "sqlalchemy", sqlalchemy)
 
 
-def _versions() -> Iterator[Finding]:
-    yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
-    yield Finding("ok", "prefect-executions", version("prefect-executions"))
+def _versions() -> Iterator[Diagnosis]:
+    yield Diagnosis("ok", "python", f"{platform.python_version()} at {sys.executable}")
+    yield Diagnosis("ok", "prefect-executions", version("prefect-executions"))
     told = {"prefect": _prefect_version, "fastapi": fastapi_break, "sqlalchemy": sqlalchemy_break}
     for package, tell in told.items():
         try:
             found = version(package)
         except PackageNotFoundError:
-            yield Finding("fail", package, "is not installed", "Run: pip install --upgrade prefect-executions")
+            yield Diagnosis("fail", package, "is not installed", "Run: pip install --upgrade prefect-executions")
             continue
         yield tell(found)
 
 
-def _prefect_version(found: str) -> Finding:
+def _prefect_version(found: str) -> Diagnosis:
     wanted = next((one for one in requires("prefect-executions") or [] if re.match(r"prefect\b(?!-)", one)), "prefect")
     series = re.search(r">=(\d+\.\d+)", wanted)
     if series and not found.startswith(f"{series[1]}."):
-        return Finding("warn", "prefect", f"{found} was not tried", f"Run: pip install '{wanted}'")
-    return Finding("ok", "prefect", found)
+        return Diagnosis("warn", "prefect", f"{found} was not tried", f"Run: pip install '{wanted}'")
+    return Diagnosis("ok", "prefect", found)
 
 
-def _prefect(cure: str) -> Iterator[Finding]:
+def _prefect(cure: str) -> Iterator[Diagnosis]:
     server = _python(_START_SERVER)
     asked = _python(_ASK_API)
     told = json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 else {}
@@ -144,21 +144,21 @@ def _prefect(cure: str) -> Iterator[Finding]:
     if server.returncode:
         # With a server elsewhere the one of this installation is not needed.
         outcome: Outcome = "warn" if api else "fail"
-        yield Finding(outcome, "Prefect's server", f"does not start: {_last_line(server.stderr)}", cure)
+        yield Diagnosis(outcome, "Prefect's server", f"does not start: {_last_line(server.stderr)}", cure)
     else:
-        yield Finding("ok", "Prefect's server", "can start here")
+        yield Diagnosis("ok", "Prefect's server", "can start here")
     if asked.returncode:
-        yield Finding("fail", "Prefect's API", f"cannot be asked: {_last_line(asked.stderr)}", cure)
+        yield Diagnosis("fail", "Prefect's API", f"cannot be asked: {_last_line(asked.stderr)}", cure)
     elif told.get("error"):
         away = "Start it (prefect server start), or correct PREFECT_API_URL."
-        yield Finding("fail", "Prefect's API", told["error"], away)
+        yield Diagnosis("fail", "Prefect's API", told["error"], away)
     elif api:
-        yield Finding("ok", "Prefect's API", f"{api} answers, version {told['version']}")
+        yield Diagnosis("ok", "Prefect's API", f"{api} answers, version {told['version']}")
     else:
-        yield Finding("ok", "Prefect's API", "none is configured: each run starts an embedded server")
+        yield Diagnosis("ok", "Prefect's API", "none is configured: each run starts an embedded server")
 
 
-def unknown_settings(variables: Iterable[str]) -> Iterator[Finding]:
+def unknown_settings(variables: Iterable[str]) -> Iterator[Diagnosis]:
     """Tell which of *variables* look like settings and are none: what was meant by them has its default."""
     known = [name.upper() for name in Settings.model_fields]
     for variable in variables:
@@ -167,15 +167,15 @@ def unknown_settings(variables: Iterable[str]) -> Iterator[Finding]:
         if name != variable.upper() and name not in known and not name.startswith("TEST_"):
             near = get_close_matches(name, known, n=1)
             advice = f"Is EXECUTIONS_{near[0]} meant?" if near else "docs/settings.md tells all of them."
-            yield Finding("warn", variable, "there is no such setting; it changes nothing", advice)
+            yield Diagnosis("warn", variable, "there is no such setting; it changes nothing", advice)
 
 
-def _settings(settings: Settings) -> Iterator[Finding]:
+def _settings(settings: Settings) -> Iterator[Diagnosis]:
     for name in Settings.model_fields:
         variable = f"EXECUTIONS_{name.upper()}"
         given = {one.upper() for one in os.environ}
         source = "environment" if variable in given else "default"
-        yield Finding("ok", variable, f"{_shown(settings, name)} ({source})")
+        yield Diagnosis("ok", variable, f"{_shown(settings, name)} ({source})")
 
 
 def _shown(settings: Settings, name: str) -> str:
@@ -200,34 +200,34 @@ def _shown(settings: Settings, name: str) -> str:
     return (", ".join(value) if isinstance(value, tuple) else "" if value is None else str(value)) or "none"
 
 
-def _workbench(settings: Settings) -> Iterator[Finding]:
+def _workbench(settings: Settings) -> Iterator[Diagnosis]:
     folder = settings.workbench_folder
     there = next(one for one in (folder, *folder.parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        yield Finding(
+        yield Diagnosis(
             "fail", "workbench", f"{there} cannot be written", "Set EXECUTIONS_WORKBENCH to a folder of yours."
         )
         return
     free = shutil.disk_usage(there).free
     if free < LITTLE_SPACE:
-        yield Finding("warn", "workbench", f"{folder} has {how_large(free)} left", "Free some space.")
+        yield Diagnosis("warn", "workbench", f"{folder} has {format_size(free)} left", "Free some space.")
     else:
-        yield Finding("ok", "workbench", f"{folder}, {how_large(free)} free")
+        yield Diagnosis("ok", "workbench", f"{folder}, {format_size(free)} free")
     left = len(list(workbench(settings).unfinished()))
     if left:
-        yield Finding("warn", "unfinished", f"{left} executions run or wait", "Run: executions settle --once")
+        yield Diagnosis("warn", "unfinished", f"{left} executions run or wait", "Run: executions settle --once")
 
 
-def _archive(settings: Settings) -> Iterator[Finding]:
+def _archive(settings: Settings) -> Iterator[Diagnosis]:
     # Start-up time of the CLI: the storage's library comes with it.
     from prefect_executions.objectstore.interface import honours_create_if_absent  # noqa: PLC0415
 
     patience = min(settings.archive_timeout, PATIENCE)
     store = workbench(settings.model_copy(update={"archive_timeout": patience})).archive.store
     if honours_create_if_absent(store):
-        yield Finding("ok", "archive", f"{store.url} is written to, and creates an object only where there is none")
+        yield Diagnosis("ok", "archive", f"{store.url} is written to, and creates an object only where there is none")
     else:
-        yield Finding(
+        yield Diagnosis(
             "fail",
             "archive",
             f"{store.url} creates an object a second time: two sealers could both believe that the seal is theirs",
@@ -235,16 +235,18 @@ def _archive(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _ledger(settings: Settings) -> Iterator[Finding]:
+def _ledger(settings: Settings) -> Iterator[Diagnosis]:
     # Start-up time of the CLI: its driver comes with it.
     from prefect_executions.ledger.database import shown  # noqa: PLC0415
     from prefect_executions.ledger.migrate import HEAD  # noqa: PLC0415
 
     ledger = workbench(settings).ledger
     waiting = len(ledger.pending())
-    yield Finding("ok", "ledger", f"{shown(settings.ledger_url)}, revision {HEAD}")
+    yield Diagnosis("ok", "ledger", f"{shown(settings.ledger_url)}, revision {HEAD}")
     if waiting:
-        yield Finding("warn", "pending", f"{waiting} executions wait for the archive", "Run: executions settle --once")
+        yield Diagnosis(
+            "warn", "pending", f"{waiting} executions wait for the archive", "Run: executions settle --once"
+        )
 
 
 _RUNTIME_CURES = {
@@ -254,10 +256,10 @@ _RUNTIME_CURES = {
 }
 
 
-def runtime_findings(settings: Settings) -> Iterator[Finding]:
+def runtime_findings(settings: Settings) -> Iterator[Diagnosis]:
     """Tell whether the scripts of a descriptor Method could be run as these settings say; nothing is started."""
     # Start-up time of the CLI: the client of an engine comes with it.
-    from prefect_executions.runtimes.interface import Wish  # noqa: PLC0415
+    from prefect_executions.runtimes.interface import Capability  # noqa: PLC0415
     from prefect_executions.runtimes.registry import open_runtime  # noqa: PLC0415
 
     with TemporaryDirectory() as folder:
@@ -266,29 +268,29 @@ def runtime_findings(settings: Settings) -> Iterator[Finding]:
             runtime = open_runtime(settings.runtime, state=state, open_network=settings.runtime_network or None)
         except ExecutionsError as error:
             cure = _RUNTIME_CURES.get(settings.runtime, _RUNTIME_CURES["process"])
-            yield Finding("fail", "runtime", str(error), cure)
+            yield Diagnosis("fail", "runtime", str(error), cure)
             return
         with closing(runtime):
-            in_images = Wish.IMAGE in runtime.honours
+            in_images = Capability.IMAGE in runtime.capabilities
             if not in_images:
                 yield from _unused(settings)
             if in_images and not settings.runtime_image:
                 found = f"{runtime.name} answers; a Method that names no image is refused"
-                yield Finding("warn", "runtime", found, "Set EXECUTIONS_RUNTIME_IMAGE to the image of such Methods.")
+                yield Diagnosis("warn", "runtime", found, "Set EXECUTIONS_RUNTIME_IMAGE to the image of such Methods.")
             else:
                 yield _planned(runtime, settings, state)
 
 
-def _unused(settings: Settings) -> Iterator[Finding]:
+def _unused(settings: Settings) -> Iterator[Diagnosis]:
     for name in ("runtime_image", "runtime_network"):
         if getattr(settings, name):
             variable = f"EXECUTIONS_{name.upper()}"
             found = f"{variable} is set, and the runtime '{settings.runtime}' has no use for it"
             cure = f"Set EXECUTIONS_RUNTIME to docker or kubernetes, or unset {variable}."
-            yield Finding("warn", "runtime", found, cure)
+            yield Diagnosis("warn", "runtime", found, cure)
 
 
-def _planned(runtime: Runtime, settings: Settings, folder: Path) -> Finding:
+def _planned(runtime: Runtime, settings: Settings, folder: Path) -> Diagnosis:
     # As above.
     from prefect_executions.runtimes.interface import Pull, Resources, RunRequest  # noqa: PLC0415
 
@@ -308,31 +310,31 @@ def _planned(runtime: Runtime, settings: Settings, folder: Path) -> Finding:
         reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:])
         if reasons.startswith(f"image: {image} is not here"):
             found = f"{runtime.name} answers; {image} is not here, and the first run pulls it"
-            return Finding("warn", "runtime", found, f"Pull it now: docker pull {image}")
-        return Finding("fail", "runtime", reasons, "Correct the setting that begins with EXECUTIONS_ and names it.")
-    return Finding("ok", "runtime", f"{runtime.name} can run scripts{f' in {image}' if image else ''}")
+            return Diagnosis("warn", "runtime", found, f"Pull it now: docker pull {image}")
+        return Diagnosis("fail", "runtime", reasons, "Correct the setting that begins with EXECUTIONS_ and names it.")
+    return Diagnosis("ok", "runtime", f"{runtime.name} can run scripts{f' in {image}' if image else ''}")
 
 
-def _programs() -> Iterator[Finding]:
+def _programs() -> Iterator[Diagnosis]:
     for program, needed in (
         ("git", "the commit and the changes of a Method's code are not recorded without it"),
         ("dot", "Graphviz draws executions prov --format svg"),
     ):
         path = shutil.which(program)
         if path:
-            yield Finding("ok", program, path)
+            yield Diagnosis("ok", program, path)
         else:
             cure = f"Install the package {'graphviz' if program == 'dot' else program} of your system."
-            yield Finding("warn", program, f"is not there: {needed}", cure)
+            yield Diagnosis("warn", program, f"is not there: {needed}", cure)
 
 
-def _guarded(subject: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _guarded(subject: str, look: Callable[[], Iterator[Diagnosis]]) -> Iterator[Diagnosis]:
     try:
         yield from look()
     except ExecutionsError as error:
-        yield Finding("fail", subject, str(error), f"Check EXECUTIONS_{subject.upper()} and what it names.")
+        yield Diagnosis("fail", subject, str(error), f"Check EXECUTIONS_{subject.upper()} and what it names.")
     except Exception as error:  # noqa: BLE001 - the outermost door: a doctor tells what is broken, it does not break
-        yield Finding("fail", subject, f"{type(error).__name__}: {error}", f"Check EXECUTIONS_{subject.upper()}.")
+        yield Diagnosis("fail", subject, f"{type(error).__name__}: {error}", f"Check EXECUTIONS_{subject.upper()}.")
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
@@ -357,7 +359,7 @@ def doctor(*, as_json: Json = False) -> int:
     Args:
         as_json: One JSON document: every finding.
     """
-    found: list[Finding] = []
+    found: list[Diagnosis] = []
     for one in _examined(quiet=as_json):
         found.append(one)
         if not as_json:
@@ -370,7 +372,7 @@ def doctor(*, as_json: Json = False) -> int:
     return WORLD if failed else OK
 
 
-def _examined(*, quiet: bool) -> Iterator[Finding]:
+def _examined(*, quiet: bool) -> Iterator[Diagnosis]:
     with working("Examining this installation; Prefect takes some seconds", quiet=quiet or not sys.stderr.isatty()):
         found = list(examine())
     yield from found

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from prefect_executions.cli.arguments import Json, When, moment, reader
-from prefect_executions.cli.output import how_long, plain, safe, say, show_facts, show_json, show_table, warn, when
+from prefect_executions.cli.output import (
+    format_duration,
+    plain,
+    safe,
+    say,
+    show_facts,
+    show_json,
+    show_table,
+    warn,
+    when,
+)
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 
@@ -145,7 +155,15 @@ def _cells(page: Page) -> Iterator[tuple[object, ...]]:
         beginning = row.id[:_BEGINNING]
         shown = beginning if narrow and beginnings[beginning] == 1 and "." not in row.id else row.id
         started = row.started or row.first_known
-        yield shown, row.status, row.method_id, row.method_version, when(started), how_long(row.duration), row.archive
+        yield (
+            shown,
+            row.status,
+            row.method_id,
+            row.method_version,
+            when(started),
+            format_duration(row.duration),
+            row.archive,
+        )
 
 
 def _show_csv(page: Page) -> None:

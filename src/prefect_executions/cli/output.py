@@ -66,7 +66,7 @@ def when(time: datetime | None) -> str:
     return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S}Z"
 
 
-def how_long(duration: timedelta | None) -> str:
+def format_duration(duration: timedelta | None) -> str:
     """Return *duration* for people, or nothing."""
     if duration is None:
         return ""
@@ -76,7 +76,7 @@ def how_long(duration: timedelta | None) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def how_large(size: int) -> str:
+def format_size(size: int) -> str:
     """Return *size* in bytes for people, in powers of a thousand."""
     number, unit = float(size), 0
     while number >= _THOUSAND and unit < len(_UNITS) - 1:
@@ -84,7 +84,7 @@ def how_large(size: int) -> str:
     return f"{size} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
 
 
-def how_many(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """Return *number* with its noun, whose plural ends in s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, moment, reader, workbench
-from prefect_executions.cli.output import how_large, how_many, say, show_json, show_table, when
+from prefect_executions.cli.output import format_size, pluralize, say, show_json, show_table, when
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -27,15 +27,15 @@ def remove(*executions: str, yes: bool = False, as_json: Json = False) -> None:
 
     if not executions:
         raise RequestError("name the executions that are to be removed")
-    hall = reader()
-    ids = sorted({hall.find(one) for one in executions})
+    catalog = reader()
+    ids = sorted({catalog.find(one) for one in executions})
     for execution_id in ids if yes else ():
-        remove_one(hall.workbench, execution_id, why="asked for", at=datetime.now(UTC))
+        remove_one(catalog.workbench, execution_id, why="asked for", at=datetime.now(UTC))
     if as_json:
         show_json({"executions": ids, "removed": yes})
         return
     show_table(("execution",), ([execution_id] for execution_id in ids))
-    what = how_many(len(ids), "execution")
+    what = pluralize(len(ids), "execution")
     say(f"{what} removed" if yes else f"{what} would be removed; do it with --yes")
 
 
@@ -66,10 +66,10 @@ def gc(
     words = {"removed": "would be removed"} if dry_run else {}
     show_table(
         head,
-        ((one.id, one.status or "", how_large(one.size), words.get(one.result, one.result), one.why) for one in told),
+        ((one.id, one.status or "", format_size(one.size), words.get(one.result, one.result), one.why) for one in told),
     )
     gone = [one for one in told if one.result == "removed"]
-    what = f"{how_many(len(gone), 'bundle')} of {how_large(sum(one.size for one in gone))}"
+    what = f"{pluralize(len(gone), 'bundle')} of {format_size(sum(one.size for one in gone))}"
     say(f"{what} would be removed" if dry_run else f"{what} removed from the workbench")
 
 
@@ -96,5 +96,5 @@ def retain(*, yes: bool = False, as_json: Json = False) -> None:
         return
     head = ("execution", "method", "status", "ended", "rule")
     show_table(head, ((one.id, one.method, one.status, when(one.ended), one.rule) for one in over))
-    what = how_many(len(over), "execution")
+    what = pluralize(len(over), "execution")
     say(f"{what} removed" if yes else f"{what} would be removed; do it with --yes")

@@ -22,7 +22,7 @@ from prefect_executions.errors import RequestError
 
 if TYPE_CHECKING:
     from prefect_executions.comparison.records import Difference
-    from prefect_executions.workbench.catalog import Reader
+    from prefect_executions.workbench.catalog import Catalog
 
 
 import os
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Literal
 from prefect_executions.cli.arguments import When, moment
 from prefect_executions.cli.output import (
     counting,
-    how_many,
+    pluralize,
     show_facts,
 )
 from prefect_executions.cli.run import ran_here, tell_unrecorded
@@ -70,8 +70,8 @@ def diff(
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.compare import compare_executions  # noqa: PLC0415
 
-    hall = reader()
-    compared = compare_executions(hall, hall.find(before), hall.find(after))
+    catalog = reader()
+    compared = compare_executions(catalog, catalog.find(before), catalog.find(after))
     shown = [one for one in compared.differences if everything or not one.same]
     if as_json:
         show_json({**compared._asdict(), "differences": shown})
@@ -111,43 +111,45 @@ def rerun(
     """
     if pool and method:
         raise RequestError("--pool runs what is deployed there, and --method what is here; leave one")
-    edits, hall = parameters(param, params), reader()
-    execution_id = hall.find(execution)
-    if pool or (method is None and hall.record(execution_id).request.deployment is not None):
-        return _submit_again(hall, execution_id, edits, pool, wait=wait, as_json=as_json)
-    return _run_again(hall, execution_id, edits, method, as_json=as_json)
+    edits, catalog = parameters(param, params), reader()
+    execution_id = catalog.find(execution)
+    if pool or (method is None and catalog.record(execution_id).request.deployment is not None):
+        return _submit_again(catalog, execution_id, edits, pool, wait=wait, as_json=as_json)
+    return _run_again(catalog, execution_id, edits, method, as_json=as_json)
 
 
 def _submit_again(
-    hall: Reader, execution_id: str, edits: Mapping[str, Any], pool: str | None, *, wait: bool, as_json: bool
+    catalog: Catalog, execution_id: str, edits: Mapping[str, Any], pool: str | None, *, wait: bool, as_json: bool
 ) -> int:
     set_defaults()
     with working("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
-    submitted = submission.submit_again(hall, execution_id, edits, pool=pool)
-    ended = submission.wait(hall, submitted.id, tell=warn) if wait else None
+    submitted = submission.submit_again(catalog, execution_id, edits, pool=pool)
+    ended = submission.wait(catalog, submitted.id, tell=warn) if wait else None
     tell_submitted(submitted, ended, as_json=as_json)
     return OK if ended is None or ended.well else FAILED
 
 
-def _run_again(hall: Reader, execution_id: str, edits: Mapping[str, Any], method: str | None, *, as_json: bool) -> int:
+def _run_again(
+    catalog: Catalog, execution_id: str, edits: Mapping[str, Any], method: str | None, *, as_json: bool
+) -> int:
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.replay import (  # noqa: PLC0415
-        asked_again,
         bring_inputs,
         entrypoint_here,
         record_source,
+        rerun_request,
     )
 
-    record = hall.record(execution_id)
+    record = catalog.record(execution_id)
     entrypoint = method or entrypoint_here(record, Path.cwd())
-    asked_again(record, edits)  # what is refused is refused before files are brought
+    rerun_request(record, edits)  # what is refused is refused before files are brought
     with TemporaryDirectory(prefix="executions-") as folder:
-        source = record_source(hall, execution_id)
+        source = record_source(catalog, execution_id)
         files = bring_inputs(record, source, Path(folder)) if source else {}
-        again = asked_again(record, edits, files)
+        again = rerun_request(record, edits, files)
         return run_here(entrypoint, again.parameters, tags=[again.relative.tag], quiet=False, as_json=as_json)
 
 
@@ -237,17 +239,17 @@ def reproduce(
         raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
     # Start-up time of the CLI, as above.
     from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
-    from prefect_executions.operations.reproduce import Wanted, reproducible  # noqa: PLC0415
+    from prefect_executions.operations.reproduce import ReplayGoal, reproducible  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
 
-    hall, now = reader(), datetime.now(UTC)
+    catalog, now = reader(), datetime.now(UTC)
     times = {name: moment(text, now) if text else None for name, text in {"since": since, "until": until}.items()}
-    ids = [*dict.fromkeys(map(hall.find, executions))] or reproducible(hall, method=method, limit=limit, **times)
+    ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, method=method, limit=limit, **times)
     if not ids:
         raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
-    wanted, done = Wanted(grade=Grade(grade), tolerance=tolerance, isolated=isolated), []
-    with counting(f"Replaying {how_many(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
-        for one in replay_each(hall, ids, wanted):
+    wanted, done = ReplayGoal(grade=Grade(grade), tolerance=tolerance, isolated=isolated), []
+    with counting(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
+        for one in replay_each(catalog, ids, wanted):
             done.append(one)
             told(one.id)
     _sum_up(done, grade, as_json=as_json)
@@ -323,7 +325,7 @@ def _sum_up(done: list[Reproduced], grade: str, *, as_json: bool) -> None:
         show_json({"wanted": grade, "reached": reached, "executions": done})
         return
     show_table(("execution", "method", "grade", "what differs"), map(_row, done))
-    say(f"{reached} of {how_many(len(done), 'execution')} reached {grade}")
+    say(f"{reached} of {pluralize(len(done), 'execution')} reached {grade}")
 
 
 def _row(one: Reproduced) -> tuple[str, ...]:

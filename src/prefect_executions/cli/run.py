@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, Pairs, Params, parameters, reader, set_defaults
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
-from prefect_executions.cli.output import how_long, say, show_facts, show_json, warn, working
+from prefect_executions.cli.output import format_duration, say, show_facts, show_json, warn, working
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prefect_executions.flow.decorator import MethodFlow
     from prefect_executions.flow.entrypoints import Ran
     from prefect_executions.operations.replay import ExactImage
-    from prefect_executions.workbench.catalog import Standing
+    from prefect_executions.workbench.catalog import StorageState
 
 
 def run(
@@ -102,7 +102,7 @@ def _run(
         f"Connecting to Prefect at {api}" if api else "Starting Prefect's embedded server (the first time takes longer)"
     )
     with working(doing, quiet=quiet or bool(api)):
-        api_client.greet()
+        api_client.ping()
     begun = partial(_say_begun, quiet=quiet)
     return flow, run_method(flow, given, tags=tags, begun=begun, gathered=gathered, image=image)
 
@@ -115,8 +115,8 @@ def _say_begun(execution_id: str, *, quiet: bool) -> None:
 def _tell(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bool, as_json: bool) -> int:
     if ran.execution_id is None:
         return tell_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
-    hall = reader(settings)
-    record, standing = hall.record(ran.execution_id), hall.standing(ran.execution_id)
+    catalog = reader(settings)
+    record, standing = catalog.record(ran.execution_id), catalog.standing(ran.execution_id)
     # Whoever cancelled it has interrupted it, too.
     interrupted = isinstance(ran.error, KeyboardInterrupt) and record.status is not Status.CANCELLED
     if as_json:
@@ -148,7 +148,7 @@ def tell_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_jso
     return FAILED
 
 
-def _as_json(record: ExecutionRecord, standing: Standing) -> dict[str, Any]:
+def _as_json(record: ExecutionRecord, standing: StorageState) -> dict[str, Any]:
     usage = record.instance.usage
     raised = usage.exception if usage else None
     return {
@@ -167,12 +167,12 @@ def _as_json(record: ExecutionRecord, standing: Standing) -> dict[str, Any]:
     }
 
 
-def _facts(record: ExecutionRecord, standing: Standing) -> Iterator[tuple[str, object]]:
+def _facts(record: ExecutionRecord, standing: StorageState) -> Iterator[tuple[str, object]]:
     yield "execution", record.id
     yield "status", record.status
     yield "reason", record.job_status.reason
     yield "message", record.job_status.message if record.status is Status.CANCELLED else None
-    yield "took", how_long(_took(record))
+    yield "took", format_duration(_took(record))
     yield "bundle", standing.folder
     yield "archive", standing.archive
 

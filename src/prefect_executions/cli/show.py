@@ -16,8 +16,8 @@ from prefect_executions.cli.arguments import Json, reader
 from prefect_executions.cli.output import (
     Target,
     copy_out,
-    how_large,
-    how_long,
+    format_duration,
+    format_size,
     plain,
     save,
     say,
@@ -27,13 +27,13 @@ from prefect_executions.cli.output import (
     when,
 )
 from prefect_executions.errors import RequestError
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 
 if TYPE_CHECKING:
     from prefect_executions.executions.record import ExecutionRecord, Infrastructure
-    from prefect_executions.ledger.rows import Handed
-    from prefect_executions.workbench.catalog import Links, Reader, Standing, Stream
-    from prefect_executions.workbench.sealing import LateWord
+    from prefect_executions.ledger.rows import FileEdge
+    from prefect_executions.workbench.catalog import Catalog, Links, StorageState, Stream
+    from prefect_executions.workbench.sealing import LateSeal
 
 # `provenance.Form`, which brings lxml and prov along.
 Form = Literal["xml", "json", "n", "ttl", "svg"]
@@ -49,19 +49,19 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
         execution: The id, or its beginning.
         as_json: One JSON document: every document of the bundle, and where it is.
     """
-    hall = reader()
-    execution_id = hall.find(execution)
-    record, standing, links = hall.record(execution_id), hall.standing(execution_id), hall.links(execution_id)
-    late = hall.late_words(execution_id) if standing.sealed else ()
-    came = hall.imported(execution_id) if standing.folder is None else None
-    gone = hall.gone(execution_id)
+    catalog = reader()
+    execution_id = catalog.find(execution)
+    record, standing, links = catalog.record(execution_id), catalog.standing(execution_id), catalog.links(execution_id)
+    late = catalog.late_words(execution_id) if standing.sealed else ()
+    came = catalog.imported(execution_id) if standing.folder is None else None
+    gone = catalog.gone(execution_id)
     if as_json:
         show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came, "processGone": gone})
         return
     show_facts(_facts(record, standing, links, gone))
     show_facts([("imported", when(came.imported)), ("origin", came.origin)] if came else [])
     show_table(("name", "value"), _inputs(record), title="input")
-    show_table(("name", "size", "media type"), _outputs(hall, execution_id), title="output")
+    show_table(("name", "size", "media type"), _outputs(catalog, execution_id), title="output")
     show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")
     show_table(("execution", "output", "input"), _handed(links.used_by), title="used by")
     show_table(("name", "value"), _params(record), title="param")
@@ -91,13 +91,13 @@ def logs(
     """
     if follow and as_json:
         raise RequestError("--follow shows a log as it grows, and --json the whole of it; leave one")
-    hall = reader()
-    execution_id, stream = hall.find(execution), _stream(stderr=stderr)
+    catalog = reader()
+    execution_id, stream = catalog.find(execution), _stream(stderr=stderr)
     if as_json:
-        text = b"".join(hall.blocks(execution_id, f"{stream}.log")).decode(errors="replace")
+        text = b"".join(catalog.blocks(execution_id, f"{stream}.log")).decode(errors="replace")
         show_json({"execution": execution_id, "stream": stream, "text": text})
         return
-    copy_out(hall.follow(execution_id, stream) if follow else hall.blocks(execution_id, f"{stream}.log"))
+    copy_out(catalog.follow(execution_id, stream) if follow else catalog.blocks(execution_id, f"{stream}.log"))
 
 
 def outputs(execution: str, name: str | None = None, /, *, output: Target = None, as_json: Json = False) -> None:
@@ -111,17 +111,17 @@ def outputs(execution: str, name: str | None = None, /, *, output: Target = None
         output: The file to write it to; - is standard output.
         as_json: One JSON document.
     """
-    hall = reader()
-    execution_id = hall.find(execution)
+    catalog = reader()
+    execution_id = catalog.find(execution)
     if name is None:
         if output is not None:
             raise RequestError(
                 f"-o {output} needs the name of an output: 'executions outputs {execution_id}' lists them"
             )
-        _list_outputs(hall, execution_id, as_json=as_json)
+        _list_outputs(catalog, execution_id, as_json=as_json)
         return
-    found = hall.output(execution_id, name)
-    blocks = hall.blocks(execution_id, found.name)
+    found = catalog.output(execution_id, name)
+    blocks = catalog.blocks(execution_id, found.name)
     if output is None and not as_json and sys.stdout.isatty():
         raise RequestError(f"say where '{found.name}' goes: -o FILE, or -o - for the terminal")
     if output == "-" and as_json:
@@ -158,9 +158,9 @@ def prov(
     # Start-up time of the CLI: lxml and prov come with it.
     from prefect_executions.provenance.convert import convert  # noqa: PLC0415
 
-    hall = reader()
-    execution_id = hall.find(execution)
-    data = convert(hall.read(execution_id, PROVENANCE), "json" if as_json else form or "xml")
+    catalog = reader()
+    execution_id = catalog.find(execution)
+    data = convert(catalog.read(execution_id, PROVENANCE), "json" if as_json else form or "xml")
     if output in {None, "-"}:
         copy_out([data])
     else:
@@ -172,7 +172,7 @@ def _stream(*, stderr: bool) -> Stream:
     return "stderr" if stderr else "stdout"
 
 
-def _everything(record: ExecutionRecord, standing: Standing, links: Links) -> dict[str, Any]:
+def _everything(record: ExecutionRecord, standing: StorageState, links: Links) -> dict[str, Any]:
     return {
         "id": record.id,
         "status": record.status,
@@ -192,13 +192,15 @@ def _everything(record: ExecutionRecord, standing: Standing, links: Links) -> di
     }
 
 
-def _late(words: Iterable[LateWord]) -> Iterator[tuple[object, ...]]:
+def _late(words: Iterable[LateSeal]) -> Iterator[tuple[object, ...]]:
     for word in words:
         told = f"it was sealed here too late, which changes nothing: {word.message}" if word.message else "too late"
         yield when(word.noted), word.status, word.hostname, told
 
 
-def _facts(record: ExecutionRecord, standing: Standing, links: Links, gone: str | None) -> Iterator[tuple[str, object]]:
+def _facts(
+    record: ExecutionRecord, standing: StorageState, links: Links, gone: str | None
+) -> Iterator[tuple[str, object]]:
     told, usage = record.job_status, record.instance.usage
     yield "execution", record.id
     yield "status", record.status
@@ -214,7 +216,7 @@ def _facts(record: ExecutionRecord, standing: Standing, links: Links, gone: str 
     yield "created", when(told.created)
     yield "started", when(told.started)
     yield "finished", when(told.finished)
-    yield "took", how_long(told.finished - told.started) if told.finished and told.started else None
+    yield "took", format_duration(told.finished - told.started) if told.finished and told.started else None
     yield "attempt", told.attempt if told.attempt > 1 else None
     yield "progress", None if told.progress is None else f"{told.progress} %"
     yield "asked by", record.agent.name
@@ -227,7 +229,7 @@ def _facts(record: ExecutionRecord, standing: Standing, links: Links, gone: str 
     yield "pod", " on ".join(filter(None, (record.instance.pod, record.instance.node))) if record.instance.pod else None
     yield from _code(record)
     yield "CPU time", None if usage is None or usage.cpu_seconds is None else f"{usage.cpu_seconds:.2f} s"
-    yield "peak memory", None if usage is None or usage.peak_memory is None else how_large(usage.peak_memory)
+    yield "peak memory", None if usage is None or usage.peak_memory is None else format_size(usage.peak_memory)
     yield "bundle", standing.folder
     yield "archive", standing.archive
     yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
@@ -237,7 +239,7 @@ def _image(there: Infrastructure) -> str | None:
     return " ".join(filter(None, (there.image, there.image_digest or there.image_id))) or None
 
 
-def _handed(files: Iterable[Handed]) -> Iterator[tuple[str, str, str]]:
+def _handed(files: Iterable[FileEdge]) -> Iterator[tuple[str, str, str]]:
     for file in files:
         yield file.id, file.output, file.input
 
@@ -258,9 +260,9 @@ def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
         yield name, staged[name].origin if name in staged else json.dumps(value, ensure_ascii=False)
 
 
-def _outputs(hall: Reader, execution_id: str) -> Iterator[tuple[str, object, object]]:
-    for found in hall.outputs(execution_id):
-        yield found.name, how_large(found.size), found.media_type
+def _outputs(catalog: Catalog, execution_id: str) -> Iterator[tuple[str, object, object]]:
+    for found in catalog.outputs(execution_id):
+        yield found.name, format_size(found.size), found.media_type
 
 
 def _params(record: ExecutionRecord) -> Iterator[tuple[str, str]]:
@@ -278,7 +280,7 @@ def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:
 def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
     for step in record.job_status.steps or ():
         took = step.finished - step.started if step.started and step.finished else None
-        yield step.name, step.state, when(step.started), how_long(took)
+        yield step.name, step.state, when(step.started), format_duration(took)
 
 
 def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:
@@ -286,9 +288,9 @@ def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, obj
     history = record.job_status.history
     several = len({entry.task for entry in history if entry.task}) > 1
     for entry, then in zip_longest(history, history[1:]):
-        if then is not None and entry.kind is then.kind is Happening.PROGRESS:
+        if then is not None and entry.kind is then.kind is EntryKind.PROGRESS:
             continue
-        kind = "" if entry.kind is Happening.STATUS else entry.kind.value
+        kind = "" if entry.kind is EntryKind.STATUS else entry.kind.value
         progress = "" if entry.progress is None else f"{entry.progress:g} %"
         code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
         replica = f"of replica {entry.task.rpartition('.')[2]}" if several and entry.task else ""
@@ -296,8 +298,8 @@ def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, obj
         yield when(entry.time), entry.status, entry.observer.value, told
 
 
-def _list_outputs(hall: Reader, execution_id: str, *, as_json: bool) -> None:
-    found = hall.outputs(execution_id)
+def _list_outputs(catalog: Catalog, execution_id: str, *, as_json: bool) -> None:
+    found = catalog.outputs(execution_id)
     if as_json:
         show_json({"execution": execution_id, "outputs": found})
         return

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from prefect_executions.bundles.layout import Form, Level
 from prefect_executions.cli.arguments import Json, When, moment, reader, workbench
-from prefect_executions.cli.output import Target, counting, how_large, how_many, saved, say, show_json, show_table
+from prefect_executions.cli.output import Target, counting, format_size, pluralize, saved, say, show_json, show_table
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -61,13 +61,13 @@ def export(
         raise RequestError("name executions by their ids, or by --status, --method, --since and --until; not both")
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.export import export as write_export  # noqa: PLC0415
-    from prefect_executions.operations.export import fitting  # noqa: PLC0415
+    from prefect_executions.operations.export import matching_ids  # noqa: PLC0415
 
-    hall, now = reader(), datetime.now(UTC)
+    catalog, now = reader(), datetime.now(UTC)
     ids = sorted(
-        {hall.find(one) for one in executions}
-        or fitting(
-            hall,
+        {catalog.find(one) for one in executions}
+        or matching_ids(
+            catalog,
             status=status,
             method=method,
             since=moment(since, now) if since else None,
@@ -77,14 +77,14 @@ def export(
     target = output or (f"{ids[0]}.zip" if len(ids) == 1 else "executions.zip")
     if target == "-" and (as_json or sys.stdout.isatty()):
         raise RequestError("-o - writes a zip to standard output, which is a terminal or has --json; give -o FILE")
-    exporting = partial(write_export, hall, ids, form=form, level=level)
-    text = f"Exporting {how_many(len(ids), 'execution')}"
+    exporting = partial(write_export, catalog, ids, form=form, level=level)
+    text = f"Exporting {pluralize(len(ids), 'execution')}"
     with counting(text, len(ids), quiet=as_json) as told:
         done = _written(target, partial(exporting, told=told))
     if as_json:
         show_json({"executions": done.ids, "size": done.size, "file": target})
     elif target != "-":
-        say(f"{how_many(len(done.ids), 'execution')}, {how_large(done.size)} in {target}")
+        say(f"{pluralize(len(done.ids), 'execution')}, {format_size(done.size)} in {target}")
 
 
 def import_executions(target: str, /, *, as_json: Json = False) -> None:
@@ -95,18 +95,18 @@ def import_executions(target: str, /, *, as_json: Json = False) -> None:
         as_json: One JSON document: each execution, whether it is new, and the digest of its manifest.
     """
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.operations.imports import Terms, take_in  # noqa: PLC0415
+    from prefect_executions.operations.imports import ImportPolicy, import_bundles  # noqa: PLC0415
 
     settings = Settings.read()
     with counting(f"Importing {target}", quiet=as_json) as told:
-        taken = take_in(workbench(settings), target, Terms.of(settings, datetime.now(UTC)), told=told)
+        taken = import_bundles(workbench(settings), target, ImportPolicy.of(settings, datetime.now(UTC)), told=told)
     if as_json:
         show_json({"target": target, "executions": taken})
         return
     show_table(("id", "result", "kind", "manifest"), taken)
     new = sum(one.result == "imported" for one in taken)
     before = len(taken) - new
-    say(f"{how_many(new, 'execution')} imported" + (f", {before} here already and unchanged" if before else ""))
+    say(f"{pluralize(new, 'execution')} imported" + (f", {before} here already and unchanged" if before else ""))
 
 
 def _written(target: str, exporting: Callable[..., Exported]) -> Exported:
@@ -144,11 +144,11 @@ def share(
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.share import share as share_it  # noqa: PLC0415
 
-    hall, now = reader(), datetime.now(UTC)
-    execution_id, lasting = hall.find(execution), now - moment(expires, now)
+    catalog, now = reader(), datetime.now(UTC)
+    execution_id, lasting = catalog.find(execution), now - moment(expires, now)
     with working(f"Sharing {output or execution_id}", quiet=as_json):
         told = share_it(
-            hall, execution_id, now=now, expires=lasting, output=output, level=level, environment=os.environ
+            catalog, execution_id, now=now, expires=lasting, output=output, level=level, environment=os.environ
         )
     if as_json:
         show_json({**plain(told.share), "url": told.url})
@@ -158,7 +158,7 @@ def share(
             ("share", told.share.id),
             ("execution", execution_id),
             ("what", told.share.what),
-            ("size", how_large(told.share.size)),
+            ("size", format_size(told.share.size)),
             ("expires", when(told.share.expires)),
             ("link", told.url),
         ]
@@ -183,7 +183,7 @@ def list_shares(*, as_json: Json = False) -> None:
     if as_json:
         show_json({"shares": found})
         return
-    rows = ((one.id, one.execution_id, one.what, how_large(one.size), when(one.expires)) for one in found)
+    rows = ((one.id, one.execution_id, one.what, format_size(one.size), when(one.expires)) for one in found)
     show_table(("share", "execution", "what", "size", "expires"), rows)
 
 

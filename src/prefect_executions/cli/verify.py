@@ -18,7 +18,7 @@ from cyclopts import App
 
 from prefect_executions.cli.arguments import Json, When, moment, reader, set_defaults, workbench
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
-from prefect_executions.cli.output import how_many, say, show_json, show_table, working
+from prefect_executions.cli.output import pluralize, say, show_json, show_table, working
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
@@ -32,7 +32,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefect_executions.operations.audit import Finding
+    from prefect_executions.operations.audit import AuditFinding
 
 
 from prefect_executions.cli.output import show_facts
@@ -115,13 +115,13 @@ def rebuild(*, as_json: Json = False) -> None:
     Args:
         as_json: One JSON document.
     """
-    hall = reader()
+    catalog = reader()
     with working("Reading the archive", quiet=as_json):
-        count = hall.workbench.rebuild_ledger()
+        count = catalog.workbench.rebuild_ledger()
     if as_json:
         show_json({"executions": count})
     else:
-        say(f"The ledger has {how_many(count, 'execution')}. Next: executions list")
+        say(f"The ledger has {pluralize(count, 'execution')}. Next: executions list")
 
 
 def _as_json(one: Verified) -> dict[str, Any]:
@@ -187,9 +187,9 @@ def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> 
     from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
     looked_at = [0]
-    hall, trusted = reader(), KeyRing(Settings.read()).trusted()
+    catalog, trusted = reader(), KeyRing(Settings.read()).trusted()
     with working("Reading the archive", quiet=as_json):
-        found = list(audit_archive(hall.workbench.archive, trusted, deep=deep, told=looked_at.append))
+        found = list(audit_archive(catalog.workbench.archive, trusted, deep=deep, told=looked_at.append))
     violations = [one for one in found if one.weight == "violation"]
     if as_json:
         show_json({"executions": looked_at[-1], "violations": len(violations), "findings": found})
@@ -198,13 +198,13 @@ def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> 
     return FAILED if violations else OK
 
 
-def _show_findings(shown: list[Finding], found: list[Finding], executions: int) -> None:
+def _show_findings(shown: list[AuditFinding], found: list[AuditFinding], executions: int) -> None:
     head = ("weight", "kind", "execution", "what")
     show_table(head, ((one.weight, one.kind, one.execution or "-", one.what) for one in shown))
     violations = [one for one in found if one.weight == "violation"]
     about = len({one.execution for one in violations if one.execution})
-    told = f"{how_many(executions, 'execution')}: {how_many(len(violations), 'violation')}"
-    say(told + (f" in {how_many(about, 'execution')}" if about else ""))
+    told = f"{pluralize(executions, 'execution')}: {pluralize(len(violations), 'violation')}"
+    say(told + (f" in {pluralize(about, 'execution')}" if about else ""))
     counts = Counter(one.kind for one in found if one.weight == "incomplete")
     for kind, count in sorted(counts.items()):
         say(f"not complete: {kind}: {count}")

@@ -14,14 +14,14 @@ from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, reader
 from prefect_executions.cli.exit_codes import FAILED, OK
-from prefect_executions.cli.output import how_long, plain, safe, say, table_of, warn
+from prefect_executions.cli.output import format_duration, plain, safe, say, table_of, warn
 from prefect_executions.errors import LedgerError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
 
 if TYPE_CHECKING:
-    from prefect_executions.events import Heard
+    from prefect_executions.events import ExecutionEvent
     from prefect_executions.operations.watch import Watched
-    from prefect_executions.workbench.catalog import Reader
+    from prefect_executions.workbench.catalog import Catalog
 
 _HEAD = ("id", "method", "status", "progress", "elapsed", "message")
 _OPEN = tuple(status for status in Status if not status.terminal)
@@ -46,8 +46,8 @@ def watch(
     """
     if everything == bool(executions):
         raise RequestError("name the executions to watch, or give --all")
-    hall = reader()
-    watching = _Watching(hall, None if everything else [_find(hall, one) for one in executions])
+    catalog = reader()
+    watching = _Watching(catalog, None if everything else [_find(catalog, one) for one in executions])
     lines = as_json or not sys.stdout.isatty()
     with _lines(watching, as_json=as_json) if lines else _live(watching):
         watching.go()
@@ -57,8 +57,8 @@ def watch(
 class _Watching:
     """The executions that are watched, by id, and who is told of each change."""
 
-    def __init__(self, hall: Reader, ids: list[str] | None) -> None:
-        self._hall = hall
+    def __init__(self, catalog: Catalog, ids: list[str] | None) -> None:
+        self._catalog = catalog
         self._ids = ids
         self.seen: dict[str, Watched] = {}
         self.changed: Callable[[Watched, datetime], None] | None = None
@@ -75,7 +75,7 @@ class _Watching:
 
         with closing(prefect_events.listen(self._ids)) as stream:
             for word in stream:
-                if isinstance(word, prefect_events.Connection):
+                if isinstance(word, prefect_events.StreamState):
                     self._connected(there=word.there, why=word.why)
                 else:
                     self._hear(word)
@@ -103,7 +103,7 @@ class _Watching:
 
         if self._ids is None:
             try:
-                rows = self._hall.workbench.ledger.list(status=_OPEN, limit=_MOST_READ).rows
+                rows = self._catalog.workbench.ledger.list(status=_OPEN, limit=_MOST_READ).rows
             except LedgerError as error:
                 warn(f"The ledger cannot be read, so only what begins or changes now is seen: {error}")
                 return
@@ -112,14 +112,14 @@ class _Watching:
             read = []
             for execution_id in self._ids:
                 try:
-                    read.append(from_record(self._hall.record(execution_id)))
+                    read.append(from_record(self._catalog.record(execution_id)))
                 except NotFoundError:  # its flow run has not begun
                     read.append(Watched(id=execution_id))
         for found in read:
             before = self.seen.get(found.id)
             yield newer(before, found) if before else found
 
-    def _hear(self, heard: Heard) -> None:
+    def _hear(self, heard: ExecutionEvent) -> None:
         from prefect_executions.operations.watch import Watched, told  # noqa: PLC0415 - as above
 
         self._put(told(self.seen.get(heard.execution_id, Watched(id=heard.execution_id)), heard), heard.time)
@@ -131,10 +131,10 @@ class _Watching:
                 self.changed(one, at)
 
 
-def _find(hall: Reader, asked: str) -> str:
+def _find(catalog: Catalog, asked: str) -> str:
     """The full id that is meant; that of a flow run which Prefect knows and nobody has begun is taken, too."""
     try:
-        return hall.find(asked)
+        return catalog.find(asked)
     except NotFoundError:
         with suppress(ValueError):
             flow_run_id = UUID(asked)
@@ -199,6 +199,6 @@ def _cells(one: Watched, now: datetime) -> tuple[str, ...]:
         one.method,
         one.status or "-",
         "" if one.progress is None else f"{one.progress:.0f} %",
-        how_long(one.elapsed(now)),
+        format_duration(one.elapsed(now)),
         one.message or "",
     )

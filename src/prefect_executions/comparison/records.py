@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from prefect_executions.executions.record import ExecutionRecord, Metric
 
-Told = Mapping[str, Any]
+RecordParts = Mapping[str, Any]
 
 _ABSENT = object()
 _NO_END = "\n\\ No newline at end of file\n"  # as diff and git write it
@@ -67,7 +67,7 @@ def source_diff(path: str, before: bytes | None, after: bytes | None) -> Changed
     return Changed(path, "".join(line if line.endswith("\n") else f"{line}{_NO_END}" for line in lines))
 
 
-def _parts(record: ExecutionRecord) -> dict[str, Told]:
+def _parts(record: ExecutionRecord) -> dict[str, RecordParts]:
     return {
         "method": {"id": record.method.id, "version": record.method.version},
         "outcome": _outcome(record),
@@ -83,7 +83,7 @@ def _parts(record: ExecutionRecord) -> dict[str, Told]:
     }
 
 
-def _outcome(record: ExecutionRecord) -> Told:
+def _outcome(record: ExecutionRecord) -> RecordParts:
     usage = record.instance.usage
     raised = usage.exception if usage else None
     return {
@@ -94,7 +94,7 @@ def _outcome(record: ExecutionRecord) -> Told:
     }
 
 
-def _inputs(record: ExecutionRecord) -> Told:
+def _inputs(record: ExecutionRecord) -> RecordParts:
     """A file is told by its digest: where it came from does not change what is computed."""
     staged: dict[str, list[str]] = {}
     for file in record.request.files:
@@ -103,11 +103,11 @@ def _inputs(record: ExecutionRecord) -> Told:
     return {**record.request.values, **alone}
 
 
-def _last(metrics: tuple[Metric, ...]) -> Told:
+def _last(metrics: tuple[Metric, ...]) -> RecordParts:
     return {metric.name: metric.value for metric in metrics}
 
 
-def _code(record: ExecutionRecord) -> Told:
+def _code(record: ExecutionRecord) -> RecordParts:
     code = record.method.code
     if code is None:
         return {}
@@ -126,7 +126,7 @@ def _sources(record: ExecutionRecord) -> dict[str, str]:
     return {file.path: file.sha256 for file in (record.method.code.files if record.method.code else ())}
 
 
-def _environment(record: ExecutionRecord) -> Told:
+def _environment(record: ExecutionRecord) -> RecordParts:
     instance = record.instance
     variables = {f"${name}": value for name, value in instance.environment.items()}
     return {
@@ -138,7 +138,7 @@ def _environment(record: ExecutionRecord) -> Told:
     }
 
 
-def _infrastructure(record: ExecutionRecord) -> Told:
+def _infrastructure(record: ExecutionRecord) -> RecordParts:
     told, instance = record.infrastructure, record.instance
     return {
         "type": told.type,
@@ -156,7 +156,7 @@ def _infrastructure(record: ExecutionRecord) -> Told:
     }
 
 
-def _timings(record: ExecutionRecord) -> Told:
+def _timings(record: ExecutionRecord) -> RecordParts:
     told, usage = record.job_status, record.instance.usage
     return {
         "waited": _seconds(told.created, told.started),

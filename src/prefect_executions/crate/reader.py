@@ -20,13 +20,20 @@ from prefect_executions.crate.writer import build
 from prefect_executions.documents import canonical, in_utc, strict_json
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile, ExecutionRecord, run_name, value_digest
-from prefect_executions.executions.summary import Account, Image, PhaseTold, StepTold, Told, in_milliseconds
+from prefect_executions.executions.summary import (
+    Image,
+    PhaseSummary,
+    ReadSummary,
+    RecordSummary,
+    StepSummary,
+    in_milliseconds,
+)
 
 SIZE_LIMIT = 256 * 1024**2
 """A larger crate document is refused; one of 100,000 outputs has 27 MB."""
 
 
-def read(data: bytes) -> Told:
+def read(data: bytes) -> ReadSummary:
     """Return what `ro-crate-metadata.json` tells of its execution and the bundle's files.
 
     Raises:
@@ -43,7 +50,7 @@ def read(data: bytes) -> Told:
     published = _time(entities.get("./", {}), "datePublished")
     if "endTime" in action and published != _time(action, "endTime"):
         _refuse(f"it was published at {published}, which is not when the execution ended")
-    account = Account(
+    account = RecordSummary(
         execution_id=execution_id,
         method=f"{_text(instrument, 'identifier')} {_text(instrument, 'version')}",
         status=_status(action, entities),
@@ -54,7 +61,7 @@ def read(data: bytes) -> Told:
         steps=frozenset(_steps(entities)),
         phases=frozenset(_phases(entities)),
     )
-    return Told(account, frozenset(_files(entities)))
+    return ReadSummary(account, frozenset(_files(entities)))
 
 
 def entities_of(document: Any) -> dict[str, Entity]:
@@ -115,13 +122,13 @@ def _files(entities: Mapping[str, Entity]) -> Iterator[tuple[str, str]]:
             yield vocabulary.path(name), _digest(entity)
 
 
-def _steps(entities: Mapping[str, Entity]) -> Iterator[StepTold]:
+def _steps(entities: Mapping[str, Entity]) -> Iterator[StepSummary]:
     for name, entity in entities.items():
         if entity.get("@type") == "Action" and not name.startswith(vocabulary.PHASE):
             state = _text(_one(entity, "additionalProperty", entities), "value")
             if entity.get("actionStatus") != vocabulary.STEP_STATUS.get(state, vocabulary.POTENTIAL):
                 _refuse(f"the step {entity['@id']} says {entity.get('actionStatus')} and {state}")
-            yield StepTold(
+            yield StepSummary(
                 id=_text(entity, "identifier"),
                 name=_text(entity, "name"),
                 state=state,
@@ -130,7 +137,7 @@ def _steps(entities: Mapping[str, Entity]) -> Iterator[StepTold]:
             )
 
 
-def _phases(entities: Mapping[str, Entity]) -> Iterator[PhaseTold]:
+def _phases(entities: Mapping[str, Entity]) -> Iterator[PhaseSummary]:
     for name, entity in entities.items():
         if entity.get("@type") != "Action" or not name.startswith(vocabulary.PHASE):
             continue
@@ -139,7 +146,7 @@ def _phases(entities: Mapping[str, Entity]) -> Iterator[PhaseTold]:
             code = _number(_text(_one(entity, "additionalProperty", entities), "value"), name)
         if entity.get("actionStatus") != vocabulary.phase_status(code, ended="endTime" in entity):
             _refuse(f"the phase {name} says {entity.get('actionStatus')} and the exit code {code}")
-        yield PhaseTold(
+        yield PhaseSummary(
             number=number,
             phase=_text(entity, "name"),
             task=_text(entity, "identifier"),

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
-from prefect_executions.descriptors.parser import Fault, pointer
-from prefect_executions.descriptors.schema import ABSENT, default_of, fitting, short, validator, value_schema
+from prefect_executions.descriptors.parser import DescriptorFault, pointer
+from prefect_executions.descriptors.schema import ABSENT, coerce, default_of, short, validator, value_schema
 from prefect_executions.errors import InputError, SecretError
 from prefect_executions.methods.model import FILE_FORMAT, InputDescription, Method
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference
@@ -79,7 +79,7 @@ def _chosen(described: InputDescription, given: Any) -> Any:
         given = ABSENT  # Prefect's form sends null for a field that was left empty
     if given is ABSENT:
         return default_of(described)
-    return given if described.is_secret else fitting(given, described)
+    return given if described.is_secret else coerce(given, described)
 
 
 def _unknown(name: str, method: Method) -> Iterator[str]:
@@ -144,7 +144,7 @@ def wishes_of(values: Mapping[str, Any]) -> Wishes:
     return Wishes(image=image or None, replicas=int(replicas), time_limit=limit)
 
 
-def wish_faults(method: Method) -> Iterator[Fault]:
+def wish_faults(method: Method) -> Iterator[DescriptorFault]:
     """Yield the special inputs whose default is no wish."""
     for name in (IMAGE, REPLICAS, MAX_TIME):
         described = method.inputs.get(name)
@@ -154,7 +154,7 @@ def wish_faults(method: Method) -> Iterator[Fault]:
         try:
             wishes_of({name: default})
         except InputError as error:
-            yield Fault(pointer("inputs", name, "schema", "default"), str(error).partition(": ")[2])
+            yield DescriptorFault(pointer("inputs", name, "schema", "default"), str(error).partition(": ")[2])
 
 
 def _number(name: str, value: Any, otherwise: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from prefect_executions.descriptors.inputs import IMAGE, wish_faults
-from prefect_executions.descriptors.parser import Fault, parse, pointer
+from prefect_executions.descriptors.parser import DescriptorFault, parse, pointer
 from prefect_executions.descriptors.schema import ABSENT, Steps, default_of, schema_faults, short
 from prefect_executions.descriptors.scripts import EXECUTE, SCRIPTS, placing_faults
 from prefect_executions.errors import MethodError
@@ -87,7 +87,7 @@ def without_clear_secrets(method: Method) -> Method:
     return method.model_copy(update={"inputs": {name: safe(told) for name, told in method.inputs.items()}})
 
 
-def _told(name: str, faults: Sequence[Fault]) -> str:
+def _told(name: str, faults: Sequence[DescriptorFault]) -> str:
     if len(faults) == 1:
         return f"{name}: {faults[0]}"
     more = f"\n  and {len(faults) - _MOST_TOLD} more" if len(faults) > _MOST_TOLD else ""
@@ -95,7 +95,7 @@ def _told(name: str, faults: Sequence[Fault]) -> str:
     return f"{name}: {len(faults)} faults in the descriptor:{listed}{more}"
 
 
-def _misspelt(document: Mapping[str, Any]) -> Iterator[Fault]:
+def _misspelt(document: Mapping[str, Any]) -> Iterator[DescriptorFault]:
     """Yield members that have our Python name, which pydantic would take and never write back."""
     inputs, outputs = document.get("inputs"), document.get("outputs")
     comparisons = document.get("comparisons")
@@ -109,10 +109,10 @@ def _misspelt(document: Mapping[str, Any]) -> Iterator[Fault]:
         for python, field in model.model_fields.items():
             alias = field.alias or python
             if alias != python and isinstance(part, dict) and python in part:
-                yield Fault(pointer(*steps, python), f"unknown; did you mean '{alias}'?")
+                yield DescriptorFault(pointer(*steps, python), f"unknown; did you mean '{alias}'?")
 
 
-def _model_faults(error: ValidationError, document: Mapping[str, Any]) -> Iterator[Fault]:
+def _model_faults(error: ValidationError, document: Mapping[str, Any]) -> Iterator[DescriptorFault]:
     seen = set()
     for one in error.errors(include_url=False, include_context=True):
         steps, part = _place(one["loc"], document)
@@ -120,13 +120,13 @@ def _model_faults(error: ValidationError, document: Mapping[str, Any]) -> Iterat
             continue  # one place, several ways to be right; and a title that follows from what is wrong
         seen.add(pointer(*steps))
         if one["type"] == "missing":
-            yield Fault(pointer(*steps), _missing(str(one["loc"][-1]), part))
+            yield DescriptorFault(pointer(*steps), _missing(str(one["loc"][-1]), part))
         elif one["type"] == "literal_error":
             expected = str(one.get("ctx", {}).get("expected", ""))
             hint = _near(part, re.findall(r"'([^']*)'", expected))
-            yield Fault(pointer(*steps), f"{short(repr(part))} is not one of {expected}{hint}")
+            yield DescriptorFault(pointer(*steps), f"{short(repr(part))} is not one of {expected}{hint}")
         else:
-            yield Fault(pointer(*steps), _TYPE_WORDS.get(one["type"], one["msg"]))
+            yield DescriptorFault(pointer(*steps), _TYPE_WORDS.get(one["type"], one["msg"]))
 
 
 def _near(said: object, known: Sequence[str]) -> str:
@@ -154,13 +154,13 @@ def _missing(name: str, part: Any) -> str:
     return f"'{name}' is missing" + (f"; did you mean it by '{unknown[0]}'?" if unknown else "")
 
 
-def _faults(method: Method) -> Iterator[Fault]:
+def _faults(method: Method) -> Iterator[DescriptorFault]:
     for name in ("id", "version"):
         if not _is_name(getattr(method, name)):
-            yield Fault(pointer(name), "must be 1 to 200 characters, none of them a control character")
+            yield DescriptorFault(pointer(name), "must be 1 to 200 characters, none of them a control character")
     yield from _parameter_faults(method)
     if len(method.inputs) > _MOST_INPUTS:
-        yield Fault("/inputs", f"more than {_MOST_INPUTS} inputs; make a list of one of them, or a file")
+        yield DescriptorFault("/inputs", f"more than {_MOST_INPUTS} inputs; make a list of one of them, or a file")
         return
     for name, described in method.inputs.items():
         yield from _input_faults(name, described, ("inputs", name))
@@ -172,7 +172,7 @@ def _is_name(text: str) -> bool:
     return 0 < len(text) <= 200 and text.isprintable() and bool(text.strip())  # noqa: PLR2004 - as the message says
 
 
-def _parameter_faults(method: Method) -> Iterator[Fault]:
+def _parameter_faults(method: Method) -> Iterator[DescriptorFault]:
     told = method.additional_parameters.parameters if method.additional_parameters else ()
     names = {one.name for one in told}
     seen = set()
@@ -185,17 +185,19 @@ def _parameter_faults(method: Method) -> Iterator[Fault]:
             seen.add(one.name)
         elif near and near[0] not in names:
             meant.add(near[0])
-            yield Fault(pointer(*steps, "name"), f"'{short(one.name)}': did you mean '{near[0]}'?")
+            yield DescriptorFault(pointer(*steps, "name"), f"'{short(one.name)}': did you mean '{near[0]}'?")
     if EXECUTE not in meant and not any(line.strip() for line in method.script(EXECUTE)):
-        yield Fault("/additionalParameters/parameters", _no_script(method))
+        yield DescriptorFault("/additionalParameters/parameters", _no_script(method))
 
 
-def _script_faults(one: AdditionalParameter, steps: Steps, *, twice: bool) -> Iterator[Fault]:
+def _script_faults(one: AdditionalParameter, steps: Steps, *, twice: bool) -> Iterator[DescriptorFault]:
     if twice:
-        yield Fault(pointer(*steps), f"'{one.name}' is said twice; put its lines together")
+        yield DescriptorFault(pointer(*steps), f"'{one.name}' is said twice; put its lines together")
     for line, text in enumerate(one.value):
         if not isinstance(text, str) or "\0" in text:
-            yield Fault(pointer(*steps, "value", line), "a line of a script is text without NUL; put it in quotes")
+            yield DescriptorFault(
+                pointer(*steps, "value", line), "a line of a script is text without NUL; put it in quotes"
+            )
 
 
 def _no_script(method: Method) -> str:
@@ -204,34 +206,38 @@ def _no_script(method: Method) -> str:
     return f"there is no '{EXECUTE}'; add one, with a list of lines as its value"
 
 
-def _input_faults(name: str, described: InputDescription, steps: Steps) -> Iterator[Fault]:
+def _input_faults(name: str, described: InputDescription, steps: Steps) -> Iterator[DescriptorFault]:
     extra = described.model_extra or {}
     if not _is_name(name) or "{" in name or "}" in name:
-        yield Fault(pointer(*steps), "an input's name has 1 to 200 characters, no braces and no control characters")
+        yield DescriptorFault(
+            pointer(*steps), "an input's name has 1 to 200 characters, no braces and no control characters"
+        )
     if extra.get("id", name) != name:
-        yield Fault(pointer(*steps, "id"), f"{short(repr(extra['id']))}: the input is called '{short(name)}'")
+        yield DescriptorFault(pointer(*steps, "id"), f"{short(repr(extra['id']))}: the input is called '{short(name)}'")
     for unknown in extra:
         near = get_close_matches(unknown, ("minOccurs", "maxOccurs"), 1, 0.85)
         if near:
-            yield Fault(pointer(*steps, unknown), f"unknown; did you mean '{near[0]}'?")
+            yield DescriptorFault(pointer(*steps, unknown), f"unknown; did you mean '{near[0]}'?")
     if described.max_occurs != "unbounded" and described.max_occurs < max(1, described.min_occurs):
-        yield Fault(pointer(*steps, "maxOccurs"), "must be 1 or more, and not below minOccurs")
+        yield DescriptorFault(pointer(*steps, "maxOccurs"), "must be 1 or more, and not below minOccurs")
     found = list(schema_faults(described, *steps, "schema"))
     yield from found
     if not found:
         yield from _binding_faults(name, described, (*steps, "schema"))
 
 
-def _binding_faults(name: str, described: InputDescription, steps: Steps) -> Iterator[Fault]:
+def _binding_faults(name: str, described: InputDescription, steps: Steps) -> Iterator[DescriptorFault]:
     for unknown in described.json_schema:
         if unknown != "readOnly" and unknown.lower().replace("_", "") == "readonly":
-            yield Fault(pointer(*steps, unknown), "unknown; did you mean 'readOnly'?")
+            yield DescriptorFault(pointer(*steps, unknown), "unknown; did you mean 'readOnly'?")
     bound = described.json_schema.get("readOnly")
     if bound is not None and not isinstance(bound, bool):
-        yield Fault(pointer(*steps, "readOnly"), "true or false is wanted")
+        yield DescriptorFault(pointer(*steps, "readOnly"), "true or false is wanted")
     if described.is_secret and described.is_list:
-        yield Fault(pointer(*steps[:-1], "maxOccurs"), "a secret is a single value; declare several inputs")
+        yield DescriptorFault(pointer(*steps[:-1], "maxOccurs"), "a secret is a single value; declare several inputs")
     # CCP: an image may be empty and is then the basic one
     if described.is_bound and default_of(described) is ABSENT and described.min_occurs and name != IMAGE:
         cure = "give the name of a Secret block or env:NAME" if described.is_secret else "give it"
-        yield Fault(pointer(*steps, "default"), f"an input that is bound (readOnly) needs its value here; {cure}")
+        yield DescriptorFault(
+            pointer(*steps, "default"), f"an input that is bound (readOnly) needs its value here; {cure}"
+        )

@@ -26,7 +26,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Any] = {"": None, "null": None, "~": None, "true": True, "false": False}
 
 
-class Fault(NamedTuple):
+class DescriptorFault(NamedTuple):
     """What is wrong in a descriptor, and where: a JSON pointer (RFC 6901)."""
 
     pointer: str
@@ -66,22 +66,22 @@ def parse(data: bytes, name: str) -> Any:
     return value
 
 
-def _unusable(value: Any) -> Iterator[Fault]:
+def _unusable(value: Any) -> Iterator[DescriptorFault]:
     """Yield what nothing after us could hold, without recursion."""
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while waiting:
         steps, part = waiting.pop()
         if len(steps) > MOST_DEPTH:
-            yield Fault(pointer(*steps[:8]), f"nests deeper than {MOST_DEPTH} levels")
+            yield DescriptorFault(pointer(*steps[:8]), f"nests deeper than {MOST_DEPTH} levels")
             return
         if isinstance(part, float) and not math.isfinite(part):
-            yield Fault(pointer(*steps), "the number is too large")
+            yield DescriptorFault(pointer(*steps), "the number is too large")
         elif isinstance(part, str) and not _encodes(part):
-            yield Fault(pointer(*steps), "half a surrogate pair is no character; write the whole one")
+            yield DescriptorFault(pointer(*steps), "half a surrogate pair is no character; write the whole one")
         elif isinstance(part, dict):
             bad = next((key for key in part if not _encodes(key)), None)
             if bad is not None:
-                yield Fault(pointer(*steps), "a member's name holds half a surrogate pair")
+                yield DescriptorFault(pointer(*steps), "a member's name holds half a surrogate pair")
             waiting += [((*steps, key), inner) for key, inner in part.items()]
         elif isinstance(part, list):
             waiting += [((*steps, number), inner) for number, inner in enumerate(part)]

@@ -15,7 +15,7 @@ from typing import Any
 from jsonschema import Draft202012Validator, FormatChecker, SchemaError
 from referencing import Registry
 
-from prefect_executions.descriptors.parser import Fault, pointer
+from prefect_executions.descriptors.parser import DescriptorFault, pointer
 from prefect_executions.methods.model import InputDescription
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference
 
@@ -117,13 +117,13 @@ def default_of(described: InputDescription) -> Any:
     told = described.json_schema["default"]
     if described.is_secret:
         return told if is_secret_reference(told) and told != "" else ABSENT
-    fitted = fitting(told, described)
+    fitted = coerce(told, described)
     if told in ("", None) and (described.is_file or not validator(value_schema(described)).is_valid(fitted)):
         return ABSENT
     return fitted
 
 
-def fitting(value: Any, described: InputDescription) -> Any:
+def coerce(value: Any, described: InputDescription) -> Any:
     """Return *value* as its schema wants it, where only the way of writing differs.
 
     A number or a boolean that was written as text becomes one, and the other way
@@ -158,7 +158,7 @@ def _read(text: str, wanted: object) -> Any:
     return text
 
 
-def schema_faults(described: InputDescription, *steps: str | int) -> Iterator[Fault]:
+def schema_faults(described: InputDescription, *steps: str | int) -> Iterator[DescriptorFault]:
     """Yield what is wrong in the schema of an input that lies at *steps*."""
     references = list(_references(described.json_schema, steps))
     yield from references
@@ -171,12 +171,12 @@ def schema_faults(described: InputDescription, *steps: str | int) -> Iterator[Fa
     if references:
         return
     if described.json_schema.get("enum") == []:
-        yield Fault(pointer(*steps, "enum"), "no value is allowed; name some, or leave it out")
+        yield DescriptorFault(pointer(*steps, "enum"), "no value is allowed; name some, or leave it out")
     default = default_of(described)
     if default is not ABSENT:
         wrong = next(validator(value_schema(described)).iter_errors(default), None)
         if wrong is not None:
-            yield Fault(pointer(*steps, "default"), f"does not fit the schema: {short(wrong.message)}")
+            yield DescriptorFault(pointer(*steps, "default"), f"does not fit the schema: {short(wrong.message)}")
 
 
 def short(text: str) -> str:
@@ -184,11 +184,13 @@ def short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:160]} … {text[-30:]}"  # noqa: PLR2004 - a line or two of a terminal
 
 
-def _references(schema: Any, steps: Steps) -> Iterator[Fault]:
+def _references(schema: Any, steps: Steps) -> Iterator[DescriptorFault]:
     if isinstance(schema, dict):
         for name in _REFERENCES:
             if name in schema:
-                yield Fault(pointer(*steps, name), "a schema of an input stands alone; write out what is referred to")
+                yield DescriptorFault(
+                    pointer(*steps, name), "a schema of an input stands alone; write out what is referred to"
+                )
         for key, part in schema.items():
             if key not in _DATA:
                 yield from _references(part, (*steps, key))
@@ -197,13 +199,13 @@ def _references(schema: Any, steps: Steps) -> Iterator[Fault]:
             yield from _references(part, (*steps, number))
 
 
-def _told(error: SchemaError, steps: Steps) -> Fault:
+def _told(error: SchemaError, steps: Steps) -> DescriptorFault:
     where = pointer(*steps, *error.absolute_path)
     if error.absolute_path and error.absolute_path[-1] == "type":
         near = get_close_matches(str(error.instance).lower(), TYPES, 1, 0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        return Fault(where, f"{short(repr(error.instance))} is no type: {', '.join(TYPES)}{hint}")
-    return Fault(where, short(error.message))
+        return DescriptorFault(where, f"{short(repr(error.instance))} is no type: {', '.join(TYPES)}{hint}")
+    return DescriptorFault(where, short(error.message))
 
 
 def inputs_of(schema: Mapping[str, Any]) -> dict[str, InputDescription]:

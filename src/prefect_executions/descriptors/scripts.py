@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from prefect_executions.descriptors.parser import Fault, pointer
+from prefect_executions.descriptors.parser import DescriptorFault, pointer
 from prefect_executions.descriptors.shell import (
     PLACEHOLDER,
     Placeholder,
@@ -61,17 +61,17 @@ def variable(name: str) -> str:
     return f"_{made}" if made[:1].isdigit() else made
 
 
-def variable_faults(names: Iterator[str] | Mapping[str, Any]) -> Iterator[Fault]:
+def variable_faults(names: Iterator[str] | Mapping[str, Any]) -> Iterator[DescriptorFault]:
     """Yield the inputs whose variable would hide another one, or change how programs start."""
     seen: dict[str, str] = {}
     for name in names:
         made = variable(name)
         if made in _RESERVED or made.startswith(_RESERVED_BEGINNINGS):
-            yield Fault(
+            yield DescriptorFault(
                 pointer("inputs", name), f"its environment variable would be {made}, which is taken; rename the input"
             )
         elif made in seen:
-            yield Fault(
+            yield DescriptorFault(
                 pointer("inputs", name),
                 f"its environment variable is {made}, as that of the input '{seen[made]}'; rename one of them",
             )
@@ -164,7 +164,7 @@ def scripts_of(method: Method, values: Mapping[str, Any], secrets: Mapping[str, 
     )
 
 
-def placing_faults(method: Method) -> Iterator[Fault]:
+def placing_faults(method: Method) -> Iterator[DescriptorFault]:
     """Yield what in the scripts of *method* could not be run, or not without running a user's text."""
     yield from variable_faults(method.inputs)
     told = method.additional_parameters.parameters if method.additional_parameters else ()
@@ -266,21 +266,23 @@ def _is_harmless(described: InputDescription) -> bool:
 _PLAIN = frozenset({"number", "date"})  # formats that `schemas` checks
 
 
-def _faults(method: Method, lines: Sequence[str], steps: tuple[str | int, ...]) -> Iterator[Fault]:
+def _faults(method: Method, lines: Sequence[str], steps: tuple[str | int, ...]) -> Iterator[DescriptorFault]:
     text = "\n".join(lines)
     shebang = _shebang(text)[1]
     if text.startswith("#!") and not _SHELLS.fullmatch(_program(shebang)):
-        yield Fault(pointer(*steps, 0), f"'{_program(shebang)}' is no shell; write the program to a file and call it")
+        yield DescriptorFault(
+            pointer(*steps, 0), f"'{_program(shebang)}' is no shell; write the program to a file and call it"
+        )
         return
     try:
         found = _found(text)
     except Unreadable as error:
-        yield Fault(pointer(*steps), f"where its placeholders stand cannot be said: {error}")
+        yield DescriptorFault(pointer(*steps), f"where its placeholders stand cannot be said: {error}")
         return
     for one in found:
         message = _misplaced(one, text, method)
         if message:
-            yield Fault(pointer(*steps, _line_of(one.start, lines)), message)
+            yield DescriptorFault(pointer(*steps, _line_of(one.start, lines)), message)
 
 
 def _program(command: Sequence[str]) -> str:

@@ -17,13 +17,13 @@ from typing import NamedTuple
 from uuid import UUID
 
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.processes import alive, end_carriers, send
+from prefect_executions.capture.processes import alive, kill_execution_processes, send
 from prefect_executions.errors import EndedError, ExecutionsError, NotFoundError, OrchestratorError, RequestError
 from prefect_executions.executions.record import ExecutionRecord, Instance
-from prefect_executions.lifecycle.history import Seen
+from prefect_executions.lifecycle.history import ObservedState
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 
 # Prefect's runners give a process 30 s between SIGTERM and SIGKILL, and the Method's own cleaning up has as long here.
 _OF_A_CALL = ((10.0, signal.SIGTERM), (40.0, signal.SIGKILL))
@@ -31,15 +31,15 @@ _OF_A_CALL = ((10.0, signal.SIGTERM), (40.0, signal.SIGKILL))
 _OF_A_WORKER = ((50.0, signal.SIGTERM), (80.0, signal.SIGKILL))
 
 
-class Pressure:
+class KillEscalation:
     """What is done to the process of one execution, step by step; nothing where it cannot be reached."""
 
-    def __init__(self, hall: Reader, record: ExecutionRecord | None) -> None:
+    def __init__(self, catalog: Catalog, record: ExecutionRecord | None) -> None:
         self._record = record
         self._process = record.instance.process if record else None
         self._here = self._process is not None and alive(self._process) is not None
         self._called = record is not None and record.infrastructure.type == "direct"
-        self._bundle = OpenBundle(hall.workbench.folder, record.id) if record else None
+        self._bundle = OpenBundle(catalog.workbench.folder, record.id) if record else None
         self._left = list(_OF_A_CALL if self._called else _OF_A_WORKER)
         self._asked = False
 
@@ -82,7 +82,7 @@ class Pressure:
         if sent:
             yield f"Process {self._process.pid} does not stop and was sent {number.name}"
         if number is signal.SIGKILL and self._record is not None:
-            end_carriers(self._record.id, instance=self._record.instance)
+            kill_execution_processes(self._record.id, instance=self._record.instance)
 
     def _is_leaving(self) -> bool:
         """Whether the Method's code has ended, so that its record is being sealed right now."""
@@ -109,7 +109,7 @@ class Cancelled(NamedTuple):
     message: str | None
 
 
-def cancel(hall: Reader, prefix: str, *, by: str, wait: timedelta, tell: Callable[[str], None]) -> Cancelled:
+def cancel(catalog: Catalog, prefix: str, *, by: str, wait: timedelta, tell: Callable[[str], None]) -> Cancelled:
     """Cancel the execution whose id begins with *prefix* in the name of *by*; return when its record is sealed.
 
     It returns after *wait* in any case. To cancel again changes nothing and waits
@@ -122,10 +122,10 @@ def cancel(hall: Reader, prefix: str, *, by: str, wait: timedelta, tell: Callabl
         RequestError: If it was called by another execution and ends with that only.
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    execution_id, record = _target(hall, prefix)
-    if record is not None and hall.standing(execution_id).sealed:
+    execution_id, record = _target(catalog, prefix)
+    if record is not None and catalog.standing(execution_id).sealed:
         return _ended(record)
-    pressure = Pressure(hall, record)
+    pressure = KillEscalation(catalog, record)
     if record is not None:
         _check(record, pressure)
     answer = flow_runs.cancel(_flow_run(execution_id), f"cancelled by {by}")
@@ -139,13 +139,13 @@ def cancel(hall: Reader, prefix: str, *, by: str, wait: timedelta, tell: Callabl
         # Nothing worked on it, a run that waits or is suspended, so nothing is there that seals it.
         status = record.status if record else None
         return Cancelled(execution_id, answer.state.state.name, status, sealed=False, message=answer.state.message)
-    return _awaited(hall, execution_id, answer.state, pressure, wait=wait.total_seconds(), tell=tell)
+    return _awaited(catalog, execution_id, answer.state, pressure, wait=wait.total_seconds(), tell=tell)
 
 
-def _target(hall: Reader, prefix: str) -> tuple[str, ExecutionRecord | None]:
+def _target(catalog: Catalog, prefix: str) -> tuple[str, ExecutionRecord | None]:
     """The execution that is meant; one that never began has no record, and only Prefect knows its whole id."""
     try:
-        execution_id = hall.find(prefix)
+        execution_id = catalog.find(prefix)
     except NotFoundError as error:
         try:
             flow_run_id = UUID(prefix)
@@ -154,7 +154,7 @@ def _target(hall: Reader, prefix: str) -> tuple[str, ExecutionRecord | None]:
         if flow_runs.flow_run(flow_run_id) is None:
             raise
         return str(flow_run_id), None
-    return execution_id, hall.record(execution_id)
+    return execution_id, catalog.record(execution_id)
 
 
 def _ended(record: ExecutionRecord) -> Cancelled:
@@ -163,7 +163,7 @@ def _ended(record: ExecutionRecord) -> Cancelled:
     return Cancelled(record.id, "Cancelled", record.status, sealed=True, message=record.job_status.message)
 
 
-def _check(record: ExecutionRecord, pressure: Pressure) -> None:
+def _check(record: ExecutionRecord, pressure: KillEscalation) -> None:
     caller = next((one.execution_id for one in record.request.relatives if one.relation == "parent"), None)
     if caller is not None and record.infrastructure.type == "direct":
         raise RequestError(f"execution {record.id} runs inside execution {caller} and ends with it; cancel that one")
@@ -175,15 +175,21 @@ def _check(record: ExecutionRecord, pressure: Pressure) -> None:
 
 
 def _awaited(
-    hall: Reader, execution_id: str, state: Seen, pressure: Pressure, *, wait: float, tell: Callable[[str], None]
+    catalog: Catalog,
+    execution_id: str,
+    state: ObservedState,
+    pressure: KillEscalation,
+    *,
+    wait: float,
+    tell: Callable[[str], None],
 ) -> Cancelled:
     begun = ask_next = time.monotonic()
     while True:
         waited = time.monotonic() - begun
         for words in pressure.step(waited):
             tell(words)
-        found = _record(hall, execution_id)
-        if found is not None and hall.standing(execution_id).sealed:
+        found = _record(catalog, execution_id)
+        if found is not None and catalog.standing(execution_id).sealed:
             newest = _newest(execution_id, state).state.name
             return Cancelled(execution_id, newest, found.status, sealed=True, message=found.job_status.message)
         if time.monotonic() >= ask_next:
@@ -194,13 +200,13 @@ def _awaited(
         time.sleep(_LOOK)
 
 
-def _record(hall: Reader, execution_id: str) -> ExecutionRecord | None:
+def _record(catalog: Catalog, execution_id: str) -> ExecutionRecord | None:
     with suppress(NotFoundError):
-        return hall.record(execution_id)
+        return catalog.record(execution_id)
     return None
 
 
-def _newest(execution_id: str, known: Seen) -> Seen:
+def _newest(execution_id: str, known: ObservedState) -> ObservedState:
     with suppress(OrchestratorError):
         run = flow_runs.flow_run(_flow_run(execution_id))
         if run is not None and run.state is not None:

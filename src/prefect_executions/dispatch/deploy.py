@@ -18,7 +18,7 @@ from prefect.utilities.urls import url_for
 
 from prefect_executions.descriptors.schema import inputs_of
 from prefect_executions.errors import RequestError
-from prefect_executions.methods.model import DESCRIPTORS, descriptor_in
+from prefect_executions.methods.model import DESCRIPTOR_MODULE, descriptor_in
 from prefect_executions.prefect_api import blocks
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import queries as prefect_queries
@@ -193,7 +193,7 @@ CODE = "/opt/executions"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class DeploymentOptions:
     """What an operator wants of a deployment.
 
     Attributes:
@@ -231,7 +231,7 @@ class Deployed(NamedTuple):
     link: str | None
 
 
-def deploy(flow: Flow[..., Any], entrypoint: str, wanted: Wanted, *, here: Path) -> Deployed:
+def deploy(flow: Flow[..., Any], entrypoint: str, wanted: DeploymentOptions, *, here: Path) -> Deployed:
     """Put *flow*, which is found at *entrypoint* from the folder *here*, on a work pool.
 
     To deploy it again under the same name replaces what was there, with its schedules.
@@ -327,6 +327,6 @@ def _file_of(entrypoint: str) -> tuple[str | None, str]:
     """The file that an entrypoint names, and how it is written as an entrypoint of Prefect's; a module is no file."""
     descriptor = descriptor_in(entrypoint)
     if descriptor is not None:
-        return descriptor, f"{DESCRIPTORS}:{{}}"
+        return descriptor, f"{DESCRIPTOR_MODULE}:{{}}"
     path, _, name = entrypoint.rpartition(":")
     return (path, f"{{}}:{name}") if path.endswith(".py") else (None, entrypoint)

@@ -23,14 +23,14 @@ from prefect_executions.methods.model import descriptor_in
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.runtimes.interface import Resources
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
 
 
-from prefect_executions.operations.replay import asked_again
+from prefect_executions.operations.replay import rerun_request
 
 _ASK = 1.0  # seconds between two questions to Prefect
 _CURE = "Deploy it: executions deploy METHOD --pool POOL"
@@ -105,7 +105,7 @@ def submit(name: str, request: Request) -> Submitted:
     return Submitted(str(run.id), full_name, deployment.work_pool_name, state, url_for("flow-run", obj_id=run.id))
 
 
-def wait(hall: Reader, execution_id: str, *, tell: Callable[[str], None], sealing: timedelta = SEALING) -> Ended:
+def wait(catalog: Catalog, execution_id: str, *, tell: Callable[[str], None], sealing: timedelta = SEALING) -> Ended:
     """Return when Prefect says that the run has ended, and its record is sealed or the time for that is over.
 
     *tell* is told each state that the run is seen in.
@@ -121,7 +121,7 @@ def wait(hall: Reader, execution_id: str, *, tell: Callable[[str], None], sealin
             tell(f"Prefect says {told} of {execution_id}")
         time.sleep(_ASK)
         run = _asked(execution_id)
-    return Ended(run.state.type.value, _sealed(hall, execution_id, sealing), run.state.message)
+    return Ended(run.state.type.value, _sealed(catalog, execution_id, sealing), run.state.message)
 
 
 def _asked(execution_id: str) -> FlowRun:
@@ -131,12 +131,12 @@ def _asked(execution_id: str) -> FlowRun:
     return run
 
 
-def _sealed(hall: Reader, execution_id: str, patience: timedelta) -> Status | None:
+def _sealed(catalog: Catalog, execution_id: str, patience: timedelta) -> Status | None:
     until = time.monotonic() + patience.total_seconds()
     while True:
         try:
-            if hall.standing(execution_id).sealed:
-                return hall.record(execution_id).status
+            if catalog.standing(execution_id).sealed:
+                return catalog.record(execution_id).status
         except ExecutionsError:
             pass  # no record that can be reached from here: that is no end of waiting
         if time.monotonic() >= until:
@@ -187,7 +187,7 @@ def _variables(deployment: DeploymentResponse, name: str, resources: Resources) 
 
 
 def submit_again(
-    reader: Reader, execution_id: str, edits: Mapping[str, Any] | None = None, *, pool: str | None = None
+    reader: Catalog, execution_id: str, edits: Mapping[str, Any] | None = None, *, pool: str | None = None
 ) -> Submitted:
     """Start a run with the inputs of an execution, those in *edits* in place of its own.
 
@@ -201,7 +201,7 @@ def submit_again(
         OrchestratorError: If Prefect's API cannot be asked.
     """
     record = reader.record(execution_id)
-    again = asked_again(record, edits or {})
+    again = rerun_request(record, edits or {})
     came, name = record.request.deployment, record.method.id
     if pool is None and came is not None and came.name:
         name = f"{name}/{came.name}"

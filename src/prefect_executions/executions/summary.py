@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from prefect_executions.executions.record import ExecutionRecord, ScriptRun, value_digest
-from prefect_executions.lifecycle.history import Happening
+from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Phase
 
 _SCRIPTED = frozenset({Phase.DEPLOY, Phase.EXECUTE, Phase.UNDEPLOY})
@@ -39,7 +39,7 @@ def phases_of(record: ExecutionRecord) -> tuple[ScriptPhase, ...]:
         if entry.phase is None:
             continue
         key = task, phase = entry.task or "", entry.phase
-        begins = entry.kind is Happening.PHASE
+        begins = entry.kind is EntryKind.PHASE
         if begins or key not in going:
             going[key] = len(found)
             started = entry.time if begins else None
@@ -91,7 +91,7 @@ def named_image(name: str | None, image_id: str | None, digest: str | None) -> I
     )
 
 
-class StepTold(NamedTuple):
+class StepSummary(NamedTuple):
     """What every teller of one execution must say alike of one of its steps."""
 
     id: str
@@ -101,7 +101,7 @@ class StepTold(NamedTuple):
     finished: datetime | None
 
 
-class PhaseTold(NamedTuple):
+class PhaseSummary(NamedTuple):
     """What every teller of one execution must say alike of one phase of its scripts."""
 
     number: int
@@ -113,7 +113,7 @@ class PhaseTold(NamedTuple):
     image: Image | None
 
 
-class Account(NamedTuple):
+class RecordSummary(NamedTuple):
     """What every teller of one execution must say alike; `verify` compares them.
 
     `inputs` are (input name, SHA-256) of staged files and (input name, digest of
@@ -128,23 +128,23 @@ class Account(NamedTuple):
     finished: datetime | None
     inputs: frozenset[tuple[str, str]]
     outputs: frozenset[tuple[str, str]]
-    steps: frozenset[StepTold] = frozenset()
-    phases: frozenset[PhaseTold] = frozenset()
+    steps: frozenset[StepSummary] = frozenset()
+    phases: frozenset[PhaseSummary] = frozenset()
 
 
-class Told(NamedTuple):
+class ReadSummary(NamedTuple):
     """What PROV or a crate tells: its account, and (path, SHA-256) of files of the bundle, to be held against them."""
 
-    account: Account
+    account: RecordSummary
     files: frozenset[tuple[str, str]]
 
 
-def account(record: ExecutionRecord) -> Account:
+def summary_of(record: ExecutionRecord) -> RecordSummary:
     """Return what the JSON documents of *record* tell, to be compared with PROV and crate."""
     staged = {(file.input, file.sha256) for file in record.request.files}
     files = {name for name, _ in staged}
     values = {(name, value_digest(value)) for name, value in record.request.values.items() if name not in files}
-    return Account(
+    return RecordSummary(
         execution_id=record.id,
         method=f"{record.method.id} {record.method.version}",
         status=record.status.value,
@@ -153,7 +153,7 @@ def account(record: ExecutionRecord) -> Account:
         inputs=frozenset(staged | values),
         outputs=frozenset((output.path, output.sha256) for output in record.job_status.outputs),
         steps=frozenset(
-            StepTold(
+            StepSummary(
                 id=str(step.id),
                 name=step.name,
                 state=step.state,
@@ -166,9 +166,9 @@ def account(record: ExecutionRecord) -> Account:
     )
 
 
-def _phases(record: ExecutionRecord) -> Iterator[PhaseTold]:
+def _phases(record: ExecutionRecord) -> Iterator[PhaseSummary]:
     for one in phases_of(record):
-        yield PhaseTold(
+        yield PhaseSummary(
             number=one.number,
             phase=one.phase.value,
             task=one.task,

@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 _SOON = 0.5
 
-Act = Callable[[], object]
+Action = Callable[[], object]
 
-_waiting: dict[str, tuple[threading.Timer, dict[str, Act]]] = {}
+_waiting: dict[str, tuple[threading.Timer, dict[str, Action]]] = {}
 
 
-def soon(execution_id: str, **acts: Act) -> None:
+def defer(execution_id: str, **acts: Action) -> None:
     """Do *acts* and what is still waiting in half a second, unless the execution ends before.
 
     They are done in their order in a thread, in the caller's context; an act takes
     the place of a waiting one of its name. What one raises is ignored.
     """
-    todo = leave_to_end(execution_id) | acts
+    todo = take_deferred(execution_id) | acts
     timer = threading.Timer(_SOON, copy_context().run, [_do, todo])
     timer.daemon = True
     _waiting[execution_id] = (timer, todo)
     timer.start()
 
 
-def leave_to_end(execution_id: str) -> dict[str, Act]:
+def take_deferred(execution_id: str) -> dict[str, Action]:
     """Do nothing more beforehand, because the execution ends; return what was not done."""
     if execution_id not in _waiting:
         return {}
@@ -54,14 +54,14 @@ def leave_to_end(execution_id: str) -> dict[str, Act]:
     return left
 
 
-def _do(todo: dict[str, Act]) -> None:
+def _do(todo: dict[str, Action]) -> None:
     while todo:
         with suppress(Exception):  # a thread of ours must not speak up in the author's terminal
             todo.pop(next(iter(todo)))()
 
 
 @contextmanager
-def seen_through(runner: TaskRunner[Any]) -> Iterator[None]:
+def wait_for_submitted_tasks(runner: TaskRunner[Any]) -> Iterator[None]:
     """Let the block end when all tasks have ended that were submitted to *runner* in it.
 
     Of code that is stopped, or ran into its time limit, nothing is waited for.

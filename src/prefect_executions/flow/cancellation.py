@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any
 from prefect.exceptions import Pause
 
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.processes import COOKIE, end_carriers, end_descendants, moment_of_processes
+from prefect_executions.capture.processes import (
+    EXECUTION_ID_ENV,
+    end_descendants,
+    kill_execution_processes,
+    moment_of_processes,
+)
 from prefect_executions.executions.record import Instance
 from prefect_executions.flow.context import current_id
 from prefect_executions.prefect_api import flow_runs
@@ -35,7 +40,7 @@ _ASK = 10.0
 """Seconds between two questions to Prefect, which any other way to cancel is told by."""
 
 
-class Reins:
+class CancellationWatcher:
     """Holds one attempt of an execution, from just before the author's code to just after it.
 
     Of a Method that another one calls nothing is held: it ends with its caller.
@@ -60,8 +65,8 @@ class Reins:
             return
         self._since, self._begun = moment_of_processes(), time.monotonic()
         if self._own:
-            self._before = os.environ.get(COOKIE)
-            os.environ[COOKIE] = self._bundle.id
+            self._before = os.environ.get(EXECUTION_ID_ENV)
+            os.environ[EXECUTION_ID_ENV] = self._bundle.id
 
     def watch(self) -> None:
         """Watch for the wish to cancel, in a thread, where nobody else does."""
@@ -80,13 +85,13 @@ class Reins:
         if not self._outermost:
             return
         if self._own:
-            _restore(COOKIE, self._before)
+            _restore(EXECUTION_ID_ENV, self._before)
         overdue = time_limit is not None and time.monotonic() - self._begun >= time_limit
         late = isinstance(error, TimeoutError) and overdue
         if error is None or isinstance(error, Pause) or (isinstance(error, Exception) and not late):
             return
         if self._own:
-            end_carriers(self._bundle.id, instance=self._bundle.read(Instance))
+            kill_execution_processes(self._bundle.id, instance=self._bundle.read(Instance))
         if self._own or self._thread == threading.main_thread().ident:
             end_descendants(self._since)
 

@@ -20,7 +20,7 @@ from typing import Any
 from prefect_executions.documents import TOO_LONG, clean_text, json_value
 from prefect_executions.errors import InputError, NoExecutionError, RequestError
 from prefect_executions.executions.record import ExecuteRequest, Metric, Metrics
-from prefect_executions.lifecycle.history import Happening, JobStatus, remark
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.methods.model import Method
 
@@ -39,7 +39,7 @@ class Metadata:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Telling:
+class RecordSink:
     """Where a running execution tells things: each is called with the whole new value.
 
     `show_progress` may be slow and may fail; it is called from a thread of its own.
@@ -69,7 +69,7 @@ class Execution:
         staged: Mapping[str, Sequence[Path]],
         job_status: JobStatus,
         metrics: Metrics,
-        telling: Telling,
+        telling: RecordSink,
         clock: Callable[[], datetime],
     ) -> None:
         self._metadata = metadata
@@ -180,8 +180,8 @@ class Execution:
         """Put a note into the history of this execution."""
         with self._going():
             self._take_progress()  # told before the note, so it stands before it
-            self._job_status = remark(
-                self._job_status, Happening.NOTE, self._clock(), observer=Observer.HOOK, message=self._clean(text)
+            self._job_status = add_entry(
+                self._job_status, EntryKind.NOTE, self._clock(), observer=Observer.HOOK, message=self._clean(text)
             )
             self._telling.write_status(self._job_status)
 
@@ -260,8 +260,8 @@ class Execution:
         if latest is None:
             return
         percent, message, at = latest
-        self._job_status = remark(
-            self._job_status, Happening.PROGRESS, at, observer=Observer.HOOK, progress=percent, message=message
+        self._job_status = add_entry(
+            self._job_status, EntryKind.PROGRESS, at, observer=Observer.HOOK, progress=percent, message=message
         )
         self._unshown = percent, message
 

@@ -35,6 +35,6 @@ class Declared:
         return self.descriptor or self.function
 
     @property
-    def phased(self) -> bool:
+    def is_scripted(self) -> bool:
         """Whether it is made of scripts, which go through phases."""
         return self.descriptor is not None

@@ -21,7 +21,7 @@ from prefect_executions.errors import MethodError
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.hooks import hooked
-from prefect_executions.flow.opening import looking_ahead
+from prefect_executions.flow.opening import prefetch_code_identity
 from prefect_executions.flow.recording import recorded
 from prefect_executions.methods.model import Comparison, Method, OutputDescription, check_type
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference, marked, secret_inputs, unmarked
@@ -173,7 +173,7 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
                 args, kwargs = bound.args, bound.kwargs | options
             if self.isasync:  # its body looks itself, in a thread
                 return super().__call__(*args, **kwargs)
-            with looking_ahead(self.declared):
+            with prefetch_code_identity(self.declared):
                 return super().__call__(*args, **kwargs)
 
 

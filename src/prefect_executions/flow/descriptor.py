@@ -25,7 +25,7 @@ from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.decorator import MethodFlow, options_of
 from prefect_executions.flow.script_flow import scripted
-from prefect_executions.methods.model import DESCRIPTORS, InputDescription, check_type
+from prefect_executions.methods.model import DESCRIPTOR_MODULE, InputDescription, check_type
 from prefect_executions.methods.model import Method as Described
 from prefect_executions.methods.secrets import marked
 from prefect_executions.settings import Settings
@@ -35,7 +35,7 @@ _NOT_IN_NAMES = "/%&<>"
 _TAKEN = frozenset({"return_state", "wait_for", "self", "cls"})
 
 
-class Method(MethodFlow[..., None]):
+class DescriptorMethod(MethodFlow[..., None]):
     """A Method from a descriptor, as a Prefect flow whose runs each leave an execution bundle.
 
     Attributes:
@@ -72,7 +72,7 @@ class Method(MethodFlow[..., None]):
         )
         self._keep(declared, scripted(declared), inspect.signature(function))
         # What a deployment makes its entrypoint of: Prefect looks for a file that a function came from.
-        self.__globals__ = {"__file__": DESCRIPTORS}
+        self.__globals__ = {"__file__": DESCRIPTOR_MODULE}
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -147,7 +147,7 @@ def _function(described: Described, place: Path) -> Callable[..., None]:
     def run(**inputs: Any) -> None:  # noqa: ARG001 - it only says what may be asked
         raise RequestError(f"Method '{described.id}' is made of scripts and runs as a flow: call the Method itself")
 
-    run.__name__, run.__module__ = described.id, DESCRIPTORS
+    run.__name__, run.__module__ = described.id, DESCRIPTOR_MODULE
     run.__qualname__ = os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
     run.__doc__ = described.description
     run.__signature__ = _signature(described, form_of(described), asked_only=False)  # type: ignore[attr-defined]

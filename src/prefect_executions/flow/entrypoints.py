@@ -17,7 +17,7 @@ from prefect.utilities.importtools import load_module, load_script_as_module
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.decorator import MethodFlow, method
-from prefect_executions.flow.invocation import Door, door
+from prefect_executions.flow.invocation import Invocation, door
 from prefect_executions.methods.model import descriptor_in
 from prefect_executions.operations.replay import ExactImage
 from prefect_executions.prefect_api import client as api_client
@@ -64,9 +64,9 @@ def _found(entrypoint: str) -> Any:
     descriptor = descriptor_in(entrypoint)
     if descriptor is not None:
         # Most Methods have none, and with the runtimes it takes a tenth of a second to import.
-        from prefect_executions.flow.descriptor import Method  # noqa: PLC0415
+        from prefect_executions.flow.descriptor import DescriptorMethod  # noqa: PLC0415
 
-        return Method.from_file(descriptor)
+        return DescriptorMethod.from_file(descriptor)
     place, _, name = entrypoint.rpartition(":" if ":" in entrypoint else ".")
     if not place or not name or entrypoint.endswith(".py"):
         raise RequestError(f"'{entrypoint}' names no function. {_FORMS}")
@@ -129,7 +129,7 @@ def run_method(
         begun(execution_id)
 
     _check_names(flow, parameters)
-    token = door.set(Door(begun=tell, gathered=gathered, image=image))
+    token = door.set(Invocation(begun=tell, gathered=gathered, image=image))
     try:
         with prefect.tags(*tags):
             answer = flow(**parameters)

@@ -26,7 +26,7 @@ class _Path:
 def _at(path: str) -> Any:
     if path.rpartition(".")[2].startswith("__"):
         raise AttributeError(f"{path!r} is no file of a descriptor")
-    return _descriptor.Method.from_file(path) if _descriptor_in(path) else _Path(path)
+    return _descriptor.DescriptorMethod.from_file(path) if _descriptor_in(path) else _Path(path)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,17 +21,17 @@ from uuid import UUID
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.processes import end_carriers
+from prefect_executions.capture.processes import kill_execution_processes
 from prefect_executions.errors import ExecutionsError, OrchestratorError, SettingsError
 from prefect_executions.executions.record import ExecuteRequest, Instance
 from prefect_executions.flow import prefect_logs
-from prefect_executions.flow.background import leave_to_end
+from prefect_executions.flow.background import take_deferred
 from prefect_executions.flow.cancellation import called
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.invocation import knock
-from prefect_executions.flow.opening import Opening, never_started, the_workbench
-from prefect_executions.lifecycle.history import JobStatus, PrefectState, Seen
-from prefect_executions.lifecycle.status import Observer, ending
+from prefect_executions.flow.invocation import notify_opened
+from prefect_executions.flow.opening import Opening, never_started, workbench_for
+from prefect_executions.lifecycle.history import JobStatus, ObservedState, PrefectState
+from prefect_executions.lifecycle.status import Observer, terminal_status_of
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import finish as prefect_finish
 from prefect_executions.prefect_api import flow_runs
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     Hook = Callable[[Flow[Any, Any], FlowRun, State[Any]], Any]
 
 
-class Sealing:
+class SealingHook:
     """The hook for every kind of end: it seals the execution of the flow run that ended."""
 
     __name__ = prefect_logs.HOOK
@@ -81,7 +81,7 @@ class Sealing:
 
 def hooked(hooks: Sequence[Hook], declared: Declared) -> list[Hook]:
     """Return *hooks* with ours first, once: a later hook that exits skips those behind it."""
-    return [Sealing(declared), *(hook for hook in hooks if not isinstance(hook, Sealing))]
+    return [SealingHook(declared), *(hook for hook in hooks if not isinstance(hook, SealingHook))]
 
 
 def _patience() -> float:
@@ -146,26 +146,26 @@ def _sealed(
     here: Callable[[Outcome], None],
 ) -> Outcome | None:
     """Seal what the state ends; None when it ends nothing or the execution was sealed before."""
-    workbench = the_workbench(settings)
+    workbench = workbench_for(settings)
     place = workbench.latest(str(flow_run.id))
     if place.bundle is not None and place.bundle.sealed:
         if not _lives_again(place.bundle.read(JobStatus), flow_run, state):
             return None  # heard before, or a late word: a sealed record changes no more
         place = workbench.next_place(str(flow_run.id), revisited=True)
     seen = _heard(flow_run, state, place.bundle)
-    decided = ending(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
+    decided = terminal_status_of(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
     if decided is None:
         return None
     first: Callable[[OpenBundle], Sequence[str]] = _nothing
     if place.bundle is None:
         opened = _fresh(declared, flow_run, place.id, settings)
         workbench.begin(opened.record, opened.code)
-        knock(opened.record.id)
+        notify_opened(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
-        end_carriers(place.id, instance=place.bundle.read(Instance))
+        kill_execution_processes(place.id, instance=place.bundle.read(Instance))
         first = partial(_finish, flow_run.parameters)
     status, reason = decided
-    leave_to_end(place.id)
+    take_deferred(place.id)
     end = Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message)
     return workbench.seal(place.id, end, first=first, here=here)
 
@@ -177,7 +177,7 @@ def _nothing(_: OpenBundle) -> tuple[str, ...]:
 def _finish(parameters: Mapping[str, Any], bundle: OpenBundle) -> tuple[str, ...]:
     """Do what a process that was stopped could not do, and return notes on it."""
     notes = end_runs(bundle)
-    prefect_finish.make_up(bundle, parameters, os.environ)
+    prefect_finish.finish_interrupted(bundle, parameters, os.environ)
     return notes
 
 
@@ -187,13 +187,13 @@ def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> boo
     if state.id in known:
         return False
     try:
-        told = flow_runs.lives(flow_runs.history(flow_run.id))
+        told = flow_runs.generations(flow_runs.history(flow_run.id))
     except OrchestratorError:
         return False
     return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])
 
 
-def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> Seen:
+def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> ObservedState:
     """The state as Prefect keeps it; of a run that nobody watches over, as Prefect is told that it ended.
 
     A runner calls the cancellation hooks with a state that it makes up when the
@@ -212,7 +212,7 @@ def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> S
     return _cancelled(flow_run, seen, asked.message) if asked else seen
 
 
-def _cancelled(flow_run: FlowRun, seen: Seen, message: str | None) -> Seen:
+def _cancelled(flow_run: FlowRun, seen: ObservedState, message: str | None) -> ObservedState:
     """Tell Prefect that the run is cancelled, which has only noted the wish, and return that state."""
     try:
         return flow_runs.set_cancelled(flow_run.id, message)
@@ -225,7 +225,7 @@ def _caller(bundle: OpenBundle) -> UUID | None:
     return next((UUID(one.execution_id.partition(".")[0]) for one in relatives if one.relation == "parent"), None)
 
 
-def _asked_to_cancel(flow_run_id: UUID) -> Seen | None:
+def _asked_to_cancel(flow_run_id: UUID) -> ObservedState | None:
     with suppress(OrchestratorError):
         return flow_runs.asked_to_cancel(flow_runs.history(flow_run_id))
     return None

@@ -127,7 +127,7 @@ class Inputs:
     def _shape(self, name: str) -> Shape:
         """The schema that an input's annotation gave; that of a descriptor says nothing of files inside a value."""
         described = self._declared.method.inputs.get(name)
-        return described.json_schema if described is not None and not self._declared.phased else {}
+        return described.json_schema if described is not None and not self._declared.is_scripted else {}
 
 
 def _as_file(value: Any) -> Any:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 
-class Door(NamedTuple):
+class Invocation(NamedTuple):
     """What such a door wants to know: the execution's id, as soon as its record is open, and its end."""
 
     begun: Callable[[str], None]
@@ -26,10 +26,10 @@ class Door(NamedTuple):
     """What the scripts of the Method are to run in, whatever is asked of it otherwise."""
 
 
-door: ContextVar[Door | None] = ContextVar("door", default=None)
+door: ContextVar[Invocation | None] = ContextVar("door", default=None)
 
 
-def knock(execution_id: str) -> None:
+def notify_opened(execution_id: str) -> None:
     """Tell the door, if there is one, that the record of the execution it asked for is open."""
     waiting = door.get()
     if waiting is not None and current_id() is None:  # a Method that another calls was not asked for
@@ -42,7 +42,7 @@ def image_asked() -> ExactImage | None:
     return waiting.image if waiting is not None and current_id() is None else None
 
 
-def hand_over(bundle: OpenBundle, error: BaseException | None) -> None:
+def notify_gathered(bundle: OpenBundle, error: BaseException | None) -> None:
     """Give the door, if there is one, the gathered *bundle* that it asked for, before it is sealed."""
     waiting = door.get()
     if waiting is not None and current_id() is None:

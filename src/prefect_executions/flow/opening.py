@@ -26,7 +26,7 @@ from prefect_executions.executions.record import Agent, ExecutionRecord, Infrast
 from prefect_executions.flow.context import current_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.invocation import owns_process
-from prefect_executions.lifecycle.history import Happening, Seen, remark
+from prefect_executions.lifecycle.history import EntryKind, ObservedState, add_entry
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.methods.model import Method
 from prefect_executions.prefect_api import blocks, flow_runs
@@ -44,7 +44,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prefect_executions.executions.record import Process, Usage
-from prefect_executions.lifecycle.history import JobStatus, StatusEntry, follow
+from prefect_executions.lifecycle.history import JobStatus, StatusEntry, merge_states
 from prefect_executions.methods.model import CodeIdentity
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ _called: ContextVar[tuple[Declared, float] | None] = ContextVar("called", defaul
 
 
 @contextmanager
-def looking_ahead(declared: Declared) -> Iterator[None]:
+def prefetch_code_identity(declared: Declared) -> Iterator[None]:
     """Look at the Method's code in a thread, for the run that is called inside, in this thread.
 
     What cannot be found out is met again by the run itself, which tells it.
@@ -106,7 +106,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def the_workbench(settings: Settings) -> Workbench:
+def workbench_for(settings: Settings) -> Workbench:
     """Return the workbench that *settings* describe, one for each process.
 
     Connections do not survive a fork, so a child makes its own.
@@ -114,7 +114,9 @@ def the_workbench(settings: Settings) -> Workbench:
     places = (settings.workbench_folder, settings.archive_url, settings.ledger_url, settings.signing_key_file)
     key = (os.getpid(), repr(places))
     if key not in _workbenches:
-        _workbenches[key] = Workbench.of(settings, archive_block=blocks.archive_block, tell=prefect_events.EndTelling)
+        _workbenches[key] = Workbench.of(
+            settings, archive_block=blocks.archive_block, tell=prefect_events.TerminalEvents
+        )
     return _workbenches[key]
 
 
@@ -125,16 +127,16 @@ def opening(
     values: Mapping[str, Any],
     settings: Settings,
     *,
-    heard: Sequence[Seen],
+    heard: Sequence[ObservedState],
 ) -> Opening:
     """Return the record of a run whose parameters are valid and whose Method is about to start.
 
     *heard* are Prefect's states so far.
     """
-    method, code = the_method(declared, run, settings)
+    method, code = resolve_method(declared, run, settings)
     job_status = flow_runs.told_by_prefect(execution_id, method.id, run, heard)
     if told := _told_of_clear_defaults(declared, method, code):
-        job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=told)
+        job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=told)
     return Opening(
         ExecutionRecord(
             method=method,
@@ -171,7 +173,7 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
     are the raw parameters, because none were validated.
     """
     # A dirty tree that is refused is the end that is to be told here, not a reason to tell nothing.
-    method, code = the_method(declared, run, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
+    method, code = resolve_method(declared, run, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
     return Opening(
         ExecutionRecord(
             method=method,
@@ -212,12 +214,12 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
         return around
     try:
         called_by = flow_runs.caller(run)
-        return None if called_by is None else newest(the_workbench(settings), str(called_by))
+        return None if called_by is None else newest(workbench_for(settings), str(called_by))
     except (OrchestratorError, ArchiveError):  # what cannot be observed is absent
         return None
 
 
-def the_method(declared: Declared, run: FlowRun, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
+def resolve_method(declared: Declared, run: FlowRun, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
     """Return the Method with the identity of its code, and the files of that code.
 
     A file in which the author left a key, or the credentials of a URL, as the default
@@ -267,7 +269,7 @@ def seen_late(
     return (infrastructure(newest, settings), flow_runs.placed(bundle.read(Instance), newest)) if newest else None
 
 
-class Turn(NamedTuple):
+class Resumption(NamedTuple):
     """The record as it goes on, and the line that tells in the logs where that is."""
 
     record: ExecutionRecord
@@ -275,8 +277,8 @@ class Turn(NamedTuple):
 
 
 def continued(
-    record: ExecutionRecord, declared: Declared, run: FlowRun, heard: Sequence[Seen], settings: Settings
-) -> Turn:
+    record: ExecutionRecord, declared: Declared, run: FlowRun, heard: Sequence[ObservedState], settings: Settings
+) -> Resumption:
     """Return the *record* of an open execution whose Method begins once more; *heard* are Prefect's states so far.
 
     Where it runs is told anew when it is another process, with a note that says
@@ -287,11 +289,11 @@ def continued(
     job_status = _begun(record.job_status, heard)
     if (here.hostname, here.pid) != (before.hostname, before.pid):
         job_status = _moved(job_status, before, here)
-        for changed in _changed(record.method.code, the_method(declared, run, settings)[0].code):
+        for changed in _changed(record.method.code, resolve_method(declared, run, settings)[0].code):
             note = f"{changed} was changed since it began; the bundle keeps it as it was then"
-            job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
+            job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
     used = (before.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})
-    return Turn(
+    return Resumption(
         replace(
             record,
             job_status=job_status,
@@ -302,7 +304,7 @@ def continued(
     )
 
 
-def taken_over(opened: ExecutionRecord, before: ExecutionRecord, heard: Sequence[Seen]) -> Turn:
+def taken_over(opened: ExecutionRecord, before: ExecutionRecord, heard: Sequence[ObservedState]) -> Resumption:
     """Return the record that was *opened* here with the history of *before*, which another machine left in the archive.
 
     What was written there is on a disk that cannot be reached from here. Whether
@@ -311,8 +313,8 @@ def taken_over(opened: ExecutionRecord, before: ExecutionRecord, heard: Sequence
     job_status = _begun(before.job_status, heard, unheard="it was begun again elsewhere")
     there, here = _place(before.instance), _place(opened.instance)
     note = f"goes on in {here}; before, it ran in {there}, and what it wrote there is not here"
-    job_status = remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
-    return Turn(replace(opened, job_status=job_status), _headline(job_status))
+    job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
+    return Resumption(replace(opened, job_status=job_status), _headline(job_status))
 
 
 def _place(instance: Instance) -> str:
@@ -320,24 +322,27 @@ def _place(instance: Instance) -> str:
 
 
 def _begun(
-    job_status: JobStatus, heard: Sequence[Seen], *, unheard: str = "the process before it ended without a word"
+    job_status: JobStatus,
+    heard: Sequence[ObservedState],
+    *,
+    unheard: str = "the process before it ended without a word",
 ) -> JobStatus:
     """Tell that it goes on; where Prefect tells no reason, tell what is *unheard* of."""
-    told = follow(job_status, heard)
+    told = merge_states(job_status, heard)
     if any(_is_turn(entry) for entry in told.history[len(job_status.history) :]):
         return told
     lost: dict[str, Any] = {"attempt": told.attempt + 1, "message": unheard}
     if heard and heard[-1].state.type == "RUNNING":
         state, at, _ = heard[-1]
-        return remark(told, Happening.ATTEMPT, at, observer=Observer.PREFECT, prefect_state=state, **lost)
-    return remark(told, Happening.ATTEMPT, now(), observer=Observer.HOOK, **lost)
+        return add_entry(told, EntryKind.ATTEMPT, at, observer=Observer.PREFECT, prefect_state=state, **lost)
+    return add_entry(told, EntryKind.ATTEMPT, now(), observer=Observer.HOOK, **lost)
 
 
 def _moved(job_status: JobStatus, before: Instance, here: Instance) -> JobStatus:
     note = f"goes on in {_place(here)}"
     if before.pid is not None:
         note += f"; before, it ran in {_place(before)}"
-    return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=note)
+    return add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
 
 
 def _earlier(before: Instance, here: Instance) -> tuple[Process, ...] | None:
@@ -357,9 +362,9 @@ def _changed(before: CodeIdentity | None, here: CodeIdentity | None) -> Iterator
 
 def _headline(job_status: JobStatus) -> str:
     turn = next(entry for entry in reversed(job_status.history) if _is_turn(entry))
-    what = f"attempt {turn.attempt}" if turn.kind is Happening.ATTEMPT else "resumed"
+    what = f"attempt {turn.attempt}" if turn.kind is EntryKind.ATTEMPT else "resumed"
     return f"{what}, {turn.time.isoformat(timespec='milliseconds')}"
 
 
 def _is_turn(entry: StatusEntry) -> bool:
-    return entry.kind in {Happening.ATTEMPT, Happening.RESUMED}
+    return entry.kind in {EntryKind.ATTEMPT, EntryKind.RESUMED}

@@ -15,7 +15,7 @@ from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.documents import clean_text
 from prefect_executions.errors import ScriptError
 from prefect_executions.executions.record import Raised, Usage
-from prefect_executions.lifecycle.history import Happening, JobStatus, follow, remark
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, merge_states
 from prefect_executions.lifecycle.status import Observer, Reason
 from prefect_executions.prefect_api import flow_runs
 
@@ -106,9 +106,9 @@ def _is_authors(trace: TracebackType) -> bool:
 
 def attempt_failed(job_status: JobStatus, error: Raised, at: datetime, *, timed_out: bool) -> JobStatus:
     """Return *job_status* with the end of an attempt that Prefect will repeat."""
-    return remark(
+    return add_entry(
         job_status,
-        Happening.ATTEMPT_FAILED,
+        EntryKind.ATTEMPT_FAILED,
         at,
         observer=Observer.HOOK,
         reason=Reason.TIMED_OUT if timed_out else Reason.ERROR,
@@ -118,10 +118,10 @@ def attempt_failed(job_status: JobStatus, error: Raised, at: datetime, *, timed_
 
 def suspended(job_status: JobStatus, pause: Pause) -> JobStatus:
     """Return *job_status* with the suspension that ends this process, as Prefect accepted it."""
-    return job_status if pause.state is None else follow(job_status, [flow_runs.seen(pause.state)])
+    return job_status if pause.state is None else merge_states(job_status, [flow_runs.seen(pause.state)])
 
 
-def together(earlier: Usage | None, last: Usage) -> Usage:
+def merge_usage(earlier: Usage | None, last: Usage) -> Usage:
     """Return what all attempts used: seconds added up, the higher peak, and how the *last* one ended."""
     if earlier is None:
         return last

@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.flow import prefect_logs
-from prefect_executions.lifecycle.history import Happening, JobStatus, remark
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.prefect_api import flow_runs
 
@@ -32,12 +32,12 @@ _PAUSE = 0.05
 def with_pauses(job_status: JobStatus, at: datetime) -> JobStatus:
     """Return *job_status* with the pauses of this process, of which nothing was heard while they lasted."""
     try:
-        return flow_runs.catch_up(job_status)
+        return flow_runs.merge_prefect_history(job_status)
     except OrchestratorError as error:
         return _note(job_status, at, f"the run was paused, and Prefect does not tell when: {error}")
 
 
-def tasks_ran(context: FlowRunContext, heard: Iterable[prefect_logs.Heard]) -> bool:
+def tasks_ran(context: FlowRunContext, heard: Iterable[prefect_logs.TaskLog]) -> bool:
     """Whether a task of this flow run may have run, or another flow been called.
 
     Prefect's context counts calls of flows and keeps some results. What a task
@@ -49,7 +49,7 @@ def tasks_ran(context: FlowRunContext, heard: Iterable[prefect_logs.Heard]) -> b
 
 
 def with_steps(
-    job_status: JobStatus, heard: Iterable[prefect_logs.Heard], mask: SecretMask, clock: Callable[[], datetime]
+    job_status: JobStatus, heard: Iterable[prefect_logs.TaskLog], mask: SecretMask, clock: Callable[[], datetime]
 ) -> JobStatus:
     """Return *job_status* with the task runs of its flow run; waits until Prefect knows the end of those that ended.
 
@@ -76,4 +76,4 @@ def with_steps(
 
 
 def _note(job_status: JobStatus, at: datetime, message: str) -> JobStatus:
-    return remark(job_status, Happening.NOTE, at, observer=Observer.HOOK, message=redact_urls(message))
+    return add_entry(job_status, EntryKind.NOTE, at, observer=Observer.HOOK, message=redact_urls(message))

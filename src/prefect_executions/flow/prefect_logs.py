@@ -34,11 +34,11 @@ _LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
 _LINE_OF_OTHERS = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(name)s - %(message)s"
 
 _streams: ContextVar[Streams | None] = ContextVar("execution_streams", default=None)
-_heard: ContextVar[set[Heard] | None] = ContextVar("execution_tasks", default=None)
+_heard: ContextVar[set[TaskLog] | None] = ContextVar("execution_tasks", default=None)
 _mask: ContextVar[SecretMask | None] = ContextVar("execution_mask", default=None)
 
 
-class Heard(NamedTuple):
+class TaskLog(NamedTuple):
     """A task run that said something; `ended` is its last word."""
 
     flow_run_id: str
@@ -46,7 +46,7 @@ class Heard(NamedTuple):
     ended: bool
 
 
-def enter(streams: Streams | None, mask: SecretMask, heard: set[Heard]) -> Callable[[], None]:
+def enter(streams: Streams | None, mask: SecretMask, heard: set[TaskLog]) -> Callable[[], None]:
     """Keep what the run's loggers say in the log of *streams*, masked, and return the call that ends this.
 
     Which task runs said something goes into *heard*.
@@ -111,7 +111,7 @@ class _RunLog(logging.Handler):
         heard, task = _heard.get(), getattr(record, "task_run_id", None)
         if heard is not None and task is not None:
             ended = isinstance(record.msg, str) and record.msg.startswith("Finished in state")
-            heard.add(Heard(str(getattr(record, "flow_run_id", "")), str(task), ended))
+            heard.add(TaskLog(str(getattr(record, "flow_run_id", "")), str(task), ended))
         streams = _streams.get()
         if streams is not None and getattr(record, "send_to_api", True):
             streams.append_line("stderr", _line(self, record))

@@ -33,21 +33,21 @@ from prefect_executions.documents import Document
 from prefect_executions.events import progressed
 from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Metrics, OpeningRecord, ScriptRun
 from prefect_executions.flow import prefect_logs
-from prefect_executions.flow.background import Act, leave_to_end, seen_through, soon
-from prefect_executions.flow.cancellation import Reins
-from prefect_executions.flow.context import Execution, Metadata, Telling, enter, running_id
+from prefect_executions.flow.background import Action, defer, take_deferred, wait_for_submitted_tasks
+from prefect_executions.flow.cancellation import CancellationWatcher
+from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter, running_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.inputs import Inputs
-from prefect_executions.flow.invocation import hand_over, image_asked, knock, owns_process
-from prefect_executions.flow.opening import Turn, continued, now, opening, seen_late, taken_over, the_workbench
-from prefect_executions.flow.outcome import attempt_failed, mask_error, outcome, suspended, together
+from prefect_executions.flow.invocation import image_asked, notify_gathered, notify_opened, owns_process
+from prefect_executions.flow.opening import Resumption, continued, now, opening, seen_late, taken_over, workbench_for
+from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
-from prefect_executions.lifecycle.history import Happening, JobStatus, advance, remark
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import Settings
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench.recovery import resume, suspend
 
 if TYPE_CHECKING:
@@ -99,16 +99,16 @@ class Recording:
         self.image = image_asked()
         chosen = {"runtime": self.image.runtime} if self.image else {}
         self.settings = Settings.read().model_copy(update=chosen)
-        self.workbench = the_workbench(self.settings)
+        self.workbench = workbench_for(self.settings)
         self.mask = SecretMask()
         self.meter = Meter()
         self.bundle: OpenBundle | None = None
         self.record: ExecutionRecord | None = None
-        self.turn: Turn | None = None
-        self.heard: set[prefect_logs.Heard] = set()
+        self.turn: Resumption | None = None
+        self.heard: set[prefect_logs.TaskLog] = set()
         self.execution: Execution | None = None
         self.streams: Streams | None = None
-        self.reins: Reins | None = None
+        self.reins: CancellationWatcher | None = None
         self.staged: Mapping[str, tuple[Path, ...]] = {}
         self._leave: list[Callable[[], None]] = []
         self._show_next = 0.0
@@ -144,7 +144,7 @@ class Recording:
         try:
             self._prepare()
             self._start()
-            with seen_through(self.context.task_runner):
+            with wait_for_submitted_tasks(self.context.task_runner):
                 yield self.bound
         except BaseException as raised:
             error = raised
@@ -160,7 +160,7 @@ class Recording:
         try:
             await asyncio.to_thread(self._prepare)
             self._start()
-            with seen_through(self.context.task_runner):
+            with wait_for_submitted_tasks(self.context.task_runner):
                 yield self.bound
         except BaseException as raised:
             error = raised
@@ -177,11 +177,11 @@ class Recording:
         self.meter.start()
         inputs = Inputs(self.declared, self.bound)
         self.record, self.bundle = self._open(inputs.values())
-        knock(self.record.id)
+        notify_opened(self.record.id)
         request = self.record.request
         if inputs.files():  # staging may take long, and may be the end of the machine
             self.workbench.announce(self.record)
-            soon(self.record.id, row=partial(self.workbench.index_open, self.record))
+            defer(self.record.id, row=partial(self.workbench.index_open, self.record))
         secrets = inputs.resolve_secrets(os.environ, self.mask)
         self._show_next = time.monotonic() + _SHOW_SECONDS
         staged = inputs.stage(self.bundle, request.archive, self.settings, self._show_staging)
@@ -192,7 +192,7 @@ class Recording:
             self.bundle.write_document(request)
         self.bound = inputs.bound
         self.staged = inputs.staged
-        reach(Milestone.STAGED, self.record.id)
+        trace_point(TracePoint.STAGED, self.record.id)
 
     def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
         place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
@@ -227,7 +227,7 @@ class Recording:
             bundle.write_document(record.instance)
         self._leave.append(prefect_logs.enter(self.streams, self.mask, self.heard))
         job_status = record.job_status
-        if not self.declared.phased:
+        if not self.declared.is_scripted:
             job_status = advance(job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
         executing = replace(record, job_status=job_status)
         self.workbench.announce(executing)  # refused, the Method's code has not begun
@@ -249,12 +249,12 @@ class Recording:
             clock=now,
         )
         task = asyncio.current_task() if inspect.iscoroutinefunction(self.declared.function) else None
-        self.reins = Reins(self.run, bundle, own=owns_process(self.run), task=task)
+        self.reins = CancellationWatcher(self.run, bundle, own=owns_process(self.run), task=task)
         self.reins.take()
         with self._never_losing("beginning to watch and tell"):
             self._soon(job_status, watch=self.reins.watch)
         self._leave.append(enter(self.execution))
-        reach(Milestone.EXECUTING, record.id)
+        trace_point(TracePoint.EXECUTING, record.id)
 
     def executing(self, at: datetime) -> None:
         """Mark EXECUTING: the main script of a descriptor Method began *at* that time; never raises."""
@@ -266,10 +266,10 @@ class Recording:
             self.workbench.announce(self.record)
             self._soon(job_status)
 
-    def _soon(self, job_status: JobStatus, **acts: Act) -> None:
+    def _soon(self, job_status: JobStatus, **acts: Action) -> None:
         record, _ = self._opened()
         row, tell = partial(self.workbench.index_open, record), partial(prefect_events.tell_changes, job_status)
-        soon(record.id, row=row, tell=tell, **acts)
+        defer(record.id, row=row, tell=tell, **acts)
 
     def ran(self, run: ScriptRun) -> None:
         """Tell in the record where scripts of a descriptor Method really ran; never raises."""
@@ -282,7 +282,7 @@ class Recording:
         """Give the streams back and write what was used and how the code ended; never raises."""
         told: tuple[JobStatus, Metrics | None] | None = None
         if self.reins is not None:
-            reach(Milestone.RETURNED, str(self.run.id))
+            trace_point(TracePoint.RETURNED, str(self.run.id))
             with self._never_losing("ending what it has started"):
                 self.reins.leave(error, self.limit)
         if self.execution is not None:
@@ -300,14 +300,14 @@ class Recording:
         if self.streams is not None:
             with self._never_losing("closing the logs"):
                 self.streams.close()
-            reach(Milestone.LOGS_CLOSED, str(self.run.id))
+            trace_point(TracePoint.LOGS_CLOSED, str(self.run.id))
         if self.bundle is not None and self.record is not None:
             job_status, metrics = told or (self.record.job_status, None)
             with self._never_losing("telling how the attempt ended"):
                 job_status = self._turned(job_status, error, ended)
             with self._never_losing("masking the names of outputs"):
                 job_status = self._renamed(self.bundle, job_status)
-            usage = together(self.record.instance.usage, self.meter.stop().model_copy(update=ended))
+            usage = merge_usage(self.record.instance.usage, self.meter.stop().model_copy(update=ended))
             changed = [] if job_status is self.record.job_status else [job_status]
             self.record = replace(self.record, job_status=job_status)
             self._write(self.bundle, self.record.instance.model_copy(update={"usage": usage}), *changed, metrics)
@@ -324,7 +324,7 @@ class Recording:
         if not renamed:
             return job_status
         told = f"a secret in the names of these outputs is masked: {', '.join(renamed)}"
-        return remark(job_status, Happening.NOTE, now(), observer=Observer.HOOK, message=told)
+        return add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=told)
 
     def _write(self, bundle: OpenBundle, *documents: Document | None) -> None:
         for document in documents:
@@ -338,7 +338,7 @@ class Recording:
             return
         if isinstance(error, Pause):  # the run is suspended and its process may end
             self.workbench.leases.release(self.record.id)
-            leave_to_end(self.record.id)  # what waits there knows nothing of the suspension
+            take_deferred(self.record.id)  # what waits there knows nothing of the suspension
             self.workbench.index_open(self.record)
             with self._never_losing("telling events"):
                 prefect_events.tell_changes(self.record.job_status)
@@ -357,8 +357,8 @@ class Recording:
         with self._never_losing("gathering the outputs"):
             self.workbench.gather(self.bundle, self.record.request.archive)
         with self._never_losing("handing the outputs over"):
-            hand_over(self.bundle, error)
-        reach(Milestone.LEFT, self.record.id)
+            notify_gathered(self.bundle, error)
+        trace_point(TracePoint.LEFT, self.record.id)
 
     def _followed(self, job_status: JobStatus, *, last: bool) -> JobStatus:
         """Tell what Prefect alone knows, and is asked only where there is something to know."""
@@ -382,7 +382,7 @@ class Recording:
         """The bundle, while the Method's code runs."""
         return self._opened()[1]
 
-    def _telling(self, bundle: OpenBundle) -> Telling:
+    def _telling(self, bundle: OpenBundle) -> RecordSink:
         record, _ = self._opened()
         shown = prefect_events.Progress(None)
         context = copy_context()  # the thread that tells has no flow run of its own
@@ -393,7 +393,7 @@ class Recording:
             context.run(prefect_events.tell, [event])
             shown = context.run(prefect_events.show_progress, shown, self.run.id, percent, message)
 
-        return Telling(
+        return RecordSink(
             write_status=bundle.write_document,
             write_metrics=bundle.write_document,
             show_progress=show,

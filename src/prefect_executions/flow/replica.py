@@ -40,6 +40,7 @@ from prefect_executions.methods.model import InputFile
 from prefect_executions.methods.model import Method as Described
 from prefect_executions.runtimes.interface import (
     STREAMS,
+    Capability,
     Exit,
     Plan,
     Resources,
@@ -48,7 +49,6 @@ from prefect_executions.runtimes.interface import (
     RunStatus,
     Runtime,
     StreamName,
-    Wish,
 )
 from prefect_executions.runtimes.registry import open_runtime
 from prefect_executions.settings import Settings
@@ -59,7 +59,7 @@ _SCRIPTS = {Phase.DEPLOY: DEPLOY, Phase.EXECUTE: EXECUTE, Phase.UNDEPLOY: UNDEPL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class ReplicaSpec:
     """What all replicas of an execution are to do.
 
     Attributes:
@@ -80,7 +80,7 @@ class Order:
     replicas: int
 
 
-class Moment(NamedTuple):
+class PhaseEvent(NamedTuple):
     """A phase begins, or has ended."""
 
     phase: Phase
@@ -91,7 +91,7 @@ class Moment(NamedTuple):
     message: str | None = None
 
 
-class Piece(NamedTuple):
+class OutputChunk(NamedTuple):
     """Something that a script has written, with its secrets masked."""
 
     number: int
@@ -106,20 +106,20 @@ class Note(NamedTuple):
     text: str
 
 
-class Done(NamedTuple):
+class ReplicaFinished(NamedTuple):
     """A replica is through all its phases; *error* is how its scripts failed."""
 
     number: int
     error: Exception | None
 
 
-Event = Moment | Piece | Note | ScriptRun | Done
+Event = PhaseEvent | OutputChunk | Note | ScriptRun | ReplicaFinished
 
 
 class Replica(threading.Thread):
     """One replica; it tells everything by *tell*, and `Done` as the last."""
 
-    def __init__(self, order: Order, number: int, tell: Callable[[Event], None]) -> None:
+    def __init__(self, order: ReplicaSpec, number: int, tell: Callable[[Event], None]) -> None:
         super().__init__(name=f"replica-{number}", daemon=True)
         self.number = number
         self.task = f"{order.bundle.id}.{order.attempt}.{number}"
@@ -144,7 +144,7 @@ class Replica(threading.Thread):
             error = self._phases()
         except Exception as raised:  # noqa: BLE001 - it is raised where the replicas are waited for
             error = raised
-        self._tell(Done(self.number, error))
+        self._tell(ReplicaFinished(self.number, error))
 
     def _phases(self) -> Exception | None:
         runtime: Runtime | None = None
@@ -172,7 +172,7 @@ class Replica(threading.Thread):
     def _laid_out(self, runtime: Runtime) -> Scripts:
         """Make the data folder, and return the scripts as they are run over it."""
         order, name = self._order, str(self.number)
-        self._seen = runtime.sees(data_folder(order.bundle, name))
+        self._seen = runtime.mount_path(data_folder(order.bundle, name))
         to = f"replica-{name}" if order.replicas > 1 else ""
         lay_out(order.bundle, name, order.files, to=to, seen=self._seen)
         there = {str(path): f"{self._seen}/{INPUTS}/{inside}" for inside, path in order.files.items()}
@@ -190,7 +190,9 @@ class Replica(threading.Thread):
             for phase, name in _SCRIPTS.items()
             if name in names and name in scripts.scripts
         }
-        self._image = order.image or (order.settings.runtime_image if Wish.IMAGE in runtime.honours else None) or None
+        self._image = (
+            order.image or (order.settings.runtime_image if Capability.IMAGE in runtime.capabilities else None) or None
+        )
         plan = self._plan(
             runtime,
             RunRequest(
@@ -245,7 +247,7 @@ class Replica(threading.Thread):
 
     def _write(self, stream: StreamName, data: bytes) -> None:
         if data:
-            self._tell(Piece(self.number, stream, data))
+            self._tell(OutputChunk(self.number, stream, data))
 
     def _failure(self, end: Exit, phase: Phase) -> Exception | None:
         method = f"Method '{self._order.method.id}'"
@@ -301,7 +303,7 @@ class Replica(threading.Thread):
         self._moment(phase, ended=True, exit_code=0)
 
     def _moment(self, phase: Phase, *, ended: bool, exit_code: int | None = None, message: str | None = None) -> None:
-        self._tell(Moment(phase, self.task, now(), ended, exit_code, message))
+        self._tell(PhaseEvent(phase, self.task, now(), ended, exit_code, message))
 
 
 def _as_seen(value: Any, there: Mapping[str, str]) -> Any:

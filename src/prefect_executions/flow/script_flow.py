@@ -21,8 +21,8 @@ from prefect_executions.descriptors.inputs import wishes_of
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.recording import Recording
-from prefect_executions.flow.replica import Done, Event, Moment, Note, Order, Piece, Replica
-from prefect_executions.lifecycle.history import Happening, JobStatus, remark
+from prefect_executions.flow.replica import Event, Note, OutputChunk, PhaseEvent, Replica, ReplicaFinished, ReplicaSpec
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer, Phase
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.runtimes.interface import Resources
@@ -55,7 +55,7 @@ def scripted(declared: Declared) -> Callable[..., None]:
     return run
 
 
-def _order(recording: Recording, bound: inspect.BoundArguments) -> Order:
+def _order(recording: Recording, bound: inspect.BoundArguments) -> ReplicaSpec:
     method, bundle = recording.declared.method, recording.open_bundle
     given = {
         name: value
@@ -64,7 +64,7 @@ def _order(recording: Recording, bound: inspect.BoundArguments) -> Order:
     }
     secrets = {name: given.pop(name) for name in method.secrets & given.keys()}
     wishes, exact = wishes_of(given), recording.image
-    return Order(
+    return ReplicaSpec(
         bundle=bundle,
         method=method,
         values=given,
@@ -100,7 +100,7 @@ def _files(recording: Recording) -> Iterator[tuple[str, Path]]:
 class _Stage:
     """Where the replicas play, and from where all is told."""
 
-    def __init__(self, recording: Recording, order: Order) -> None:
+    def __init__(self, recording: Recording, order: ReplicaSpec) -> None:
         self._recording = recording
         self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._replicas = {number: Replica(order, number, self._told.put) for number in range(1, order.replicas + 1)}
@@ -135,18 +135,18 @@ class _Stage:
         except queue.Empty:
             return
         match event:
-            case Moment():
+            case PhaseEvent():
                 self._tell(event)
-            case Piece():
+            case OutputChunk():
                 _show(event.stream, self._labelled(event))
             case Note():
                 self._change(_noted, note=event)
             case ScriptRun():
                 self._recording.ran(event)
-            case Done():
+            case ReplicaFinished():
                 self._end(event)
 
-    def _tell(self, moment: Moment) -> None:
+    def _tell(self, moment: PhaseEvent) -> None:
         if moment.phase is Phase.EXECUTE and not moment.ended and not self._executing:
             self._executing = True
             self._recording.executing(moment.at)
@@ -161,7 +161,7 @@ class _Stage:
     def _clean(self, text: str) -> str:
         return self._recording.mask.mask(text)
 
-    def _labelled(self, piece: Piece) -> bytes:
+    def _labelled(self, piece: OutputChunk) -> bytes:
         """What is shown of *piece*: among several replicas each line says whose it is."""
         if len(self._replicas) == 1:
             return piece.data
@@ -169,7 +169,7 @@ class _Stage:
         *lines, self._lines[key] = (self._lines.get(key, b"") + piece.data).split(b"\n")
         return b"".join(b"[%d] %s\n" % (piece.number, line) for line in lines)
 
-    def _end(self, done: Done) -> None:
+    def _end(self, done: ReplicaFinished) -> None:
         self._left.discard(done.number)
         for (number, stream), rest in self._lines.items():
             if number == done.number and rest:
@@ -178,16 +178,16 @@ class _Stage:
             self._failures[done.number] = done.error
 
 
-def _phased(job_status: JobStatus, *, moment: Moment) -> JobStatus:
+def _phased(job_status: JobStatus, *, moment: PhaseEvent) -> JobStatus:
     """Return *job_status* with the beginning or the end of a phase, as our own code saw it."""
-    kind = Happening.PHASE_ENDED if moment.ended else Happening.PHASE
-    told = remark(job_status, kind, moment.at, observer=Observer.HOOK, message=moment.message)
+    kind = EntryKind.PHASE_ENDED if moment.ended else EntryKind.PHASE
+    told = add_entry(job_status, kind, moment.at, observer=Observer.HOOK, message=moment.message)
     of_phase = {"phase": moment.phase, "task": moment.task, "exit_code": moment.exit_code}
     return told.model_copy(update={"history": (*told.history[:-1], told.history[-1].model_copy(update=of_phase))})
 
 
 def _noted(job_status: JobStatus, *, note: Note) -> JobStatus:
-    return remark(job_status, Happening.NOTE, note.at, observer=Observer.HOOK, message=note.text)
+    return add_entry(job_status, EntryKind.NOTE, note.at, observer=Observer.HOOK, message=note.text)
 
 
 def _show(stream: str, data: bytes) -> None:

@@ -22,15 +22,15 @@ from prefect_executions.ledger import queries
 from prefect_executions.ledger.database import Database, Session, address
 from prefect_executions.ledger.rows import (
     ArchiveState,
-    Came,
-    Entry,
-    Handed,
+    FileEdge,
+    ImportOrigin,
+    LedgerEntry,
     MethodRow,
-    Named,
     Page,
+    Relation,
     Row,
     clean,
-    entry_of,
+    ledger_entry,
     micros_of,
     read_row,
     stored_row,
@@ -93,7 +93,7 @@ class Ledger:
         *,
         archive: ArchiveState,
         manifest_sha256: str | None = None,
-        came: Came | None = None,
+        came: ImportOrigin | None = None,
     ) -> None:
         """Replace all rows of an execution by what *record* says, in one transaction.
 
@@ -103,7 +103,7 @@ class Ledger:
         Raises:
             LedgerError: If the database fails.
         """
-        entry = entry_of(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
+        entry = ledger_entry(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
         with self._database.writing(entry.row.id) as session:
             _put(session, [entry])
 
@@ -206,7 +206,7 @@ class Ledger:
         versions: dict[tuple[str, str], MethodRow] = {}
         for row in told:
             known = versions.get((row.id, row.version))
-            versions[row.id, row.version] = _together(known, row) if known else row
+            versions[row.id, row.version] = _merge_rows(known, row) if known else row
         return tuple(versions.values())
 
     def method(self, method_id: str, version: str | None = None) -> MethodRow:
@@ -234,24 +234,24 @@ class Ledger:
                 known |= {row[0] for row in session.rows(sql, some)}
         return frozenset(asked) - known
 
-    def naming(self, execution_id: str, *, limit: int = EDGES) -> tuple[Named, ...]:
+    def naming(self, execution_id: str, *, limit: int = EDGES) -> tuple[Relation, ...]:
         """Return the executions that name this one as their parent, or as what they run again; oldest first."""
         with self._database.reading() as session:
             found = session.rows(queries.NAMING, (clean(execution_id), limit))
-        return tuple(Named(id=one, relation=relation) for one, relation in found)
+        return tuple(Relation(id=one, relation=relation) for one, relation in found)
 
-    def made_from(self, execution_id: str, *, limit: int = EDGES) -> tuple[Handed, ...]:
+    def made_from(self, execution_id: str, *, limit: int = EDGES) -> tuple[FileEdge, ...]:
         """Return the outputs of others that are inputs of this execution, by digest; the newest maker first."""
         return self._handed(queries.MADE_FROM, execution_id, limit)
 
-    def used_by(self, execution_id: str, *, limit: int = EDGES) -> tuple[Handed, ...]:
+    def used_by(self, execution_id: str, *, limit: int = EDGES) -> tuple[FileEdge, ...]:
         """Return the outputs of this execution that are inputs of others, by digest; the oldest use first."""
         return self._handed(queries.USED_BY, execution_id, limit)
 
-    def _handed(self, statement: str, execution_id: str, limit: int) -> tuple[Handed, ...]:
+    def _handed(self, statement: str, execution_id: str, limit: int) -> tuple[FileEdge, ...]:
         with self._database.reading() as session:
             found = session.rows(statement, (clean(execution_id), limit))
-        return tuple(Handed(id=one, output=path, input=name, sha256=sha256) for one, path, name, sha256, _ in found)
+        return tuple(FileEdge(id=one, output=path, input=name, sha256=sha256) for one, path, name, sha256, _ in found)
 
     def pending(self) -> tuple[str, ...]:
         """Return the ids of the executions that wait for the archive, oldest first."""
@@ -292,7 +292,7 @@ class Bulk:
 
     def __init__(self, database: Database[Any]) -> None:
         self._database = database
-        self._waiting: list[Entry] = []
+        self._waiting: list[LedgerEntry] = []
         self._rows = 0
 
     def record(
@@ -301,14 +301,14 @@ class Bulk:
         *,
         archive: ArchiveState,
         manifest_sha256: str | None = None,
-        came: Came | None = None,
+        came: ImportOrigin | None = None,
     ) -> None:
         """Do what `Ledger.record` does, with the next batch.
 
         Raises:
             LedgerError: If the batch is full and the database fails.
         """
-        entry = entry_of(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
+        entry = ledger_entry(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
         self._waiting.append(entry)
         self._rows += sum(map(len, entry.parts.values()))
         if len(self._waiting) >= BATCH or self._rows >= BATCH_ROWS:
@@ -338,8 +338,8 @@ def _database_at(url: str) -> Database[Any]:
     return PostgresDatabase(target, shown)
 
 
-def _put(session: Session, entries: Sequence[Entry]) -> None:
-    kept: dict[str, tuple[int, Entry]] = {}  # an id may come twice in a batch; its last rows count
+def _put(session: Session, entries: Sequence[LedgerEntry]) -> None:
+    kept: dict[str, tuple[int, LedgerEntry]] = {}  # an id may come twice in a batch; its last rows count
     for entry in entries:
         key = _put_row(session, entry)
         if key is not None:
@@ -354,7 +354,7 @@ def _put(session: Session, entries: Sequence[Entry]) -> None:
             session.many(statement, rows)
 
 
-def _put_row(session: Session, entry: Entry) -> int | None:
+def _put_row(session: Session, entry: LedgerEntry) -> int | None:
     """Write the row of an execution and return its key, or None where a sealed one stays."""
     row = entry.row
     known = session.rows(queries.SEAL, (row.id,))
@@ -368,7 +368,7 @@ def _put_row(session: Session, entry: Entry) -> int | None:
     return session.insert(queries.INSERT_EXECUTION, (_method_key(session, entry), *stored_row(row)))
 
 
-def _method_key(session: Session, entry: Entry) -> int:
+def _method_key(session: Session, entry: LedgerEntry) -> int:
     asked = (queries.METHOD_KEY, (entry.method.sha256,))
     found = session.rows(*asked)
     if not found:
@@ -393,7 +393,7 @@ def _method_row(columns: tuple[Any, ...]) -> MethodRow:
     )
 
 
-def _together(one: MethodRow, other: MethodRow) -> MethodRow:
+def _merge_rows(one: MethodRow, other: MethodRow) -> MethodRow:
     """Return two descriptors of the same version as one row, told by the newer."""
     newer = max(one, other, key=lambda row: (row.last_seen, row.sha256))
     return replace(

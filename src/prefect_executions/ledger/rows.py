@@ -24,7 +24,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from prefect_executions.documents import json_value
 from prefect_executions.executions.record import ExecutionRecord, Metric
-from prefect_executions.lifecycle.history import Happening, JobStatus, StatusEntry
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, StatusEntry
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import Method
 
@@ -112,7 +112,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class Relation:
     """An execution that names this one as its `relation`: its parent, or what it runs again."""
 
     id: str
@@ -120,7 +120,7 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handed:
+class FileEdge:
     """A file that was an output of one execution and an input of another, which its digest tells."""
 
     id: str
@@ -131,7 +131,7 @@ class Handed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Came:
+class ImportOrigin:
     """That an execution was imported: when, and from where."""
 
     at: datetime
@@ -215,7 +215,7 @@ class MethodEntry(NamedTuple):
     descriptor: str
 
 
-class Entry(NamedTuple):
+class LedgerEntry(NamedTuple):
     """All rows of one execution; `parts` are by table, each row without execution and position."""
 
     method: MethodEntry
@@ -223,13 +223,13 @@ class Entry(NamedTuple):
     parts: Mapping[str, list[Columns]]
 
 
-def entry_of(
-    record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, came: Came | None = None
-) -> Entry:
+def ledger_entry(
+    record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, came: ImportOrigin | None = None
+) -> LedgerEntry:
     """Return the rows that *record* and its archive facts give; the same record gives the same rows."""
     metrics = record.metrics
     job_status, request = record.job_status, record.request
-    return Entry(
+    return LedgerEntry(
         method=_method(record.method),
         row=_row(record, archive, manifest_sha256, came),
         parts={
@@ -266,7 +266,7 @@ def _method(method: Method) -> MethodEntry:
     )
 
 
-def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None, came: Came | None) -> Row:
+def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None, came: ImportOrigin | None) -> Row:
     job_status, request, infrastructure = record.job_status, record.request, record.infrastructure
     code = record.method.code
     times = dict(_first_times(job_status))
@@ -310,7 +310,7 @@ def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | 
 def _first_times(job_status: JobStatus) -> Iterator[tuple[Status, Any]]:
     seen: set[Status] = set()
     for entry in job_status.history:
-        if entry.kind is Happening.STATUS and entry.status not in seen:
+        if entry.kind is EntryKind.STATUS and entry.status not in seen:
             seen.add(entry.status)
             yield entry.status, entry.time
 

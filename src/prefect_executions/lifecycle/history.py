@@ -17,7 +17,7 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from prefect_executions.documents import Document, Link, Part, Time
+from prefect_executions.documents import Document, OgcLink, Part, Time
 from prefect_executions.errors import TransitionError
 from prefect_executions.lifecycle.status import (
     AS_OGC,
@@ -45,7 +45,7 @@ class PrefectState(Part):
     id: UUID | None = None
 
 
-class Seen(NamedTuple):
+class ObservedState(NamedTuple):
     """A state of a flow run as Prefect keeps it, with Prefect's time."""
 
     state: PrefectState
@@ -53,7 +53,7 @@ class Seen(NamedTuple):
     message: str | None = None
 
 
-class Happening(StrEnum):
+class EntryKind(StrEnum):
     """What kind of thing an entry of the history tells."""
 
     STATUS = "status"
@@ -70,14 +70,14 @@ class Happening(StrEnum):
     PHASE_ENDED = "phase-ended"
 
 
-TURNS = frozenset({Happening.ATTEMPT, Happening.ATTEMPT_FAILED, Happening.PAUSED, Happening.RESUMED})
+TURNS = frozenset({EntryKind.ATTEMPT, EntryKind.ATTEMPT_FAILED, EntryKind.PAUSED, EntryKind.RESUMED})
 """By what an attempt or a pause begins or ends."""
 
 
 class StatusEntry(Part):
     """One line of the history."""
 
-    kind: Happening
+    kind: EntryKind
     status: Status
     time: Time
     observer: Observer
@@ -139,7 +139,7 @@ class JobStatus(Document):
     finished: Time | None = None
     updated: Time
     progress: int | None = Field(default=None, ge=0, le=100)
-    links: tuple[Link, ...] = ()
+    links: tuple[OgcLink, ...] = ()
     execution_status: Status
     reason: Reason | None = None
     attempt: int = Field(default=1, ge=1)
@@ -158,7 +158,7 @@ class JobStatus(Document):
         return self
 
 
-def begin(
+def new_job_status(
     execution_id: str,
     method_id: str,
     *,
@@ -170,7 +170,7 @@ def begin(
 ) -> JobStatus:
     """Return the job status of an execution whose first known status is *status*."""
     entry = StatusEntry(
-        kind=Happening.STATUS, status=status, time=at, observer=observer, prefect_state=prefect_state, message=message
+        kind=EntryKind.STATUS, status=status, time=at, observer=observer, prefect_state=prefect_state, message=message
     )
     return JobStatus(
         job_id=execution_id,
@@ -208,12 +208,12 @@ def advance(
         return job_status
     if current.terminal:
         heard = f"heard {to} after the end" + (f": {message}" if message else "")
-        return remark(job_status, Happening.NOTE, at, observer=observer, prefect_state=prefect_state, message=heard)
+        return add_entry(job_status, EntryKind.NOTE, at, observer=observer, prefect_state=prefect_state, message=heard)
     if to not in FOLLOWS[current]:
         raise TransitionError(f"{to} may not follow {current} in execution {job_status.job_id}")
     job_status, at = _in_order(job_status, at, observer)
     entry = StatusEntry(
-        kind=Happening.STATUS,
+        kind=EntryKind.STATUS,
         status=to,
         time=at,
         observer=observer,
@@ -236,9 +236,9 @@ def advance(
     return job_status.model_copy(update=changes)
 
 
-def remark(
+def add_entry(
     job_status: JobStatus,
-    kind: Happening,
+    kind: EntryKind,
     at: datetime,
     *,
     observer: Observer,
@@ -255,7 +255,7 @@ def remark(
     Raises:
         TransitionError: If the execution has ended and *kind* is not a note.
     """
-    if job_status.execution_status.terminal and kind is not Happening.NOTE:
+    if job_status.execution_status.terminal and kind is not EntryKind.NOTE:
         raise TransitionError(f"execution {job_status.job_id} has ended; a {kind} entry comes too late")
     job_status, at = _in_order(job_status, at, observer)
     entry = StatusEntry(
@@ -290,7 +290,7 @@ def _in_order(job_status: JobStatus, at: datetime, observer: Observer) -> tuple[
     told = any((entry.message or "").startswith(_TURNED_BACK) for entry in job_status.history)
     if last.time - at > _SLEWED and not told:
         words = f"{_TURNED_BACK}: it said {at.isoformat()} here, and later entries may have the time of the one above"
-        job_status = remark(job_status, Happening.NOTE, last.time, observer=last.observer, message=words)
+        job_status = add_entry(job_status, EntryKind.NOTE, last.time, observer=last.observer, message=words)
     return job_status, last.time
 
 
@@ -304,7 +304,7 @@ def faults(history: Sequence[StatusEntry]) -> Iterator[str]:
     current: Status | None = None
     last: StatusEntry | None = None
     for number, entry in enumerate(history, start=1):
-        if entry.kind is Happening.STATUS:
+        if entry.kind is EntryKind.STATUS:
             if current is not None and entry.status not in FOLLOWS[current]:
                 yield f"entry {number}: {entry.status} may not follow {current}"
             current = entry.status
@@ -328,7 +328,7 @@ def _times(status: Status, at: datetime) -> dict[str, Any]:
     return {"finished": at} if status.terminal else {}
 
 
-def follow(job_status: JobStatus, states: Sequence[Seen]) -> JobStatus:
+def merge_states(job_status: JobStatus, states: Sequence[ObservedState]) -> JobStatus:
     """Return *job_status* with what Prefect's state history tells, up to but not including the end.
 
     States that are in the history already (by their ids) are passed over, so the
@@ -344,26 +344,26 @@ def follow(job_status: JobStatus, states: Sequence[Seen]) -> JobStatus:
     return job_status
 
 
-def _follow_one(job_status: JobStatus, one: Seen) -> JobStatus:
+def _follow_one(job_status: JobStatus, one: ObservedState) -> JobStatus:
     told: dict[str, Any] = {"observer": Observer.PREFECT, "prefect_state": one.state}
     current = job_status.execution_status
     if one.state.name == "AwaitingRetry":
         known = _confirmed(job_status, one.state)
-        return known or remark(job_status, Happening.ATTEMPT_FAILED, one.time, message=one.message, **told)
+        return known or add_entry(job_status, EntryKind.ATTEMPT_FAILED, one.time, message=one.message, **told)
     if one.state.type == "PAUSED":
-        return _inserted(job_status, Happening.PAUSED, one, message=one.state.name)
+        return _inserted(job_status, EntryKind.PAUSED, one, message=one.state.name)
     if one.state.type == "RUNNING" and (last := _last_turn(job_status, one.time)):
-        if last.kind is Happening.PAUSED:
-            return _inserted(job_status, Happening.RESUMED, one)
-        if last.kind is Happening.ATTEMPT_FAILED:
-            return remark(job_status, Happening.ATTEMPT, one.time, attempt=job_status.attempt + 1, **told)
+        if last.kind is EntryKind.PAUSED:
+            return _inserted(job_status, EntryKind.RESUMED, one)
+        if last.kind is EntryKind.ATTEMPT_FAILED:
+            return add_entry(job_status, EntryKind.ATTEMPT, one.time, attempt=job_status.attempt + 1, **told)
     to = FROM_PREFECT.get(one.state.type)
     if to is None or to.terminal or to not in FOLLOWS[current]:
         return job_status
     return advance(job_status, to, one.time, message=one.message, **told)
 
 
-def _inserted(job_status: JobStatus, kind: Happening, one: Seen, *, message: str | None = None) -> JobStatus:
+def _inserted(job_status: JobStatus, kind: EntryKind, one: ObservedState, *, message: str | None = None) -> JobStatus:
     """Return *job_status* with an entry where its time belongs: a pause may be heard of when it is long over."""
     number = _place(job_status, one.time)
     before = job_status.history[number - 1]
@@ -382,7 +382,7 @@ def _inserted(job_status: JobStatus, kind: Happening, one: Seen, *, message: str
 
 def _place(job_status: JobStatus, time: datetime) -> int:
     number = len(job_status.history)
-    while job_status.history[number - 1].time > time and job_status.history[number - 1].kind is not Happening.STATUS:
+    while job_status.history[number - 1].time > time and job_status.history[number - 1].kind is not EntryKind.STATUS:
         number -= 1
     return number
 
@@ -390,7 +390,7 @@ def _place(job_status: JobStatus, time: datetime) -> int:
 def _confirmed(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
     """The same with Prefect's *state* beside the failed attempt that our own code told; None when it told none."""
     for number, entry in reversed(list(enumerate(job_status.history))):
-        if entry.kind is Happening.ATTEMPT_FAILED and entry.attempt == job_status.attempt and not entry.prefect_state:
+        if entry.kind is EntryKind.ATTEMPT_FAILED and entry.attempt == job_status.attempt and not entry.prefect_state:
             confirmed = entry.model_copy(update={"prefect_state": state})
             history = (*job_status.history[:number], confirmed, *job_status.history[number + 1 :])
             return job_status.model_copy(update={"history": history})

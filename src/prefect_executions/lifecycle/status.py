@@ -100,7 +100,7 @@ _NOT_SUBMITTED = (
 # Clocks of a server and a worker differ; more than this is told as a fault.
 
 
-def ending(
+def terminal_status_of(
     state_type: str, state_name: str, message: str | None, *, started: bool
 ) -> tuple[Status, Reason | None] | None:
     """Return the terminal status and reason that a Prefect state means, or None when it ends nothing.

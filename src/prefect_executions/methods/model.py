@@ -27,7 +27,7 @@ from prefect_executions.settings import ArchiveLevel
 FILE_FORMAT = "uri-reference"
 """JSON Schema format of an `InputFile`: a path or an fsspec URL."""
 
-DESCRIPTORS = "prefect_executions.flow.file"
+DESCRIPTOR_MODULE = "prefect_executions.flow.file"
 """The module by which Prefect loads a descriptor: ``<it>:<path>`` is an entrypoint."""
 
 _ENDINGS = (".json", ".yaml", ".yml")
@@ -38,7 +38,7 @@ CCP_FILE = "file"
 
 def descriptor_in(entrypoint: str) -> str | None:
     """Return the path of the descriptor that *entrypoint* names, or None where it names something else."""
-    path = entrypoint.removeprefix(f"{DESCRIPTORS}:")
+    path = entrypoint.removeprefix(f"{DESCRIPTOR_MODULE}:")
     return path if path.lower().endswith(_ENDINGS) else None
 
 
@@ -172,7 +172,7 @@ class OpenPart(Part):
     model_config = ConfigDict(extra="allow")
 
 
-class Link(OpenPart):
+class MethodLink(OpenPart):
     """OGC's ``link``; ``compatibleWith`` names in CCP an infrastructure that the Method runs on."""
 
     href: str
@@ -330,7 +330,7 @@ class Method(Document):
     comparisons: dict[str, Comparison] | None = None
     """How outputs are compared when an execution is replayed, by their names below ``outputs/`` or patterns of them."""
     additional_parameters: AdditionalParameters | None = None
-    links: tuple[Link, ...] = ()
+    links: tuple[MethodLink, ...] = ()
     type: str | None = None
     archive: ArchiveLevel | None = None
     time_limit: float | None = None

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError, SettingsError
-from prefect_executions.objectstore.interface import Expected, Head, Lasts, Patience, bring, checked_key, public_url
+from prefect_executions.objectstore.interface import (
+    Durability,
+    Expected,
+    ObjectInfo,
+    RetryBudget,
+    checked_key,
+    download_verified,
+    public_url,
+)
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem  # type: ignore[import-untyped]  # fsspec has no type information
@@ -65,7 +73,7 @@ class FilesystemStore:
         else:
             self._on(key, lambda path: self._filesystem.pipe_file(path, data))
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:  # noqa: ARG002 - whether an object lasts is the file system's own
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Durability = Durability.SYNCED) -> None:  # noqa: ARG002 - whether an object lasts is the file system's own
         for key, data in objects.items():
             self.put(key, data)
 
@@ -108,16 +116,16 @@ class FilesystemStore:
             raise self._absent(key)
         if found.size != size:
             raise ArchiveError(f"{self._url}/{key} has {found.size} bytes and should have {size}")
-        bring(pieces(), to, Expected(f"{self._url}/{key}", size, sha256))
+        download_verified(pieces(), to, Expected(f"{self._url}/{key}", size, sha256))
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> ObjectInfo | None:
         try:
             about = self._on(key, self._filesystem.info)
         except NotFoundError:
             return None
         return _head(key, about) if about["type"] == "file" else None
 
-    def list(self, prefix: str) -> Iterator[Head]:
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
         found = self._try(prefix, lambda: self._filesystem.find(f"{self._root}/{prefix}", detail=True))
         for path, about in sorted(found.items()):
             yield _head(path.removeprefix(f"{self._root}/"), about)
@@ -151,7 +159,7 @@ class FilesystemStore:
         return NotFoundError(f"There is no object {self._url}/{key} in the archive")
 
     def _try(self, key: str, action: Callable[[], _T]) -> _T:
-        patience, attempt = Patience(self._timeout), 0
+        patience, attempt = RetryBudget(self._timeout), 0
         while True:
             attempt += 1
             try:
@@ -173,9 +181,9 @@ def creates_exclusively(filesystem: AbstractFileSystem) -> bool:
     return not _CREATE_EXCLUSIVELY.isdisjoint({named} if isinstance(named, str) else named)
 
 
-def _head(key: str, about: Mapping[str, Any]) -> Head:
+def _head(key: str, about: Mapping[str, Any]) -> ObjectInfo:
     etag = about.get("ETag") or about.get("etag")
-    return Head(key, int(about["size"] or 0), str(etag) if etag else None, _modified(about))
+    return ObjectInfo(key, int(about["size"] or 0), str(etag) if etag else None, _modified(about))
 
 
 def _modified(about: Mapping[str, Any]) -> datetime | None:

@@ -36,7 +36,7 @@ UNFINISHED = ".~"
 """How the names of a store's own unfinished files begin; no key may use it."""
 
 
-class Head(NamedTuple):
+class ObjectInfo(NamedTuple):
     """What a store says of an object without reading it; size in bytes.
 
     `etag` and `modified` are absent where the store does not tell them.
@@ -48,12 +48,12 @@ class Head(NamedTuple):
     modified: datetime | None = None
 
 
-class Lasts(Enum):
+class Durability(Enum):
     """From when on an object outlives a power cut of the store's own machine."""
 
-    AT_ONCE = "when the call returns"
-    SOON = "in a moment; nobody waits for it"
-    LATER = "when an object is created after it"
+    SYNCED = "when the call returns"
+    ASYNC = "in a moment; nobody waits for it"
+    WITH_SEAL = "when an object is created after it"
 
 
 class Store(Protocol):
@@ -71,7 +71,7 @@ class Store(Protocol):
     def put(self, key: str, data: bytes | Path) -> None:
         """Keep *data*, or the content of the file at that path, under *key*; the old object is replaced."""
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Durability = Durability.SYNCED) -> None:
         """Keep several objects; when this returns all of them are kept, when it raises some may be.
 
         *lasts* says from when on a power cut may not touch them.
@@ -109,10 +109,10 @@ class Store(Protocol):
             NotFoundError: If there is no such object.
         """
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> ObjectInfo | None:
         """Return what is known of an object, or None where there is none."""
 
-    def list(self, prefix: str) -> Iterator[Head]:
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield every object whose key begins with *prefix*, which ends in a slash or is empty."""
 
     def list_children(self, prefix: str) -> Iterator[str]:
@@ -179,7 +179,7 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 
 
-class Patience:
+class RetryBudget:
     """The time left for one call, which all its requests share."""
 
     def __init__(self, limit: timedelta) -> None:
@@ -207,7 +207,7 @@ class Expected(NamedTuple):
     sha256: str
 
 
-class Arriving:
+class VerifiedDownload:
     """The file ``<name>.part`` beside the one that is brought; left well, it takes the name."""
 
     def __init__(self, to: Path, expected: Expected) -> None:
@@ -270,12 +270,12 @@ class Arriving:
         return ArchiveError(f"{self._expected.name} cannot be written to {self._to}: {error.strerror or error}")
 
 
-def bring(pieces: Iterable[bytes], to: Path, expected: Expected) -> None:
+def download_verified(pieces: Iterable[bytes], to: Path, expected: Expected) -> None:
     """Write *pieces* to the file *to*, if together they are what is expected.
 
     Raises:
         ArchiveError: If they are not; the file *to* is then as it was before.
     """
-    with Arriving(to, expected) as arriving:
+    with VerifiedDownload(to, expected) as arriving:
         for piece in pieces:
             arriving.take(piece)

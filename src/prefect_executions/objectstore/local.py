@@ -18,8 +18,15 @@ from typing import NamedTuple
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
 from prefect_executions.fsync import sync, sync_soon
-from prefect_executions.objectstore.interface import UNFINISHED, Expected, Head, Lasts, bring, checked_key
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.objectstore.interface import (
+    UNFINISHED,
+    Durability,
+    Expected,
+    ObjectInfo,
+    checked_key,
+    download_verified,
+)
+from prefect_executions.tracepoints import TracePoint, trace_point
 
 _PIECE = 8 * 1024**2
 _TRIES = 5
@@ -46,24 +53,24 @@ class FolderStore:
     def put(self, key: str, data: bytes | Path) -> None:
         self.put_many({key: data})
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Durability = Durability.SYNCED) -> None:
         written: list[_Written] = []
         folders: set[str] = set()
         try:
             # Written first and flushed together: the disk then has one journal to write, not one for each file.
             for key, data in objects.items():
                 written.append(self._write_aside(key, data, folders))
-            if lasts is Lasts.AT_ONCE:
+            if lasts is Durability.SYNCED:
                 with self._told(written[0].key if len(written) == 1 else "its objects"):
                     sync(one.unfinished for one in written)
             for one in written:
                 with self._told(one.key):
                     os.replace(one.unfinished, one.path)
-                    reach(Milestone.OBJECT_KEPT, one.key)
-            if lasts is Lasts.AT_ONCE:
+                    trace_point(TracePoint.OBJECT_KEPT, one.key)
+            if lasts is Durability.SYNCED:
                 with self._told("its folders"):
                     _flush(folders | self._folders_of(objects))
-            elif lasts is Lasts.SOON:
+            elif lasts is Durability.ASYNC:
                 sync_soon(one.path for one in written if objects[one.key])
         except BaseException:
             for one in written:
@@ -80,7 +87,7 @@ class FolderStore:
                 _flush(folders, one.unfinished, *(f"{self._root}/{before}" for before in after))
                 # A hard link is the one way to create a file that is whole at once and replaces none.
                 os.link(one.unfinished, one.path)
-                reach(Milestone.OBJECT_KEPT, key)
+                trace_point(TracePoint.OBJECT_KEPT, key)
                 _flush({os.path.dirname(one.path)} if after else self._folders_of([key]))
         except ArchiveError as error:
             if isinstance(error.__cause__, FileExistsError):
@@ -108,16 +115,16 @@ class FolderStore:
 
     def download(self, key: str, to: Path, size: int, sha256: str) -> None:
         with self._told(key, reading=True), self._path(key).open("rb") as file:
-            bring(iter(lambda: file.read(_PIECE), b""), to, Expected(f"{self.url}/{key}", size, sha256))
+            download_verified(iter(lambda: file.read(_PIECE), b""), to, Expected(f"{self.url}/{key}", size, sha256))
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> ObjectInfo | None:
         try:
             with self._told(key, reading=True):
                 return _head(key, self._path(key).stat())
         except NotFoundError:
             return None
 
-    def list(self, prefix: str) -> Iterator[Head]:
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self._root / prefix
         try:
             with self._told(prefix, reading=True):
@@ -144,7 +151,7 @@ class FolderStore:
             with self._told(key):
                 path = self._path(key)
                 path.unlink(missing_ok=True)
-                reach(Milestone.OBJECT_REMOVED, key)
+                trace_point(TracePoint.OBJECT_REMOVED, key)
                 self._prune(path.parent)
 
     def abort_stale(self, older_than: datetime) -> int:
@@ -181,7 +188,7 @@ class FolderStore:
                 except FileNotFoundError:
                     folders |= _make_folder(folder)
                 else:
-                    reach(Milestone.OBJECT_WRITTEN, key)
+                    trace_point(TracePoint.OBJECT_WRITTEN, key)
                     return one
         raise ArchiveError(f"{self.url}/{key}: the folder {folder} is removed again and again")
 
@@ -247,8 +254,8 @@ def _make_folder(folder: str) -> set[str]:
     return changed
 
 
-def _head(key: str, found: os.stat_result) -> Head:
-    return Head(key, found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
+def _head(key: str, found: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, found.st_size, modified=datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 def _above(key: str) -> Iterator[str]:

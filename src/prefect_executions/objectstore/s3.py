@@ -30,9 +30,16 @@ from typing import Any, NamedTuple, TypeVar
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from prefect_executions.errors import ArchiveError, NotFoundError
-from prefect_executions.objectstore.interface import Arriving, Expected, Head, Lasts, Patience, checked_key
+from prefect_executions.objectstore.interface import (
+    Durability,
+    Expected,
+    ObjectInfo,
+    RetryBudget,
+    VerifiedDownload,
+    checked_key,
+)
 from prefect_executions.objectstore.s3_client import MISSING, Bucket, RefusedError, connect, secrets_of
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.tracepoints import TracePoint, trace_point
 
 _T = TypeVar("_T")
 
@@ -126,7 +133,7 @@ async def _send_part(sending: _Sending, number: int) -> str:
         return finished.etag
     request = {"UploadId": sending.upload_id, "PartNumber": number, "Body": data}
     reply = await sending.bucket.ask("upload_part", sending.key, request, allowed=_GONE)
-    reach(Milestone.PART_SENT, sending.key, str(number))
+    trace_point(TracePoint.PART_SENT, sending.key, str(number))
     return str(reply.members["ETag"]).strip('"')
 
 
@@ -217,7 +224,7 @@ class S3Store:
     def put(self, key: str, data: bytes | Path) -> None:
         self.put_many({key: data})
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Lasts = Lasts.AT_ONCE) -> None:  # noqa: ARG002 - S3 keeps whatever it took
+    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Durability = Durability.SYNCED) -> None:  # noqa: ARG002 - S3 keeps whatever it took
         sized = [(self._name(key), data, _size(data)) for key, data in objects.items()]
         self._run(lambda bucket: all_of((_put(bucket, *one) for one in sized), _AT_ONCE))
 
@@ -249,18 +256,18 @@ class S3Store:
         if not self._run(lambda bucket: _download(bucket, name, to, expected)):
             raise self._absent(key)
 
-    def head(self, key: str) -> Head | None:
+    def head(self, key: str) -> ObjectInfo | None:
         name = self._name(key)
         about = self._run(lambda bucket: _head(bucket, name))
         if about is None:
             return None
-        return Head(key, about["ContentLength"], about["ETag"].strip('"'), about["LastModified"])
+        return ObjectInfo(key, about["ContentLength"], about["ETag"].strip('"'), about["LastModified"])
 
-    def list(self, prefix: str) -> Iterator[Head]:
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for page in self._pages("list_objects_v2", Prefix=self._prefix + prefix):
             for one in page.get("Contents") or ():
                 key = one["Key"].removeprefix(self._prefix)
-                yield Head(key, one["Size"], one["ETag"].strip('"'), one["LastModified"])
+                yield ObjectInfo(key, one["Size"], one["ETag"].strip('"'), one["LastModified"])
 
     def list_children(self, prefix: str) -> Iterator[str]:
         full = self._prefix + prefix
@@ -313,7 +320,7 @@ class S3Store:
             return self._connected[1]
 
     def _run(self, work: Callable[[Bucket], Awaitable[_T]]) -> _T:
-        filesystem, patience = self._filesystem(), Patience(self._timeout)
+        filesystem, patience = self._filesystem(), RetryBudget(self._timeout)
         bucket = Bucket(filesystem, self._bucket, patience, self._hidden)
 
         async def bounded() -> _T:
@@ -348,7 +355,7 @@ async def _put(bucket: Bucket, name: str, data: bytes | Path, size: int) -> None
     else:
         body = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
         await bucket.ask("put_object", name, {"Body": body})
-    reach(Milestone.OBJECT_KEPT, name)
+    trace_point(TracePoint.OBJECT_KEPT, name)
 
 
 async def _create(bucket: Bucket, name: str, data: bytes) -> bool:
@@ -361,7 +368,7 @@ async def _create(bucket: Bucket, name: str, data: bytes) -> bool:
     except RefusedError:
         about = await _head(bucket, name)
         return about is not None and about["Metadata"].get(_CLAIM) == claim
-    reach(Milestone.OBJECT_KEPT, name)
+    trace_point(TracePoint.OBJECT_KEPT, name)
     return True
 
 
@@ -395,7 +402,7 @@ async def _download(bucket: Bucket, name: str, to: Path, expected: Expected) -> 
         raise ArchiveError(f"{expected.name} has {about['ContentLength']} bytes and should have {expected.size}")
     starts = iter(range(0, expected.size, _PIECE))
     ahead: deque[asyncio.Future[bytes | None]] = deque()
-    with Arriving(to, expected) as arriving:
+    with VerifiedDownload(to, expected) as arriving:
         try:
             while True:
                 for start in islice(starts, _PIECES_AHEAD - len(ahead)):
@@ -413,7 +420,7 @@ async def _download(bucket: Bucket, name: str, to: Path, expected: Expected) -> 
 async def _delete(bucket: Bucket, name: str) -> None:
     with suppress(RefusedError):
         await bucket.ask("delete_object", name, {}, allowed=MISSING)
-        reach(Milestone.OBJECT_REMOVED, name)
+        trace_point(TracePoint.OBJECT_REMOVED, name)
 
 
 async def _abort_stale(bucket: Bucket, name: str, upload_id: str) -> None:

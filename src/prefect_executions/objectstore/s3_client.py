@@ -25,7 +25,7 @@ from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
 from prefect_executions.errors import ArchiveError
-from prefect_executions.objectstore.interface import Patience
+from prefect_executions.objectstore.interface import RetryBudget
 
 CONNECTIONS = 16
 _CONNECT_SECONDS = 5
@@ -51,7 +51,7 @@ class RefusedError(Exception):
         super().__init__(code)
 
 
-class Fault(NamedTuple):
+class S3Fault(NamedTuple):
     """Why a request failed: S3's code where it gave one, words, and whether trying again can help."""
 
     code: str
@@ -76,13 +76,13 @@ class Bucket:
         hidden: Words that no message may repeat.
     """
 
-    def __init__(self, filesystem: S3FileSystem, name: str, patience: Patience, hidden: frozenset[str]) -> None:
+    def __init__(self, filesystem: S3FileSystem, name: str, patience: RetryBudget, hidden: frozenset[str]) -> None:
         self._filesystem = filesystem
         self._name = name
         self._patience = patience
         self._hidden = hidden
         self._asked = "nothing"
-        self._last: Fault | None = None
+        self._last: S3Fault | None = None
 
     async def ask(
         self,
@@ -131,7 +131,7 @@ class Bucket:
         last = f"; the last failure was {self._public(self._last.words)}" if self._last else ""
         return ArchiveError(f"s3://{self._name}: {self._asked} not done within {self._patience.limit:g} s{last}")
 
-    def _fail(self, what: str, fault: Fault, error: Exception, attempt: int) -> NoReturn:
+    def _fail(self, what: str, fault: S3Fault, error: Exception, attempt: int) -> NoReturn:
         words = self._public(fault.words)
         tried = "" if attempt == 1 else f" (after {attempt} attempts in {self._patience.limit:g} s)"
         told = self._public(str(error)) == str(error) and self._public(str(error.__cause__)) == str(error.__cause__)
@@ -148,7 +148,7 @@ async def _whole(stream: Any) -> bytes:
         return bytes(await stream.read())
 
 
-def understood(error: Exception) -> Fault:
+def understood(error: Exception) -> S3Fault:
     """Return what went wrong below s3fs, which translates refusals to errors of the operating system."""
     cause = error.__cause__ if isinstance(error.__cause__, BotoCoreError | ClientError) else error
     if isinstance(cause, ClientError):
@@ -156,11 +156,11 @@ def understood(error: Exception) -> Fault:
         code, message = str(told.get("Code", "")), str(told.get("Message", ""))
         status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         passing = status in _PASSING_STATUSES or code in _PASSING_CODES
-        return Fault(code, f"{code}: {message or f'HTTP status {status}'}", passing)
+        return S3Fault(code, f"{code}: {message or f'HTTP status {status}'}", passing)
     # What botocore says before it sends (no credentials, a bad parameter) does not pass, nor does a bad certificate.
     transport = isinstance(cause, HTTPClientError | NoConnectionError) and not isinstance(cause, SSLError)
     passing = transport or not isinstance(cause, BotoCoreError)
-    return Fault("", f"{type(cause).__name__}: {cause}", passing)
+    return S3Fault("", f"{type(cause).__name__}: {cause}", passing)
 
 
 def connect(options: Mapping[str, Any]) -> S3FileSystem:

@@ -99,11 +99,11 @@ class _Writing:
             yield from (one for one in batch if one[0] in seals and seals[one[0]].manifest_sha256 == one[1])
 
 
-Fault = tuple[Literal["violation", "incomplete"], str]
+CheckpointFinding = tuple[Literal["violation", "incomplete"], str]
 
 
 @dataclass
-class Witness:
+class SealHistory:
     """The seals of all checkpoints, by execution."""
 
     sealed: dict[str, set[str]] = field(default_factory=dict)
@@ -115,7 +115,9 @@ class Witness:
     last: int = 0
 
 
-def witnesses(archive: Archive, trusted: Mapping[str, VerifyingKey]) -> tuple[Witness, list[Fault]]:
+def read_seal_history(
+    archive: Archive, trusted: Mapping[str, VerifyingKey]
+) -> tuple[SealHistory, list[CheckpointFinding]]:
     """Read every checkpoint, and return what those that are sound witness, and what is wrong with the chain.
 
     Raises:
@@ -133,8 +135,8 @@ class _Chain:
         self._trusted = trusted
         self._previous: str | None = None
         self._until: datetime | None = None
-        self.witness = Witness()
-        self.faults: list[Fault] = []
+        self.witness = SealHistory()
+        self.faults: list[CheckpointFinding] = []
 
     def add(self, number: int, data: bytes) -> None:
         """Take in the next checkpoint."""
@@ -155,7 +157,7 @@ class _Chain:
         self._previous = sha256(data).hexdigest()
         self.witness.last = number
 
-    def _wrong(self, told: Checkpoint, number: int, *, linked: bool) -> Iterator[Fault]:
+    def _wrong(self, told: Checkpoint, number: int, *, linked: bool) -> Iterator[CheckpointFinding]:
         head, envelope = told.told(), told.head.envelope
         if head.number != number:
             yield "violation", f"checkpoint {number} says that it is {head.number}"

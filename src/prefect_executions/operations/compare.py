@@ -17,7 +17,7 @@ from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.lifecycle.history import OutputFile
 from prefect_executions.mediatypes import media_type
 from prefect_executions.methods.model import Comparison, comparison_of
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 
 _COMPARED = 64 << 20
 """Bytes of an output up to which its content is compared; a larger one by its digest alone."""
@@ -26,7 +26,7 @@ Content = Callable[[str], bytes]
 """What gives the content of the output at a path."""
 
 
-def agreements(
+def compare_outputs(
     before: Iterable[BundleFile | OutputFile],
     after: Iterable[BundleFile | OutputFile],
     contents: tuple[Content, Content],
@@ -72,7 +72,7 @@ class Compared(NamedTuple):
     """How the outputs agree that have other bytes."""
 
 
-def compare_executions(reader: Reader, before: str, after: str) -> Compared:
+def compare_executions(reader: Catalog, before: str, after: str) -> Compared:
     """Compare the executions *before* and *after*, given by their full ids.
 
     Raises:
@@ -85,19 +85,19 @@ def compare_executions(reader: Reader, before: str, after: str) -> Compared:
     return Compared(before, after, told, sources, tuple(_outputs(reader, first, second)))
 
 
-def _outputs(reader: Reader, before: ExecutionRecord, after: ExecutionRecord) -> Iterator[OutputVerdict]:
+def _outputs(reader: Catalog, before: ExecutionRecord, after: ExecutionRecord) -> Iterator[OutputVerdict]:
     contents = (partial(_output, reader, before.id), partial(_output, reader, after.id))
     written = (before.job_status.outputs, after.job_status.outputs)
-    for one in agreements(*written, contents, declared=before.method.comparisons):
+    for one in compare_outputs(*written, contents, declared=before.method.comparisons):
         if one.agreement not in {Agreement.SAME, Agreement.GONE, Agreement.NEW}:
             yield one
 
 
-def _output(reader: Reader, execution_id: str, path: str) -> bytes:
+def _output(reader: Catalog, execution_id: str, path: str) -> bytes:
     return b"".join(reader.blocks(execution_id, path))
 
 
-def _source(reader: Reader, before: ExecutionRecord, after: ExecutionRecord, path: str) -> Changed:
+def _source(reader: Catalog, before: ExecutionRecord, after: ExecutionRecord, path: str) -> Changed:
     found = []
     for record in (before, after):
         files = record.method.code.files if record.method.code else ()

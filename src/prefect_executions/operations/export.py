@@ -18,7 +18,7 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.workbench.catalog import ArchivedSource, Reader
+from prefect_executions.workbench.catalog import ArchivedSource, Catalog
 
 _AHEAD = 4
 """How many bundles are asked for before their turn: an archive far away answers slowly, but many at once."""
@@ -37,7 +37,7 @@ class Exported(NamedTuple):
 
 
 def export(
-    reader: Reader,
+    reader: Catalog,
     ids: Iterable[str],
     write: Callable[[bytes], object],
     *,
@@ -66,8 +66,8 @@ def export(
     return Exported(tuple(wanted), exporter.close())
 
 
-def fitting(
-    reader: Reader,
+def matching_ids(
+    reader: Catalog,
     *,
     status: Collection[Status] = (),
     method: str | None = None,
@@ -90,7 +90,7 @@ def fitting(
             return
 
 
-def _ahead(reader: Reader, ids: Sequence[str]) -> Iterator[Leaving]:
+def _ahead(reader: Catalog, ids: Sequence[str]) -> Iterator[Leaving]:
     left = iter(ids)
     with ThreadPoolExecutor(_AHEAD, thread_name_prefix="export") as pool:
         coming: deque[Future[Leaving]] = deque()
@@ -105,7 +105,7 @@ def _ahead(reader: Reader, ids: Sequence[str]) -> Iterator[Leaving]:
                 one.cancel()
 
 
-def _leaving(reader: Reader, execution_id: str) -> Leaving:
+def _leaving(reader: Catalog, execution_id: str) -> Leaving:
     archive = reader.workbench.archive
     if archive.seal_of(execution_id) is not None:
         bundle = archive.bundle(execution_id)

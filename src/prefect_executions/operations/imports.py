@@ -51,7 +51,7 @@ _HELD = 1 << 20
 """Bytes of a bundle up to which it is in memory while it is archived; it is what goes along with a seal."""
 
 
-class Taken(NamedTuple):
+class ImportResult(NamedTuple):
     """What became of one bundle: it is recorded now, or was before."""
 
     id: str
@@ -72,7 +72,7 @@ class _Checked(NamedTuple):
     source_sha256: str | None = None
 
 
-class Terms(NamedTuple):
+class ImportPolicy(NamedTuple):
     """On which terms something is imported: what it may ask of this machine, which names it may have, and when."""
 
     limits: Limits
@@ -80,19 +80,19 @@ class Terms(NamedTuple):
     at: datetime
 
     @classmethod
-    def of(cls, settings: Settings, at: datetime) -> Terms:
+    def of(cls, settings: Settings, at: datetime) -> ImportPolicy:
         """Return the terms that the operator set."""
         limits = Limits(entries=settings.import_entries, allowance=settings.import_limit, expansion=0)
         return cls(limits, settings.import_names, at)
 
 
-def take_in(
+def import_bundles(
     workbench: Workbench,
     target: str,
-    terms: Terms,
+    terms: ImportPolicy,
     *,
     told: Callable[[str, int], object] = lambda _id, _of: None,
-) -> tuple[Taken, ...]:
+) -> tuple[ImportResult, ...]:
     """Import what *target* names: a zip, a folder, or the https://, http:// or s3:// address of a zip.
 
     It may hold one bundle of ours or many, a bag around them, or exports of CCP. To
@@ -111,8 +111,8 @@ def take_in(
 
 
 def _take_in(
-    workbench: Workbench, path: Path, origin: str, terms: Terms, told: Callable[[str, int], object]
-) -> tuple[Taken, ...]:
+    workbench: Workbench, path: Path, origin: str, terms: ImportPolicy, told: Callable[[str, int], object]
+) -> tuple[ImportResult, ...]:
     with ExitStack() as stack:
         room = stack.enter_context(_room(workbench.folder))
         try:
@@ -140,7 +140,7 @@ def _take_in(
 class _Checking:
     """The first half: nothing is recorded, and what cannot be is refused."""
 
-    def __init__(self, workbench: Workbench, room: Path, terms: Terms) -> None:
+    def __init__(self, workbench: Workbench, room: Path, terms: ImportPolicy) -> None:
         self._workbench, self._room, self._terms = workbench, room, terms
 
     def checked(self, arrival: Arrival) -> _Checked:
@@ -217,7 +217,7 @@ class _Taking:
     def __init__(self, workbench: Workbench, room: Path, origin: str, at: datetime) -> None:
         self._workbench, self._room, self._origin, self._at = workbench, room, origin, at
 
-    def take(self, checked: Iterable[_Checked], bulk: Bulk) -> Iterator[Taken]:
+    def take(self, checked: Iterable[_Checked], bulk: Bulk) -> Iterator[ImportResult]:
         """Record bundles in their order, and yield each when the archive has it; some are sent at once.
 
         When one fails, those that were on their way are recorded before the error is told.
@@ -242,11 +242,11 @@ class _Taking:
                     with suppress(ExecutionsError):
                         self._taken(bulk, *late)
 
-    def _taken(self, bulk: Bulk, one: _Checked, record: ExecutionRecord, sent: Future[None]) -> Taken:
+    def _taken(self, bulk: Bulk, one: _Checked, record: ExecutionRecord, sent: Future[None]) -> ImportResult:
         sent.result()
         mark = self._workbench.archive.imported(one.id) if one.known else self._mark(one)
         bulk.record(record, archive="archived", manifest_sha256=one.manifest_sha256, came=came_from(mark))
-        return Taken(one.id, "unchanged" if one.known else "imported", one.arrival.kind, one.manifest_sha256)
+        return ImportResult(one.id, "unchanged" if one.known else "imported", one.arrival.kind, one.manifest_sha256)
 
     def _archive(self, one: _Checked, content: Content) -> None:
         archive = self._workbench.archive

@@ -42,22 +42,24 @@ from prefect_executions.errors import (
 )
 from prefect_executions.executions.record import ExecutionRecord, Relative, ScriptRun, StagedInput, record_from
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.compare import agreements
+from prefect_executions.operations.compare import compare_outputs
 from prefect_executions.runtimes.registry import open_runtime
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
 
 _UNKNOWN = ({"withheld"}, {"unrecorded"})
 
 
-class Again(NamedTuple):
+class RerunRequest(NamedTuple):
     """The request for an execution once more: its parameters, and the one that it runs again."""
 
     parameters: dict[str, Any]
     relative: Relative
 
 
-def asked_again(record: ExecutionRecord, edits: Mapping[str, Any], files: Mapping[str, Path] | None = None) -> Again:
+def rerun_request(
+    record: ExecutionRecord, edits: Mapping[str, Any], files: Mapping[str, Path] | None = None
+) -> RerunRequest:
     """Return the request of *record* once more, with the inputs in *edits* in place of its own.
 
     *files* tells where copies of its input files lie, by their paths in the bundle; the others are told
@@ -78,7 +80,7 @@ def asked_again(record: ExecutionRecord, edits: Mapping[str, Any], files: Mappin
     secrets = record.method.secrets
     edited = any(name not in own or own[name] != value for name, value in edits.items() if name not in secrets)
     relation = Relative(execution_id=record.id, relation="edited-rerun-of" if edited else "rerun-of")
-    return Again({**again, **edits}, relation)
+    return RerunRequest({**again, **edits}, relation)
 
 
 def entrypoint_here(record: ExecutionRecord, here: Path) -> str:
@@ -101,7 +103,7 @@ def entrypoint_here(record: ExecutionRecord, here: Path) -> str:
     )
 
 
-def record_source(reader: Reader, execution_id: str) -> Source | None:
+def record_source(reader: Catalog, execution_id: str) -> Source | None:
     """Return the files of an execution on this workbench, open or sealed, else in the archive; None without any."""
     folder = reader.standing(execution_id).folder
     return FolderSource(folder) if folder is not None else reader.bundle_source(execution_id)
@@ -213,7 +215,7 @@ def exact_image(record: ExecutionRecord, runtime: str, state: Path) -> ExactImag
     try:
         opened = open_runtime(chosen, state=state)
         try:
-            name = opened.at_hand(_matching(_ID, run.image), _matching(_DIGEST, run.image_digest))
+            name = opened.ensure_image(_matching(_ID, run.image), _matching(_DIGEST, run.image_digest))
         finally:
             opened.close()
     except ExecutionsError as error:
@@ -239,7 +241,7 @@ class Replay:
     record: ExecutionRecord
     source: Source
     manifest_sha256: str
-    again: Again
+    again: RerunRequest
     entrypoint: str
     paths: tuple[str, ...]
     """The folders that its modules are imported from."""
@@ -258,7 +260,7 @@ class Replay:
         verdict = judge(
             self.record,
             bundle.record(),
-            agreements(
+            compare_outputs(
                 self.record.job_status.outputs,
                 gathered.files,
                 (partial(_content, self.source), lambda path: (bundle.folder / path).read_bytes()),
@@ -274,7 +276,7 @@ class Replay:
 
 
 @contextmanager
-def replayable(reader: Reader, target: str) -> Iterator[tuple[ExecutionRecord, Source]]:
+def replayable(reader: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, Source]]:
     """Open what *target* names, a folder or zip with one bundle or the id of a sealed execution, and verify it.
 
     Raises:
@@ -318,7 +320,7 @@ def replay_of(
             if file.path not in files and file.input.partition(".")[0] not in edits:
                 missing += _by_reference(file, folder / f"far-{number}")
         try:
-            again = asked_again(record, edits, places)
+            again = rerun_request(record, edits, places)
         except RequestError as error:
             missing.append(str(error))
         try:

@@ -29,9 +29,9 @@ from prefect_executions.comparison.verdict import Grade, Verdict
 from prefect_executions.errors import ArchiveError, ExecutionsError, NotAvailableError, NotFoundError, RequestError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.export import fitting
+from prefect_executions.operations.export import matching_ids
 from prefect_executions.operations.replay import requirements_of
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 
 _OURS = "prefect-executions"
 _COMMAND = "import sys; from prefect_executions.cli.app import main; sys.exit(main())"
@@ -108,7 +108,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ReplayGoal:
     """What a replay is to reach, and how it is done."""
 
     grade: Grade = Grade.REPRODUCE
@@ -136,7 +136,7 @@ class Reproduced:
     problem: str | None = None
 
 
-class _Answer(BaseModel):
+class _ReplayResult(BaseModel):
     """What `executions replay --json` writes, as far as it matters here."""
 
     id: str | None = None
@@ -146,7 +146,7 @@ class _Answer(BaseModel):
 
 
 def reproduce(
-    reader: Reader, ids: Iterable[str], wanted: Wanted, *, command: Sequence[str] | None = None
+    reader: Catalog, ids: Iterable[str], wanted: ReplayGoal, *, command: Sequence[str] | None = None
 ) -> Iterator[Reproduced]:
     """Replay the executions *ids*, given in full, one after the other, and yield what became of each.
 
@@ -158,7 +158,7 @@ def reproduce(
 
 
 def reproducible(
-    reader: Reader,
+    reader: Catalog,
     *,
     method: str | None = None,
     since: datetime | None = None,
@@ -175,11 +175,11 @@ def reproducible(
     """
     if limit is not None and limit < 1:
         raise RequestError(f"at most {limit} executions are none; give a limit of 1 or more")
-    found = fitting(reader, status=[Status.COMPLETED], method=method, since=since, until=until)
+    found = matching_ids(reader, status=[Status.COMPLETED], method=method, since=since, until=until)
     return tuple(islice((one for one in found if not _is_replay(reader, one)), limit))
 
 
-def _is_replay(reader: Reader, execution_id: str) -> bool:
+def _is_replay(reader: Catalog, execution_id: str) -> bool:
     try:
         reader.read(execution_id, Verdict.file_name)
     except (NotFoundError, ArchiveError):  # what is damaged is to be seen when it is replayed
@@ -187,13 +187,13 @@ def _is_replay(reader: Reader, execution_id: str) -> bool:
     return True
 
 
-def _replayed(reader: Reader, execution_id: str, command: Sequence[str]) -> Reproduced:
+def _replayed(reader: Catalog, execution_id: str, command: Sequence[str]) -> Reproduced:
     code, out, err = _run(command)
     method = ""
     with suppress(ExecutionsError):  # of what is damaged the replay has told why
         method = reader.record(execution_id).method.id
     try:
-        answer = _Answer.model_validate_json(out)
+        answer = _ReplayResult.model_validate_json(out)
     except ValidationError:
         return Reproduced(id=execution_id, method=method, problem=_problem(code, err))
     if answer.verdict is None:

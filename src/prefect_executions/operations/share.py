@@ -20,7 +20,7 @@ from prefect_executions.documents import Document, Time
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError, RequestError, SecretError
 from prefect_executions.objectstore.interface import Store
 from prefect_executions.operations.export import export
-from prefect_executions.workbench.catalog import Reader
+from prefect_executions.workbench.catalog import Catalog
 
 LONGEST = timedelta(days=7)
 """S3 takes no presigned address that lasts longer (AWS, signature version 4)."""
@@ -52,7 +52,7 @@ class Shared(NamedTuple):
 
 
 def share(
-    reader: Reader,
+    reader: Catalog,
     execution_id: str,
     *,
     now: datetime,
@@ -136,7 +136,7 @@ def sweep(store: Store, now: datetime) -> int:
     return len(over)
 
 
-def _mask(reader: Reader, execution_id: str, environment: Mapping[str, str]) -> SecretMask:
+def _mask(reader: Catalog, execution_id: str, environment: Mapping[str, str]) -> SecretMask:
     mask = secrets_around(environment)
     for value in reader.record(execution_id).request.values.values():
         named = value.get("secret") if isinstance(value, dict) else None

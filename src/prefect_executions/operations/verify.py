@@ -20,7 +20,7 @@ from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, NOBODY, Check, Report, verify
 from prefect_executions.errors import BundleError, NotAvailableError
 from prefect_executions.operations.download import downloaded, is_url
-from prefect_executions.workbench.catalog import ArchivedSource, Reader
+from prefect_executions.workbench.catalog import ArchivedSource, Catalog
 from prefect_executions.workbench.lookup import path_of
 
 NAMESPACE = "prefect-executions"
@@ -85,7 +85,7 @@ class Verified(NamedTuple):
     report: Report
 
 
-def verify_target(reader: Reader, text: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+def verify_target(reader: Catalog, text: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
     """Verify every copy of what *text* names: a folder, a zip or a URL with bundles, or an execution by its id.
 
     A path that exists is meant before an id. Of an execution both copies are
@@ -105,7 +105,7 @@ def verify_target(reader: Reader, text: str, trust: Trust = NO_TRUST) -> Iterato
         yield from verify_execution(reader, reader.find(text), trust)
 
 
-def verify_execution(reader: Reader, execution_id: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+def verify_execution(reader: Catalog, execution_id: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
     """Verify the sealed copies of an execution, on this workbench and in the archive.
 
     Raises:

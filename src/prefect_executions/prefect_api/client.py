@@ -56,7 +56,7 @@ def configured_api() -> str | None:
     return redact_url(api) if api else None
 
 
-def greet() -> str:
+def ping() -> str:
     """Ask Prefect's API for its version; the first request, which starts an embedded server where one is needed.
 
     Raises:

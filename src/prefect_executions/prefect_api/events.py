@@ -39,7 +39,7 @@ from prefect_executions import events
 from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import OrchestratorError
-from prefect_executions.events import RESOURCE, Event, EventName, Heard, heard
+from prefect_executions.events import RESOURCE, Event, EventName, ExecutionEvent, parse_event
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.prefect_api.client import client, configured_api, own_client
 
@@ -93,7 +93,7 @@ def was_told(execution_id: str) -> bool:
         raise OrchestratorError(f"Prefect's API does not tell the events of {execution_id}: {error}") from error
 
 
-class EndTelling:
+class TerminalEvents:
     """The telling of one sealed execution's end, in a thread beside its archiving and what comes after.
 
     All its status changes are told, because the process that should have told the
@@ -129,7 +129,7 @@ class EndTelling:
         self._withdrawn = True
         self._known.set()
 
-    def then(self, act: Callable[[], None]) -> None:
+    def on_acknowledged(self, act: Callable[[], None]) -> None:
         """Do *act* when all is acknowledged: at once if it is, else in the thread that tells."""
         with self._lock:
             if not self._acknowledged:
@@ -199,14 +199,14 @@ _AGAIN = 1.0
 """Seconds between two attempts to reach a server that went away."""
 
 
-class Connection(NamedTuple):
+class StreamState(NamedTuple):
     """That the stream is there, or that it broke and why; it is tried again then."""
 
     there: bool
     why: str | None = None
 
 
-def listen(executions: Collection[str] | None) -> Generator[Connection | Heard, None, None]:
+def listen(executions: Collection[str] | None) -> Generator[StreamState | ExecutionEvent, None, None]:
     """Yield what is told of *executions*, or of all, from now and the minute before on, until it is closed.
 
     A `Connection` comes first and whenever the stream breaks or is there again.
@@ -219,11 +219,11 @@ def listen(executions: Collection[str] | None) -> Generator[Connection | Heard, 
         raise OrchestratorError(
             "No Prefect server is configured, and an embedded one tells its own process alone. Set PREFECT_API_URL."
         )
-    ear = _Ear(executions)
+    ear = EventStream(executions)
     ear.start()
     try:
         first = ear.queue.get()
-        if isinstance(first, Connection) and not first.there:
+        if isinstance(first, StreamState) and not first.there:
             raise OrchestratorError(f"Prefect's event stream at {api} cannot be heard: {first.why}")
         yield first
         while True:
@@ -232,11 +232,11 @@ def listen(executions: Collection[str] | None) -> Generator[Connection | Heard, 
         ear.stop()
 
 
-class _Ear:
+class EventStream:
     """Prefect's subscriber on an event loop in a thread of its own."""
 
     def __init__(self, executions: Collection[str] | None) -> None:
-        self.queue: SimpleQueue[Connection | Heard] = SimpleQueue()
+        self.queue: SimpleQueue[StreamState | ExecutionEvent] = SimpleQueue()
         only = None if executions is None else [f"{RESOURCE}.{execution_id}" for execution_id in executions]
         resource = EventResourceFilter(id_prefix=[f"{RESOURCE}."]) if only is None else EventResourceFilter(id=only)
         self._filter = EventFilter(event=EventNameFilter(name=[name.value for name in EventName]), resource=resource)
@@ -272,7 +272,7 @@ class _Ear:
             try:
                 async with get_events_subscriber(self._filter, reconnection_attempts=0) as subscriber:
                     there = True
-                    self.queue.put(Connection(there=True))
+                    self.queue.put(StreamState(there=True))
                     missed = asyncio.create_task(self._hear_missed(datetime.now(UTC) - _BEFORE))
                     try:
                         async for event in subscriber:
@@ -282,7 +282,7 @@ class _Ear:
             except Exception as error:  # noqa: BLE001 - whatever ended it, it is told and tried again
                 why = redact_urls(str(error) or type(error).__name__)
             if there is not False:
-                self.queue.put(Connection(there=False, why=why))
+                self.queue.put(StreamState(there=False, why=why))
             there = False
             await asyncio.sleep(_AGAIN)
 
@@ -296,6 +296,6 @@ class _Ear:
                 self._hear(event)
 
     def _hear(self, event: PrefectEvent) -> None:
-        told = heard(event.event, event.resource.root, event.payload, in_utc(event.occurred))
+        told = parse_event(event.event, event.resource.root, event.payload, in_utc(event.occurred))
         if told is not None:
             self.queue.put(told)

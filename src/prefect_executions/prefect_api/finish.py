@@ -16,10 +16,10 @@ from prefect_executions.executions.record import ExecuteRequest
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.methods.model import Method
 from prefect_executions.prefect_api.blocks import secret
-from prefect_executions.prefect_api.flow_runs import catch_up, steps
+from prefect_executions.prefect_api.flow_runs import merge_prefect_history, steps
 
 
-def make_up(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+def finish_interrupted(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """Do for an execution whose process is gone what that could not do at its end; again changes nothing.
 
     Raises:
@@ -30,7 +30,7 @@ def make_up(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapp
     if job_status.execution_status.terminal:
         return
     with suppress(OrchestratorError):
-        job_status = catch_up(job_status)
+        job_status = merge_prefect_history(job_status)
         if job_status.steps is None:
             mask = secret_mask(bundle, parameters, environment)
             job_status = job_status.model_copy(update={"steps": steps(job_status, mask.mask) or None})

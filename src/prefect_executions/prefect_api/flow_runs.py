@@ -27,7 +27,7 @@ from prefect_executions.documents import in_utc, json_value
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import SeenLabel
 from prefect_executions.executions.record import Deployment, Infrastructure, Instance
-from prefect_executions.lifecycle.history import PrefectState, Seen
+from prefect_executions.lifecycle.history import ObservedState, PrefectState
 from prefect_executions.prefect_api.client import client, configured_api
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from prefect_executions.lifecycle.history import JobStatus, begin, follow
+from prefect_executions.lifecycle.history import JobStatus, merge_states, new_job_status
 from prefect_executions.lifecycle.status import FROM_PREFECT, Observer, Status
 
 if TYPE_CHECKING:
@@ -81,13 +81,13 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 
-def seen(state: State[Any]) -> Seen:
+def seen(state: State[Any]) -> ObservedState:
     """Return *state* as a value of ours, its message without credentials of URLs."""
     told = PrefectState(type=state.type.value, name=state.name or state.type.value.title(), id=state.id)
-    return Seen(told, in_utc(state.timestamp), redact_urls(state.message) if state.message else None)
+    return ObservedState(told, in_utc(state.timestamp), redact_urls(state.message) if state.message else None)
 
 
-def history(flow_run_id: UUID) -> tuple[Seen, ...]:
+def history(flow_run_id: UUID) -> tuple[ObservedState, ...]:
     """Return the states of a flow run in the order of their times, one request.
 
     Raises:
@@ -210,7 +210,7 @@ def _text(value: object) -> str | None:
 _ENDS = frozenset(name for name, status in FROM_PREFECT.items() if status is not None and status.terminal)
 
 
-def states(run: FlowRun) -> tuple[Seen, ...]:
+def states(run: FlowRun) -> tuple[ObservedState, ...]:
     """Prefect's state history since the run was created or retried by hand; its one state when the API is away.
 
     A run that was just called in a process has two states, and Prefect told both
@@ -220,17 +220,17 @@ def states(run: FlowRun) -> tuple[Seen, ...]:
     if called and run.run_count == 1 and run.state and run.state.is_running() and run.expected_start_time:
         return (_called(run.expected_start_time), seen(run.state))
     try:
-        return lives(history(run.id))[-1]
+        return generations(history(run.id))[-1]
     except OrchestratorError:
         return (seen(run.state),) if run.state else ()
 
 
-def _called(expected: datetime) -> Seen:
+def _called(expected: datetime) -> ObservedState:
     """The PENDING that a direct call begins with: Prefect's server keeps its time as the expected start."""
-    return Seen(PrefectState(type="PENDING", name="Pending"), in_utc(expected))
+    return ObservedState(PrefectState(type="PENDING", name="Pending"), in_utc(expected))
 
 
-def lives(told: Sequence[Seen]) -> list[tuple[Seen, ...]]:
+def generations(told: Sequence[ObservedState]) -> list[tuple[ObservedState, ...]]:
     """Return the states *told* of a flow run, cut where somebody scheduled it again after an end.
 
     Prefect keeps its id then; a record has ended, and another one begins.
@@ -243,7 +243,9 @@ def lives(told: Sequence[Seen]) -> list[tuple[Seen, ...]]:
     return [tuple(told[start:end]) for start, end in pairwise([0, *cuts, len(told)])]
 
 
-def told_by_prefect(execution_id: str, method_id: str, run: FlowRun, heard: Sequence[Seen] | None = None) -> JobStatus:
+def told_by_prefect(
+    execution_id: str, method_id: str, run: FlowRun, heard: Sequence[ObservedState] | None = None
+) -> JobStatus:
     """Return the history so far with Prefect's own times; *heard* are the run's `states`, asked for when not given.
 
     Prefect tells the creation twice: as the flow run's `created`, by the server's
@@ -254,9 +256,11 @@ def told_by_prefect(execution_id: str, method_id: str, run: FlowRun, heard: Sequ
     if run.created and execution_id == str(run.id):
         told.append(in_utc(run.created))
     if not told:
-        return begin(execution_id, method_id, status=Status.STARTED, at=datetime.now(UTC), observer=Observer.HOOK)
+        return new_job_status(
+            execution_id, method_id, status=Status.STARTED, at=datetime.now(UTC), observer=Observer.HOOK
+        )
     accepted = heard[0].state if heard and FROM_PREFECT.get(heard[0].state.type) is Status.CREATED else None
-    created = begin(
+    created = new_job_status(
         execution_id,
         method_id,
         status=Status.CREATED,
@@ -264,18 +268,18 @@ def told_by_prefect(execution_id: str, method_id: str, run: FlowRun, heard: Sequ
         observer=Observer.PREFECT,
         prefect_state=accepted,
     )
-    return follow(created, heard)
+    return merge_states(created, heard)
 
 
-def catch_up(job_status: JobStatus) -> JobStatus:
+def merge_prefect_history(job_status: JobStatus) -> JobStatus:
     """Return *job_status* with what Prefect's state history tells of this life of the flow run by now, one request.
 
     Raises:
         OrchestratorError: If Prefect's API cannot be asked.
     """
     flow_run_id, _, life = job_status.job_id.partition(".")
-    told = lives(history(UUID(flow_run_id)))
-    return follow(job_status, told[min(int(life or 1), len(told)) - 1])
+    told = generations(history(UUID(flow_run_id)))
+    return merge_states(job_status, told[min(int(life or 1), len(told)) - 1])
 
 
 def request_of(
@@ -378,7 +382,7 @@ def _step(run: TaskRun, mask: Callable[[str], str]) -> Step:
 class Answer(NamedTuple):
     """What Prefect answers who asks it to cancel: its state now, and why it refuses, if it does."""
 
-    state: Seen
+    state: ObservedState
     refused: str | None
 
 
@@ -404,7 +408,7 @@ def cancel(flow_run_id: UUID, message: str) -> Answer:
     return Answer(seen(result.state), None)
 
 
-def set_cancelled(flow_run_id: UUID, message: str | None) -> Seen:
+def set_cancelled(flow_run_id: UUID, message: str | None) -> ObservedState:
     """Put a flow run into Cancelled, whatever it is in now, and return that state.
 
     Raises:
@@ -417,9 +421,9 @@ def set_cancelled(flow_run_id: UUID, message: str | None) -> Seen:
     return seen(result.state)
 
 
-def asked_to_cancel(states: Sequence[Seen]) -> Seen | None:
+def asked_to_cancel(states: Sequence[ObservedState]) -> ObservedState | None:
     """Return the state that asked for the cancellation of the newest life that *states* tell, if one did."""
-    newest = lives(states)[-1] if states else ()
+    newest = generations(states)[-1] if states else ()
     return next((one for one in newest if one.state.type == "CANCELLING"), None)
 
 

@@ -137,7 +137,7 @@ def _workers(pool: str) -> list[dict[str, Any]]:
     return list(found.json())
 
 
-def put_to_end(flow_run_id: UUID, message: str, *, cancelled: bool) -> None:
+def force_terminal(flow_run_id: UUID, message: str, *, cancelled: bool) -> None:
     """Put a flow run whose process is gone into Crashed, or into Cancelled when that was asked for.
 
     Raises:

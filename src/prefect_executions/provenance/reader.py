@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from prefect_executions.documents import in_utc, strict_json
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import NAMESPACE, run_name, value_digest
-from prefect_executions.executions.summary import Account, Image, PhaseTold, StepTold, Told, in_milliseconds
+from prefect_executions.executions.summary import (
+    Image,
+    PhaseSummary,
+    ReadSummary,
+    RecordSummary,
+    StepSummary,
+    in_milliseconds,
+)
 from prefect_executions.provenance import vocabulary
 
 if TYPE_CHECKING:
@@ -211,7 +218,7 @@ def fault(message: str) -> BundleError:
     return BundleError(f"{vocabulary.FILE}: {message}")
 
 
-def read(data: bytes) -> Told:
+def read(data: bytes) -> ReadSummary:
     """Return what `provo.xml` tells of its execution and the bundle's files.
 
     Raises:
@@ -220,7 +227,7 @@ def read(data: bytes) -> Told:
     story = _Story()
     for record in records(data):
         story.hear(record)
-    return Told(story.account(), frozenset(story.files()))
+    return ReadSummary(story.account(), frozenset(story.files()))
 
 
 @dataclass
@@ -257,14 +264,14 @@ class _Story:
             case "wasGeneratedBy":
                 self.generated.append((refs.get("prov:entity", ""), refs.get("prov:activity", "")))
 
-    def account(self) -> Account:
+    def account(self) -> RecordSummary:
         if len(self.runs) != 1:
             raise fault(f"it tells {len(self.runs)} executions with a status; there must be one")
         run = self.runs[0]
         execution_id = vocabulary.from_text(run.text("exe:executionId"))
         if run.id != f"px:{run_name(execution_id)}":
             raise fault(f"the activity {run.id} is not named after its execution {execution_id}")
-        return Account(
+        return RecordSummary(
             execution_id=execution_id,
             method=self._method(run.id),
             status=vocabulary.from_text(run.text("exe:status")),
@@ -281,11 +288,11 @@ class _Story:
             if entity.types & _FILES and "exe:sha256" in entity.texts:
                 yield vocabulary.from_text(entity.text("prov:location")), _digest(entity)
 
-    def _steps(self, run: str) -> Iterator[StepTold]:
+    def _steps(self, run: str) -> Iterator[StepSummary]:
         for name, step in self.steps.items():
             if (name, run) not in self.started:
                 raise fault(f"the step {name} was not started by the execution")
-            yield StepTold(
+            yield StepSummary(
                 id=vocabulary.from_text(step.text("exe:taskRunId")),
                 name=vocabulary.from_text(step.text("prov:label")),
                 state=vocabulary.from_text(step.text("exe:state")),
@@ -293,7 +300,7 @@ class _Story:
                 finished=in_milliseconds(step.time("prov:endTime")),
             )
 
-    def _phases(self, run: str) -> Iterator[PhaseTold]:
+    def _phases(self, run: str) -> Iterator[PhaseSummary]:
         images = {name: _image(entity) for name, entity in self.entities.items() if _IMAGE in entity.types}
         seen: dict[str, Image] = {}
         for activity, name, _ in self.used:
@@ -305,7 +312,7 @@ class _Story:
             number = _PHASE.fullmatch(name)
             if number is None or (name, run) not in self.started:
                 raise fault(f"the phase {name} has no number, or was not started by the execution")
-            yield PhaseTold(
+            yield PhaseSummary(
                 number=int(number[1]),
                 phase=vocabulary.from_text(phase.text("prov:label")),
                 task=vocabulary.from_text(phase.text("exe:task")),

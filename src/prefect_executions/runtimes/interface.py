@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field, SecretStr, field_validator
 
-from prefect_executions.capture.processes import COOKIE
+from prefect_executions.capture.processes import EXECUTION_ID_ENV
 from prefect_executions.documents import Part, Time, canonical
 from prefect_executions.errors import NameRefusedError, PlanError
 from prefect_executions.executions.record import Process
@@ -106,7 +106,7 @@ class SharedClaim:
     root: Path
 
 
-class Wish(StrEnum):
+class Capability(StrEnum):
     """Something that a request may ask for, and that a runtime honours or refuses."""
 
     DATA = "data folder"
@@ -123,21 +123,21 @@ class Wish(StrEnum):
     TIME_LIMIT = "time limit"
 
 
-def wishes_of(request: RunRequest) -> Iterator[Wish]:
+def wishes_of(request: RunRequest) -> Iterator[Capability]:
     """Yield what *request* asks for; the pull policy is a part of the image."""
-    asked: Mapping[Wish, object] = {
-        Wish.DATA: request.data,
-        Wish.ENVIRONMENT: request.environment,
-        Wish.SECRETS: request.secrets,
-        Wish.IMAGE: request.image,
-        Wish.USER: request.user,
-        Wish.OPEN_NETWORK: request.network is Network.OPEN,
-        Wish.CLOSED_NETWORK: request.network is Network.CLOSED,
-        Wish.CPUS: request.resources.cpus,
-        Wish.MEMORY: request.resources.memory,
-        Wish.GPUS: request.resources.gpus,
-        Wish.PROCESSES: request.resources.processes,
-        Wish.TIME_LIMIT: request.resources.time_limit,
+    asked: Mapping[Capability, object] = {
+        Capability.DATA: request.data,
+        Capability.ENVIRONMENT: request.environment,
+        Capability.SECRETS: request.secrets,
+        Capability.IMAGE: request.image,
+        Capability.USER: request.user,
+        Capability.OPEN_NETWORK: request.network is Network.OPEN,
+        Capability.CLOSED_NETWORK: request.network is Network.CLOSED,
+        Capability.CPUS: request.resources.cpus,
+        Capability.MEMORY: request.resources.memory,
+        Capability.GPUS: request.resources.gpus,
+        Capability.PROCESSES: request.resources.processes,
+        Capability.TIME_LIMIT: request.resources.time_limit,
     }
     return (wish for wish, value in asked.items() if value)
 
@@ -230,7 +230,7 @@ class Exit(Part):
     peak_memory: int | None = None
 
 
-class Seen(Part):
+class RunLocation(Part):
     """Where a run really is or was, as the machine or the platform says it; nothing is taken from the request."""
 
     process: Process | None = None
@@ -265,7 +265,7 @@ class Run(Protocol):
     def status(self) -> RunStatus:
         """Return how it stands now."""
 
-    def seen(self) -> Seen:
+    def seen(self) -> RunLocation:
         """Return where it really is or was."""
 
     def wait(self, timeout: float | None = None) -> Exit:
@@ -290,10 +290,10 @@ class Runtime(Protocol):
     """Runs scripts on one kind of infrastructure."""
 
     name: str
-    honours: Mapping[Wish, str]
+    capabilities: Mapping[Capability, str]
     """How it honours each wish; one that is not here is refused."""
 
-    def sees(self, data: Path) -> str:
+    def mount_path(self, data: Path) -> str:
         """Return how a script sees the folder *data* of the machine that asks."""
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
@@ -319,7 +319,7 @@ class Runtime(Protocol):
             NotFoundError: If there is none.
         """
 
-    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:
+    def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:
         """Return a name of exactly the image with this id or *digest* (``repository@sha256:…``).
 
         It is pulled by its digest if it is not there; None when it is not to be had. A cluster pulls when it runs it.
@@ -362,7 +362,7 @@ def environment_of(plan: Plan) -> dict[str, str]:
 
 def told_environment(request: RunRequest) -> dict[str, str]:
     """Return the variables that a plan shows: those of the request, and by which the run's processes are known."""
-    return request.environment | {COOKIE: request.execution_id, RUN_COOKIE: request.id}
+    return request.environment | {EXECUTION_ID_ENV: request.execution_id, RUN_COOKIE: request.id}
 
 
 def refusal(runtime: str, request: RunRequest, reasons: Iterable[str]) -> PlanError:
@@ -371,10 +371,10 @@ def refusal(runtime: str, request: RunRequest, reasons: Iterable[str]) -> PlanEr
     return PlanError(f"The runtime '{runtime}' cannot run {request.id} as asked, and nothing was started:\n  {listed}")
 
 
-def reasons_of_all(request: RunRequest, honours: Mapping[Wish, str]) -> Iterator[str]:
+def reasons_of_all(request: RunRequest, capabilities: Mapping[Capability, str]) -> Iterator[str]:
     """Yield what no runtime takes, and what the one that honours *honours* does not."""
     for wish in wishes_of(request):
-        if wish not in honours:
+        if wish not in capabilities:
             yield f"{wish}: this runtime has no such thing; leave it out, or choose another runtime"
     if "\0" in request.script:
         yield "script: it has a NUL character"
@@ -387,7 +387,7 @@ def reasons_of_all(request: RunRequest, honours: Mapping[Wish, str]) -> Iterator
 
 def _of_environment(request: RunRequest) -> Iterator[str]:
     secrets = {name: value.get_secret_value() for name, value in request.secrets.items()}
-    for name in sorted({COOKIE, RUN_COOKIE} & (request.environment.keys() | secrets.keys())):
+    for name in sorted({EXECUTION_ID_ENV, RUN_COOKIE} & (request.environment.keys() | secrets.keys())):
         yield f"environment: {name} is given by the runtime"
     for name in sorted(secrets.keys() & request.environment.keys()):
         yield f"environment: {name} is given twice, once as a secret"

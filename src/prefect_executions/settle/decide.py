@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from prefect_executions.executions.record import Usage
-from prefect_executions.lifecycle.history import Seen
-from prefect_executions.lifecycle.status import Observer, Reason, Status, ending
+from prefect_executions.lifecycle.history import ObservedState
+from prefect_executions.lifecycle.status import Observer, Reason, Status, terminal_status_of
 from prefect_executions.workbench.sealing import Ending
 
 SILENCE = timedelta(seconds=45)
@@ -36,7 +36,7 @@ _OWN_WORDS = {_WORKER_GONE: Reason.INFRASTRUCTURE, _NEVER_HEARD: Reason.LOST, _S
 """How the message begins that a settle leaves in Prefect: another may have to seal what it has put to its end."""
 
 
-class Act(StrEnum):
+class Decision(StrEnum):
     """What is to be done."""
 
     LEAVE = "leave"
@@ -47,7 +47,7 @@ class Act(StrEnum):
     SEAL = "seal"
 
 
-class Evidence(NamedTuple):
+class RunObservation(NamedTuple):
     """What is known of an execution without a seal.
 
     `state` is Prefect's newest state of it, None when Prefect does not know the
@@ -57,7 +57,7 @@ class Evidence(NamedTuple):
     None when it has none or nobody knows it. `now` is the time by Prefect's clock.
     """
 
-    state: Seen | None
+    state: ObservedState | None
     now: datetime
     here: bool
     alive: bool | None = None
@@ -76,19 +76,21 @@ class Evidence(NamedTuple):
 class Judgement(NamedTuple):
     """What is to be done, why, and how the execution ended; `cancelled` says that its end was asked for."""
 
-    act: Act
+    act: Decision
     why: str
     end: Ending | None = None
     cancelled: bool = False
 
 
-def judge(evidence: Evidence) -> Judgement:
+def judge(evidence: RunObservation) -> Judgement:
     """Return what is to be done with an execution that has no seal."""
     state = evidence.state
     if state is None:
         return _forgotten(evidence)
     if state.state.type != "CANCELLING":
-        decided = ending(state.state.type, state.state.name, state.message, started=evidence.status is not None)
+        decided = terminal_status_of(
+            state.state.type, state.state.name, state.message, started=evidence.status is not None
+        )
         if decided is not None:
             return _ended(evidence, state, decided)
     if state.state.type == "PENDING":
@@ -96,11 +98,11 @@ def judge(evidence: Evidence) -> Judgement:
     if state.state.type in {"RUNNING", "CANCELLING"}:
         return _running(evidence, state)
     if state.state.name == "Late":
-        return Judgement(Act.REPORT, "no worker has picked it up; start one for its work pool, or cancel it")
-    return Judgement(Act.LEAVE, f"Prefect says {state.state.name}")
+        return Judgement(Decision.REPORT, "no worker has picked it up; start one for its work pool, or cancel it")
+    return Judgement(Decision.LEAVE, f"Prefect says {state.state.name}")
 
 
-def _ended(evidence: Evidence, state: Seen, decided: tuple[Status, Reason | None]) -> Judgement:
+def _ended(evidence: RunObservation, state: ObservedState, decided: tuple[Status, Reason | None]) -> Judgement:
     since = evidence.now - state.time
     if evidence.silence is None:
         busy = since < (HANDOVER if evidence.here else SILENCE)
@@ -109,7 +111,7 @@ def _ended(evidence: Evidence, state: Seen, decided: tuple[Status, Reason | None
     else:
         busy = evidence.silence < SILENCE
     if busy:
-        return Judgement(Act.LEAVE, "it has ended and its own process or worker is about to seal it")
+        return Judgement(Decision.LEAVE, "it has ended and its own process or worker is about to seal it")
     status, reason = decided
     message = state.message
     if reason is Reason.CRASHED:
@@ -119,56 +121,56 @@ def _ended(evidence: Evidence, state: Seen, decided: tuple[Status, Reason | None
     if reason is Reason.CRASHED and before and before not in (message or ""):  # another settle may have said it
         message = f"{message or 'Crashed'} ({before})"
     end = Ending(status, reason, state.time, Observer.SETTLE, state.state, message)
-    return Judgement(Act.SEAL, f"Prefect says {state.state.name}", end)
+    return Judgement(Decision.SEAL, f"Prefect says {state.state.name}", end)
 
 
-def _pending(evidence: Evidence, state: Seen) -> Judgement:
+def _pending(evidence: RunObservation, state: ObservedState) -> Judgement:
     waits = evidence.now - state.time
     if waits < STUCK:
-        return Judgement(Act.LEAVE, "it is about to start")
+        return Judgement(Decision.LEAVE, "it is about to start")
     silent = evidence.worker_silence is not None and evidence.worker_silence > STUCK / 2
     if silent and evidence.pool_type in _LOCAL_POOLS and evidence.alive is not True:
         message = f"{_WORKER_GONE}, {_words(evidence.worker_silence)} ago"
         end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, evidence.now, Observer.SETTLE, message=message)
-        return Judgement(Act.END, message, end)
+        return Judgement(Decision.END, message, end)
     if not evidence.claimed and evidence.alive is not True:
         message = f"{_WORKER_GONE}: none has said within {_words(waits)} that it took it"
         end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, evidence.now, Observer.SETTLE, message=message)
-        return Judgement(Act.END, message, end)
-    return Judgement(Act.REPORT, f"it is pending for {_words(waits)}; look at its infrastructure, or cancel it")
+        return Judgement(Decision.END, message, end)
+    return Judgement(Decision.REPORT, f"it is pending for {_words(waits)}; look at its infrastructure, or cancel it")
 
 
-def _running(evidence: Evidence, state: Seen) -> Judgement:
+def _running(evidence: RunObservation, state: ObservedState) -> Judgement:
     if evidence.alive is True:
-        return Judgement(Act.LEAVE, "its process lives")
+        return Judgement(Decision.LEAVE, "its process lives")
     cancelled = state.state.type == "CANCELLING"
     handed = evidence.here or evidence.silence is None or evidence.silence >= SILENCE
     if evidence.alive is False and not handed:
-        return Judgement(Act.LEAVE, "its process is gone, but its bundle cannot be reached from here")
+        return Judgement(Decision.LEAVE, "its process is gone, but its bundle cannot be reached from here")
     if evidence.alive is False:
         why = f"Its process {evidence.process} is gone"
         return _end(evidence, Reason.CRASHED, why, cancelled=cancelled)
     return _out_of_sight(evidence, state, cancelled=cancelled)
 
 
-def _out_of_sight(evidence: Evidence, state: Seen, *, cancelled: bool) -> Judgement:
+def _out_of_sight(evidence: RunObservation, state: ObservedState, *, cancelled: bool) -> Judgement:
     if evidence.worker_silence is not None and evidence.worker_silence < SILENCE:
-        return Judgement(Act.LEAVE, "its worker lives and watches it")
+        return Judgement(Decision.LEAVE, "its worker lives and watches it")
     if evidence.silence is None:
         if evidence.now - state.time < UNANNOUNCED:
-            return Judgement(Act.LEAVE, "it is about to open its record")
+            return Judgement(Decision.LEAVE, "it is about to open its record")
         return _end(evidence, Reason.LOST, _NEVER_HEARD, cancelled=cancelled)
     if evidence.silence < SILENCE:
-        return Judgement(Act.LEAVE, "it gives signs of life")
+        return Judgement(Decision.LEAVE, "it gives signs of life")
     why = f"{_SILENT} for {_words(evidence.silence)}; its machine is gone or out of reach"
     return _end(evidence, Reason.LOST, why, cancelled=cancelled)
 
 
-def _forgotten(evidence: Evidence) -> Judgement:
+def _forgotten(evidence: RunObservation) -> Judgement:
     """Prefect does not know the flow run: its database was wiped or vacuumed. What we saw ourselves has to do."""
     heard = evidence.silence is not None and evidence.silence < SILENCE
     if evidence.alive or (evidence.alive is None and heard):
-        return Judgement(Act.LEAVE, "Prefect does not know it, but it lives")
+        return Judgement(Decision.LEAVE, "Prefect does not know it, but it lives")
     why = "Prefect no longer knows this flow run"
     usage = evidence.usage
     if _well(usage):
@@ -178,17 +180,17 @@ def _forgotten(evidence: Evidence) -> Judgement:
         end = Ending(Status.FAILED, Reason.ERROR, evidence.now, Observer.SETTLE, message=f"{told} ({why})")
     else:
         end = Ending(Status.FAILED, Reason.LOST, evidence.now, Observer.SETTLE, message=f"{why}; {_where(evidence)}")
-    return Judgement(Act.SEAL, why, end)
+    return Judgement(Decision.SEAL, why, end)
 
 
-def _end(evidence: Evidence, reason: Reason, why: str, *, cancelled: bool) -> Judgement:
+def _end(evidence: RunObservation, reason: Reason, why: str, *, cancelled: bool) -> Judgement:
     message = f"{why}; {_where(evidence)}"
     status = Status.CANCELLED if cancelled else Status.FAILED
     end = Ending(status, None if cancelled else reason, evidence.now, Observer.SETTLE, message=message)
-    return Judgement(Act.END, message, end, cancelled)
+    return Judgement(Decision.END, message, end, cancelled)
 
 
-def _where(evidence: Evidence) -> str:
+def _where(evidence: RunObservation) -> str:
     if before := _ended_before(evidence):
         return before
     if evidence.status is Status.EXECUTING:
@@ -196,7 +198,7 @@ def _where(evidence: Evidence) -> str:
     return "the Method's own code had not begun"
 
 
-def _ended_before(evidence: Evidence) -> str | None:
+def _ended_before(evidence: RunObservation) -> str | None:
     """Words for how the Method's own code ended, where it did before its process was gone."""
     if _well(evidence.usage):
         return "the Method's own code had ended well before"

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from prefect_executions.archive.marks import LONG_AGO, SKEW
 from prefect_executions.errors import ArchiveError, ExecutionsError, LedgerError, OrchestratorError
-from prefect_executions.lifecycle.history import Seen
+from prefect_executions.lifecycle.history import ObservedState
 from prefect_executions.operations.checkpoints import write_checkpoints
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 from prefect_executions.settings import Settings
-from prefect_executions.settle.decide import Act, Judgement, judge
+from prefect_executions.settle.decide import Decision, Judgement, judge
 from prefect_executions.settle.observe import Known, evidence_of, flow_run_of, life_of, look
 from prefect_executions.settle.seal import seal, seal_unstarted
 from prefect_executions.workbench.heartbeat import PERIOD
 from prefect_executions.workbench.recovery import Settled, settle_all
-from prefect_executions.workbench.workbench import Outcome, Workbench, life
+from prefect_executions.workbench.workbench import Outcome, Workbench, execution_id_for
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -115,14 +115,14 @@ class _Round:
             run = known.runs.get(flow_run_of(execution_id))
             state = flow_runs.seen(run.state) if run and run.state else None
             told, judgement = self._judge(known, execution_id, state)
-            if judgement is not None and judgement.act in {Act.END, Act.SEAL}:
+            if judgement is not None and judgement.act in {Decision.END, Decision.SEAL}:
                 doubtful.append((execution_id, judgement))
             elif told is not None:
                 yield told
         yield from self._second_look(known, doubtful)
 
     def _second_look(self, known: Known, doubtful: list[tuple[str, Judgement]]) -> Iterator[Settled]:
-        ends = [one for one, judgement in doubtful if judgement.act is Act.END]
+        ends = [one for one, judgement in doubtful if judgement.act is Decision.END]
         if ends:
             gone = all(known.silences.get(one) is None or self._gone(known, one) for one in ends)
             self.pause(_AT_ONCE if gone else SECOND_LOOK)
@@ -138,10 +138,10 @@ class _Round:
             run_id = flow_run_of(execution_id)
             states = life_of(execution_id, flow_runs.history(run_id)) if run_id in known.runs else ()
             judgement = judge(evidence_of(self.workbench, known, execution_id, states[-1] if states else None))
-            if judgement.end is None or judgement.act not in {Act.END, Act.SEAL}:
+            if judgement.end is None or judgement.act not in {Decision.END, Decision.SEAL}:
                 return None
-            if judgement.act is Act.END:
-                prefect_queries.put_to_end(run_id, judgement.why, cancelled=judgement.cancelled)
+            if judgement.act is Decision.END:
+                prefect_queries.force_terminal(run_id, judgement.why, cancelled=judgement.cancelled)
                 states = life_of(execution_id, flow_runs.history(run_id))
             level = self.settings.archive_level
             return seal(self.workbench, known, execution_id, states, judgement, archive=level)
@@ -150,18 +150,20 @@ class _Round:
         if told is not None:
             yield told
 
-    def _judge(self, known: Known, execution_id: str, state: Seen | None) -> tuple[Settled | None, Judgement | None]:
+    def _judge(
+        self, known: Known, execution_id: str, state: ObservedState | None
+    ) -> tuple[Settled | None, Judgement | None]:
         try:
             judgement = judge(evidence_of(self.workbench, known, execution_id, state))
         except ExecutionsError as error:
             if state is not None and state.state.type in _ENDS:
                 self.waiting.append(state.time)
             return Settled(execution_id, "failed", str(error)), None
-        if judgement.act is Act.LEAVE:
+        if judgement.act is Decision.LEAVE:
             if state is not None and state.state.type in _ENDS:
                 self.waiting.append(state.time)
             return Settled(execution_id, "open", judgement.why), judgement
-        if judgement.act is Act.REPORT:
+        if judgement.act is Decision.REPORT:
             return Settled(execution_id, "report", judgement.why), judgement
         return None, judgement
 
@@ -182,7 +184,7 @@ class _Round:
                 if execution_id not in known.silences and execution_id not in known.here:
                     yield from self._one_unannounced(known, run, execution_id)
 
-    def _unsealed_lives(self, run: FlowRun, last: Seen, sealed: Mapping[str, datetime]) -> Iterator[str]:
+    def _unsealed_lives(self, run: FlowRun, last: ObservedState, sealed: Mapping[str, datetime]) -> Iterator[str]:
         """The executions of a run that have no seal; whoever dies amid them leaves the first, which the next sees."""
         first = str(run.id)
         when = sealed.get(first) or self._sealed_when(first)
@@ -191,8 +193,8 @@ class _Round:
         if when is None and last.state.type not in _ENDS:
             yield first
             return
-        for number in range(len(flow_runs.lives(flow_runs.history(run.id))), 1, -1):
-            execution_id = life(first, number)
+        for number in range(len(flow_runs.generations(flow_runs.history(run.id))), 1, -1):
+            execution_id = execution_id_for(first, number)
             if execution_id not in sealed and self._sealed_when(execution_id) is None:
                 yield execution_id
         if when is None:
@@ -201,7 +203,7 @@ class _Round:
     def _one_unannounced(self, known: Known, run: FlowRun, execution_id: str) -> Iterator[Settled]:
         known = known._replace(runs={**known.runs, run.id: run})
         told, judgement = self._judge(known, execution_id, flow_runs.seen(run.state) if run.state else None)
-        if judgement is None or judgement.act in {Act.LEAVE, Act.REPORT}:
+        if judgement is None or judgement.act in {Decision.LEAVE, Decision.REPORT}:
             if told is not None and told.result != "open":
                 yield told
             return
@@ -212,10 +214,10 @@ class _Round:
 
         def act() -> Outcome | None:
             ended = judgement
-            if ended.act is Act.END:
-                prefect_queries.put_to_end(run.id, ended.why, cancelled=ended.cancelled)
+            if ended.act is Decision.END:
+                prefect_queries.force_terminal(run.id, ended.why, cancelled=ended.cancelled)
             states = life_of(execution_id, flow_runs.history(run.id))
-            if states and run.state and states[-1].state.id != run.state.id and ended.act is Act.SEAL:
+            if states and run.state and states[-1].state.id != run.state.id and ended.act is Decision.SEAL:
                 ended = judge(evidence_of(self.workbench, known, execution_id, states[-1]))  # an earlier life's own end
             level = self.settings.archive_level
             return seal_unstarted(self.workbench, run, execution_id, states=states, judgement=ended, archive=level)

@@ -13,10 +13,10 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import alive
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import Instance
-from prefect_executions.lifecycle.history import JobStatus, Seen
+from prefect_executions.lifecycle.history import JobStatus, ObservedState
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
-from prefect_executions.settle.decide import STUCK, Evidence
+from prefect_executions.settle.decide import STUCK, RunObservation
 from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def look(workbench: Workbench, here: Collection[str]) -> Known:
     return Known(found | dict.fromkeys(here, workbench), silences, runs, now, now - clock)
 
 
-def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: Seen | None) -> Evidence:
+def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: ObservedState | None) -> RunObservation:
     """Return what is known of one execution; *state* is Prefect's newest state of it.
 
     Raises:
@@ -70,7 +70,7 @@ def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: Se
     run = known.runs.get(flow_run_of(execution_id))
     pool, worker, kind = _worker(run)
     silent = prefect_queries.worker_silence(pool, worker, known.now) if pool and worker else None
-    return Evidence(
+    return RunObservation(
         state=state,
         now=known.now,
         here=execution_id in known.here,
@@ -90,9 +90,9 @@ def flow_run_of(execution_id: str) -> UUID:
     return UUID(execution_id.partition(".")[0])
 
 
-def life_of(execution_id: str, told: tuple[Seen, ...]) -> tuple[Seen, ...]:
+def life_of(execution_id: str, told: tuple[ObservedState, ...]) -> tuple[ObservedState, ...]:
     """Return the states that belong to that life of the flow run."""
-    lives = flow_runs.lives(told)
+    lives = flow_runs.generations(told)
     number = int(execution_id.partition(".")[2] or 1)
     return lives[min(number, len(lives)) - 1] if lives else ()
 
@@ -116,7 +116,7 @@ def _documents(workbench: Workbench, known: Known, execution_id: str) -> tuple[I
     return record.instance, record.job_status
 
 
-def _waits_unclaimed(run: FlowRun | None, state: Seen | None, now: datetime) -> bool:
+def _waits_unclaimed(run: FlowRun | None, state: ObservedState | None, now: datetime) -> bool:
     """Whether a run is pending for long in a place where whoever took it would have said so, or ended."""
     if run is None or state is None or state.state.type != "PENDING" or now - state.time < STUCK:
         return False

@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.processes import end_carriers
+from prefect_executions.capture.processes import kill_execution_processes
 from prefect_executions.errors import NotFoundError, SecretError
 from prefect_executions.executions.record import Instance
-from prefect_executions.lifecycle.history import Seen, follow
+from prefect_executions.lifecycle.history import ObservedState, merge_states
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.prefect_api import finish as prefect_finish
 from prefect_executions.prefect_api import flow_runs
@@ -37,7 +37,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_executions.capture.parameters import recorded_method
 from prefect_executions.descriptors.schema import inputs_of
 from prefect_executions.executions.record import Agent, ExecutionRecord
-from prefect_executions.lifecycle.history import begin
+from prefect_executions.lifecycle.history import new_job_status
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.methods.model import Method
 from prefect_executions.methods.secrets import MARK, marked_version, unmarked
@@ -47,13 +47,15 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 
-def unstarted_record(run: FlowRun, execution_id: str, states: Sequence[Seen], archive: ArchiveLevel) -> ExecutionRecord:
+def unstarted_record(
+    run: FlowRun, execution_id: str, states: Sequence[ObservedState], archive: ArchiveLevel
+) -> ExecutionRecord:
     """Return the record of *run* as far as Prefect tells it; *states* are those of this life of it.
 
     The Method is as its deployment describes it, without code, which nobody saw.
     """
     method = recorded_method(_method(run))
-    created = begin(
+    created = new_job_status(
         execution_id,
         method.id,
         status=Status.CREATED,
@@ -67,7 +69,7 @@ def unstarted_record(run: FlowRun, execution_id: str, states: Sequence[Seen], ar
         request=flow_runs.request_of(run, method, execution_id, None, archive=archive, environment={}),
         infrastructure=flow_runs.infrastructure(run, {}),
         instance=Instance(),
-        job_status=follow(created, states),
+        job_status=merge_states(created, states),
         agent=Agent(source="prefect", claims={"sub": maker["name"], **maker}) if maker and "name" in maker else Agent(),
     )
 
@@ -99,7 +101,7 @@ def seal(
     workbench: Workbench,
     known: Known,
     execution_id: str,
-    states: Sequence[Seen],
+    states: Sequence[ObservedState],
     judgement: Judgement,
     *,
     archive: ArchiveLevel,
@@ -117,7 +119,7 @@ def seal(
     if execution_id in known.here:
         if end.status is Status.CANCELLED or end.reason in {Reason.CRASHED, Reason.LOST}:
             bundle = OpenBundle.load(known.here[execution_id].folder, execution_id)
-            end_carriers(execution_id, instance=bundle.read(Instance))
+            kill_execution_processes(execution_id, instance=bundle.read(Instance))
         return known.here[execution_id].seal(
             execution_id, end, states=states, first=lambda bundle: (*end_runs(bundle), *_make_up(bundle, run))
         )
@@ -131,7 +133,7 @@ def seal(
     if recovered is None:
         raise NotFoundError(f"the archive has no opening record of {execution_id}, and neither has this workbench")
     return workbench.stand_in(
-        replace(recovered.record, job_status=follow(recovered.record.job_status, states)),
+        replace(recovered.record, job_status=merge_states(recovered.record.job_status, states)),
         recovered.code,
         end,
         fill=partial(restore, workbench.archive, recovered),
@@ -144,7 +146,7 @@ def seal_unstarted(
     run: FlowRun,
     execution_id: str,
     *,
-    states: Sequence[Seen],
+    states: Sequence[ObservedState],
     judgement: Judgement,
     archive: ArchiveLevel,
 ) -> Outcome:
@@ -158,7 +160,7 @@ def seal_unstarted(
     return workbench.stand_in(record, {}, _end(judgement, states))
 
 
-def _end(judgement: Judgement, states: Sequence[Seen]) -> Ending:
+def _end(judgement: Judgement, states: Sequence[ObservedState]) -> Ending:
     """The end as judged, with the time and the state that Prefect has for it now."""
     assert judgement.end is not None  # noqa: S101 - only such a judgement is acted on
     last = states[-1] if states else None
@@ -175,7 +177,7 @@ def _end(judgement: Judgement, states: Sequence[Seen]) -> Ending:
 def _make_up(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
     """Do what the process could not do at its end; where a secret cannot be told any more the logs are not kept."""
     try:
-        prefect_finish.make_up(bundle, run.parameters if run else {}, os.environ)
+        prefect_finish.finish_interrupted(bundle, run.parameters if run else {}, os.environ)
     except SecretError as error:
         aside = bundle.withhold_logs()
         return (f"the logs may hold a secret that cannot be told any more ({error}); they lie in {aside}",)

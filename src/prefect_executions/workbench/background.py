@@ -77,7 +77,7 @@ def _finish_at_exit() -> None:
         register(finish)
 
 
-class EndTelling(Protocol):
+class EventDelivery(Protocol):
     """The telling of one sealed execution's end, which goes on beside its archiving."""
 
     def archived(self, manifest_sha256: str) -> None:
@@ -89,11 +89,11 @@ class EndTelling(Protocol):
     def withdraw(self) -> None:
         """Tell nothing: another sealed the execution before."""
 
-    def then(self, act: Callable[[], None]) -> None:
+    def on_acknowledged(self, act: Callable[[], None]) -> None:
         """Do *act* as soon as all is told and heard; what is not, settle tells again."""
 
 
-Tell = Callable[[JobStatus], EndTelling]
+DeliverEvents = Callable[[JobStatus], EventDelivery]
 
 
 class _Nobody:
@@ -106,10 +106,10 @@ class _Nobody:
     def withdraw(self) -> None:
         pass
 
-    def then(self, act: Callable[[], None]) -> None:
+    def on_acknowledged(self, act: Callable[[], None]) -> None:
         act()
 
 
-def tell_nobody(job_status: JobStatus) -> EndTelling:  # noqa: ARG001 - it is a `Tell`
+def tell_nobody(job_status: JobStatus) -> EventDelivery:  # noqa: ARG001 - it is a `Tell`
     """Tell nobody, where a workbench stands by itself."""
     return _Nobody()

@@ -31,11 +31,11 @@ from prefect_executions.bundles.source import FolderSource, Source
 from prefect_executions.capture.processes import alive
 from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
 from prefect_executions.executions.record import ExecutionRecord, Instance
-from prefect_executions.ledger.rows import ArchiveState, Handed, Named
-from prefect_executions.lifecycle.history import Happening, JobStatus
+from prefect_executions.ledger.rows import ArchiveState, FileEdge, Relation
+from prefect_executions.lifecycle.history import EntryKind, JobStatus
 from prefect_executions.mediatypes import media_type
 from prefect_executions.workbench.lookup import find
-from prefect_executions.workbench.sealing import LateWord
+from prefect_executions.workbench.sealing import LateSeal
 from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Found(NamedTuple):
         return f"{layout.OUTPUTS}/{self.name}"
 
 
-class Standing(NamedTuple):
+class StorageState(NamedTuple):
     """Where an execution's record is: its folder on this machine, and what of it the archive has."""
 
     folder: Path | None
@@ -172,15 +172,15 @@ class Standing(NamedTuple):
 class Links(NamedTuple):
     """What the ledger knows of an execution and others, orchestration and data apart."""
 
-    named_by: tuple[Named, ...] = ()
+    named_by: tuple[Relation, ...] = ()
     """Those that name it as their parent, or as what they run again."""
-    made_from: tuple[Handed, ...] = ()
+    made_from: tuple[FileEdge, ...] = ()
     """Outputs of others that are its inputs."""
-    used_by: tuple[Handed, ...] = ()
+    used_by: tuple[FileEdge, ...] = ()
     """Its outputs that are inputs of others."""
 
 
-class Reader:
+class Catalog:
     """The reading side of a workbench, its archive and its ledger."""
 
     def __init__(self, workbench: Workbench) -> None:
@@ -204,16 +204,16 @@ class Reader:
         """
         return self.workbench.record(execution_id)
 
-    def standing(self, execution_id: str) -> Standing:
+    def standing(self, execution_id: str) -> StorageState:
         """Return where the record of an execution is."""
         bundle = self._local(execution_id)
         if bundle is None:
             archived = self.workbench.archive.seal_of(execution_id) is not None
-            return Standing(None, archived, "archived" if archived else "local")
+            return StorageState(None, archived, "archived" if archived else "local")
         if not bundle.sealed:
-            return Standing(bundle.folder, sealed=False, archive="local")
+            return StorageState(bundle.folder, sealed=False, archive="local")
         # The scratch folder goes when a sealed bundle is archived and indexed.
-        return Standing(bundle.folder, sealed=True, archive="pending" if bundle.scratch.is_dir() else "archived")
+        return StorageState(bundle.folder, sealed=True, archive="pending" if bundle.scratch.is_dir() else "archived")
 
     def gone(self, execution_id: str) -> str | None:
         """Return words for the process of an open execution that is known to be gone and did not leave it to go on."""
@@ -221,7 +221,7 @@ class Reader:
         if bundle is None or bundle.sealed:
             return None
         instance, last = bundle.read(Instance), bundle.read(JobStatus).history[-1]
-        leaves = last.kind in {Happening.PAUSED, Happening.ATTEMPT_FAILED}
+        leaves = last.kind in {EntryKind.PAUSED, EntryKind.ATTEMPT_FAILED}
         if leaves or instance.process is None or alive(instance.process) is not False:
             return None
         return f"{instance.pid} on {instance.hostname}"
@@ -240,10 +240,10 @@ class Reader:
             return self.workbench.archive.imported(execution_id)
         return None
 
-    def late_words(self, execution_id: str) -> tuple[LateWord, ...]:
+    def late_words(self, execution_id: str) -> tuple[LateSeal, ...]:
         """Return what was heard of an execution after it was sealed; nothing where the archive cannot be asked."""
         with suppress(ArchiveError):
-            words = (LateWord.from_json(data) for data in self.workbench.archive.late_words(execution_id))
+            words = (LateSeal.from_json(data) for data in self.workbench.archive.late_words(execution_id))
             return tuple(sorted(words, key=lambda word: word.noted))
         return ()
 

@@ -14,7 +14,7 @@ from prefect_executions.bundles.layout import check_execution_id
 from prefect_executions.bundles.open_bundle import ASIDE, SCRATCH, WITHHELD
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NameRefusedError, NotFoundError
 from prefect_executions.ledger.ledger import CANDIDATES
-from prefect_executions.workbench.workbench import Workbench, life
+from prefect_executions.workbench.workbench import Workbench, execution_id_for
 
 
 def find(workbench: Workbench, prefix: str) -> str:
@@ -65,7 +65,7 @@ def newest(workbench: Workbench, flow_run_id: str) -> str | None:
     if here.bundle is not None:
         return here.id
     found, number = None, 1
-    while workbench.archive.opening(one := life(flow_run_id, number)) is not None:
+    while workbench.archive.opening(one := execution_id_for(flow_run_id, number)) is not None:
         found, number = one, number + 1
     return found
 

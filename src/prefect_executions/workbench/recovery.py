@@ -31,7 +31,7 @@ from prefect_executions.errors import BundleError, ExecutionsError, NotFoundErro
 from prefect_executions.executions.record import ExecutionRecord, OpeningRecord, kept_files
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.workbench.workbench import Outcome, Place, Workbench
+from prefect_executions.workbench.workbench import BundleSlot, Outcome, Workbench
 
 
 def suspend(workbench: Workbench, bundle: OpenBundle) -> None:
@@ -49,7 +49,7 @@ def suspend(workbench: Workbench, bundle: OpenBundle) -> None:
             packed.unlink(missing_ok=True)
 
 
-def resume(workbench: Workbench, place: Place, suspension: UUID | None) -> Place:
+def resume(workbench: Workbench, place: BundleSlot, suspension: UUID | None) -> BundleSlot:
     """Return *place* with the bundle that was suspended last, brought from the archive when it is not here.
 
     *suspension* is the id of the last state of Prefect by which the run was suspended.
@@ -60,7 +60,7 @@ def resume(workbench: Workbench, place: Place, suspension: UUID | None) -> Place
     """
     if place.bundle is not None and _knows(place.bundle, suspension):
         return place
-    return Place(place.id, bring_back(workbench, place.id, over=place.bundle) or place.bundle)
+    return BundleSlot(place.id, bring_back(workbench, place.id, over=place.bundle) or place.bundle)
 
 
 def bring_back(workbench: Workbench, execution_id: str, *, over: OpenBundle | None = None) -> OpenBundle | None:

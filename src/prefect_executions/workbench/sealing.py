@@ -17,7 +17,7 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.seal import Sealed
 from prefect_executions.documents import Document, Time
 from prefect_executions.executions.record import BundleFile
-from prefect_executions.lifecycle.history import Happening, JobStatus, PrefectState, advance, remark
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, PrefectState, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.settings import ArchiveLevel
 
@@ -40,7 +40,7 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
     """
     if not job_status.execution_status.terminal:
         for note in (*gathered.notes, *notes):
-            job_status = remark(job_status, Happening.NOTE, end.at, observer=end.observer, message=note)
+            job_status = add_entry(job_status, EntryKind.NOTE, end.at, observer=end.observer, message=note)
         interrupted = end.status is Status.CANCELLED or end.reason not in {None, Reason.ERROR}
         ran = job_status.execution_status in {Status.STARTED, Status.EXECUTING}
         job_status = advance(
@@ -61,10 +61,10 @@ def lost_with(hostname: str | None, job_status: JobStatus, end: Ending) -> JobSt
     told = f"outputs and logs were lost with the workbench on {hostname}"
     if hostname is None:  # its record was never opened
         told = "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
-    return remark(job_status, Happening.NOTE, end.at, observer=end.observer, message=told)
+    return add_entry(job_status, EntryKind.NOTE, end.at, observer=end.observer, message=told)
 
 
-class LateWord(Document):
+class LateSeal(Document):
     """What was heard of an execution after another had sealed it; it changes nothing in the record."""
 
     file_name: ClassVar[str] = "late.json"
@@ -79,10 +79,10 @@ class LateWord(Document):
     noted: Time
 
 
-def late_word(sealed: Sealed, at: datetime) -> LateWord:
+def late_seal(sealed: Sealed, at: datetime) -> LateSeal:
     """Return what a bundle that was sealed too late has to say."""
     record = sealed.record
-    return LateWord(
+    return LateSeal(
         execution_id=record.id,
         status=record.status,
         finished=record.finished,

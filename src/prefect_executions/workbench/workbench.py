@@ -29,17 +29,17 @@ from prefect_executions.bundles.seal import Sealed, seal
 from prefect_executions.errors import ArchiveError, LedgerError, NotFoundError
 from prefect_executions.executions.record import RECORD, ExecutionRecord, Metrics, OpeningRecord, record_from
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.ledger.rows import ArchiveState, Came
-from prefect_executions.lifecycle.history import Happening, JobStatus, Seen, follow
+from prefect_executions.ledger.rows import ArchiveState, ImportOrigin
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, ObservedState, merge_states
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.objectstore.open import open_store
 from prefect_executions.settings import ArchiveLevel, Settings
-from prefect_executions.tracepoints import Milestone, reach
+from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench import background
-from prefect_executions.workbench.background import EndTelling, Tell, tell_nobody
+from prefect_executions.workbench.background import DeliverEvents, EventDelivery, tell_nobody
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing
-from prefect_executions.workbench.sealing import Ending, content_of, data_of, ended, late_word, lost_with, upload
+from prefect_executions.workbench.sealing import Ending, content_of, data_of, ended, late_seal, lost_with, upload
 
 log = logging.getLogger("prefect_executions")
 
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
     archived: bool
 
 
-class Place(NamedTuple):
+class BundleSlot(NamedTuple):
     """Where a flow run's record goes: the execution's id and, when it is on this workbench already, its bundle."""
 
     id: str
@@ -76,7 +76,7 @@ class Workbench:
         *,
         open_archive: Callable[[], Archive],
         open_ledger: Callable[[], Ledger],
-        tell: Tell = tell_nobody,
+        tell: DeliverEvents = tell_nobody,
         signing_key: Callable[[], SigningKey | None] = lambda: None,
     ) -> None:
         self.folder = folder
@@ -95,7 +95,7 @@ class Workbench:
         settings: Settings,
         *,
         archive_block: Callable[[str], tuple[str, Mapping[str, Any]]],
-        tell: Tell = tell_nobody,
+        tell: DeliverEvents = tell_nobody,
     ) -> Workbench:
         """Return the workbench that *settings* describe.
 
@@ -146,14 +146,14 @@ class Workbench:
 
     # --- a run -----------------------------------------------------------------
 
-    def latest(self, flow_run_id: str) -> Place:
+    def latest(self, flow_run_id: str) -> BundleSlot:
         """Return the newest execution of a flow run on this workbench: the open one, else the last that was sealed."""
-        number, found = 1, Place(flow_run_id, None)
-        while (place := self._at(life(flow_run_id, number))).bundle is not None:
+        number, found = 1, BundleSlot(flow_run_id, None)
+        while (place := self._at(execution_id_for(flow_run_id, number))).bundle is not None:
             found, number = place, number + 1
         return found
 
-    def next_place(self, flow_run_id: str, *, revisited: bool) -> Place:
+    def next_place(self, flow_run_id: str, *, revisited: bool) -> BundleSlot:
         """Return where a starting run's record goes.
 
         An open bundle is continued: another attempt, or a resumed run. A sealed one
@@ -163,7 +163,7 @@ class Workbench:
         """
         number = 1
         while True:
-            place = self._at(life(flow_run_id, number))
+            place = self._at(execution_id_for(flow_run_id, number))
             if place.bundle is not None and not place.bundle.sealed:
                 return place
             elsewhere = revisited and place.bundle is None and self.archive.seal_of(place.id) is not None
@@ -197,7 +197,7 @@ class Workbench:
         self.signing_key()
         opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
         self.archive.open_record(record.id, opening.to_json(), place=str(self.folder))
-        reach(Milestone.ANNOUNCED, record.id)
+        trace_point(TracePoint.ANNOUNCED, record.id)
         self.leases.hold(record.id, str(self.folder))
 
     def index_open(self, record: ExecutionRecord) -> None:
@@ -223,7 +223,7 @@ class Workbench:
         execution_id: str,
         end: Ending,
         *,
-        states: Sequence[Seen] = (),
+        states: Sequence[ObservedState] = (),
         first: Callable[[OpenBundle], Sequence[str]] = lambda _: (),
         here: Callable[[Outcome], None] = lambda _: None,
     ) -> Outcome:
@@ -246,9 +246,9 @@ class Workbench:
             if not bundle.sealed:
                 notes = first(bundle)
                 gathered = gather(bundle)
-                job_status = follow(bundle.read(JobStatus), states)
+                job_status = merge_states(bundle.read(JobStatus), states)
                 bundle.write_document(ended(job_status, end, gathered, notes))
-                reach(Milestone.FINAL_STATUS, bundle.id)
+                trace_point(TracePoint.FINAL_STATUS, bundle.id)
             sealed = seal(bundle, self.signing_key())
             here(Outcome(sealed.record.job_status, bundle.folder, archived=False))
             return self._close(bundle, sealed)
@@ -375,9 +375,9 @@ class Workbench:
 
     # --- inside --------------------------------------------------------------------
 
-    def _at(self, execution_id: str) -> Place:
+    def _at(self, execution_id: str) -> BundleSlot:
         there = (self.folder / layout.check_execution_id(execution_id)).is_dir()
-        return Place(execution_id, OpenBundle(self.folder, execution_id) if there else None)
+        return BundleSlot(execution_id, OpenBundle(self.folder, execution_id) if there else None)
 
     def _close(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
         """Archive, index and tell a sealed bundle; whatever fails is left to settle, and the scratch folder says so."""
@@ -392,10 +392,10 @@ class Workbench:
             telling.archived(sealed.sha256)
         indexed = self._index(record, archive="archived" if archived else "pending", manifest_sha256=sealed.sha256)
         if archived and indexed:
-            telling.then(partial(_clear, bundle))
+            telling.on_acknowledged(partial(_clear, bundle))
         return Outcome(record.job_status, bundle.folder, archived)
 
-    def _try_archive(self, bundle: OpenBundle, sealed: Sealed, telling: EndTelling) -> Sealing | None:
+    def _try_archive(self, bundle: OpenBundle, sealed: Sealed, telling: EventDelivery) -> Sealing | None:
         content = content_of(bundle, sealed, datetime.now(UTC))
         try:
             upload(self.archive, bundle, content.data)
@@ -404,7 +404,7 @@ class Workbench:
             log.warning("execution %s is sealed but not archived yet: %s", bundle.id, error)
             telling.not_archived(str(error))
             return None
-        if any(entry.kind is Happening.PAUSED for entry in sealed.record.job_status.history):
+        if any(entry.kind is EntryKind.PAUSED for entry in sealed.record.job_status.history):
             with suppress(ArchiveError):  # a sweep takes it
                 self.archive.forget_suspended(bundle.id)
         return sealing
@@ -415,7 +415,7 @@ class Workbench:
         What never ran has nothing to tell, and neither has a stand-in.
         """
         if sealed.record.started is not None and not bundle.stand_in:
-            self.archive.note_late(bundle.id, late_word(sealed, datetime.now(UTC)).to_json())
+            self.archive.note_late(bundle.id, late_seal(sealed, datetime.now(UTC)).to_json())
             log.warning("execution %s was sealed by another before; what is here lies in %s", bundle.id, bundle.aside)
             bundle.set_aside()
         else:
@@ -428,20 +428,20 @@ class Workbench:
         *,
         archive: ArchiveState,
         manifest_sha256: str | None = None,
-        came: Came | None = None,
+        came: ImportOrigin | None = None,
     ) -> bool:
         try:
             self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
-            reach(Milestone.INDEXED, record.id, archive)
+            trace_point(TracePoint.INDEXED, record.id, archive)
         except LedgerError as error:
             log.warning("execution %s is not in the ledger yet: %s", record.id, error)
             return False
         return True
 
 
-def came_from(imported: Imported | None) -> Came | None:
+def came_from(imported: Imported | None) -> ImportOrigin | None:
     """Return what the ledger holds of the mark of an import, or None where there is no mark."""
-    return Came(at=imported.imported, origin=imported.origin) if imported else None
+    return ImportOrigin(at=imported.imported, origin=imported.origin) if imported else None
 
 
 def _clear(bundle: OpenBundle) -> None:
@@ -450,10 +450,10 @@ def _clear(bundle: OpenBundle) -> None:
         bundle.discard()
     else:
         shutil.rmtree(bundle.scratch, ignore_errors=True)
-    reach(Milestone.CLEARED, bundle.id)
+    trace_point(TracePoint.CLEARED, bundle.id)
 
 
-def life(flow_run_id: str, number: int) -> str:
+def execution_id_for(flow_run_id: str, number: int) -> str:
     """Return the id of the execution that is the life *number*, from 1 on, of a flow run."""
     return flow_run_id if number == 1 else f"{flow_run_id}.{number}"
 

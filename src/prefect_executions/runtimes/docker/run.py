@@ -21,7 +21,16 @@ from requests.exceptions import ReadTimeout, RequestException
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import InfrastructureError
 from prefect_executions.runtimes.container_init import OWN_FOLDER
-from prefect_executions.runtimes.interface import GRACE, PREFIX, STREAMS, Exit, LogPiece, RunStatus, Seen, StreamName
+from prefect_executions.runtimes.interface import (
+    GRACE,
+    PREFIX,
+    STREAMS,
+    Exit,
+    LogPiece,
+    RunLocation,
+    RunStatus,
+    StreamName,
+)
 
 _CANCELLED = "-cancelled"  # the end of its name; nothing inside the container can forge it
 _PATIENCE = 30  # seconds that one request waits for the end
@@ -52,15 +61,15 @@ class ContainerRun:
         end = self._end_of(told)
         return RunStatus.RUNNING if end is None else end.status
 
-    def seen(self) -> Seen:
+    def seen(self) -> RunLocation:
         """Return the container, its image and its engine, as the engine says them."""
         told = self._inspected()
         if told is None:
-            return Seen(container=self._container)
+            return RunLocation(container=self._container)
         with asking("the engine's name"):
             node = self._api.info().get("Name")
         digest = told["Config"]["Labels"].get(f"{PREFIX}.image-digest")
-        return Seen(container=told["Id"], image=told["Image"], node=node, image_digest=digest)
+        return RunLocation(container=told["Id"], image=told["Image"], node=node, image_digest=digest)
 
     def wait(self, timeout: float | None = None) -> Exit:
         """Return how it ended, as soon as it has."""

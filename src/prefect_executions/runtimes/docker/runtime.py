@@ -31,11 +31,11 @@ from prefect_executions.runtimes.interface import (
     DATA,
     LABEL,
     PREFIX,
+    Capability,
     Network,
     Plan,
     Pull,
     RunRequest,
-    Wish,
     environment_of,
     reasons_of_all,
     refusal,
@@ -54,20 +54,22 @@ class DockerRuntime:
     """Runs scripts with ``/bin/sh`` of an image, each in a container of its own."""
 
     name = "docker"
-    honours: Mapping[Wish, str] = MappingProxyType(
+    capabilities: Mapping[Capability, str] = MappingProxyType(
         {
-            Wish.DATA: f"the script begins in it; it is seen as `{DATA}`",
-            Wish.ENVIRONMENT: "with the image's own, and nothing of the worker",
-            Wish.SECRETS: "in the container's configuration, which the engine keeps until the run is discarded",
-            Wish.IMAGE: "pulled by policy when the plan is made; the plan names its id, and its digest if it has one",
-            Wish.USER: "a name or id, as the image knows it; otherwise the image's own user",
-            Wish.OPEN_NETWORK: "the network of the engine that the operator named, `bridge` by default",
-            Wish.CLOSED_NETWORK: "loopback alone",
-            Wish.CPUS: "a share of time (CFS quota)",
-            Wish.MEMORY: "of the whole container, and no swap where the engine can say so",
-            Wish.GPUS: "where the engine has NVIDIA's runtime",
-            Wish.PROCESSES: "of the whole container",
-            Wish.TIME_LIMIT: "in seconds, rounded up; SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
+            Capability.DATA: f"the script begins in it; it is seen as `{DATA}`",
+            Capability.ENVIRONMENT: "with the image's own, and nothing of the worker",
+            Capability.SECRETS: "in the container's configuration, which the engine keeps until the run is discarded",
+            Capability.IMAGE: "pulled by policy when the plan is made; "
+            "the plan names its id, and its digest if it has one",
+            Capability.USER: "a name or id, as the image knows it; otherwise the image's own user",
+            Capability.OPEN_NETWORK: "the network of the engine that the operator named, `bridge` by default",
+            Capability.CLOSED_NETWORK: "loopback alone",
+            Capability.CPUS: "a share of time (CFS quota)",
+            Capability.MEMORY: "of the whole container, and no swap where the engine can say so",
+            Capability.GPUS: "where the engine has NVIDIA's runtime",
+            Capability.PROCESSES: "of the whole container",
+            Capability.TIME_LIMIT: "in seconds, rounded up; "
+            "SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
         }
     )
 
@@ -86,7 +88,7 @@ class DockerRuntime:
         """Close the connections; runs go on."""
         self._api.close()
 
-    def sees(self, data: Path) -> str:  # noqa: ARG002 - it is seen alike whatever its path is here
+    def mount_path(self, data: Path) -> str:  # noqa: ARG002 - it is seen alike whatever its path is here
         """Return `DATA`."""
         return DATA
 
@@ -96,7 +98,7 @@ class DockerRuntime:
             engine = self._api.info()
             networks = {network["Name"] for network in self._api.networks()}
         network = self._open_network if request.network is Network.OPEN else "none"
-        reasons = [*reasons_of_all(request, self.honours), *_reasons_of_engine(request, engine)]
+        reasons = [*reasons_of_all(request, self.capabilities), *_reasons_of_engine(request, engine)]
         if network not in networks:
             reasons.append(f"{request.network} network: the engine has no network '{network}'")
         if request.image is None:
@@ -113,7 +115,7 @@ class DockerRuntime:
         plan.write(into)
         return plan
 
-    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:
+    def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:
         """Return the name of exactly this image, which is pulled by its digest if the engine has not got it."""
         with asking(f"the image {digest or image_id}"):
             for name in (digest, image_id):

@@ -20,7 +20,7 @@ from typing import Any
 
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import InfrastructureError
-from prefect_executions.runtimes.interface import LABEL, PREFIX, Exit, RunStatus, Seen
+from prefect_executions.runtimes.interface import LABEL, PREFIX, Exit, RunLocation, RunStatus
 from prefect_executions.runtimes.kubernetes.api import Cluster, Command, Json, Refused
 
 GIVEN = f"{PREFIX}.given"
@@ -54,7 +54,7 @@ _NOT_THERE = re.compile("unknown|not found|denied|unauthorized|does not exist", 
 
 
 @dataclass(frozen=True)
-class Look:
+class JobSnapshot:
     """One look at a Job and those of its pods that there are."""
 
     job: JsonObject
@@ -113,15 +113,15 @@ class Look:
             return _gone(pod["metadata"]["name"]) if deleted else _failed_before(pod)
         return None if self.begun else _hopeless(pod)
 
-    def seen(self) -> Seen:
+    def seen(self) -> RunLocation:
         """Return what the cluster says of the pod."""
         pod = self.pod
         if pod is None:
-            return Seen(pod=self.notes.get(GIVEN, "").partition(" ")[0] or None)
+            return RunLocation(pod=self.notes.get(GIVEN, "").partition(" ")[0] or None)
         told = next(_containers(pod, SCRIPT), {})
         image = told.get("imageID", "").rpartition("://")[2]
         by_digest = "@sha256:" in image
-        return Seen(
+        return RunLocation(
             container=told.get("containerID", "").rpartition("://")[2] or None,
             pod=pod["metadata"]["name"],
             node=pod["spec"].get("nodeName"),
@@ -204,7 +204,7 @@ class Job:
         self._cluster = cluster
         self.name = name
 
-    def look(self) -> Look | None:
+    def look(self) -> JobSnapshot | None:
         """Return how the Job and its pods are now; None when it is gone."""
         try:
             job = self._cluster.ask("get", f"batch/jobs/{self.name}")
@@ -214,9 +214,9 @@ class Job:
             raise InfrastructureError(f"Kubernetes does not show the Job {self.name}: {error}") from error
         if job["metadata"].get("labels", {}).get(LABEL) != self.name:
             return None  # somebody else's
-        return Look(job=job, pods=tuple(self._pods()))
+        return JobSnapshot(job=job, pods=tuple(self._pods()))
 
-    def note(
+    def annotate(
         self, name: str, value: str | None, *, unless: tuple[str, ...] = (), parallelism: int | None = None
     ) -> None:
         """Write one annotation, None removes it; leave all as it is when one of *unless* is there."""
@@ -247,11 +247,13 @@ class Job:
         # A pod in the place of a lost one would only wait.
         over = end.status is RunStatus.LOST or not look.begun
         told = end.model_dump_json(by_alias=True, exclude_none=True)
-        self.note(END, told, unless=(END,), parallelism=0 if over else None)
+        self.annotate(END, told, unless=(END,), parallelism=0 if over else None)
         look = self.look()
         return end if look is None else look.end()
 
-    def command(self, look: Look, container: str, script: str, *arguments: str, talks: bool = False) -> Command | None:
+    def command(
+        self, look: JobSnapshot, container: str, script: str, *arguments: str, talks: bool = False
+    ) -> Command | None:
         """Start a shell's script in a container of the run's pod; None when that does not run any more."""
         pod = look.pod
         if pod is None:
@@ -262,7 +264,7 @@ class Job:
 
     def remove(self) -> None:
         """Remove the Job, its Secret and its pods; return when no script of it runs any more."""
-        self.note(CANCELLED, "removed", unless=(CANCELLED, END))
+        self.annotate(CANCELLED, "removed", unless=(CANCELLED, END))
         look = self.look()
         # Where no script runs, and none will, the node need not be waited for: it takes its time to say so.
         runs = "" if look is None or look.script.get("terminated") else look.notes.get(GIVEN, "").partition(" ")[2]
@@ -271,7 +273,7 @@ class Job:
             grace = "1" if pod["metadata"]["uid"] == runs else "0"
             self._delete(f"core/pods/{pod['metadata']['name']}", grace_period_seconds=grace)
         self._delete(f"core/secrets/{self.name}")
-        for _ in pauses(_UNTIL_REMOVED):
+        for _ in backoff(_UNTIL_REMOVED):
             if self.look() is None and not self._pods():
                 return
         raise InfrastructureError(
@@ -293,7 +295,7 @@ class Job:
                 raise InfrastructureError(f"Kubernetes does not let {path} be deleted: {error}") from error
 
 
-def pauses(timeout: float | None = None) -> Iterator[None]:
+def backoff(timeout: float | None = None) -> Iterator[None]:
     """Yield at once, and again after pauses that grow, until *timeout* seconds are over."""
     pause, longest = _LOOK
     until = None if timeout is None else time.monotonic() + timeout

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from prefect_executions.errors import ExecutionsError, InfrastructureError
 from prefect_executions.runtimes.container_init import OWN_FOLDER
-from prefect_executions.runtimes.interface import GRACE, Exit, LogPiece, RunStatus, Seen
+from prefect_executions.runtimes.interface import GRACE, Exit, LogPiece, RunLocation, RunStatus
 from prefect_executions.runtimes.kubernetes.api import Cluster, Command, Refused
 from prefect_executions.runtimes.kubernetes.job import (
     CANCELLED,
@@ -30,10 +30,10 @@ from prefect_executions.runtimes.kubernetes.job import (
     RECEIVER,
     SCRIPT,
     Job,
-    Look,
-    pauses,
+    JobSnapshot,
+    backoff,
 )
-from prefect_executions.runtimes.kubernetes.transfer import Load, unpack
+from prefect_executions.runtimes.kubernetes.transfer import TarStream, unpack
 
 _TRIES = 5
 
@@ -52,7 +52,7 @@ def hand_over(job: Job) -> None:
     What fails for good becomes the end of the run, for whoever waits for it.
     """
     failures = 0
-    for _ in pauses():
+    for _ in backoff():
         try:
             look = job.look()
             if look is None or look.begun or CANCELLED in look.notes or job.end() is not None:
@@ -92,23 +92,23 @@ def fetch(job: Job) -> None:
 
     with closing(command):
         unpack(_Output(command), folder, check=check)
-    job.note(FETCHED, datetime.now(UTC).isoformat())
+    job.annotate(FETCHED, datetime.now(UTC).isoformat())
 
 
-def _is_chosen(job: Job, look: Look) -> bool:
+def _is_chosen(job: Job, look: JobSnapshot) -> bool:
     """Whether the pod of *look* is the one that gets the data; decided once, whoever asks."""
     pod = look.pod
     if pod is None:
         return False
     name = f"{pod['metadata']['name']} {pod['metadata']['uid']}"
-    job.note(GIVEN, name, unless=(GIVEN, END, CANCELLED))
+    job.annotate(GIVEN, name, unless=(GIVEN, END, CANCELLED))
     now = job.look()
     return now is not None and now.notes.get(GIVEN) == name
 
 
-def _give(job: Job, look: Look) -> None:
+def _give(job: Job, look: JobSnapshot) -> None:
     where = look.notes.get(DATA_NOTE)
-    load = None if where is None else Load.of(Path(where))
+    load = None if where is None else TarStream.of(Path(where))
     if load is None:
         command = job.command(look, RECEIVER, _OPEN)
     else:
@@ -128,7 +128,7 @@ def _give(job: Job, look: Look) -> None:
 def _give_up(job: Job, error: Exception) -> None:
     end = Exit(status=RunStatus.FAILED, why=str(error))
     with suppress(InfrastructureError):
-        job.note(END, end.model_dump_json(by_alias=True, exclude_none=True), unless=(END,), parallelism=0)
+        job.annotate(END, end.model_dump_json(by_alias=True, exclude_none=True), unless=(END,), parallelism=0)
 
 
 class _Output:
@@ -201,10 +201,10 @@ class PodRun:
         look = self._job.look()
         return RunStatus.RUNNING if look is not None and look.begun else RunStatus.WAITING
 
-    def seen(self) -> Seen:
+    def seen(self) -> RunLocation:
         """Return the pod, its node and its image, as the cluster says them."""
         look = self._job.look()
-        return Seen() if look is None else look.seen()
+        return RunLocation() if look is None else look.seen()
 
     def wait(self, timeout: float | None = None) -> Exit:
         """Return how it ended, as soon as it has and what it left is back in the data folder."""
@@ -218,7 +218,7 @@ class PodRun:
         """Yield what it has written and will write; after the last piece what it left is in the data folder."""
         told = {"stdout": 0, "stderr": 0}
         failures = 0
-        for _ in pauses():
+        for _ in backoff():
             over = self._job.end() is not None
             look = self._job.look()
             command = None if look is None else self._telling(look, told)
@@ -241,7 +241,7 @@ class PodRun:
     def cancel(self, grace: float = GRACE) -> Exit:
         """End every process of it; return its end when none is left and what it left is back."""
         if self._job.end() is None:
-            self._job.note(CANCELLED, datetime.now(UTC).isoformat(), unless=(END,))
+            self._job.annotate(CANCELLED, datetime.now(UTC).isoformat(), unless=(END,))
             look = self._job.look()
             if look is not None and not look.begun and look.end() is None:
                 self.discard()
@@ -254,13 +254,13 @@ class PodRun:
         self._job.remove()
 
     def _ended(self, timeout: float | None) -> Exit | None:
-        for _ in pauses(timeout):
+        for _ in backoff(timeout):
             end = self._job.end()
             if end is not None:
                 return end
         return None
 
-    def _telling(self, look: Look, told: dict[str, int]) -> Command | None:
+    def _telling(self, look: JobSnapshot, told: dict[str, int]) -> Command | None:
         """A command that tells the logs from where they were told; None when nobody has them, or not yet."""
         if not look.keeps or not look.begun:
             return None
@@ -277,7 +277,7 @@ class PodRun:
                 return
         raise InfrastructureError(f"The script of {self.id} does not end; is its node away?")
 
-    def _signal(self, look: Look, number: str) -> bool:
+    def _signal(self, look: JobSnapshot, number: str) -> bool:
         """Send a signal to every process of the script's container but the first, which ends with the script."""
         with suppress(InfrastructureError):
             command = self._job.command(look, SCRIPT, f"kill -{number} -1")
@@ -291,4 +291,4 @@ class PodRun:
         """A script that had ended by itself before it could be told stays as it ended."""
         look = self._job.look()
         if look is not None and look.script.get("terminated") and END not in look.notes:
-            self._job.note(CANCELLED, None, unless=(END,))
+            self._job.annotate(CANCELLED, None, unless=(END,))

@@ -19,10 +19,10 @@ from typing import Any
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
 from prefect_executions.runtimes.interface import (
     DATA,
+    Capability,
     Plan,
     RunRequest,
     SharedClaim,
-    Wish,
     environment_of,
     reasons_of_all,
     refusal,
@@ -45,18 +45,19 @@ class KubernetesRuntime:
     """Runs scripts with ``/bin/sh`` of an image, each in a Job of its own."""
 
     name = "kubernetes"
-    honours: Mapping[Wish, str] = MappingProxyType(
+    capabilities: Mapping[Capability, str] = MappingProxyType(
         {
-            Wish.DATA: f"the script begins in it; seen as `{DATA}`; brought there and back, or shared by a claim",
-            Wish.ENVIRONMENT: "with the image's own and `KUBERNETES_…`, and nothing of the worker; 1 MB",
-            Wish.SECRETS: "in a Secret of the namespace, which is there until the run is discarded",
-            Wish.IMAGE: "pulled by the node, by policy; pinned only if it is named by its digest",
-            Wish.USER: "an id, `1000` or `1000:1000`; otherwise the image's own user",
-            Wish.OPEN_NETWORK: "the pod's own, or the node's where the operator says `host`",
-            Wish.CPUS: "a share of time (CFS quota), and reserved",
-            Wish.MEMORY: "of the script's container, and reserved",
-            Wish.GPUS: f"where nodes offer `{GPU}`",
-            Wish.TIME_LIMIT: "in seconds, rounded up; SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
+            Capability.DATA: f"the script begins in it; seen as `{DATA}`; brought there and back, or shared by a claim",
+            Capability.ENVIRONMENT: "with the image's own and `KUBERNETES_…`, and nothing of the worker; 1 MB",
+            Capability.SECRETS: "in a Secret of the namespace, which is there until the run is discarded",
+            Capability.IMAGE: "pulled by the node, by policy; pinned only if it is named by its digest",
+            Capability.USER: "an id, `1000` or `1000:1000`; otherwise the image's own user",
+            Capability.OPEN_NETWORK: "the pod's own, or the node's where the operator says `host`",
+            Capability.CPUS: "a share of time (CFS quota), and reserved",
+            Capability.MEMORY: "of the script's container, and reserved",
+            Capability.GPUS: f"where nodes offer `{GPU}`",
+            Capability.TIME_LIMIT: "in seconds, rounded up; "
+            "SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
         }
     )
 
@@ -86,13 +87,13 @@ class KubernetesRuntime:
         """Close the connections; runs go on."""
         self._cluster.close()
 
-    def sees(self, data: Path) -> str:  # noqa: ARG002 - it is seen alike whatever its path is here
+    def mount_path(self, data: Path) -> str:  # noqa: ARG002 - it is seen alike whatever its path is here
         """Return `DATA`."""
         return DATA
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
         """Return the plan of *request*, as the API server takes it, and write it into the folder *into*."""
-        reasons = [*reasons_of_all(request, self.honours), *self._reasons(request)]
+        reasons = [*reasons_of_all(request, self.capabilities), *self._reasons(request)]
         if reasons:
             raise refusal(self.name, request, reasons)
         spec = job_of(request, claim=self._claim, host_network=self._host_network, keep=self._keep)
@@ -104,7 +105,7 @@ class KubernetesRuntime:
         plan.write(into)
         return plan
 
-    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a node pulls by digest
+    def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a node pulls by digest
         """Return *digest*: whether it can be pulled shows when a pod is started."""
         return digest
 

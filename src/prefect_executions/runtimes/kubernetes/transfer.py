@@ -34,13 +34,13 @@ def unsendable(folder: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Load:
+class TarStream:
     """The tar of a folder: its size is known before it is read, because who receives it cannot be told its end."""
 
     members: tuple[tuple[Path, tarfile.TarInfo], ...]
 
     @classmethod
-    def of(cls, folder: Path) -> Load:
+    def of(cls, folder: Path) -> TarStream:
         """Return the load of all that is in *folder*, and of its own mode."""
         found = []
         with tarfile.open(fileobj=io.BytesIO(), mode="w", format=tarfile.GNU_FORMAT) as made:

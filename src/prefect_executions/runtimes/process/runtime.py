@@ -24,21 +24,21 @@ from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
-from prefect_executions.capture.processes import end_carriers, send
+from prefect_executions.capture.processes import kill_execution_processes, send
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
 from prefect_executions.executions.record import Process
 from prefect_executions.runtimes.interface import (
     DATA,
     GRACE,
     RUN_COOKIE,
+    Capability,
     Exit,
     LogPiece,
     Plan,
+    RunLocation,
     RunRequest,
     RunStatus,
-    Seen,
     StreamName,
-    Wish,
     environment_of,
     reasons_of_all,
     refusal,
@@ -65,15 +65,16 @@ class ProcessRuntime:
     """Runs scripts with this machine's ``/bin/sh``, each in a session of its own, as the user who asks."""
 
     name = "process"
-    honours: Mapping[Wish, str] = MappingProxyType(
+    capabilities: Mapping[Capability, str] = MappingProxyType(
         {
-            Wish.DATA: f"the script begins in it; seen as `{DATA}` where the worker has one, else by its own path",
-            Wish.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and nothing else of it",
-            Wish.SECRETS: "on no disk",
-            Wish.OPEN_NETWORK: "the machine's own",
-            Wish.CPUS: "whole CPUs, as the affinity of each process; Linux",
-            Wish.MEMORY: "the address space of each process (RLIMIT_AS)",
-            Wish.TIME_LIMIT: "SIGTERM, then SIGKILL, to every process",
+            Capability.DATA: "the script begins in it; "
+            f"seen as `{DATA}` where the worker has one, else by its own path",
+            Capability.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and nothing else of it",
+            Capability.SECRETS: "on no disk",
+            Capability.OPEN_NETWORK: "the machine's own",
+            Capability.CPUS: "whole CPUs, as the affinity of each process; Linux",
+            Capability.MEMORY: "the address space of each process (RLIMIT_AS)",
+            Capability.TIME_LIMIT: "SIGTERM, then SIGKILL, to every process",
         }
     )
 
@@ -86,7 +87,7 @@ class ProcessRuntime:
         self._state = state.absolute()
         self._shown_at = shown_at
 
-    def sees(self, data: Path) -> str:
+    def mount_path(self, data: Path) -> str:
         """Return `DATA` where this machine has that folder, else *data* itself."""
         return self._shown_at if self._can_show() else str(data)
 
@@ -95,7 +96,7 @@ class ProcessRuntime:
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
         """Return the plan of *request*, and write it into the folder *into*."""
-        reasons = [*reasons_of_all(request, self.honours), *_reasons_of_machine(request)]
+        reasons = [*reasons_of_all(request, self.capabilities), *_reasons_of_machine(request)]
         if self._shown_at in request.script and not self._can_show():
             reasons.append(
                 f"data folder: the script names {self._shown_at}, which is not here; make that folder once, empty, "
@@ -108,7 +109,7 @@ class ProcessRuntime:
             "command": ["/bin/sh", str(self._folder(request.id) / "entrypoint.sh")],
             "data": str(request.data),
             "shown_at": self._shown_at if self._can_show() else None,
-            "working_folder": self.sees(request.data),
+            "working_folder": self.mount_path(request.data),
             "inherited": [name for name in INHERITED if name in os.environ],
             "cpus": None if limits.cpus is None else int(limits.cpus),
             "memory": limits.memory,
@@ -118,7 +119,7 @@ class ProcessRuntime:
         plan.write(into)
         return plan
 
-    def at_hand(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a process has none
+    def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a process has none
         """Return None."""
         return None
 
@@ -168,13 +169,13 @@ class ProcessRun:
             return end.status
         return RunStatus.RUNNING if self._told("begun.json") else RunStatus.WAITING
 
-    def seen(self) -> Seen:
+    def seen(self) -> RunLocation:
         """Return the process of the script itself."""
         begun = self._told("begun.json")
         if begun is None:
-            return Seen()
+            return RunLocation()
         process = Process.model_validate(begun["script"])
-        return Seen(process=process, node=process.host)
+        return RunLocation(process=process, node=process.host)
 
     def wait(self, timeout: float | None = None) -> Exit:
         """Return how it ended, as soon as it has."""
@@ -211,7 +212,7 @@ class ProcessRun:
             end = self._end() or _lost()
         if end.status is RunStatus.LOST:
             # Nobody watches it: what carries its cookie is all that can be known of it.
-            end_carriers(self.id, grace=grace, cookie=RUN_COOKIE)
+            kill_execution_processes(self.id, grace=grace, cookie=RUN_COOKIE)
         return end
 
     def discard(self) -> None:
