@@ -16,7 +16,7 @@ from prefect_executions.tracepoints import TracePoint
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a Prefect server starts, and the machine may be busy
 
 ELSEWHERE = {TracePoint.SET_ASIDE, TracePoint.DATA_SENT, TracePoint.PART_SENT}
-"""Milestones that an execution without a fault and with small files does not come to."""
+"""Trace points that an execution without a fault and with small files does not reach."""
 
 SAMPLE = (TracePoint.STAGED, HALF, TracePoint.ZIP_KEPT, TracePoint.MANIFEST_KEPT, TracePoint.SEALED)
 
@@ -41,9 +41,9 @@ def cases(world: World) -> Mapping[str, Case]:
     return told
 
 
-def test_an_execution_without_a_fault_comes_to_every_milestone(world: World):
+def test_an_execution_without_a_fault_reaches_every_trace_point(world: World):
     steps = kills.steps_of(world)
-    assert {one for one in TracePoint if not any(step.startswith(one) for step in steps)} == ELSEWHERE
+    assert {point for point in TracePoint if not any(step.startswith(point) for step in steps)} == ELSEWHERE
 
 
 @pytest.mark.parametrize("step", [*SAMPLE, "archive closed"])

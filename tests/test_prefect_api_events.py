@@ -86,7 +86,7 @@ from prefect_executions import current_execution, method
 from prefect_executions.tracepoints import EVENT, TracePoint
 
 def killing(event, arguments):
-    if event == EVENT and arguments[0] is Milestone.CLEARED:
+    if event == EVENT and arguments[0] is TracePoint.CLEARED:
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(killing)

@@ -1,4 +1,4 @@
-"""The milestones: one list in the order of an execution, told to who listens and to nobody else."""
+"""Trace points: raised as audit events, and each one is raised somewhere in the code."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from prefect_executions.tracepoints import EVENT, TracePoint, trace_point
 
 SOURCE = Path(__file__).parents[1] / "src" / "prefect_executions"
 
-LISTENS = f"""
+WITH_AN_AUDIT_HOOK = f"""
 import sys
-sys.addaudithook(lambda event, told: print(*told) if event == {EVENT!r} else None)
+sys.addaudithook(lambda event, arguments: print(*arguments) if event == {EVENT!r} else None)
 from prefect_executions.tracepoints import TracePoint, trace_point
-reach(Milestone.ZIP_KEPT, "abc", "output.zip")
+trace_point(TracePoint.ZIP_KEPT, "abc", "output.zip")
 """
 
 
-def test_who_listens_to_the_interpreters_audit_events_hears_of_a_milestone():
-    # In a process of its own: an audit hook can never be taken away again.
-    heard = subprocess.run([sys.executable, "-c", LISTENS], capture_output=True, text=True, check=True)
-    assert heard.stdout.split("\n")[0] == f"{TracePoint.ZIP_KEPT} abc output.zip"
+def test_an_audit_hook_receives_the_trace_point_with_its_subject_and_detail():
+    # In a process of its own: an audit hook cannot be removed.
+    printed = subprocess.run([sys.executable, "-c", WITH_AN_AUDIT_HOOK], capture_output=True, text=True, check=True)
+    assert printed.stdout.split("\n")[0] == f"{TracePoint.ZIP_KEPT} abc output.zip"
 
 
-def test_a_milestone_that_nobody_hears_changes_nothing():
+def test_a_trace_point_without_an_audit_hook_changes_nothing():
     assert trace_point(TracePoint.OPENED, "abc") is None
 
 
-def test_each_milestone_is_reached_somewhere_in_the_code():
+def test_each_trace_point_is_raised_somewhere_in_the_code():
     code = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
-    assert not [one for one in TracePoint if f"reach(Milestone.{one.name}," not in code]
+    assert not [point for point in TracePoint if f"trace_point(TracePoint.{point.name}," not in code]

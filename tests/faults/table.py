@@ -75,7 +75,7 @@ def main() -> int:
         going = [pool.submit(_in_lane, lane, Path(folder, str(number)), only) for number, lane in enumerate(LANES)]
         lines = [line for lane in going for line in lane.result()]
     if not only:
-        lines.append(_whole("both", "every milestone was reached", _unreached(lines)))
+        lines.append(_whole("both", "every trace point was reached", _unreached(lines)))
     _show(lines)
     untrue = sum(line[0] == "UNTRUE" for line in lines)
     skipped = sum(line[0] == "skipped" for line in lines)
@@ -207,9 +207,9 @@ def _afterwards(where: str, world: World, judged: Sequence[str]) -> Iterator[Row
 
 
 def _unreached(rows: Sequence[Row]) -> list[str]:
-    """Return the milestones at which nothing was killed; the first of two sealers sets nothing aside."""
+    """Return the trace points at which nothing was killed; the first of two sealers sets nothing aside."""
     alone = {TracePoint.SET_ASIDE, *([TracePoint.PART_SENT, TracePoint.DATA_SENT] if _without_s3(rows) else [])}
-    return [one for one in TracePoint if one not in alone and not any(row[2].startswith(one) for row in rows)]
+    return [point for point in TracePoint if point not in alone and not any(row[2].startswith(point) for row in rows)]
 
 
 def _without_s3(rows: Sequence[Row]) -> bool:

@@ -1,4 +1,4 @@
-"""The process that a fault strikes: it hears each milestone of its own, and dies or waits at the one it was told.
+"""The process that a fault strikes: an audit hook sees each of its trace points and kills or halts it at the given one.
 
 Run as a program it imports all that is slow and then forks for each job it reads
 from its input: a job begins in a fresh process, without its three seconds of imports.
@@ -49,12 +49,12 @@ class Job(NamedTuple):
     """Without root's right to pass over the permissions of files."""
 
 
-def step_of(milestone: str, of: str, detail: str) -> str:
+def step_of(point: str, subject: str, detail: str) -> str:
     """Return the name of a step that is the same in each execution."""
-    told = detail if detail or milestone.startswith("user code") else of if "/" in of else ""
+    place = detail if detail or point.startswith("user code") else subject if "/" in subject else ""
     for own, name in _OWN:
-        told = own.sub(name, told)
-    return f"{milestone}: {told}" if told else str(milestone)
+        place = own.sub(name, place)
+    return f"{point}: {place}" if place else str(point)
 
 
 def listen(job: Job) -> None:
@@ -63,20 +63,20 @@ def listen(job: Job) -> None:
     reached: Counter[str] = Counter()
     own = os.getpid()
 
-    def hear(event: str, told: tuple[Any, ...]) -> None:
+    def on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
         if event != EVENT or os.getpid() != own:
             return
-        step = step_of(*told)
+        step = step_of(*arguments)
         reached[step] += 1
         if reached[step] > 1:
             step = f"{step} #{reached[step]}"
-        os.write(trace, f"{told[1]}\t{step}\n".encode())
+        os.write(trace, f"{arguments[1]}\t{step}\n".encode())
         if step == job.kill:
             os.kill(own, signal.SIGKILL)
         if step == job.halt:
             _wait_for_the_fault(job)
 
-    sys.addaudithook(hear)
+    sys.addaudithook(on_audit_event)
 
 
 def _wait_for_the_fault(job: Job) -> None:
