@@ -89,6 +89,10 @@ EXITS = {"exit", "quit", "sys.exit", "os._exit", "SystemExit"}
 
 READS_SETTINGS = {"cli", "flow", "web"}
 
+PREFECT_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED", "CANCELLING"}
+"""Prefect's state types that end a flow run, or are about to."""
+DEFINES_STATES = {"lifecycle.status"}
+
 TOP = (
     {"pyproject.toml", "README.md", "flows", "src", "deployments", "tests"}
     | {"LICENSE", "CHANGELOG.md", "docs", ".ci", ".github", ".git", ".gitignore"}
@@ -257,6 +261,19 @@ def late_imports_have_a_reason(tree: SourceTree) -> Iterator[str]:
                 yield f"{module.at(line)}: an import inside a function without a comment that says why"
 
 
+def prefect_state_sets_are_defined_once(tree: SourceTree) -> Iterator[str]:
+    """Only `lifecycle.status` lists Prefect's terminal states; other modules ask `PrefectState` or its set."""
+    for module in _in_packages(tree):
+        if _is_in(module, DEFINES_STATES):
+            continue
+        for node in ast.walk(module.tree):
+            if not isinstance(node, ast.Set | ast.List | ast.Tuple):
+                continue
+            states = [state for part in node.elts if (state := _prefect_state(part)) and state in PREFECT_STATES]
+            if len(states) > 1:
+                yield f"{module.at(node.lineno)}: lists Prefect's states {', '.join(map(str, states))}"
+
+
 RULES = [
     imports_look_down,
     imports_have_no_cycles,
@@ -270,6 +287,7 @@ RULES = [
     packages_export_little,
     everything_public_is_documented,
     late_imports_have_a_reason,
+    prefect_state_sets_are_defined_once,
 ]
 
 
@@ -279,6 +297,12 @@ def _in_packages(tree: SourceTree) -> Iterator[Module]:
 
 def _is_in(module: Module, allowed: set[str]) -> bool:
     return module.package in allowed or module.name.partition(".")[2] in allowed
+
+
+def _prefect_state(node: ast.expr) -> object:
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("StateType"):
+        return node.attr
+    return node.value if isinstance(node, ast.Constant) else None
 
 
 def _is_overload(node: ast.ClassDef | Function) -> bool:
@@ -391,6 +415,10 @@ VIOLATIONS = {
     "late_imports_have_a_reason": [
         ("flow.py", "def f():\n    import json", "flow.py:2"),
         ("flow.py", "def f():\n    import json  # noqa: PLC0415", "flow.py:2"),
+    ],
+    "prefect_state_sets_are_defined_once": [
+        ("flow.py", "ENDS = {'COMPLETED', 'FAILED'}", "flow.py:1: lists Prefect's states COMPLETED, FAILED"),
+        ("flow.py", "ENDS = [StateType.CRASHED, StateType.CANCELLED]", "lists Prefect's states CRASHED, CANCELLED"),
     ],
 }
 

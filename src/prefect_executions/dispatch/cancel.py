@@ -129,13 +129,13 @@ def cancel(catalog: Catalog, prefix: str, *, by: str, wait: timedelta, tell: Cal
     if record is not None:
         _check(record, pressure)
     answer = flow_runs.cancel(_flow_run(execution_id), f"cancelled by {by}")
-    if answer.refused and answer.state.state.type not in {"CANCELLING", "CANCELLED"}:
+    if answer.refused and not (answer.state.state.is_cancelling or answer.state.state.is_cancelled):
         raise EndedError(
             f"Prefect says that execution {execution_id} has ended: {answer.state.state.name}. Its record is not "
             "sealed yet; 'executions settle --once' seals what nobody else does."
         )
     tell(f"Prefect says {answer.state.state.name} of {execution_id}")
-    if answer.state.state.type == "CANCELLED" and not answer.refused:
+    if answer.state.state.is_cancelled and not answer.refused:
         # Nothing worked on it, a run that waits or is suspended, so nothing is there that seals it.
         status = record.status if record else None
         return Cancelled(execution_id, answer.state.state.name, status, sealed=False, message=answer.state.message)

@@ -34,7 +34,6 @@ from prefect_executions.operations.replay import rerun_request
 
 _ASK = 1.0  # seconds between two questions to Prefect
 _CURE = "Deploy it: executions deploy METHOD --pool POOL"
-_ENDS = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 
 SEALING = timedelta(seconds=20)
 """How long the seal is waited for after the end: as long as a hook may work."""
@@ -115,7 +114,7 @@ def wait(catalog: Catalog, execution_id: str, *, tell: Callable[[str], None], se
         OrchestratorError: If Prefect's API cannot be asked.
     """
     run, told = _asked(execution_id), ""
-    while run.state is None or run.state.type.value not in _ENDS:
+    while run.state is None or not run.state.is_final():
         if run.state and run.state.name and run.state.name != told:
             told = run.state.name
             tell(f"Prefect says {told} of {execution_id}")

@@ -23,6 +23,7 @@ from prefect_executions.lifecycle.status import (
     AS_OGC,
     FOLLOWS,
     FROM_PREFECT,
+    PREFECT_TERMINAL,
     Observer,
     OgcStatus,
     Phase,
@@ -43,6 +44,21 @@ class PrefectState(Part):
     type: str
     name: str
     id: UUID | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the flow run has ended."""
+        return self.type in PREFECT_TERMINAL
+
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether a cancel request has not taken effect yet."""
+        return self.type == "CANCELLING"
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether a cancel request has taken effect."""
+        return self.type == "CANCELLED"
 
 
 class ObservedState(NamedTuple):

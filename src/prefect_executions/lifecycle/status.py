@@ -90,6 +90,9 @@ FROM_PREFECT: dict[str, Status | None] = {
     "CANCELLED": Status.CANCELLED,
 }
 
+PREFECT_TERMINAL = frozenset(name for name, status in FROM_PREFECT.items() if status is not None and status.terminal)
+"""Prefect's terminal state types."""
+
 # How Prefect's workers begin the message of a run whose infrastructure could not be made.
 _NOT_SUBMITTED = (
     "Failed to submit flow run",

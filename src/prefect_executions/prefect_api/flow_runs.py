@@ -207,9 +207,6 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-_ENDS = frozenset(name for name, status in FROM_PREFECT.items() if status is not None and status.terminal)
-
-
 def states(run: FlowRun) -> tuple[ObservedState, ...]:
     """Prefect's state history since the run was created or retried by hand; its one state when the API is away.
 
@@ -238,7 +235,7 @@ def generations(told: Sequence[ObservedState]) -> list[tuple[ObservedState, ...]
     cuts = [
         number
         for number, (before, one) in enumerate(pairwise(told), start=1)
-        if one.state.type == "SCHEDULED" and before.state.type in _ENDS
+        if one.state.type == "SCHEDULED" and before.state.is_terminal
     ]
     return [tuple(told[start:end]) for start, end in pairwise([0, *cuts, len(told)])]
 
@@ -424,7 +421,7 @@ def set_cancelled(flow_run_id: UUID, message: str | None) -> ObservedState:
 def asked_to_cancel(states: Sequence[ObservedState]) -> ObservedState | None:
     """Return the state that asked for the cancellation of the newest life that *states* tell, if one did."""
     newest = generations(states)[-1] if states else ()
-    return next((one for one in newest if one.state.type == "CANCELLING"), None)
+    return next((one for one in newest if one.state.is_cancelling), None)
 
 
 def _set(flow_run_id: UUID, state: State[Any], *, force: bool) -> Any:

@@ -37,6 +37,7 @@ from prefect.states import Cancelled, Crashed
 
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import OrchestratorError
+from prefect_executions.lifecycle.status import PREFECT_TERMINAL
 from prefect_executions.prefect_api.client import client
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ from prefect_executions.methods.secrets import MARK
 PAGE = 200
 """Flow runs asked for at once; the most that Prefect's API gives by default."""
 
-_ENDED = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED]
+_ENDED = [StateType(name) for name in sorted(PREFECT_TERMINAL)]
 
 
 def server_time() -> datetime:

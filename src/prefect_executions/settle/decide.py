@@ -87,7 +87,7 @@ def judge(evidence: RunObservation) -> Judgement:
     state = evidence.state
     if state is None:
         return _forgotten(evidence)
-    if state.state.type != "CANCELLING":
+    if not state.state.is_cancelling:
         decided = terminal_status_of(
             state.state.type, state.state.name, state.message, started=evidence.status is not None
         )
@@ -95,7 +95,7 @@ def judge(evidence: RunObservation) -> Judgement:
             return _ended(evidence, state, decided)
     if state.state.type == "PENDING":
         return _pending(evidence, state)
-    if state.state.type in {"RUNNING", "CANCELLING"}:
+    if state.state.type == "RUNNING" or state.state.is_cancelling:
         return _running(evidence, state)
     if state.state.name == "Late":
         return Judgement(Decision.REPORT, "no worker has picked it up; start one for its work pool, or cancel it")
@@ -143,7 +143,7 @@ def _pending(evidence: RunObservation, state: ObservedState) -> Judgement:
 def _running(evidence: RunObservation, state: ObservedState) -> Judgement:
     if evidence.alive is True:
         return Judgement(Decision.LEAVE, "its process lives")
-    cancelled = state.state.type == "CANCELLING"
+    cancelled = state.state.is_cancelling
     handed = evidence.here or evidence.silence is None or evidence.silence >= SILENCE
     if evidence.alive is False and not handed:
         return Judgement(Decision.LEAVE, "its process is gone, but its bundle cannot be reached from here")

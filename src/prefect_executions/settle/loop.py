@@ -43,8 +43,6 @@ SECOND_LOOK = 1.5 * PERIOD
 _AT_ONCE = 2.0
 """The same where its process is known to be gone: its supervisor tells the exit code within a second."""
 
-_ENDS = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
-
 _TO_THE_SECOND = timedelta(seconds=2)
 """How exactly the clocks of Prefect and of the store are compared: both tell seconds, at two moments."""
 
@@ -156,11 +154,11 @@ class _Round:
         try:
             judgement = judge(evidence_of(self.workbench, known, execution_id, state))
         except ExecutionsError as error:
-            if state is not None and state.state.type in _ENDS:
+            if state is not None and state.state.is_terminal:
                 self.waiting.append(state.time)
             return Settled(execution_id, "failed", str(error)), None
         if judgement.act is Decision.LEAVE:
-            if state is not None and state.state.type in _ENDS:
+            if state is not None and state.state.is_terminal:
                 self.waiting.append(state.time)
             return Settled(execution_id, "open", judgement.why), judgement
         if judgement.act is Decision.REPORT:
@@ -190,7 +188,7 @@ class _Round:
         when = sealed.get(first) or self._sealed_when(first)
         if when is not None and last.time <= when + _TO_THE_SECOND:
             return
-        if when is None and last.state.type not in _ENDS:
+        if when is None and not last.state.is_terminal:
             yield first
             return
         for number in range(len(flow_runs.generations(flow_runs.history(run.id))), 1, -1):

@@ -164,7 +164,7 @@ def _end(judgement: Judgement, states: Sequence[ObservedState]) -> Ending:
     """The end as judged, with the time and the state that Prefect has for it now."""
     assert judgement.end is not None  # noqa: S101 - only such a judgement is acted on
     last = states[-1] if states else None
-    if last is None or last.state.type not in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}:
+    if last is None or not last.state.is_terminal:
         return judgement.end
     end = judgement.end._replace(at=last.time, prefect_state=last.state)
     asked = flow_runs.asked_to_cancel(states) if end.reason is Reason.CRASHED else None
