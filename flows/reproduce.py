@@ -3,6 +3,7 @@
 It is no Method: what it starts are replays, each with its own record and verdict.
 """
 
+import sys
 from datetime import UTC, datetime, timedelta
 
 from prefect import State, flow, get_run_logger
@@ -16,6 +17,8 @@ from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
+
+COMMAND = (sys.executable, "-m", "prefect_executions.cli")
 
 
 @flow(name="reproduce", log_prints=False)
@@ -42,7 +45,8 @@ def reproduce(
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     ids = reproducible(reader, method=method, since=since, limit=most)
     done = []
-    for one in replay_each(reader, ids, ReplayGoal(grade=grade, tolerance=tolerance, isolated=isolated)):
+    goal = ReplayGoal(grade=grade, tolerance=tolerance, isolated=isolated)
+    for one in replay_each(reader, ids, goal, command=COMMAND):
         (log.info if one.reached else log.warning)("%s %s %s %s", one.id, one.method, one.grade or "none", _told(one))
         done.append(one)
     if done:

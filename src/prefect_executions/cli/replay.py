@@ -249,7 +249,7 @@ def reproduce(
         raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
     wanted, done = ReplayGoal(grade=Grade(grade), tolerance=tolerance, isolated=isolated), []
     with counting(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
-        for one in replay_each(catalog, ids, wanted):
+        for one in replay_each(catalog, ids, wanted, command=_executions(sys.executable)):
             done.append(one)
             told(one.id)
     _sum_up(done, grade, as_json=as_json)
@@ -305,7 +305,7 @@ def _elsewhere(
     import json  # noqa: PLC0415 - only here
 
     # Start-up time of the CLI: only this needs it.
-    from prefect_executions.operations.reproduce import command_line, make_environment  # noqa: PLC0415
+    from prefect_executions.operations.reproduce import make_environment  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="executions-environment-") as folder:
         with working(f"Installing {len(ready.record.instance.packages)} packages as recorded", quiet=as_json):
@@ -315,8 +315,13 @@ def _elsewhere(
         words = ["replay", target, "--tolerance", str(tolerance), "--grade", grade, "--params", str(given)]
         # What would let packages of this environment in.
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
-        command = [*command_line(python), *words, *(["--json"] if as_json else [])]
+        command = [*_executions(python), *words, *(["--json"] if as_json else [])]
         return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - words of our own
+
+
+def _executions(python: Path | str) -> tuple[str, ...]:
+    """The command `executions`, run by that interpreter."""
+    return (str(python), "-m", "prefect_executions.cli")
 
 
 def _sum_up(done: list[Reproduced], grade: str, *, as_json: bool) -> None:

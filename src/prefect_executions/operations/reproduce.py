@@ -34,15 +34,9 @@ from prefect_executions.operations.replay import requirements_of
 from prefect_executions.workbench.catalog import Catalog
 
 _OURS = "prefect-executions"
-_COMMAND = "import sys; from prefect_executions.cli.app import main; sys.exit(main())"
 _TOLD = 3
 """Lines of an installer's complaint that are told."""
 _SAYS_WHY = re.compile(r"error|because|cause", re.IGNORECASE)
-
-
-def command_line(python: Path | str) -> tuple[str, ...]:
-    """Return what starts this package's command line with the interpreter *python*; arguments follow."""
-    return (str(python), "-c", _COMMAND)
 
 
 def make_environment(record: ExecutionRecord, folder: Path) -> Path:
@@ -116,10 +110,10 @@ class ReplayGoal:
     isolated: bool = False
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The options of `executions replay` that say so."""
-        told = ("--grade", self.grade.value, "--tolerance", str(self.tolerance), "--json")
-        return ("--isolated", *told) if self.isolated else told
+    def options(self) -> tuple[str, ...]:
+        """The options of `executions replay` for this goal."""
+        options = ("--grade", self.grade.value, "--tolerance", str(self.tolerance), "--json")
+        return ("--isolated", *options) if self.isolated else options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +140,14 @@ class _ReplayResult(BaseModel):
 
 
 def reproduce(
-    reader: Catalog, ids: Iterable[str], wanted: ReplayGoal, *, command: Sequence[str] | None = None
+    catalog: Catalog, ids: Iterable[str], goal: ReplayGoal, *, command: Sequence[str]
 ) -> Iterator[Reproduced]:
-    """Replay the executions *ids*, given in full, one after the other, and yield what became of each.
+    """Replay the executions *ids* one after the other and yield the result of each.
 
-    *command* starts the command line; without one it is that of this environment.
+    *command* starts the `executions` command line; `replay`, the full id and the options of *goal* follow it.
     """
-    start = command_line(sys.executable) if command is None else command
     for execution_id in ids:
-        yield _replayed(reader, execution_id, [*start, "replay", execution_id, *wanted.words])
+        yield _replayed(catalog, execution_id, [*command, "replay", execution_id, *goal.options])
 
 
 def reproducible(
