@@ -16,7 +16,7 @@ from source_tree import PACKAGE, Function, Module, SourceTree
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"errors", "fsync", "mediatypes", "seekable", "tracepoints"},
+    {"durations", "errors", "fsync", "mediatypes", "seekable", "tracepoints"},
     {"documents", "settings"},
     {"lifecycle", "methods", "datasets"},
     {"executions", "descriptors", "events", "query"},

@@ -179,6 +179,10 @@ def test_a_url_is_told_without_what_grants_access(url, redacted):
     assert redact_url(url) == redacted
 
 
+def test_a_url_is_redacted_without_its_query_on_request():
+    assert redact_url("ftp://user:pass@host/path?page=2#y", query=False) == "ftp://host/path"
+
+
 def test_a_long_word_is_looked_through_in_no_time():
     for word in ("x" * 10**6, "https" * 10**5):  # it took minutes
         assert redact_urls(f"{word}://user:password@host/") == f"{word}://host/"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from prefect_executions.durations import parse_duration
 from prefect_executions.errors import SettingsError
 
 _PREFIX = "EXECUTIONS_"
@@ -152,9 +154,10 @@ class Settings(BaseSettings):
     @field_validator("time_limit", "archive_timeout", "hook_timeout", mode="before")
     @classmethod
     def _seconds(cls, value: object) -> object:
-        return (
-            timedelta(seconds=float(value)) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
-        )
+        if isinstance(value, str):
+            with suppress(ValueError, OverflowError):  # pydantic reads ISO 8601, and reports what is neither
+                return parse_duration(value, default_seconds=True)
+        return value
 
     @classmethod
     def read(cls) -> Settings:

@@ -237,13 +237,13 @@ def reveals(blocks: Iterable[bytes], mask: SecretMask) -> bool:
     return False
 
 
-def redact_url(url: str) -> str:
-    """Return *url* without user, password, and query parameters that grant access.
+def redact_url(url: str, *, query: bool = True) -> str:
+    """Return *url* without user, password, and query parameters that grant access; without *query* it loses all.
 
     Chained URLs of fsspec (``zip://a.csv::https://…``) are redacted link by link.
     A plain path, and the user ``git`` of an SSH remote, are left as they are.
     """
-    return "::".join(map(_redact_link, url.split("::")))
+    return "::".join(_redact_link(link, query=query) for link in url.split("::"))
 
 
 def redact_urls(text: str) -> str:
@@ -274,14 +274,16 @@ def _looks_random(value: str) -> bool:
     return mixed and -sum(n / len(value) * math.log2(n / len(value)) for n in counts) >= _ENTROPY
 
 
-def _redact_link(url: str) -> str:
+def _redact_link(url: str, *, query: bool) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scp = _SCP.fullmatch(url)
         return url if scp is None or scp["user"] == "git" else scp["rest"]
     rest, hash_sign, fragment = rest.partition("#")
-    rest, question_mark, query = rest.partition("?")
-    kept = _kept_parameters(query)
+    rest, question_mark, parameters = rest.partition("?")
+    if not query:
+        return f"{scheme}://{_without_user(scheme, rest)}"
+    kept = _kept_parameters(parameters)
     kept_fragment = _kept_parameters(fragment) if "=" in fragment else fragment
     return (
         f"{scheme}://{_without_user(scheme, rest)}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from prefect_executions.durations import parse_duration
 from prefect_executions.errors import RequestError
 from prefect_executions.settings import Settings
 
@@ -37,11 +38,8 @@ DEFAULTS = {
 }
 """What is set before Prefect is imported, where the environment does not say otherwise."""
 
-_AGO = re.compile(r"-?(\d+)\s*([mhdw])")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = ("", "k", "m", "g", "t")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def set_defaults() -> None:
@@ -108,11 +106,12 @@ def moment(text: str, now: datetime) -> datetime:
     Raises:
         RequestError: If it means none.
     """
-    if ago := _AGO.fullmatch(text.strip().lower()):
-        try:
-            return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        except OverflowError as error:
-            raise RequestError(f"'{text}' ago is before all time") from error
+    try:
+        return now - parse_duration(text.strip().removeprefix("-"))
+    except OverflowError as error:
+        raise RequestError(f"'{text}' ago is before all time") from error
+    except ValueError:
+        pass
     try:
         told = datetime.fromisoformat(text)
     except ValueError as error:
@@ -126,10 +125,13 @@ def seconds(text: str) -> float:
     Raises:
         RequestError: If it means none, or no time at all.
     """
-    found = _NUMBER.fullmatch(text.strip().lower())
-    if not found or found[2] not in _SECONDS or float(found[1]) <= 0:
+    try:
+        duration = parse_duration(text, default_seconds=True)
+    except (ValueError, OverflowError):
+        duration = timedelta(0)
+    if duration <= timedelta(0):
         raise RequestError(f"'{text}' is no length of time; write 90s, 30m, 2h or 1d")
-    return float(found[1]) * _SECONDS[found[2]]
+    return duration.total_seconds()
 
 
 def memory(text: str) -> int:

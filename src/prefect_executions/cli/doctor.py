@@ -180,15 +180,15 @@ def _settings(settings: Settings) -> Iterator[Diagnosis]:
 
 def _shown(settings: Settings, name: str) -> str:
     # Start-up time of the CLI; and only what may be shown of an address is.
-    from prefect_executions.ledger.database import shown  # noqa: PLC0415
-    from prefect_executions.objectstore.interface import public_url  # noqa: PLC0415
+    from prefect_executions.capture.secrets import redact_url  # noqa: PLC0415
+    from prefect_executions.ledger.database import redact_dsn  # noqa: PLC0415
 
     archive = settings.archive_url
     places = {
         "home": str(settings.home_folder),
-        "archive": public_url(archive) if "://" in archive else archive,
+        "archive": redact_url(archive, query=False) if "://" in archive else archive,
         "workbench": str(settings.workbench_folder),
-        "ledger": shown(settings.ledger_url),
+        "ledger": redact_dsn(settings.ledger_url),
     }
     if name in places:
         return places[name]
@@ -237,12 +237,12 @@ def _archive(settings: Settings) -> Iterator[Diagnosis]:
 
 def _ledger(settings: Settings) -> Iterator[Diagnosis]:
     # Start-up time of the CLI: its driver comes with it.
-    from prefect_executions.ledger.database import shown  # noqa: PLC0415
+    from prefect_executions.ledger.database import redact_dsn  # noqa: PLC0415
     from prefect_executions.ledger.migrate import HEAD  # noqa: PLC0415
 
     ledger = workbench(settings).ledger
     waiting = len(ledger.pending())
-    yield Diagnosis("ok", "ledger", f"{shown(settings.ledger_url)}, revision {HEAD}")
+    yield Diagnosis("ok", "ledger", f"{redact_dsn(settings.ledger_url)}, revision {HEAD}")
     if waiting:
         yield Diagnosis(
             "warn", "pending", f"{waiting} executions wait for the archive", "Run: executions settle --once"

@@ -17,6 +17,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.utilities.urls import url_for
 
 from prefect_executions.descriptors.schema import inputs_of
+from prefect_executions.durations import parse_duration
 from prefect_executions.errors import RequestError
 from prefect_executions.methods.model import DESCRIPTOR_MODULE, descriptor_in
 from prefect_executions.prefect_api import blocks
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import WorkPool
 
 
-import re
-from datetime import timedelta
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
@@ -164,10 +164,6 @@ def _variables(pool: WorkPool) -> Mapping[str, Any]:
     return told if isinstance(told, Mapping) else {}
 
 
-_EVERY = re.compile(r"(\d+)\s*([smhdw])")
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
-
 def schedule_of(text: str, timezone: str | None = None) -> SCHEDULE_TYPES:
     """Return the schedule that *text* means: ``15m``, ``0 6 * * *`` or ``RRULE:…``, in *timezone* or UTC.
 
@@ -177,8 +173,8 @@ def schedule_of(text: str, timezone: str | None = None) -> SCHEDULE_TYPES:
     text = text.strip()
     zone = timezone or "UTC"
     try:
-        if every := _EVERY.fullmatch(text):
-            return IntervalSchedule(interval=timedelta(**{_UNITS[every[2]]: int(every[1])}), timezone=zone)
+        with suppress(ValueError):
+            return IntervalSchedule(interval=parse_duration(text), timezone=zone)
         if text.upper().startswith(("RRULE:", "DTSTART")):
             return RRuleSchedule(rrule=text, timezone=zone)
         return CronSchedule(cron=text, timezone=zone)

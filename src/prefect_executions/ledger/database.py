@@ -35,21 +35,21 @@ def address(url: str) -> Address:
         SettingsError: If it is neither.
     """
     if _POSTGRESQL.match(url):
-        return Address("postgresql", _POSTGRESQL.sub("postgresql://", url), shown(url))
+        return Address("postgresql", _POSTGRESQL.sub("postgresql://", url), redact_dsn(url))
     path = url.removeprefix("sqlite:///")
     if path == url or path in {"", ":memory:"}:
         raise SettingsError(
-            f"EXECUTIONS_LEDGER: '{shown(url)}' is no ledger. "
+            f"EXECUTIONS_LEDGER: '{redact_dsn(url)}' is no ledger. "
             "Give sqlite:///file or postgresql://user:password@host/name."
         )
     return Address("sqlite", str(Path(path).expanduser()), url)
 
 
-def shown(url: str) -> str:
-    """Return *url* without its password and without its query, which may hold one.
+def redact_dsn(url: str) -> str:
+    """Return the database *url* without its password and without its query, which may hold one.
 
-    A password with unquoted characters makes a URL that no parser agrees on, so
-    all up to the last @ is taken for the user's part.
+    Unlike `redact_url` it keeps the role, and treats everything before the last @
+    as credentials: libpq accepts passwords with unquoted characters.
     """
     scheme, mark, rest = url.partition("://")
     if not mark:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from prefect_executions.capture.secrets import redact_url
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError, SettingsError
 from prefect_executions.objectstore.interface import (
     Durability,
@@ -18,7 +19,6 @@ from prefect_executions.objectstore.interface import (
     RetryBudget,
     checked_key,
     download_verified,
-    public_url,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class FilesystemStore:
     def __init__(self, filesystem: AbstractFileSystem, root: str, url: str, timeout: timedelta) -> None:
         self._filesystem = filesystem
         self._root = root.rstrip("/")
-        self._url = public_url(url)
+        self._url = redact_url(url, query=False)
         self._timeout = timeout
         if not creates_exclusively(filesystem):
             raise SettingsError(

@@ -27,7 +27,6 @@ from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
-from urllib.parse import urlsplit
 
 from prefect_executions.errors import ArchiveError, NameRefusedError
 
@@ -154,12 +153,6 @@ def checked_key(key: str) -> str:
     except UnicodeEncodeError as error:
         raise NameRefusedError(f"{key!r} is no Unicode text, so it cannot be the key of an archived object") from error
     return key
-
-
-def public_url(url: str) -> str:
-    """Return *url* without user, password, query and fragment."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def honours_create_if_absent(store: Store) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from prefect_executions.capture.secrets import redact_url
 from prefect_executions.errors import SettingsError
-from prefect_executions.objectstore.interface import Store, public_url
+from prefect_executions.objectstore.interface import Store
 from prefect_executions.objectstore.local import FolderStore
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -47,7 +48,7 @@ def _s3(url: str, options: Mapping[str, Any], timeout: timedelta) -> Store:
 
     bucket, _, prefix = url.partition("://")[2].rpartition("@")[2].partition("/")
     if not bucket:
-        raise SettingsError(f"The archive {public_url(url)} names no bucket; write s3://bucket/prefix")
+        raise SettingsError(f"The archive {redact_url(url, query=False)} names no bucket; write s3://bucket/prefix")
     return S3Store(bucket, prefix.strip("/"), options, timeout)
 
 
@@ -62,5 +63,5 @@ def _filesystem(url: str, options: Mapping[str, Any], timeout: timedelta) -> Sto
     try:
         filesystem, root = url_to_fs(url, **{**ours, **options})
     except (ImportError, ValueError) as error:
-        raise SettingsError(f"The archive {public_url(url)} cannot be used: {error}") from error
+        raise SettingsError(f"The archive {redact_url(url, query=False)} cannot be used: {error}") from error
     return FilesystemStore(filesystem, root, url, timeout)

@@ -13,8 +13,8 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 from urllib.response import addinfourl
 
+from prefect_executions.capture.secrets import redact_url
 from prefect_executions.errors import ExecutionsError, NotFoundError, RequestError, WorldError
-from prefect_executions.objectstore.interface import public_url
 from prefect_executions.objectstore.open import open_store
 
 LARGEST = 20 << 30
@@ -44,7 +44,9 @@ def downloaded(url: str, *, largest: int = LARGEST) -> Iterator[Path]:
     """
     scheme = url.partition("://")[0].lower()
     if scheme not in {"http", "https", "s3"}:
-        raise RequestError(f"{public_url(url)} cannot be read: give an https://, http:// or s3:// address of a zip")
+        raise RequestError(
+            f"{redact_url(url, query=False)} cannot be read: give an https://, http:// or s3:// address of a zip"
+        )
     with tempfile.TemporaryDirectory(prefix="executions-") as folder:
         path = Path(folder) / "bundle.zip"
         limit = min(largest, shutil.disk_usage(folder).free)
@@ -61,14 +63,14 @@ def _from_store(url: str, file: BinaryIO, limit: int) -> None:
     store = open_store(place, timeout=_STORE_PATIENCE)
     head = store.head(key)
     if head is None:
-        raise NotFoundError(f"There is nothing at {public_url(url)}")
-    _check_size(public_url(url), head.size, limit)
+        raise NotFoundError(f"There is nothing at {redact_url(url, query=False)}")
+    _check_size(redact_url(url, query=False), head.size, limit)
     starts = range(0, head.size, _PIECE)
     file.writelines(store.get_range(key, start, min(start + _PIECE, head.size)) for start in starts)
 
 
 def _from_web(url: str, file: BinaryIO, limit: int) -> None:
-    shown = public_url(url)
+    shown = redact_url(url, query=False)
     try:
         with urlopen(Request(url), timeout=_SILENCE) as answer:  # noqa: S310 - the scheme was looked at
             _copy(answer, file, shown, limit)
@@ -84,7 +86,7 @@ def _from_web(url: str, file: BinaryIO, limit: int) -> None:
 def _copy(answer: addinfourl, file: BinaryIO, shown: str, limit: int) -> None:
     # urllib follows a redirection to FTP as well.
     if not answer.geturl().lower().startswith(("http://", "https://")):
-        raise RequestError(f"{shown} leads to {public_url(answer.geturl())}, which is no web address")
+        raise RequestError(f"{shown} leads to {redact_url(answer.geturl(), query=False)}, which is no web address")
     told = answer.headers.get("Content-Length", "")
     announced = int(told) if told.isdigit() else None
     _check_size(shown, announced or 0, limit)

@@ -31,11 +31,11 @@ from prefect_executions.bundles.source import FolderSource, Source
 from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
+from prefect_executions.capture.secrets import redact_url
 from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, ImportRefusedError
 from prefect_executions.executions.record import RECORD, BundleFile, ExecutionRecord, Metrics, record_from
 from prefect_executions.ledger.ledger import Bulk
 from prefect_executions.lifecycle.history import JobStatus
-from prefect_executions.objectstore.interface import public_url
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.settings import ImportNames, Settings
 from prefect_executions.workbench.sealing import is_bulk
@@ -106,7 +106,7 @@ def import_bundles(
     """
     if is_url(target):
         with downloaded(target, largest=terms.limits.allowance) as path:
-            return _take_in(workbench, path, public_url(target), terms, told)
+            return _take_in(workbench, path, redact_url(target, query=False), terms, told)
     return _take_in(workbench, Path(target), Path(target).resolve().name, terms, told)
 
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from prefect_executions.archive.objects import Removed
 from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.durations import parse_duration
 from prefect_executions.errors import ExecutionsError, NotAvailableError, SettingsError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
@@ -22,7 +23,7 @@ from prefect_executions.workbench.lookup import on_workbench
 from prefect_executions.workbench.workbench import Workbench
 
 _PAGE = 500
-_RULE = re.compile(r"(?P<method>[^=:]+)(:(?P<status>[A-Za-z]+))?=(?P<days>\d+)d")
+_RULE = re.compile(r"(?P<method>[^=:]+)(:(?P<status>[A-Za-z]+))?=(?P<age>\d+d)")
 EVERY = "*"
 
 
@@ -125,7 +126,10 @@ def rules_of(texts: Sequence[str]) -> tuple[Rule, ...]:
             raise SettingsError(
                 f"EXECUTIONS_RETENTION: '{text}' is no rule; write METHOD=90d, METHOD:FAILED=14d, or * for every Method"
             )
-        age = timedelta(days=min(int(found["days"]), timedelta.max.days))
+        try:
+            age = parse_duration(found["age"])
+        except OverflowError:
+            age = timedelta.max
         rules.append(Rule(found["method"].strip(), Status(status) if status else None, age))
     return tuple(rules)
 

@@ -1,0 +1,22 @@
+"""Durations as text, such as ``90s``, ``30m``, ``12h``, ``7d`` and ``2w``."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhdw]?)", re.IGNORECASE)
+_UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def parse_duration(text: str, *, default_seconds: bool = False) -> timedelta:
+    """Return the duration that *text* states; *default_seconds* accepts a number without a unit.
+
+    Raises:
+        ValueError: If *text* is not a duration.
+        OverflowError: If it is too long for a `timedelta`.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None or not (match[2] or default_seconds):
+        raise ValueError(f"'{text}' is not a duration")
+    return timedelta(**{_UNITS[match[2].lower()]: float(match[1])})
