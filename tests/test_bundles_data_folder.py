@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from prefect_executions.bundles.data_folder import clear, data_folder, fetch, lay_out
+from prefect_executions.bundles.data_folder import collect_outputs, data_folder, prepare_data_folder, remove_data_folder
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.open_bundle import OpenBundle
 from records import EXECUTION_ID, a_record, documents_of
@@ -22,7 +22,7 @@ def data(bundle, tmp_path):
     for name in ("kept.csv", "changed.csv"):
         (tmp_path / name).write_text(name)
     inputs = {"a/kept.csv": tmp_path / "kept.csv", "b/changed.csv": tmp_path / "changed.csv"}
-    return lay_out(bundle, "1", inputs, to="", seen="/ccp_data")
+    return prepare_data_folder(bundle, "1", inputs, to="", seen="/ccp_data")
 
 
 def left(bundle):
@@ -45,7 +45,7 @@ def test_all_that_is_left_is_fetched_and_an_unchanged_input_is_not(bundle, data)
     (data / "inputs/b/changed.csv").write_text("anew")
     (data / "empty").mkdir()
 
-    assert fetch(bundle) == ()
+    assert collect_outputs(bundle) == ()
     assert left(bundle) == {"folder/result.csv": "1", "inputs/b/changed.csv": "anew"}
     assert (bundle.paths.outputs / "empty").is_dir()
 
@@ -55,20 +55,20 @@ def test_an_input_that_was_brought_somewhere_and_back_is_still_none(bundle, data
         content = path.read_bytes()
         path.unlink()
         path.write_bytes(content if path.name == "kept.csv" else content[::-1])
-    fetch(bundle)
+    collect_outputs(bundle)
 
     assert left(bundle) == {"inputs/b/changed.csv": "vsc.degnahc"}
 
 
 def test_it_can_be_fetched_again_and_what_was_replaced_is_replaced(bundle, data):
     (data / "result").write_text("1")
-    fetch(bundle)
+    collect_outputs(bundle)
     (data / "result").unlink()
     (data / "result").write_text("2")
     (data / "late").write_text("3")
-    fetch(bundle)
-    clear(bundle, "1")
-    fetch(bundle)
+    collect_outputs(bundle)
+    remove_data_folder(bundle, "1")
+    collect_outputs(bundle)
 
     assert left(bundle) == {"result": "2", "late": "3"}
     assert not data.exists()
@@ -77,7 +77,7 @@ def test_it_can_be_fetched_again_and_what_was_replaced_is_replaced(bundle, data)
 def test_our_own_logs_are_not_replaced(bundle, data):
     bundle.paths.stdout.write_text("ours")
     (data / "stdout.log").write_text("theirs")
-    fetch(bundle)
+    collect_outputs(bundle)
 
     assert left(bundle) == {"stdout.log": "ours", "script-stdout.log": "theirs"}
 
@@ -97,8 +97,8 @@ def test_a_link_inside_is_the_file_and_one_that_leads_out_is_not_followed(bundle
 
 def test_several_have_outputs_of_their_own(bundle):
     for name in ("1", "2"):
-        (lay_out(bundle, name, {}, to=f"replica-{name}", seen=None) / "x").write_text(name)
-    fetch(bundle, "2")
+        (prepare_data_folder(bundle, name, {}, to=f"replica-{name}", seen=None) / "x").write_text(name)
+    collect_outputs(bundle, "2")
     assert left(bundle) == {"replica-2/x": "2"}
     gather(bundle)  # as after the death of a worker
     assert left(bundle) == {"replica-1/x": "1", "replica-2/x": "2"}

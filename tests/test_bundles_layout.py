@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.layout import BundlePaths, check_execution_id, check_name, output_path
+from prefect_executions.bundles.layout import BundlePaths, check_execution_id, check_output_name, output_path
 from prefect_executions.errors import NameRefusedError
 
 
@@ -41,14 +41,14 @@ def test_the_format_has_exactly_the_names_of_its_design() -> None:
 
 @pytest.mark.parametrize("path", ["outputs/a", "inputs/a/b", "code/x.py", "metadata/jobStatus.json", "output.zip"])
 def test_the_format_has_a_place_for(path: str) -> None:
-    assert layout.known(path)
+    assert layout.is_bundle_path(path)
 
 
 @pytest.mark.parametrize(
     "path", ["outputs", "outputs/", "outputs/../x", "a", "metadata/x.json", "auth/token", "inputs//a", "/outputs/a"]
 )
 def test_the_format_has_no_place_for(path: str) -> None:
-    assert not layout.known(path)
+    assert not layout.is_bundle_path(path)
 
 
 def test_an_output_name_gives_a_path_whose_folder_is_there(bundle: BundlePaths) -> None:
@@ -93,7 +93,7 @@ def test_a_strange_but_harmless_name_is_taken(bundle: BundlePaths, name: str) ->
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_name_is_taken_stays_below_the_outputs(bundle: BundlePaths, name: str) -> None:
     try:
-        check_name(name)
+        check_output_name(name)
     except NameRefusedError:
         return
     assert (bundle.outputs / name).resolve().is_relative_to(bundle.outputs.resolve())

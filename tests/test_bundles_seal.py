@@ -198,7 +198,7 @@ def test_a_change_since_is_gathered_anew(bundle: OpenBundle, change: Callable[[P
     assert {file.path for file in gathered.outputs} == {
         f"outputs/{path}" for path in contents(bundle.folder / "outputs")
     }
-    for file in (*gathered.files, *gathered.kept, gathered.output_zip):
+    for file in (*gathered.files, *gathered.inputs_and_code, gathered.output_zip):
         assert sha256((bundle.folder / file.path).read_bytes()).hexdigest() == file.sha256
 
 
@@ -571,8 +571,8 @@ def test_an_entry_beyond_4_gib_has_64_bit_sizes_and_what_follows_is_found(tmp_pa
                 file.write(data)
 
         writer = ZipWriter(write)
-        writer.add_blocks("a.gz", blocks(), BEYOND, deflate=False)
-        writer.add_whole("b.csv", b"after it", deflate=False)
+        writer.add_stream("a.gz", blocks(), BEYOND, deflate=False)
+        writer.add_bytes("b.csv", b"after it", deflate=False)
         assert writer.close() == file.tell()
     with zipfile.ZipFile(tmp_path / "large.zip") as inside:
         assert [entry.file_size for entry in inside.infolist()] == [BEYOND, 8]

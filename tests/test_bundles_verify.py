@@ -75,7 +75,7 @@ def failed_by_story(report: Report) -> set[str]:
 class Held:
     """A bundle in memory, to be changed byte by byte."""
 
-    oddities: tuple[str, ...] = ()
+    irregular: tuple[str, ...] = ()
 
     def __init__(self, held: Mapping[str, bytes], absent: Mapping[str, str] | None = None) -> None:
         self.held = held
@@ -849,7 +849,7 @@ def test_a_folder_source_lists_plain_files_only(bundle: Path) -> None:
     (bundle / "outputs/link").symlink_to("regions.csv")
     source = FolderSource(bundle)
     assert "outputs/link" not in source.files
-    assert len(source.oddities) == 1
+    assert len(source.irregular) == 1
 
 
 def test_a_report_can_be_written_as_json(sealed: Path) -> None:

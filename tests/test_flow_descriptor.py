@@ -332,7 +332,7 @@ def _cancel_when_begun(bundles: Bundles) -> None:
     folder = log.parents[1]
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(folder.name), Cancelling())
-    OpenBundle.load(folder.parent, folder.name).ask_to_cancel()
+    OpenBundle.load(folder.parent, folder.name).request_cancel()
 
 
 def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(described, bundles, capsys):

@@ -194,7 +194,7 @@ def _cancel_when_begun(bundles: Bundles) -> None:
     folder = _begun(bundles)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(folder.name), Cancelling())
-    OpenBundle.load(folder.parent, folder.name).ask_to_cancel()
+    OpenBundle.load(folder.parent, folder.name).request_cancel()
 
 
 def _begun(bundles: Bundles) -> Path:

@@ -20,7 +20,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of
 from crates import issues_in, warm_cache
 from prefect_executions.archive.objects import folder_of
-from prefect_executions.bundles.layout import Form, Level
+from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError
@@ -45,7 +45,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
     return found
 
 
-def exported(bench: Workbench, *ids: str, form: Form = Form.ZIP, level: Level = Level.FULL) -> bytes:
+def exported(
+    bench: Workbench, *ids: str, form: ExportFormat = ExportFormat.ZIP, level: ExportLevel = ExportLevel.FULL
+) -> bytes:
     out = io.BytesIO()
     done = export(Catalog(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
     assert done.size == len(out.getvalue())
@@ -71,7 +73,7 @@ def test_an_exported_zip_verifies_as_it_is(bench, tmp_path):
     assert report.faults == report.unchecked == ()
 
 
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", ExportFormat)
 def test_the_same_executions_give_the_same_bytes_in_any_order(bench, form):
     first = exported(bench, EXECUTION_ID, OTHER_ID, form=form)
     assert first == exported(bench, OTHER_ID, EXECUTION_ID, OTHER_ID, form=form)
@@ -112,7 +114,8 @@ def test_several_executions_lie_side_by_side_and_are_listed(bench, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("level", "absent"), [(Level.OUTPUTS, ("inputs/",)), (Level.METADATA, ("inputs/", "outputs/", "output.zip"))]
+    ("level", "absent"),
+    [(ExportLevel.OUTPUTS, ("inputs/",)), (ExportLevel.METADATA, ("inputs/", "outputs/", "output.zip"))],
 )
 def test_a_lower_level_leaves_data_out_and_says_so(bench, tmp_path, level, absent):
     folder = unpacked(exported(bench, level=level), tmp_path)
@@ -137,8 +140,10 @@ def validated(*bags: Path) -> subprocess.CompletedProcess[str]:
 def test_every_bag_is_valid_to_bagit(bench, tmp_path):
     bags = []
     for ids in ((EXECUTION_ID,), (EXECUTION_ID, OTHER_ID)):
-        for level in Level:
-            (bag,) = unpacked(exported(bench, *ids, form=Form.BAGIT, level=level), tmp_path / str(len(bags))).iterdir()
+        for level in ExportLevel:
+            (bag,) = unpacked(
+                exported(bench, *ids, form=ExportFormat.BAGIT, level=level), tmp_path / str(len(bags))
+            ).iterdir()
             assert len(list(bag.rglob("method.json"))) == len(ids)
             bags.append(bag)
     found = validated(*bags)
@@ -151,23 +156,23 @@ def test_a_name_that_bagit_cannot_write_is_refused(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench, outputs={**OUTPUTS, "outputs/50%0Aoff": b"x"})
     with pytest.raises(NameRefusedError, match="50%0Aoff"):
-        exported(bench, form=Form.BAGIT)
+        exported(bench, form=ExportFormat.BAGIT)
 
 
 @pytest.mark.long
 def test_a_crate_is_one_to_the_validator(bench, tmp_path):
-    crate = unpacked(exported(bench, form=Form.CRATE), tmp_path / "crate")
+    crate = unpacked(exported(bench, form=ExportFormat.CRATE), tmp_path / "crate")
     assert issues_in(crate, warm_cache(tmp_path)) == []
 
 
 def test_a_crate_is_one_to_the_library(bench, tmp_path):
-    (tmp_path / "crate.zip").write_bytes(exported(bench, form=Form.CRATE))
+    (tmp_path / "crate.zip").write_bytes(exported(bench, form=ExportFormat.CRATE))
     assert ROCrate(tmp_path / "crate.zip").mainEntity is None
     assert ROCrate(tmp_path / "crate.zip").root_dataset["identifier"] == EXECUTION_ID
 
 
 def test_several_crates_are_one_to_the_library_each(bench, tmp_path):
-    folder = unpacked(exported(bench, EXECUTION_ID, OTHER_ID, form=Form.CRATE), tmp_path)
+    folder = unpacked(exported(bench, EXECUTION_ID, OTHER_ID, form=ExportFormat.CRATE), tmp_path)
     parts = {part.id for part in ROCrate(folder).root_dataset["hasPart"]}
     assert parts >= {f"{EXECUTION_ID}/", f"{OTHER_ID}/"}
     assert ROCrate(folder / OTHER_ID).root_dataset["identifier"] == OTHER_ID
@@ -175,7 +180,7 @@ def test_several_crates_are_one_to_the_library_each(bench, tmp_path):
 
 def test_a_crate_without_its_files_is_refused(bench):
     with pytest.raises(RequestError, match="--level metadata"):
-        exported(bench, form=Form.CRATE, level=Level.METADATA)
+        exported(bench, form=ExportFormat.CRATE, level=ExportLevel.METADATA)
 
 
 @pytest.mark.parametrize("what", ["sealed", "data"])

@@ -24,7 +24,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents, copy_of, forge, zip_of
 from ccp_exports import CCP_ID, SECRET, TOKEN
 from prefect_executions.archive.objects import folder_of
-from prefect_executions.bundles.layout import Form, Level
+from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.cli.app import main
 from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError
@@ -56,7 +56,13 @@ def ours(tmp_path: Path) -> Workbench:
     return bench_at(tmp_path / "ours")
 
 
-def exported(bench: Workbench, target: Path, *ids: str, form: Form = Form.ZIP, level: Level = Level.FULL) -> Path:
+def exported(
+    bench: Workbench,
+    target: Path,
+    *ids: str,
+    form: ExportFormat = ExportFormat.ZIP,
+    level: ExportLevel = ExportLevel.FULL,
+) -> Path:
     out = io.BytesIO()
     export(Catalog(bench), ids or (EXECUTION_ID,), out.write, form=form, level=level)
     target.write_bytes(out.getvalue())
@@ -93,7 +99,7 @@ def of_record(bench: Workbench, execution_id: str) -> Any:
 # --- ours --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", ExportFormat)
 def test_what_was_exported_comes_back_as_it_was(theirs, ours, tmp_path, form):
     (taken,) = imported(ours, exported(theirs, tmp_path / "x.zip", form=form))
     assert (taken.id, taken.result) == (EXECUTION_ID, "imported")
@@ -153,7 +159,7 @@ def test_a_folder_with_bundles_and_a_zip_that_zip_made_come_in_too(theirs, ours,
 
 
 def test_an_unpacked_bag_comes_in(theirs, ours, tmp_path):
-    with zipfile.ZipFile(exported(theirs, tmp_path / "b.zip", EXECUTION_ID, OTHER_ID, form=Form.BAGIT)) as bag:
+    with zipfile.ZipFile(exported(theirs, tmp_path / "b.zip", EXECUTION_ID, OTHER_ID, form=ExportFormat.BAGIT)) as bag:
         bag.extractall(tmp_path / "bag")
     assert [taken.id for taken in imported(ours, tmp_path / "bag")] == sorted([EXECUTION_ID, OTHER_ID])
 
@@ -167,7 +173,7 @@ def test_a_bag_that_bagit_made_comes_in(theirs, ours, tmp_path):
 
 @pytest.mark.parametrize("path", ["data/manifest-sha256.txt", "bag-info.txt", "manifest-sha256.txt"])
 def test_a_bag_whose_digests_are_wrong_is_refused(theirs, ours, tmp_path, path):
-    with zipfile.ZipFile(exported(theirs, tmp_path / "b.zip", form=Form.BAGIT)) as bag:
+    with zipfile.ZipFile(exported(theirs, tmp_path / "b.zip", form=ExportFormat.BAGIT)) as bag:
         bag.extractall(tmp_path / "bag")
     changed = tmp_path / "bag" / EXECUTION_ID / path
     changed.write_bytes(changed.read_bytes().replace(b"1", b"2", 1))
@@ -176,7 +182,7 @@ def test_a_bag_whose_digests_are_wrong_is_refused(theirs, ours, tmp_path, path):
     assert nothing_in(ours)
 
 
-@pytest.mark.parametrize("level", [Level.OUTPUTS, Level.METADATA])
+@pytest.mark.parametrize("level", [ExportLevel.OUTPUTS, ExportLevel.METADATA])
 def test_an_export_without_all_data_comes_in_and_says_what_is_missing(theirs, ours, tmp_path, level):
     place = exported(theirs, tmp_path / "x.zip", level=level)
     assert imported(ours, place)[0].result == "imported"
@@ -469,7 +475,7 @@ def test_the_settings_give_the_terms(monkeypatch):
 # --- verify reads the same forms ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", Form)
+@pytest.mark.parametrize("form", ExportFormat)
 def test_an_export_of_several_is_verified_bundle_by_bundle(theirs, tmp_path, form):
     place = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID, form=form)
     told = list(verify_target(Catalog(theirs), str(place)))
@@ -480,7 +486,7 @@ def test_an_export_of_several_is_verified_bundle_by_bundle(theirs, tmp_path, for
 
 
 def test_an_export_without_all_data_is_verified_as_far_as_it_goes(theirs, tmp_path):
-    (told,) = verify_target(Catalog(theirs), str(exported(theirs, tmp_path / "x.zip", level=Level.METADATA)))
+    (told,) = verify_target(Catalog(theirs), str(exported(theirs, tmp_path / "x.zip", level=ExportLevel.METADATA)))
     assert told.report.passed
     assert any("level 'metadata'" in words for words in told.report.unchecked)
 

@@ -15,7 +15,7 @@ import pytest
 
 from archives import KEY, SECRET, Place, place_on
 from benches import bench_at, kept
-from prefect_executions.bundles.layout import Level
+from prefect_executions.bundles.layout import ExportLevel
 from prefect_executions.capture.secrets import reveals, secrets_around
 from prefect_executions.cli.app import main
 from prefect_executions.errors import NotAvailableError, NotFoundError, RequestError, SecretError
@@ -88,7 +88,7 @@ def test_a_link_reads_one_output(bench):
 
 
 def test_what_is_shared_is_listed_and_a_revoked_link_reads_nothing(bench):
-    first, second = shared(bench), shared(bench, level=Level.METADATA)
+    first, second = shared(bench), shared(bench, level=ExportLevel.METADATA)
     store = bench.archive.store
     assert {one.id for one in shares(store)} == {first.share.id, second.share.id}
     revoke(store, first.share.id)
@@ -175,7 +175,7 @@ def test_what_looks_like_a_secret_is_not_shared(tmp_path, outputs, words):
         shared(bench)
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(found.value)
     assert not list(bench.archive.store.list("shared/"))
-    assert shared(bench, level=Level.METADATA).url
+    assert shared(bench, level=ExportLevel.METADATA).url
     assert shared(bench, output="regions.csv").url
 
 

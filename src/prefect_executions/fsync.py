@@ -35,7 +35,7 @@ def sync(places: Iterable[str | Path]) -> None:
         _sync(waiting[start : start + _MOST])
 
 
-def sync_soon(places: Iterable[str | Path]) -> None:
+def sync_in_background(places: Iterable[str | Path]) -> None:
     """Begin to bring *places* to the disk, and return; what cannot be synced is as safe as it was."""
     for place in places:
         with suppress(OSError, RuntimeError), ExitStack() as stack:  # the interpreter is ending and starts no thread

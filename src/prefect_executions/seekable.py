@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import BinaryIO, cast
 
 
-class Sought(io.RawIOBase):
+class SeekableFile(io.RawIOBase):
     """A raw file of *size* bytes; who derives from it says how bytes come from where it stands."""
 
     def __init__(self, size: int) -> None:
@@ -63,7 +63,7 @@ _FIRST_BLOCK = 256 * 1024
 _LARGEST_BLOCK = 8 * 1024**2
 
 
-class _Ranges(Sought):
+class _Ranges(SeekableFile):
     """Blocks of an object; they grow while it is read on, and start small after a jump.
 
     The end is fetched in one piece and kept, because a zip is read from there.

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from pydantic import Field
 
-from prefect_executions.bundles.layout import Kind, Level, check_execution_id
+from prefect_executions.bundles.layout import BundleKind, ExportLevel, check_execution_id
 from prefect_executions.documents import Document, Part, Time
 from prefect_executions.errors import ArchiveError, BundleError
 from prefect_executions.lifecycle.status import Status
@@ -111,10 +111,10 @@ class Imported(Document):
     execution_id: str
     origin: str
     """The name of the file or folder, or the address without credentials, that it was in."""
-    kind: Kind
+    kind: BundleKind
     imported: Time
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    level: Level = Level.FULL
+    level: ExportLevel = ExportLevel.FULL
     """How much of the bundle came; the rest is kept elsewhere, if anywhere."""
     source_sha256: str | None = None
     """Of another system's export: the digest of the list of its files, by which it is known again."""

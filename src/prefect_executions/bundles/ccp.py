@@ -21,8 +21,8 @@ from uuid import NAMESPACE_URL, uuid5
 from pydantic import ValidationError
 
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.incoming import Arrival
-from prefect_executions.bundles.layout import Kind
+from prefect_executions.bundles.incoming import IncomingBundle
+from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.parameters import plain_value, recorded_parameters
@@ -62,7 +62,7 @@ _ENDS: Mapping[str, tuple[Status, Reason | None]] = {
 
 
 @dataclass(frozen=True)
-class Translated:
+class CcpExecution:
     """An execution of CCP in words of ours: its documents, and where in the export its outputs are."""
 
     id: str
@@ -80,7 +80,7 @@ class Translated:
         return path in {layout.STDOUT, layout.STDERR, _SCRIPT}
 
 
-def translate(arrival: Arrival, at: datetime, limits: Limits) -> Translated:
+def translate(arrival: IncomingBundle, at: datetime, limits: Limits) -> CcpExecution:
     """Return what the export *arrival* says; *at* is the time of import, which stands where it tells none.
 
     Raises:
@@ -101,7 +101,7 @@ def zipped_outputs(reader: ZipReader) -> Iterator[tuple[str, str]]:
 class _Reading:
     """One export while it is read."""
 
-    arrival: Arrival
+    arrival: IncomingBundle
     at: datetime
     limits: Limits
     notes: list[str] = field(default_factory=list)
@@ -112,7 +112,7 @@ class _Reading:
         if len(self.paths) != len(self.source.files):
             raise BundleError("two of its files mean the same file of the execution")
 
-    def translated(self) -> Translated:
+    def translated(self) -> CcpExecution:
         method, asked = self._method(), self._json(ExecuteRequest.file_name)
         told = self._json(JobStatus.file_name)
         story = self._story()
@@ -122,7 +122,7 @@ class _Reading:
         outputs = dict(self._outputs())
         job_status = self._job_status(execution_id, method, told, story)
         infrastructure, instance = self._places(_inputs(asked).get("ccpimage"))
-        return Translated(
+        return CcpExecution(
             id=execution_id,
             documents=(self._agent(), method, request, infrastructure, instance),
             job_status=job_status,
@@ -218,7 +218,7 @@ class _Reading:
 
     def _id(self, told: Mapping[str, Any], asked: Mapping[str, Any], story: Mapping[str, Any]) -> str:
         streams = [found[1] for path in self.paths if (found := _STREAM_ID.fullmatch(path.removeprefix("outputs/")))]
-        folder = self.arrival.place.strip("/").rpartition("/")[2]
+        folder = self.arrival.path.strip("/").rpartition("/")[2]
         uuid = re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", f"{story.get('id', '')} {folder}")
         for said in (told.get("jobID"), asked.get("executionId"), uuid and uuid[0], *sorted(streams)):
             if isinstance(said, str) and said:
@@ -302,9 +302,9 @@ class _Reading:
             self.notes.append(text)
 
 
-def _tree_path(path: str, kind: Kind) -> str:
+def _tree_path(path: str, kind: BundleKind) -> str:
     """Return where a file of the flat layout lies in the other one."""
-    found = _FLAT.fullmatch(path) if kind is Kind.FLAT else None
+    found = _FLAT.fullmatch(path) if kind is BundleKind.FLAT else None
     if found:
         return f"{found[1]}/{found[2]}"
     top = path.partition("/")[0]

@@ -26,7 +26,9 @@ _DATA = "data"
 _LOGS = frozenset({STDOUT, STDERR})
 
 
-def lay_out(bundle: OpenBundle, name: str, inputs: Mapping[str, Path], *, to: str, seen: str | None) -> Path:
+def prepare_data_folder(
+    bundle: OpenBundle, name: str, inputs: Mapping[str, Path], *, to: str, seen: str | None
+) -> Path:
     """Make the data folder *name* with a copy of each of *inputs*, by its path there, and return it.
 
     What is left in it goes to the folder *to* of the outputs, or to the outputs
@@ -64,7 +66,7 @@ def data_folder(bundle: OpenBundle, name: str) -> Path:
     return bundle.scratch / _DATA / name
 
 
-def fetch(bundle: OpenBundle, name: str | None = None) -> tuple[str, ...]:
+def collect_outputs(bundle: OpenBundle, name: str | None = None) -> tuple[str, ...]:
     """Put what lies in the data folder *name*, or in all, into the outputs; return a note on what could not be.
 
     An input that nobody changed is no output. A file that was fetched before is
@@ -76,7 +78,7 @@ def fetch(bundle: OpenBundle, name: str | None = None) -> tuple[str, ...]:
     return tuple(note for told in sorted(above.glob(f"{name or '*'}.json")) for note in _fetch_one(bundle, told))
 
 
-def clear(bundle: OpenBundle, name: str) -> None:
+def remove_data_folder(bundle: OpenBundle, name: str) -> None:
     """Remove the data folder *name*; what cannot be removed goes with the scratch folder."""
     (bundle.scratch / _DATA / f"{name}.json").unlink(missing_ok=True)
     shutil.rmtree(data_folder(bundle, name), ignore_errors=True)

@@ -143,7 +143,7 @@ class Evidence:
         return summary_of(self.record)
 
     @cached_property
-    def told_by_provenance(self) -> ReadSummary:
+    def provenance_summary(self) -> ReadSummary:
         """What `provo.xml` tells.
 
         Raises:
@@ -152,7 +152,7 @@ class Evidence:
         return prov_reader.read(self.bytes_of(layout.PROVENANCE))
 
     @cached_property
-    def told_by_crate(self) -> ReadSummary:
+    def crate_summary(self) -> ReadSummary:
         """What `ro-crate-metadata.json` tells.
 
         Raises:
@@ -165,7 +165,7 @@ class Evidence:
         """Why what begins with a path is not there: the source says so, or the request's archive level does."""
         return {**self._left_out_by_level(), **self.source.absent}
 
-    def why_absent(self, path: str) -> str | None:
+    def absence_reason(self, path: str) -> str | None:
         """Return why the file at *path* need not be there, or nothing when it must be."""
         folders = [path[: end + 1] for end, letter in enumerate(path) if letter == "/"]
         return next((self.absent[place] for place in (path, *folders) if place in self.absent), None)

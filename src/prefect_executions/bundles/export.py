@@ -20,10 +20,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.layout import Form, Level
+from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.source import Source
-from prefect_executions.bundles.zip_reader import OWN, ZipEntry, ZipReader
-from prefect_executions.bundles.zip_writer import Packed, ZipWriter
+from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipEntry, ZipReader
+from prefect_executions.bundles.zip_writer import CompressedData, ZipWriter
 from prefect_executions.crate import writer as crate_writer
 from prefect_executions.documents import Document, Part
 from prefect_executions.errors import BundleError, RequestError
@@ -36,11 +36,11 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from prefect_executions.bundles.source import SourcePart
+from prefect_executions.bundles.source import SubfolderSource
 from prefect_executions.errors import NameRefusedError
 
-DECLARATION = "bagit.txt"
-PAYLOAD = "data/"
+BAG_DECLARATION = "bagit.txt"
+BAG_PAYLOAD = "data/"
 
 _INFO = "bag-info.txt"
 _FETCH = "fetch.txt"
@@ -52,7 +52,7 @@ _ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
 _LARGEST_TAG = 64 << 20
 
 
-def tag_files(digests: Mapping[str, str], size: int, names: Sequence[str]) -> dict[str, bytes]:
+def bag_tag_files(digests: Mapping[str, str], size: int, names: Sequence[str]) -> dict[str, bytes]:
     """Return the files beside ``data/``.
 
     *digests* are those of the payload by path below ``data/``, *size* its bytes, and
@@ -61,10 +61,10 @@ def tag_files(digests: Mapping[str, str], size: int, names: Sequence[str]) -> di
     Raises:
         NameRefusedError: If BagIt has no way to write one of the paths.
     """
-    lines = [f"{digest}  {_coded(PAYLOAD + path)}\n" for path, digest in sorted(digests.items())]
+    lines = [f"{digest}  {_coded(BAG_PAYLOAD + path)}\n" for path, digest in sorted(digests.items())]
     told = [f"External-Identifier: {name}\n" for name in names]
     tags = {
-        DECLARATION: b"BagIt-Version: 0.97\nTag-File-Character-Encoding: UTF-8\n",
+        BAG_DECLARATION: b"BagIt-Version: 0.97\nTag-File-Character-Encoding: UTF-8\n",
         _INFO: "".join([*told, f"Payload-Oxum: {size}.{len(digests)}\n"]).encode(),
         "manifest-sha256.txt": "".join(lines).encode(),
     }
@@ -72,7 +72,7 @@ def tag_files(digests: Mapping[str, str], size: int, names: Sequence[str]) -> di
     return tags | {"tagmanifest-sha256.txt": listed.encode()}
 
 
-def payload(bag: Source) -> SourcePart:
+def bag_payload(bag: Source) -> SubfolderSource:
     """Return the payload of *bag* when every file in it has the digests that its manifests say.
 
     Raises:
@@ -95,11 +95,11 @@ def payload(bag: Source) -> SourcePart:
     _check_complete(bag, {path: set(digests) for path, digests in listed.items() if manifests[path][1] is None})
     for path, told in wanted.items():
         _check(bag, path, told)
-    return SourcePart(bag, PAYLOAD)
+    return SubfolderSource(bag, BAG_PAYLOAD)
 
 
 def _check_complete(bag: Source, listed: Mapping[str, set[str]]) -> None:
-    there = {path for path in bag.files if path.startswith(PAYLOAD)}
+    there = {path for path in bag.files if path.startswith(BAG_PAYLOAD)}
     for name, paths in listed.items():
         for path in sorted(there ^ paths):
             fault = "not listed in" if path in there else "missing and listed in"
@@ -162,12 +162,12 @@ class Export(Document):
 
     file_name: ClassVar[str] = "export.json"
 
-    level: Level
+    level: ExportLevel
     executions: tuple[ExportedBundle, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaving:
+class BundleToExport:
     """A sealed bundle that is to be exported.
 
     `absent` are the files that nobody keeps any more, `inclusion` is the proof that it is in a checkpoint.
@@ -188,48 +188,50 @@ class Exporter:
         RequestError: If a crate is asked for without the files that it names.
     """
 
-    def __init__(self, write: Callable[[bytes], object], form: Form, level: Level, *, only: str | None) -> None:
+    def __init__(
+        self, write: Callable[[bytes], object], form: ExportFormat, level: ExportLevel, *, only: str | None
+    ) -> None:
         """Begin an export of the execution *only*, or of several."""
-        if form is Form.CRATE and level is not Level.FULL:
+        if form is ExportFormat.CRATE and level is not ExportLevel.FULL:
             raise RequestError(
                 f"a crate holds all files that {layout.CRATE} names: leave --level {level}, or --format crate"
             )
         self._zip = ZipWriter(write)
         self._form, self._level, self._only = form, level, only
-        self._bag = f"{only or 'executions'}/" if form is Form.BAGIT else ""
-        self._root = f"{self._bag}{PAYLOAD}" if self._bag else ""
+        self._bag = f"{only or 'executions'}/" if form is ExportFormat.BAGIT else ""
+        self._root = f"{self._bag}{BAG_PAYLOAD}" if self._bag else ""
         self._digests: dict[str, str] = {}
         self._size = 0
         self._left: list[ExportedBundle] = []
         self._finished: list[datetime] = []
 
-    def add(self, bundle: Leaving) -> None:
+    def add(self, bundle: BundleToExport) -> None:
         """Add a bundle; the caller adds them in the order of their ids.
 
         Raises:
             BundleError: If a file is missing or damaged; nothing that was written so far is to be used.
         """
-        place = self._root + ("" if self._only and self._form is not Form.ZIP else f"{bundle.id}/")
-        _Copy(bundle, self._level, self._zip, place, self._tell).run(folders=self._form is not Form.BAGIT)
+        place = self._root + ("" if self._only and self._form is not ExportFormat.ZIP else f"{bundle.id}/")
+        _Copy(bundle, self._level, self._zip, place, self._tell).run(folders=self._form is not ExportFormat.BAGIT)
         self._left.append(ExportedBundle(id=bundle.id, manifest_sha256=bundle.manifest_sha256))
         self._finished += [bundle.finished] if bundle.finished else []
 
     def close(self) -> int:
         """Write what stands beside the bundles, and the directory; return the length of the zip."""
-        if self._only is None or self._level is not Level.FULL:
+        if self._only is None or self._level is not ExportLevel.FULL:
             told = Export(level=self._level, executions=tuple(self._left))
             self._beside(told.file_name, told.to_json())
-        if self._form is Form.CRATE and self._only is None:
+        if self._form is ExportFormat.CRATE and self._only is None:
             ids = [one.id for one in self._left]
             self._beside(layout.CRATE, crate_writer.collect(ids, max(self._finished, default=None)))
         if self._bag:
-            for name, data in tag_files(self._digests, self._size, [one.id for one in self._left]).items():
-                self._zip.add_whole(self._bag + name, data, deflate=False)
+            for name, data in bag_tag_files(self._digests, self._size, [one.id for one in self._left]).items():
+                self._zip.add_bytes(self._bag + name, data, deflate=False)
         return self._zip.close()
 
     def _beside(self, name: str, data: bytes) -> None:
         self._tell(self._root + name, sha256(data).hexdigest(), len(data))
-        self._zip.add_whole(self._root + name, data, deflate=False)
+        self._zip.add_bytes(self._root + name, data, deflate=False)
 
     def _tell(self, name: str, digest: str, size: int) -> None:
         if self._bag:
@@ -241,7 +243,12 @@ class _Copy:
     """The copying of one bundle to its *place* in the zip."""
 
     def __init__(
-        self, bundle: Leaving, level: Level, writer: ZipWriter, place: str, tell: Callable[[str, str, int], None]
+        self,
+        bundle: BundleToExport,
+        level: ExportLevel,
+        writer: ZipWriter,
+        place: str,
+        tell: Callable[[str, str, int], None],
     ) -> None:
         self._bundle, self._source = bundle, bundle.source
         self._level, self._zip, self._place, self._tell = level, writer, place, tell
@@ -270,9 +277,9 @@ class _Copy:
         digest, name = sha256(), self._place + path
         hashed = _hashed(self._source.blocks(path), digest)
         if size <= _WHOLE:
-            self._zip.add_whole(name, b"".join(hashed), deflate=False)
+            self._zip.add_bytes(name, b"".join(hashed), deflate=False)
         else:
-            self._zip.add_blocks(name, hashed, size, deflate=False)
+            self._zip.add_stream(name, hashed, size, deflate=False)
         expected = self._bundle.manifest_sha256 if path == layout.MANIFEST else self._listed.get(path)
         found = digest.hexdigest()
         if found != expected and (expected or path not in layout.UNLISTED):
@@ -281,13 +288,13 @@ class _Copy:
 
     def _add_inclusion(self, data: bytes) -> None:
         name = self._place + layout.INCLUSION
-        self._zip.add_whole(name, data, deflate=False)
+        self._zip.add_bytes(name, data, deflate=False)
         self._tell(name, sha256(data).hexdigest(), len(data))
 
     def _copy_outputs(self, *, folders: bool) -> None:
         # output.zip was copied, and its digest checked, before.
         with self._source.open(layout.OUTPUT_ZIP) as stream:
-            reader = ZipReader.open(stream, OWN)
+            reader = ZipReader.open(stream, TRUSTED_LIMITS)
             for entry in sorted(reader.entries.values()):
                 if not entry.is_folder:
                     self._copy_output(reader, entry)
@@ -297,8 +304,8 @@ class _Copy:
     def _copy_output(self, reader: ZipReader, entry: ZipEntry) -> None:
         if entry.name not in self._listed:
             raise self._damaged(f"{layout.OUTPUT_ZIP} has {entry.name}, which the manifest does not list")
-        packed = Packed(entry.method, entry.checksum, entry.packed, entry.size)
-        self._zip.add_packed(self._place + entry.name, reader.packed_blocks(entry), packed)
+        packed = CompressedData(entry.method, entry.checksum, entry.packed, entry.size)
+        self._zip.add_compressed(self._place + entry.name, reader.compressed_blocks(entry), packed)
         self._tell(self._place + entry.name, self._listed[entry.name], entry.size)
 
     def _read_manifest(self) -> Mapping[str, str]:
@@ -316,20 +323,20 @@ class _Copy:
         )
 
 
-def left_out(level: Level) -> Mapping[str, str]:
+def absent_at_level(level: ExportLevel) -> Mapping[str, str]:
     """Return why what begins with a path is not in an export of *level*."""
     parts = {
-        Level.FULL: (),
-        Level.OUTPUTS: (layout.INPUTS + "/",),
-        Level.METADATA: (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP),
+        ExportLevel.FULL: (),
+        ExportLevel.OUTPUTS: (layout.INPUTS + "/",),
+        ExportLevel.METADATA: (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP),
     }
     return dict.fromkeys(parts[level], f"it was exported with the level '{level}'")
 
 
-def _leaves(path: str, level: Level) -> bool:
+def _leaves(path: str, level: ExportLevel) -> bool:
     if path.startswith(layout.INPUTS + "/"):
-        return level is Level.FULL
-    return level is not Level.METADATA or not (path == layout.OUTPUT_ZIP or path.startswith(layout.OUTPUTS + "/"))
+        return level is ExportLevel.FULL
+    return level is not ExportLevel.METADATA or not (path == layout.OUTPUT_ZIP or path.startswith(layout.OUTPUTS + "/"))
 
 
 def _hashed(blocks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:

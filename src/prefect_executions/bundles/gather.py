@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.data_folder import fetch
+from prefect_executions.bundles.data_folder import collect_outputs
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.bundles.sanitize import Contents, tidy
+from prefect_executions.bundles.sanitize import FolderListing, sanitize
 from prefect_executions.bundles.zip_writer import ZipWriter
 from prefect_executions.errors import BundleError, SealedError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest
@@ -56,7 +56,7 @@ class Gathered:
 
     files: tuple[BundleFile, ...]
     """The files under ``outputs/``."""
-    kept: tuple[BundleFile, ...]
+    inputs_and_code: tuple[BundleFile, ...]
     """The files under ``inputs/`` and ``code/``."""
     output_zip: BundleFile
     notes: tuple[str, ...]
@@ -90,8 +90,8 @@ def gather(bundle: OpenBundle, *, stop: Callable[[], bool] = lambda: False) -> G
             raise SealedError(f"the bundle {bundle.id} is sealed; its jobStatus.json tells its outputs")
         return earlier
     try:
-        left = fetch(bundle)
-        found, notes = tidy(bundle)
+        left = collect_outputs(bundle)
+        found, notes = sanitize(bundle)
         notes = (*left, *notes)
         return _still_true(bundle, found) or _Gathering(bundle, stop, found).run(notes)
     except OSError as error:
@@ -113,7 +113,7 @@ def load_gathered(bundle: OpenBundle) -> Gathered | None:
 class _Gathering:
     """One gathering: what is open, and what was found so far."""
 
-    def __init__(self, bundle: OpenBundle, stop: Callable[[], bool], found: Mapping[str, Contents]) -> None:
+    def __init__(self, bundle: OpenBundle, stop: Callable[[], bool], found: Mapping[str, FolderListing]) -> None:
         self.bundle = bundle
         self.found = found
         self.root = str(bundle.folder)
@@ -191,7 +191,7 @@ class _Gathering:
             os.close(descriptor)
             trace_point(TracePoint.FILE_READ, self.bundle.id, path)
         if writer:
-            writer.add_whole(path, first, deflate=_worth_deflating(path, first))
+            writer.add_bytes(path, first, deflate=_worth_deflating(path, first))
         return BundleFile(path, sha256(first).hexdigest(), len(first))
 
     def _stream(self, path: str, descriptor: int, size: int, first: bytes, writer: ZipWriter | None) -> BundleFile:
@@ -208,7 +208,7 @@ class _Gathering:
                 block = self._next(path, descriptor, size - done)
 
         if writer:
-            writer.add_blocks(path, blocks(), size, deflate=_worth_deflating(path, first))
+            writer.add_stream(path, blocks(), size, deflate=_worth_deflating(path, first))
         else:
             for _ in blocks():
                 pass
@@ -296,7 +296,7 @@ def _changed_inputs(bundle: OpenBundle, kept: tuple[BundleFile, ...]) -> Iterato
             yield f"{file.path} was changed after it was staged, so it is not the recorded input any more"
 
 
-def _stamps_now(root: str, found: Mapping[str, Contents]) -> Iterator[_Stamp]:
+def _stamps_now(root: str, found: Mapping[str, FolderListing]) -> Iterator[_Stamp]:
     yield from ((folder + "/", 0, 0) for folder in found[layout.OUTPUTS].empty_folders)
     for there in found.values():
         for path in there.files:
@@ -307,7 +307,7 @@ def _stamps_now(root: str, found: Mapping[str, Contents]) -> Iterator[_Stamp]:
             yield path, told.st_size, told.st_mtime_ns
 
 
-def _still_true(bundle: OpenBundle, found: Mapping[str, Contents]) -> Gathered | None:
+def _still_true(bundle: OpenBundle, found: Mapping[str, FolderListing]) -> Gathered | None:
     told = _load(bundle)
     if told is None or told["fingerprint"] != _fingerprint(_stamps_now(str(bundle.folder), found)):
         return None
@@ -327,7 +327,7 @@ def _keep(bundle: OpenBundle, gathered: Gathered, stamps: list[_Stamp]) -> None:
     told = {
         "fingerprint": _fingerprint(stamps),
         "files": gathered.files,
-        "kept": gathered.kept,
+        "kept": gathered.inputs_and_code,
         "zip": gathered.output_zip,
         "notes": gathered.notes,
     }
@@ -348,7 +348,7 @@ def _load(bundle: OpenBundle) -> dict[str, Any] | None:
 def _from_json(told: dict[str, Any]) -> Gathered:
     return Gathered(
         files=tuple(BundleFile(*file) for file in told["files"]),
-        kept=tuple(BundleFile(*file) for file in told["kept"]),
+        inputs_and_code=tuple(BundleFile(*file) for file in told["kept"]),
         output_zip=BundleFile(*told["zip"]),
         notes=tuple(told["notes"]),
     )

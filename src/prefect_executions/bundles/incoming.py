@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.export import DECLARATION, PAYLOAD, Export, left_out, payload
-from prefect_executions.bundles.layout import Kind, Level
-from prefect_executions.bundles.source import Source, SourcePart, open_source
+from prefect_executions.bundles.export import BAG_DECLARATION, BAG_PAYLOAD, Export, absent_at_level, bag_payload
+from prefect_executions.bundles.layout import BundleKind, ExportLevel
+from prefect_executions.bundles.source import Source, SubfolderSource, open_source
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
@@ -26,17 +26,17 @@ _DEEPEST = 8
 """Folders above a bundle, at most."""
 
 
-class Arrival(NamedTuple):
+class IncomingBundle(NamedTuple):
     """One bundle among what was handed in: where it lies there, and how much of it, if somebody said so."""
 
-    kind: Kind
-    place: str
+    kind: BundleKind
+    path: str
     source: Source
-    level: Level = Level.FULL
+    level: ExportLevel = ExportLevel.FULL
 
 
 @contextmanager
-def open_whole(place: Path, limits: Limits) -> Iterator[Source]:
+def open_container(place: Path, limits: Limits) -> Iterator[Source]:
     """Open the folder or zip at *place*, with all names as they are there.
 
     Raises:
@@ -44,12 +44,12 @@ def open_whole(place: Path, limits: Limits) -> Iterator[Source]:
         BundleError: If it is a file and not a sound zip, or holds what is no plain file.
     """
     with open_source(place, limits, top="") as source:
-        if source.oddities:
-            raise BundleError(source.oddities[0])
+        if source.irregular:
+            raise BundleError(source.irregular[0])
         yield source
 
 
-def arrivals(source: Source) -> tuple[Arrival, ...]:
+def find_bundles(source: Source) -> tuple[IncomingBundle, ...]:
     """Return the bundles in *source*, in the order of their places.
 
     Raises:
@@ -58,11 +58,13 @@ def arrivals(source: Source) -> tuple[Arrival, ...]:
     """
     found = tuple(_found(source, ""))
     if not found:
-        raise BundleError(f"it holds no bundle: neither {layout.MANIFEST}, nor {DECLARATION}, nor {_CCP[0]} was found")
+        raise BundleError(
+            f"it holds no bundle: neither {layout.MANIFEST}, nor {BAG_DECLARATION}, nor {_CCP[0]} was found"
+        )
     return found
 
 
-def _found(source: Source, place: str) -> Iterator[Arrival]:
+def _found(source: Source, place: str) -> Iterator[IncomingBundle]:
     roots = _roots(source.files)
     owned: dict[str, dict[str, int]] = {root: {} for root in roots}
     beside: list[str] = []
@@ -74,26 +76,26 @@ def _found(source: Source, place: str) -> Iterator[Arrival]:
             owned[root][path.removeprefix(root)] = size
     export = _export(source, beside, place) if roots else None
     for root, kind in sorted(roots.items()):
-        part = SourcePart(source, root, owned[root])
+        part = SubfolderSource(source, root, owned[root])
         if kind is None:
             if place:
                 raise BundleError(f"{place + root!r} is a bag in a bag, which nobody needs")
-            yield from _found(payload(part), f"{root}{PAYLOAD}")
+            yield from _found(bag_payload(part), f"{root}{BAG_PAYLOAD}")
         else:
-            level = export.level if export else Level.FULL
-            part.absent = left_out(level)
-            yield Arrival(kind, place + root, part, level)
+            level = export.level if export else ExportLevel.FULL
+            part.absent = absent_at_level(level)
+            yield IncomingBundle(kind, place + root, part, level)
 
 
-def _roots(files: Mapping[str, int]) -> dict[str, Kind | None]:
+def _roots(files: Mapping[str, int]) -> dict[str, BundleKind | None]:
     """Return the folders that are a bundle each, or, with no kind, a bag; of two inside each other the outer one."""
-    marks = [*((name, Kind.CCP) for name in _CCP), *((name.replace("/", "_"), Kind.FLAT) for name in _CCP)]
-    roots: dict[str, Kind | None] = {}
+    marks = [*((name, BundleKind.CCP) for name in _CCP), *((name.replace("/", "_"), BundleKind.FLAT) for name in _CCP)]
+    roots: dict[str, BundleKind | None] = {}
     for path in files:
         for mark, kind in marks:
             if path == mark or path.endswith(f"/{mark}"):
                 roots.setdefault(path.removesuffix(mark), kind)
-    for mark, whose in ((layout.MANIFEST, Kind.BUNDLE), (DECLARATION, None)):
+    for mark, whose in ((layout.MANIFEST, BundleKind.BUNDLE), (BAG_DECLARATION, None)):
         for path in files:
             if path == mark or path.endswith(f"/{mark}"):
                 roots[path.removesuffix(mark)] = whose

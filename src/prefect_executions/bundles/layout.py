@@ -103,7 +103,7 @@ class BundlePaths:
         return self.folder / MANIFEST
 
 
-def known(path: str) -> bool:
+def is_bundle_path(path: str) -> bool:
     """Whether format 1 has a place for a file at *path*."""
     top, *rest = path.split("/")
     return path in FIXED or path in ADDED or (top in OPEN_FOLDERS and bool(rest) and _UP_OR_EMPTY.isdisjoint(rest))
@@ -123,7 +123,7 @@ def check_execution_id(execution_id: str) -> str:
     return execution_id
 
 
-def check_name(name: str) -> str:
+def check_output_name(name: str) -> str:
     """Return *name* if an output may have it: a relative path with ``/`` between folders.
 
     Raises:
@@ -142,7 +142,7 @@ def output_path(bundle: BundlePaths, name: str) -> Path:
         NameRefusedError: If the name may not be used, leads out of the outputs
             through a link, is a folder, or lies below a file.
     """
-    target = bundle.folder / OUTPUTS / check_name(name)
+    target = bundle.folder / OUTPUTS / check_output_name(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         inside = target.parent.resolve().is_relative_to(bundle.outputs.resolve())
@@ -177,7 +177,7 @@ def _fault(name: str) -> str | None:
     return next((fault for fault, found in faults.items() if found), None)
 
 
-class Form(StrEnum):
+class ExportFormat(StrEnum):
     """In which form bundles leave."""
 
     ZIP = "zip"
@@ -188,7 +188,7 @@ class Form(StrEnum):
     """A zipped RO-Crate: ``ro-crate-metadata.json`` lies at its root."""
 
 
-class Level(StrEnum):
+class ExportLevel(StrEnum):
     """How much of a bundle leaves."""
 
     FULL = "full"
@@ -198,7 +198,7 @@ class Level(StrEnum):
     """The record and the code: no inputs and no outputs."""
 
 
-class Kind(StrEnum):
+class BundleKind(StrEnum):
     """Whose bundle it is."""
 
     BUNDLE = "bundle"

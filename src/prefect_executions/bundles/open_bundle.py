@@ -233,11 +233,11 @@ class OpenBundle:
         return (self.scratch / _STAND_IN).exists()
 
     @property
-    def cancel_asked(self) -> bool:
+    def cancel_requested(self) -> bool:
         """Whether somebody on this machine has asked the run to stop."""
         return (self.scratch / _CANCEL).exists()
 
-    def ask_to_cancel(self) -> None:
+    def request_cancel(self) -> None:
         """Ask the run, which looks for it, to stop; again changes nothing.
 
         Raises:
@@ -343,7 +343,7 @@ class OpenBundle:
 
 
 def _check_known(name: str) -> None:
-    if not layout.known(name):
+    if not layout.is_bundle_path(name):
         raise BundleError(f"{name}: bundle format 1 has no file of that name")
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefect_executions.bundles.layout import OPEN_FOLDERS, known
+from prefect_executions.bundles.layout import OPEN_FOLDERS, is_bundle_path
 from prefect_executions.bundles.open_bundle import OpenBundle
 
 _NOTES = "notes.json"
@@ -31,7 +31,7 @@ _WRONG_BYTE = re.compile("[\udc80-\udcff]")
 
 
 @dataclass
-class Contents:
+class FolderListing:
     """What lies in one open folder; paths are relative to the bundle and sorted."""
 
     files: list[str] = field(default_factory=list)
@@ -42,9 +42,9 @@ class Contents:
     """One sentence for each folder that cannot be listed."""
 
 
-def contents(root: str, top: str) -> Contents:
+def list_files(root: str, top: str) -> FolderListing:
     """List the folder *top* of the bundle at *root*, following no link."""
-    found = Contents()
+    found = FolderListing()
     waiting = [top] if Path(root, top).is_dir() else []
     while waiting:
         folder = waiting.pop()
@@ -65,7 +65,7 @@ def contents(root: str, top: str) -> Contents:
     return found
 
 
-def tidy(bundle: OpenBundle) -> tuple[dict[str, Contents], tuple[str, ...]]:
+def sanitize(bundle: OpenBundle) -> tuple[dict[str, FolderListing], tuple[str, ...]]:
     """Make *bundle* hold plain files with UTF-8 names only.
 
     Returns what lies in each open folder now, and all notes ever made of what was put right.
@@ -75,7 +75,7 @@ def tidy(bundle: OpenBundle) -> tuple[dict[str, Contents], tuple[str, ...]]:
     root = str(bundle.folder)
     found = {}
     for top in OPEN_FOLDERS:
-        while strangers := (there := contents(root, top)).strangers:
+        while strangers := (there := list_files(root, top)).strangers:
             told = {_note(bundle, path, what) for path, what in strangers} - {None}
             notes = notes | {note for note in told if note}
             bundle.put(bundle.scratch / _NOTES, json.dumps(sorted(notes)).encode())
@@ -90,7 +90,7 @@ def _read_notes(bundle: OpenBundle) -> frozenset[str]:
     return frozenset(json.loads(path.read_bytes())) if path.exists() else frozenset()
 
 
-def _entries(root: str, folder: str, found: Contents) -> list[os.DirEntry[str]]:
+def _entries(root: str, folder: str, found: FolderListing) -> list[os.DirEntry[str]]:
     path = f"{root}/{folder}"
     try:
         return _scan(path)
@@ -183,5 +183,5 @@ def _misplaced(root: Path) -> Iterator[str]:
     for folder in ("", "metadata/", "auth/"):
         for entry in sorted(_scan(f"{root}/{folder}"), key=lambda entry: entry.name):
             path = f"{folder}{entry.name}"
-            if not entry.is_dir() and not known(path):
+            if not entry.is_dir() and not is_bundle_path(path):
                 yield f"{_as_text(path)} has no place in a bundle and is in no manifest"

@@ -62,7 +62,7 @@ def seal(bundle: OpenBundle, key: SigningKey | None = None) -> Sealed:
     record = bundle.record()
     gathered = _check_ready(bundle, record)
     documents = [_listed(bundle, kind.file_name) for kind in layout.DOCUMENTS if _is_there(bundle, kind.file_name)]
-    files = [*documents, *gathered.kept, *gathered.files, gathered.output_zip]
+    files = [*documents, *gathered.inputs_and_code, *gathered.files, gathered.output_zip]
 
     story = BytesIO()
     prov_writer.write(record, files, story)
@@ -73,7 +73,7 @@ def seal(bundle: OpenBundle, key: SigningKey | None = None) -> Sealed:
     if key is None:
         _forget_signature(bundle)
 
-    _close(bundle, closing, [*documents, *files[-2:], *gathered.kept, gathered.output_zip, *attested])
+    _close(bundle, closing, [*documents, *files[-2:], *gathered.inputs_and_code, gathered.output_zip, *attested])
     return Sealed(record, closing, _read(bundle.folder / layout.ATTESTATION) if attested else None)
 
 

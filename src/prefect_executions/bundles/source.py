@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol, cast
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
-from prefect_executions.seekable import Sought
+from prefect_executions.seekable import SeekableFile
 
 _BLOCK = 1 << 20
 
@@ -32,7 +32,7 @@ class Source(Protocol):
         """The size of every file, by its path in the bundle."""
 
     @property
-    def oddities(self) -> tuple[str, ...]:
+    def irregular(self) -> tuple[str, ...]:
         """One sentence for each thing that is there and no plain file."""
 
     @property
@@ -61,14 +61,14 @@ class FolderSource:
         self._folder = folder
         self.absent: Mapping[str, str] = absent or {}
         sizes: dict[str, int] = {}
-        oddities: list[str] = []
+        irregular: list[str] = []
         for path, told in _walk(folder):
             if stat.S_ISREG(told.st_mode):
                 sizes[path] = told.st_size
             else:
-                oddities.append(f"{path!r} is a link or a special file; a bundle holds plain files only")
+                irregular.append(f"{path!r} is a link or a special file; a bundle holds plain files only")
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
-        self.oddities = tuple(sorted(oddities))
+        self.irregular = tuple(sorted(irregular))
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks."""
@@ -87,14 +87,14 @@ class ZipSource:
     """A bundle in a zip, with the bundle's files at its root or in its only folder."""
 
     absent: Mapping[str, str] = {}
-    oddities: tuple[str, ...] = ()
+    irregular: tuple[str, ...] = ()
 
     def __init__(self, stream: BinaryIO, limits: Limits, *, top: str | None = None) -> None:
         """Read the directory; the files are named below the folder *top*, the only one where that is not said."""
         self._zip = ZipReader.open(stream, limits)
         files = {name: entry for name, entry in self._zip.entries.items() if not entry.is_folder}
         for entry in files.values():
-            self._zip.data_begins(entry)
+            self._zip.data_offset(entry)
         top = _only_folder(files) if top is None else top
         self._entries = {name.removeprefix(top): entry for name, entry in files.items()}
         self.files: Mapping[str, int] = {path: entry.size for path, entry in sorted(self._entries.items())}
@@ -107,7 +107,7 @@ class ZipSource:
         """Open a file to be read here and there; one that is packed is unpacked first."""
         entry = self._entries[path]
         if entry.stored:
-            window = _Window(self._zip.stream, self._zip.data_begins(entry), entry.size)
+            window = _Window(self._zip.stream, self._zip.data_offset(entry), entry.size)
             return cast("BinaryIO", io.BufferedReader(window, _BUFFER))
         unpacked = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
@@ -120,7 +120,7 @@ class ZipSource:
         return cast("BinaryIO", unpacked)
 
 
-class _Window(Sought):
+class _Window(SeekableFile):
     """A piece of a file that is open already; others may read from it in between."""
 
     def __init__(self, stream: BinaryIO, begin: int, size: int) -> None:
@@ -134,10 +134,10 @@ class _Window(Sought):
         return len(found)
 
 
-class SourcePart:
+class SubfolderSource:
     """What of a source lies below *prefix*, as a source of its own."""
 
-    oddities: tuple[str, ...] = ()
+    irregular: tuple[str, ...] = ()
 
     def __init__(self, source: Source, prefix: str, files: Mapping[str, int] | None = None) -> None:
         """Look at *source* below *prefix*; *files*, where the caller knows them, are those there."""

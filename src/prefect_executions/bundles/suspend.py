@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.bundles.sanitize import contents
+from prefect_executions.bundles.sanitize import list_files
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.bundles.zip_writer import ZipWriter
 from prefect_executions.errors import BundleError
@@ -36,7 +36,7 @@ def pack(bundle: OpenBundle) -> Path:
             writer = ZipWriter(file.write)
             for path in _carried(bundle):
                 size = (bundle.folder / path).stat().st_size
-                writer.add_blocks(path, _blocks(bundle.folder / path), size, deflate=True)
+                writer.add_stream(path, _blocks(bundle.folder / path), size, deflate=True)
             writer.close()
     except OSError as error:
         there.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def unpack(stream: BinaryIO, workbench: Path, execution_id: str) -> OpenBundle:
 def _carried(bundle: OpenBundle) -> Iterator[str]:
     yield from sorted(name for name in _DOCUMENTS if (bundle.folder / name).is_file())
     for top in (layout.CODE, layout.OUTPUTS):
-        yield from contents(str(bundle.folder), top).files
+        yield from list_files(str(bundle.folder), top).files
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
@@ -96,4 +96,6 @@ def _is_output(name: str) -> bool:
 
 
 def _has_place(name: str) -> bool:
-    return name in _DOCUMENTS or (layout.known(name) and name.startswith((f"{layout.CODE}/", f"{layout.OUTPUTS}/")))
+    return name in _DOCUMENTS or (
+        layout.is_bundle_path(name) and name.startswith((f"{layout.CODE}/", f"{layout.OUTPUTS}/"))
+    )

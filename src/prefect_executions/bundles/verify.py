@@ -48,20 +48,20 @@ _Part = StepSummary | PhaseSummary
 
 def _layout(seen: Evidence) -> Findings:
     """What the format asks for is there, and nothing that it has no place for."""
-    yield from seen.source.oddities
+    yield from seen.source.irregular
     required = [kind.file_name for kind in layout.REQUIRED]
     for path in [*required, layout.PROVENANCE, layout.CRATE, layout.MANIFEST, layout.OUTPUT_ZIP]:
-        if path not in seen.files and not seen.why_absent(path):
+        if path not in seen.files and not seen.absence_reason(path):
             yield f"{path} is missing"
     for path in seen.files:
-        if not layout.known(path):
+        if not layout.is_bundle_path(path):
             yield f"{path!r} has no place in a bundle of format 1"
 
 
 def _manifest(seen: Evidence) -> Findings:
     """The manifest is one, in its one form, and lists files of a bundle only."""
     for path in seen.listed:
-        if path in layout.UNLISTED or not layout.known(path):
+        if path in layout.UNLISTED or not layout.is_bundle_path(path):
             yield f"{layout.MANIFEST} lists {path!r}, which it may not"
 
 
@@ -69,7 +69,7 @@ def _digests(seen: Evidence) -> Findings:
     """Every file that the manifest lists is there and has the digest that it says."""
     reasons: Counter[str] = Counter()
     for path, digest in seen.listed.items():
-        why = seen.why_absent(path)
+        why = seen.absence_reason(path)
         found = seen.kept.get(path) if why else seen.digests.get(path)
         if found is None and why:
             reasons[why] += 1
@@ -90,7 +90,7 @@ def _no_extra_files(seen: Evidence) -> Findings:
 
 def _output_zip(seen: Evidence) -> Findings:
     """``output.zip`` is a sound zip and holds the same files as ``outputs/``."""
-    why = seen.why_absent(layout.OUTPUT_ZIP)
+    why = seen.absence_reason(layout.OUTPUT_ZIP)
     if layout.OUTPUT_ZIP not in seen.files and why:
         yield Unchecked(f"{layout.OUTPUT_ZIP} is not there: {why}")
         return
@@ -100,7 +100,7 @@ def _output_zip(seen: Evidence) -> Findings:
         yield f"{layout.OUTPUT_ZIP}: {error}"
         return
     beside = {path: digest for path, digest in seen.digests.items() if path.startswith(layout.OUTPUTS + "/")}
-    if not beside and seen.why_absent(layout.OUTPUTS + "/"):
+    if not beside and seen.absence_reason(layout.OUTPUTS + "/"):
         beside = {path: digest for path, digest in seen.listed.items() if path.startswith(layout.OUTPUTS + "/")}
     for path in beside.keys() - members.keys():
         yield f"{path!r} is in the bundle and not in {layout.OUTPUT_ZIP}"
@@ -158,7 +158,7 @@ def _same_execution(seen: Evidence) -> Findings:
             yield f"{path} is of execution {execution}; {JobStatus.file_name} of {told.job_id}"
         if of_method != f"{method.id} {method.version}":
             yield f"{path} is of Method {of_method}; {Method.file_name} of {method.id} {method.version}"
-    for path, other in ((layout.PROVENANCE, seen.told_by_provenance), (layout.CRATE, seen.told_by_crate)):
+    for path, other in ((layout.PROVENANCE, seen.provenance_summary), (layout.CRATE, seen.crate_summary)):
         if other.account.execution_id != told.job_id:
             yield f"{path} is of execution {other.account.execution_id}; {JobStatus.file_name} of {told.job_id}"
 
@@ -181,10 +181,10 @@ def _inputs(seen: Evidence) -> Findings:
             yield Unchecked(f"input {file.input!r} is kept by reference: {file.origin}")
         elif not path.startswith(layout.INPUTS + "/"):
             yield f"{ExecuteRequest.file_name} has the input {file.input!r} at {path!r}, which is not below inputs/"
-        elif path in seen.files or not seen.why_absent(path):
+        elif path in seen.files or not seen.absence_reason(path):
             yield from _compare(seen, ExecuteRequest.file_name, path, file.sha256, file.size)
         else:
-            yield Unchecked(f"{path!r} is not there: {seen.why_absent(path)}")
+            yield Unchecked(f"{path!r} is not there: {seen.absence_reason(path)}")
 
 
 def _code(seen: Evidence) -> Findings:
@@ -201,7 +201,7 @@ def _code(seen: Evidence) -> Findings:
 def _outputs(seen: Evidence) -> Findings:
     """`jobStatus.json` lists every output, as it is."""
     told = {output.path: output for output in seen.document(JobStatus).outputs}
-    why = seen.why_absent(layout.OUTPUTS + "/")
+    why = seen.absence_reason(layout.OUTPUTS + "/")
     there = {path for path in (seen.kept if why else seen.digests) if path.startswith(layout.OUTPUTS + "/")}
     for path in sorted(there - told.keys()):
         yield f"{path!r} is there and {JobStatus.file_name} does not list it"
@@ -216,7 +216,7 @@ def _outputs(seen: Evidence) -> Findings:
 
 def _provenance(seen: Evidence) -> Findings:
     """`provo.xml` tells what the documents tell."""
-    yield from _differences(seen.account, seen.told_by_provenance.account, layout.PROVENANCE)
+    yield from _differences(seen.account, seen.provenance_summary.account, layout.PROVENANCE)
 
 
 def _provenance_times(seen: Evidence) -> Findings:
@@ -227,13 +227,13 @@ def _provenance_times(seen: Evidence) -> Findings:
 
 def _crate(seen: Evidence) -> Findings:
     """`ro-crate-metadata.json` tells what the documents tell."""
-    by_account = list(_differences(seen.account, seen.told_by_crate.account, layout.CRATE))
+    by_account = list(_differences(seen.account, seen.crate_summary.account, layout.CRATE))
     yield from by_account or _every_word_of_the_crate(seen)
 
 
 def _every_word_of_the_crate(seen: Evidence) -> Findings:
     """What the crate says of single files is left to `told-files`, so that a changed file is no fault of the crate."""
-    told = dict(seen.told_by_crate.files)
+    told = dict(seen.crate_summary.files)
     there = {path: digest for path, digest in seen.listed.items() if path != layout.CRATE}
     files = [BundleFile(path, digest, seen.files.get(path, 0)) for path, digest in (there | told).items()]
     known = {path for path, digest in there.items() if path in seen.files and told.get(path, digest) == digest}
@@ -243,10 +243,10 @@ def _every_word_of_the_crate(seen: Evidence) -> Findings:
 
 def _told_files(seen: Evidence) -> Findings:
     """Every file that `provo.xml` and `ro-crate-metadata.json` tell of has the digest that they tell."""
-    for path, digest in sorted(seen.told_by_provenance.files):
+    for path, digest in sorted(seen.provenance_summary.files):
         if path in seen.files or path in seen.listed:  # source that is not kept is told by its digest, too
             yield from _compare(seen, layout.PROVENANCE, path, digest, None)
-    for path, digest in sorted(seen.told_by_crate.files):
+    for path, digest in sorted(seen.crate_summary.files):
         yield from _compare(seen, layout.CRATE, path, digest, None)
 
 
@@ -333,7 +333,7 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
 
 
 def _compare(seen: Evidence, document: str, path: str, digest: str, size: int | None) -> Findings:
-    why = seen.why_absent(path)
+    why = seen.absence_reason(path)
     found = (seen.kept if why else seen.digests).get(path)
     if found is None:
         # Not there and rightly so: the manifest is the only other witness.
@@ -390,11 +390,11 @@ def _words(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-SHOWN = 100
+MAX_SHOWN = 100
 """How many faults of one check are told; the rest is counted."""
 
 DEFAULT_LIMITS = Limits()
-NOBODY: Mapping[str, VerifyingKey] = MappingProxyType({})
+NO_KEYS: Mapping[str, VerifyingKey] = MappingProxyType({})
 """The keys of those whose signature is believed, where nobody said whose."""
 
 
@@ -440,7 +440,7 @@ def verify(
     *,
     limits: Limits = DEFAULT_LIMITS,
     only: Collection[str] | None = None,
-    trusted: Mapping[str, VerifyingKey] = NOBODY,
+    trusted: Mapping[str, VerifyingKey] = NO_KEYS,
 ) -> Report:
     """Check a bundle: a folder, a zip of that folder, or what another room hands in.
 
@@ -479,7 +479,7 @@ def _check(name: str, evidence: Evidence) -> Check:
     try:
         for sentence in CHECKS[name](evidence):
             kind = unchecked if isinstance(sentence, Unchecked) else found
-            if len(kind) < SHOWN:
+            if len(kind) < MAX_SHOWN:
                 kind.append(str(sentence))
             else:
                 more += kind is found

@@ -60,7 +60,7 @@ class Limits(NamedTuple):
     """Bytes of a document that is read as a whole."""
 
 
-OWN = Limits(entries=10_000_000, allowance=1 << 50)
+TRUSTED_LIMITS = Limits(entries=10_000_000, allowance=1 << 50)
 """For a zip of our own whose digest is known: what it unfolds to is what a Method wrote."""
 
 
@@ -111,7 +111,7 @@ class ZipReader:
             raise BundleError(f"it unfolds from {whole} to {unfolds} bytes; the limit is {limits.allowance}")
         return cls(stream, {entry.name: entry for entry in entries})
 
-    def data_begins(self, entry: ZipEntry) -> int:
+    def data_offset(self, entry: ZipEntry) -> int:
         """Return where the data of *entry* begins, having held its local header against the directory.
 
         Raises:
@@ -141,7 +141,7 @@ class ZipReader:
         Raises:
             BundleError: If the local header, the size or the checksum is not what was announced.
         """
-        begin = self.data_begins(entry)
+        begin = self.data_offset(entry)
         raw = _range(self.stream, begin, entry.packed)
         size = checksum = 0
         for block in _inflated(raw, entry) if entry.method == _DEFLATED else raw:
@@ -157,13 +157,13 @@ class ZipReader:
         if checksum != entry.checksum:
             raise BundleError(f"{entry.name!r}: its data has another checksum than it announces")
 
-    def packed_blocks(self, entry: ZipEntry) -> Iterator[bytes]:
+    def compressed_blocks(self, entry: ZipEntry) -> Iterator[bytes]:
         """Yield the data of *entry* as it lies in the zip, packed; checksum and size are not looked at.
 
         Raises:
             BundleError: If the local header is not what was announced.
         """
-        return _range(self.stream, self.data_begins(entry), entry.packed)
+        return _range(self.stream, self.data_offset(entry), entry.packed)
 
     def _check_end(self, entry: ZipEntry, end: int, *, follows: bool, wide: bool) -> None:
         self.stream.seek(end)

@@ -41,7 +41,7 @@ _BIG = 0xF0000000
 _FLUSH = 1 << 20
 
 
-class Packed(NamedTuple):
+class CompressedData(NamedTuple):
     """A file as another zip holds it: how it is packed, its CRC-32, its packed length, and its size."""
 
     method: int
@@ -79,7 +79,7 @@ class ZipWriter:
         """Add an empty folder."""
         self._add(name.rstrip("/") + "/", b"", STORED, (0, 0), _FOLDER)
 
-    def add_whole(self, name: str, data: bytes, *, deflate: bool) -> None:
+    def add_bytes(self, name: str, data: bytes, *, deflate: bool) -> None:
         """Add a file that is in memory."""
         told = (zlib.crc32(data), len(data))
         if deflate:
@@ -87,7 +87,7 @@ class ZipWriter:
         else:
             self._add(name, data, STORED, told, _FILE)
 
-    def add_blocks(self, name: str, blocks: Iterable[bytes], size: int, *, deflate: bool) -> None:
+    def add_stream(self, name: str, blocks: Iterable[bytes], size: int, *, deflate: bool) -> None:
         """Add a file block by block; its sizes and checksum follow its data.
 
         *size* is what the file is expected to have: it decides whether 64 bits are needed.
@@ -120,7 +120,7 @@ class ZipWriter:
         self._put(struct.pack("<4sLQQ" if big else "<4sLLL", b"PK\7\x08", checksum, packed, size))
         self._central.append(_central(_Entry(encoded, flags, method, checksum, packed, size, offset, _FILE, needed)))
 
-    def add_packed(self, name: str, blocks: Iterable[bytes], packed: Packed) -> None:
+    def add_compressed(self, name: str, blocks: Iterable[bytes], packed: CompressedData) -> None:
         """Add a file that another zip holds, in the form in which it lies there; its data is not unpacked.
 
         Raises:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from prefect_executions.bundles.layout import Form, Level
+from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.cli.arguments import Json, When, moment, reader, workbench
 from prefect_executions.cli.output import Target, counting, format_size, pluralize, saved, say, show_json, show_table
 from prefect_executions.errors import RequestError
@@ -35,8 +35,8 @@ from prefect_executions.cli.output import plain, show_facts, when, working
 def export(
     *executions: str,
     output: Target = None,
-    form: Annotated[Form, Parameter(name="--format")] = Form.ZIP,
-    level: Level = Level.FULL,
+    form: Annotated[ExportFormat, Parameter(name="--format")] = ExportFormat.ZIP,
+    level: ExportLevel = ExportLevel.FULL,
     status: Annotated[tuple[Status, ...], Parameter(show_default=False)] = (),
     method: str | None = None,
     since: When = None,
@@ -127,7 +127,7 @@ def share(
     *,
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
     expires: str = "7d",
-    level: Level = Level.FULL,
+    level: ExportLevel = ExportLevel.FULL,
     as_json: Json = False,
 ) -> None:
     """Share an execution, or one output of it, by a link that anybody can read until it expires.

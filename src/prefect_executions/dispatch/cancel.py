@@ -69,7 +69,7 @@ class KillEscalation:
             return
         if self._here and bundle.scratch.is_dir():
             with suppress(ExecutionsError):  # it asks Prefect all the same
-                bundle.ask_to_cancel()
+                bundle.request_cancel()
         yield f"It was called in {where}, which looks for its cancellation every ten seconds and stops by itself"
 
     def _send(self, number: signal.Signals) -> Iterator[str]:

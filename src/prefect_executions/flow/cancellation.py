@@ -98,7 +98,7 @@ class CancellationWatcher:
     def _watch(self) -> None:
         ask_next = time.monotonic() + _ASK
         while not self._let_go.is_set():
-            wanted = self._bundle.cancel_asked
+            wanted = self._bundle.cancel_requested
             if not wanted and time.monotonic() >= ask_next:
                 ask_next = time.monotonic() + _ASK
                 wanted = self._is_cancelling()

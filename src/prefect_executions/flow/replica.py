@@ -18,7 +18,13 @@ from uuid import uuid4
 
 from pydantic import SecretStr
 
-from prefect_executions.bundles.data_folder import INPUTS, clear, data_folder, fetch, lay_out
+from prefect_executions.bundles.data_folder import (
+    INPUTS,
+    collect_outputs,
+    data_folder,
+    prepare_data_folder,
+    remove_data_folder,
+)
 from prefect_executions.bundles.layout import CODE
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.secrets import SecretMask
@@ -174,7 +180,7 @@ class Replica(threading.Thread):
         order, name = self._order, str(self.number)
         self._seen = runtime.mount_path(data_folder(order.bundle, name))
         to = f"replica-{name}" if order.replicas > 1 else ""
-        lay_out(order.bundle, name, order.files, to=to, seen=self._seen)
+        prepare_data_folder(order.bundle, name, order.files, to=to, seen=self._seen)
         there = {str(path): f"{self._seen}/{INPUTS}/{inside}" for inside, path in order.files.items()}
         values = {name: _as_seen(value, there) for name, value in order.values.items()}
         return scripts_of(order.method, values, order.secrets)
@@ -263,7 +269,7 @@ class Replica(threading.Thread):
         return ScriptError(f"{script} ended with exit code {end.code}{why}; look at what it wrote", end.code)
 
     def _fetch(self) -> None:
-        for note in fetch(self._order.bundle, str(self.number)):
+        for note in collect_outputs(self._order.bundle, str(self.number)):
             self._tell(Note(now(), note))
 
     def _undeploy(self, runtime: Runtime, scripts: Scripts) -> None:
@@ -280,7 +286,7 @@ class Replica(threading.Thread):
             for run in self._runs:
                 run.discard()
             self._fetch()  # what undeploy has left
-            clear(self._order.bundle, str(self.number))
+            remove_data_folder(self._order.bundle, str(self.number))
             if runtime is not None:
                 runtime.close()
 

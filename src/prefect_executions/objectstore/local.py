@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
-from prefect_executions.fsync import sync, sync_soon
+from prefect_executions.fsync import sync, sync_in_background
 from prefect_executions.objectstore.interface import (
     UNFINISHED,
     Durability,
@@ -71,7 +71,7 @@ class FolderStore:
                 with self._told("its folders"):
                     _flush(folders | self._folders_of(objects))
             elif lasts is Durability.ASYNC:
-                sync_soon(one.path for one in written if objects[one.key])
+                sync_in_background(one.path for one in written if objects[one.key])
         except BaseException:
             for one in written:
                 _forget(one.unfinished)

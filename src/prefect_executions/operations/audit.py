@@ -56,7 +56,7 @@ class SealedRecord:
     *objects* are the sizes of all that lies there, by name; *found* the content of those that `wanted` names.
     """
 
-    oddities: tuple[str, ...] = ()
+    irregular: tuple[str, ...] = ()
     absent: Mapping[str, str] = {}
 
     def __init__(self, seal: Seal, objects: Mapping[str, int], found: Mapping[str, bytes]) -> None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
-from prefect_executions.bundles.export import Exporter, Leaving
-from prefect_executions.bundles.layout import Form, Level
+from prefect_executions.bundles.export import BundleToExport, Exporter
+from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.errors import NotAvailableError, RequestError
@@ -41,8 +41,8 @@ def export(
     ids: Iterable[str],
     write: Callable[[bytes], object],
     *,
-    form: Form = Form.ZIP,
-    level: Level = Level.FULL,
+    form: ExportFormat = ExportFormat.ZIP,
+    level: ExportLevel = ExportLevel.FULL,
     told: Callable[[str], object] = lambda _: None,
 ) -> Exported:
     """Write the executions *ids* as one zip; the same executions give the same bytes, in any order.
@@ -90,10 +90,10 @@ def matching_ids(
             return
 
 
-def _ahead(reader: Catalog, ids: Sequence[str]) -> Iterator[Leaving]:
+def _ahead(reader: Catalog, ids: Sequence[str]) -> Iterator[BundleToExport]:
     left = iter(ids)
     with ThreadPoolExecutor(_AHEAD, thread_name_prefix="export") as pool:
-        coming: deque[Future[Leaving]] = deque()
+        coming: deque[Future[BundleToExport]] = deque()
         try:
             while True:
                 coming += [pool.submit(_leaving, reader, one) for one in islice(left, _AHEAD - len(coming))]
@@ -105,11 +105,11 @@ def _ahead(reader: Catalog, ids: Sequence[str]) -> Iterator[Leaving]:
                 one.cancel()
 
 
-def _leaving(reader: Catalog, execution_id: str) -> Leaving:
+def _leaving(reader: Catalog, execution_id: str) -> BundleToExport:
     archive = reader.workbench.archive
     if archive.seal_of(execution_id) is not None:
         bundle = archive.bundle(execution_id)
-        return Leaving(
+        return BundleToExport(
             id=execution_id,
             source=_Fetched(archive, bundle),
             manifest_sha256=bundle.seal.manifest_sha256,
@@ -122,7 +122,7 @@ def _leaving(reader: Catalog, execution_id: str) -> Leaving:
     if not local.sealed:
         cure = "'executions settle --once' seals it" if record.status.terminal else "export it when it has ended"
         raise NotAvailableError(f"execution {execution_id} is {record.status} and not sealed yet; {cure}.")
-    return Leaving(
+    return BundleToExport(
         id=execution_id,
         source=FolderSource(local.folder),
         manifest_sha256=sha256(local.paths.manifest.read_bytes()).hexdigest(),

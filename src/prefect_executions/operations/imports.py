@@ -22,8 +22,8 @@ from prefect_executions.archive.archive import Content, goes_along
 from prefect_executions.archive.objects import IMPORTED, Imported
 from prefect_executions.bundles import ccp, layout, manifest
 from prefect_executions.bundles.gather import gather
-from prefect_executions.bundles.incoming import Arrival, arrivals, open_whole
-from prefect_executions.bundles.layout import Kind
+from prefect_executions.bundles.incoming import IncomingBundle, find_bundles, open_container
+from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.seal import seal
@@ -56,7 +56,7 @@ class ImportResult(NamedTuple):
 
     id: str
     result: Literal["imported", "unchanged"]
-    kind: Kind
+    kind: BundleKind
     manifest_sha256: str
 
 
@@ -64,7 +64,7 @@ class _Checked(NamedTuple):
     """A bundle that was found to be whole and may be recorded."""
 
     id: str
-    arrival: Arrival
+    arrival: IncomingBundle
     source: Source
     """The bundle in our own format."""
     manifest_sha256: str
@@ -116,10 +116,10 @@ def _take_in(
     with ExitStack() as stack:
         room = stack.enter_context(_room(workbench.folder))
         try:
-            whole = stack.enter_context(open_whole(path, terms.limits))
+            whole = stack.enter_context(open_container(path, terms.limits))
             if terms.names is ImportNames.PORTABLE:
                 check_names(whole.files, terms.limits.entries)
-            found = arrivals(whole)
+            found = find_bundles(whole)
             checking = _Checking(workbench, room, terms)
             checked, steps = [], 2 * len(found)
             for arrival in found:
@@ -143,17 +143,17 @@ class _Checking:
     def __init__(self, workbench: Workbench, room: Path, terms: ImportPolicy) -> None:
         self._workbench, self._room, self._terms = workbench, room, terms
 
-    def checked(self, arrival: Arrival) -> _Checked:
+    def checked(self, arrival: IncomingBundle) -> _Checked:
         """Return *arrival* as a verified bundle of ours."""
-        where = f"{arrival.place}: " if arrival.place else ""
+        where = f"{arrival.path}: " if arrival.path else ""
         try:
-            if arrival.kind is Kind.BUNDLE:
+            if arrival.kind is BundleKind.BUNDLE:
                 return self._verified(arrival, arrival.source, None)
             return self._translated(arrival)
         except BundleError as error:
             raise BundleError(f"{where}{error}") from error
 
-    def _translated(self, arrival: Arrival) -> _Checked:
+    def _translated(self, arrival: IncomingBundle) -> _Checked:
         told = ccp.translate(arrival, self._terms.at, self._terms.limits)
         known = self._workbench.archive.imported(told.id)
         if known and known.source_sha256 == told.source_sha256:
@@ -164,7 +164,7 @@ class _Checking:
         folder = self._sealed(told, arrival.source).folder
         return self._verified(arrival, FolderSource(folder), told.source_sha256)
 
-    def _verified(self, arrival: Arrival, source: Source, source_sha256: str | None) -> _Checked:
+    def _verified(self, arrival: IncomingBundle, source: Source, source_sha256: str | None) -> _Checked:
         faults = verify(source, limits=self._terms.limits).faults
         if faults:
             more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
@@ -191,7 +191,7 @@ class _Checking:
             raise BundleError(f"execution {execution_id} is here and has not been sealed; settle it first")
         return False
 
-    def _sealed(self, told: ccp.Translated, source: Source) -> OpenBundle:
+    def _sealed(self, told: ccp.CcpExecution, source: Source) -> OpenBundle:
         def fill(folder: Path) -> None:
             for path, name in told.outputs.items():
                 _write(folder / path, told, path, source.blocks(name))
@@ -311,9 +311,7 @@ def _check_different(checked: Sequence[_Checked]) -> None:
     for one in checked:
         other = seen.setdefault(one.id, one)
         if other is not one:
-            raise BundleError(
-                f"execution {one.id} is in it twice, at {other.arrival.place!r} and {one.arrival.place!r}"
-            )
+            raise BundleError(f"execution {one.id} is in it twice, at {other.arrival.path!r} and {one.arrival.path!r}")
 
 
 def _described(path: str, data: bytes) -> BundleFile:
@@ -339,7 +337,7 @@ def _record(source: Source) -> ExecutionRecord:
     return record_from({name: b"".join(source.blocks(name)) for name in names if name in source.files})
 
 
-def _write(target: Path, told: ccp.Translated, path: str, blocks: Iterator[bytes]) -> None:
+def _write(target: Path, told: ccp.CcpExecution, path: str, blocks: Iterator[bytes]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("xb") as file:
         if not told.masked(path):

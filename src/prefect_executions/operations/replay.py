@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.gather import load_gathered
-from prefect_executions.bundles.incoming import arrivals, open_whole
-from prefect_executions.bundles.layout import Kind
+from prefect_executions.bundles.incoming import find_bundles, open_container
+from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.source import FolderSource, Source
@@ -286,9 +286,9 @@ def replayable(reader: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, 
         BundleError: If the bundle is damaged.
     """
     if path := path_of(target):
-        with open_whole(path, DEFAULT_LIMITS) as whole:
-            found = arrivals(whole)
-            if len(found) != 1 or found[0].kind is not Kind.BUNDLE:
+        with open_container(path, DEFAULT_LIMITS) as whole:
+            found = find_bundles(whole)
+            if len(found) != 1 or found[0].kind is not BundleKind.BUNDLE:
                 raise RequestError(f"{target} holds {len(found)} bundles; a replay is of one, of this package's own")
             yield _verified(found[0].source, target), found[0].source
         return

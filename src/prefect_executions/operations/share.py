@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from prefect_executions.bundles.layout import OUTPUT_ZIP, Level
-from prefect_executions.bundles.zip_reader import OWN, ZipReader
+from prefect_executions.bundles.layout import OUTPUT_ZIP, ExportLevel
+from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipReader
 from prefect_executions.capture.secrets import SecretMask, reveals, secrets_around
 from prefect_executions.documents import Document, Time
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError, RequestError, SecretError
@@ -58,7 +58,7 @@ def share(
     now: datetime,
     expires: timedelta,
     output: str | None = None,
-    level: Level = Level.FULL,
+    level: ExportLevel = ExportLevel.FULL,
     environment: Mapping[str, str],
 ) -> Shared:
     """Put a copy of an execution, or of one *output*, into the archive and return an address that reads it until then.
@@ -148,7 +148,7 @@ def _mask(reader: Catalog, execution_id: str, environment: Mapping[str, str]) ->
 def _check(copy: Path, name: str, *, zipped: bool, mask: SecretMask) -> None:
     with copy.open("rb") as stream:
         if zipped:
-            reader = ZipReader.open(stream, OWN)
+            reader = ZipReader.open(stream, TRUSTED_LIMITS)
             # output.zip holds, packed, what lies beside it.
             entries = [one for one in reader.entries.values() if not one.name.endswith(f"/{OUTPUT_ZIP}")]
             found = [one.name for one in entries if reveals(reader.blocks(one), mask)]

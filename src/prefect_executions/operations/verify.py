@@ -14,10 +14,10 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from prefect_executions.attestation.keys import VerifyingKey
-from prefect_executions.bundles.incoming import arrivals, open_whole
-from prefect_executions.bundles.layout import MANIFEST, SSH_SIGNATURE, Kind
+from prefect_executions.bundles.incoming import find_bundles, open_container
+from prefect_executions.bundles.layout import MANIFEST, SSH_SIGNATURE, BundleKind
 from prefect_executions.bundles.source import Source
-from prefect_executions.bundles.verify import DEFAULT_LIMITS, NOBODY, Check, Report, verify
+from prefect_executions.bundles.verify import DEFAULT_LIMITS, NO_KEYS, Check, Report, verify
 from prefect_executions.errors import BundleError, NotAvailableError
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.workbench.catalog import ArchivedSource, Catalog
@@ -71,7 +71,7 @@ def _ssh_keygen(words: list[str], manifest: Path) -> subprocess.CompletedProcess
 class Trust(NamedTuple):
     """Whose signatures are believed: the keys, by their ids, and a file of allowed signers as ssh-keygen reads it."""
 
-    keys: Mapping[str, VerifyingKey] = NOBODY
+    keys: Mapping[str, VerifyingKey] = NO_KEYS
     allowed: Path | None = None
 
 
@@ -126,12 +126,12 @@ def verify_execution(reader: Catalog, execution_id: str, trust: Trust = NO_TRUST
 
 def _verify_place(path: Path, what: str, trust: Trust) -> Iterator[Verified]:
     """Verify each bundle of a folder or zip, in a bag or not; what is no whole export is verified as one bundle."""
-    with suppress(BundleError), open_whole(path, DEFAULT_LIMITS) as whole:
-        found = arrivals(whole)
-        if all(one.kind is Kind.BUNDLE for one in found):
+    with suppress(BundleError), open_container(path, DEFAULT_LIMITS) as whole:
+        found = find_bundles(whole)
+        if all(one.kind is BundleKind.BUNDLE for one in found):
             for one in found:
                 report = _judged(one.source, trust)
-                yield Verified(what if len(found) == 1 else f"{what} {one.place}", report)
+                yield Verified(what if len(found) == 1 else f"{what} {one.path}", report)
             return
     report = verify(path, trusted=trust.keys)
     if trust.allowed is not None:

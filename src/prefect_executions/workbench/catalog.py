@@ -24,7 +24,7 @@ from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
 from prefect_executions.archive.objects import Imported, folder_of
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.export import left_out
+from prefect_executions.bundles.export import absent_at_level
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource, Source
@@ -52,7 +52,7 @@ class ArchivedSource:
     leaves out the request says.
     """
 
-    oddities: tuple[str, ...] = ()
+    irregular: tuple[str, ...] = ()
 
     def __init__(self, archive: Archive, bundle: ArchivedBundle) -> None:
         self._bundle = bundle
@@ -64,7 +64,7 @@ class ArchivedSource:
         zipped = OUTPUT_ZIP in bundle.seal.data
         absent = {f"{OUTPUTS}/": f"the archive keeps them in {OUTPUT_ZIP}"} if zipped else {}
         came = archive.imported(bundle.seal.execution_id) if bundle.seal.absent else None
-        self.absent: Mapping[str, str] = {**absent, **(left_out(came.level) if came else {})}
+        self.absent: Mapping[str, str] = {**absent, **(absent_at_level(came.level) if came else {})}
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks.

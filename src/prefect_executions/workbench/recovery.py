@@ -26,7 +26,7 @@ from prefect_executions.archive.objects import folder_of
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.suspend import pack, unpack
-from prefect_executions.bundles.zip_reader import OWN, ZipReader
+from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipReader
 from prefect_executions.errors import BundleError, ExecutionsError, NotFoundError
 from prefect_executions.executions.record import ExecutionRecord, OpeningRecord, kept_files
 from prefect_executions.lifecycle.history import JobStatus
@@ -144,7 +144,7 @@ def _fetch(archive: Archive, key: str, to: Path) -> None:
 
 
 def _unpack(stream: BinaryIO, folder: Path) -> None:
-    reader = ZipReader.open(stream, OWN)
+    reader = ZipReader.open(stream, TRUSTED_LIMITS)
     for entry in reader.entries.values():
         if not entry.name.startswith(f"{layout.OUTPUTS}/"):
             raise BundleError(f"{layout.OUTPUT_ZIP} of {folder.name} holds {entry.name!r}, which is no output")

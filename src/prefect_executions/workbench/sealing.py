@@ -112,7 +112,7 @@ def content_of(bundle: OpenBundle, sealed: Sealed, at: datetime) -> Content:
 
 def data_of(gathered: Gathered, level: ArchiveLevel) -> list[BundleFile]:
     """Return the big files that go to the archive at that level, which may be sent before the bundle is sealed."""
-    return [file for file in (*gathered.kept, gathered.output_zip) if _is_data(file.path, level)]
+    return [file for file in (*gathered.inputs_and_code, gathered.output_zip) if _is_data(file.path, level)]
 
 
 def upload(archive: Archive, bundle: OpenBundle, data: Sequence[BundleFile]) -> None:
