@@ -126,5 +126,5 @@ def test_an_id_that_cannot_name_a_folder_is_refused(name: str) -> None:
         check_execution_id(name)
 
 
-def test_the_second_life_of_a_flow_run_has_an_id_that_names_a_folder() -> None:
+def test_the_second_generation_of_a_flow_run_has_an_id_that_names_a_folder() -> None:
     assert check_execution_id("0b1e5a52-6f0c-4f2e-9a41-3d6d5d3f2e10.2")

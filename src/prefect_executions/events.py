@@ -15,6 +15,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from prefect_executions.documents import text_of_time
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, OutputFile, StatusEntry
 from prefect_executions.lifecycle.status import Observer, Status
 
@@ -100,7 +101,7 @@ class Event:
 
     def as_json(self) -> dict[str, Any]:
         """Return the event as the body of a request holds it."""
-        flow_run_id = self.execution_id.partition(".")[0]
+        flow_run_id = ExecutionId.parse(self.execution_id).flow_run_id
         listed = {"outputs": [_listed(output) for output in self.outputs[:_MOST_LISTED]]} if self.outputs else {}
         return {
             "event": self.name.value,
@@ -227,7 +228,7 @@ def _event(name: EventName, job_status: JobStatus, at: datetime, what: str, **mo
 
 
 def _id(execution_id: str, name: EventName, what: str) -> UUID:
-    return uuid5(UUID(execution_id.partition(".")[0]), f"{execution_id} {name} {what}")
+    return uuid5(ExecutionId.parse(execution_id).flow_run_uuid, f"{execution_id} {name} {what}")
 
 
 def _settled(job_status: JobStatus) -> Iterator[Event]:

@@ -19,6 +19,7 @@ from uuid import UUID
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import alive, kill_execution_processes, send
 from prefect_executions.errors import EndedError, ExecutionsError, NotFoundError, OrchestratorError, RequestError
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import ExecutionRecord, Instance
 from prefect_executions.lifecycle.history import ObservedState
 from prefect_executions.lifecycle.status import Status
@@ -215,4 +216,4 @@ def _newest(execution_id: str, known: ObservedState) -> ObservedState:
 
 
 def _flow_run(execution_id: str) -> UUID:
-    return UUID(execution_id.partition(".")[0])
+    return ExecutionId.parse(execution_id).flow_run_uuid

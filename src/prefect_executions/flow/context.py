@@ -19,6 +19,7 @@ from typing import Any
 
 from prefect_executions.documents import TOO_LONG, clean_text, json_value
 from prefect_executions.errors import InputError, NoExecutionError, RequestError
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import ExecuteRequest, Metric, Metrics
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer
@@ -358,7 +359,7 @@ def current_id() -> str | None:
 def running_id() -> str | None:
     """Return the flow run id of the execution around the caller, or None."""
     execution_id = current_id()
-    return None if execution_id is None else execution_id.partition(".")[0]
+    return None if execution_id is None else ExecutionId.parse(execution_id).flow_run_id
 
 
 def _masked(value: Any, mask: Callable[[str], str]) -> Any:

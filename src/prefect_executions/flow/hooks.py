@@ -23,6 +23,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import kill_execution_processes
 from prefect_executions.errors import ExecutionsError, OrchestratorError, SettingsError
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import ExecuteRequest, Instance
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.background import take_deferred
@@ -222,7 +223,8 @@ def _cancelled(flow_run: FlowRun, seen: ObservedState, message: str | None) -> O
 
 def _caller(bundle: OpenBundle) -> UUID | None:
     relatives = bundle.read(ExecuteRequest).relatives
-    return next((UUID(one.execution_id.partition(".")[0]) for one in relatives if one.relation == "parent"), None)
+    parents = (relative.execution_id for relative in relatives if relative.relation == "parent")
+    return next((ExecutionId.parse(parent).flow_run_uuid for parent in parents), None)
 
 
 def _asked_to_cancel(flow_run_id: UUID) -> ObservedState | None:

@@ -15,6 +15,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.errors import OrchestratorError
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.flow import prefect_logs
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer
@@ -55,7 +56,7 @@ def with_steps(
 
     What it does not know after `PATIENCE` is told in a note.
     """
-    flow_run_id = job_status.job_id.partition(".")[0]
+    flow_run_id = ExecutionId.parse(job_status.job_id).flow_run_id
     ended = {one.task_run_id for one in heard if one.ended and one.flow_run_id == flow_run_id}
     until = time.monotonic() + PATIENCE
     while True:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import heapq
-import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
+from prefect_executions.executions.ids import normalize_prefix
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.database import Database, Session, address
@@ -50,7 +50,6 @@ BATCH = 500
 BATCH_ROWS = 50_000
 """How many rows a bulk holds in memory at most, where executions have many."""
 
-_HEX = re.compile(r"^[0-9a-f]{1,32}$")
 _LAST = "\U0010ffff"  # sorts behind every other character
 
 
@@ -134,7 +133,7 @@ class Ledger:
     def find(self, prefix: str) -> str:
         """Return the one full id that begins with *prefix*; a UUID's dashes may be left out.
 
-        A full id is found even where a second life of it (``<id>.2``) exists.
+        A full id is found even where a second generation of it (``<id>.2``) exists.
 
         Raises:
             NotFoundError: If there is none.
@@ -408,12 +407,7 @@ def _forms(prefix: str) -> frozenset[str]:
     plain = clean(prefix)
     if not plain:
         raise NotFoundError("an empty text is the beginning of every execution id; give at least one character")
-    head, dot, life = plain.lower().partition(".")
-    digits = head.replace("-", "")
-    if not _HEX.match(digits):
-        return frozenset({plain})
-    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
-    return frozenset({plain, "-".join(filter(None, parts)) + dot + life})
+    return frozenset({plain, normalize_prefix(plain)})
 
 
 def _cursor(row: Row) -> str:

@@ -26,6 +26,7 @@ from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import in_utc, json_value
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import SeenLabel
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import Deployment, Infrastructure, Instance
 from prefect_executions.lifecycle.history import ObservedState, PrefectState
 from prefect_executions.prefect_api.client import client, configured_api
@@ -240,6 +241,17 @@ def generations(told: Sequence[ObservedState]) -> list[tuple[ObservedState, ...]
     return [tuple(told[start:end]) for start, end in pairwise([0, *cuts, len(told)])]
 
 
+def generation_history(execution_id: str) -> tuple[ObservedState, ...]:
+    """Return Prefect's state history of this generation of a flow run; one request.
+
+    Raises:
+        OrchestratorError: If Prefect's API cannot be asked.
+    """
+    flow_run_id, generation = ExecutionId.parse(execution_id)
+    parts = generations(history(UUID(flow_run_id)))
+    return parts[min(generation, len(parts)) - 1]
+
+
 def told_by_prefect(
     execution_id: str, method_id: str, run: FlowRun, heard: Sequence[ObservedState] | None = None
 ) -> JobStatus:
@@ -269,14 +281,12 @@ def told_by_prefect(
 
 
 def merge_prefect_history(job_status: JobStatus) -> JobStatus:
-    """Return *job_status* with what Prefect's state history tells of this life of the flow run by now, one request.
+    """Return *job_status* with what Prefect's state history of this generation tells by now; one request.
 
     Raises:
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    flow_run_id, _, life = job_status.job_id.partition(".")
-    told = generations(history(UUID(flow_run_id)))
-    return merge_states(job_status, told[min(int(life or 1), len(told)) - 1])
+    return merge_states(job_status, generation_history(job_status.job_id))
 
 
 def request_of(
@@ -335,13 +345,15 @@ def steps(job_status: JobStatus, mask: Callable[[str], str]) -> tuple[Step, ...]
     Raises:
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    flow_run_id, _, life = job_status.job_id.partition(".")
+    execution_id = ExecutionId.parse(job_status.job_id)
     try:
-        found = list(_task_runs(UUID(flow_run_id)))
+        found = list(_task_runs(execution_id.flow_run_uuid))
     except Exception as error:
-        raise OrchestratorError(f"the task runs of flow run {flow_run_id} cannot be read: {error}") from error
-    # A life before this one had steps as well.
-    since = job_status.history[0].time if life else _LONG_AGO
+        raise OrchestratorError(
+            f"the task runs of flow run {execution_id.flow_run_id} cannot be read: {error}"
+        ) from error
+    # The steps of an earlier generation have the same flow run.
+    since = job_status.history[0].time if execution_id.generation > 1 else _LONG_AGO
     told = [_step(one, mask) for one in found if _begun(one, _NEVER) >= since]
     return tuple(sorted(told, key=lambda step: (step.started or _NEVER, str(step.id))))
 
@@ -419,7 +431,7 @@ def set_cancelled(flow_run_id: UUID, message: str | None) -> ObservedState:
 
 
 def asked_to_cancel(states: Sequence[ObservedState]) -> ObservedState | None:
-    """Return the state that asked for the cancellation of the newest life that *states* tell, if one did."""
+    """Return the state that asked for the cancellation of the newest generation in *states*, if one did."""
     newest = generations(states)[-1] if states else ()
     return next((one for one in newest if one.state.is_cancelling), None)
 

@@ -32,7 +32,7 @@ from prefect_executions.lifecycle.history import OutputFile
 from prefect_executions.methods.model import CodeIdentity, Method, Repository
 from prefect_executions.provenance import vocabulary
 
-# An execution's id is its flow run's; the second life of a flow run ends in ".2".
+# The flow run id in an execution id, whose generation is left out.
 _FLOW_RUN = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[0-9]+)?")
 
 

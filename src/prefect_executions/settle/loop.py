@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ParamSpec
 
 from prefect_executions.archive.marks import LONG_AGO, SKEW
 from prefect_executions.errors import ArchiveError, ExecutionsError, LedgerError, OrchestratorError
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.lifecycle.history import ObservedState
 from prefect_executions.operations.checkpoints import write_checkpoints
 from prefect_executions.prefect_api import events as prefect_events
@@ -21,11 +22,11 @@ from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 from prefect_executions.settings import Settings
 from prefect_executions.settle.decide import Decision, Judgement, judge
-from prefect_executions.settle.observe import Known, evidence_of, flow_run_of, life_of, look
+from prefect_executions.settle.observe import Known, evidence_of, flow_run_of, look
 from prefect_executions.settle.seal import seal, seal_unstarted
 from prefect_executions.workbench.heartbeat import PERIOD
 from prefect_executions.workbench.recovery import Settled, settle_all
-from prefect_executions.workbench.workbench import Outcome, Workbench, execution_id_for
+from prefect_executions.workbench.workbench import Outcome, Workbench
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -134,13 +135,13 @@ class _Round:
     def _act(self, known: Known, execution_id: str) -> Iterator[Settled]:
         def act() -> Outcome | None:
             run_id = flow_run_of(execution_id)
-            states = life_of(execution_id, flow_runs.history(run_id)) if run_id in known.runs else ()
+            states = flow_runs.generation_history(execution_id) if run_id in known.runs else ()
             judgement = judge(evidence_of(self.workbench, known, execution_id, states[-1] if states else None))
             if judgement.end is None or judgement.act not in {Decision.END, Decision.SEAL}:
                 return None
             if judgement.act is Decision.END:
                 prefect_queries.force_terminal(run_id, judgement.why, cancelled=judgement.cancelled)
-                states = life_of(execution_id, flow_runs.history(run_id))
+                states = flow_runs.generation_history(execution_id)
             level = self.settings.archive_level
             return seal(self.workbench, known, execution_id, states, judgement, archive=level)
 
@@ -178,11 +179,11 @@ class _Round:
             if run.state is None or run.id in looked_at:
                 continue
             looked_at.add(run.id)
-            for execution_id in self._unsealed_lives(run, flow_runs.seen(run.state), sealed):
+            for execution_id in self._unsealed_generations(run, flow_runs.seen(run.state), sealed):
                 if execution_id not in known.silences and execution_id not in known.here:
                     yield from self._one_unannounced(known, run, execution_id)
 
-    def _unsealed_lives(self, run: FlowRun, last: ObservedState, sealed: Mapping[str, datetime]) -> Iterator[str]:
+    def _unsealed_generations(self, run: FlowRun, last: ObservedState, sealed: Mapping[str, datetime]) -> Iterator[str]:
         """The executions of a run that have no seal; whoever dies amid them leaves the first, which the next sees."""
         first = str(run.id)
         when = sealed.get(first) or self._sealed_when(first)
@@ -191,8 +192,8 @@ class _Round:
         if when is None and not last.state.is_terminal:
             yield first
             return
-        for number in range(len(flow_runs.generations(flow_runs.history(run.id))), 1, -1):
-            execution_id = execution_id_for(first, number)
+        for generation in range(len(flow_runs.generations(flow_runs.history(run.id))), 1, -1):
+            execution_id = str(ExecutionId(first, generation))
             if execution_id not in sealed and self._sealed_when(execution_id) is None:
                 yield execution_id
         if when is None:
@@ -214,9 +215,9 @@ class _Round:
             ended = judgement
             if ended.act is Decision.END:
                 prefect_queries.force_terminal(run.id, ended.why, cancelled=ended.cancelled)
-            states = life_of(execution_id, flow_runs.history(run.id))
+            states = flow_runs.generation_history(execution_id)
             if states and run.state and states[-1].state.id != run.state.id and ended.act is Decision.SEAL:
-                ended = judge(evidence_of(self.workbench, known, execution_id, states[-1]))  # an earlier life's own end
+                ended = judge(evidence_of(self.workbench, known, execution_id, states[-1]))  # an earlier generation
             level = self.settings.archive_level
             return seal_unstarted(self.workbench, run, execution_id, states=states, judgement=ended, archive=level)
 

@@ -12,9 +12,9 @@ from uuid import UUID
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import alive
 from prefect_executions.errors import BundleError
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import Instance
 from prefect_executions.lifecycle.history import JobStatus, ObservedState
-from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 from prefect_executions.settle.decide import STUCK, RunObservation
 from prefect_executions.workbench.workbench import Workbench
@@ -86,15 +86,8 @@ def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: Ob
 
 
 def flow_run_of(execution_id: str) -> UUID:
-    """Return the flow run that an execution is a life of."""
-    return UUID(execution_id.partition(".")[0])
-
-
-def life_of(execution_id: str, told: tuple[ObservedState, ...]) -> tuple[ObservedState, ...]:
-    """Return the states that belong to that life of the flow run."""
-    lives = flow_runs.generations(told)
-    number = int(execution_id.partition(".")[2] or 1)
-    return lives[min(number, len(lives)) - 1] if lives else ()
+    """Return the flow run of an execution."""
+    return ExecutionId.parse(execution_id).flow_run_uuid
 
 
 def _reachable(workbench: Workbench, places: Mapping[str, str]) -> dict[str, Workbench]:

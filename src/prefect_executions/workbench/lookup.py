@@ -13,14 +13,15 @@ from pathlib import Path
 from prefect_executions.bundles.layout import check_execution_id
 from prefect_executions.bundles.open_bundle import ASIDE, SCRATCH, WITHHELD
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NameRefusedError, NotFoundError
+from prefect_executions.executions.ids import each_generation
 from prefect_executions.ledger.ledger import CANDIDATES
-from prefect_executions.workbench.workbench import Workbench, execution_id_for
+from prefect_executions.workbench.workbench import Workbench
 
 
 def find(workbench: Workbench, prefix: str) -> str:
     """Return the one full id that begins with *prefix*; a UUID's dashes may be left out.
 
-    A full id is found even where a second life of it (``<id>.2``) exists.
+    A full id is found even where a second generation of it (``<id>.2``) exists.
 
     Raises:
         NotFoundError: If there is none.
@@ -64,9 +65,11 @@ def newest(workbench: Workbench, flow_run_id: str) -> str | None:
     here = workbench.latest(flow_run_id)
     if here.bundle is not None:
         return here.id
-    found, number = None, 1
-    while workbench.archive.opening(one := execution_id_for(flow_run_id, number)) is not None:
-        found, number = one, number + 1
+    found = None
+    for execution_id in each_generation(flow_run_id):
+        if workbench.archive.opening(execution_id) is None:
+            break
+        found = execution_id
     return found
 
 

@@ -27,6 +27,7 @@ from prefect_executions.bundles.gather import Gathered, gather
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.seal import Sealed, seal
 from prefect_executions.errors import ArchiveError, LedgerError, NotFoundError
+from prefect_executions.executions.ids import each_generation
 from prefect_executions.executions.record import RECORD, ExecutionRecord, Metrics, OpeningRecord, record_from
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import ArchiveState, ImportOrigin
@@ -148,9 +149,11 @@ class Workbench:
 
     def latest(self, flow_run_id: str) -> BundleSlot:
         """Return the newest execution of a flow run on this workbench: the open one, else the last that was sealed."""
-        number, found = 1, BundleSlot(flow_run_id, None)
-        while (place := self._at(execution_id_for(flow_run_id, number))).bundle is not None:
-            found, number = place, number + 1
+        found = BundleSlot(flow_run_id, None)
+        for slot in map(self._at, each_generation(flow_run_id)):
+            if slot.bundle is None:
+                break
+            found = slot
         return found
 
     def next_place(self, flow_run_id: str, *, revisited: bool) -> BundleSlot:
@@ -159,17 +162,15 @@ class Workbench:
         An open bundle is continued: another attempt, or a resumed run. A sealed one
         is never touched: a manual retry is a new execution, ``<flow run id>.2``. With
         *revisited* (Prefect says that the run started before) the archive is asked,
-        too, because the first life may have been on another machine.
+        too, because the first generation may have been on another machine.
         """
-        number = 1
-        while True:
-            place = self._at(execution_id_for(flow_run_id, number))
-            if place.bundle is not None and not place.bundle.sealed:
-                return place
-            elsewhere = revisited and place.bundle is None and self.archive.seal_of(place.id) is not None
-            if place.bundle is None and not elsewhere:
-                return place
-            number += 1
+
+        def usable(slot: BundleSlot) -> bool:
+            if slot.bundle is not None:
+                return not slot.bundle.sealed
+            return not revisited or self.archive.seal_of(slot.id) is None
+
+        return next(filter(usable, map(self._at, each_generation(flow_run_id))))
 
     def begin(
         self,
@@ -451,11 +452,6 @@ def _clear(bundle: OpenBundle) -> None:
     else:
         shutil.rmtree(bundle.scratch, ignore_errors=True)
     trace_point(TracePoint.CLEARED, bundle.id)
-
-
-def execution_id_for(flow_run_id: str, number: int) -> str:
-    """Return the id of the execution that is the life *number*, from 1 on, of a flow run."""
-    return flow_run_id if number == 1 else f"{flow_run_id}.{number}"
 
 
 def _code(folder: Path) -> dict[str, str]:

@@ -1,0 +1,50 @@
+"""Execution ids: the id of a flow run, and its generation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import count
+from typing import NamedTuple, Self
+from uuid import UUID
+
+_HEX = re.compile(r"[0-9a-f]{1,32}")
+
+
+class ExecutionId(NamedTuple):
+    """The id of an execution: ``<flow run id>``, and ``<flow run id>.2`` from its second generation on.
+
+    Prefect keeps the id of a flow run that is retried by hand after its end. Each
+    such retry begins a new generation, which is an execution with its own record.
+    """
+
+    flow_run_id: str
+    generation: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the id that *text* is."""
+        flow_run_id, _, generation = text.partition(".")
+        return cls(flow_run_id, int(generation or 1))
+
+    def __str__(self) -> str:
+        return self.flow_run_id if self.generation == 1 else f"{self.flow_run_id}.{self.generation}"
+
+    @property
+    def flow_run_uuid(self) -> UUID:
+        return UUID(self.flow_run_id)
+
+
+def each_generation(flow_run_id: str) -> Iterator[str]:
+    """Yield the execution ids that a flow run may have, from its first generation on, without end."""
+    return (str(ExecutionId(flow_run_id, generation)) for generation in count(1))
+
+
+def normalize_prefix(prefix: str) -> str:
+    """Return the *prefix* of an id with small letters and a UUID's dashes; one that no UUID has stays as it is."""
+    head, dot, generation = prefix.lower().partition(".")
+    digits = head.replace("-", "")
+    if not _HEX.fullmatch(digits):
+        return prefix
+    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
+    return "-".join(filter(None, parts)) + dot + generation
