@@ -1,4 +1,4 @@
-"""Count the words of a text: the smallest Method, one file in and one table out."""
+"""Count the words of a text: the smallest Method, with a file as input and a table as output."""
 
 import re
 from collections import Counter
@@ -9,11 +9,11 @@ from prefect_executions import InputFile, current_execution, method
 # The last paragraph of Charles Darwin's On the Origin of Species (first edition, London 1859), in the public domain.
 ENTANGLED_BANK = InputFile(Path(__file__).parent / "data" / "entangled_bank.txt")
 
-WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")  # letters of any script; don't and well-known are one word each
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")  # letters of any script; don't and well-known are single words
 
 
 def words_in(text: str) -> Counter[str]:
-    """Return how often each word occurs in *text*, in upper or lower case."""
+    """Return how often each word occurs in *text*, ignoring case."""
     return Counter(WORD.findall(text.lower()))
 
 

@@ -1,6 +1,6 @@
-"""Which archived executions still reproduce: one round of `executions reproduce` as a flow, to be run each night.
+"""Check which archived executions still reproduce: `executions reproduce` as a flow, for a nightly schedule.
 
-It is no Method: what it starts are replays, each with its own record and verdict.
+The flow itself is not a Method. Each replay that it starts has its own record and verdict.
 """
 
 import sys
@@ -31,38 +31,41 @@ def reproduce(
     tolerance: float = 0.0,
     isolated: bool = False,
 ) -> dict[str, str] | State[None]:
-    """Replay the newest executions that completed, and fail if one of them does not reach the grade.
+    """Replay the newest completed executions, and fail if any of them misses the grade.
 
     Args:
-        method: Those of the Method with this id; of all Methods when left out.
-        days: Those of the last so many days; of all time when left out.
-        most: How many are replayed.
-        grade: What each must reach.
-        tolerance: The relative difference up to which two numbers are the same.
-        isolated: Each in a fresh environment with the recorded packages.
+        method: Only executions of the Method with this id.
+        days: Only executions of the last so many days.
+        most: The largest number of executions to replay.
+        grade: The grade that each execution must reach.
+        tolerance: The relative difference up to which two numbers are equal.
+        isolated: Run each replay in a fresh environment with the recorded packages.
     """
     log, reader = get_run_logger(), Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     ids = reproducible(reader, method=method, since=since, limit=most)
-    done = []
+    results = []
     goal = ReplayGoal(grade=grade, tolerance=tolerance, isolated=isolated)
-    for one in replay_each(reader, ids, goal, command=COMMAND):
-        (log.info if one.reached else log.warning)("%s %s %s %s", one.id, one.method, one.grade or "none", _told(one))
-        done.append(one)
-    if done:
-        create_table_artifact([_row(one) for one in done], key="reproduce", description=f"Wanted: {grade}")
-    short = [one.id for one in done if not one.reached]
-    if short:
-        return Failed(message=f"{len(short)} of {len(done)} executions did not reach {grade}: {', '.join(short)}")
-    return {one.id: str(one.grade) for one in done}
+    for result in replay_each(reader, ids, goal, command=COMMAND):
+        report = log.info if result.reached else log.warning
+        report("%s %s %s %s", result.id, result.method, result.grade or "none", _differences(result))
+        results.append(result)
+    if results:
+        create_table_artifact([_row(result) for result in results], key="reproduce", description=f"Required: {grade}")
+    missed = [result.id for result in results if not result.reached]
+    if missed:
+        return Failed(message=f"{len(missed)} of {len(results)} executions did not reach {grade}: {', '.join(missed)}")
+    return {result.id: str(result.grade) for result in results}
 
 
-def _row(one: Reproduced) -> dict[str, str]:
-    return {"execution": one.id, "method": one.method, "grade": one.grade or "none", "what differs": _told(one)}
+def _row(result: Reproduced) -> dict[str, str]:
+    differences = _differences(result)
+    grade = result.grade or "none"
+    return {"execution": result.id, "method": result.method, "grade": grade, "what differs": differences}
 
 
-def _told(one: Reproduced) -> str:
-    return one.problem or "; ".join(one.differs)
+def _differences(result: Reproduced) -> str:
+    return result.problem or "; ".join(result.differs)
 
 
 if __name__ == "__main__":

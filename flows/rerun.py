@@ -1,6 +1,6 @@
-"""Run an execution again from the Prefect UI: its id, and the inputs that are to be others.
+"""Run an execution again from the Prefect UI, with the same inputs or with overrides.
 
-It is no Method: what it starts keeps its own record, linked to the execution that it runs again.
+The flow itself is not a Method. The run that it starts has its own record, linked to the original execution.
 """
 
 from typing import Any
@@ -16,12 +16,12 @@ from prefect_executions.workbench.workbench import Workbench
 
 @flow(name="rerun", log_prints=False)
 def rerun(execution: str, inputs: dict[str, Any] | None = None, pool: str | None = None) -> str:
-    """Start an execution again through a deployment of its Method, and return the new one's id.
+    """Run an execution again through a deployment of its Method, and return the id of the new execution.
 
     Args:
-        execution: The id of the execution, or its beginning.
-        inputs: Inputs that are to be others; a secret is named anew here.
-        pool: A work pool on which the Method is deployed, in place of the one it ran on.
+        execution: The id of the execution, or an unambiguous prefix.
+        inputs: Inputs to override. Name every secret input again.
+        pool: The work pool of the deployment to use, instead of the original one.
     """
     reader = Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     submitted = submission.submit_again(reader, reader.find(execution), inputs, pool=pool)

@@ -1,8 +1,8 @@
-"""Find the coins in a photograph: typed settings in; a picture, a table and metrics out.
+"""Find the coins in a photograph: typed settings as input; an image, a table and metrics as output.
 
-The way is that of scikit-image's example "Comparing edge-based and region-based
+The algorithm is that of scikit-image's example "Comparing edge-based and region-based
 segmentation": a watershed of the edge map, flooded from the pixels that are
-surely background and surely coin. The photograph is scikit-image's own: Greek
+certainly background and certainly coin. The photograph is scikit-image's own: Greek
 coins from Pompeii, Brooklyn Museum, no known copyright restrictions.
 """
 
@@ -23,7 +23,7 @@ from prefect_executions import InputFile, current_execution, method
 
 COINS = InputFile(Path(skimage.data.data_dir) / "coins.png")
 
-BACKGROUND, COIN = 1, 2  # what the watershed floods from
+BACKGROUND, COIN = 1, 2  # markers from which the watershed floods
 
 Grey = Annotated[int, Field(ge=0, le=255)]
 Labels = NDArray[np.int32]
@@ -38,18 +38,18 @@ class Edges(StrEnum):
 
 
 class Markers(BaseModel):
-    """What is sure from its grey value alone, from 0 (black) to 255 (white)."""
+    """Grey values that decide alone, from 0 (black) to 255 (white)."""
 
     background: Grey = Field(default=30, description="Darker pixels are background.")
     coin: Grey = Field(default=150, description="Brighter pixels are coin.")
 
 
 class Segmentation(BaseModel):
-    """How coins are told from their background."""
+    """How coins are separated from the background."""
 
     edges: Edges = Edges.SOBEL
     markers: Markers = Markers()
-    smallest: int = Field(default=200, ge=1, description="Smaller regions, in pixels, are specks and no coins.")
+    smallest: int = Field(default=200, ge=1, description="Regions with fewer pixels are specks, not coins.")
 
 
 DEFAULT = Segmentation()
@@ -97,8 +97,8 @@ def segment_coins(photograph: InputFile = COINS, how: Segmentation = DEFAULT) ->
     """Find the coins in a photograph on a dark background, outline them and measure each.
 
     Args:
-        photograph: A picture that scikit-image can read; colours are turned to grey.
-        how: How coins are told from their background.
+        photograph: An image that scikit-image can read; colours are converted to grey.
+        how: How coins are separated from the background.
     """
     execution = current_execution()
     grey = util.img_as_ubyte(io.imread(photograph, as_gray=True))

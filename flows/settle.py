@@ -1,6 +1,6 @@
-"""Seal what has ended, whatever died: one round of `executions settle` as a flow, to be run each minute and on a crash.
+"""Seal executions that ended without a seal: a round of `executions settle` as a flow, each minute and on a crash.
 
-It is no Method: it keeps no record of itself.
+The flow is not a Method and leaves no record.
 """
 
 from collections import Counter
@@ -17,19 +17,19 @@ from prefect_executions.workbench.workbench import Workbench
 
 @flow(name="settle", log_prints=False)
 def settle(days: float | None = None) -> dict[str, int]:
-    """Seal what has ended, and archive and index what is sealed; say how many executions had which result.
+    """Seal ended executions, archive and index sealed ones, and return the number of executions for each result.
 
     Args:
-        days: Look again at all that ended in so many days, instead of what ended since the last round.
+        days: Check everything that ended in the last so many days, instead of only since the last round.
     """
     settings, log = Settings.read(), get_run_logger()
     workbench = Workbench.of(settings, archive_block=blocks.archive_block, tell=prefect_events.TerminalEvents)
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     results: Counter[str] = Counter()
-    for one in settle_round(workbench, settings, since=since):
-        results[one.result] += 1
-        if one.result != "open":
-            log.info("%s %s %s %s", one.id, one.result, one.status or "", one.message or "")
+    for settled in settle_round(workbench, settings, since=since):
+        results[settled.result] += 1
+        if settled.result != "open":
+            log.info("%s %s %s %s", settled.id, settled.result, settled.status or "", settled.message or "")
     return dict(results)
 
 

@@ -1,8 +1,8 @@
-"""Train a model that reads handwritten digits: tasks, progress, a metric per epoch, a model that opens anywhere.
+"""Train a model that reads handwritten digits: tasks, progress, a metric per epoch, a portable model file.
 
-The model is a logistic regression on the 1,797 pictures of 8 x 8 pixels that come
-with scikit-learn. It is kept as plain numbers, not as a pickle, which runs code
-when it is opened and breaks with the next version: `model.npz` holds the arrays
+The model is a logistic regression on the 1,797 images of 8 x 8 pixels that come
+with scikit-learn. It is saved as plain numbers, because a pickle runs code
+when it is loaded and breaks with the next version: `model.npz` holds the arrays
 `coefficients` (10 x 64) and `intercepts` (10); `Model.read` shows how to use them.
 """
 
@@ -22,30 +22,30 @@ from sklearn.model_selection import train_test_split
 from prefect_executions import current_execution, method
 
 DIGITS = np.arange(10)
-CELL = 44  # pixels of the confusion matrix's picture
+CELL = 44  # pixels per cell in the image of the confusion matrix
 
 
 class Samples(NamedTuple):
-    """Pictures, as rows of 64 numbers from 0 to 1, and the digits that they show."""
+    """Images, as rows of 64 numbers from 0 to 1, and the digits that they show."""
 
     pixels: NDArray[np.float64]
     digits: NDArray[np.int64]
 
 
 class Model(NamedTuple):
-    """A linear model: how much each of the 64 pixels speaks for each of the 10 digits."""
+    """A linear model: the weight of each of the 64 pixels for each of the 10 digits."""
 
     coefficients: NDArray[np.float64]
     intercepts: NDArray[np.float64]
 
     def read(self, pixels: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the digit in each picture."""
+        """Return the digit in each image."""
         return np.argmax(pixels @ self.coefficients.T + self.intercepts, axis=1)
 
 
 @task
 def load_samples(seed: int) -> tuple[Samples, Samples]:
-    """Return three quarters of scikit-learn's digits to train on and one quarter, held out, to test on."""
+    """Return scikit-learn's digits as a training set (three quarters) and a held-out test set (one quarter)."""
     pixels, digits = load_digits(return_X_y=True)
     train, test, train_digits, test_digits = train_test_split(
         pixels / 16, digits, test_size=0.25, stratify=digits, random_state=seed
@@ -54,7 +54,7 @@ def load_samples(seed: int) -> tuple[Samples, Samples]:
 
 
 def epochs_of(samples: Samples, epochs: int, learning_rate: float, seed: int) -> Iterator[SGDClassifier]:
-    """Yield the classifier after each epoch; it is one and the same, which learns on."""
+    """Yield the classifier after each epoch; every epoch trains and yields the same object."""
     classifier = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=learning_rate, random_state=seed)
     for _ in range(epochs):
         yield classifier.partial_fit(*samples, classes=DIGITS)
@@ -62,7 +62,7 @@ def epochs_of(samples: Samples, epochs: int, learning_rate: float, seed: int) ->
 
 @task
 def train(samples: Samples, held_out: Samples, epochs: int, learning_rate: float, seed: int) -> Model:
-    """Return the trained model, and tell after each epoch how well it reads the digits that were held out."""
+    """Return the trained model, and log its accuracy on the held-out digits after each epoch."""
     execution = current_execution()
     for epoch, classifier in enumerate(epochs_of(samples, epochs, learning_rate, seed), start=1):
         accuracy = classifier.score(*held_out)
@@ -73,7 +73,7 @@ def train(samples: Samples, held_out: Samples, epochs: int, learning_rate: float
 
 
 def draw(confusion: NDArray[np.int64]) -> Image.Image:
-    """Return the confusion matrix as a picture, darker where there is more."""
+    """Return the confusion matrix as an image; darker cells are more frequent."""
     picture = Image.new("RGB", (11 * CELL, 12 * CELL), "white")
     pen = ImageDraw.Draw(picture)
     pen.text((6 * CELL, CELL / 2), "row: digit written, column: digit read", "black", anchor="mm", font_size=16)
@@ -101,12 +101,12 @@ def draw(confusion: NDArray[np.int64]) -> Image.Image:
 def train_digits(
     epochs: Annotated[int, Field(ge=1)] = 20, learning_rate: Annotated[float, Field(gt=0)] = 0.1, seed: int = 1
 ) -> float:
-    """Train a logistic regression on handwritten digits and return its accuracy on digits that it never saw.
+    """Train a logistic regression on handwritten digits and return its accuracy on held-out digits.
 
     Args:
-        epochs: How often all digits are shown to the model.
-        learning_rate: How far each digit moves the model.
-        seed: Where chance begins: the same seed gives the same model.
+        epochs: How often the model is trained on all digits.
+        learning_rate: The step size of the gradient descent.
+        seed: Seed of the random numbers: the same seed gives the same model.
     """
     execution = current_execution()
     samples, held_out = load_samples(seed)
@@ -117,5 +117,5 @@ def train_digits(
     confusion = confusion_matrix(held_out.digits, model.read(held_out.pixels), labels=DIGITS)
     draw(confusion).save(execution.output("confusion.png"))
     written, read = np.unravel_index(np.argmax(confusion - np.diag(confusion.diagonal())), confusion.shape)
-    execution.note(f"the most frequent mistake: a {written} read as a {read}, {confusion[written, read]} times")
+    execution.note(f"most frequent mistake: a {written} read as a {read}, {confusion[written, read]} times")
     return float(confusion.trace() / confusion.sum())
