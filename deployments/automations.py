@@ -1,7 +1,7 @@
-"""The automations of a server on which Methods run: settle on a crash or silence, tell of a failure, start another.
+"""Create Prefect automations for Methods: settle after a crash, a webhook on failure, a chain of Methods.
 
-Run it once against the server that PREFECT_API_URL names. Each automation has a
-name of its own and is brought up to date when it is there already::
+Run the script once against the server in PREFECT_API_URL. A second run updates the
+automations, which are found by name::
 
     python deployments/automations.py
     python deployments/automations.py --silence 90
@@ -31,12 +31,12 @@ SETTLE = "settle/settle"
 """The deployment of flows/settle.py, as prefect.yaml names it."""
 
 SILENCE = 540.0
-"""Seconds: three of Prefect's heartbeats, which come every three minutes where nobody says otherwise."""
+"""Seconds: three intervals of Prefect's heartbeat, which is every three minutes by default."""
 
 WEBHOOK = "executions-failed"
-"""The Prefect block that keeps the address of the webhook, which may be a secret."""
+"""The Prefect block that stores the address of the webhook, which may contain a secret."""
 
-TOLD = """{
+PAYLOAD = """{
   "text": {{ ("Execution " ~ event.payload.execution ~ " of " ~ event.payload.method ~ " FAILED: "
     ~ (event.payload.message or event.payload.reason)) | tojson }},
   "event": {{ event.payload | tojson }}
@@ -44,10 +44,10 @@ TOLD = """{
 
 
 def settle_on_end(deployment_id: UUID) -> AutomationCore:
-    """Run `settle` at once when a flow run of a Method ended without COMPLETED: its hooks may never run."""
+    """Run `settle` when a flow run of a Method ends in another state than COMPLETED: its hooks may never run."""
     return AutomationCore(
         name="executions: settle on a crash",
-        description="Seals what a flow run of a Method left when it crashed, failed or was cancelled.",
+        description="Seals the execution when a flow run of a Method crashed, failed or was cancelled.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.*"},
             match=ResourceSpecification(
@@ -64,13 +64,13 @@ def settle_on_end(deployment_id: UUID) -> AutomationCore:
 
 
 def settle_on_silence(deployment_id: UUID, silence: timedelta) -> AutomationCore:
-    """Run `settle` when a flow run sent a heartbeat and then nothing, not even its end: it looks who lives.
+    """Run `settle` when a flow run sent a heartbeat and then no further event: settle checks whether the run lives.
 
-    Prefect's heartbeats name no tags of their flow, so any flow run's silence counts.
+    Prefect's heartbeat events have no tags, so this reacts to every flow run, not only to those of Methods.
     """
     return AutomationCore(
         name="executions: settle on silence",
-        description="Looks after the executions when a flow run's heartbeats stopped before its end.",
+        description="Runs settle when the heartbeats of a flow run stopped before its end.",
         trigger=EventTrigger(
             after={"prefect.flow-run.heartbeat"},
             expect={"prefect.flow-run.*"},
@@ -84,7 +84,7 @@ def settle_on_silence(deployment_id: UUID, silence: timedelta) -> AutomationCore
 
 
 def tell_of_failure(block_id: UUID) -> AutomationCore:
-    """Send what is known of an execution that FAILED to a webhook."""
+    """Send a text and the payload of the event to a webhook when an execution FAILED."""
     return AutomationCore(
         name="executions: tell of a failure",
         description="Sends a text and the event to a webhook when an execution FAILED.",
@@ -93,17 +93,17 @@ def tell_of_failure(block_id: UUID) -> AutomationCore:
             match=ResourceSpecification({"prefect.resource.id": f"{RESOURCE}.*"}),
             posture=Posture.Reactive,
         ),
-        actions=[CallWebhook(block_document_id=block_id, payload=TOLD)],
+        actions=[CallWebhook(block_document_id=block_id, payload=PAYLOAD)],
     )
 
 
 def start_after(
     method: str, output: str, deployment_id: UUID, deployment: str, parameters: Mapping[str, str]
 ) -> AutomationCore:
-    """Run *deployment* when an execution of *method* COMPLETED with an output of that name and lies in the archive.
+    """Run *deployment* when an archived execution of *method* COMPLETED and has the output *output*.
 
-    *parameters* may be Jinja templates that use the event, such as
-    ``{{ event.payload.execution }}``, which give text; others are JSON if they parse.
+    A value in *parameters* that contains ``{{`` is a Jinja template over the event, such as
+    ``{{ event.payload.execution }}``, and gives text. Any other value is JSON if it parses, else text.
     """
     return AutomationCore(
         name=f"executions: {deployment} after {method} with {output}",
@@ -130,17 +130,17 @@ def start_after(
 
 
 def put(client: SyncPrefectClient, automation: AutomationCore) -> str:
-    """Create the automation, or bring the one of its name up to date; say which."""
-    there = client.read_automations_by_name(automation.name)
-    if not there:
+    """Create the automation, or update the automation with its name; return a line that says which."""
+    existing = client.read_automations_by_name(automation.name)
+    if not existing:
         client.create_automation(automation)
         return f"created  {automation.name}"
-    client.update_automation(there[0].id, automation)
+    client.update_automation(existing[0].id, automation)
     return f"updated  {automation.name}"
 
 
 def _template(text: str) -> Any:
-    """The value of a parameter: a template gives text, what is none is JSON if it parses."""
+    """Return a parameter's value: a Jinja template, or JSON if it parses, else text."""
     if "{{" in text:
         return {"__prefect_kind": "jinja", "template": text}
     try:
@@ -157,45 +157,46 @@ def _deployment(client: SyncPrefectClient, name: str) -> UUID | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Create what was asked for, say what became of each, and return how many could not be."""
+    """Create or update the requested automations, and return the number of missing deployments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--silence",
         type=float,
         default=SILENCE,
         metavar="SECONDS",
-        help="how long a flow run may send no heartbeat; three of PREFECT_FLOWS_HEARTBEAT_FREQUENCY (default: 540)",
+        help="the longest time without an event; three times PREFECT_FLOWS_HEARTBEAT_FREQUENCY (default: 540)",
     )
-    parser.add_argument("--webhook", help="the address that is told of an execution that FAILED")
-    parser.add_argument("--after", metavar="METHOD", help="the Method whose execution starts another")
-    parser.add_argument("--output", help="the name of the output that it must have")
-    parser.add_argument("--start", metavar="FLOW/DEPLOYMENT", help="the deployment that is started")
+    parser.add_argument("--webhook", help="the address to call when an execution FAILED")
+    parser.add_argument("--after", metavar="METHOD", help="the Method whose completion starts a deployment")
+    parser.add_argument("--output", help="the output that its execution must have")
+    parser.add_argument("--start", metavar="FLOW/DEPLOYMENT", help="the deployment to start")
     parser.add_argument("--parameter", action="append", default=[], metavar="NAME=TEMPLATE")
-    asked = parser.parse_args(arguments)
-    chain = (asked.after, asked.output, asked.start)
+    options = parser.parse_args(arguments)
+    chain = (options.after, options.output, options.start)
     if any(chain) and not all(chain):
-        parser.error("--after, --output and --start belong together")
-    if not 10 <= asked.silence <= 86_400:  # noqa: PLR2004 - Prefect's least, and a day
-        parser.error("--silence takes from 10 to 86400 seconds")
+        parser.error("--after, --output and --start require each other")
+    if not 10 <= options.silence <= 86_400:  # noqa: PLR2004 - Prefect's minimum, and a day
+        parser.error("--silence must be between 10 and 86400 seconds")
     wanted: list[AutomationCore] = []
     missing: list[str] = []
     with get_client(sync_client=True) as client:
-        for name in filter(None, (SETTLE, asked.start)):
-            found = _deployment(client, name)
-            if found is None:
-                missing.append(f"the deployment {name} is not there: deploy it first (prefect.yaml)")
+        for name in filter(None, (SETTLE, options.start)):
+            deployment_id = _deployment(client, name)
+            if deployment_id is None:
+                missing.append(f"the deployment {name} does not exist; deploy it first (prefect.yaml)")
             elif name == SETTLE:
-                wanted += [settle_on_end(found), settle_on_silence(found, timedelta(seconds=asked.silence))]
+                silence = timedelta(seconds=options.silence)
+                wanted += [settle_on_end(deployment_id), settle_on_silence(deployment_id, silence)]
             else:
-                parameters = dict(one.split("=", 1) for one in asked.parameter)
-                wanted.append(start_after(asked.after, asked.output, found, name, parameters))
-        if asked.webhook:
-            block = Webhook(url=asked.webhook).save(WEBHOOK, overwrite=True)
+                parameters = dict(pair.split("=", 1) for pair in options.parameter)
+                wanted.append(start_after(options.after, options.output, deployment_id, name, parameters))
+        if options.webhook:
+            block = Webhook(url=options.webhook).save(WEBHOOK, overwrite=True)
             wanted.append(tell_of_failure(block))
         for automation in wanted:
             print(put(client, automation))
-    for what in missing:
-        print(f"missing  {what}", file=sys.stderr)
+    for problem in missing:
+        print(f"missing  {problem}", file=sys.stderr)
     return len(missing)
 
 
