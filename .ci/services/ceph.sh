@@ -1,7 +1,7 @@
 #!/bin/bash
-# The smallest Ceph with an Object Gateway on loopback, all in memory, for tests. Keys: testkey / testsecret.
-# usage: ceph.sh start DIR PORT     prints the endpoint; DIR must be fresh, PORT and PORT+1 free
-#        ceph.sh stop DIR           ends the four daemons that were started in DIR
+# A minimal Ceph with an Object Gateway on loopback, all in memory, for tests. Keys: testkey / testsecret.
+# usage: ceph.sh start DIR PORT     prints the endpoint; DIR must be empty, PORT and PORT+1 free
+#        ceph.sh stop DIR           ends the four daemons that start launched in DIR
 set -euo pipefail
 verb=${1:?start or stop} folder=${2:?a folder}
 
@@ -23,14 +23,14 @@ mgr data = $folder/mgr
 rgw data = $folder/rgw
 heartbeat file = /dev/null
 
-# one monitor, found by its address alone ("public bind addr" would make it ignore the port)
+# one monitor, located by its address ("public bind addr" would make it ignore the port)
 mon host = [v1:127.0.0.1:$((port + 1))]
 public addr = 127.0.0.1
 cluster addr = 127.0.0.1
 ms bind msgr2 = false
 ms bind ipv6 = false
 
-# nobody else can reach it
+# no authentication: only this machine can reach it
 auth cluster required = none
 auth service required = none
 auth client required = none

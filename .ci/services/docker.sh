@@ -1,8 +1,8 @@
 #!/bin/bash
-# A Docker engine of its own, for tests: own socket, own data, no bridge, no rule of a firewall, nothing of the machine's.
-# It has one image, `executions-test`: shell, core programs, awk and perl of this machine, made without a registry.
-# usage: docker.sh start DIR     prints its DOCKER_HOST; DIR should be fresh
-#        docker.sh stop DIR      ends its containers and the engine that was started in DIR, and unmounts what it mounted
+# A separate Docker engine for tests: own socket, own data, no bridge, no firewall rules, isolated from the machine's engine.
+# It has one image, `executions-test`, with shell, core programs, awk and perl of this machine, built without a registry.
+# usage: docker.sh start DIR     prints its DOCKER_HOST; DIR should be empty
+#        docker.sh stop DIR      ends the engine that start launched in DIR, ends its containers, and removes its mounts
 # Needs root or sudo.
 set -euo pipefail
 verb=${1:?start or stop} folder=${2:?a folder}
@@ -12,17 +12,17 @@ folder=$(readlink -f "$folder")
 as_root() { if [ "$(id --user)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 
 start() {
-    # A socket's path may have 107 characters at most, and a folder of CI may be longer.
+    # A socket path has at most 107 characters; a CI folder may exceed that.
     local sockets
     sockets=$(mktemp --directory /tmp/docker.XXXXXX)
     echo "$sockets" > "$folder/sockets"
-    trap 'tail --lines=20 "$folder/dockerd.log" >&2; stop' EXIT # until it is known to work
+    trap 'tail --lines=20 "$folder/dockerd.log" >&2; stop' EXIT # removed once the engine works
     local flags=(
         --host="unix://$sockets/s" --data-root="$folder/data" --exec-root="$sockets/x" --pidfile="$folder/dockerd.pid"
         --bridge=none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false --userland-proxy=false
         --group="$(id --group --name)" --log-level=warn
     )
-    # Kubernetes asks that its pods are killed last. Where root may not ask that, nothing would start: they are as others then.
+    # Kubernetes gives its pods a negative oom_score_adj. If root may not set a negative value, no pod would start: use 0 instead.
     if ! as_root bash -c 'echo -1 >/proc/self/oom_score_adj' 2>/dev/null; then
         clamped_runtime
         flags+=(--add-runtime="clamped=$folder/runc-clamped" --default-runtime=clamped)
@@ -54,7 +54,7 @@ SH
     chmod 755 "$folder/runc-clamped"
 }
 
-# The files of an image as a tar: each program with the libraries that it names.
+# Write the files of an image as a tar: each program with its shared libraries.
 image() {
     local root=$folder/image name path library
     mkdir -p "$root"/{usr/bin,usr/lib,usr/lib64,tmp,etc,proc,sys,dev,var/tmp}

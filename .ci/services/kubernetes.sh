@@ -1,12 +1,12 @@
 #!/bin/bash
-# A Kubernetes cluster of one node, for tests: API server, scheduler, controller manager and a kubelet, all on loopback.
-# Its containers run on the Docker engine of docker.sh, whose images it has; a pod without hostNetwork has loopback alone.
-# usage: kubernetes.sh start DIR PORT    prints a kubeconfig (EXECUTIONS_TEST_KUBERNETES); DIR should be fresh,
+# A Kubernetes cluster with one node for tests: API server, scheduler, controller manager and a kubelet, all on loopback.
+# Its containers run on the Docker engine of docker.sh and use its images; a pod without hostNetwork has only loopback.
+# usage: kubernetes.sh start DIR PORT    prints a kubeconfig (EXECUTIONS_TEST_KUBERNETES); DIR should be empty,
 #                                        PORT..PORT+3 and PORT+10000 free. EXECUTIONS_TEST_DOCKER names the engine;
-#                                        without it one is started in DIR/docker
-#        kubernetes.sh stop DIR          ends all that was started in DIR, and the cluster's containers
-# The programs, 1.20.2, are unpacked from KUBERNETES_PROGRAMS or ../shared/infrastructure (k8s-bin.tar.xz), or else built
-# once from Debian bookworm's source (some 8 minutes on 2 cores, 3.3 GB meanwhile); KUBERNETES_CACHE keeps them.
+#                                        if it is unset, an engine is started in DIR/docker
+#        kubernetes.sh stop DIR          ends all processes started in DIR, and the containers of the cluster
+# The programs (1.20.2) are unpacked from KUBERNETES_PROGRAMS or ../shared/infrastructure (k8s-bin.tar.xz). If neither exists, they
+# are built from Debian bookworm's source (8 minutes on 2 cores, 3.3 GB of disk) and cached in KUBERNETES_CACHE.
 # Needs root or sudo, etcd, openssl, gcc and Debian's docker.io.
 set -euo pipefail
 verb=${1:?start or stop} folder=${2:?a folder}
@@ -24,7 +24,7 @@ await() { # await SECONDS COMMAND…
     local until=$((SECONDS + $1))
     shift
     while ! "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$until" ] || { echo "kubernetes.sh: in vain waited for: $*" >&2; exit 1; }
+        [ "$SECONDS" -lt "$until" ] || { echo "kubernetes.sh: gave up waiting for: $*" >&2; exit 1; }
         sleep 0.2
     done
 }
@@ -45,12 +45,12 @@ get_programs() {
     have_programs
 }
 
-# Debian's source package is the whole upstream tree with all that it needs, so that nothing is fetched by Go.
+# Debian's source package contains the upstream tree with all dependencies, so Go downloads nothing.
 build_programs() {
     local work=$folder/build
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -yqq --no-install-recommends -o DPkg::Lock::Timeout=600 \
         golang-go dpkg-dev rsync jq make xz-utils >/dev/null
-    # An apt of our own, so that the machine's keeps its sources.
+    # A separate apt configuration, so that the machine's sources stay unchanged.
     mkdir -p "$work"/{etc/apt.conf.d,etc/preferences.d,etc/sources.list.d,lists/partial,cache/archives/partial,state,go/src/k8s.io,home}
     : >"$work/state/status"
     cp /etc/apt/apt.conf.d/* "$work/etc/apt.conf.d/" 2>/dev/null || true
@@ -125,7 +125,7 @@ YAML
 launch() { # launch NAME COMMAND…
     local name=$1
     shift
-    # The program itself writes its pid: what the shell knows is what started it.
+    # The program writes its own pid: the shell knows only the pid of its parent.
     as_root setsid nohup bash -c 'echo $$ >"$0"; exec "$@"' "$folder/$name.pid" "$@" </dev/null >"$folder/$name.log" 2>&1 &
 }
 
@@ -180,10 +180,10 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 100Mi, nodefs.available: 1%, imagefs.available: 1%}
 syncFrequency: 5s
 YAML
-    # The engine has to see what the kubelet mounts for pods.
+    # The Docker engine must see the kubelet's mounts for pods.
     as_root mount --bind "$folder/kubelet" "$folder/kubelet"
     as_root mount --make-shared "$folder/kubelet"
-    # The kubelet insists on writing six settings of the kernel: it gets files of its own in their place, and the machine keeps its own.
+    # The kubelet insists on writing six kernel settings. It writes to bind-mounted files instead, so the machine's settings stay unchanged.
     cat >"$folder/kubelet.sh" <<SH
 set -eu
 mount --make-rprivate /proc
@@ -202,7 +202,7 @@ SH
     await 120 kubectl wait --for=condition=Ready --timeout=1s "node/$node"
 }
 
-# What holds a pod's namespaces: a program that waits, and nothing else.
+# The pause image holds a pod's namespaces: a program that only waits.
 pause_image() {
     docker image inspect executions-pause:1 >/dev/null 2>&1 && return
     mkdir -p "$folder/pause"
@@ -220,7 +220,7 @@ C
 start() {
     local port=$1
     get_programs
-    trap 'tail --lines=5 "$folder"/*.log >&2; stop' EXIT # until it is known to work
+    trap 'tail --lines=5 "$folder"/*.log >&2; stop' EXIT # removed once the cluster works
     export DOCKER_HOST=${EXECUTIONS_TEST_DOCKER:-}
     [ -n "$DOCKER_HOST" ] || DOCKER_HOST=$("$services/docker.sh" start "$folder/docker")
     echo "$DOCKER_HOST" >"$folder/engine"

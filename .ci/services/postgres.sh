@@ -1,8 +1,8 @@
 #!/bin/bash
-# A PostgreSQL server on loopback, for tests: no password, no fsync, data thrown away.
-# usage: postgres.sh start DIR PORT     prints its URL (EXECUTIONS_TEST_POSTGRES); a running one is left as it is
-#        postgres.sh stop DIR           ends the server that was started in DIR
-# PostgreSQL refuses root: as root it runs as the user postgres, who must be able to enter the folders above DIR.
+# A PostgreSQL server on loopback for tests: no password, no fsync, disposable data.
+# usage: postgres.sh start DIR PORT     prints its URL (EXECUTIONS_TEST_POSTGRES); a running server is left unchanged
+#        postgres.sh stop DIR           ends the server that start launched in DIR
+# PostgreSQL refuses to run as root. Root runs it as the user postgres, which needs access to the folders above DIR.
 set -euo pipefail
 verb=${1:?start or stop} folder=${2:?a folder}
 mkdir -p "$folder"
@@ -24,13 +24,13 @@ unprivileged() {
 start() {
     local port=$1
     if [ "$(id -u)" = 0 ]; then chown postgres:postgres "$folder"; fi
-    cd "$folder"    # the caller's folder may be closed to the user postgres
+    cd "$folder"    # the user postgres may lack access to the caller's folder
     [ -s "$data/PG_VERSION" ] ||
         unprivileged "$programs/initdb" --pgdata="$data" --username=postgres --auth=trust --no-sync \
             --locale=C.UTF-8 --encoding=UTF8 >"$folder/initdb.log" 2>&1 ||
         { cat "$folder/initdb.log" >&2; exit 1; }
     if ! unprivileged "$programs/pg_ctl" --pgdata="$data" status >/dev/null 2>&1; then
-        # No socket file: its path may have 107 characters at most, and a folder of CI may be longer.
+        # No socket file: its path has at most 107 characters; a CI folder may exceed that.
         local flags="-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
         unprivileged "$programs/pg_ctl" --pgdata="$data" --log="$folder/postgres.log" --wait \
             --options="$flags -c max_connections=200" start >/dev/null ||

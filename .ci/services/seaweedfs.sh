@@ -1,8 +1,8 @@
 #!/bin/bash
-# A SeaweedFS server that speaks S3 on loopback, for tests. Keys: testkey / testsecret.
-# usage: seaweedfs.sh start DIR PORT     prints the endpoint; DIR should be fresh, PORT..PORT+3 (and +10000) free
-#        seaweedfs.sh stop DIR           ends the server that was started in DIR
-# WEED names the program where it is not on the PATH.
+# A SeaweedFS server with an S3 API on loopback, for tests. Keys: testkey / testsecret.
+# usage: seaweedfs.sh start DIR PORT     prints the endpoint; DIR should be empty, PORT..PORT+3 (and +10000) free
+#        seaweedfs.sh stop DIR           ends the server that start launched in DIR
+# WEED is the path of the program, if it is not on the PATH.
 set -euo pipefail
 verb=${1:?start or stop} folder=${2:?a folder}
 weed=${WEED:-weed}
@@ -11,7 +11,7 @@ start() {
     local port=$1
     mkdir -p "$folder/data"
     if curl --silent --output /dev/null "http://127.0.0.1:$port/"; then
-        echo "seaweedfs.sh: something listens on port $port already" >&2
+        echo "seaweedfs.sh: port $port is already in use" >&2
         exit 1
     fi
     cat > "$folder/keys.json" <<JSON
@@ -26,16 +26,16 @@ JSON
         -ip=127.0.0.1 -ip.bind=127.0.0.1
         -master.port=$((port + 1)) -volume.port=$((port + 2)) -filer -filer.port=$((port + 3))
         -s3 -s3.port="$port" -s3.config="$folder/keys.json"
-        -s3.port.iceberg=0 -s3.port.lance=0     # else it takes 8181 and 9101 too
-        -master.telemetry=false                 # the default tells a host outside
-        -volume.max=1000                        # a bucket takes several volumes; the default runs out at the third
+        -s3.port.iceberg=0 -s3.port.lance=0     # otherwise it also listens on 8181 and 9101
+        -master.telemetry=false                 # the default sends data to an external host
+        -volume.max=1000                        # a bucket needs several volumes; the default suffices for two buckets
         -master.volumeSizeLimitMB=1024 -volume.preStopSeconds=0
     )
     WEED_MASTER_VOLUME_GROWTH_COPY_1=1 setsid nohup "$weed" -logtostderr=true server -dir="$folder/data" "${flags[@]}" \
         </dev/null >"$folder/weed.log" 2>&1 &
     echo $! > "$folder/weed.pid"
     for _ in $(seq 300); do
-        # The gateway answers before a volume can be written: ask the master for a place as well.
+        # The gateway answers before volumes are writable: also request a file id from the master.
         if curl --silent --output /dev/null "http://127.0.0.1:$port/" &&
             curl --silent "http://127.0.0.1:$((port + 1))/dir/assign" | grep --quiet '"fid"'; then
             echo "http://127.0.0.1:$port"
@@ -50,7 +50,7 @@ JSON
 
 stop() {
     [ -f "$folder/weed.pid" ] || return 0
-    # A polite stop takes 16 s and the data are thrown away.
+    # A graceful stop takes 16 s, and the data are disposable.
     kill -KILL "$(cat "$folder/weed.pid")" 2>/dev/null || true
     rm -f "$folder/weed.pid"
 }
