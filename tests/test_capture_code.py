@@ -295,13 +295,15 @@ print(json.dumps([file.path for file in identify({flow}.count, settings=Settings
 """
 
 
-def test_what_a_virtual_environment_among_them_brings_is_not_the_authors(project):
+@pytest.mark.parametrize("place", [".venv", "."])
+def test_what_a_virtual_environment_among_them_brings_is_not_the_authors(project, place):
     project.commit()
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", project.folder / ".venv"], check=True)
-    program = project.folder / ".venv" / "bin" / "program"
+    environment = project.folder / place
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    program = environment / "bin" / "program"
     program.write_text(IN_AN_ENVIRONMENT.format(flow=project.flow))
     told = subprocess.run(
-        [project.folder / ".venv" / "bin" / "python", program],
+        [environment / "bin" / "python", program],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -311,6 +313,58 @@ def test_what_a_virtual_environment_among_them_brings_is_not_the_authors(project
     assert sorted(json.loads(told.stdout)) == sorted(
         [f"code/flows/{project.flow}.py", f"code/flows/{project.helper}.py"]
     )
+
+
+ENVIRONMENTS = [
+    (".venv/lib/python3.11/site-packages", ".venv/pyvenv.cfg"),
+    ("env/lib/python3.11/site-packages", "env/conda-meta/history"),
+    ("vendor/site-packages", None),
+    (".tox/py311/src", ".tox/py311/pyvenv.cfg"),
+]
+
+
+def install(project: Project, monkeypatch, place: str, mark: str | None):
+    """Put a package into an environment in the project's repository and import it."""
+    name = f"package_{project.helper}"
+    contents = {f"{place}/{name}/__init__.py": "def count():\n    return 1\n"} | ({mark: ""} if mark else {})
+    for path, text in contents.items():
+        (project.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        project.write(path, text)
+    monkeypatch.syspath_prepend(str(project.folder / place))
+    return __import__(name)
+
+
+@pytest.mark.parametrize(("place", "mark"), ENVIRONMENTS)
+def test_a_package_in_an_environment_inside_the_repository_is_not_the_repositorys_code(
+    project, monkeypatch, place, mark
+):
+    project.commit()
+    project.write("data.txt", "other\n")
+    package = install(project, monkeypatch, place, mark)
+    identity, files = identify(package.count, settings=Settings(dirty="refuse"), cache=CodeCache())
+    assert identity.repository is None
+    assert [file.path for file in identity.files] == ["code/__init__.py"]
+    assert "code/uncommitted.diff" not in files
+
+
+@pytest.mark.parametrize(("place", "mark"), ENVIRONMENTS)
+def test_a_package_in_an_environment_inside_the_repository_makes_no_method_dirty(project, monkeypatch, place, mark):
+    project.commit()
+    package = install(project, monkeypatch, place, mark)
+    identity, files = project.identify(dirty="refuse")
+    assert identity.repository.dirty is False
+    assert not any(package.__name__ in name for name in files)
+
+
+def test_a_repository_inside_an_environment_is_told(project, monkeypatch):
+    project.write("pyvenv.cfg", "")
+    outer = project.folder
+    project.folder = outer / "src/inner"
+    project.folder.mkdir(parents=True)
+    package = install(project, monkeypatch, "flows", None)
+    commit = project.commit()
+    repository = identify(package.count, settings=Settings(), cache=CodeCache())[0].repository
+    assert (repository.commit, repository.dirty) == (commit, False)
 
 
 def test_outside_git_the_files_beside_the_method_are_told(project):

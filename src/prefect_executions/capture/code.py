@@ -26,7 +26,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from prefect_executions.capture.git import Checkout, Stamp, find_root, git_program, read_checkout, stamp
+from prefect_executions.capture.git import INSTALLED, Checkout, Stamp, find_root, git_program, is_environment, read_checkout, stamp
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.documents import canonical
 from prefect_executions.errors import DirtyTreeError
@@ -92,11 +92,11 @@ TYPED = "cell.py"
 
 # Of a project's modules; each has its digest all the same, and the Method's own file is always kept.
 KEPT_BYTES = 8 * 1024**2
-_INSTALLED = ("/site-packages/", "/dist-packages/")
+_INSTALLED = tuple(f"/{name}/" for name in INSTALLED)
 _NOT_THE_AUTHORS = (
     *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")),
-    # A virtual environment often lies among the author's files, with programs of its own.
-    *([f"{sys.prefix}/"] if sys.prefix != sys.base_prefix else []),
+    # The project folder may itself be the virtual environment; its programs are not the author's code.
+    *([f"{sysconfig.get_path('scripts')}/"] if sys.prefix != sys.base_prefix else []),
     # Installed in place; its version is among the packages.
     str(Path(__file__).parents[1]) + "/",
 )
@@ -173,6 +173,8 @@ def identify(
     The files are the Method's own source file, the modules of the same
     repository (or of the same folder, outside Git) that are loaded now, the
     uncommitted diff up to `Settings.diff_limit`, and exact versions of all packages.
+    A package that is installed in an environment inside the repository is not the
+    repository's code: it is recorded by its name and version.
     *environment* is asked only for the path of a Jupyter notebook.
 
     `dirty` means: a tracked file differs from the commit, or a file whose code
@@ -340,6 +342,7 @@ def _local_modules(top: str | None, source: _Source) -> dict[str, str]:
     installed = source.file is not None and any(part in source.file for part in _INSTALLED)
     if top and top != "/" and not installed and source.name:
         prefix = f"{top}/"
+        environments: dict[str, bool] = {top: False}
         # A copy first: making pairs may collect garbage, and a finalizer may import.
         for name, module in sys.modules.copy().items():
             file = getattr(module, "__file__", None)
@@ -348,11 +351,18 @@ def _local_modules(top: str | None, source: _Source) -> dict[str, str]:
             if file.startswith(_NOT_THE_AUTHORS):
                 continue
             real = os.path.realpath(file)
-            if real.startswith(prefix):
+            if real.startswith(prefix) and not _in_environment(os.path.dirname(real), environments):  # noqa: PTH120
                 found.setdefault(real, name)
     if source.file:
         found[source.file] = source.module
     return found
+
+
+def _in_environment(folder: str, known: dict[str, bool]) -> bool:
+    """Whether *folder* is, or lies in, an environment below the folder that *known* starts with."""
+    if folder not in known:
+        known[folder] = is_environment(folder) or _in_environment(os.path.dirname(folder), known)  # noqa: PTH120
+    return known[folder]
 
 
 def _read(file: str, cache: CodeCache) -> _Read | None:

@@ -42,6 +42,11 @@ _OPTIONS = (
     *("-c", "diff.autoRefreshIndex=false"),
 )
 
+INSTALLED = ("site-packages", "dist-packages")
+"""Names of the folders that installers write packages to."""
+
+_ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
+
 Stamp = tuple[int, int, int, int, int] | None
 
 
@@ -70,15 +75,25 @@ class Checkout:
 
 
 def find_root(file: str) -> str | None:
-    """Return the nearest folder above *file* that has a ``.git``."""
+    """Return the nearest folder above *file* that has a ``.git``, unless an environment is nearer.
+
+    A virtual environment often lies inside a repository; its packages are not the repository's code.
+    """
     folder = os.path.dirname(file)  # noqa: PTH120 - on every run; a Path costs ten times the lstat
     while True:
         if stamp(f"{folder}/.git") is not None:
             return folder or "/"
         parent = os.path.dirname(folder)  # noqa: PTH120 - as above
-        if parent == folder:
+        if parent == folder or is_environment(folder):
             return None
         folder = parent
+
+
+def is_environment(folder: str) -> bool:
+    """Return whether *folder* holds installed packages: ``site-packages``, a virtual environment, one of Conda."""
+    if os.path.basename(folder) in INSTALLED:  # noqa: PTH119 - as above
+        return True
+    return any(stamp(f"{folder}/{mark}") is not None for mark in _ENVIRONMENT)
 
 
 def stamp(path: str) -> Stamp:
