@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE = 120  # seconds; the first start makes the database
+PATIENCE = 280  # seconds; the first start makes the database, and on a busy machine it takes minutes
 _DATABASE = "database.url"
 
 

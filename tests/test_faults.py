@@ -66,6 +66,24 @@ def test_nothing_half_written_is_left_after_a_settle(cases: Mapping[str, Case], 
     assert judging.unfinished(world) == []
 
 
+def test_each_row_of_the_table_is_run_in_one_third_and_listed_in_the_others():
+    names = [("folder", f"step {number}", "kill -9") for number in range(300)]
+    for name in names:
+        listed: list[table.Row] = []
+        runs = [table.Selection(third=third).take(*name, listed) for third in range(table.THIRDS)]
+        assert runs.count(True) == 1
+        assert listed == [("deselected", *name)] * 2
+    sizes = [sum(table.Selection(third=third).take(*name, []) for name in names) for third in range(table.THIRDS)]
+    assert min(sizes) > 50
+
+
+def test_all_rows_are_run_without_a_third_and_rows_that_are_not_asked_for_are_not_listed():
+    listed: list[table.Row] = []
+    assert table.Selection().take("s3", "upload", "kill -9", listed)
+    assert not table.Selection(only="disk", third=0).take("s3", "upload", "kill -9", listed)
+    assert listed == []
+
+
 @pytest.mark.parametrize("command", [table.main, chaos.main])
 def test_the_full_runs_tell_how_they_are_called(command, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["faults", "--help"])

@@ -68,6 +68,16 @@ wait_for() {
 
 osd_is_up() { timeout 30 ceph -c "$conf" osd stat | grep --quiet '1 up'; }
 
+# A race in ceph-osd: it sometimes reports to the monitor before it has the cluster's id ("wrong fsid") and ends.
+start_osd() {
+    for _ in 1 2 3; do
+        ceph-osd -c "$conf" -i "$1" >/dev/null 2>"$folder/log/osd-start.log" && return
+        sleep 0.5
+    done
+    cat "$folder/log/osd-start.log" >&2
+    return 1
+}
+
 start() {
     local port=$1 osd_id osd_key
     mkdir -p "$folder" && folder=$(readlink -f "$folder")
@@ -81,7 +91,7 @@ start() {
     osd_key=$(cat /proc/sys/kernel/random/uuid)
     osd_id=$(timeout 60 ceph -c "$conf" osd new "$osd_key")
     ceph-osd -c "$conf" -i "$osd_id" --mkfs --osd-uuid "$osd_key" >/dev/null 2>&1
-    ceph-osd -c "$conf" -i "$osd_id" >/dev/null
+    start_osd "$osd_id"
     ceph-mgr -c "$conf" -i x >/dev/null 2>&1 || echo "ceph.sh: no manager daemon; the gateway works without one" >&2
     wait_for osd_is_up
     radosgw -c "$conf" -n client.rgw

@@ -28,6 +28,8 @@ from faults.world import Death, World
 from prefect_executions.tracepoints import TracePoint
 
 START = ""
+FROM_THE_START = "from the start"
+"""What the table says for `START`."""
 BIG = 12 * 1024**2
 """Bytes of each output where an upload is to have several parts."""
 
@@ -83,7 +85,7 @@ def suffered(world: World, harm: Harm, tag: str) -> Case:
     untrue = tuple(_unlike(world, harm, death, tag))
     runs = world.flow_runs(tag)
     execution_id = runs[0]["id"] if runs else ""
-    step = harm.step or "from the start"
+    step = harm.step or FROM_THE_START
     return Case(step, harm.fault, execution_id, harm.truth, untrue, tuple(harm.workbench.items()))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from faults.judging import CRASHED, Truth
 from faults.kills import Case
@@ -23,9 +23,9 @@ def settle_steps(world: World) -> tuple[str, ...]:
     return world.executions(*SETTLE).steps
 
 
-def killed_settles(world: World) -> Iterator[Case]:
-    """Kill a settle at each of its steps; what it leaves the next one finds."""
-    for step in settle_steps(world):
+def killed_settles(world: World, steps: Iterable[str]) -> Iterator[Case]:
+    """Kill a settle at each of *steps*; what it leaves the next one finds."""
+    for step in steps:
         (execution_id,) = world.run(kill=HALF, tag="settle").ids
         settle = world.executions(*SETTLE, kill=step)
         untrue = () if settle.code == -9 else (f"settle was not killed there but ended with {settle.code}",)

@@ -3,7 +3,8 @@
 It takes about ten minutes on two cores. S3 is harmed where EXECUTIONS_TEST_S3
 names a server; small disks need root, and a clock that is moved back needs
 a C compiler. What is missing is told. ``--only REGEX`` takes only those rows in
-whose step or fault it is found.
+whose step or fault it is found. ``--third N`` runs the rows of one third (0, 1 or
+2) and lists the others as deselected: a row is always in the same third.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import archives
 from faults import harms, judging, kills, settles
-from faults.harms import Harm, Skipped
+from faults.harms import FROM_THE_START, Harm, Skipped
 from faults.kills import Case
 from faults.world import World, a_world
 from prefect_executions.ledger.ledger import Ledger
@@ -35,10 +38,39 @@ QUIET = 200.0
 _OF_ONE_FILE = (TracePoint.FOLDER_FILLED, TracePoint.FILE_READ, TracePoint.FILE_WRITTEN, TracePoint.FILE_KEPT)
 """Steps at which a single file of the bundle is read or written: wherever the archive is, they are the same."""
 
+THIRDS = 3
+
 Row = tuple[str, str, str, str]
 """One line of the table: whether it is true, where, the step, and the fault with its outcome."""
 
 Make = Callable[[World, ExitStack], Iterator[Harm]]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of the table are run."""
+
+    only: str = ""
+    """A regular expression; rows without a match are not in the table."""
+    third: int | None = None
+    """Rows of other thirds are listed as deselected; None runs all thirds."""
+
+    def names(self, step: str, fault: str) -> bool:
+        """Return whether the row is in the table."""
+        return re.search(self.only, f"{step} {fault}") is not None
+
+    def runs(self, where: str, step: str, fault: str) -> bool:
+        """Return whether a row of the table is run: the third follows from its names, not from its position."""
+        return self.third is None or crc32(f"{where} {step} {fault}".encode()) % THIRDS == self.third
+
+    def take(self, where: str, step: str, fault: str, rows: list[Row]) -> bool:
+        """Return whether a row is run; if only its third is not run, add it to *rows* as deselected."""
+        if not self.names(step, fault):
+            return False
+        if self.runs(where, step, fault):
+            return True
+        rows.append(("deselected", where, step, fault))
+        return False
 
 
 class Lane(NamedTuple):
@@ -69,23 +101,27 @@ def main() -> int:
     """Run all that *only* selects and return 1 when anything is not true."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="REGEX")
-    only = parser.parse_args().only
+    parser.add_argument("--third", type=int, choices=range(THIRDS))
+    told = parser.parse_args()
+    selection = Selection(told.only, told.third)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, ThreadPoolExecutor(len(LANES)) as pool:
-        going = [pool.submit(_in_lane, lane, Path(folder, str(number)), only) for number, lane in enumerate(LANES)]
+        going = [pool.submit(_in_lane, lane, Path(folder, str(number)), selection) for number, lane in enumerate(LANES)]
         lines = [line for lane in going for line in lane.result()]
-    if not only:
+    if not selection.only:
         lines.append(_whole("both", "every trace point was reached", _unreached(lines)))
     _show(lines)
     untrue = sum(line[0] == "UNTRUE" for line in lines)
     skipped = sum(line[0] == "skipped" for line in lines)
-    print(f"{len(lines)} faults, {untrue} untrue, {skipped} skipped, {time.monotonic() - began:.0f} s")
+    deselected = sum(line[0] == "deselected" for line in lines)
+    left_out = f", {deselected} deselected (only third {selection.third} of 0, 1, 2 ran)" if deselected else ""
+    print(f"{len(lines)} faults, {untrue} untrue, {skipped} skipped{left_out}, {time.monotonic() - began:.0f} s")
     return int(bool(untrue))
 
 
-def _in_lane(lane: Lane, folder: Path, only: str) -> list[Row]:
+def _in_lane(lane: Lane, folder: Path, selection: Selection) -> list[Row]:
     began = time.monotonic()
-    rows = _on_s3(lane, folder, only) if lane.on_s3 else _in_a_folder(lane, folder, only)
+    rows = _on_s3(lane, folder, selection) if lane.on_s3 else _in_a_folder(lane, folder, selection)
     what = [make.__name__.replace("_", " ") for make in lane.makers]
     what += [kills.FAULT] * lane.kills + [settles.FAULT] * lane.settles
     where, took = "s3" if lane.on_s3 else "folder", time.monotonic() - began
@@ -93,7 +129,7 @@ def _in_lane(lane: Lane, folder: Path, only: str) -> list[Row]:
     return rows
 
 
-def _in_a_folder(lane: Lane, folder: Path, only: str) -> list[Row]:
+def _in_a_folder(lane: Lane, folder: Path, selection: Selection) -> list[Row]:
     with ExitStack() as stack:
         archive = folder / "archive"
         try:
@@ -101,10 +137,10 @@ def _in_a_folder(lane: Lane, folder: Path, only: str) -> list[Row]:
         except Skipped:
             archive.mkdir(parents=True, exist_ok=True)
         world = stack.enter_context(a_world(folder, {"EXECUTIONS_ARCHIVE": str(archive)}))
-        return _all("folder", world, lane, only)
+        return _all("folder", world, lane, selection)
 
 
-def _on_s3(lane: Lane, folder: Path, only: str) -> list[Row]:
+def _on_s3(lane: Lane, folder: Path, selection: Selection) -> list[Row]:
     endpoint = os.environ.get("EXECUTIONS_TEST_S3", "")
     if not endpoint:
         return [("skipped", "s3", "every step", "every fault: EXECUTIONS_TEST_S3 is not set")]
@@ -118,37 +154,46 @@ def _on_s3(lane: Lane, folder: Path, only: str) -> list[Row]:
     os.environ.update({name: value for name, value in told.items() if name.startswith("AWS_")})
     try:
         with a_world(folder, told) as world:
-            rows = _all("s3", world, lane, only)
+            rows = _all("s3", world, lane, selection)
             return [*rows, _whole("s3", "no upload is left open", place.unfinished())]
     finally:
         place.close()
 
 
-def _all(where: str, world: World, lane: Lane, only: str) -> list[Row]:
+def _all(where: str, world: World, lane: Lane, selection: Selection) -> list[Row]:
     """Every fault of a lane: those of each maker are settled one by one, all kills by one settle."""
     rows: list[Row] = []
     judged: list[str] = []
     for make in lane.makers:
-        rows += _harmed(where, world, make, only, judged)
+        rows += _harmed(where, world, make, selection, judged)
     if lane.kills:
-        rows += _settled(where, world, list(_killed(world, lane, only)), judged, {})
-    if lane.settles and re.search(only, f"settle: {settles.FAULT}"):
-        rows += _settled(where, world, list(settles.killed_settles(world)), judged, {})
+        rows += _settled(where, world, list(_killed(where, world, lane, selection, rows)), judged, {})
+    if lane.settles and selection.names("settle:", settles.FAULT):
+        steps = [
+            step
+            for step in settles.settle_steps(world)
+            if selection.take(where, f"settle: {step}", settles.FAULT, rows)
+        ]
+        rows += _settled(where, world, list(settles.killed_settles(world, steps)), judged, {})
     rows += _afterwards(where, world, judged)
     return rows
 
 
-def _harmed(
-    where: str, world: World, make: Callable[[World, ExitStack], Iterator[Harm]], only: str, judged: list[str]
-) -> Iterator[Row]:
+def _harmed(where: str, world: World, make: Make, selection: Selection, judged: list[str]) -> Iterator[Row]:
+    deselected: list[Row] = []
     with ExitStack() as stack:
         try:
-            wanted = (harm for harm in make(world, stack) if re.search(only, f"{harm.step} {harm.fault}"))
+            wanted = (
+                harm
+                for harm in make(world, stack)
+                if selection.take(where, harm.step or FROM_THE_START, harm.fault, deselected)
+            )
             for workbench, group in groupby(wanted, key=lambda harm: harm.workbench):
                 cases = [harms.suffered(world, harm, f"{harm.fault} {harm.step}") for harm in group]
                 yield from _settled(where, world, cases, judged, workbench)
         except Skipped as missing:
             yield ("skipped", where, "", f"{make.__name__.replace('_', ' ')}: {missing}")
+    yield from deselected
 
 
 def _settled(
@@ -166,16 +211,16 @@ def _settled(
     yield from (_row(where, world, case, judged) for case in cases)
 
 
-def _killed(world: World, lane: Lane, only: str) -> Iterator[Case]:
+def _killed(where: str, world: World, lane: Lane, selection: Selection, rows: list[Row]) -> Iterator[Case]:
     size = lane.size
     for step in kills.steps_of(world, size=size):
         if lane.on_s3 and step.startswith(_OF_ONE_FILE):
             continue
-        if re.search(only, f"{step} {kills.FAULT}"):
+        if selection.take(where, step, kills.FAULT, rows):
             yield kills.killed_at(world, step, size=size)
     failing = kills.steps_of(world, "fails", size=size)
     for step in failing[failing.index(TracePoint.LEFT) + 1 :]:
-        if step.startswith("seal:") and re.search(only, f"{step} {kills.FAULT}"):
+        if step.startswith("seal:") and selection.take(where, f"{step} (fails)", kills.FAULT, rows):
             yield kills.killed_at(world, step, method="fails", size=size)
 
 
