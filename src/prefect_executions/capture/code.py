@@ -26,7 +26,16 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from prefect_executions.capture.git import INSTALLED, Checkout, Stamp, find_root, git_program, is_environment, read_checkout, stamp
+from prefect_executions.capture.git import (
+    INSTALLED,
+    Checkout,
+    Stamp,
+    find_root,
+    git_program,
+    is_environment,
+    read_checkout,
+    stamp,
+)
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.documents import canonical
 from prefect_executions.errors import DirtyTreeError
