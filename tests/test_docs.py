@@ -338,10 +338,17 @@ def test_every_page_is_reached_from_the_index():
     assert not [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"({page.name})" not in index]
 
 
-def test_architecture_draws_every_room():
+def test_architecture_draws_every_package():
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    rooms = {module.name for module in pkgutil.iter_modules(prefect_executions.__path__)} - {"__main__"}
-    assert not {room for room in rooms if not re.search(rf"\b{room}\b", page)}
+    packages = {module.name for module in pkgutil.iter_modules(prefect_executions.__path__)} - {"__main__"}
+    assert not {package for package in packages if not re.search(rf"\b{package}\b", page)}
+
+
+def test_the_files_that_architecture_names_exist():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:src|tests|docs|deployments)/[\w./-]+)`", page)
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 def test_ci_calls_the_two_commands_of_the_readme_as_they_stand_there():
