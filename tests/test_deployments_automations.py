@@ -226,4 +226,4 @@ def test_what_is_not_deployed_is_named_and_nothing_else_is_lost(client, capsys):
     said = capsys.readouterr()
 
     assert NAMES[0] in said.out
-    assert "the deployment nobody/nobody is not there" in said.err
+    assert "the deployment nobody/nobody does not exist" in said.err
