@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from prefect_executions.runtimes.registry import RUNTIMES
 from source_tree import PACKAGE, Function, Module, SourceTree
 
 ROOT = Path(__file__).parents[1]
@@ -274,6 +275,23 @@ def prefect_state_sets_are_defined_once(tree: SourceTree) -> Iterator[str]:
                 yield f"{module.at(node.lineno)}: lists Prefect's states {', '.join(map(str, states))}"
 
 
+def runtimes_are_compared_in_their_package_only(tree: SourceTree) -> Iterator[str]:
+    """Only `runtimes` compares names of runtimes; other packages ask the entry in its registry."""
+    for module in _in_packages(tree):
+        if module.package == "runtimes":
+            continue
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Compare):
+                parts = [part for side in (node.left, *node.comparators) for part in getattr(side, "elts", [side])]
+            elif isinstance(node, ast.Dict):
+                parts = [key for key in node.keys if key is not None]
+            else:
+                continue
+            names = {part.value for part in parts if isinstance(part, ast.Constant)} & RUNTIMES.keys()
+            if names and (isinstance(node, ast.Compare) or len(names) > 1):
+                yield f"{module.at(node.lineno)}: tells runtimes apart by name: {', '.join(sorted(names))}"
+
+
 RULES = [
     imports_look_down,
     imports_have_no_cycles,
@@ -288,6 +306,7 @@ RULES = [
     everything_public_is_documented,
     late_imports_have_a_reason,
     prefect_state_sets_are_defined_once,
+    runtimes_are_compared_in_their_package_only,
 ]
 
 
@@ -415,6 +434,11 @@ VIOLATIONS = {
     "late_imports_have_a_reason": [
         ("flow.py", "def f():\n    import json", "flow.py:2"),
         ("flow.py", "def f():\n    import json  # noqa: PLC0415", "flow.py:2"),
+    ],
+    "runtimes_are_compared_in_their_package_only": [
+        ("flow.py", "own = settings.runtime == 'process'", "flow.py:1: tells runtimes apart by name: process"),
+        ("flow.py", "own = name not in {'docker', 'slurm'}", "tells runtimes apart by name: docker"),
+        ("cli.py", "ADVICE = {'docker': 'a', 'kubernetes': 'b'}", "tells runtimes apart by name: docker, kubernetes"),
     ],
     "prefect_state_sets_are_defined_once": [
         ("flow.py", "ENDS = {'COMPLETED', 'FAILED'}", "flow.py:1: lists Prefect's states COMPLETED, FAILED"),

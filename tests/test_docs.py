@@ -43,10 +43,8 @@ from prefect_executions.executions.record import (
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Status
 from prefect_executions.methods.model import METHOD_TYPES, Method
-from prefect_executions.runtimes.docker.runtime import DockerRuntime
 from prefect_executions.runtimes.interface import Capability
-from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime
-from prefect_executions.runtimes.process.runtime import ProcessRuntime
+from prefect_executions.runtimes.registry import RUNTIMES
 from records import EXECUTION_ID, NOON, a_record, a_verdict, digest, some_events
 from source_tree import SourceTree
 
@@ -132,7 +130,7 @@ def _events() -> str:
 
 
 def _runtimes() -> str:
-    kinds = (ProcessRuntime, DockerRuntime, KubernetesRuntime)
+    kinds = [entry.load() for entry in RUNTIMES.values()]
     rows = [("asked for", *(f"`{kind.name}`" for kind in kinds))]
     rows += [(wish.value, *(kind.capabilities.get(wish, "**refused**") for kind in kinds)) for wish in Capability]
     return table(*rows)

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
 from difflib import get_close_matches
@@ -249,52 +249,44 @@ def _ledger(settings: Settings) -> Iterator[Diagnosis]:
         )
 
 
-_RUNTIME_CURES = {
-    "process": "Set EXECUTIONS_RUNTIME to process, docker or kubernetes.",
-    "docker": "Start Docker, or set DOCKER_HOST to an engine that this user may ask.",
-    "kubernetes": "Set KUBECONFIG to a file that names a cluster which lets this user make Jobs (docs/runtimes.md).",
-}
-
-
 def runtime_findings(settings: Settings) -> Iterator[Diagnosis]:
     """Tell whether the scripts of a descriptor Method could be run as these settings say; nothing is started."""
     # Start-up time of the CLI: the client of an engine comes with it.
-    from prefect_executions.runtimes.interface import Capability  # noqa: PLC0415
-    from prefect_executions.runtimes.registry import open_runtime  # noqa: PLC0415
+    from prefect_executions.runtimes.registry import RUNTIMES, open_runtime  # noqa: PLC0415
 
     with TemporaryDirectory() as folder:
         state = Path(folder).resolve()
         try:
             runtime = open_runtime(settings.runtime, state=state, open_network=settings.runtime_network or None)
         except ExecutionsError as error:
-            cure = _RUNTIME_CURES.get(settings.runtime, _RUNTIME_CURES["process"])
+            known = RUNTIMES.get(settings.runtime)
+            cure = known.advice if known else f"Set EXECUTIONS_RUNTIME to one of {', '.join(RUNTIMES)}."
             yield Diagnosis("fail", "runtime", str(error), cure)
             return
         with closing(runtime):
-            in_images = Capability.IMAGE in runtime.capabilities
-            if not in_images:
-                yield from _unused(settings)
-            if in_images and not settings.runtime_image:
+            in_image = RUNTIMES[runtime.name].runs_images
+            if not in_image:
+                yield from _unused(settings, [name for name, entry in RUNTIMES.items() if entry.runs_images])
+            if in_image and not settings.runtime_image:
                 found = f"{runtime.name} answers; a Method that names no image is refused"
                 yield Diagnosis("warn", "runtime", found, "Set EXECUTIONS_RUNTIME_IMAGE to the image of such Methods.")
             else:
-                yield _planned(runtime, settings, state)
+                yield _planned(runtime, settings, state, image=settings.runtime_image if in_image else "")
 
 
-def _unused(settings: Settings) -> Iterator[Diagnosis]:
+def _unused(settings: Settings, image_runtimes: Sequence[str]) -> Iterator[Diagnosis]:
     for name in ("runtime_image", "runtime_network"):
         if getattr(settings, name):
             variable = f"EXECUTIONS_{name.upper()}"
             found = f"{variable} is set, and the runtime '{settings.runtime}' has no use for it"
-            cure = f"Set EXECUTIONS_RUNTIME to docker or kubernetes, or unset {variable}."
+            cure = f"Set EXECUTIONS_RUNTIME to {' or '.join(image_runtimes)}, or unset {variable}."
             yield Diagnosis("warn", "runtime", found, cure)
 
 
-def _planned(runtime: Runtime, settings: Settings, folder: Path) -> Diagnosis:
+def _planned(runtime: Runtime, settings: Settings, folder: Path, *, image: str) -> Diagnosis:
     # As above.
     from prefect_executions.runtimes.interface import Pull, Resources, RunRequest  # noqa: PLC0415
 
-    image = settings.runtime_image if runtime.name != "process" else ""
     request = RunRequest(
         id="doctor",
         execution_id="doctor",

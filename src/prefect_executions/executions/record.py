@@ -232,6 +232,8 @@ class ScriptRun(Part):
     """The task id of the replica."""
     runtime: str
     process: Process | None = None
+    job: dict[str, str] | None = None
+    """Where a batch system ran it, in that system's terms: job id, partition, array index."""
     container: str | None = None
     node: str | None = None
     image: str | None = None

@@ -326,6 +326,7 @@ def _told(run: Run, end: Exit, task: str, runtime: str, image_name: str | None) 
         task=task,
         runtime=runtime,
         process=seen.process,
+        job=seen.job,
         container=seen.container,
         node=seen.node,
         image=seen.image,

@@ -26,6 +26,7 @@ from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer, Phase
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.runtimes.interface import Resources
+from prefect_executions.runtimes.registry import RUNTIMES
 
 _LOOK = 0.2
 _WHEN_STOPPED = 25.0
@@ -83,7 +84,9 @@ def _resources(recording: Recording, time_limit: float | None) -> Resources:
     """Return what each run of scripts may use; a process in a container of its own has the container's limits."""
     settings, record = recording.settings, recording.record
     longest = min((limit for limit in (recording.limit, time_limit) if limit), default=None)
-    if settings.runtime == "process" and record and not flow_runs.shares_its_worker(record.infrastructure.type):
+    runtime = RUNTIMES.get(settings.runtime)
+    in_image = runtime is not None and runtime.runs_images
+    if not in_image and record and not flow_runs.shares_its_worker(record.infrastructure.type):
         return Resources(time_limit=longest)
     return Resources(cpus=settings.cpus, memory=settings.memory, gpus=settings.gpus, time_limit=longest)
 

@@ -43,7 +43,7 @@ from prefect_executions.errors import (
 from prefect_executions.executions.record import ExecutionRecord, Relative, ScriptRun, StagedInput, record_from
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.compare import compare_outputs
-from prefect_executions.runtimes.registry import open_runtime
+from prefect_executions.runtimes.registry import image_runtime, open_runtime
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
 
@@ -203,7 +203,7 @@ class ExactImage(NamedTuple):
 def exact_image(record: ExecutionRecord, runtime: str, state: Path) -> ExactImage | None:
     """Return the image of the last scripts that *record* tells; None where they ran in no container.
 
-    The operator's *runtime* is kept where it runs containers, else it is Docker. *state* is a folder for it.
+    The operator's *runtime* is kept if it runs images. *state* is a folder for it.
 
     Raises:
         NotAvailableError: If it is not to be had; the message names it.
@@ -211,7 +211,7 @@ def exact_image(record: ExecutionRecord, runtime: str, state: Path) -> ExactImag
     run = next((one for one in reversed(record.instance.runs or ()) if one.image or one.image_digest), None)
     if run is None:
         return None
-    chosen = "docker" if runtime == "process" else runtime
+    chosen = image_runtime(runtime)
     try:
         opened = open_runtime(chosen, state=state)
         try:

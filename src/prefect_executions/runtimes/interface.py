@@ -106,6 +106,25 @@ class SharedClaim:
     root: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """What an operator sets for a runtime; each runtime reads the options that apply to it.
+
+    Attributes:
+        state: The folder for the runs of a runtime that keeps them itself.
+        engine: The Docker engine's URL, or the path of a kubeconfig; by default what ``DOCKER_HOST`` or
+            ``KUBECONFIG`` names.
+        open_network: The network for scripts with an open network: one of the Docker engine's, or ``host`` for
+            that of the Kubernetes node.
+        claim: A volume claim of the cluster that this machine mounts, too.
+    """
+
+    state: Path
+    engine: str | None = None
+    open_network: str | None = None
+    claim: SharedClaim | None = None
+
+
 class Capability(StrEnum):
     """Something that a request may ask for, and that a runtime honours or refuses."""
 
@@ -234,6 +253,8 @@ class RunLocation(Part):
     """Where a run really is or was, as the machine or the platform says it; nothing is taken from the request."""
 
     process: Process | None = None
+    job: dict[str, str] | None = None
+    """Where a batch system runs it, in that system's terms: job id, partition, array index."""
     container: str | None = None
     pod: str | None = None
     node: str | None = None
@@ -292,6 +313,15 @@ class Runtime(Protocol):
     name: str
     capabilities: Mapping[Capability, str]
     """How it honours each wish; one that is not here is refused."""
+
+    @classmethod
+    def open(cls, options: RuntimeOptions) -> Runtime:
+        """Return the runtime with *options*.
+
+        Raises:
+            RequestError: If it does not take an option.
+            InfrastructureError: If the infrastructure is away.
+        """
 
     def mount_path(self, data: Path) -> str:
         """Return how a script sees the folder *data* of the machine that asks."""

@@ -1,15 +1,59 @@
-"""Opens a runtime by its name, for a door that has read which one an operator chose."""
+"""The table of runtimes, and how one is opened by its name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
+from types import MappingProxyType
+from typing import NamedTuple, cast
 
 from prefect_executions.errors import InfrastructureError, RequestError
-from prefect_executions.runtimes.interface import Runtime, SharedClaim
-from prefect_executions.runtimes.process.runtime import ProcessRuntime
+from prefect_executions.runtimes.interface import Runtime, RuntimeOptions, SharedClaim
 
-NAMES = ("process", "docker", "kubernetes")
-"""The runtimes that there are."""
+
+class RuntimeEntry(NamedTuple):
+    """A runtime: where its class is, and what a caller must know before it is imported."""
+
+    target: str
+    """The class as ``module:name``; its client may be an extra and slow to import."""
+    runs_images: bool
+    """Whether scripts run in a container image, with limits of their own."""
+    advice: str
+    """What `executions doctor` recommends when the runtime cannot be opened."""
+    extra: str | None = None
+    """The extra of this package that installs its client."""
+
+    def load(self) -> type[Runtime]:
+        """Import the class.
+
+        Raises:
+            ModuleNotFoundError: If its extra is not installed.
+        """
+        return cast("type[Runtime]", resolve_name(self.target))
+
+
+RUNTIMES: Mapping[str, RuntimeEntry] = MappingProxyType(
+    {
+        "process": RuntimeEntry(
+            "prefect_executions.runtimes.process.runtime:ProcessRuntime",
+            runs_images=False,
+            advice="Check that this user may write to the workbench.",
+        ),
+        "docker": RuntimeEntry(
+            "prefect_executions.runtimes.docker.runtime:DockerRuntime",
+            runs_images=True,
+            advice="Start Docker, or set DOCKER_HOST to an engine that this user may use.",
+            extra="docker",
+        ),
+        "kubernetes": RuntimeEntry(
+            "prefect_executions.runtimes.kubernetes.runtime:KubernetesRuntime",
+            runs_images=True,
+            advice="Set KUBECONFIG to a file that names a cluster where this user may create Jobs (docs/runtimes.md).",
+            extra="kubernetes",
+        ),
+    }
+)
 
 
 def open_runtime(
@@ -20,34 +64,27 @@ def open_runtime(
     open_network: str | None = None,
     claim: SharedClaim | None = None,
 ) -> Runtime:
-    """Return the runtime called *name*.
-
-    *state* is where processes are kept. *engine* is the Docker engine's URL, else
-    what ``DOCKER_HOST`` says; or the path of a kubeconfig, else what ``KUBECONFIG``
-    says. *open_network* is the network for scripts that may reach others: one of
-    the engine's, or `host` for that of Kubernetes' node. *claim* is a volume of the
-    cluster that this machine sees, too.
+    """Return the runtime called *name*; `RuntimeOptions` describes the other parameters.
 
     Raises:
-        RequestError: If there is no such runtime.
-        InfrastructureError: If what it needs is not installed, or does not answer.
+        RequestError: If there is no such runtime, or it does not take an option.
+        InfrastructureError: If its extra is not installed, or its engine or cluster does not answer.
     """
-    if name not in NAMES:
-        raise RequestError(f"There is no runtime '{name}'; choose one of {', '.join(NAMES)}")
-    if name == "process":
-        return ProcessRuntime(state)
+    entry = RUNTIMES.get(name)
+    if entry is None:
+        raise RequestError(f"There is no runtime '{name}'; choose one of {', '.join(RUNTIMES)}")
     try:
-        if name == "docker":
-            # An extra, and it takes long to import.
-            from prefect_executions.runtimes.docker.runtime import DockerRuntime  # noqa: PLC0415
-
-            return DockerRuntime(engine, open_network=open_network or "bridge")
-        # The same.
-        from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime  # noqa: PLC0415
+        runtime = entry.load()
     except ModuleNotFoundError as error:
         raise InfrastructureError(
-            f"The runtime '{name}' needs the Python package {error.name}: pip install 'prefect-executions[{name}]'"
+            f"The runtime '{name}' needs the Python package {error.name}: "
+            f"pip install 'prefect-executions[{entry.extra}]'"
         ) from error
-    if open_network not in {None, "host"}:
-        raise RequestError(f"Kubernetes has no network '{open_network}'; name none for the pod's own, or 'host'")
-    return KubernetesRuntime(engine, host_network=open_network == "host", claim=claim)
+    return runtime.open(RuntimeOptions(state=state, engine=engine, open_network=open_network, claim=claim))
+
+
+def image_runtime(name: str) -> str:
+    """Return *name* if that runtime runs images, else the first one that does."""
+    if name in RUNTIMES and not RUNTIMES[name].runs_images:
+        return next(other for other, entry in RUNTIMES.items() if entry.runs_images)
+    return name

@@ -36,6 +36,7 @@ from prefect_executions.runtimes.interface import (
     Plan,
     Pull,
     RunRequest,
+    RuntimeOptions,
     environment_of,
     reasons_of_all,
     refusal,
@@ -83,6 +84,11 @@ class DockerRuntime:
         with asking("the engine's version"):
             self._api = APIClient(version="auto", **told)
         self._open_network = open_network
+
+    @classmethod
+    def open(cls, options: RuntimeOptions) -> DockerRuntime:
+        """Return the runtime with *options*."""
+        return cls(options.engine, open_network=options.open_network or "bridge")
 
     def close(self) -> None:
         """Close the connections; runs go on."""

@@ -16,12 +16,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
+from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError, RequestError
 from prefect_executions.runtimes.interface import (
     DATA,
     Capability,
     Plan,
     RunRequest,
+    RuntimeOptions,
     SharedClaim,
     environment_of,
     reasons_of_all,
@@ -82,6 +83,14 @@ class KubernetesRuntime:
             self._cluster.ask("get", "/version")
         except Refused as error:
             raise InfrastructureError(f"The Kubernetes cluster does not let us in: {error}") from error
+
+    @classmethod
+    def open(cls, options: RuntimeOptions) -> KubernetesRuntime:
+        """Return the runtime with *options*."""
+        network = options.open_network
+        if network not in {None, "host"}:
+            raise RequestError(f"Kubernetes has no network '{network}'; name none for the pod's own, or 'host'")
+        return cls(options.engine, host_network=network == "host", claim=options.claim)
 
     def close(self) -> None:
         """Close the connections; runs go on."""

@@ -38,6 +38,7 @@ from prefect_executions.runtimes.interface import (
     RunLocation,
     RunRequest,
     RunStatus,
+    RuntimeOptions,
     StreamName,
     environment_of,
     reasons_of_all,
@@ -86,6 +87,11 @@ class ProcessRuntime:
         """
         self._state = state.absolute()
         self._shown_at = shown_at
+
+    @classmethod
+    def open(cls, options: RuntimeOptions) -> ProcessRuntime:
+        """Return the runtime with *options*."""
+        return cls(options.state)
 
     def mount_path(self, data: Path) -> str:
         """Return `DATA` where this machine has that folder, else *data* itself."""
