@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefect_executions.bundles.verify import verify
-from prefect_executions.executions.record import ExecutionRecord, record_from
+from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.workbench import background
 
@@ -33,7 +33,7 @@ class Bundles:
 
     def record(self, folder: Path | None = None) -> ExecutionRecord:
         folder = folder or self.one()
-        return record_from(
+        return ExecutionRecord.from_json(
             {
                 path.relative_to(folder).as_posix(): path.read_bytes()
                 for path in folder.rglob("*.json")

@@ -10,16 +10,9 @@ from typing import Any
 
 from postgres import a_fresh_database
 from prefect_executions.executions.record import (
-    Agent,
-    ExecuteRequest,
     ExecutionRecord,
-    Infrastructure,
-    Instance,
-    Metrics,
 )
-from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.methods.model import Method
 from records import NOON, a_job_status, a_method, a_record
 
 KINDS = ("sqlite", "postgresql")
@@ -41,15 +34,7 @@ def a_fresh_url(kind: str, need: Need, folder: Path) -> Iterator[str]:
 
 def as_read(record: ExecutionRecord) -> ExecutionRecord:
     """Return *record* as its bundle gives it back."""
-    return ExecutionRecord(
-        method=Method.from_json(record.method.to_json()),
-        request=ExecuteRequest.from_json(record.request.to_json()),
-        infrastructure=Infrastructure.from_json(record.infrastructure.to_json()),
-        instance=Instance.from_json(record.instance.to_json()),
-        job_status=JobStatus.from_json(record.job_status.to_json()),
-        agent=Agent.from_json(record.agent.to_json()),
-        metrics=record.metrics and Metrics.from_json(record.metrics.to_json()),
-    )
+    return ExecutionRecord.from_json(record.to_json())
 
 
 def numbered(

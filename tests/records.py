@@ -367,20 +367,6 @@ def a_never_started_record(
     return a_record(**told | changes)
 
 
-def documents_of(record: ExecutionRecord) -> dict[str, bytes]:
-    """Return the JSON documents of *record*, by their paths in the bundle."""
-    told = (
-        record.agent,
-        record.method,
-        record.request,
-        record.infrastructure,
-        record.instance,
-        record.job_status,
-        record.metrics,
-    )
-    return {document.file_name: document.to_json() for document in told if document is not None}
-
-
 def contents_of(record: ExecutionRecord) -> dict[str, bytes]:
     """Return every file of the bundle of *record*, whose data must be those of this module, but the two tellers'."""
     known = {digest(content): content for content in (SOURCE, PICTURE, b"", *OUTPUTS.values())}
@@ -390,7 +376,7 @@ def contents_of(record: ExecutionRecord) -> dict[str, bytes]:
         *((file.path, file.sha256) for file in record.request.files),
         *((file.path, file.sha256) for file in record.job_status.outputs),
     ]
-    return documents_of(record) | {path: known[sha] for path, sha in kept if path is not None}
+    return record.to_json() | {path: known[sha] for path, sha in kept if path is not None}
 
 
 def files_of(contents: Mapping[str, bytes]) -> tuple[BundleFile, ...]:

@@ -9,12 +9,12 @@ import pytest
 from prefect_executions.bundles.data_folder import collect_outputs, data_folder, prepare_data_folder, remove_data_folder
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.open_bundle import OpenBundle
-from records import EXECUTION_ID, a_record, documents_of
+from records import EXECUTION_ID, a_record
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    return OpenBundle.create(tmp_path / "workbench", EXECUTION_ID, documents_of(a_record()))
+    return OpenBundle.create(tmp_path / "workbench", EXECUTION_ID, a_record().to_json())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.suspend import pack, unpack
 from prefect_executions.errors import BundleError
-from records import a_record, documents_of
+from records import a_record
 
 RECORD = a_record()
 ID = RECORD.id
@@ -20,7 +20,7 @@ ID = RECORD.id
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> OpenBundle:
-    made = OpenBundle.create(tmp_path / "here", ID, {**documents_of(RECORD), "code/flows/coins.py": b"print()\n"})
+    made = OpenBundle.create(tmp_path / "here", ID, {**RECORD.to_json(), "code/flows/coins.py": b"print()\n"})
     made.output_path("many/a file.txt").write_text("a" * 3_000_000)
     made.output_path("empty").write_bytes(b"")
     return made

@@ -100,9 +100,8 @@ def _method_types() -> str:
 
 def _example(file_name: str) -> str:
     record = a_record()
-    told = (record.method, record.request, record.infrastructure, record.instance, record.job_status, record.agent)
-    told = (*told, record.metrics, a_verdict())
-    document = next(found for found in told if found and found.file_name == file_name)
+    documents = (*record.documents().values(), a_verdict())
+    document = next(document for document in documents if document and document.file_name == file_name)
     return f"```json\n{document.to_json().decode()}```\n"
 
 

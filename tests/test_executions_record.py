@@ -12,7 +12,17 @@ from jsonschema import Draft202012Validator
 
 from prefect_executions.documents import json_value
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import ExecuteRequest, Metric, Metrics, OpeningRecord, as_ogc, record_from
+from prefect_executions.executions.record import (
+    DOCUMENTS,
+    OPTIONAL,
+    REQUIRED,
+    ExecuteRequest,
+    ExecutionRecord,
+    Metric,
+    Metrics,
+    OpeningRecord,
+    as_ogc,
+)
 from prefect_executions.executions.summary import in_milliseconds, summary_of
 from records import NOON, a_record, a_request, a_staged_input
 
@@ -60,17 +70,18 @@ def test_the_opening_record_gives_the_record_back():
 
 def test_a_record_is_read_from_its_documents():
     record = a_record()
-    documents = [record.agent, record.method, record.request, record.infrastructure, record.instance, record.job_status]
-    told = {document.file_name: document.to_json() for document in documents}
-    if record.metrics is not None:
-        told[record.metrics.file_name] = record.metrics.to_json()
 
-    assert record_from(told) == record
+    assert ExecutionRecord.from_json(record.to_json()) == record
+
+
+def test_the_table_of_documents_has_every_field_of_the_record():
+    assert set(DOCUMENTS) == set(ExecutionRecord.__dataclass_fields__)
+    assert {name for name in DOCUMENTS if name not in REQUIRED} == set(OPTIONAL)
 
 
 def test_a_missing_document_is_named():
     with pytest.raises(BundleError, match=r"the record has no auth/jwt\.json, metadata/method\.json"):
-        record_from({})
+        ExecutionRecord.from_json({})
 
 
 def test_the_account_tells_files_by_content_and_values_by_value():

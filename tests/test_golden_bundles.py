@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefect_executions.bundles.verify import verify
-from prefect_executions.executions.record import ExecutionRecord, record_from
+from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
 
 BUNDLES = Path(__file__).parent / "bundles"
@@ -36,7 +36,7 @@ def _record(name: str) -> ExecutionRecord:
     with zipfile.ZipFile(BUNDLES / name) as bundle:
         top = bundle.namelist()[0].split("/")[0]
         told = {path.removeprefix(f"{top}/"): bundle.read(path) for path in bundle.namelist()}
-    record = record_from({path: data for path, data in told.items() if path.startswith(("auth/", "metadata/"))})
+    record = ExecutionRecord.from_json(told)
     assert record.id == top
     return record
 

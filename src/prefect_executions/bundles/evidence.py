@@ -20,16 +20,10 @@ from prefect_executions.crate import reader as crate_reader
 from prefect_executions.documents import Document, strict_json
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import (
-    Agent,
     ExecuteRequest,
     ExecutionRecord,
-    Infrastructure,
-    Instance,
-    Metrics,
 )
 from prefect_executions.executions.summary import ReadSummary, RecordSummary, summary_of
-from prefect_executions.lifecycle.history import JobStatus
-from prefect_executions.methods.model import Method
 from prefect_executions.provenance import reader as prov_reader
 from prefect_executions.settings import ArchiveLevel
 
@@ -127,15 +121,7 @@ class Evidence:
         Raises:
             BundleError: If one is missing or damaged.
         """
-        return ExecutionRecord(
-            method=self.document(Method),
-            request=self.document(ExecuteRequest),
-            infrastructure=self.document(Infrastructure),
-            instance=self.document(Instance),
-            job_status=self.document(JobStatus),
-            agent=self.document(Agent),
-            metrics=self.document(Metrics) if Metrics.file_name in self.files else None,
-        )
+        return ExecutionRecord.read(self.document, self.files.__contains__)
 
     @cached_property
     def account(self) -> RecordSummary:

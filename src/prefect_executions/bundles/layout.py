@@ -15,17 +15,13 @@ from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.comparison.verdict import Verdict
 from prefect_executions.documents import Document
 from prefect_executions.errors import NameRefusedError
-from prefect_executions.executions.record import Agent, ExecuteRequest, Infrastructure, Instance, Metrics
-from prefect_executions.lifecycle.history import JobStatus
-from prefect_executions.methods.model import Method
+from prefect_executions.executions import record
 
-REQUIRED: tuple[type[Document], ...] = (Agent, Method, ExecuteRequest, Infrastructure, Instance, JobStatus)
+REQUIRED: tuple[type[Document], ...] = tuple(record.REQUIRED.values())
 """The documents that every bundle has."""
 
-DOCUMENTS: tuple[type[Document], ...] = (*REQUIRED, Metrics, Verdict)
+DOCUMENTS: tuple[type[Document], ...] = (*record.DOCUMENTS.values(), Verdict)
 """Every JSON document; metrics are there when the Method logged any, a verdict when the execution is a replay."""
-
-FIXED_DOCUMENTS = frozenset(document.file_name for document in DOCUMENTS)
 
 PROVENANCE = "metadata/provo.xml"
 ATTESTATION = "metadata/attestation.dsse.json"

@@ -31,14 +31,8 @@ from prefect_executions.documents import Document
 from prefect_executions.errors import BundleError, NotFoundError, SealedError
 from prefect_executions.executions.record import (
     Agent,
-    ExecuteRequest,
     ExecutionRecord,
-    Infrastructure,
-    Instance,
-    Metrics,
 )
-from prefect_executions.lifecycle.history import JobStatus
-from prefect_executions.methods.model import Method
 from prefect_executions.tracepoints import TracePoint, trace_point
 
 SCRATCH = ".open"
@@ -211,16 +205,7 @@ class OpenBundle:
         Raises:
             BundleError: If one is missing or damaged; the message names it.
         """
-        metrics = (self.folder / Metrics.file_name).exists()
-        return ExecutionRecord(
-            method=self.read(Method),
-            request=self.read(ExecuteRequest),
-            infrastructure=self.read(Infrastructure),
-            instance=self.read(Instance),
-            job_status=self.read(JobStatus),
-            agent=self.read(Agent),
-            metrics=self.read(Metrics) if metrics else None,
-        )
+        return ExecutionRecord.read(self.read, lambda name: (self.folder / name).exists())
 
     @property
     def aside(self) -> Path:

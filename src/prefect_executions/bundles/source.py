@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol, cast
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
+from prefect_executions.executions.record import DOCUMENTS, ExecutionRecord
 from prefect_executions.seekable import SeekableFile
 
 _BLOCK = 1 << 20
@@ -52,6 +53,16 @@ class Source(Protocol):
         Raises:
             BundleError: If it cannot be read or is not what was announced.
         """
+
+
+def record_of(source: Source) -> ExecutionRecord:
+    """Return the record in *source*.
+
+    Raises:
+        BundleError: If a document is missing or invalid; the message names it.
+    """
+    names = [kind.file_name for kind in DOCUMENTS.values() if kind.file_name in source.files]
+    return ExecutionRecord.from_json({name: b"".join(source.blocks(name)) for name in names})
 
 
 class FolderSource:

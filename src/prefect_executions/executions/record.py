@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import Field, WithJsonSchema, model_validator
+from pydantic.alias_generators import to_camel
 
 from prefect_executions.documents import Document, Part, Time, canonical
 from prefect_executions.errors import BundleError
@@ -321,9 +322,25 @@ class Agent(Document):
         return str(subject) if subject else None
 
 
+REQUIRED: dict[str, type[Document]] = {
+    "agent": Agent,
+    "method": Method,
+    "request": ExecuteRequest,
+    "infrastructure": Infrastructure,
+    "instance": Instance,
+    "job_status": JobStatus,
+}
+"""The documents that every record has, by their fields in `ExecutionRecord`, in the bundle's order."""
+
+OPTIONAL: dict[str, type[Document]] = {"metrics": Metrics}
+"""The documents that a record has when there is something to record."""
+
+DOCUMENTS = REQUIRED | OPTIONAL
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExecutionRecord:
-    """All that the documents of one bundle say, as one value."""
+    """The documents of one bundle as one value."""
 
     method: Method
     request: ExecuteRequest
@@ -332,6 +349,33 @@ class ExecutionRecord:
     job_status: JobStatus
     agent: Agent
     metrics: Metrics | None = None
+
+    @classmethod
+    def read(cls, read: Callable[[type[Document]], Document], exists: Callable[[str], bool]) -> ExecutionRecord:
+        """Return the record whose documents *read* returns; *exists* says which file names a bundle has."""
+        optional = {name: kind for name, kind in OPTIONAL.items() if exists(kind.file_name)}
+        documents: dict[str, Any] = {name: read(kind) for name, kind in (REQUIRED | optional).items()}
+        return cls(**documents)
+
+    @classmethod
+    def from_json(cls, documents: Mapping[str, bytes]) -> ExecutionRecord:
+        """Return the record with these *documents*, given by file name.
+
+        Raises:
+            BundleError: If a document is missing or invalid; the message names it.
+        """
+        missing = [kind.file_name for kind in REQUIRED.values() if kind.file_name not in documents]
+        if missing:
+            raise BundleError(f"the record has no {', '.join(missing)}")
+        return cls.read(lambda kind: kind.from_json(documents[kind.file_name]), documents.__contains__)
+
+    def documents(self) -> dict[str, Document | None]:
+        """Return every document by its name in JSON, in the bundle's order; None for one that the record lacks."""
+        return {to_camel(name): getattr(self, name) for name in DOCUMENTS}
+
+    def to_json(self) -> dict[str, bytes]:
+        """Return the documents as JSON, by file name."""
+        return {document.file_name: document.to_json() for document in self.documents().values() if document}
 
     @property
     def id(self) -> str:
@@ -348,31 +392,6 @@ class ExecutionRecord:
     @property
     def finished(self) -> datetime | None:
         return self.job_status.finished
-
-
-RECORD: tuple[type[Document], ...] = (Agent, Method, ExecuteRequest, Infrastructure, Instance, JobStatus)
-"""The documents that every record has; `Metrics` are there when the Method logged any."""
-
-
-def record_from(documents: Mapping[str, bytes]) -> ExecutionRecord:
-    """Return the record that a bundle's *documents*, by file name, tell.
-
-    Raises:
-        BundleError: If one is missing or is not what it should be; the message names it.
-    """
-    missing = [kind.file_name for kind in RECORD if kind.file_name not in documents]
-    if missing:
-        raise BundleError(f"the record has no {', '.join(missing)}")
-    metrics = documents.get(Metrics.file_name)
-    return ExecutionRecord(
-        method=Method.from_json(documents[Method.file_name]),
-        request=ExecuteRequest.from_json(documents[ExecuteRequest.file_name]),
-        infrastructure=Infrastructure.from_json(documents[Infrastructure.file_name]),
-        instance=Instance.from_json(documents[Instance.file_name]),
-        job_status=JobStatus.from_json(documents[JobStatus.file_name]),
-        agent=Agent.from_json(documents[Agent.file_name]),
-        metrics=None if metrics is None else Metrics.from_json(metrics),
-    )
 
 
 class BundleFile(NamedTuple):
@@ -420,23 +439,8 @@ class OpeningRecord(Document):
     @classmethod
     def of(cls, record: ExecutionRecord, *, code: Mapping[str, str] | None = None) -> OpeningRecord:
         """Return the opening record of *record*."""
-        return cls(
-            method=record.method,
-            request=record.request,
-            infrastructure=record.infrastructure,
-            instance=record.instance,
-            job_status=record.job_status,
-            agent=record.agent,
-            code=dict(code or {}),
-        )
+        return cls(**{name: getattr(record, name) for name in REQUIRED}, code=dict(code or {}))
 
     def record(self) -> ExecutionRecord:
         """Return the record that this one opened."""
-        return ExecutionRecord(
-            method=self.method,
-            request=self.request,
-            infrastructure=self.infrastructure,
-            instance=self.instance,
-            job_status=self.job_status,
-            agent=self.agent,
-        )
+        return ExecutionRecord(**{name: getattr(self, name) for name in REQUIRED})

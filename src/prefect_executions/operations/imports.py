@@ -27,13 +27,13 @@ from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.seal import seal
-from prefect_executions.bundles.source import FolderSource, Source
+from prefect_executions.bundles.source import FolderSource, Source, record_of
 from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.capture.secrets import redact_url
 from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, ImportRefusedError
-from prefect_executions.executions.record import RECORD, BundleFile, ExecutionRecord, Metrics, record_from
+from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.ledger.ledger import Bulk
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.operations.download import downloaded, is_url
@@ -232,7 +232,7 @@ class _Taking:
                         record = self._workbench.archived_record(one.id)
                         coming.append((one, record, pool.submit(_nothing)))
                     else:
-                        record = _record(one.source)
+                        record = record_of(one.source)
                         content = self._content(one, record)
                         coming.append((one, record, pool.submit(self._archive, one, content)))
                 while coming:
@@ -330,11 +330,6 @@ def _staged(source: Source, path: str, target: Path) -> BundleFile:
 
 def _nothing() -> None:
     """Stand for the archiving of what is archived."""
-
-
-def _record(source: Source) -> ExecutionRecord:
-    names = [*(kind.file_name for kind in RECORD), Metrics.file_name]
-    return record_from({name: b"".join(source.blocks(name)) for name in names if name in source.files})
 
 
 def _write(target: Path, told: ccp.CcpExecution, path: str, blocks: Iterator[bytes]) -> None:

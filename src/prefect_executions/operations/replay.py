@@ -27,7 +27,7 @@ from prefect_executions.bundles.incoming import find_bundles, open_container
 from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.portable_names import check_names
-from prefect_executions.bundles.source import FolderSource, Source
+from prefect_executions.bundles.source import FolderSource, Source, record_of
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, verify
 from prefect_executions.bundles.zip_reader import ZipReader
 from prefect_executions.capture.staging import stage
@@ -40,7 +40,7 @@ from prefect_executions.errors import (
     RequestError,
     SecretError,
 )
-from prefect_executions.executions.record import ExecutionRecord, Relative, ScriptRun, StagedInput, record_from
+from prefect_executions.executions.record import ExecutionRecord, Relative, ScriptRun, StagedInput
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.compare import compare_outputs
 from prefect_executions.runtimes.registry import image_runtime, open_runtime
@@ -353,7 +353,7 @@ def _verified(source: Source, target: str) -> ExecutionRecord:
     report = verify(source)
     if report.faults:
         raise BundleError(f"{target} is not what was recorded: {report.faults[0]}. 'executions verify' tells all")
-    return record_from({path: b"".join(source.blocks(path)) for path in source.files if path in layout.FIXED_DOCUMENTS})
+    return record_of(source)
 
 
 def _entry(record: ExecutionRecord) -> str:

@@ -28,7 +28,7 @@ from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.seal import Sealed, seal
 from prefect_executions.errors import ArchiveError, LedgerError, NotFoundError
 from prefect_executions.executions.ids import each_generation
-from prefect_executions.executions.record import RECORD, ExecutionRecord, Metrics, OpeningRecord, record_from
+from prefect_executions.executions.record import DOCUMENTS, ExecutionRecord, OpeningRecord
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import ArchiveState, ImportOrigin
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, ObservedState, merge_states
@@ -184,9 +184,7 @@ class Workbench:
         Raises:
             BundleError: If the disk refuses; nothing is left then.
         """
-        documents = (record.agent, record.method, record.request, record.infrastructure, record.instance)
-        files = {document.file_name: document.to_json() for document in (*documents, record.job_status)}
-        return OpenBundle.create(self.folder, record.id, files | dict(code), fill=fill)
+        return OpenBundle.create(self.folder, record.id, record.to_json() | dict(code), fill=fill)
 
     def announce(self, record: ExecutionRecord) -> None:
         """Tell the archive what is known now, when user code is about to run; `index_open` follows.
@@ -338,8 +336,8 @@ class Workbench:
         """
         if self.archive.seal_of(execution_id) is not None:
             bundle = self.archive.bundle(execution_id)
-            names = [*(kind.file_name for kind in RECORD), Metrics.file_name]
-            return record_from(bundle.read_many(name for name in names if name in bundle.manifest))
+            names = [kind.file_name for kind in DOCUMENTS.values() if kind.file_name in bundle.manifest]
+            return ExecutionRecord.from_json(bundle.read_many(names))
         opening = self.archive.opening(execution_id)
         if opening is None:
             raise NotFoundError(f"there is no execution {execution_id} on this workbench or in the archive")
