@@ -23,7 +23,7 @@ from homes import Bundles
 from prefect_executions import MethodFlow
 from prefect_executions.cli.arguments import workbench
 from prefect_executions.executions.record import ExecutionRecord
-from prefect_executions.prefect_api.events import finish_telling
+from prefect_executions.prefect_api.events import flush_events
 from prefect_executions.settings import Settings
 
 PATIENCE = 480.0
@@ -136,7 +136,7 @@ class Run:
     def _settle(self) -> None:
         with patch.dict(os.environ, self._environment):
             workbench(Settings.read(), telling=True).settle(str(self.id))
-            finish_telling()
+            flush_events()
 
     def read(self, output: str) -> str:
         return (self.folder / "outputs" / output).read_text()

@@ -60,7 +60,7 @@ def going_on(execution_id: str, end: Status, message: str | None = None) -> Iter
 
     def tell() -> None:
         while not over.wait(0.5):
-            prefect_events.tell([progress, *events.changes(told, then)])
+            prefect_events.emit([progress, *events.changes(told, then)])
 
     teller = threading.Thread(target=copy_context().run, args=(tell,))
     teller.start()

@@ -106,7 +106,7 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
 
     def tell(execution_id: str, status: Status) -> None:
         now = datetime.now(UTC)
-        prefect_events.tell(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
+        prefect_events.emit(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
 
     with temporary_settings({PREFECT_API_URL: relay.url}), closing(prefect_events.listen([mine])) as stream:
         assert next(stream) == StreamState(there=True)
@@ -130,7 +130,7 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
 
 def test_what_was_told_just_before_is_heard_too(prefect_server):
     execution_id, then = str(uuid4()), datetime.now(UTC) - timedelta(seconds=10)
-    prefect_events.tell(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
+    prefect_events.emit(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
     with closing(prefect_events.listen([execution_id])) as stream:
         *_, end = until(stream, Status.FAILED)
 

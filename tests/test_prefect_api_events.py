@@ -21,7 +21,7 @@ from prefect_executions import current_execution, method
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.prefect_api.events import PATIENCE
+from prefect_executions.prefect_api.events import FLUSH_TIMEOUT
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
 from prefect_executions.workbench.recovery import settle_all
@@ -134,14 +134,14 @@ def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(
         before = time.monotonic()
         outcome = bench.seal(execution_id, Ending(Status.COMPLETED, None, now, Observer.SETTLE))
         took = time.monotonic() - before
-        prefect_events.finish_telling()
+        prefect_events.flush_events()
 
     assert outcome.archived
     assert list(bench.unfinished()) == [execution_id]
-    assert took < PATIENCE  # nobody waits for it
+    assert took < FLUSH_TIMEOUT  # nobody waits for it
 
     assert [one.result for one in settle_all(bench)] == ["archived"]
-    prefect_events.finish_telling()
+    prefect_events.flush_events()
     assert list(bench.unfinished()) == []
     ours = stored(f"prefect-executions.execution.{execution_id}", "record.settled")
     assert sorted(names(ours)) == sorted([*STATUSES, "archive.completed", "record.settled"])

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect_executions.events import SeenLabel
 from prefect_executions.executions.record import Instance
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.runtimes.worker_labels import of_pods
+from prefect_executions.runtimes.worker_labels import pod_labels
 
 SHA = "sha256:" + "a" * 64
 NOON = datetime(2026, 9, 22, 12, tzinfo=UTC)
@@ -42,12 +42,12 @@ def test_what_a_worker_saw_is_told():
 def test_what_no_worker_saw_is_absent():
     told = flow_runs.infrastructure(a_run({}), {})
     assert (told.image, told.image_id, told.image_digest) == (None, None, None)
-    assert flow_runs.placed(Instance(), a_run({})) == Instance()
+    assert flow_runs.with_worker_labels(Instance(), a_run({})) == Instance()
 
 
 def test_what_the_run_saw_itself_goes_before_what_its_worker_saw():
     run = a_run({SeenLabel.CONTAINER: "outside", SeenLabel.NODE: "node-1", SeenLabel.POD: "pod-1"})
-    told = flow_runs.placed(Instance(container_id="inside"), run)
+    told = flow_runs.with_worker_labels(Instance(container_id="inside"), run)
     assert (told.container_id, told.node, told.pod) == ("inside", "node-1", "pod-1")
 
 
@@ -62,7 +62,7 @@ def test_what_its_worker_saw_of_another_pod_is_not_told_of_this_one():
     assert (replaced.image_id, replaced.identifier) == (None, "science:coins-x7")
     of_the_job_before = flow_runs.infrastructure(run, {"POD_NAME": "coins-x6-klmno"})
     assert (of_the_job_before.image_id, of_the_job_before.identifier) == (None, None)
-    assert flow_runs.placed(Instance(pod="coins-x7-fghij"), run) == Instance(pod="coins-x7-fghij")
+    assert flow_runs.with_worker_labels(Instance(pod="coins-x7-fghij"), run) == Instance(pod="coins-x7-fghij")
 
 
 def test_of_several_pods_the_newest_that_has_run_is_told():
@@ -71,14 +71,14 @@ def test_of_several_pods_the_newest_that_has_run_is_told():
         a_pod("second", f"docker://{SHA}", NOON + timedelta(minutes=1)),
         a_pod("third", None, NOON + timedelta(minutes=2)),
     ]
-    assert of_pods(pods) == {
+    assert pod_labels(pods) == {
         SeenLabel.IMAGE.value: "coins:1",
         SeenLabel.IMAGE_ID.value: SHA,
         SeenLabel.CONTAINER.value: "c0ffee",
         SeenLabel.POD.value: "second",
         SeenLabel.NODE.value: "node-1",
     }
-    first = of_pods(pods[:1])
+    first = pod_labels(pods[:1])
     assert first[SeenLabel.IMAGE_DIGEST.value] == SHA
     assert SeenLabel.IMAGE_ID.value not in first
-    assert of_pods(pods[2:]) == {}
+    assert pod_labels(pods[2:]) == {}

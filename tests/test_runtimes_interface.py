@@ -15,10 +15,10 @@ import pytest
 
 from prefect_executions.errors import NameRefusedError, NotFoundError, PlanError, RequestError
 from prefect_executions.runtimes.interface import (
-    LONGEST_VALUE,
-    RUN_COOKIE,
+    MAX_VARIABLE_BYTES,
+    RUN_ID_ENV,
     Capability,
-    LogPiece,
+    LogChunk,
     Network,
     Plan,
     Pull,
@@ -43,7 +43,7 @@ HOSTILE = {
     "EQUALS": "a=b=c",
     "PLACEHOLDER": "{{ NAME }} ${HOME}",
     "WORDS": "Ελλάδα 🌍 \u202e\ufeff\x7f\x1b[31m",
-    "LONG": "x" * (LONGEST_VALUE - len("LONG=")),
+    "LONG": "x" * (MAX_VARIABLE_BYTES - len("LONG=")),
 }
 
 Ask = Callable[..., RunRequest]
@@ -150,7 +150,7 @@ def test_a_script_that_fails_is_followed_to_its_end_and_told_with_its_exit_code(
     assert end.started is not None
     assert end.ended is not None
     assert (end.ended - end.started).total_seconds() < PATIENT
-    assert list(pieces) == [LogPiece("stdout", b"over\n")]
+    assert list(pieces) == [LogChunk("stdout", b"over\n")]
     assert written(run) == {"stdout": b"begun\nover\n", "stderr": b"apart\n"}, "the logs are there afterwards, too"
 
 
@@ -222,7 +222,7 @@ def test_environment_and_secrets_arrive_unchanged_and_nothing_of_the_worker_does
     assert run.wait(PATIENT).code == 0
     pairs = (tmp_path / "data" / "seen").read_bytes().decode().split("\0")[:-1]
     seen = dict(pair.split("=", 1) for pair in pairs)
-    told = HOSTILE | {"TOKEN": "'$(id)'\n", "EXECUTION_ID": "an-execution", RUN_COOKIE: run.id}
+    told = HOSTILE | {"TOKEN": "'$(id)'\n", "EXECUTION_ID": "an-execution", RUN_ID_ENV: run.id}
     assert {name: seen.get(name) for name in told} == told
     assert "PREFECT_API_KEY" not in seen
     assert not (tmp_path / "data" / "hacked").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_executions.runtimes.interface import Exit, RunStatus
-from prefect_executions.runtimes.kubernetes.job import CANCELLED, END, FETCHED, GIVEN, JobSnapshot
+from prefect_executions.runtimes.kubernetes.job import ASSIGNED_POD, CANCELLED, END, FETCHED, JobSnapshot
 
 ENDED = {
     "exitCode": 0,
@@ -73,7 +73,7 @@ def test_a_pod_that_cannot_begin_is_a_failure_with_what_its_containers_say():
 
 def test_a_script_that_ended_well_in_a_pod_that_is_deleted_is_lost_unless_what_it_left_came_back():
     deleted = {"deletionTimestamp": "2026-01-01T11:00:00Z", "deletionGracePeriodSeconds": 0}
-    given = {GIVEN: "a-pod 1"}
+    given = {ASSIGNED_POD: "a-pod 1"}
     assert look({"terminated": ENDED}, notes=given).end().status is RunStatus.SUCCEEDED
     assert look({"terminated": ENDED}, notes=given, **deleted).end().status is RunStatus.LOST
     fetched = look({"terminated": ENDED}, notes=given | {FETCHED: "then"}, **deleted)
@@ -90,7 +90,7 @@ def test_what_was_noted_as_the_end_stays_the_end():
 
 
 def test_a_pod_in_the_place_of_the_one_that_was_given_the_data_is_none_of_the_run():
-    replaced = look({"running": {}}, notes={GIVEN: "first 0"})
+    replaced = look({"running": {}}, notes={ASSIGNED_POD: "first 0"})
     assert replaced.pod is None
     assert replaced.end().status is RunStatus.LOST
     assert "first" in replaced.end().why

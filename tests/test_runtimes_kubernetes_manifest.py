@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_executions.runtimes.interface import Pull, Resources, RunRequest, SharedClaim
-from prefect_executions.runtimes.kubernetes.manifest import changed, job_of, quantity, secret_of
+from prefect_executions.runtimes.kubernetes.manifest import (
+    dropped_fields,
+    job_manifest,
+    parse_quantity,
+    secret_manifest,
+)
 
 ALL = RunRequest(
     id="a.run",
@@ -31,13 +36,13 @@ CLAIM = SharedClaim(name="shared", root=Path("/shared"))
 @pytest.mark.parametrize("version", ["1.27", "1.32", kubernetes_validate.latest_version()])
 @pytest.mark.parametrize("claim", [None, CLAIM])
 def test_the_schemas_of_newer_clusters_know_every_field(version, claim):
-    job = job_of(ALL, claim=claim, host_network=True, keep=60)
+    job = job_manifest(ALL, claim=claim, host_network=True, keep=60)
     kubernetes_validate.validate(job, version, strict=True)
-    kubernetes_validate.validate(secret_of(ALL, {"metadata": {"uid": "1"}}), version, strict=True)
+    kubernetes_validate.validate(secret_manifest(ALL, {"metadata": {"uid": "1"}}), version, strict=True)
 
 
 def test_a_job_says_all_that_was_asked_and_no_secret():
-    job = job_of(ALL, claim=CLAIM, host_network=False, keep=60)
+    job = job_manifest(ALL, claim=CLAIM, host_network=False, keep=60)
     pod = job["spec"]["template"]["spec"]
     script = pod["containers"][-1]
     assert "sesame" not in str(job)
@@ -55,25 +60,25 @@ def test_a_job_says_all_that_was_asked_and_no_secret():
 @settings(deadline=None)
 @given(st.text(alphabet="$()AB {}", max_size=12))
 def test_values_arrive_as_they_are_where_kubernetes_puts_variables_into_them(value):
-    job = job_of(ALL.model_copy(update={"environment": {"V": value}}), claim=None, host_network=False, keep=60)
+    job = job_manifest(ALL.model_copy(update={"environment": {"V": value}}), claim=None, host_network=False, keep=60)
     (told,) = (one for one in job["spec"]["template"]["spec"]["containers"][-1]["env"] if one["name"] == "V")
     assert expanded(told["value"]) == value
 
 
 def test_what_a_cluster_left_out_or_changed_is_named_and_what_it_added_is_not():
-    asked = job_of(ALL, claim=None, host_network=False, keep=60)
-    assert list(changed(asked, asked)) == []
+    asked = job_manifest(ALL, claim=None, host_network=False, keep=60)
+    assert list(dropped_fields(asked, asked)) == []
     assert (
         list(
-            changed(
+            dropped_fields(
                 {"a": "1500m", "b": [{"name": "x", "c": 1}]}, {"a": "1.5", "b": [{"name": "w"}, {"name": "x", "c": 1}]}
             )
         )
         == []
     )
-    assert list(changed({"value": ""}, {})) == [], "an empty value is left out and still there"
-    assert list(changed({"a": {"b": [1, 2]}, "c": False}, {"a": {"b": [1]}})) == ["a.b[1]", "c"]
-    assert list(changed({"memory": "1Gi"}, {"memory": "1G"})) == ["memory"]
+    assert list(dropped_fields({"value": ""}, {})) == [], "an empty value is left out and still there"
+    assert list(dropped_fields({"a": {"b": [1, 2]}, "c": False}, {"a": {"b": [1]}})) == ["a.b[1]", "c"]
+    assert list(dropped_fields({"memory": "1Gi"}, {"memory": "1G"})) == ["memory"]
 
 
 @pytest.mark.parametrize(
@@ -81,8 +86,8 @@ def test_what_a_cluster_left_out_or_changed_is_named_and_what_it_added_is_not():
     [("1", 1), ("1500m", Decimal("1.5")), ("1Ki", 1024), ("2M", 2_000_000), ("24614916Ki", 24614916 * 1024), (0, 0)],
 )
 def test_a_quantity_is_read_as_kubernetes_writes_it(told, number):
-    assert quantity(told) == number
-    assert quantity("a text") is None
+    assert parse_quantity(told) == number
+    assert parse_quantity("a text") is None
 
 
 def expanded(text: str) -> str:

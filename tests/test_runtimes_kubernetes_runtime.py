@@ -19,7 +19,7 @@ from docker import APIClient
 
 from planning import planning
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError, RequestError
-from prefect_executions.runtimes.interface import LABEL, Plan, Resources, RunStatus, SharedClaim
+from prefect_executions.runtimes.interface import RUN_LABEL, Plan, Resources, RunStatus, SharedClaim
 from prefect_executions.runtimes.kubernetes.api import Cluster
 from prefect_executions.runtimes.kubernetes.runtime import KubernetesRuntime
 from prefect_executions.runtimes.registry import open_runtime
@@ -47,7 +47,7 @@ def plan(runtime: KubernetesRuntime, tmp_path: Path) -> Iterator[Callable[..., P
 
 def of(cluster: Cluster, kind: str, run_id: str) -> list[dict]:
     """Return what the cluster has of one kind with the label of a run."""
-    return cluster.ask("get", kind, label_selector=f"{LABEL}={run_id}")["items"]
+    return cluster.ask("get", kind, label_selector=f"{RUN_LABEL}={run_id}")["items"]
 
 
 def test_the_plan_is_what_the_cluster_has_made_and_the_pod_says_where_it_ran(runtime, plan, cluster, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 from prefect_executions.capture.processes import alive, kill_execution_processes
 from prefect_executions.errors import InfrastructureError, PlanError
-from prefect_executions.runtimes.interface import RUN_COOKIE, Plan, Resources, Run, RunRequest, RunStatus
+from prefect_executions.runtimes.interface import RUN_ID_ENV, Plan, Resources, Run, RunRequest, RunStatus
 from prefect_executions.runtimes.process.runtime import INHERITED, ProcessRuntime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc is missing")
@@ -62,7 +62,7 @@ def test_a_launcher_that_was_killed_takes_the_script_along_and_the_run_is_lost(r
     assert (end.status, end.code) == (RunStatus.LOST, None), "nobody saw its code"
     until(lambda: alive(run.seen().process) is False)
     assert run.cancel(grace=0.2) == end
-    assert kill_execution_processes(run.id, cookie=RUN_COOKIE) == 0, "what it had started was found by its cookie"
+    assert kill_execution_processes(run.id, cookie=RUN_ID_ENV) == 0, "what it had started was found by its cookie"
 
 
 def test_a_launcher_that_is_told_to_stop_by_somebody_else_says_so(runtime, plan, tmp_path):

@@ -122,8 +122,8 @@ def test_what_was_removed_is_not_sealed_anew(scene):
 
 def test_a_run_that_is_kept_in_another_archive_is_left_to_that(scene):
     run = scene.run(scene.deploy(measures), Pending(), Running(), ago=A_WHILE)
-    prefect_events.tell([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
-    waited(lambda: prefect_events.was_told(str(run.id)), "the event")  # Prefect writes events down some seconds late
+    prefect_events.emit([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
+    waited(lambda: prefect_events.has_events(str(run.id)), "the event")  # Prefect writes events down some seconds late
     told = scene.settle()[str(run.id)]
     assert (told.result, "another archive" in told.message) == ("report", True)
     assert scene.seals() == []
@@ -364,7 +364,7 @@ def test_a_sealing_that_crashed_is_done_as_it_was_meant(scene):
 def test_a_seal_wins_over_a_later_crash(scene):
     run, _ = scene.opened(scene.deploy(measures))
     scene.put(run, Completed())
-    end = Ending(Status.COMPLETED, None, flow_runs.history(run.id)[-1].time, Observer.HOOK)
+    end = Ending(Status.COMPLETED, None, flow_runs.state_history(run.id)[-1].time, Observer.HOOK)
     scene.bench.seal(str(run.id), end)
     before = scene.bench.archive.seal_of(str(run.id))
     scene.put(run, Crashed(message="a zombie was found"), A_WHILE)

@@ -43,7 +43,7 @@ def a_status_change(rounds: int) -> None:
     told = list(events.changes(a_job_status(Status.COMPLETED), datetime.now(UTC)))
     client = api_client.client()
     client.hello()
-    pairs = [(seconds(client.hello), seconds(lambda: prefect_events.tell(told))) for _ in range(rounds)]
+    pairs = [(seconds(client.hello), seconds(lambda: prefect_events.emit(told))) for _ in range(rounds)]
     nothing, all_of_them = ([*column] for column in zip(*pairs, strict=True))
     row(
         f"tell {len(told)} events, acknowledged", in_milliseconds(all_of_them), f"hello {in_milliseconds(nothing)}", "-"

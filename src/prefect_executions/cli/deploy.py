@@ -19,7 +19,7 @@ from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.dispatch.deploy import Deployed
-    from prefect_executions.dispatch.submit import Ended, Submitted
+    from prefect_executions.dispatch.submit import FinishedRun, Submitted
 
 
 from datetime import timedelta
@@ -29,7 +29,7 @@ from prefect_executions.cli.exit_codes import WORLD
 from prefect_executions.lifecycle.status import Status
 
 if TYPE_CHECKING:
-    from prefect_executions.dispatch.cancel import Cancelled
+    from prefect_executions.dispatch.cancel import CancelResult
 
 N = TypeVar("N", int, float)
 
@@ -171,7 +171,7 @@ def _positive(option: str, number: N | None) -> N | None:
     return number
 
 
-def tell_submitted(submitted: Submitted, ended: Ended | None, *, as_json: bool) -> None:
+def tell_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: bool) -> None:
     """Show what was submitted, and how it ended where that was waited for."""
     told = {**submitted._asdict(), **(ended._asdict() if ended else {})}
     if as_json:
@@ -226,7 +226,7 @@ def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> i
     return _code(cancelled, asked_only=wait <= 0)
 
 
-def _show(cancelled: Cancelled) -> None:
+def _show(cancelled: CancelResult) -> None:
     show_facts(
         [
             ("execution", cancelled.id),
@@ -243,7 +243,7 @@ def _show(cancelled: Cancelled) -> None:
         say(f"Next: executions show {cancelled.id}")
 
 
-def _code(cancelled: Cancelled, *, asked_only: bool) -> int:
+def _code(cancelled: CancelResult, *, asked_only: bool) -> int:
     if cancelled.sealed:
         return OK if cancelled.status is Status.CANCELLED else FAILED
     return OK if asked_only or cancelled.state == "Cancelled" else WORLD

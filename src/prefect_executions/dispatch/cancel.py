@@ -93,14 +93,14 @@ class KillEscalation:
         return False
 
 
-PATIENCE = timedelta(seconds=60)
+DEFAULT_WAIT = timedelta(seconds=60)
 """How long the record is waited for; a worker needs ten seconds, and gives a deaf process 30 more."""
 
 _LOOK = 0.5
 _ASK = 3.0  # seconds between two questions to Prefect
 
 
-class Cancelled(NamedTuple):
+class CancelResult(NamedTuple):
     """What became of the wish: Prefect's state, and the record's status, None where it has no record yet."""
 
     id: str
@@ -110,7 +110,7 @@ class Cancelled(NamedTuple):
     message: str | None
 
 
-def cancel(catalog: Catalog, prefix: str, *, by: str, wait: timedelta, tell: Callable[[str], None]) -> Cancelled:
+def cancel(catalog: Catalog, prefix: str, *, by: str, wait: timedelta, tell: Callable[[str], None]) -> CancelResult:
     """Cancel the execution whose id begins with *prefix* in the name of *by*; return when its record is sealed.
 
     It returns after *wait* in any case. To cancel again changes nothing and waits
@@ -139,7 +139,7 @@ def cancel(catalog: Catalog, prefix: str, *, by: str, wait: timedelta, tell: Cal
     if answer.state.state.is_cancelled and not answer.refused:
         # Nothing worked on it, a run that waits or is suspended, so nothing is there that seals it.
         status = record.status if record else None
-        return Cancelled(execution_id, answer.state.state.name, status, sealed=False, message=answer.state.message)
+        return CancelResult(execution_id, answer.state.state.name, status, sealed=False, message=answer.state.message)
     return _awaited(catalog, execution_id, answer.state, pressure, wait=wait.total_seconds(), tell=tell)
 
 
@@ -158,10 +158,10 @@ def _target(catalog: Catalog, prefix: str) -> tuple[str, ExecutionRecord | None]
     return execution_id, catalog.record(execution_id)
 
 
-def _ended(record: ExecutionRecord) -> Cancelled:
+def _ended(record: ExecutionRecord) -> CancelResult:
     if record.status is not Status.CANCELLED:
         raise EndedError(f"execution {record.id} has ended, it is {record.status}; there is nothing to cancel")
-    return Cancelled(record.id, "Cancelled", record.status, sealed=True, message=record.job_status.message)
+    return CancelResult(record.id, "Cancelled", record.status, sealed=True, message=record.job_status.message)
 
 
 def _check(record: ExecutionRecord, pressure: KillEscalation) -> None:
@@ -183,7 +183,7 @@ def _awaited(
     *,
     wait: float,
     tell: Callable[[str], None],
-) -> Cancelled:
+) -> CancelResult:
     begun = ask_next = time.monotonic()
     while True:
         waited = time.monotonic() - begun
@@ -192,12 +192,12 @@ def _awaited(
         found = _record(catalog, execution_id)
         if found is not None and catalog.standing(execution_id).sealed:
             newest = _newest(execution_id, state).state.name
-            return Cancelled(execution_id, newest, found.status, sealed=True, message=found.job_status.message)
+            return CancelResult(execution_id, newest, found.status, sealed=True, message=found.job_status.message)
         if time.monotonic() >= ask_next:
             state, ask_next = _newest(execution_id, state), time.monotonic() + _ASK
         if waited >= wait or pressure.dead:
             status = found.status if found else None
-            return Cancelled(execution_id, state.state.name, status, sealed=False, message=state.message)
+            return CancelResult(execution_id, state.state.name, status, sealed=False, message=state.message)
         time.sleep(_LOOK)
 
 
@@ -211,7 +211,7 @@ def _newest(execution_id: str, known: ObservedState) -> ObservedState:
     with suppress(OrchestratorError):
         run = flow_runs.flow_run(_flow_run(execution_id))
         if run is not None and run.state is not None:
-            return flow_runs.seen(run.state)
+            return flow_runs.observed_state(run.state)
     return known
 
 

@@ -50,10 +50,10 @@ from pydantic import ValidationError
 if TYPE_CHECKING:
     from prefect.client.schemas.schedules import SCHEDULE_TYPES
 
-TIME_LIMIT = "EXECUTIONS_TIME_LIMIT"
+TIME_LIMIT_VARIABLE = "EXECUTIONS_TIME_LIMIT"
 """The variable by which a run is told its time limit, whatever its pool."""
 
-FOR_SCRIPTS = {"cpus": "EXECUTIONS_CPUS", "memory": "EXECUTIONS_MEMORY", "gpus": "EXECUTIONS_GPUS"}
+RESOURCE_VARIABLES = {"cpus": "EXECUTIONS_CPUS", "memory": "EXECUTIONS_MEMORY", "gpus": "EXECUTIONS_GPUS"}
 """The variables by which the scripts of a descriptor Method are told the other wishes: they may run elsewhere."""
 
 # What the pod gets and what it may use at most, in the base job template of prefect-kubernetes.
@@ -68,7 +68,7 @@ def work_pool(name: str) -> WorkPool:
         NotFoundError: If there is none.
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    with api_client.answering(f"work pool {name}"):
+    with api_client.translate_errors(f"work pool {name}"):
         try:
             return api_client.client().read_work_pool(name)
         except ObjectNotFound as error:
@@ -102,7 +102,7 @@ def with_image(pool: WorkPool, image: str | None, given: Mapping[str, Any]) -> d
     return dict(given)
 
 
-def wished(
+def job_variables(
     pool: WorkPool, resources: Resources, standing: Mapping[str, Any], *, of_scripts: bool = False
 ) -> dict[str, Any]:
     """Return the job variables that say *resources* in the words of *pool*.
@@ -129,9 +129,9 @@ def wished(
     if others and not shared:
         told |= _of_docker(others, standing.get("container_create_kwargs") or _default(pool, "container_create_kwargs"))
     # A file of Python may hold a descriptor's Method too; only at a process pool it makes a difference.
-    env = {FOR_SCRIPTS[name]: f"{value}" for name, value in wishes.items()} if of_scripts or not shared else {}
+    env = {RESOURCE_VARIABLES[name]: f"{value}" for name, value in wishes.items()} if of_scripts or not shared else {}
     if resources.time_limit is not None:
-        env[TIME_LIMIT] = f"{resources.time_limit:g}"
+        env[TIME_LIMIT_VARIABLE] = f"{resources.time_limit:g}"
     return {**told, "env": env} if env else told
 
 
@@ -184,7 +184,7 @@ def schedule_of(text: str, timezone: str | None = None) -> SCHEDULE_TYPES:
         ) from error
 
 
-CODE = "/opt/executions"
+IMAGE_CODE_FOLDER = "/opt/executions"
 """Where the image of deployments/docker/ has the repository that it was built from."""
 
 
@@ -238,7 +238,7 @@ def deploy(flow: Flow[..., Any], entrypoint: str, wanted: DeploymentOptions, *, 
         NotFoundError: If there is no such pool.
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    need_server()
+    require_server()
     pool = work_pool(wanted.pool)
     entrypoint, folder = _place(pool, entrypoint, wanted.folder, here)
     variables = with_image(pool, wanted.image, wanted.job_variables)
@@ -248,7 +248,7 @@ def deploy(flow: Flow[..., Any], entrypoint: str, wanted: DeploymentOptions, *, 
     form = flow.parameters.model_dump()
     check_parameters(flow.name, form, wanted.parameters)
     name = wanted.name or pool.name
-    with api_client.answering(f"the deployment {flow.name}/{name}", wanted.parameters):
+    with api_client.translate_errors(f"the deployment {flow.name}/{name}", wanted.parameters):
         flow_id = api_client.client().create_flow(flow)
         prefect_queries.mark_flows([flow_id])
         made = api_client.client().create_deployment(
@@ -272,7 +272,7 @@ def deploy(flow: Flow[..., Any], entrypoint: str, wanted: DeploymentOptions, *, 
     return Deployed(made, f"{flow.name}/{name}", pool.name, pool.type, entrypoint, folder, link)
 
 
-def need_server() -> None:
+def require_server() -> None:
     """Refuse what makes no sense on the server that Prefect starts for one process.
 
     Raises:
@@ -307,14 +307,14 @@ def _place(pool: WorkPool, entrypoint: str, folder: str | None, here: Path) -> t
     shared = None if runs_containers(pool) else str(here.resolve())
     path, written = _file_of(entrypoint)
     if path is None:
-        return entrypoint, folder or shared or CODE
+        return entrypoint, folder or shared or IMAGE_CODE_FOLDER
     file = (here / path).resolve()
     if file.is_relative_to(here.resolve()):
-        return written.format(file.relative_to(here.resolve()).as_posix()), folder or shared or CODE
+        return written.format(file.relative_to(here.resolve()).as_posix()), folder or shared or IMAGE_CODE_FOLDER
     if folder or shared is None:
         raise RequestError(
             f"{file} lies outside {here}, so nobody knows where it is for the worker: "
-            f"go to the folder that the worker has as {folder or CODE}, and deploy there"
+            f"go to the folder that the worker has as {folder or IMAGE_CODE_FOLDER}, and deploy there"
         )
     return written.format(file.name), str(file.parent)
 

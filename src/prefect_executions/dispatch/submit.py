@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.urls import url_for
 
-from prefect_executions.dispatch.deploy import check_parameters, need_server, wished, work_pool
+from prefect_executions.dispatch.deploy import check_parameters, job_variables, require_server, work_pool
 from prefect_executions.errors import ExecutionsError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import descriptor_in
@@ -35,7 +35,7 @@ from prefect_executions.operations.replay import rerun_request
 _ASK = 1.0  # seconds between two questions to Prefect
 _CURE = "Deploy it: executions deploy METHOD --pool POOL"
 
-SEALING = timedelta(seconds=20)
+SEAL_TIMEOUT = timedelta(seconds=20)
 """How long the seal is waited for after the end: as long as a hook may work."""
 
 
@@ -64,7 +64,7 @@ class Submitted(NamedTuple):
     link: str | None
 
 
-class Ended(NamedTuple):
+class FinishedRun(NamedTuple):
     """How a submitted run ended: Prefect's state, and the record's status where it is sealed and can be reached."""
 
     state: str
@@ -87,11 +87,11 @@ def submit(name: str, request: Request) -> Submitted:
         SecretError: If a secret input is given in clear.
         OrchestratorError: If Prefect's API cannot be asked.
     """
-    need_server()
+    require_server()
     deployment, full_name = _deployment(name, request.pool)
     check_parameters(full_name.partition("/")[0], deployment.parameter_openapi_schema or {}, request.parameters)
     variables = _variables(deployment, full_name, request.resources)
-    with api_client.answering(f"a run of {full_name}", request.parameters):
+    with api_client.translate_errors(f"a run of {full_name}", request.parameters):
         run = api_client.client().create_flow_run_from_deployment(
             deployment.id,
             parameters=dict(request.parameters),
@@ -104,7 +104,9 @@ def submit(name: str, request: Request) -> Submitted:
     return Submitted(str(run.id), full_name, deployment.work_pool_name, state, url_for("flow-run", obj_id=run.id))
 
 
-def wait(catalog: Catalog, execution_id: str, *, tell: Callable[[str], None], sealing: timedelta = SEALING) -> Ended:
+def wait(
+    catalog: Catalog, execution_id: str, *, tell: Callable[[str], None], sealing: timedelta = SEAL_TIMEOUT
+) -> FinishedRun:
     """Return when Prefect says that the run has ended, and its record is sealed or the time for that is over.
 
     *tell* is told each state that the run is seen in.
@@ -120,7 +122,7 @@ def wait(catalog: Catalog, execution_id: str, *, tell: Callable[[str], None], se
             tell(f"Prefect says {told} of {execution_id}")
         time.sleep(_ASK)
         run = _asked(execution_id)
-    return Ended(run.state.type.value, _sealed(catalog, execution_id, sealing), run.state.message)
+    return FinishedRun(run.state.type.value, _sealed(catalog, execution_id, sealing), run.state.message)
 
 
 def _asked(execution_id: str) -> FlowRun:
@@ -144,7 +146,7 @@ def _sealed(catalog: Catalog, execution_id: str, patience: timedelta) -> Status 
 
 
 def _deployment(name: str, pool: str | None) -> tuple[DeploymentResponse, str]:
-    with api_client.answering(f"deployment {name}"):
+    with api_client.translate_errors(f"deployment {name}"):
         if "/" in name:
             found = [(_read(name), name)]
         else:
@@ -182,7 +184,7 @@ def _variables(deployment: DeploymentResponse, name: str, resources: Resources) 
         raise RequestError(f"'{name}' is served by a process and has no work pool, so it takes no wishes for resources")
     of_scripts = descriptor_in(deployment.entrypoint or "") is not None
     standing = deployment.job_variables or {}
-    return wished(work_pool(deployment.work_pool_name), resources, standing, of_scripts=of_scripts)
+    return job_variables(work_pool(deployment.work_pool_name), resources, standing, of_scripts=of_scripts)
 
 
 def submit_again(

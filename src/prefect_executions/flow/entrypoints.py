@@ -137,7 +137,7 @@ def run_method(
                 asyncio.run(answer)
     except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is returned, to be shown by the door
         return Ran(
-            ids[-1] if ids else None, api_client.too_large(error, f"a run of '{flow.name}'", parameters) or error
+            ids[-1] if ids else None, api_client.too_large_error(error, f"a run of '{flow.name}'", parameters) or error
         )
     finally:
         door.reset(token)

@@ -119,7 +119,7 @@ class _Sealing:
         with suppress(Exception):
             if self._stopped_here:
                 prefect_logs.send_now()
-            prefect_events.finish_telling()
+            prefect_events.flush_events()
 
     def _is_here(self, outcome: Outcome) -> None:
         told = outcome.job_status
@@ -188,7 +188,7 @@ def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> boo
     if state.id in known:
         return False
     try:
-        told = flow_runs.generations(flow_runs.history(flow_run.id))
+        told = flow_runs.generations(flow_runs.state_history(flow_run.id))
     except OrchestratorError:
         return False
     return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])
@@ -200,7 +200,7 @@ def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> O
     A runner calls the cancellation hooks with a state that it makes up when the
     process is gone. Its time is that of the end; its id means nothing to Prefect.
     """
-    seen = flow_runs.seen(state)
+    seen = flow_runs.observed_state(state)
     if not (state.is_cancelling() or state.is_crashed()):
         return seen
     asked = _asked_to_cancel(flow_run.id)
@@ -229,7 +229,7 @@ def _caller(bundle: OpenBundle) -> UUID | None:
 
 def _asked_to_cancel(flow_run_id: UUID) -> ObservedState | None:
     with suppress(OrchestratorError):
-        return flow_runs.asked_to_cancel(flow_runs.history(flow_run_id))
+        return flow_runs.cancel_request(flow_runs.state_history(flow_run_id))
     return None
 
 

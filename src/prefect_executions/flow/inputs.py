@@ -84,7 +84,7 @@ class Inputs:
             reference = self.bound.arguments[name]
             if reference is None:
                 continue
-            value = blocks.secret(name, reference, environment)
+            value = blocks.resolve_secret(name, reference, environment)
             mask.add(value.get_secret_value())
             told[name] = resolved_name(reference)
             wrapped = name in self._declared.wrapped

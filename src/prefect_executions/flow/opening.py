@@ -134,7 +134,7 @@ def opening(
     *heard* are Prefect's states so far.
     """
     method, code = resolve_method(declared, run, settings)
-    job_status = flow_runs.told_by_prefect(execution_id, method.id, run, heard)
+    job_status = flow_runs.job_status_from_prefect(execution_id, method.id, run, heard)
     if told := _told_of_clear_defaults(declared, method, code):
         job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=told)
     return Opening(
@@ -163,7 +163,7 @@ def instance(run: FlowRun, settings: Settings) -> Instance:
     here = host_facts.observe(environment=os.environ, allowed=settings.environment)
     own = current_id() is None and owns_process(run)
     process = this_process_with_layout() if own else here.process
-    return flow_runs.placed(here, run).model_copy(update={"process": process, "own_process": own})
+    return flow_runs.with_worker_labels(here, run).model_copy(update={"process": process, "own_process": own})
 
 
 def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:
@@ -188,7 +188,7 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
             ),
             infrastructure=infrastructure(run, settings),
             instance=Instance(),
-            job_status=flow_runs.told_by_prefect(execution_id, method.id, run),
+            job_status=flow_runs.job_status_from_prefect(execution_id, method.id, run),
             agent=agent(run, settings),
         ),
         code,
@@ -213,7 +213,7 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
     if (around := current_id()) is not None:
         return around
     try:
-        called_by = flow_runs.caller(run)
+        called_by = flow_runs.parent_run_id(run)
         return None if called_by is None else newest(workbench_for(settings), str(called_by))
     except (OrchestratorError, ArchiveError):  # what cannot be observed is absent
         return None
@@ -266,7 +266,11 @@ def seen_late(
     if not told.type.endswith("kubernetes") or told.image_id or told.image_digest:
         return None
     newest = flow_runs.flow_run(run.id)
-    return (infrastructure(newest, settings), flow_runs.placed(bundle.read(Instance), newest)) if newest else None
+    return (
+        (infrastructure(newest, settings), flow_runs.with_worker_labels(bundle.read(Instance), newest))
+        if newest
+        else None
+    )
 
 
 class Resumption(NamedTuple):

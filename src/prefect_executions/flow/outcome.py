@@ -118,7 +118,7 @@ def attempt_failed(job_status: JobStatus, error: Raised, at: datetime, *, timed_
 
 def suspended(job_status: JobStatus, pause: Pause) -> JobStatus:
     """Return *job_status* with the suspension that ends this process, as Prefect accepted it."""
-    return job_status if pause.state is None else merge_states(job_status, [flow_runs.seen(pause.state)])
+    return job_status if pause.state is None else merge_states(job_status, [flow_runs.observed_state(pause.state)])
 
 
 def merge_usage(earlier: Usage | None, last: Usage) -> Usage:

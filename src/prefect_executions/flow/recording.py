@@ -196,7 +196,7 @@ class Recording:
 
     def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
         place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
-        heard = flow_runs.states(self.run)
+        heard = flow_runs.current_states(self.run)
         suspensions = [one.state.id for one in heard if one.state.type == "PAUSED"]
         if suspensions:
             place = resume(self.workbench, place, suspensions[-1])
@@ -268,7 +268,7 @@ class Recording:
 
     def _soon(self, job_status: JobStatus, **acts: Action) -> None:
         record, _ = self._opened()
-        row, tell = partial(self.workbench.index_open, record), partial(prefect_events.tell_changes, job_status)
+        row, tell = partial(self.workbench.index_open, record), partial(prefect_events.emit_changes, job_status)
         defer(record.id, row=row, tell=tell, **acts)
 
     def ran(self, run: ScriptRun) -> None:
@@ -341,7 +341,7 @@ class Recording:
             take_deferred(self.record.id)  # what waits there knows nothing of the suspension
             self.workbench.index_open(self.record)
             with self._never_losing("telling events"):
-                prefect_events.tell_changes(self.record.job_status)
+                prefect_events.emit_changes(self.record.job_status)
             with self._never_losing("keeping the suspended bundle in the archive"):
                 suspend(self.workbench, self.bundle)
             return
@@ -390,7 +390,7 @@ class Recording:
         def show(percent: float, message: str | None) -> None:
             nonlocal shown
             event = progressed(record.id, record.method.id, percent, message, now())
-            context.run(prefect_events.tell, [event])
+            context.run(prefect_events.emit, [event])
             shown = context.run(prefect_events.show_progress, shown, self.run.id, percent, message)
 
         return RecordSink(

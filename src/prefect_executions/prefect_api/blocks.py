@@ -15,7 +15,7 @@ from prefect_executions.errors import SecretError, SettingsError
 from prefect_executions.methods.secrets import is_secret_reference
 
 
-def secret(name: str, reference: object, environment: Mapping[str, str]) -> SecretStr:
+def resolve_secret(name: str, reference: object, environment: Mapping[str, str]) -> SecretStr:
     """Return the secret that *reference* names: a Prefect Secret block, or ``env:NAME``.
 
     Raises:
@@ -47,7 +47,7 @@ def check_secret(name: str, reference: object) -> None:
     """
     if isinstance(reference, str) and reference.startswith("env:") and is_secret_reference(reference):
         return
-    secret(name, reference, {})
+    resolve_secret(name, reference, {})
 
 
 def archive_block(name: str) -> tuple[str, dict[str, Any]]:

@@ -31,10 +31,10 @@ _clients: dict[tuple[int, str], SyncPrefectClient] = {}
 
 def client() -> SyncPrefectClient:
     """Return the run's own client inside a sync run, and elsewhere one that the process keeps."""
-    return own_client() if SyncClientContext.get() is None else get_client(sync_client=True)
+    return process_client() if SyncClientContext.get() is None else get_client(sync_client=True)
 
 
-def own_client() -> SyncPrefectClient:
+def process_client() -> SyncPrefectClient:
     """Return a client that the process keeps, for what goes on when a run and its client are gone.
 
     Making a client costs about 20 ms (its TLS context), so it is made once for
@@ -88,7 +88,7 @@ def _make_home() -> None:
 
 
 @contextmanager
-def answering(what: str, parameters: Mapping[str, Any] = _NOTHING) -> Iterator[None]:
+def translate_errors(what: str, parameters: Mapping[str, Any] = _NOTHING) -> Iterator[None]:
     """Tell as one error of ours that Prefect's API refused *what* it was asked for, or that it is away.
 
     Where *parameters* were sent and are too large, the message names the largest.
@@ -102,7 +102,7 @@ def answering(what: str, parameters: Mapping[str, Any] = _NOTHING) -> Iterator[N
     except ExecutionsError:
         raise
     except PrefectHTTPStatusError as error:
-        refused = too_large(error, what, parameters)
+        refused = too_large_error(error, what, parameters)
         if refused is not None:
             raise refused from None  # Prefect's own text repeats all of them
         said = redact_urls(_words(error))
@@ -113,7 +113,7 @@ def answering(what: str, parameters: Mapping[str, Any] = _NOTHING) -> Iterator[N
         raise OrchestratorError(f"Prefect's API failed when asked for {what}: {redact_urls(str(error))}") from error
 
 
-def too_large(error: BaseException, what: str, parameters: Mapping[str, Any]) -> RequestError | None:
+def too_large_error(error: BaseException, what: str, parameters: Mapping[str, Any]) -> RequestError | None:
     """Return our own error where Prefect's is that the *parameters* of *what* are too large for it, else None.
 
     How much it takes is a setting of its server (`PREFECT_SERVER_API_MAX_PARAMETER_SIZE`).

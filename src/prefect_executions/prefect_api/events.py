@@ -41,11 +41,11 @@ from prefect_executions.documents import in_utc
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import RESOURCE, Event, EventName, ExecutionEvent, parse_event
 from prefect_executions.lifecycle.history import JobStatus
-from prefect_executions.prefect_api.client import client, configured_api, own_client
+from prefect_executions.prefect_api.client import client, configured_api, process_client
 
 log = logging.getLogger("prefect_executions")
 
-PATIENCE = 5.0
+FLUSH_TIMEOUT = 5.0
 """Seconds that the end of a process may wait for Prefect's acknowledgement."""
 
 _TOGETHER = 1.0
@@ -60,7 +60,7 @@ class Progress(NamedTuple):
     id: UUID | None
 
 
-def tell(told: Iterable[Event]) -> None:
+def emit(told: Iterable[Event]) -> None:
     """Tell events to Prefect's API in one request; when it returns they are acknowledged.
 
     Raises:
@@ -68,19 +68,19 @@ def tell(told: Iterable[Event]) -> None:
     """
     bodies = [event.as_json() for event in told]
     if bodies:
-        own_client().request("POST", "/events", json=bodies)
+        process_client().request("POST", "/events", json=bodies)
 
 
-def tell_changes(job_status: JobStatus) -> None:
+def emit_changes(job_status: JobStatus) -> None:
     """Tell the status changes so far; ids follow from execution and status, so an event told twice is one event.
 
     Raises:
         Exception: As `tell`.
     """
-    tell(events.changes(job_status, datetime.now(UTC)))
+    emit(events.changes(job_status, datetime.now(UTC)))
 
 
-def was_told(execution_id: str) -> bool:
+def has_events(execution_id: str) -> bool:
     """Return whether Prefect has events of an execution, so that somebody keeps a record of it.
 
     Raises:
@@ -149,18 +149,18 @@ class TerminalEvents:
         together = self._known.wait(_TOGETHER)
         if self._withdrawn:
             return
-        tell([*events.changes(self._job_status, datetime.now(UTC)), *([self._archive] if self._archive else [])])
+        emit([*events.changes(self._job_status, datetime.now(UTC)), *([self._archive] if self._archive else [])])
         if not together:
             self._known.wait()
             if self._archive:
-                tell([self._archive])
+                emit([self._archive])
         with self._lock:
             self._acknowledged = True
         if self._afterwards is not None:
             self._afterwards()
 
 
-def finish_telling(patience: float = PATIENCE) -> None:
+def flush_events(patience: float = FLUSH_TIMEOUT) -> None:
     """Return when all ends are told that this process is telling, after *patience* seconds at the latest."""
     until = time.monotonic() + patience
     for thread in tuple(_telling):

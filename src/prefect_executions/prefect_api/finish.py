@@ -15,7 +15,7 @@ from prefect_executions.errors import OrchestratorError
 from prefect_executions.executions.record import ExecuteRequest
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.methods.model import Method
-from prefect_executions.prefect_api.blocks import secret
+from prefect_executions.prefect_api.blocks import resolve_secret
 from prefect_executions.prefect_api.flow_runs import merge_prefect_history, steps
 
 
@@ -25,7 +25,7 @@ def finish_interrupted(bundle: OpenBundle, parameters: Mapping[str, Any], enviro
     Raises:
         SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
     """
-    close_logs(bundle, parameters, environment)
+    mask_logs(bundle, parameters, environment)
     job_status = bundle.read(JobStatus)
     if job_status.execution_status.terminal:
         return
@@ -37,7 +37,7 @@ def finish_interrupted(bundle: OpenBundle, parameters: Mapping[str, Any], enviro
     bundle.write_document(job_status)
 
 
-def close_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+def mask_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """Mask in the logs and the names of outputs what nobody masked yet: what children wrote; again changes nothing.
 
     The children may live on and write more; that is kept out of the bundle.
@@ -62,6 +62,6 @@ def secret_mask(bundle: OpenBundle, parameters: Mapping[str, Any], environment: 
     values = bundle.read(ExecuteRequest).values
     for name in bundle.read(Method).secrets & values.keys():
         if values[name] is not None and "secret" in values[name]:  # else it was never resolved
-            mask.add(secret(name, values[name]["secret"], environment).get_secret_value())
+            mask.add(resolve_secret(name, values[name]["secret"], environment).get_secret_value())
     tell_credentials(parameters, mask)
     return mask

@@ -82,13 +82,13 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 
-def seen(state: State[Any]) -> ObservedState:
+def observed_state(state: State[Any]) -> ObservedState:
     """Return *state* as a value of ours, its message without credentials of URLs."""
     told = PrefectState(type=state.type.value, name=state.name or state.type.value.title(), id=state.id)
     return ObservedState(told, in_utc(state.timestamp), redact_urls(state.message) if state.message else None)
 
 
-def history(flow_run_id: UUID) -> tuple[ObservedState, ...]:
+def state_history(flow_run_id: UUID) -> tuple[ObservedState, ...]:
     """Return the states of a flow run in the order of their times, one request.
 
     Raises:
@@ -98,7 +98,7 @@ def history(flow_run_id: UUID) -> tuple[ObservedState, ...]:
         states = client().read_flow_run_states(flow_run_id)
     except Exception as error:
         raise OrchestratorError(f"the state history of flow run {flow_run_id} cannot be read: {error}") from error
-    return tuple(sorted((seen(state) for state in states), key=lambda one: one.time))
+    return tuple(sorted((observed_state(state) for state in states), key=lambda one: one.time))
 
 
 def flow_run(flow_run_id: UUID) -> FlowRun | None:
@@ -115,7 +115,7 @@ def flow_run(flow_run_id: UUID) -> FlowRun | None:
         raise OrchestratorError(f"flow run {flow_run_id} cannot be read: {error}") from error
 
 
-def caller(run: FlowRun) -> UUID | None:
+def parent_run_id(run: FlowRun) -> UUID | None:
     """Return the flow run whose code asked for *run*, or None when Prefect tells of none; a request only where it does.
 
     Raises:
@@ -163,7 +163,7 @@ def shares_its_worker(kind: str | None) -> bool:
     return kind is None or kind in {"direct", "serve"} or kind.endswith("process")
 
 
-def placed(instance: Instance, run: FlowRun) -> Instance:
+def with_worker_labels(instance: Instance, run: FlowRun) -> Instance:
     """Return *instance* with the container, pod and node that the worker of *run* saw, where the run did not."""
     labels = _seen_of(run, instance.pod)
     seen_outside = {
@@ -208,7 +208,7 @@ def _text(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def states(run: FlowRun) -> tuple[ObservedState, ...]:
+def current_states(run: FlowRun) -> tuple[ObservedState, ...]:
     """Prefect's state history since the run was created or retried by hand; its one state when the API is away.
 
     A run that was just called in a process has two states, and Prefect told both
@@ -216,11 +216,11 @@ def states(run: FlowRun) -> tuple[ObservedState, ...]:
     """
     called = run.deployment_id is None and os.environ.get("PREFECT__FLOW_RUN_ID") != str(run.id)
     if called and run.run_count == 1 and run.state and run.state.is_running() and run.expected_start_time:
-        return (_called(run.expected_start_time), seen(run.state))
+        return (_called(run.expected_start_time), observed_state(run.state))
     try:
-        return generations(history(run.id))[-1]
+        return generations(state_history(run.id))[-1]
     except OrchestratorError:
-        return (seen(run.state),) if run.state else ()
+        return (observed_state(run.state),) if run.state else ()
 
 
 def _called(expected: datetime) -> ObservedState:
@@ -248,11 +248,11 @@ def generation_history(execution_id: str) -> tuple[ObservedState, ...]:
         OrchestratorError: If Prefect's API cannot be asked.
     """
     flow_run_id, generation = ExecutionId.parse(execution_id)
-    parts = generations(history(UUID(flow_run_id)))
+    parts = generations(state_history(UUID(flow_run_id)))
     return parts[min(generation, len(parts)) - 1]
 
 
-def told_by_prefect(
+def job_status_from_prefect(
     execution_id: str, method_id: str, run: FlowRun, heard: Sequence[ObservedState] | None = None
 ) -> JobStatus:
     """Return the history so far with Prefect's own times; *heard* are the run's `states`, asked for when not given.
@@ -260,7 +260,7 @@ def told_by_prefect(
     Prefect tells the creation twice: as the flow run's `created`, by the server's
     clock, and as the time of its first state, by the client's. The earlier counts.
     """
-    heard = states(run) if heard is None else heard
+    heard = current_states(run) if heard is None else heard
     told = [one.time for one in heard[:1]]
     if run.created and execution_id == str(run.id):
         told.append(in_utc(run.created))
@@ -329,7 +329,7 @@ def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Rel
     return (*retried, *called, *again)
 
 
-MOST = 10_000
+MAX_STEPS = 10_000
 """How many steps a record tells; fifty requests."""
 
 _PAGE = 200
@@ -360,7 +360,7 @@ def steps(job_status: JobStatus, mask: Callable[[str], str]) -> tuple[Step, ...]
 
 def _task_runs(flow_run_id: UUID) -> Iterator[TaskRun]:
     wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-    for offset in range(0, MOST, _PAGE):
+    for offset in range(0, MAX_STEPS, _PAGE):
         page = client().read_task_runs(
             flow_run_filter=wanted, sort=TaskRunSort.EXPECTED_START_TIME_ASC, limit=_PAGE, offset=offset
         )
@@ -388,14 +388,14 @@ def _step(run: TaskRun, mask: Callable[[str], str]) -> Step:
     )
 
 
-class Answer(NamedTuple):
+class CancelReply(NamedTuple):
     """What Prefect answers who asks it to cancel: its state now, and why it refuses, if it does."""
 
     state: ObservedState
     refused: str | None
 
 
-def cancel(flow_run_id: UUID, message: str) -> Answer:
+def cancel(flow_run_id: UUID, message: str) -> CancelReply:
     """Ask Prefect to cancel a flow run, with a *message* that says who asks.
 
     A run that no infrastructure works on is cancelled at once. Prefect leaves the
@@ -411,10 +411,10 @@ def cancel(flow_run_id: UUID, message: str) -> Answer:
         run = flow_run(flow_run_id)
         if run is None or run.state is None:
             raise NotFoundError(f"Prefect does not know the flow run {flow_run_id}")
-        return Answer(seen(run.state), str(reason))
+        return CancelReply(observed_state(run.state), str(reason))
     if result.state.is_cancelled() and not result.state.message:
-        return Answer(set_cancelled(flow_run_id, message), None)
-    return Answer(seen(result.state), None)
+        return CancelReply(set_cancelled(flow_run_id, message), None)
+    return CancelReply(observed_state(result.state), None)
 
 
 def set_cancelled(flow_run_id: UUID, message: str | None) -> ObservedState:
@@ -427,10 +427,10 @@ def set_cancelled(flow_run_id: UUID, message: str | None) -> ObservedState:
     result = _set(flow_run_id, Cancelled(message=message), force=True)
     if result.state is None:
         raise OrchestratorError(f"flow run {flow_run_id} cannot be put into Cancelled: {result.details}")
-    return seen(result.state)
+    return observed_state(result.state)
 
 
-def asked_to_cancel(states: Sequence[ObservedState]) -> ObservedState | None:
+def cancel_request(states: Sequence[ObservedState]) -> ObservedState | None:
     """Return the state that asked for the cancellation of the newest generation in *states*, if one did."""
     newest = generations(states)[-1] if states else ()
     return next((one for one in newest if one.state.is_cancelling), None)

@@ -51,7 +51,7 @@ from prefect.client.schemas.sorting import DeploymentSort
 
 from prefect_executions.methods.secrets import MARK
 
-PAGE = 200
+PAGE_SIZE = 200
 """Flow runs asked for at once; the most that Prefect's API gives by default."""
 
 _ENDED = [StateType(name) for name in sorted(PREFECT_TERMINAL)]
@@ -94,7 +94,7 @@ def open_runs(flows: Sequence[UUID], *, late: bool = False) -> Iterator[FlowRun]
     yield from _runs(flows, FlowRunFilter(state=waiting if late else under_way), FlowRunSort.EXPECTED_START_TIME_ASC)
 
 
-def runs_of(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
+def runs_by_id(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
     """Return the flow runs with these ids, as far as Prefect knows them.
 
     Raises:
@@ -102,10 +102,10 @@ def runs_of(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
     """
     found: dict[UUID, FlowRun] = {}
     wanted_ids = list(ids)
-    for start in range(0, len(wanted_ids), PAGE):
-        wanted = FlowRunFilter(id=FlowRunFilterId(any_=wanted_ids[start : start + PAGE]))
+    for start in range(0, len(wanted_ids), PAGE_SIZE):
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=wanted_ids[start : start + PAGE_SIZE]))
         with _asking("the flow runs"):
-            found |= {run.id: run for run in client().read_flow_runs(flow_run_filter=wanted, limit=PAGE)}
+            found |= {run.id: run for run in client().read_flow_runs(flow_run_filter=wanted, limit=PAGE_SIZE)}
     return found
 
 
@@ -157,12 +157,12 @@ def _runs(flows: Sequence[UUID], wanted: FlowRunFilter, sort: FlowRunSort) -> It
     while True:
         with _asking("the flow runs"):
             page = client().read_flow_runs(
-                flow_filter=of_methods, flow_run_filter=wanted, sort=sort, limit=PAGE, offset=offset
+                flow_filter=of_methods, flow_run_filter=wanted, sort=sort, limit=PAGE_SIZE, offset=offset
             )
         yield from page
-        if len(page) < PAGE:
+        if len(page) < PAGE_SIZE:
             return
-        offset += PAGE
+        offset += PAGE_SIZE
 
 
 @contextmanager

@@ -28,7 +28,7 @@ done
 _LIMIT = "(sleep {seconds}; {expired}; kill -TERM -1; sleep {grace}; kill -KILL -1) &\n"
 
 
-def entry(script: str, *, time_limit: float | None, expired: str, last: str = "") -> str:
+def entry_script(script: str, *, time_limit: float | None, expired: str, last: str = "") -> str:
     """Return the text of a container's first process.
 
     *script* is the script's path, with what redirects its output; *expired* the

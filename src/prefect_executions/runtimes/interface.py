@@ -27,13 +27,13 @@ from prefect_executions.executions.record import Process
 DATA = "/ccp_data"
 """Where a container sees the data folder (CCP's contract with its scripts)."""
 
-RUN_COOKIE = "EXECUTION_RUN"
+RUN_ID_ENV = "EXECUTION_RUN"
 """The environment variable that all processes of one run inherit: the id of the run."""
 
-PREFIX = "prefect-executions"
+LABEL_PREFIX = "prefect-executions"
 """The beginning of the names of all labels."""
 
-LABEL = f"{PREFIX}.run"
+RUN_LABEL = f"{LABEL_PREFIX}.run"
 """The label that holds the id of the run."""
 
 # Kubernetes allows no more in a name or a label; an id that fits there fits everywhere.
@@ -95,7 +95,7 @@ class RunRequest(Part):
     @field_validator("id")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
-        return run_id(name)
+        return check_run_id(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Capability(StrEnum):
     TIME_LIMIT = "time limit"
 
 
-def wishes_of(request: RunRequest) -> Iterator[Capability]:
+def requested_capabilities(request: RunRequest) -> Iterator[Capability]:
     """Yield what *request* asks for; the pull policy is a part of the image."""
     asked: Mapping[Capability, object] = {
         Capability.DATA: request.data,
@@ -192,7 +192,7 @@ class Plan(Part):
         (folder / "entrypoint.sh").write_text(self.request.script, encoding="utf-8", newline="")
 
 
-def run_id(name: str) -> str:
+def check_run_id(name: str) -> str:
     """Return *name* if it may be the id of a run on every runtime.
 
     Raises:
@@ -265,7 +265,7 @@ class RunLocation(Part):
 
 
 @dataclass(frozen=True, slots=True)
-class LogPiece:
+class LogChunk:
     """Some bytes of one stream, in their order; a line may be cut anywhere."""
 
     stream: StreamName
@@ -297,7 +297,7 @@ class Run(Protocol):
             InfrastructureError: If the infrastructure is away.
         """
 
-    def logs(self) -> Iterator[LogPiece]:
+    def logs(self) -> Iterator[LogChunk]:
         """Yield what it has written and will write, from its beginning, until it is over and all was told."""
 
     def cancel(self, grace: float = GRACE) -> Exit:
@@ -362,10 +362,10 @@ class Runtime(Protocol):
         """Close the connections, if there are any; runs go on."""
 
 
-LONGEST_VALUE = 128 * 1024 - 1
+MAX_VARIABLE_BYTES = 128 * 1024 - 1
 """Bytes of ``NAME=value`` that Linux hands to a program (execve(2), MAX_ARG_STRLEN)."""
 
-LONGEST_ENVIRONMENT = 1536 * 1024
+MAX_ENVIRONMENT_BYTES = 1536 * 1024
 """Bytes of all variables together; Linux takes a quarter of the stack's limit, which is 8 MiB nearly everywhere."""
 
 # A shell passes on no other names, and says nothing.
@@ -377,7 +377,7 @@ _OF_THE_SHELL = frozenset(
 )
 
 
-def environment_of(plan: Plan) -> dict[str, str]:
+def full_environment(plan: Plan) -> dict[str, str]:
     """Return all variables that the script gets from its caller, secrets too.
 
     Raises:
@@ -387,12 +387,12 @@ def environment_of(plan: Plan) -> dict[str, str]:
     missing = sorted(set(plan.secret_names) - request.secrets.keys())
     if missing:
         raise refusal(plan.runtime, request, [f"secrets: no value of {', '.join(missing)} is in a plan; compile anew"])
-    return told_environment(request) | {name: value.get_secret_value() for name, value in request.secrets.items()}
+    return plan_environment(request) | {name: value.get_secret_value() for name, value in request.secrets.items()}
 
 
-def told_environment(request: RunRequest) -> dict[str, str]:
+def plan_environment(request: RunRequest) -> dict[str, str]:
     """Return the variables that a plan shows: those of the request, and by which the run's processes are known."""
-    return request.environment | {EXECUTION_ID_ENV: request.execution_id, RUN_COOKIE: request.id}
+    return request.environment | {EXECUTION_ID_ENV: request.execution_id, RUN_ID_ENV: request.id}
 
 
 def refusal(runtime: str, request: RunRequest, reasons: Iterable[str]) -> PlanError:
@@ -401,9 +401,9 @@ def refusal(runtime: str, request: RunRequest, reasons: Iterable[str]) -> PlanEr
     return PlanError(f"The runtime '{runtime}' cannot run {request.id} as asked, and nothing was started:\n  {listed}")
 
 
-def reasons_of_all(request: RunRequest, capabilities: Mapping[Capability, str]) -> Iterator[str]:
+def common_reasons(request: RunRequest, capabilities: Mapping[Capability, str]) -> Iterator[str]:
     """Yield what no runtime takes, and what the one that honours *honours* does not."""
-    for wish in wishes_of(request):
+    for wish in requested_capabilities(request):
         if wish not in capabilities:
             yield f"{wish}: this runtime has no such thing; leave it out, or choose another runtime"
     if "\0" in request.script:
@@ -417,7 +417,7 @@ def reasons_of_all(request: RunRequest, capabilities: Mapping[Capability, str]) 
 
 def _of_environment(request: RunRequest) -> Iterator[str]:
     secrets = {name: value.get_secret_value() for name, value in request.secrets.items()}
-    for name in sorted({EXECUTION_ID_ENV, RUN_COOKIE} & (request.environment.keys() | secrets.keys())):
+    for name in sorted({EXECUTION_ID_ENV, RUN_ID_ENV} & (request.environment.keys() | secrets.keys())):
         yield f"environment: {name} is given by the runtime"
     for name in sorted(secrets.keys() & request.environment.keys()):
         yield f"environment: {name} is given twice, once as a secret"
@@ -427,8 +427,8 @@ def _of_environment(request: RunRequest) -> Iterator[str]:
         if reason:
             yield f"environment: {reason}"
         together += len(name) + len(value.encode(errors="replace"))
-    if together > LONGEST_ENVIRONMENT:
-        yield f"environment: {together} bytes together are more than {LONGEST_ENVIRONMENT}; give long values as files"
+    if together > MAX_ENVIRONMENT_BYTES:
+        yield f"environment: {together} bytes together are more than {MAX_ENVIRONMENT_BYTES}; give long values as files"
 
 
 def _against(name: str, value: str) -> str | None:
@@ -442,8 +442,8 @@ def _against(name: str, value: str) -> str | None:
     if not _is_unicode(value):
         return f"the value of {name} cannot be written as UTF-8; give it as a file"
     size = len(name) + 1 + len(value.encode())
-    if size > LONGEST_VALUE:
-        return f"the value of {name} is too long ({size} bytes of at most {LONGEST_VALUE}); give it as a file"
+    if size > MAX_VARIABLE_BYTES:
+        return f"the value of {name} is too long ({size} bytes of at most {MAX_VARIABLE_BYTES}); give it as a file"
     return None
 
 

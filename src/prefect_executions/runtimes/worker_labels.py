@@ -12,12 +12,12 @@ _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 _ID = re.compile(r"(?:^|//)(sha256:[0-9a-f]{64})$")
 
 
-def labels(seen: Mapping[SeenLabel, object]) -> dict[str, str]:
+def label_values(seen: Mapping[SeenLabel, object]) -> dict[str, str]:
     """Return what was *seen* as labels; what was not is no label."""
     return {name.value: str(value) for name, value in seen.items() if value}
 
 
-def of_pods(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def pod_labels(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """Return what a cluster says of the newest of *pods* whose container has run; nothing where none has.
 
     *pods* are told as Kubernetes' Python clients do. What a registry gave has a
@@ -29,7 +29,7 @@ def of_pods(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     pod = max(begun, key=lambda one: one["metadata"]["creation_timestamp"])
     container = pod["status"]["container_statuses"][0]
     digest, image_id = _DIGEST.search(container["image_id"]), _ID.search(container["image_id"])
-    return labels(
+    return label_values(
         {
             SeenLabel.IMAGE: container.get("image"),
             SeenLabel.IMAGE_ID: image_id and image_id[1],

@@ -22,7 +22,7 @@ from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 from prefect_executions.settings import Settings
 from prefect_executions.settle.decide import Decision, Judgement, judge
-from prefect_executions.settle.observe import Known, evidence_of, flow_run_of, look
+from prefect_executions.settle.observe import Snapshot, flow_run_of, observe, take_snapshot
 from prefect_executions.settle.seal import seal, seal_unstarted
 from prefect_executions.workbench.heartbeat import PERIOD
 from prefect_executions.workbench.recovery import Settled, settle_all
@@ -73,7 +73,7 @@ def settle(
     else:
         yield from _checkpointed(workbench, since)
     finally:
-        prefect_events.finish_telling()
+        prefect_events.flush_events()
 
 
 def _checkpointed(workbench: Workbench, since: datetime | None) -> Iterator[Settled]:
@@ -95,7 +95,7 @@ class _Round:
     def go(self, unfinished: list[str], since: datetime | None) -> Iterator[Settled]:
         self.unfinished = unfinished
         marks = self.workbench.archive.marks
-        known = look(self.workbench, unfinished)
+        known = take_snapshot(self.workbench, unfinished)
         mark = marks.settled_until()
         since = since or (mark - OVERLAP if mark else LONG_AGO)
         prefect_queries.mark_flows({run.flow_id for run in known.runs.values()})
@@ -106,13 +106,13 @@ class _Round:
         yield from self._index(sealed.keys())
         marks.settle_until(min([*self.waiting, known.now]))
 
-    def _announced(self, known: Known) -> Iterator[Settled]:
+    def _announced(self, known: Snapshot) -> Iterator[Settled]:
         doubtful = []
         for execution_id in known.ids:
             if execution_id not in known.here and self._sealed_when(execution_id):
                 continue
             run = known.runs.get(flow_run_of(execution_id))
-            state = flow_runs.seen(run.state) if run and run.state else None
+            state = flow_runs.observed_state(run.state) if run and run.state else None
             told, judgement = self._judge(known, execution_id, state)
             if judgement is not None and judgement.act in {Decision.END, Decision.SEAL}:
                 doubtful.append((execution_id, judgement))
@@ -120,23 +120,23 @@ class _Round:
                 yield told
         yield from self._second_look(known, doubtful)
 
-    def _second_look(self, known: Known, doubtful: list[tuple[str, Judgement]]) -> Iterator[Settled]:
+    def _second_look(self, known: Snapshot, doubtful: list[tuple[str, Judgement]]) -> Iterator[Settled]:
         ends = [one for one, judgement in doubtful if judgement.act is Decision.END]
         if ends:
             gone = all(known.silences.get(one) is None or self._gone(known, one) for one in ends)
             self.pause(_AT_ONCE if gone else SECOND_LOOK)
-            known = look(self.workbench, self.unfinished)
+            known = take_snapshot(self.workbench, self.unfinished)
         for execution_id, _ in doubtful:
             yield from self._act(known, execution_id)
 
-    def _gone(self, known: Known, execution_id: str) -> bool:
-        return evidence_of(self.workbench, known, execution_id, None).alive is False
+    def _gone(self, known: Snapshot, execution_id: str) -> bool:
+        return observe(self.workbench, known, execution_id, None).alive is False
 
-    def _act(self, known: Known, execution_id: str) -> Iterator[Settled]:
+    def _act(self, known: Snapshot, execution_id: str) -> Iterator[Settled]:
         def act() -> Outcome | None:
             run_id = flow_run_of(execution_id)
             states = flow_runs.generation_history(execution_id) if run_id in known.runs else ()
-            judgement = judge(evidence_of(self.workbench, known, execution_id, states[-1] if states else None))
+            judgement = judge(observe(self.workbench, known, execution_id, states[-1] if states else None))
             if judgement.end is None or judgement.act not in {Decision.END, Decision.SEAL}:
                 return None
             if judgement.act is Decision.END:
@@ -150,10 +150,10 @@ class _Round:
             yield told
 
     def _judge(
-        self, known: Known, execution_id: str, state: ObservedState | None
+        self, known: Snapshot, execution_id: str, state: ObservedState | None
     ) -> tuple[Settled | None, Judgement | None]:
         try:
-            judgement = judge(evidence_of(self.workbench, known, execution_id, state))
+            judgement = judge(observe(self.workbench, known, execution_id, state))
         except ExecutionsError as error:
             if state is not None and state.state.is_terminal:
                 self.waiting.append(state.time)
@@ -167,7 +167,7 @@ class _Round:
         return None, judgement
 
     def _unannounced(
-        self, known: Known, flows: list[UUID], since: datetime, sealed: Mapping[str, datetime]
+        self, known: Snapshot, flows: list[UUID], since: datetime, sealed: Mapping[str, datetime]
     ) -> Iterator[Settled]:
         """Runs of Methods that ended, or are under way, and of which the archive knows nothing."""
         looked_at: set[UUID] = set()
@@ -179,7 +179,7 @@ class _Round:
             if run.state is None or run.id in looked_at:
                 continue
             looked_at.add(run.id)
-            for execution_id in self._unsealed_generations(run, flow_runs.seen(run.state), sealed):
+            for execution_id in self._unsealed_generations(run, flow_runs.observed_state(run.state), sealed):
                 if execution_id not in known.silences and execution_id not in known.here:
                     yield from self._one_unannounced(known, run, execution_id)
 
@@ -192,22 +192,22 @@ class _Round:
         if when is None and not last.state.is_terminal:
             yield first
             return
-        for generation in range(len(flow_runs.generations(flow_runs.history(run.id))), 1, -1):
+        for generation in range(len(flow_runs.generations(flow_runs.state_history(run.id))), 1, -1):
             execution_id = str(ExecutionId(first, generation))
             if execution_id not in sealed and self._sealed_when(execution_id) is None:
                 yield execution_id
         if when is None:
             yield first
 
-    def _one_unannounced(self, known: Known, run: FlowRun, execution_id: str) -> Iterator[Settled]:
+    def _one_unannounced(self, known: Snapshot, run: FlowRun, execution_id: str) -> Iterator[Settled]:
         known = known._replace(runs={**known.runs, run.id: run})
-        told, judgement = self._judge(known, execution_id, flow_runs.seen(run.state) if run.state else None)
+        told, judgement = self._judge(known, execution_id, flow_runs.observed_state(run.state) if run.state else None)
         if judgement is None or judgement.act in {Decision.LEAVE, Decision.REPORT}:
             if told is not None and told.result != "open":
                 yield told
             return
 
-        if run.run_count and prefect_events.was_told(execution_id):
+        if run.run_count and prefect_events.has_events(execution_id):
             yield Settled(execution_id, "report", "it is kept in another archive, whose settle it is left to")
             return
 
@@ -217,7 +217,7 @@ class _Round:
                 prefect_queries.force_terminal(run.id, ended.why, cancelled=ended.cancelled)
             states = flow_runs.generation_history(execution_id)
             if states and run.state and states[-1].state.id != run.state.id and ended.act is Decision.SEAL:
-                ended = judge(evidence_of(self.workbench, known, execution_id, states[-1]))  # an earlier generation
+                ended = judge(observe(self.workbench, known, execution_id, states[-1]))  # an earlier generation
             level = self.settings.archive_level
             return seal_unstarted(self.workbench, run, execution_id, states=states, judgement=ended, archive=level)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 
-class Known(NamedTuple):
+class Snapshot(NamedTuple):
     """All that one look found: what is open here and in the archive, and what Prefect says of it.
 
     `here` has the Workbench on which each bundle lies that can be reached, `silences`
@@ -42,7 +42,7 @@ class Known(NamedTuple):
         return sorted(self.here | self.silences.keys())
 
 
-def look(workbench: Workbench, here: Collection[str]) -> Known:
+def take_snapshot(workbench: Workbench, here: Collection[str]) -> Snapshot:
     """Look at everything that may be open; *here* are the unfinished executions of this workbench.
 
     Raises:
@@ -54,11 +54,11 @@ def look(workbench: Workbench, here: Collection[str]) -> Known:
     silences = {mark.id: max(clock - mark.renewed, timedelta(0)) for mark in marks.open()}
     found = _reachable(workbench, marks.places(silences.keys() - set(here)))
     now = prefect_queries.server_time()
-    runs = prefect_queries.runs_of({flow_run_of(execution_id) for execution_id in {*here, *silences}})
-    return Known(found | dict.fromkeys(here, workbench), silences, runs, now, now - clock)
+    runs = prefect_queries.runs_by_id({flow_run_of(execution_id) for execution_id in {*here, *silences}})
+    return Snapshot(found | dict.fromkeys(here, workbench), silences, runs, now, now - clock)
 
 
-def evidence_of(workbench: Workbench, known: Known, execution_id: str, state: ObservedState | None) -> RunObservation:
+def observe(workbench: Workbench, known: Snapshot, execution_id: str, state: ObservedState | None) -> RunObservation:
     """Return what is known of one execution; *state* is Prefect's newest state of it.
 
     Raises:
@@ -95,7 +95,7 @@ def _reachable(workbench: Workbench, places: Mapping[str, str]) -> dict[str, Wor
     return {one: workbench.at(Path(place)) for one, place in places.items() if os.access(Path(place, one), os.W_OK)}
 
 
-def _documents(workbench: Workbench, known: Known, execution_id: str) -> tuple[Instance | None, JobStatus | None]:
+def _documents(workbench: Workbench, known: Snapshot, execution_id: str) -> tuple[Instance | None, JobStatus | None]:
     if execution_id in known.here:
         bundle = OpenBundle.load(known.here[execution_id].folder, execution_id)
         return bundle.read(Instance), bundle.read(JobStatus)

@@ -21,7 +21,7 @@ from prefect_executions.prefect_api import finish as prefect_finish
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.settle.decide import Judgement
-from prefect_executions.settle.observe import Known, flow_run_of
+from prefect_executions.settle.observe import Snapshot, flow_run_of
 from prefect_executions.workbench.recovery import bring_back, end_runs, recover, restore
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Outcome, Workbench
@@ -99,7 +99,7 @@ def _deployed(run: FlowRun) -> tuple[dict[str, Any], str | None, str | None]:
 
 def seal(
     workbench: Workbench,
-    known: Known,
+    known: Snapshot,
     execution_id: str,
     states: Sequence[ObservedState],
     judgement: Judgement,
@@ -167,7 +167,7 @@ def _end(judgement: Judgement, states: Sequence[ObservedState]) -> Ending:
     if last is None or not last.state.is_terminal:
         return judgement.end
     end = judgement.end._replace(at=last.time, prefect_state=last.state)
-    asked = flow_runs.asked_to_cancel(states) if end.reason is Reason.CRASHED else None
+    asked = flow_runs.cancel_request(states) if end.reason is Reason.CRASHED else None
     if asked is None:
         return end
     # Who is killed because somebody asked for it was cancelled, whatever its supervisor calls it.

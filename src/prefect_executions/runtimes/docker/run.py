@@ -23,10 +23,10 @@ from prefect_executions.errors import InfrastructureError
 from prefect_executions.runtimes.container_init import OWN_FOLDER
 from prefect_executions.runtimes.interface import (
     GRACE,
-    PREFIX,
+    LABEL_PREFIX,
     STREAMS,
     Exit,
-    LogPiece,
+    LogChunk,
     RunLocation,
     RunStatus,
     StreamName,
@@ -66,9 +66,9 @@ class ContainerRun:
         told = self._inspected()
         if told is None:
             return RunLocation(container=self._container)
-        with asking("the engine's name"):
+        with translate_errors("the engine's name"):
             node = self._api.info().get("Name")
-        digest = told["Config"]["Labels"].get(f"{PREFIX}.image-digest")
+        digest = told["Config"]["Labels"].get(f"{LABEL_PREFIX}.image-digest")
         return RunLocation(container=told["Id"], image=told["Image"], node=node, image_digest=digest)
 
     def wait(self, timeout: float | None = None) -> Exit:
@@ -78,7 +78,7 @@ class ContainerRun:
             left = _PATIENCE if until is None else min(_PATIENCE, until - time.monotonic())
             if left <= 0:
                 raise TimeoutError(f"The run {self.id} still runs after {timeout:g} s")
-            with asking(f"the end of {self.id}"), suppress(NotFound):
+            with translate_errors(f"the end of {self.id}"), suppress(NotFound):
                 try:
                     self._api.wait(self._container, timeout=ceil(left))
                 except (ReadTimeout, AwayError) as error:
@@ -86,9 +86,9 @@ class ContainerRun:
                         raise
         return end
 
-    def logs(self) -> Iterator[LogPiece]:
+    def logs(self) -> Iterator[LogChunk]:
         """Yield what it has written and will write, until it is over and all was told."""
-        pieces: queue.Queue[LogPiece | Exception | None] = queue.Queue(maxsize=64)
+        pieces: queue.Queue[LogChunk | Exception | None] = queue.Queue(maxsize=64)
         readers = [_Reader(self, stream, pieces) for stream in STREAMS]
         try:
             reading = len(readers)
@@ -113,13 +113,13 @@ class ContainerRun:
         end = self._end_of(told)
         if end is not None:
             return end
-        with asking(f"to cancel {self.id}"), suppress(NotFound):
+        with translate_errors(f"to cancel {self.id}"), suppress(NotFound):
             self._kill(grace)
         return self.wait(_AFTER_KILL)
 
     def discard(self) -> None:
         """Forget it: end what is left of it, and remove its container with its logs."""
-        with asking(f"to remove the container of {self.id}"), suppress(NotFound):
+        with translate_errors(f"to remove the container of {self.id}"), suppress(NotFound):
             try:
                 self._api.remove_container(self._container, force=True, v=True)
             except APIError as error:
@@ -155,7 +155,7 @@ class ContainerRun:
 
     def _inspected(self) -> dict[str, Any] | None:
         """What the engine says of the container; None when it is gone."""
-        with asking(f"the container of {self.id}"):
+        with translate_errors(f"the container of {self.id}"):
             try:
                 return dict(self._api.inspect_container(self._container))
             except NotFound:
@@ -181,9 +181,9 @@ class ContainerRun:
         return Exit(status=status, code=code, why=why or state["Error"] or None, started=started, ended=ended)
 
     def _has_expired(self, told: Mapping[str, Any]) -> bool:
-        if f"{PREFIX}.time-limit" not in told["Config"]["Labels"]:
+        if f"{LABEL_PREFIX}.time-limit" not in told["Config"]["Labels"]:
             return False
-        with asking(f"whether {self.id} has expired"):
+        with translate_errors(f"whether {self.id} has expired"):
             try:
                 stream, _ = self._api.get_archive(self._container, f"{OWN_FOLDER}/expired")
             except NotFound:
@@ -196,7 +196,7 @@ class ContainerRun:
 class _Reader:
     """A thread that reads one stream; it connects again when the engine has cut it."""
 
-    def __init__(self, run: ContainerRun, name: StreamName, pieces: queue.Queue[LogPiece | Exception | None]) -> None:
+    def __init__(self, run: ContainerRun, name: StreamName, pieces: queue.Queue[LogChunk | Exception | None]) -> None:
         self._run = run
         self._name = name
         self._pieces = pieces
@@ -227,16 +227,16 @@ class _Reader:
 
     def _read_once(self) -> None:
         skipped = 0
-        with asking(f"the logs of {self._run.id}"), suppress(NotFound):
+        with translate_errors(f"the logs of {self._run.id}"), suppress(NotFound):
             self._stream = self._run.stream(self._name)
             for data in self._stream:
                 new = data[max(0, self._told - skipped) :]
                 skipped += len(data)
                 if new:
                     self._told += len(new)
-                    self._put(LogPiece(self._name, new))
+                    self._put(LogChunk(self._name, new))
 
-    def _put(self, piece: LogPiece | Exception | None) -> None:
+    def _put(self, piece: LogChunk | Exception | None) -> None:
         while not self._stopped.is_set():
             with suppress(queue.Full):
                 self._pieces.put(piece, timeout=0.5)
@@ -244,7 +244,7 @@ class _Reader:
 
 
 @contextmanager
-def asking(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """Tell as one error that the engine does not answer, or answers that it failed."""
     try:
         yield

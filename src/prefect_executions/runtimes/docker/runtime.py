@@ -25,23 +25,23 @@ from docker.errors import APIError, ImageNotFound
 from docker.utils import kwargs_from_env, parse_repository_tag
 
 from prefect_executions.errors import InfrastructureError, NotFoundError, PlanError
-from prefect_executions.runtimes.container_init import OWN_FOLDER, entry
-from prefect_executions.runtimes.docker.run import ContainerRun, asking
+from prefect_executions.runtimes.container_init import OWN_FOLDER, entry_script
+from prefect_executions.runtimes.docker.run import ContainerRun, translate_errors
 from prefect_executions.runtimes.interface import (
     DATA,
-    LABEL,
-    PREFIX,
+    LABEL_PREFIX,
+    RUN_LABEL,
     Capability,
     Network,
     Plan,
     Pull,
     RunRequest,
     RuntimeOptions,
-    environment_of,
-    reasons_of_all,
+    check_run_id,
+    common_reasons,
+    full_environment,
+    plan_environment,
     refusal,
-    run_id,
-    told_environment,
 )
 
 # The driver that keeps bytes as they came; the engine's default one writes what is not UTF-8 as something else.
@@ -81,7 +81,7 @@ class DockerRuntime:
             InfrastructureError: If it does not answer.
         """
         told = kwargs_from_env() if url is None else {"base_url": url}
-        with asking("the engine's version"):
+        with translate_errors("the engine's version"):
             self._api = APIClient(version="auto", **told)
         self._open_network = open_network
 
@@ -100,11 +100,11 @@ class DockerRuntime:
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
         """Return the plan of *request*, its image at hand, and write it into the folder *into*."""
-        with asking("what the engine can do"):
+        with translate_errors("what the engine can do"):
             engine = self._api.info()
             networks = {network["Name"] for network in self._api.networks()}
         network = self._open_network if request.network is Network.OPEN else "none"
-        reasons = [*reasons_of_all(request, self.capabilities), *_reasons_of_engine(request, engine)]
+        reasons = [*common_reasons(request, self.capabilities), *_reasons_of_engine(request, engine)]
         if network not in networks:
             reasons.append(f"{request.network} network: the engine has no network '{network}'")
         if request.image is None:
@@ -115,7 +115,7 @@ class DockerRuntime:
         digest = registry_digest(request.image, image)
         spec = _container(request, image["Id"], network, engine)
         if digest is not None:
-            spec["Labels"][f"{PREFIX}.image-digest"] = digest
+            spec["Labels"][f"{LABEL_PREFIX}.image-digest"] = digest
         names = tuple(sorted(request.secrets))
         plan = Plan(runtime=self.name, request=request, secret_names=names, image_digest=digest, spec=spec)
         plan.write(into)
@@ -123,7 +123,7 @@ class DockerRuntime:
 
     def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:
         """Return the name of exactly this image, which is pulled by its digest if the engine has not got it."""
-        with asking(f"the image {digest or image_id}"):
+        with translate_errors(f"the image {digest or image_id}"):
             for name in (digest, image_id):
                 if name is not None and self._has(name):
                     return name
@@ -131,10 +131,10 @@ class DockerRuntime:
 
     def run(self, plan: Plan) -> ContainerRun:
         """Start the container of *plan*; return once it has begun."""
-        values = environment_of(plan)
-        with asking(f"the container of {plan.id}"):
+        values = full_environment(plan)
+        with translate_errors(f"the container of {plan.id}"):
             self._refuse_a_second(plan.id)
-            labels = plan.spec["Labels"] | {f"{PREFIX}.plan": sha256(plan.as_told()).hexdigest()}
+            labels = plan.spec["Labels"] | {f"{LABEL_PREFIX}.plan": sha256(plan.as_told()).hexdigest()}
             config = plan.spec | {"Env": [f"{name}={value}" for name, value in values.items()], "Labels": labels}
             container = self._created(plan, config)
             try:
@@ -153,8 +153,8 @@ class DockerRuntime:
         return ContainerRun(self._api, run_id, found[0])
 
     def _containers(self, name: str) -> list[str]:
-        with asking(f"the containers of {name}"):
-            found = self._api.containers(all=True, filters={"label": f"{LABEL}={run_id(name)}"})
+        with translate_errors(f"the containers of {name}"):
+            found = self._api.containers(all=True, filters={"label": f"{RUN_LABEL}={check_run_id(name)}"})
         return [container["Id"] for container in found]
 
     def _refuse_a_second(self, name: str) -> None:
@@ -176,7 +176,7 @@ class DockerRuntime:
         return str(made["Id"])
 
     def _image(self, request: RunRequest, name: str) -> dict[str, Any]:
-        with asking(f"the image {name}"):
+        with translate_errors(f"the image {name}"):
             try:
                 if request.pull is Pull.ALWAYS:
                     self._pull(request, name)
@@ -234,9 +234,9 @@ def _reasons_of_engine(request: RunRequest, engine: Mapping[str, Any]) -> Iterat
 def _container(request: RunRequest, image_id: str, network: str, engine: Mapping[str, Any]) -> dict[str, Any]:
     """The body of ``POST /containers/create``, but for the values of secrets."""
     limits = request.resources
-    labels = {LABEL: request.id, f"{PREFIX}.execution": request.execution_id}
+    labels = {RUN_LABEL: request.id, f"{LABEL_PREFIX}.execution": request.execution_id}
     if limits.time_limit is not None:
-        labels[f"{PREFIX}.time-limit"] = str(ceil(limits.time_limit))
+        labels[f"{LABEL_PREFIX}.time-limit"] = str(ceil(limits.time_limit))
     exact = "local" in engine.get("Plugins", {}).get("Log", ())
     host: dict[str, Any] = {
         "Mounts": [{"Type": "bind", "Source": str(request.data), "Target": DATA}],
@@ -256,7 +256,7 @@ def _container(request: RunRequest, image_id: str, network: str, engine: Mapping
         "Image": image_id,
         "Entrypoint": ["/bin/sh", f"{OWN_FOLDER}/entry.sh"],
         "Cmd": [],
-        "Env": [f"{name}={value}" for name, value in told_environment(request).items()],
+        "Env": [f"{name}={value}" for name, value in plan_environment(request).items()],
         "WorkingDir": DATA,
         "Labels": labels,
         "HostConfig": host,
@@ -266,7 +266,7 @@ def _container(request: RunRequest, image_id: str, network: str, engine: Mapping
 
 def _own_files(plan: Plan) -> bytes:
     """The archive of what the container's first process reads, put into it before it starts."""
-    first = entry(
+    first = entry_script(
         f"{OWN_FOLDER}/entrypoint.sh",
         time_limit=plan.request.resources.time_limit,
         expired=f": >{OWN_FOLDER}/expired",

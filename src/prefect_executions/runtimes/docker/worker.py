@@ -14,7 +14,7 @@ from prefect_docker.worker import DockerWorker
 
 from prefect_executions.events import SeenLabel
 from prefect_executions.runtimes.docker.runtime import registry_digest
-from prefect_executions.runtimes.worker_labels import labels
+from prefect_executions.runtimes.worker_labels import label_values
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -51,7 +51,7 @@ def seen(docker_client: DockerClient, container: Container, image: str) -> dict[
     api: Any = docker_client.api  # the published types leave functions out
     told = api.inspect_image(container.attrs["Image"])
     digest = registry_digest(image, told)
-    return labels(
+    return label_values(
         {
             SeenLabel.IMAGE: image,
             SeenLabel.IMAGE_ID: told["Id"],

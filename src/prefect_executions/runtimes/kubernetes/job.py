@@ -20,22 +20,22 @@ from typing import Any
 
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import InfrastructureError
-from prefect_executions.runtimes.interface import LABEL, PREFIX, Exit, RunLocation, RunStatus
+from prefect_executions.runtimes.interface import LABEL_PREFIX, RUN_LABEL, Exit, RunLocation, RunStatus
 from prefect_executions.runtimes.kubernetes.api import Cluster, Command, Json, Refused
 
-GIVEN = f"{PREFIX}.given"
+ASSIGNED_POD = f"{LABEL_PREFIX}.given"
 """The annotation of a Job that names the one pod that was given the data; another one never begins."""
 
-CANCELLED = f"{PREFIX}.cancelled"
+CANCELLED = f"{LABEL_PREFIX}.cancelled"
 """The annotation of a Job that somebody has cancelled."""
 
-END = f"{PREFIX}.end"
+END = f"{LABEL_PREFIX}.end"
 """The annotation of a Job that says how its run ended; whoever sees the end first writes it, and it stays."""
 
-FETCHED = f"{PREFIX}.fetched"
+FETCHED = f"{LABEL_PREFIX}.fetched"
 """The annotation of a Job whose data came back."""
 
-DATA_NOTE = f"{PREFIX}.data"
+DATA_FOLDER = f"{LABEL_PREFIX}.data"
 """The annotation of a Job with the data folder of the machine that asked; absent where a claim shares it."""
 
 RECEIVER, KEEPER, SCRIPT = "receiver", "keeper", "script"
@@ -68,7 +68,7 @@ class JobSnapshot:
     @property
     def pod(self) -> JsonObject | None:
         """The pod that was given the data, else the newest one that may be."""
-        given = self.notes.get(GIVEN)
+        given = self.notes.get(ASSIGNED_POD)
         if given is not None:
             uid = given.partition(" ")[2]
             return next((pod for pod in self.pods if pod["metadata"]["uid"] == uid), None)
@@ -101,7 +101,7 @@ class JobSnapshot:
             return Exit.model_validate_json(self.notes[END])
         pod = self.pod
         if pod is None:
-            return _gone(self.notes[GIVEN]) if GIVEN in self.notes else None
+            return _gone(self.notes[ASSIGNED_POD]) if ASSIGNED_POD in self.notes else None
         done = self.script.get("terminated")
         if pod["status"].get("reason"):
             return _failed_whole(pod["status"], None if done is None else done["exitCode"])
@@ -117,7 +117,7 @@ class JobSnapshot:
         """Return what the cluster says of the pod."""
         pod = self.pod
         if pod is None:
-            return RunLocation(pod=self.notes.get(GIVEN, "").partition(" ")[0] or None)
+            return RunLocation(pod=self.notes.get(ASSIGNED_POD, "").partition(" ")[0] or None)
         told = next(_containers(pod, SCRIPT), {})
         image = told.get("imageID", "").rpartition("://")[2]
         by_digest = "@sha256:" in image
@@ -145,7 +145,7 @@ def _containers(pod: JsonObject, name: str = "") -> Iterator[JsonObject]:
 
 def _ended(done: JsonObject, *, deleted: bool, cancelled: bool) -> Exit:
     code = done["exitCode"]
-    started, ended = time_of(done.get("startedAt")), time_of(done.get("finishedAt"))
+    started, ended = parse_time(done.get("startedAt")), parse_time(done.get("finishedAt"))
     status, why = (RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED), None
     if done.get("reason") == "OOMKilled" and code:
         why = "a process of it wanted more memory than its limit"
@@ -187,7 +187,7 @@ def _hopeless(pod: JsonObject) -> Exit | None:
     return None
 
 
-def time_of(told: str | None) -> datetime | None:
+def parse_time(told: str | None) -> datetime | None:
     """Return a time of the API, which has whole seconds."""
     return None if told is None else in_utc(datetime.fromisoformat(told))
 
@@ -212,7 +212,7 @@ class Job:
             if error.status == _GONE:
                 return None
             raise InfrastructureError(f"Kubernetes does not show the Job {self.name}: {error}") from error
-        if job["metadata"].get("labels", {}).get(LABEL) != self.name:
+        if job["metadata"].get("labels", {}).get(RUN_LABEL) != self.name:
             return None  # somebody else's
         return JobSnapshot(job=job, pods=tuple(self._pods()))
 
@@ -267,7 +267,9 @@ class Job:
         self.annotate(CANCELLED, "removed", unless=(CANCELLED, END))
         look = self.look()
         # Where no script runs, and none will, the node need not be waited for: it takes its time to say so.
-        runs = "" if look is None or look.script.get("terminated") else look.notes.get(GIVEN, "").partition(" ")[2]
+        runs = (
+            "" if look is None or look.script.get("terminated") else look.notes.get(ASSIGNED_POD, "").partition(" ")[2]
+        )
         self._delete(f"batch/jobs/{self.name}", propagation_policy="Foreground")
         for pod in self._pods():
             grace = "1" if pod["metadata"]["uid"] == runs else "0"
@@ -282,7 +284,7 @@ class Job:
 
     def _pods(self) -> list[Json]:
         try:
-            told = self._cluster.ask("get", "core/pods", label_selector=f"{LABEL}={self.name}")
+            told = self._cluster.ask("get", "core/pods", label_selector=f"{RUN_LABEL}={self.name}")
         except Refused as error:
             raise InfrastructureError(f"Kubernetes does not show the pods of {self.name}: {error}") from error
         return list(told["items"])

@@ -8,19 +8,19 @@ from decimal import Decimal
 from math import ceil
 from typing import Any
 
-from prefect_executions.runtimes.container_init import OWN_FOLDER, entry
+from prefect_executions.runtimes.container_init import OWN_FOLDER, entry_script
 from prefect_executions.runtimes.interface import (
     DATA,
     GRACE,
-    LABEL,
-    PREFIX,
+    LABEL_PREFIX,
+    RUN_LABEL,
     Pull,
     Resources,
     RunRequest,
     SharedClaim,
-    told_environment,
+    plan_environment,
 )
-from prefect_executions.runtimes.kubernetes.job import DATA_NOTE, EXPIRED, KEEPER, RECEIVER, SCRIPT
+from prefect_executions.runtimes.kubernetes.job import DATA_FOLDER, EXPIRED, KEEPER, RECEIVER, SCRIPT
 
 GPU = "nvidia.com/gpu"
 """What Kubernetes calls a GPU, where NVIDIA's device plug-in offers them."""
@@ -51,10 +51,10 @@ _QUANTITY = re.compile(r"([0-9.]+)([munkKMGTPE]?)(i?)")
 _POWER = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
 
 
-def job_of(request: RunRequest, *, claim: SharedClaim | None, host_network: bool, keep: float) -> dict[str, Any]:
+def job_manifest(request: RunRequest, *, claim: SharedClaim | None, host_network: bool, keep: float) -> dict[str, Any]:
     """Return the body of the request that creates the Job of *request*, complete but for the values of secrets."""
-    labels = {LABEL: request.id, f"{PREFIX}.execution": request.execution_id}
-    notes = {DATA_NOTE: str(request.data)} if claim is None else {}
+    labels = {RUN_LABEL: request.id, f"{LABEL_PREFIX}.execution": request.execution_id}
+    notes = {DATA_FOLDER: str(request.data)} if claim is None else {}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -68,7 +68,7 @@ def job_of(request: RunRequest, *, claim: SharedClaim | None, host_network: bool
     }
 
 
-def secret_of(request: RunRequest, job: Mapping[str, Any]) -> dict[str, Any]:
+def secret_manifest(request: RunRequest, job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the Secret of a run, which is removed with its Job *job*."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": request.id, "uid": job["metadata"]["uid"]}
     values = {name: value.get_secret_value() for name, value in request.secrets.items()}
@@ -76,26 +76,26 @@ def secret_of(request: RunRequest, job: Mapping[str, Any]) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "Secret",
         "immutable": True,
-        "metadata": {"name": request.id, "labels": {LABEL: request.id}, "ownerReferences": [owner]},
+        "metadata": {"name": request.id, "labels": {RUN_LABEL: request.id}, "ownerReferences": [owner]},
         "stringData": {SCRIPT_KEY: request.script, **values},
     }
 
 
-def changed(asked: object, told: object, at: str = "") -> Iterator[str]:
+def dropped_fields(asked: object, told: object, at: str = "") -> Iterator[str]:
     """Yield where *told*, what a cluster made of *asked*, lacks something of it; more may be there."""
     if isinstance(asked, Mapping):
         members = told if isinstance(told, Mapping) else {}
         for name, value in asked.items():
-            yield from changed(value, members.get(name), f"{at}.{name}" if at else str(name))
+            yield from dropped_fields(value, members.get(name), f"{at}.{name}" if at else str(name))
     elif isinstance(asked, list):
         there = told if isinstance(told, list) else []
         for number, value in enumerate(asked):
-            yield from changed(value, _same(value, number, there), f"{at}[{number}]")
+            yield from dropped_fields(value, _same(value, number, there), f"{at}[{number}]")
     elif asked != told and not (asked == "" and told is None) and not _equal(asked, told):
         yield at
 
 
-def quantity(told: object) -> Decimal | None:
+def parse_quantity(told: object) -> Decimal | None:
     """Return a number as Kubernetes writes it, None when it is none."""
     found = _QUANTITY.fullmatch(str(told))
     if found is None:
@@ -138,14 +138,14 @@ def _pod(request: RunRequest, claim: SharedClaim | None, keep: float, *, host_ne
 
 
 def _script(request: RunRequest) -> dict[str, Any]:
-    first = entry(
+    first = entry_script(
         f"{_SCRIPTS}/{SCRIPT_KEY} >{OWN_FOLDER}/stdout 2>{OWN_FOLDER}/stderr",
         time_limit=request.resources.time_limit,
         expired=f"echo {EXPIRED} >/dev/termination-log",
         # Nothing is written after it was said that all is.
         last=f"kill -KILL -1\n: >{OWN_FOLDER}/over\n",
     )
-    told = [{"name": name, "value": _literal(value)} for name, value in told_environment(request).items()]
+    told = [{"name": name, "value": _literal(value)} for name, value in plan_environment(request).items()]
     withheld = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": request.id, "key": name}}}
         for name in sorted(request.secrets)
@@ -193,5 +193,5 @@ def _same(value: object, number: int, there: list[Any]) -> object:
 
 
 def _equal(asked: object, told: object) -> bool:
-    number = quantity(asked)
-    return number is not None and number == quantity(told)
+    number = parse_quantity(asked)
+    return number is not None and number == parse_quantity(told)

@@ -18,14 +18,14 @@ from uuid import uuid4
 
 from prefect_executions.errors import ExecutionsError, InfrastructureError
 from prefect_executions.runtimes.container_init import OWN_FOLDER
-from prefect_executions.runtimes.interface import GRACE, Exit, LogPiece, RunLocation, RunStatus
+from prefect_executions.runtimes.interface import GRACE, Exit, LogChunk, RunLocation, RunStatus
 from prefect_executions.runtimes.kubernetes.api import Cluster, Command, Refused
 from prefect_executions.runtimes.kubernetes.job import (
+    ASSIGNED_POD,
     CANCELLED,
-    DATA_NOTE,
+    DATA_FOLDER,
     END,
     FETCHED,
-    GIVEN,
     KEEPER,
     RECEIVER,
     SCRIPT,
@@ -46,7 +46,7 @@ _OPEN = f": >{OWN_FOLDER}/ready"
 _FETCH = f"tar -cf - -C {OWN_FOLDER}/data ."
 
 
-def hand_over(job: Job) -> None:
+def send_data(job: Job) -> None:
     """Wait until a pod of *job* waits for its data, and give it; a second caller changes nothing.
 
     What fails for good becomes the end of the run, for whoever waits for it.
@@ -67,19 +67,19 @@ def hand_over(job: Job) -> None:
                 return
 
 
-def fetch(job: Job) -> None:
+def fetch_data(job: Job) -> None:
     """Bring back what a script left, once; what was lost stays lost.
 
     Raises:
         InfrastructureError: If it cannot be brought back, though the script has ended.
     """
     look = job.look()
-    if look is None or DATA_NOTE not in look.notes or GIVEN not in look.notes or FETCHED in look.notes:
+    if look is None or DATA_FOLDER not in look.notes or ASSIGNED_POD not in look.notes or FETCHED in look.notes:
         return
     end = look.end()
     if end is None or end.status is RunStatus.LOST or end.code is None:
         return
-    folder = Path(look.notes[DATA_NOTE])
+    folder = Path(look.notes[DATA_FOLDER])
     if not folder.is_dir():
         raise InfrastructureError(f"What {job.name} left belongs into {folder}, which is not here; ask where that is")
     command = job.command(look, KEEPER, _FETCH) if look.keeps else None
@@ -101,13 +101,13 @@ def _is_chosen(job: Job, look: JobSnapshot) -> bool:
     if pod is None:
         return False
     name = f"{pod['metadata']['name']} {pod['metadata']['uid']}"
-    job.annotate(GIVEN, name, unless=(GIVEN, END, CANCELLED))
+    job.annotate(ASSIGNED_POD, name, unless=(ASSIGNED_POD, END, CANCELLED))
     now = job.look()
-    return now is not None and now.notes.get(GIVEN) == name
+    return now is not None and now.notes.get(ASSIGNED_POD) == name
 
 
 def _give(job: Job, look: JobSnapshot) -> None:
-    where = look.notes.get(DATA_NOTE)
+    where = look.notes.get(DATA_FOLDER)
     load = None if where is None else TarStream.of(Path(where))
     if load is None:
         command = job.command(look, RECEIVER, _OPEN)
@@ -185,7 +185,7 @@ class PodRun:
         """Know the run; as long as its pod waits for its data, this process will give it."""
         self.id = run_id
         self._job = Job(cluster, run_id)
-        threading.Thread(target=hand_over, args=(self._job,), name=f"data of {run_id}", daemon=True).start()
+        threading.Thread(target=send_data, args=(self._job,), name=f"data of {run_id}", daemon=True).start()
 
     @property
     def exit_code(self) -> int | None:
@@ -211,10 +211,10 @@ class PodRun:
         end = self._ended(timeout)
         if end is None:
             raise TimeoutError(f"The run {self.id} still runs after {timeout:g} s")
-        fetch(self._job)
+        fetch_data(self._job)
         return end
 
-    def logs(self) -> Iterator[LogPiece]:
+    def logs(self) -> Iterator[LogChunk]:
         """Yield what it has written and will write; after the last piece what it left is in the data folder."""
         told = {"stdout": 0, "stderr": 0}
         failures = 0
@@ -227,7 +227,7 @@ class PodRun:
                     with closing(command):
                         for stream, data in command.pieces():
                             told[stream] += len(data)
-                            yield LogPiece(stream, data)
+                            yield LogChunk(stream, data)
                         over = command.code() == _OVER or over
                 except InfrastructureError:
                     failures += 1

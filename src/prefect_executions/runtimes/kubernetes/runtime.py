@@ -24,14 +24,21 @@ from prefect_executions.runtimes.interface import (
     RunRequest,
     RuntimeOptions,
     SharedClaim,
-    environment_of,
-    reasons_of_all,
+    check_run_id,
+    common_reasons,
+    full_environment,
     refusal,
-    run_id,
 )
 from prefect_executions.runtimes.kubernetes.api import Cluster, Refused
 from prefect_executions.runtimes.kubernetes.job import Job
-from prefect_executions.runtimes.kubernetes.manifest import GPU, USER, changed, job_of, quantity, secret_of
+from prefect_executions.runtimes.kubernetes.manifest import (
+    GPU,
+    USER,
+    dropped_fields,
+    job_manifest,
+    parse_quantity,
+    secret_manifest,
+)
 from prefect_executions.runtimes.kubernetes.run import PodRun
 from prefect_executions.runtimes.kubernetes.transfer import unsendable
 
@@ -102,10 +109,10 @@ class KubernetesRuntime:
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
         """Return the plan of *request*, as the API server takes it, and write it into the folder *into*."""
-        reasons = [*reasons_of_all(request, self.capabilities), *self._reasons(request)]
+        reasons = [*common_reasons(request, self.capabilities), *self._reasons(request)]
         if reasons:
             raise refusal(self.name, request, reasons)
-        spec = job_of(request, claim=self._claim, host_network=self._host_network, keep=self._keep)
+        spec = job_manifest(request, claim=self._claim, host_network=self._host_network, keep=self._keep)
         tried = spec | {"metadata": {**spec["metadata"], "name": None, "generateName": f"{request.id[:50]}-"}}
         self._created(request, spec, tried, dry_run="All")
         digest = request.image if request.image and "@sha256:" in request.image else None
@@ -120,10 +127,10 @@ class KubernetesRuntime:
 
     def run(self, plan: Plan) -> PodRun:
         """Create the Job of *plan*, and return; its pod gets its data as soon as it waits for it."""
-        environment_of(plan)  # refuses a plan without its secrets
+        full_environment(plan)  # refuses a plan without its secrets
         job = self._created(plan.request, plan.spec, plan.spec)
         try:
-            self._cluster.ask("post", "core/secrets", secret_of(plan.request, job))
+            self._cluster.ask("post", "core/secrets", secret_manifest(plan.request, job))
         except Refused as error:
             Job(self._cluster, plan.id).remove()
             raise refusal(self.name, plan.request, [f"secrets: {error}"]) from error
@@ -147,7 +154,7 @@ class KubernetesRuntime:
                     f"A run with the id {request.id} was started before; find it, or use another id"
                 ) from error
             raise refusal(self.name, request, [str(error)]) from error
-        dropped = [f"{at}: the cluster leaves it out, or changes it" for at in changed(spec["spec"], job["spec"])]
+        dropped = [f"{at}: the cluster drops or changes it" for at in dropped_fields(spec["spec"], job["spec"])]
         if dropped:
             if not wishes:
                 Job(self._cluster, request.id).remove()
@@ -178,10 +185,12 @@ class KubernetesRuntime:
         with suppress(Refused):  # who may not see the nodes lets the cluster decide
             nodes = self._cluster.ask("get", "/api/v1/nodes")["items"]
             for word, (value, kind) in asked.items():
-                most = max((quantity(node["status"]["allocatable"].get(kind, 0)) or 0 for node in nodes), default=0)
+                most = max(
+                    (parse_quantity(node["status"]["allocatable"].get(kind, 0)) or 0 for node in nodes), default=0
+                )
                 if value is not None and value > most:
                     yield f"{word}: {value:g} were asked for, and no node has more than {most:f}"
 
 
 def _named(name: str) -> str:
-    return run_id(name)
+    return check_run_id(name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kubernetes_asyncio.client import CoreV1Api
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration, KubernetesWorkerResult
 
-from prefect_executions.runtimes.worker_labels import of_pods
+from prefect_executions.runtimes.worker_labels import pod_labels
 
 if TYPE_CHECKING:
     import anyio.abc
@@ -56,7 +56,7 @@ class ExecutionsKubernetesWorker(KubernetesWorker):
                 pods = await CoreV1Api(client).list_namespaced_pod(
                     configuration.namespace, label_selector=f"{_JOB}={job}"
                 )
-                told = of_pods(pod.to_dict() for pod in pods.items)
+                told = pod_labels(pod.to_dict() for pod in pods.items)
                 if told:
                     return told
                 await asyncio.sleep(_ASK)

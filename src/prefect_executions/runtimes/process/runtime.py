@@ -30,20 +30,20 @@ from prefect_executions.executions.record import Process
 from prefect_executions.runtimes.interface import (
     DATA,
     GRACE,
-    RUN_COOKIE,
+    RUN_ID_ENV,
     Capability,
     Exit,
-    LogPiece,
+    LogChunk,
     Plan,
     RunLocation,
     RunRequest,
     RunStatus,
     RuntimeOptions,
     StreamName,
-    environment_of,
-    reasons_of_all,
+    check_run_id,
+    common_reasons,
+    full_environment,
     refusal,
-    run_id,
 )
 from prefect_executions.runtimes.process import launcher
 
@@ -102,7 +102,7 @@ class ProcessRuntime:
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
         """Return the plan of *request*, and write it into the folder *into*."""
-        reasons = [*reasons_of_all(request, self.capabilities), *_reasons_of_machine(request)]
+        reasons = [*common_reasons(request, self.capabilities), *_reasons_of_machine(request)]
         if self._shown_at in request.script and not self._can_show():
             reasons.append(
                 f"data folder: the script names {self._shown_at}, which is not here; make that folder once, empty, "
@@ -132,7 +132,7 @@ class ProcessRuntime:
     def run(self, plan: Plan) -> ProcessRun:
         """Start the script of *plan*; return once it has begun."""
         environment = {name: os.environ[name] for name in plan.spec["inherited"] if name in os.environ}
-        environment |= environment_of(plan)
+        environment |= full_environment(plan)
         folder = self._folder(plan.id)
         try:
             with _claimed(folder, plan) as lock:
@@ -152,7 +152,7 @@ class ProcessRuntime:
         """Do nothing: there is no connection."""
 
     def _folder(self, name: str) -> Path:
-        return self._state / run_id(name)
+        return self._state / check_run_id(name)
 
 
 class ProcessRun:
@@ -195,7 +195,7 @@ class ProcessRun:
             time.sleep(pause)
         raise AssertionError
 
-    def logs(self) -> Iterator[LogPiece]:
+    def logs(self) -> Iterator[LogChunk]:
         """Yield what it has written and will write, until it is over and all was told."""
         offsets: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
         for pause in _pauses():
@@ -204,7 +204,7 @@ class ProcessRun:
             for stream, offset in offsets.items():
                 for data in self._written(stream, offset):
                     offsets[stream] += len(data)
-                    yield LogPiece(stream, data)
+                    yield LogChunk(stream, data)
             if over:
                 return
             time.sleep(pause)
@@ -218,7 +218,7 @@ class ProcessRun:
             end = self._end() or _lost()
         if end.status is RunStatus.LOST:
             # Nobody watches it: what carries its cookie is all that can be known of it.
-            kill_execution_processes(self.id, grace=grace, cookie=RUN_COOKIE)
+            kill_execution_processes(self.id, grace=grace, cookie=RUN_ID_ENV)
         return end
 
     def discard(self) -> None:
