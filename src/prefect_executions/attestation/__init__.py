@@ -1,1 +1,1 @@
-"""What is signed, and how: DSSE envelopes, in-toto statements with SLSA provenance, Merkle trees, Ed25519 keys."""
+"""Signatures: DSSE envelopes, in-toto statements with SLSA provenance, Merkle trees, Ed25519 keys."""

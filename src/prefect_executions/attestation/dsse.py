@@ -1,13 +1,10 @@
-"""The envelope around what is signed: DSSE v1 (secure-systems-lab/dsse), read strictly, written in one form.
+"""DSSE v1 envelopes (secure-systems-lab/dsse) and the signed in-toto Statement v1 with SLSA provenance v1.
 
-Each member stands on a line of its own, so that a reviewer gets at it with `sed`.
+An envelope is parsed strictly and written in one form, each member on its own line, so that a reviewer
+can extract it with `sed`. `commands` are the reviewer's commands for openssl and coreutils.
+The subjects of the statement are the manifest and every file that it lists.
 
-What a seal says when it is signed: an in-toto Statement v1 whose predicate is SLSA provenance v1.
-
-Its subjects are the manifest and every file that the manifest lists. The predicate
-is told by the record alone: no clock and no chance goes in.
-
-The commands by which a reviewer checks a signed bundle with openssl and coreutils alone.
+Law: the statement depends on the record alone, not on a clock or on chance.
 """
 
 from __future__ import annotations
@@ -26,14 +23,14 @@ from prefect_executions.executions.record import NAMESPACE, BundleFile, Executio
 
 
 class Signature(NamedTuple):
-    """One signature, and the id of the key that it claims to be of."""
+    """One signature, and the id of the key that it claims."""
 
     key_id: str
     data: bytes
 
 
 class Envelope(NamedTuple):
-    """What is signed, of which type, and by whom."""
+    """A signed payload, its type, and its signatures."""
 
     payload_type: str
     payload: bytes
@@ -41,33 +38,33 @@ class Envelope(NamedTuple):
 
     @property
     def signed(self) -> bytes:
-        """The bytes that a signature is of."""
+        """The bytes that a signature covers."""
         return pae(self.payload_type, self.payload)
 
     def to_json(self) -> bytes:
-        """Return the envelope's bytes; the same envelope gives the same bytes."""
-        told = ",\n".join(_told(one) for one in self.signatures)
+        """Return the envelope's bytes; equal envelopes give equal bytes."""
+        signatures = ",\n".join(_signature_json(signature) for signature in self.signatures)
         return (
-            f'{{\n  "payloadType": "{self.payload_type}",\n  "payload": "{_coded(self.payload)}",\n'
-            f'  "signatures": [\n{told}\n  ]\n}}\n'
+            f'{{\n  "payloadType": "{self.payload_type}",\n  "payload": "{_encoded(self.payload)}",\n'
+            f'  "signatures": [\n{signatures}\n  ]\n}}\n'
         ).encode()
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Envelope:
-        """Read an envelope; *name* says in the message which file it is.
+        """Parse an envelope; *name* is the file, for error messages.
 
         Raises:
-            BundleError: If it is none.
+            BundleError: If *data* is not a DSSE envelope.
         """
         match strict_json(data, name):
-            case {"payloadType": str(kind), "payload": str(payload), "signatures": [_, *_] as told}:
-                return cls(kind, _decoded(payload, name), tuple(_signature(one, name) for one in told))
+            case {"payloadType": str(kind), "payload": str(payload), "signatures": [_, *_] as signatures}:
+                return cls(kind, _decoded(payload, name), tuple(_signature(item, name) for item in signatures))
             case _:
-                raise BundleError(f"{name} is no DSSE envelope: payloadType, payload and signatures are what it has")
+                raise BundleError(f"{name} is not a DSSE envelope: it needs payloadType, payload and signatures")
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
-    """Return what DSSE signs: the type and the payload, each after its length, so that no two mean the same bytes."""
+    """Return DSSE's pre-authentication encoding: type and payload, each after its length, so it is unambiguous."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
@@ -77,19 +74,19 @@ def sealed_envelope(payload_type: str, payload: bytes, key: SigningKey) -> Envel
     return Envelope(payload_type, payload, (Signature(key.public.id, key.sign(pae(payload_type, payload))),))
 
 
-def _told(signature: Signature) -> str:
-    return f'    {{\n      "keyid": "{signature.key_id}",\n      "sig": "{_coded(signature.data)}"\n    }}'
+def _signature_json(signature: Signature) -> str:
+    return f'    {{\n      "keyid": "{signature.key_id}",\n      "sig": "{_encoded(signature.data)}"\n    }}'
 
 
-def _signature(told: object, name: str) -> Signature:
-    match told:
+def _signature(item: object, name: str) -> Signature:
+    match item:
         case {"sig": str(data), "keyid": str(key_id)}:
             return Signature(key_id, _decoded(data, name))
         case _:
-            raise BundleError(f"{name}: a signature has sig and keyid")
+            raise BundleError(f"{name}: a signature needs sig and keyid")
 
 
-def _coded(data: bytes) -> str:
+def _encoded(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
@@ -97,7 +94,7 @@ def _decoded(text: str, name: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise BundleError(f"{name}: this is no base64: {error}") from error
+        raise BundleError(f"{name}: invalid base64: {error}") from error
 
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -107,7 +104,7 @@ BUILD_TYPE = f"{NAMESPACE}execution/v1"
 
 
 class Statement(NamedTuple):
-    """What was read of a statement: the digest of each subject, and of which execution it is."""
+    """A parsed statement: the digest of each subject, and the execution that it describes."""
 
     subjects: Mapping[str, str]
     execution_id: str
@@ -116,10 +113,10 @@ class Statement(NamedTuple):
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Statement:
-        """Read a statement; *name* says in the message which file it is in.
+        """Parse a statement; *name* is the file, for error messages.
 
         Raises:
-            BundleError: If it is no statement of ours.
+            BundleError: If *data* is not a statement of this package.
         """
         match strict_json(data, name):
             case {
@@ -131,17 +128,19 @@ class Statement(NamedTuple):
                     "runDetails": {"metadata": {"invocationId": str(execution_id), **times}},
                 },
             } if build_type == BUILD_TYPE:
-                told = dict(_subject(one, name) for one in subjects)
-                if len(told) != len(subjects):
-                    raise BundleError(f"{name}: the statement has a subject twice")
-                return cls(told, execution_id, _text(times.get("startedOn")), _text(times.get("finishedOn")))
+                digests = dict(_subject(subject, name) for subject in subjects)
+                if len(digests) != len(subjects):
+                    raise BundleError(f"{name}: the statement lists a subject twice")
+                return cls(digests, execution_id, _text(times.get("startedOn")), _text(times.get("finishedOn")))
             case _:
-                raise BundleError(f"{name}: the payload is no in-toto statement with SLSA provenance of {BUILD_TYPE}")
+                raise BundleError(
+                    f"{name}: the payload is not an in-toto statement with SLSA provenance of {BUILD_TYPE}"
+                )
 
 
 def statement_of(record: ExecutionRecord, manifest: BundleFile, files: Iterable[BundleFile]) -> bytes:
-    """Return what is said of the *manifest*, which is the first subject, and its *files*; always the same bytes."""
-    told = {
+    """Return the statement about the *manifest*, its first subject, and the *files*; equal records give equal bytes."""
+    statement = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": file.path, "digest": {"sha256": file.sha256}} for file in (manifest, *sorted(files))],
         "predicateType": PREDICATE_TYPE,
@@ -157,8 +156,8 @@ def statement_of(record: ExecutionRecord, manifest: BundleFile, files: Iterable[
             "runDetails": {"builder": _builder(record), "metadata": _present(_metadata(record))},
         },
     }
-    # A lone surrogate becomes the JSON escape of itself.
-    return json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
+    # A lone surrogate becomes its own JSON escape.
+    return json.dumps(statement, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _metadata(record: ExecutionRecord) -> dict[str, str | None]:
@@ -170,13 +169,13 @@ def _metadata(record: ExecutionRecord) -> dict[str, str | None]:
 
 
 def _builder(record: ExecutionRecord) -> dict[str, Any]:
-    there = record.infrastructure
-    version = {"prefect": there.prefect_version} if there.prefect_version else {}
-    return _present({"id": f"{NAMESPACE}infrastructure/{there.type}", "version": version or None})
+    infrastructure = record.infrastructure
+    version = {"prefect": infrastructure.prefect_version} if infrastructure.prefect_version else {}
+    return _present({"id": f"{NAMESPACE}infrastructure/{infrastructure.type}", "version": version or None})
 
 
 def _dependencies(record: ExecutionRecord) -> Iterator[dict[str, Any]]:
-    """The staged inputs, the Method's own files, their repository, and the container image, each by its digest."""
+    """Yield staged inputs, the Method's own files, their repository and the container image, each with its digest."""
     for staged in record.request.files:
         yield {"name": staged.path or staged.name, "uri": staged.origin, "digest": {"sha256": staged.sha256}}
     code = record.method.code
@@ -184,24 +183,24 @@ def _dependencies(record: ExecutionRecord) -> Iterator[dict[str, Any]]:
         yield {"name": file.path, "digest": {"sha256": file.sha256}}
     repository = code.repository if code else None
     if repository and repository.commit:
-        place = {"uri": f"git+{repository.remote}"} if repository.remote else {}
-        yield {"name": "repository", **place, "digest": {"gitCommit": repository.commit}}
+        location = {"uri": f"git+{repository.remote}"} if repository.remote else {}
+        yield {"name": "repository", **location, "digest": {"gitCommit": repository.commit}}
     image = record.infrastructure.image_digest
     if image:
-        place = {"uri": record.infrastructure.image} if record.infrastructure.image else {}
-        yield {"name": "image", **place, "digest": {"sha256": image.removeprefix("sha256:")}}
+        location = {"uri": record.infrastructure.image} if record.infrastructure.image else {}
+        yield {"name": "image", **location, "digest": {"sha256": image.removeprefix("sha256:")}}
 
 
-def _present(told: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if value is not None}
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _subject(told: object, name: str) -> tuple[str, str]:
-    match told:
+def _subject(item: object, name: str) -> tuple[str, str]:
+    match item:
         case {"name": str(path), "digest": {"sha256": str(digest)}}:
             return path, digest
         case _:
-            raise BundleError(f"{name}: a subject of the statement has a name and a sha256")
+            raise BundleError(f"{name}: a subject of the statement needs a name and a sha256")
 
 
 def _text(value: object) -> str | None:
@@ -212,10 +211,10 @@ _FILE = "metadata/attestation.dsse.json"
 
 
 def commands(key_file: str) -> tuple[str, ...]:
-    """Return the commands, to be given in the bundle's folder, that check its seal against the public key *key_file*.
+    """Return the shell commands that check a seal in the bundle's folder with the public key *key_file*.
 
-    They unpack what was signed, check the signature over it, that the manifest is the
-    one that was signed, and that every file is the one that the manifest lists.
+    They unpack the payload, check its signature, compare the manifest with the signed
+    digest, and check every file against the manifest.
     """
     manifest = "$(sha256sum < manifest-sha256.txt | cut -c1-64)"
     first = rf"\"subject\":\[{{\"name\":\"manifest-sha256.txt\",\"digest\":{{\"sha256\":\"{manifest}\"}}}}"

@@ -1,10 +1,8 @@
-"""Checkpoints: who seals wrote down, signed, which seals there are, and each checkpoint names the one before.
+"""Checkpoints: signed lists of seals in a chain, with Merkle inclusion proofs (RFC 6962, section 2.1).
 
-What is signed is short, the head: number, time, the root of the Merkle tree over the
-seals, and the digest of the checkpoint before. The seals stand beside it. So one
-seal can be proved to be in it with a few hashes and the head alone.
-
-Merkle trees as RFC 6962 (section 2.1) hashes them: one digest for a list, a short proof for each of its entries.
+Only the short head is signed: number, time, the root of the Merkle tree over the seals, and
+the digest of the previous checkpoint. The seals are stored beside the head. The head and a few
+hashes are enough to prove that a seal is in a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,51 +22,51 @@ from prefect_executions.errors import BundleError
 
 
 def leaf(data: bytes) -> bytes:
-    """Return the hash of one entry of the list."""
+    """Return the leaf hash of an entry."""
     return sha256(b"\x00" + data).digest()
 
 
 class Tree:
-    """The tree over a list of leaves, which has at least one."""
+    """The Merkle tree over at least one leaf."""
 
     def __init__(self, leaves: Sequence[bytes]) -> None:
-        # Pairs from the left, an odd last one as it is: the same tree as RFC 6962 splits from the top.
+        # Pair from the left and keep an odd last node: this gives the tree that RFC 6962 splits from the top.
         self._levels = [list(leaves)]
         while len(self._levels[-1]) > 1:
             level = self._levels[-1]
-            above = [_node(*level[at : at + 2]) for at in range(0, len(level) - 1, 2)]
-            self._levels.append(above + level[len(level) - len(level) % 2 :])
+            parents = [_node(*level[index : index + 2]) for index in range(0, len(level) - 1, 2)]
+            self._levels.append(parents + level[len(level) - len(level) % 2 :])
 
     @property
     def root(self) -> bytes:
         return self._levels[-1][0]
 
     def path(self, index: int) -> list[bytes]:
-        """Return the hashes that lead from the leaf *index* to the root (RFC 6962, section 2.1.1)."""
-        found = []
+        """Return the audit path from the leaf *index* to the root (RFC 6962, section 2.1.1)."""
+        hashes = []
         for level in self._levels[:-1]:
-            beside = index ^ 1
-            if beside < len(level):
-                found.append(level[beside])
+            sibling = index ^ 1
+            if sibling < len(level):
+                hashes.append(level[sibling])
             index //= 2
-        return found
+        return hashes
 
 
-def leads_to(root: bytes, of: bytes, index: int, size: int, path: Sequence[bytes]) -> bool:
+def proves_inclusion(root: bytes, of: bytes, index: int, size: int, path: Sequence[bytes]) -> bool:
     """Whether *path* proves that the leaf *of* is entry *index* of *size* under *root* (RFC 9162, 2.1.3.2)."""
     if not 0 <= index < size:
         return False
-    here, last = index, size - 1
-    for beside in path:
+    position, last = index, size - 1
+    for sibling in path:
         if last == 0:
             return False
-        if here % 2 or here == last:
-            of = _node(beside, of)
-            while here % 2 == 0 and here:
-                here, last = here // 2, last // 2
+        if position % 2 or position == last:
+            of = _node(sibling, of)
+            while position % 2 == 0 and position:
+                position, last = position // 2, last // 2
         else:
-            of = _node(of, beside)
-        here, last = here // 2, last // 2
+            of = _node(of, sibling)
+        position, last = position // 2, last // 2
     return last == 0 and of == root
 
 
@@ -82,130 +80,130 @@ _DIGEST = r"^[0-9a-f]{64}$"
 
 
 class SealEntry(Part):
-    """One seal, by the digest of its manifest."""
+    """A seal, identified by execution id and manifest digest."""
 
     execution_id: str
     manifest_sha256: str = Field(pattern=_DIGEST)
 
     @property
     def leaf(self) -> bytes:
-        """Its leaf in the tree."""
+        """The leaf hash of this seal."""
         return leaf(f"{self.execution_id} {self.manifest_sha256}".encode())
 
 
-class SignatureTold(Part):
-    """One signature as DSSE has it."""
+class EnvelopeSignature(Part):
+    """A signature in a DSSE envelope."""
 
     keyid: str
     sig: str
 
 
-class Signed(Part):
-    """A DSSE envelope as a part of a document."""
+class EmbeddedEnvelope(Part):
+    """A DSSE envelope inside a document."""
 
     payload_type: str
     payload: str
-    signatures: tuple[SignatureTold, ...]
+    signatures: tuple[EnvelopeSignature, ...]
 
     @property
     def envelope(self) -> Envelope:
-        """What it holds.
+        """The parsed envelope.
 
         Raises:
-            BundleError: If it is no envelope.
+            BundleError: If it is not a DSSE envelope.
         """
         return Envelope.from_json(self.model_dump_json(by_alias=True).encode(), "the head of a checkpoint")
 
 
 class CheckpointHead(Document):
-    """What is signed of a checkpoint."""
+    """The signed part of a checkpoint."""
 
     file_name: ClassVar[str] = "checkpoint-head.json"
 
     number: int = Field(ge=1)
     previous: str | None = Field(default=None, pattern=_DIGEST)
-    """The SHA-256 of the checkpoint before, as it is kept."""
+    """The SHA-256 of the previous checkpoint's bytes."""
     until: Time
-    """When it was made, by the store's clock."""
+    """When the checkpoint was made, by the store's clock."""
     size: int = Field(ge=1)
     root: str = Field(pattern=_DIGEST)
 
 
 class Checkpoint(Document):
-    """The seals that were made since the checkpoint before."""
+    """The seals made since the previous checkpoint."""
 
     file_name: ClassVar[str] = "checkpoint.json"
 
-    head: Signed
+    head: EmbeddedEnvelope
     seals: tuple[SealEntry, ...]
 
-    def told(self) -> CheckpointHead:
-        """Return what its head says, which is to be believed only when its signature is right.
+    def parsed_head(self) -> CheckpointHead:
+        """Return the head; trust it only after its signature is verified.
 
         Raises:
-            BundleError: If it is no head of a checkpoint.
+            BundleError: If it is not the head of a checkpoint.
         """
         return _head_in(self.head)
 
     def faults(self) -> Iterator[str]:
-        """Tell, one sentence each, where the seals are not those that the head speaks of."""
-        head = self.told()
+        """Yield a sentence for each contradiction between the seals and the head."""
+        head = self.parsed_head()
         if head.size != len(self.seals):
-            yield f"it has {len(self.seals)} seals; its head says {head.size}"
-        root = Tree([one.leaf for one in self.seals]).root.hex() if self.seals else "nothing"
+            yield f"it has {len(self.seals)} seals, but its head records {head.size}"
+        root = Tree([seal.leaf for seal in self.seals]).root.hex() if self.seals else "nothing"
         if root != head.root:
-            yield f"the root of its seals is {root}; its head says {head.root}"
+            yield f"the root of its seals is {root}, but its head records {head.root}"
 
 
 class Inclusion(Document):
-    """The proof that a seal is in a checkpoint; it lies beside the seal in the archive, and in an exported bundle."""
+    """The proof that a seal is in a checkpoint; stored beside the seal in the archive and in exported bundles."""
 
     file_name: ClassVar[str] = "metadata/inclusion.json"
 
     seal: SealEntry
     index: int = Field(ge=0)
     path: tuple[str, ...]
-    head: Signed
+    head: EmbeddedEnvelope
 
-    def told(self) -> CheckpointHead:
-        """Return what the checkpoint's head says, which is to be believed only when its signature is right.
+    def parsed_head(self) -> CheckpointHead:
+        """Return the head of the checkpoint; trust it only after its signature is verified.
 
         Raises:
-            BundleError: If it is no head of a checkpoint.
+            BundleError: If it is not the head of a checkpoint.
         """
         return _head_in(self.head)
 
     @property
     def holds(self) -> bool:
-        """Whether the path leads from the seal to the root in the head."""
-        head = self.told()
+        """Whether the path proves that the seal is under the head's root."""
+        head = self.parsed_head()
         try:
-            path = [bytes.fromhex(one) for one in self.path]
+            path = [bytes.fromhex(text) for text in self.path]
         except ValueError:
             return False
-        return leads_to(bytes.fromhex(head.root), self.seal.leaf, self.index, head.size, path)
+        return proves_inclusion(bytes.fromhex(head.root), self.seal.leaf, self.index, head.size, path)
 
 
 def checkpoint_of(
     seals: Sequence[SealEntry], *, number: int, previous: str | None, until: datetime, key: SigningKey
 ) -> Checkpoint:
-    """Return the checkpoint *number* over *seals*, signed with *key*; *previous* is the digest of the one before."""
-    root = Tree([one.leaf for one in seals]).root.hex()
+    """Return the checkpoint *number* over *seals*, signed with *key*; *previous* is the digest of the previous one."""
+    root = Tree([seal.leaf for seal in seals]).root.hex()
     head = CheckpointHead(number=number, previous=previous, until=until, size=len(seals), root=root)
-    told = json.loads(sealed_envelope(HEAD_TYPE, head.to_json(), key).to_json())
-    return Checkpoint(head=Signed(**told), seals=tuple(seals))
+    envelope = json.loads(sealed_envelope(HEAD_TYPE, head.to_json(), key).to_json())
+    return Checkpoint(head=EmbeddedEnvelope(**envelope), seals=tuple(seals))
 
 
 def inclusions(checkpoint: Checkpoint) -> Iterator[Inclusion]:
     """Yield the proof of each seal of *checkpoint*."""
-    tree = Tree([one.leaf for one in checkpoint.seals])
+    tree = Tree([seal.leaf for seal in checkpoint.seals])
     for index, seal in enumerate(checkpoint.seals):
-        path = tuple(one.hex() for one in tree.path(index))
+        path = tuple(node.hex() for node in tree.path(index))
         yield Inclusion(seal=seal, index=index, path=path, head=checkpoint.head)
 
 
-def _head_in(signed: Signed) -> CheckpointHead:
+def _head_in(signed: EmbeddedEnvelope) -> CheckpointHead:
     envelope = signed.envelope
     if envelope.payload_type != HEAD_TYPE:
-        raise BundleError(f"the head of a checkpoint is {HEAD_TYPE}, and not {envelope.payload_type}")
+        raise BundleError(f"the head of a checkpoint must be of type {HEAD_TYPE}, not {envelope.payload_type}")
     return CheckpointHead.from_json(envelope.payload)

@@ -1,1 +1,1 @@
-"""How two executions differ, and how far the outputs of one agree with those of another: values in, values out."""
+"""Compares two executions: their records, their outputs, and the verdict on a replay."""

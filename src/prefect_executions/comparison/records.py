@@ -1,7 +1,7 @@
-"""How the records of two executions differ, part by part.
+"""Compares the records of two executions, part by part.
 
-Law: nothing is judged here. What one record tells and the other does not is a
-difference; an id, a time of day or a process number is none, because it always differs.
+Law: this module does not judge. A value that only one record has is a difference.
+Ids, times of day and process numbers are left out, because they always differ.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from prefect_executions.executions.record import ExecutionRecord, Metric
 RecordParts = Mapping[str, Any]
 
 _ABSENT = object()
-_NO_END = "\n\\ No newline at end of file\n"  # as diff and git write it
+_NO_NEWLINE = "\n\\ No newline at end of file\n"  # the text of diff and git
 
 
 class Difference(NamedTuple):
-    """One thing that two records tell, or one of them: what it is, and both values; absent is None."""
+    """A fact of at least one of two records, with both values; None where it is absent."""
 
     part: str
     name: str
@@ -30,7 +30,7 @@ class Difference(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """A file of the recorded source that is another: its unified diff, or in a word why there is none."""
+    """A changed file of the recorded source: its unified diff, or the reason why it has none."""
 
     path: str
     diff: str | None
@@ -38,33 +38,33 @@ class Changed(NamedTuple):
 
 
 def compare(before: ExecutionRecord, after: ExecutionRecord) -> Iterator[Difference]:
-    """Yield all that the two records tell, equal or not, in the order of the parts and sorted by name in each."""
-    told = [_parts(record) for record in (before, after)]
-    for part, first in told[0].items():
-        second = told[1][part]
+    """Yield every fact of both records, equal or not, by part and sorted by name within a part."""
+    new_parts = _parts(after)
+    for part, first in _parts(before).items():
+        second = new_parts[part]
         for name in sorted({*first, *second}):
-            one, other = first.get(name, _ABSENT), second.get(name, _ABSENT)
-            same = one is not _ABSENT and other is not _ABSENT and _equal(one, other)
-            if same and one is None:
+            old, new = first.get(name, _ABSENT), second.get(name, _ABSENT)
+            same = old is not _ABSENT and new is not _ABSENT and _equal(old, new)
+            if same and old is None:
                 continue
-            yield Difference(part, name, _or_none(one), _or_none(other), same)
+            yield Difference(part, name, _or_none(old), _or_none(new), same)
 
 
 def changed_sources(before: ExecutionRecord, after: ExecutionRecord) -> tuple[str, ...]:
-    """Return the paths of the source files that are not the same in both, sorted."""
+    """Return the sorted paths of the source files that differ."""
     first, second = (_sources(record) for record in (before, after))
     return tuple(path for path in sorted({*first, *second}) if first.get(path) != second.get(path))
 
 
 def source_diff(path: str, before: bytes | None, after: bytes | None) -> Changed:
-    """Return the unified diff of one source file; None stands for a file that the one side does not have."""
+    """Return the unified diff of one source file; None means that a side does not have the file."""
     try:
         first, second = ((data or b"").decode().splitlines(keepends=True) for data in (before, after))
     except UnicodeDecodeError:
-        return Changed(path, None, "it is no UTF-8 text")
+        return Changed(path, None, "it is not UTF-8 text")
     names = ["/dev/null" if data is None else f"{side}/{path}" for side, data in (("a", before), ("b", after))]
     lines = unified_diff(first, second, names[0], names[1])
-    return Changed(path, "".join(line if line.endswith("\n") else f"{line}{_NO_END}" for line in lines))
+    return Changed(path, "".join(line if line.endswith("\n") else f"{line}{_NO_NEWLINE}" for line in lines))
 
 
 def _parts(record: ExecutionRecord) -> dict[str, RecordParts]:
@@ -95,12 +95,12 @@ def _outcome(record: ExecutionRecord) -> RecordParts:
 
 
 def _inputs(record: ExecutionRecord) -> RecordParts:
-    """A file is told by its digest: where it came from does not change what is computed."""
+    """Represent files by digest: their origin does not change what is computed."""
     staged: dict[str, list[str]] = {}
     for file in record.request.files:
         staged.setdefault(file.input, []).append(f"{file.name} sha256:{file.sha256}")
-    alone = {name: files[0] if len(files) == 1 else files for name, files in staged.items()}
-    return {**record.request.values, **alone}
+    files = {name: found[0] if len(found) == 1 else found for name, found in staged.items()}
+    return {**record.request.values, **files}
 
 
 def _last(metrics: tuple[Metric, ...]) -> RecordParts:
@@ -139,28 +139,28 @@ def _environment(record: ExecutionRecord) -> RecordParts:
 
 
 def _infrastructure(record: ExecutionRecord) -> RecordParts:
-    told, instance = record.infrastructure, record.instance
+    infrastructure, instance = record.infrastructure, record.instance
     return {
-        "type": told.type,
-        "work pool": told.work_pool,
-        "work queue": told.work_queue,
-        "image": told.image,
-        "image digest": told.image_digest or told.image_id,
-        "prefect": told.prefect_version,
+        "type": infrastructure.type,
+        "work pool": infrastructure.work_pool,
+        "work queue": infrastructure.work_queue,
+        "image": infrastructure.image,
+        "image digest": infrastructure.image_digest or infrastructure.image_id,
+        "prefect": infrastructure.prefect_version,
         "host": instance.hostname,
         "CPU": instance.cpu_model,
         "CPUs": instance.cpu_count,
         "memory": instance.memory,
         "GPUs": [gpu.name for gpu in instance.gpus] or None,
-        **{f"job variable {name}": value for name, value in told.job_variables.items()},
+        **{f"job variable {name}": value for name, value in infrastructure.job_variables.items()},
     }
 
 
 def _timings(record: ExecutionRecord) -> RecordParts:
-    told, usage = record.job_status, record.instance.usage
+    job_status, usage = record.job_status, record.instance.usage
     return {
-        "waited": _seconds(told.created, told.started),
-        "took": _seconds(told.started, told.finished),
+        "waited": _seconds(job_status.created, job_status.started),
+        "took": _seconds(job_status.started, job_status.finished),
         "wall": usage and usage.wall_seconds,
         "CPU": usage and usage.cpu_seconds,
         "peak memory": usage and usage.peak_memory,
@@ -171,15 +171,15 @@ def _seconds(begin: datetime | None, end: datetime | None) -> float | None:
     return (end - begin).total_seconds() if begin and end else None
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """As JSON tells them apart: true is not 1, and 1 is 1.0."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == other)
+def _equal(old: Any, new: Any) -> bool:
+    """Compare as JSON values: true differs from 1, and 1 equals 1.0."""
+    if isinstance(old, bool) or isinstance(new, bool):
+        return old is new
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old.keys() == new.keys() and all(_equal(old[name], new[name]) for name in old)
+    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+        return len(old) == len(new) and all(map(_equal, old, new))
+    return bool(old == new)
 
 
 def _or_none(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The verdict on an execution that ran again from its bundle: how far the second result agrees with the first."""
+"""The verdict on a replay: how far its result agrees with the recorded execution."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from prefect_executions.methods.model import Comparison
 
 
 class Grade(StrEnum):
-    """How far an execution repeats another; each grade holds all that stand before it."""
+    """How far an execution repeats another; each grade includes all grades before it."""
 
     RERUN = "rerun"
-    """The same Method ran again, to its end."""
+    """The same Method ran again and completed."""
     REPEAT = "repeat"
-    """And with the same inputs."""
+    """Also: the inputs are equal."""
     RECOMPUTE = "recompute"
-    """And with the same code, in the same environment."""
+    """Also: code and environment are equal."""
     REPRODUCE = "reproduce"
-    """And to the same outputs."""
+    """Also: the outputs agree."""
 
 
 GRADES = tuple(Grade)
@@ -35,11 +35,11 @@ class Agreement(StrEnum):
     """How one output agrees with the recorded one."""
 
     SAME = "same"
-    """Byte for byte."""
+    """Identical bytes."""
     EQUAL = "equal"
-    """Other bytes with the same content, or numbers within the tolerance."""
+    """Different bytes with equal content, or numbers within the tolerance."""
     VOLATILE = "volatile"
-    """Other only in what differs in every run, which is named."""
+    """Differs only in parts that differ in every run; the words name them."""
     DIFFERS = "differs"
     GONE = "gone"
     """The second run did not write it."""
@@ -53,7 +53,7 @@ class Agreement(StrEnum):
 
 
 class OutputVerdict(Part):
-    """How one output agrees, by what it was compared, and what differs in words."""
+    """How one output agrees, how it was compared, and its differences in words."""
 
     path: str
     agreement: Agreement
@@ -61,14 +61,14 @@ class OutputVerdict(Part):
     """``bytes``, ``JSON``, ``table``, ``pixels`` or ``lines``."""
     words: tuple[str, ...] = ()
     declared: Comparison | None = None
-    """How the Method says that it is compared, where it does and the bytes are others."""
+    """The comparison that the Method declares for this output, if the bytes differ."""
 
 
 class Verdict(Document):
-    """How far an execution agrees with the one that it replays; no verdict is changed later.
+    """How far a replay agrees with the recorded execution; a verdict never changes.
 
-    `grade` is absent where not even the Method ran to its end. `inputs`, `code` and
-    `environment` tell in words what was not the same; nothing there means that all was.
+    `grade` is absent if the Method did not complete. `inputs`, `code` and `environment`
+    list the differences in words; an empty list means that everything was equal.
     """
 
     file_name: ClassVar[str] = "metadata/verdict.json"
@@ -78,7 +78,7 @@ class Verdict(Document):
     """The digest of the manifest of the bundle that was replayed."""
     grade: Grade | None = None
     tolerance: float = Field(default=0, ge=0)
-    """The relative difference of two numbers up to which they are the same."""
+    """The relative difference up to which two numbers count as equal."""
     inputs: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     environment: tuple[str, ...] = ()
@@ -90,13 +90,13 @@ class Verdict(Document):
 
     @property
     def differs(self) -> tuple[str, ...]:
-        """All that was not the same, in words; each that tells of an output begins with its path."""
-        outputs = (one for one in self.outputs if not one.agreement.agrees)
+        """All differences in words; a difference of an output begins with its path."""
+        outputs = (output for output in self.outputs if not output.agreement.agrees)
         return (
             *self.inputs,
             *self.code,
             *self.environment,
-            *(f"{one.path}: {words}" for one in outputs for words in one.words or (one.agreement,)),
+            *(f"{output.path}: {words}" for output in outputs for words in output.words or (output.agreement,)),
         )
 
 
@@ -112,17 +112,17 @@ def judge(
     tolerance: float = 0,
     manifest_sha256: str | None = None,
 ) -> Verdict:
-    """Return the verdict on *after* as a replay of *before*; its *outputs* are judged already.
+    """Return the verdict on *after* as a replay of *before*, with the verdicts on its *outputs*.
 
-    It is made before *after* is sealed, so the *status* that it will have is said apart.
+    The verdict is part of the bundle of *after*, so it is made before the seal; *status* is the final status.
     """
-    told = [one for one in compare(before, after) if not one.same]
+    differences = [difference for difference in compare(before, after) if not difference.same]
     by_part = {
-        "inputs": tuple(_in_words(one) for one in told if one.part == "inputs"),
-        "code": tuple(_other_code(before, after)),
+        "inputs": tuple(_in_words(difference) for difference in differences if difference.part == "inputs"),
+        "code": tuple(_code_differences(before, after)),
         "environment": (
-            *(_in_words(one) for one in told if _is_environment(one)),
-            *_other_images(before.instance.runs or (), after.instance.runs or ()),
+            *(_in_words(difference) for difference in differences if _is_environment(difference)),
+            *_image_differences(before.instance.runs or (), after.instance.runs or ()),
         ),
     }
     outputs = tuple(outputs)
@@ -131,9 +131,9 @@ def judge(
         same_method,
         not by_part["inputs"],
         not by_part["code"] and not by_part["environment"],
-        all(one.agreement.agrees for one in outputs),
+        all(output.agreement.agrees for output in outputs),
     )
-    number = next((number for number, held in enumerate(reached) if not held), len(reached))
+    number = next((number for number, holds in enumerate(reached) if not holds), len(reached))
     return Verdict(
         replay_of=before.id,
         manifest_sha256=manifest_sha256,
@@ -144,41 +144,42 @@ def judge(
     )
 
 
-def _other_code(before: ExecutionRecord, after: ExecutionRecord) -> Iterator[str]:
-    """What ran and is not of the recorded source; where a file lies, and what of it nobody loads, changes nothing."""
+def _code_differences(before: ExecutionRecord, after: ExecutionRecord) -> Iterator[str]:
+    """Yield loaded files that are not in the recorded source; paths and unloaded files do not matter."""
     known = {file.sha256 for file in (before.method.code.files if before.method.code else ())}
     files = after.method.code.files if after.method.code else ()
     if not files:
-        yield "which code ran is not known"
+        yield "the code that ran is unknown"
     for file in files:
         if file.sha256 not in known:
-            yield f"{file.path} is none of the recorded files"
+            yield f"{file.path} is not one of the recorded files"
 
 
-def _other_images(before: Sequence[ScriptRun], after: Sequence[ScriptRun]) -> Iterator[str]:
-    """In what scripts ran that is none of the recorded images; an image is the same by its id or by its digest."""
+def _image_differences(before: Sequence[ScriptRun], after: Sequence[ScriptRun]) -> Iterator[str]:
+    """Yield the images of scripts that were not recorded; images are equal if their ids or their digests are."""
     known = frozenset().union(*map(_image_of, before))
-    others = {max(_image_of(run)) for run in after if known.isdisjoint(_image_of(run))}
-    for other in sorted(others) if known else ():
-        yield f"the image of the scripts was {', '.join(sorted(known))} and is {other}"
+    unknown = {max(_image_of(run)) for run in after if known.isdisjoint(_image_of(run))}
+    for image in sorted(unknown) if known else ():
+        yield f"the image of the scripts was {', '.join(sorted(known))} and is {image}"
 
 
 def _image_of(run: ScriptRun) -> frozenset[str]:
     return frozenset(filter(None, (run.image, run.image_digest))) or frozenset({"no container"})
 
 
-def _is_environment(one: Difference) -> bool:
-    """Kernel and variables are in the records; packages, interpreter and system are what an environment is made of."""
+def _is_environment(difference: Difference) -> bool:
+    """Packages, interpreter, system and image decide; kernel and environment variables are only recorded."""
     return (
-        one.part == "packages"
-        or (one.part == "environment" and one.name in _SAME_ENVIRONMENT)
-        or (one.part == "code" and one.name == "image")
+        difference.part == "packages"
+        or (difference.part == "environment" and difference.name in _SAME_ENVIRONMENT)
+        or (difference.part == "code" and difference.name == "image")
     )
 
 
-def _in_words(one: Difference) -> str:
-    if one.before is None:
-        return f"{one.name} is {one.after} and was not there"
-    if one.after is None:
-        return f"{one.name} was {one.before} and is not there"
-    return f"{one.name} was {one.before} and is {one.after}"
+def _in_words(difference: Difference) -> str:
+    name, before, after = difference.name, difference.before, difference.after
+    if before is None:
+        return f"{name} is {after} and was absent"
+    if after is None:
+        return f"{name} was {before} and is absent"
+    return f"{name} was {before} and is {after}"
