@@ -122,7 +122,7 @@ def test_a_log_is_told_and_not_judged():
     found = told("stdout.log", "took 1 s\n", "took 2 s\n")
     assert found.agreement is Agreement.VOLATILE
     assert found.words == (
-        "a log, which tells times and is not judged",
+        "a log, which contains times and is not judged",
         "1 of 1 lines differ, the first is line 1: it was 'took 1 s' and is 'took 2 s'",
     )
     assert told("stdout.log", b"\xff", b"\xfe").agreement is Agreement.VOLATILE

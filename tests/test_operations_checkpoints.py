@@ -23,7 +23,7 @@ from prefect_executions.attestation.transparency import (
     Tree,
     checkpoint_of,
     inclusions,
-    leads_to,
+    proves_inclusion,
     leaf,
 )
 from prefect_executions.ledger.ledger import Ledger
@@ -80,12 +80,12 @@ def test_each_entry_of_a_tree_and_no_other_has_a_proof(size, data):
     tree = Tree(leaves)
     index = data.draw(st.integers(0, size - 1))
     path = tree.path(index)
-    assert leads_to(tree.root, leaves[index], index, size, path)
-    assert not leads_to(tree.root, leaf(b"another"), index, size, path)
-    assert not leads_to(tree.root, leaves[index], index + 1, size, path)
-    assert not leads_to(tree.root, leaves[index], index, size, [*path, leaves[0]])
+    assert proves_inclusion(tree.root, leaves[index], index, size, path)
+    assert not proves_inclusion(tree.root, leaf(b"another"), index, size, path)
+    assert not proves_inclusion(tree.root, leaves[index], index + 1, size, path)
+    assert not proves_inclusion(tree.root, leaves[index], index, size, [*path, leaves[0]])
     if path:
-        assert not leads_to(tree.root, leaves[index], index, size, path[:-1])
+        assert not proves_inclusion(tree.root, leaves[index], index, size, path[:-1])
 
 
 def test_every_proof_of_a_checkpoint_holds_and_a_changed_one_does_not():
@@ -108,7 +108,7 @@ def test_settled_seals_are_written_down_once_and_the_next_checkpoint_names_the_o
     assert archive.checkpoints.numbers() == [1, 2]
     assert {one.execution_id: one.manifest_sha256 for one in told(archive, 1).seals} == first
     assert [one.manifest_sha256 for one in told(archive, 2).seals] == [second]
-    assert told(archive, 2).told().previous == sha256(archive.checkpoints.get(1)).hexdigest()
+    assert told(archive, 2).parsed_head().previous == sha256(archive.checkpoints.get(1)).hexdigest()
     seen, faults = read_seal_history(archive, trusting())
     assert (faults, seen.sealed.keys()) == ([], {"one", "two", "three", "four"})
 

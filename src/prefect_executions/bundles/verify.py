@@ -270,7 +270,7 @@ def _inclusion(seen: Evidence) -> Findings:
     told = Inclusion.from_json(seen.bytes_of(layout.INCLUSION))
     yield from _signer_findings(seen, told.head.envelope, layout.INCLUSION)
     if not told.holds:
-        yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {told.told().number}"
+        yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {told.parsed_head().number}"
     found = sha256(seen.bytes_of(layout.MANIFEST)).hexdigest()
     pairs = {
         "execution": (told.seal.execution_id, seen.document(JobStatus).job_id),

@@ -94,7 +94,7 @@ class SealedRecord:
         sealed = (self.seal.execution_id, self.seal.manifest_sha256)
         if not told.holds or (told.seal.execution_id, told.seal.manifest_sha256) != sealed:
             raise BundleError(
-                f"{INCLUSION} does not lead from this seal to the root of checkpoint {told.told().number}"
+                f"{INCLUSION} does not lead from this seal to the root of checkpoint {told.parsed_head().number}"
             )
         return told
 
@@ -333,7 +333,7 @@ class _Audit:
         except BundleError as error:
             yield AuditFinding("violation", "damaged", one, str(error))
             return
-        number = told.told().number if told else 0
+        number = told.parsed_head().number if told else 0
         # Looked for once more: it may have been written since this audit began.
         if number > self._witness.last and not list(self._archive.checkpoints.read([number])):
             yield AuditFinding(

@@ -80,14 +80,14 @@ class _Writing:
         number = self._kept.last()
         if not number:
             return LONG_AGO
-        return Checkpoint.from_json(self._kept.get(number)).told().until - SKEW
+        return Checkpoint.from_json(self._kept.get(number)).parsed_head().until - SKEW
 
     def _known(self, start: datetime, last: int) -> set[tuple[str, str]]:
         """What the checkpoints up to *last* say that may speak of marks since *start*, the newest first."""
         known: set[tuple[str, str]] = set()
         for number in range(last, 0, -1):
             told = Checkpoint.from_json(self._kept.get(number))
-            if start > LONG_AGO and told.told().until < start - SKEW - _HOUR:
+            if start > LONG_AGO and told.parsed_head().until < start - SKEW - _HOUR:
                 break
             known |= {(one.execution_id, one.manifest_sha256) for one in told.seals}
         return known
@@ -146,7 +146,7 @@ class _Chain:
         try:
             told = Checkpoint.from_json(data)
             wrong = list(self._wrong(told, number, linked=number == expected))
-            until = told.told().until
+            until = told.parsed_head().until
         except BundleError as error:
             self.faults.append(("violation", f"checkpoint {number} is damaged: {error}"))
         else:
@@ -158,7 +158,7 @@ class _Chain:
         self.witness.last = number
 
     def _wrong(self, told: Checkpoint, number: int, *, linked: bool) -> Iterator[CheckpointFinding]:
-        head, envelope = told.told(), told.head.envelope
+        head, envelope = told.parsed_head(), told.head.envelope
         if head.number != number:
             yield "violation", f"checkpoint {number} says that it is {head.number}"
         if linked and head.previous != self._previous:
