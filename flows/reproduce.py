@@ -14,6 +14,7 @@ from prefect_executions.comparison.verdict import Grade
 from prefect_executions.operations.reproduce import ReplayGoal, Reproduced, reproducible
 from prefect_executions.operations.reproduce import reproduce as replay_each
 from prefect_executions.prefect_api import blocks
+from prefect_executions.query.filter import Filter
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
@@ -43,7 +44,7 @@ def reproduce(
     """
     log, reader = get_run_logger(), Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
-    ids = reproducible(reader, method=method, since=since, limit=most)
+    ids = reproducible(reader, Filter(method=method, since=since), limit=most)
     results = []
     goal = ReplayGoal(grade=grade, tolerance=tolerance, isolated=isolated)
     for result in replay_each(reader, ids, goal, command=COMMAND):

@@ -10,6 +10,7 @@ from ledgers import SEAL, a_fresh_url, as_read
 from prefect_executions.executions.record import Metric, Metrics
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import Filter
 from records import NOON, a_job_status, a_method, a_record, a_request, an_agent, an_output
 
 
@@ -71,7 +72,7 @@ def test_no_text_or_number_breaks_a_ledger_and_both_databases_keep_the_same(both
         ledger.clear()
         ledger.record(record, archive="pending", manifest_sha256=SEAL)
         assert ledger.find(record.id) == ledger.get(record.id).id
-        assert len(ledger.list(method=record.method.id).rows) == 1
+        assert len(ledger.list(Filter(method=record.method.id)).rows) == 1
         dumps.append(ledger.dump())
     assert dumps[0] == dumps[1]
 

@@ -15,6 +15,7 @@ from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import FileEdge, Relation
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import Method
+from prefect_executions.query.filter import Filter
 from records import (
     EXECUTION_ID,
     NOON,
@@ -422,10 +423,10 @@ def mixed(ledger):
 @pytest.mark.parametrize(
     ("asked", "fits"),
     [
-        ({"status": [Status.FAILED]}, lambda n: n % 4 == 1),
-        ({"status": {Status.FAILED, Status.CANCELLED}}, lambda n: n % 4 in {1, 2}),
+        ({"status": (Status.FAILED,)}, lambda n: n % 4 == 1),
+        ({"status": (Status.FAILED, Status.CANCELLED)}, lambda n: n % 4 in {1, 2}),
         ({"method": "m1"}, lambda n: n % 3 == 1),
-        ({"method": "m1", "status": [Status.COMPLETED]}, lambda n: n % 12 == 4),
+        ({"method": "m1", "status": (Status.COMPLETED,)}, lambda n: n % 12 == 4),
         ({"since": NOON + timedelta(seconds=20)}, lambda n: n >= 20),
         ({"until": NOON + timedelta(seconds=3)}, lambda n: n < 3),
         ({"since": NOON + timedelta(seconds=4), "until": NOON + timedelta(seconds=9)}, lambda n: 4 <= n < 9),
@@ -436,9 +437,9 @@ def mixed(ledger):
 )
 def test_filters_together_narrow_the_list(mixed, asked, fits):
     wanted = [an_id(number) for number in reversed(range(24)) if fits(number)]
-    first = mixed.list(limit=2, **asked)
+    first = mixed.list(Filter(**asked), limit=2)
     assert ids(first) == wanted[:2]
-    rest = ids(mixed.list(after=first.after, **asked)) if first.after else []
+    rest = ids(mixed.list(Filter(**asked), after=first.after)) if first.after else []
     assert rest == wanted[2:]
 
 

@@ -6,6 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -22,6 +23,8 @@ from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.migrate import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
 from prefect_executions.ledger.rows import ImportOrigin
 from prefect_executions.ledger.tables import METADATA
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import Filter
 from records import NOON
 
 
@@ -173,17 +176,18 @@ def test_a_ledger_in_postgresql_keeps_to_a_schema_of_its_own(need, tmp_path):
 
 # plans
 
+EARLY, MIDDLE, LATE = (datetime(year, 1, 1, tzinfo=UTC) for year in (1971, 2001, 5000))
 FILTERS = [
     {},
-    {"status": "FAILED"},
+    {"status": (Status.FAILED,)},
     {"method": "m1"},
-    {"method": "m1", "status": "FAILED"},
-    {"since": 5, "until": 10**15},
-    {"status": "FAILED", "since": 5},
-    {"method": "m1", "status": "FAILED", "since": 5, "until": 10**18},
+    {"method": "m1", "status": (Status.FAILED,)},
+    {"since": EARLY, "until": MIDDLE},
+    {"status": (Status.FAILED,), "since": EARLY},
+    {"method": "m1", "status": (Status.FAILED,), "since": EARLY, "until": LATE},
     {"after": (10**17, "x")},
-    {"status": "FAILED", "after": (10**17, "x")},
-    {"method": "m1", "after": (10**17, "x"), "until": 10**18},
+    {"status": (Status.FAILED,), "after": (10**17, "x")},
+    {"method": "m1", "after": (10**17, "x"), "until": LATE},
 ]
 
 
@@ -209,6 +213,10 @@ def filled_postgres(need, tmp_path_factory):
         yield url
 
 
+def newest(*, after=None, **conditions):
+    return queries.newest(Filter(**conditions), limit=51, after=after)
+
+
 def plan_in_sqlite(url, query):
     connected = sqlite3.connect(url.removeprefix("sqlite:///"))
     told = [row[3] for row in connected.execute(f"EXPLAIN QUERY PLAN {query.sql}", query.values)]
@@ -218,7 +226,7 @@ def plan_in_sqlite(url, query):
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
 def test_every_list_in_sqlite_reads_an_index_and_sorts_nothing(filled_sqlite, asked):
-    (step,) = plan_in_sqlite(filled_sqlite, queries.newest(limit=51, **asked))
+    (step,) = plan_in_sqlite(filled_sqlite, newest(**asked))
     expected = "_".join(word for word in ("method", "status") if word in asked)
     name = f"executions_{expected}_newest_idx".replace("__", "_")
     assert re.match(rf"(SCAN|SEARCH) executions USING INDEX {name}\b", step)
@@ -226,7 +234,7 @@ def test_every_list_in_sqlite_reads_an_index_and_sorts_nothing(filled_sqlite, as
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
 def test_every_list_in_postgresql_reads_an_index_and_sorts_nothing(filled_postgres, asked):
-    query = queries.newest(limit=51, **asked)
+    query = newest(**asked)
     with psycopg.connect(filled_postgres, autocommit=True) as connected:
         connected.execute(f"SET search_path TO {SCHEMA}")
         connected.execute("ANALYZE executions")

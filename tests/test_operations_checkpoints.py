@@ -23,8 +23,8 @@ from prefect_executions.attestation.transparency import (
     Tree,
     checkpoint_of,
     inclusions,
-    proves_inclusion,
     leaf,
+    proves_inclusion,
 )
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.objectstore.open import open_store

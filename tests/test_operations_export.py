@@ -27,6 +27,7 @@ from prefect_executions.errors import BundleError, NameRefusedError, NotAvailabl
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.export import export, matching_ids
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
+from prefect_executions.query.filter import EVERYTHING, Filter
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
@@ -229,9 +230,9 @@ def test_memory_does_not_grow_with_a_bundle(tmp_path):
 
 
 def test_filters_give_the_sealed_executions_that_fit(bench):
-    assert sorted(matching_ids(Catalog(bench))) == sorted([EXECUTION_ID, OTHER_ID])
-    assert not list(matching_ids(Catalog(bench), status=(Status.FAILED,)))
-    assert len(list(matching_ids(Catalog(bench), method="segment-coins"))) == 2
+    assert sorted(matching_ids(Catalog(bench), EVERYTHING)) == sorted([EXECUTION_ID, OTHER_ID])
+    assert not list(matching_ids(Catalog(bench), Filter(status=(Status.FAILED,))))
+    assert len(list(matching_ids(Catalog(bench), Filter(method="segment-coins")))) == 2
 
 
 @pytest.fixture

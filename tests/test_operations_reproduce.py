@@ -14,6 +14,7 @@ from prefect_executions.cli.app import main
 from prefect_executions.comparison.verdict import Agreement, Grade, OutputVerdict, Verdict
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.reproduce import ReplayGoal, Reproduced, reproduce, reproducible
+from prefect_executions.query.filter import Filter
 from prefect_executions.workbench import background
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID
@@ -118,7 +119,7 @@ def test_what_completed_is_chosen_and_no_replay_of_it(home):
     kept(bench, OTHER_ID, job_status=record_of(OTHER_ID, Status.FAILED).job_status)
     (bench.folder / EXECUTION_ID).rename(home / "away")
     assert reproducible(Catalog(bench)) == (EXECUTION_ID,)
-    assert reproducible(Catalog(bench), method="other") == ()
+    assert reproducible(Catalog(bench), Filter(method="other")) == ()
     (home / "away").rename(bench.folder / EXECUTION_ID)
     (bench.folder / EXECUTION_ID / Verdict.file_name).write_bytes(DRIFTED.to_json())
     assert reproducible(Catalog(bench)) == ()

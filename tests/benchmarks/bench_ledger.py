@@ -23,6 +23,7 @@ from prefect_executions.errors import AmbiguousIdError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import Filter
 from records import NOON, a_job_status, a_method, a_record
 
 MANY = 100_000
@@ -66,12 +67,16 @@ def measure(url: str, many: int) -> Iterator[tuple[str, str, str]]:
     yield f"rebuild of {many:,} executions, a second", "thousands", f"{many / (perf_counter() - began):,.0f}"
     yield "open and list the newest 50", "≤ 20 ms", f"{milliseconds(lambda: opened_and_listed(url)):.2f} ms"
     with Ledger.open(url) as ledger:
-        rare = {Status.CANCELLED, Status.FAILED}
-        middle = ledger.list(until=NOON + timedelta(seconds=many // 2), limit=1).after
+        rare = Filter(status=(Status.CANCELLED, Status.FAILED), method="method-0")
+        middle = ledger.list(Filter(until=NOON + timedelta(seconds=many // 2)), limit=1).after
         asked: list[tuple[str, str, Callable[[], object]]] = [
             ("list, page in the middle", "≤ 20 ms", lambda: ledger.list(after=middle)),
-            ("list, one rare status", "≤ 20 ms", lambda: ledger.list(status=[Status.CANCELLED])),
-            ("list, two statuses of one Method", "≤ 20 ms", lambda: ledger.list(status=rare, method="method-0")),
+            ("list, one rare status", "≤ 20 ms", lambda: ledger.list(Filter(status=(Status.CANCELLED,)))),
+            (
+                "list, two statuses of one Method",
+                "≤ 20 ms",
+                lambda: ledger.list(rare),
+            ),
             ("find an ambiguous prefix", "", lambda: ambiguous(ledger)),
             ("methods", "", ledger.methods),
         ]

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,8 @@ from cyclopts import Parameter
 
 from prefect_executions.durations import parse_duration
 from prefect_executions.errors import RequestError
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import Filter
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +29,38 @@ Pairs = Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leadi
 Params = Annotated[str | None, Parameter(name="--params", allow_leading_hyphen=True)]  # - is standard input
 
 When = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d, as other tools write what is 7 days ago
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FilterOptions:
+    """The options that choose executions, shared by all commands that take a filter.
+
+    Args:
+        method: Only executions of the Method with this id.
+        since: Only executions from this time on: 2026-09-01, 2026-09-01T12:00 (UTC), or 7d, 12h, 30m ago.
+        until: Only executions before this time, in the same format.
+    """
+
+    method: str | None = None
+    since: When = None
+    until: When = None
+
+    def filter(self, now: datetime, status: Iterable[Status] = ()) -> Filter:
+        """Return these options, and *status*, as one filter.
+
+        Raises:
+            RequestError: If a time cannot be parsed.
+        """
+        return Filter(
+            status=tuple(status),
+            method=self.method or None,
+            since=moment(self.since, now) if self.since else None,
+            until=moment(self.until, now) if self.until else None,
+        )
+
+
+NO_FILTER = FilterOptions()
 
 READING_PATIENCE = timedelta(seconds=60)
 """Somebody waits at the terminal: an archive that is away is told after this, not after an upload's time limit."""

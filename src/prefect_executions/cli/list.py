@@ -10,12 +10,13 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from prefect_executions.cli.arguments import Json, When, moment, reader
+from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, reader
 from prefect_executions.cli.output import (
     format_duration,
     plain,
@@ -46,9 +47,7 @@ _BEGINNING = 8
 def list_executions(
     *,
     status: Annotated[tuple[Status, ...], Parameter(consume_multiple=True, show_default=False)] = (),
-    method: str | None = None,
-    since: When = None,
-    until: When = None,
+    filters: FilterOptions = NO_FILTER,
     limit: int = 50,
     after: str | None = None,
     as_json: Json = False,
@@ -58,9 +57,7 @@ def list_executions(
 
     Args:
         status: Only those with this status; may be given several times.
-        method: Only those of the Method with this id.
-        since: Only those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
-        until: Only those before this moment, written in the same way.
+        filters: The other filters.
         limit: How many at most; 50 when it is not said.
         after: The cursor that the page before ended with.
         as_json: One JSON document: executions, and after, the cursor of the next page.
@@ -68,15 +65,8 @@ def list_executions(
     """
     if as_json and as_csv:
         raise RequestError("--json and --csv cannot both be had; leave one")
-    now = datetime.now(UTC)
-    page = reader().workbench.ledger.list(
-        status=status,
-        method=method,
-        since=moment(since, now) if since else None,
-        until=moment(until, now) if until else None,
-        limit=limit,
-        after=after,
-    )
+    criteria = filters.filter(datetime.now(UTC), status)
+    page = reader().workbench.ledger.list(criteria, limit=limit, after=after)
     if as_json:
         show_json({"executions": page.rows, "after": page.after})
     elif as_csv:
@@ -84,7 +74,7 @@ def list_executions(
     else:
         show_table(_HEAD, _cells(page))
     if page.after and not as_json:
-        asked = {"method": method, "since": since, "until": until, "limit": limit, "after": page.after}
+        asked = {**asdict(filters), "limit": limit, "after": page.after}
         warn(f"There are more: executions list{_options(status, asked, as_csv=as_csv)}")
     elif not page.rows and sys.stdout.isatty():
         say("No executions here. Run one: executions run path.py:function; a lost ledger: executions ledger rebuild")

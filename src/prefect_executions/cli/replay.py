@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import Json, Pairs, Params, parameters, reader, set_defaults
+from prefect_executions.cli.arguments import (
+    NO_FILTER,
+    FilterOptions,
+    Json,
+    Pairs,
+    Params,
+    parameters,
+    reader,
+    set_defaults,
+)
 from prefect_executions.cli.deploy import tell_submitted
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import say, show_agreements, show_json, show_table, warn, working
@@ -31,7 +40,6 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from prefect_executions.cli.arguments import When, moment
 from prefect_executions.cli.output import (
     counting,
     pluralize,
@@ -39,6 +47,7 @@ from prefect_executions.cli.output import (
 )
 from prefect_executions.cli.run import ran_here, tell_unrecorded
 from prefect_executions.errors import NotAvailableError
+from prefect_executions.query.filter import EVERYTHING
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -211,9 +220,7 @@ def replay(
 
 def reproduce(
     *executions: str,
-    method: str | None = None,
-    since: When = None,
-    until: When = None,
+    filters: FilterOptions = NO_FILTER,
     limit: int | None = None,
     isolated: bool = False,
     tolerance: float = 0.0,
@@ -224,9 +231,7 @@ def reproduce(
 
     Args:
         executions: Their ids, or beginnings of them; without any, those that completed, are no replay and fit.
-        method: Those of the Method with this id.
-        since: Those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
-        until: Those before this moment, written in the same way.
+        filters: The filters.
         limit: At most so many, the newest.
         isolated: Each in a fresh environment with the recorded versions of all packages.
         tolerance: The relative difference up to which two numbers are the same.
@@ -234,17 +239,16 @@ def reproduce(
         as_json: One JSON document: each execution, its grade, and what differs or why there is no verdict.
     """
     _check_tolerance(tolerance)
-    filters = bool(method or since or until or limit is not None)
-    if bool(executions) is filters:
+    criteria = filters.filter(datetime.now(UTC))
+    if bool(executions) is (criteria != EVERYTHING or limit is not None):
         raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
     # Start-up time of the CLI, as above.
     from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
     from prefect_executions.operations.reproduce import ReplayGoal, reproducible  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
 
-    catalog, now = reader(), datetime.now(UTC)
-    times = {name: moment(text, now) if text else None for name, text in {"since": since, "until": until}.items()}
-    ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, method=method, limit=limit, **times)
+    catalog = reader()
+    ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, criteria, limit=limit)
     if not ids:
         raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
     wanted, done = ReplayGoal(grade=Grade(grade), tolerance=tolerance, isolated=isolated), []

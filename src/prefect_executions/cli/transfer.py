@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
-from prefect_executions.cli.arguments import Json, When, moment, reader, workbench
+from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, moment, reader, workbench
 from prefect_executions.cli.output import Target, counting, format_size, pluralize, saved, say, show_json, show_table
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import EVERYTHING
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def export(
     form: Annotated[ExportFormat, Parameter(name="--format")] = ExportFormat.ZIP,
     level: ExportLevel = ExportLevel.FULL,
     status: Annotated[tuple[Status, ...], Parameter(show_default=False)] = (),
-    method: str | None = None,
-    since: When = None,
-    until: When = None,
+    filters: FilterOptions = NO_FILTER,
     as_json: Json = False,
 ) -> None:
     """Write executions as one zip, from the archive; the same executions give the same bytes.
@@ -51,29 +50,18 @@ def export(
         form: zip (a folder for each), bagit (a bag), crate (an RO-Crate).
         level: full, outputs (no staged inputs), or metadata (the record and the code alone).
         status: Those with this status; may be given several times.
-        method: Those of the Method with this id.
-        since: Those from this moment on: 2026-09-01, 2026-09-01T12:00 (UTC), 7d, 12h or 30m ago.
-        until: Those before this moment, written in the same way.
+        filters: The other filters.
         as_json: One JSON document: the ids, the size in bytes, and the file.
     """
-    filtered = bool(status or method or since or until)
-    if bool(executions) is filtered:
+    criteria = filters.filter(datetime.now(UTC), status)
+    if bool(executions) is (criteria != EVERYTHING):
         raise RequestError("name executions by their ids, or by --status, --method, --since and --until; not both")
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.export import export as write_export  # noqa: PLC0415
     from prefect_executions.operations.export import matching_ids  # noqa: PLC0415
 
-    catalog, now = reader(), datetime.now(UTC)
-    ids = sorted(
-        {catalog.find(one) for one in executions}
-        or matching_ids(
-            catalog,
-            status=status,
-            method=method,
-            since=moment(since, now) if since else None,
-            until=moment(until, now) if until else None,
-        )
-    )
+    catalog = reader()
+    ids = sorted({catalog.find(prefix) for prefix in executions} or matching_ids(catalog, criteria))
     target = output or (f"{ids[0]}.zip" if len(ids) == 1 else "executions.zip")
     if target == "-" and (as_json or sys.stdout.isatty()):
         raise RequestError("-o - writes a zip to standard output, which is a terminal or has --json; give -o FILE")

@@ -17,6 +17,7 @@ from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import format_duration, plain, safe, say, table_of, warn
 from prefect_executions.errors import LedgerError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import Filter
 
 if TYPE_CHECKING:
     from prefect_executions.events import ExecutionEvent
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.catalog import Catalog
 
 _HEAD = ("id", "method", "status", "progress", "elapsed", "message")
-_OPEN = tuple(status for status in Status if not status.terminal)
+_OPEN = Filter(status=tuple(status for status in Status if not status.terminal))
 _MOST_READ = 200
 _MOST_SHOWN = 30
 
@@ -103,7 +104,7 @@ class _Watching:
 
         if self._ids is None:
             try:
-                rows = self._catalog.workbench.ledger.list(status=_OPEN, limit=_MOST_READ).rows
+                rows = self._catalog.workbench.ledger.list(_OPEN, limit=_MOST_READ).rows
             except LedgerError as error:
                 warn(f"The ledger cannot be read, so only what begins or changes now is seen: {error}")
                 return

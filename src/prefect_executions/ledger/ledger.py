@@ -12,7 +12,6 @@ import heapq
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Self
 
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
@@ -36,7 +35,7 @@ from prefect_executions.ledger.rows import (
     stored_row,
     time_of,
 )
-from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import EVERYTHING, Filter
 
 CANDIDATES = 20
 """How many ids an `AmbiguousIdError` lists at most."""
@@ -167,36 +166,31 @@ class Ledger:
             raise NotFoundError(f"the ledger knows no execution '{execution_id}'")
         return read_row(found[0])
 
-    def list(
-        self,
-        *,
-        status: Collection[Status] = (),
-        method: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        limit: int = 50,
-        after: str | None = None,
-    ) -> Page:
-        """Return executions, newest first; *until* is outside, *after* is the cursor of the page before.
+    def list(self, criteria: Filter = EVERYTHING, *, limit: int = 50, after: str | None = None) -> Page:
+        """Return a page of the executions that meet *criteria*, newest first; *after* is the cursor of the last page.
 
         Raises:
-            RequestError: If *after* is no cursor, or *limit* is not positive.
+            RequestError: If *after* is not a cursor, or *limit* is not positive.
         """
         if limit < 1:
             raise RequestError(f"a page has at least one row, not {limit}")
-        wanted: dict[str, Any] = {
-            "limit": limit + 1,  # one more tells whether there is a next page
-            "method": None if method is None else clean(method),
-            "since": since and micros_of(since),
-            "until": until and micros_of(until),
-            "after": None if after is None else _place(after),
-        }
-        # One ordered query for each status, merged: a single one over several would have to sort.
-        selects = [queries.newest(status=one, **wanted) for one in sorted(set(status)) or (None,)]
+        last = None if after is None else _place(after)
+        # One ordered query for each status, merged: a single query over several would have to sort.
+        branches = [replace(criteria, status=(status,)) for status in sorted(set(criteria.status))] or [criteria]
+        # One row more shows whether there is a next page.
+        selects = [queries.newest(branch, limit=limit + 1, after=last) for branch in branches]
         with self._database.reading() as session:
             answers = [[read_row(row) for row in session.rows(*query)] for query in selects]
         rows = tuple(heapq.merge(*answers, key=lambda row: (row.first_known, row.id), reverse=True))
         return Page(rows=rows[:limit], after=_cursor(rows[limit - 1]) if len(rows) > limit else None)
+
+    def search(self, criteria: Filter = EVERYTHING) -> Iterator[Row]:
+        """Yield all executions that meet *criteria*, newest first, page by page."""
+        page = self.list(criteria, limit=BATCH)
+        yield from page.rows
+        while page.after is not None:
+            page = self.list(criteria, limit=BATCH, after=page.after)
+            yield from page.rows
 
     def methods(self) -> tuple[MethodRow, ...]:
         """Return every version of every Method that an execution in the ledger ran."""

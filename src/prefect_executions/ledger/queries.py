@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from prefect_executions.ledger.rows import ROW_COLUMNS
+from prefect_executions.ledger.rows import ROW_COLUMNS, clean, micros_of
+from prefect_executions.query.filter import Filter
 
 _VALUE = ("name", "json", "number", "text", "truth")
 
@@ -111,31 +112,24 @@ class Query(NamedTuple):
     values: tuple[str | int, ...]
 
 
-def newest(
-    *,
-    limit: int,
-    status: str | None = None,
-    method: str | None = None,
-    since: int | None = None,
-    until: int | None = None,
-    after: tuple[int, str] | None = None,
-) -> Query:
-    """Return the query for the newest executions; times in microseconds, *until* outside.
+def newest(criteria: Filter, *, limit: int, after: tuple[int, str] | None = None) -> Query:
+    """Return the query for the newest executions that meet *criteria*, which name one status at most.
 
-    *after* is the place of the last row that was seen. There is an index for
-    each set of equalities, so no combination sorts.
+    *after* is the time in microseconds and the id of the last row of the page before.
+    There is an index for each set of equalities, so no combination sorts.
     """
-    asked: list[tuple[str, tuple[str | int, ...]]] = []
-    if method is not None:
-        asked.append(("method_id = ?", (method,)))
-    if status is not None:
-        asked.append(("status = ?", (status,)))
-    if since is not None:
-        asked.append(("first_known >= ?", (since,)))
-    if until is not None:
-        asked.append(("first_known < ?", (until,)))
+    conditions: list[tuple[str, tuple[str | int, ...]]] = []
+    if criteria.method is not None:
+        conditions.append(("method_id = ?", (clean(criteria.method),)))
+    if criteria.status:
+        (status,) = criteria.status
+        conditions.append(("status = ?", (status,)))
+    if criteria.since is not None:
+        conditions.append(("first_known >= ?", (micros_of(criteria.since),)))
+    if criteria.until is not None:
+        conditions.append(("first_known < ?", (micros_of(criteria.until),)))
     if after is not None:
-        asked.append(("(first_known, id) < (?, ?)", after))
-    where = f"WHERE {' AND '.join(condition for condition, _ in asked)} " if asked else ""
+        conditions.append(("(first_known, id) < (?, ?)", after))
+    where = f"WHERE {' AND '.join(condition for condition, _ in conditions)} " if conditions else ""
     sql = f"SELECT {_ROW} FROM executions {where}ORDER BY first_known DESC, id DESC LIMIT ?"  # noqa: S608  the same
-    return Query(sql, (*(value for _, values in asked for value in values), limit))
+    return Query(sql, (*(value for _, values in conditions for value in values), limit))

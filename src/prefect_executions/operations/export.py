@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import datetime
 from hashlib import sha256
 from itertools import islice
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.errors import NotAvailableError, RequestError
-from prefect_executions.lifecycle.status import Status
+from prefect_executions.query.filter import Filter
 from prefect_executions.workbench.catalog import ArchivedSource, Catalog
 
 _AHEAD = 4
@@ -25,8 +24,6 @@ _AHEAD = 4
 
 _HELD = 16 << 20
 """Bytes of a bundle's small files that are fetched together and held in memory."""
-
-_PAGE = 500
 
 
 class Exported(NamedTuple):
@@ -66,28 +63,13 @@ def export(
     return Exported(tuple(wanted), exporter.close())
 
 
-def matching_ids(
-    reader: Catalog,
-    *,
-    status: Collection[Status] = (),
-    method: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> Iterator[str]:
-    """Yield the ids of all sealed executions that fit, as `Ledger.list` takes these filters.
+def matching_ids(catalog: Catalog, criteria: Filter) -> Iterator[str]:
+    """Yield the ids of all sealed executions that meet *criteria*, newest first.
 
     Raises:
-        LedgerError: If the ledger cannot be asked.
+        LedgerError: If the ledger cannot be read.
     """
-    after: str | None = None
-    while True:
-        page = reader.workbench.ledger.list(
-            status=status, method=method, since=since, until=until, limit=_PAGE, after=after
-        )
-        yield from (row.id for row in page.rows if row.manifest_sha256)
-        after = page.after
-        if after is None:
-            return
+    return (row.id for row in catalog.workbench.ledger.search(criteria) if row.manifest_sha256)
 
 
 def _ahead(reader: Catalog, ids: Sequence[str]) -> Iterator[BundleToExport]:

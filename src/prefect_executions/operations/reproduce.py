@@ -15,8 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from itertools import islice
@@ -31,6 +30,7 @@ from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.export import matching_ids
 from prefect_executions.operations.replay import requirements_of
+from prefect_executions.query.filter import EVERYTHING, Filter
 from prefect_executions.workbench.catalog import Catalog
 
 _OURS = "prefect-executions"
@@ -150,26 +150,19 @@ def reproduce(
         yield _replayed(catalog, execution_id, [*command, "replay", execution_id, *goal.options])
 
 
-def reproducible(
-    reader: Catalog,
-    *,
-    method: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
-    limit: int | None = None,
-) -> tuple[str, ...]:
-    """Return the ids of the executions that ended well and fit, the newest first, at most *limit* of them.
+def reproducible(catalog: Catalog, criteria: Filter = EVERYTHING, *, limit: int | None = None) -> tuple[str, ...]:
+    """Return the ids of the completed executions that meet *criteria*, newest first, at most *limit* of them.
 
-    Replays are left out: they would be more with every time.
+    Replays are left out: each call would add more of them.
 
     Raises:
         RequestError: If *limit* is below 1.
-        LedgerError: If the ledger cannot be asked.
+        LedgerError: If the ledger cannot be read.
     """
     if limit is not None and limit < 1:
-        raise RequestError(f"at most {limit} executions are none; give a limit of 1 or more")
-    found = matching_ids(reader, status=[Status.COMPLETED], method=method, since=since, until=until)
-    return tuple(islice((one for one in found if not _is_replay(reader, one)), limit))
+        raise RequestError(f"--limit must be at least 1, not {limit}")
+    ids = matching_ids(catalog, replace(criteria, status=(Status.COMPLETED,)))
+    return tuple(islice((execution_id for execution_id in ids if not _is_replay(catalog, execution_id)), limit))
 
 
 def _is_replay(reader: Catalog, execution_id: str) -> bool:

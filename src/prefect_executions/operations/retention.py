@@ -22,7 +22,6 @@ from prefect_executions.lifecycle.status import Status
 from prefect_executions.workbench.lookup import on_workbench
 from prefect_executions.workbench.workbench import Workbench
 
-_PAGE = 500
 _RULE = re.compile(r"(?P<method>[^=:]+)(:(?P<status>[A-Za-z]+))?=(?P<age>\d+d)")
 EVERY = "*"
 
@@ -142,18 +141,12 @@ def expired(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Itera
     Raises:
         LedgerError: If the ledger cannot be asked.
     """
-    after: str | None = None
-    while True:
-        page = workbench.ledger.list(limit=_PAGE, after=after)
-        for row in page.rows:
-            fitting = [rule for rule in rules if _fits(rule, row.method_id, row.status)]
-            ended = row.finished or row.updated
-            rule = max(fitting, key=lambda one: (one.method != EVERY, one.status is not None), default=None)
-            if rule is not None and row.manifest_sha256 and row.archive == "archived" and now - ended > rule.age:
-                yield Expired(row.id, row.method_id, row.status, ended, rule.text)
-        after = page.after
-        if after is None:
-            return
+    for row in workbench.ledger.search():
+        matching = [rule for rule in rules if _fits(rule, row.method_id, row.status)]
+        ended = row.finished or row.updated
+        rule = max(matching, key=lambda rule: (rule.method != EVERY, rule.status is not None), default=None)
+        if rule is not None and row.manifest_sha256 and row.archive == "archived" and now - ended > rule.age:
+            yield Expired(row.id, row.method_id, row.status, ended, rule.text)
 
 
 def _fits(rule: Rule, method: str, status: Status) -> bool:
