@@ -118,7 +118,7 @@ def told(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
         found = main([*arguments, "--json"])
         shown = capsys.readouterr()
         assert found == code, shown.err + shown.out
-        background.finish()
+        background.drain()
         return json.loads(shown.out)
 
     return run

@@ -21,7 +21,7 @@ class Bundles:
 
     def folders(self) -> list[Path]:
         """Return them, when this process has done what it can."""
-        background.finish()
+        background.drain()
         workbench = self.home / "workbench"
         if not workbench.is_dir():
             return []
@@ -46,7 +46,7 @@ class Bundles:
 
     def open_scratch(self) -> list[str]:
         """What says that something is still to be done, when this process has done what it can."""
-        background.finish()
+        background.drain()
         return [entry.name for entry in (self.home / "workbench" / ".open").iterdir()]
 
 

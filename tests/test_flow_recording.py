@@ -118,7 +118,7 @@ def test_the_validated_inputs_are_recorded_beside_the_raw_parameters(bundles):
 
 def test_the_ledger_has_the_row(bundles, home):
     add(1)
-    background.finish()
+    background.drain()
     (row,) = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
 
     assert (row.id, row.status, row.archive) == (bundles.one().name, Status.COMPLETED, "archived")
@@ -415,7 +415,7 @@ def test_the_archive_level_decides_what_is_archived(bundles, home, tmp_path, lev
 
     (tmp_path / "a.txt").write_text("alpha")
     copies(tmp_path / "a.txt")
-    background.finish()
+    background.drain()
     data = list((home / "archive").glob("executions/*/data/*"))
 
     assert len(data) == {"full": 2, "outputs": 1, "none": 0}[level]
@@ -853,7 +853,7 @@ def test_an_archive_that_goes_away_meanwhile_changes_nothing_for_the_run(bundles
         return "fine"
 
     assert breaks_the_archive() == "fine"
-    background.finish()
+    background.drain()
     (row,) = Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows
 
     assert (row.status, row.archive) == (Status.COMPLETED, "pending")

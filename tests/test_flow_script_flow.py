@@ -137,7 +137,7 @@ def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_go
 ):
     first = _image(engine, "first")
     described(tmp_path, "echo $BUILD > build.txt", ccpimage=_NAME)()
-    background.finish()
+    background.drain()
     second = _image(engine, "second")
     assert engine.inspect_image(_NAME)["Id"] == second
     recorded = bundles.record()
@@ -150,7 +150,7 @@ def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_go
     assert told["verdict"]["environment"] == []
     folder = next(one for one in bundles.folders() if one.name == told["id"])
     assert bundles.record(folder).instance.runs[0].image == first
-    background.finish()
+    background.drain()
 
     engine.remove_image(first, force=True)
     assert main(["replay", recorded.id]) == 3

@@ -69,7 +69,7 @@ def bundle_of_the_run(home, prefect_server):
 
     def sealed(status: str = "COMPLETED") -> Bundle:
         bundle = Bundle(home)
-        background.finish()
+        background.drain()
         assert bundle.metadata("jobStatus")["executionStatus"] == status
         assert verify(bundle.folder).faults == ()
         subprocess.run(["sha256sum", "--check", "--quiet", "manifest-sha256.txt"], cwd=bundle.folder, check=True)

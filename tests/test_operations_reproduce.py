@@ -157,7 +157,7 @@ def test_two_executions_are_replayed_and_summed_up(home, tmp_path, monkeypatch, 
     for words in ([], ["-p", "chance=true"]):
         assert main(["run", "throw.py:throw", *words, "--json"]) == 0
         ids.append(json.loads(capsys.readouterr().out)["id"])
-    background.finish()
+    background.drain()
     Path("throw.py").unlink()
 
     assert main(["reproduce", *ids, "--json"]) == 1

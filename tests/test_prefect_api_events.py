@@ -58,7 +58,7 @@ def test_a_run_tells_its_statuses_behind_prefects_and_then_the_archive(home):
         current_execution().output("counts.csv").write_text(token)
 
     counts("a text that no event tells")
-    background.finish()
+    background.drain()
     (folder,) = (entry for entry in (home / "workbench").iterdir() if entry.name != ".open")
     assert [*(home / "workbench" / ".open").iterdir()] == []
 

@@ -317,7 +317,7 @@ def test_the_run_itself_finds_the_seal_of_another_and_leaves_a_late_word(scene, 
         return "done"
 
     state = comes_late(return_state=True)
-    background.finish()
+    background.drain()
     run_id = str(state.state_details.flow_run_id)
     record = scene.record(run_id)
 

@@ -23,7 +23,7 @@ def work():
     with ThreadPoolExecutor(1) as pool:
         pool.submit(Path(sys.argv[1]).write_text, "done").result()
 
-background.start(work, name="late", patience=60)
+background.submit(work, name="late", patience=60)
 raise SystemExit(3)
 """
 
@@ -42,7 +42,7 @@ def test_who_opens_a_workbench_sees_what_was_pending(tmp_path: Path) -> None:
         time.sleep(0.2)
         done.set()
 
-    background.start(work, name="late", patience=60)
+    background.submit(work, name="late", patience=60)
     assert not done.is_set()
     Workbench.of(Settings(home=tmp_path), archive_block=lambda name: (name, {}))
 
@@ -51,8 +51,8 @@ def test_who_opens_a_workbench_sees_what_was_pending(tmp_path: Path) -> None:
 
 def test_it_is_not_waited_for_longer_than_it_may_take() -> None:
     let_go = threading.Event()
-    thread = background.start(let_go.wait, name="hangs", patience=0.1)
-    background.finish()
+    thread = background.submit(let_go.wait, name="hangs", patience=0.1)
+    background.drain()
 
     assert thread.is_alive()
     let_go.set()
@@ -61,7 +61,7 @@ def test_it_is_not_waited_for_longer_than_it_may_take() -> None:
 
 
 def test_what_is_pending_does_not_wait_for_itself() -> None:
-    thread = background.start(background.finish, name="asks", patience=60)
+    thread = background.submit(background.drain, name="asks", patience=60)
     thread.join(60)
 
     assert not thread.is_alive()
@@ -72,17 +72,17 @@ def test_work_lets_the_run_go_first_until_somebody_waits_for_it() -> None:
 
     def work() -> None:
         gone_first.set()
-        background.give_way(600)
+        background.yield_briefly(600)
         done.set()
 
-    thread = background.start(work, name="polite", patience=60)
+    thread = background.submit(work, name="polite", patience=60)
     assert gone_first.wait(60)
     assert not done.is_set()
-    background.finish()
+    background.drain()
 
     assert done.is_set()
     thread.join(60)
 
 
 def test_only_pending_work_gives_way() -> None:
-    background.give_way(600)
+    background.yield_briefly(600)

@@ -39,26 +39,25 @@ def test_a_lost_execution_is_sealed_from_what_the_archive_knows(tmp_path):
     assert all(one.report.passed for one in verify_target(Catalog(here), EXECUTION_ID))
 
 
-def test_what_is_left_to_do_in_an_open_bundle_is_done_once_by_whoever_seals(tmp_path):
+def test_four_sealers_at_once_call_before_seal_once(tmp_path):
     bench, done = bench_at(tmp_path), []
     begun(bench, a_running_record())
 
-    def first(bundle):
+    def before_seal(bundle):
         time.sleep(0.05)  # the others come meanwhile
         done.append(bundle.sealed)
         bundle.write_document(bundle.read(JobStatus))
         return ("it was done",)
 
-    sealers = [
-        threading.Thread(target=bench.seal, args=(EXECUTION_ID, LOST), kwargs={"first": first}) for _ in range(4)
-    ]
-    for one in sealers:
-        one.start()
-    for one in sealers:
-        one.join()
-    told = bench.record(EXECUTION_ID).job_status
+    seal = partial(bench.seal, EXECUTION_ID, LOST, before_seal=before_seal)
+    sealers = [threading.Thread(target=seal) for _ in range(4)]
+    for thread in sealers:
+        thread.start()
+    for thread in sealers:
+        thread.join()
+    job_status = bench.record(EXECUTION_ID).job_status
     assert done == [False]
-    assert [entry.message for entry in told.history if entry.kind is EntryKind.NOTE] == ["it was done"]
+    assert [entry.message for entry in job_status.history if entry.kind is EntryKind.NOTE] == ["it was done"]
     assert all(one.report.passed for one in verify_target(Catalog(bench), EXECUTION_ID))
 
 
@@ -99,7 +98,7 @@ def test_an_open_execution_gives_signs_of_life_until_it_is_released(tmp_path):
     wait_for(lambda: {mark.id for mark in bench.archive.marks.open()} == {"one", "two"})
     leases.release("one")
     leases.release("two")
-    wait_for(lambda: not any(thread.name == "leases" for thread in set(threading.enumerate()) - others))
+    wait_for(lambda: not any(thread.name == "heartbeat" for thread in set(threading.enumerate()) - others))
     bench.archive.store.delete("open/one", "open/two")
     leases.hold("three", "")
     wait_for(lambda: [mark.id for mark in bench.archive.marks.open()] == ["three"])

@@ -58,8 +58,8 @@ def added_to_a_flow_run(pairs: int) -> None:
 
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         for number in range(5):
-            bare(number), kept(number), background.finish()
-        times = [(seconds(lambda: bare(1)), seconds(lambda: kept(1)), seconds(background.finish)) for _ in range(pairs)]
+            bare(number), kept(number), background.drain()
+        times = [(seconds(lambda: bare(1)), seconds(lambda: kept(1)), seconds(background.drain)) for _ in range(pairs)]
     base = statistics.median(without for without, _, _ in times)
     added = statistics.median(kept - without for without, kept, _ in times)
     whole = statistics.median(kept + rest - without for without, kept, rest in times)

@@ -71,7 +71,7 @@ class SealingHook:
             sealing = _Sealing(self._declared, flow_run, state, log)
             patience = _patience()
             until = time.monotonic() + patience
-            thread = background.start(sealing.go, name="seal", patience=patience)
+            thread = background.submit(sealing.go, name="seal", patience=patience)
             in_time = sealing.here.wait(until - time.monotonic())
             if _is_stopped(state):
                 thread.join(max(0.0, until - time.monotonic()))
@@ -128,7 +128,7 @@ class _Sealing:
         self._stopped_here = self._state.is_crashed() and _ran_here(outcome.folder)
         self.here.set()
         if not _is_stopped(self._state):
-            background.give_way()
+            background.yield_briefly()
 
 
 def _is_stopped(state: State[Any]) -> bool:
@@ -144,7 +144,7 @@ def _sealed(
     flow_run: FlowRun,
     state: State[Any],
     settings: Settings,
-    here: Callable[[Outcome], None],
+    on_sealed: Callable[[Outcome], None],
 ) -> Outcome | None:
     """Seal what the state ends; None when it ends nothing or the execution was sealed before."""
     workbench = workbench_for(settings)
@@ -157,18 +157,18 @@ def _sealed(
     decided = terminal_status_of(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
     if decided is None:
         return None
-    first: Callable[[OpenBundle], Sequence[str]] = _nothing
+    before_seal: Callable[[OpenBundle], Sequence[str]] = _nothing
     if place.bundle is None:
         opened = _fresh(declared, flow_run, place.id, settings)
         workbench.begin(opened.record, opened.code)
         notify_opened(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
         kill_execution_processes(place.id, instance=place.bundle.read(Instance))
-        first = partial(_finish, flow_run.parameters)
+        before_seal = partial(_finish, flow_run.parameters)
     status, reason = decided
     take_deferred(place.id)
     end = Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message)
-    return workbench.seal(place.id, end, first=first, here=here)
+    return workbench.seal(place.id, end, before_seal=before_seal, on_sealed=on_sealed)
 
 
 def _nothing(_: OpenBundle) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def seal(
             bundle = OpenBundle.load(known.here[execution_id].folder, execution_id)
             kill_execution_processes(execution_id, instance=bundle.read(Instance))
         return known.here[execution_id].seal(
-            execution_id, end, states=states, first=lambda bundle: (*end_runs(bundle), *_make_up(bundle, run))
+            execution_id, end, states=states, before_seal=lambda bundle: (*end_runs(bundle), *_make_up(bundle, run))
         )
     suspended = bring_back(workbench, execution_id)
     if suspended is not None:

@@ -1,9 +1,16 @@
-"""What this process still does for executions that are sealed here: archiving, indexing, telling.
+"""Background threads of this process: the only place that starts threads for work beside or after a run.
 
-Law: no run waits for it. Who opens a Workbench in this process does, and so does
-the end of the process, both for a bounded time; what is left then, settle does.
+- `submit(work, name=…)` starts *work* at once, for example a heartbeat, a watcher or a cache to fill.
+- `submit(work, name=…, patience=60)` is work that must be finished, for example archiving or
+  event delivery: `drain` waits for it, for at most that many seconds from now.
+- `defer(work, name=…, delay=0.5)` starts *work* after a delay; `cancel()` on the result prevents it.
+- `drain()` waits for the submitted work that has patience. `Workbench.of` calls it, so that a
+  reader sees what this process did, and the interpreter calls it when it ends.
+- `yield_briefly()`, called by work that `drain` waits for, lets the flow return first.
 
-Who tells the world that an execution ended, and what is done where nobody does.
+All threads are daemon threads and run in a copy of the caller's context. *work* must not raise.
+
+Law: no run waits for background work, and every wait has a time limit. `settle` finishes the rest.
 """
 
 from __future__ import annotations
@@ -19,62 +26,74 @@ from typing import NamedTuple, Protocol
 
 from prefect_executions.lifecycle.history import JobStatus
 
-GIVEN_WAY = 0.02
-"""Seconds for which work lets the run go first: they share one interpreter."""
+BRIEFLY = 0.02
+"""Seconds for which `yield_briefly` waits: flow and background work share one interpreter."""
+
+Work = Callable[[], object]
 
 
-class _Work(NamedTuple):
+class _Wait(NamedTuple):
+    """How `drain` waits for a thread: until a time of the monotonic clock; `awaited` is set when it begins to."""
+
     until: float
-    """When nobody waits for it any more, by the monotonic clock."""
     awaited: threading.Event
-    """Set when somebody waits for it."""
 
 
-_works: dict[threading.Thread, _Work] = {}
+_waits: dict[threading.Thread, _Wait] = {}
 
 
-def start(work: Callable[[], None], *, name: str, patience: float) -> threading.Thread:
-    """Begin *work*, which may not raise, in a thread of the caller's context; it is waited for *patience* seconds."""
+def submit(work: Work, *, name: str, patience: float = 0.0) -> threading.Thread:
+    """Start *work* in a background thread and return the thread; `drain` waits up to *patience* seconds for it."""
     context = copy_context()
 
     def run() -> None:
         try:
             context.run(work)
         finally:
-            _works.pop(threading.current_thread(), None)
+            _waits.pop(threading.current_thread(), None)
 
     thread = threading.Thread(target=run, name=name, daemon=True)
-    _works[thread] = _Work(time.monotonic() + patience, threading.Event())
-    _finish_at_exit()
+    if patience > 0:
+        _waits[thread] = _Wait(time.monotonic() + patience, threading.Event())
+        _drain_at_exit()
     thread.start()
     return thread
 
 
-def give_way(seconds: float = GIVEN_WAY) -> None:
-    """Let the run return to its caller before this work goes on, unless somebody waits for the work."""
-    work = _works.get(threading.current_thread())
-    if work is not None:
-        work.awaited.wait(seconds)
+def defer(work: Work, *, name: str, delay: float) -> threading.Timer:
+    """Start *work* in a background thread after *delay* seconds, unless the returned timer is cancelled before."""
+    timer = threading.Timer(delay, copy_context().run, [work])
+    timer.name, timer.daemon = name, True
+    timer.start()
+    return timer
 
 
-def finish() -> None:
-    """Return when nothing is pending any more, or has taken longer than it may."""
-    for thread, work in tuple(_works.items()):
-        # A forked child has the names of its parent's threads, and one of these may be asking.
+def yield_briefly(seconds: float = BRIEFLY) -> None:
+    """Let the run return to its caller before this work goes on, unless `drain` already waits for the work."""
+    wait = _waits.get(threading.current_thread())
+    if wait is not None:
+        wait.awaited.wait(seconds)
+
+
+def drain() -> None:
+    """Return when no submitted work that has patience is left, or its patience is over."""
+    for thread, wait in tuple(_waits.items()):
+        # A forked child inherits the entries of its parent's threads; and background work may itself call `drain`.
         if thread.is_alive() and thread is not threading.current_thread():
-            work.awaited.set()
-            thread.join(max(0.0, work.until - time.monotonic()))
+            wait.awaited.set()
+            thread.join(max(0.0, wait.until - time.monotonic()))
 
 
 @cache
-def _finish_at_exit() -> None:
-    """Ask once to be waited for, while thread pools still take work: `atexit` comes too late for that.
+def _drain_at_exit() -> None:
+    """Register `drain` once for the end of the interpreter, while thread pools still accept work.
 
-    Prefect's services and anyio ask in the same way; who asks last is waited for first.
+    `atexit` runs too late for that. Prefect's services and anyio register in the same way; the last
+    registration runs first.
     """
     register = getattr(threading, "_register_atexit", atexit.register)
-    with suppress(RuntimeError):  # the interpreter is ending already
-        register(finish)
+    with suppress(RuntimeError):  # the interpreter is shutting down already
+        register(drain)
 
 
 class EventDelivery(Protocol):

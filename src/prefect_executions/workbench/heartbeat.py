@@ -11,9 +11,12 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextvars import Context
+from functools import partial
 
 from prefect_executions.archive.marks import Marks
 from prefect_executions.errors import ExecutionsError
+from prefect_executions.workbench import background
 
 log = logging.getLogger("prefect_executions")
 
@@ -39,7 +42,8 @@ class Leases:
             started = bool(self._held)
             self._held[execution_id] = place
             if not started:
-                threading.Thread(target=self._renew, args=(os.getpid(),), name="leases", daemon=True).start()
+                # An empty context: the thread outlives the run that starts it and must not log as that run.
+                Context().run(background.submit, partial(self._renew, os.getpid()), name="heartbeat")
 
     def release(self, execution_id: str) -> None:
         """Say nothing more of an execution; once more changes nothing."""

@@ -104,7 +104,7 @@ class Workbench:
         world of each end. What this process has still in hand is waited for, so that
         it is seen.
         """
-        background.finish()
+        background.drain()
 
         def open_archive() -> Archive:
             url, options = settings.archive_url, dict[str, Any]()
@@ -223,17 +223,17 @@ class Workbench:
         end: Ending,
         *,
         states: Sequence[ObservedState] = (),
-        first: Callable[[OpenBundle], Sequence[str]] = lambda _: (),
-        here: Callable[[Outcome], None] = lambda _: None,
+        before_seal: Callable[[OpenBundle], Sequence[str]] = lambda _: (),
+        on_sealed: Callable[[Outcome], None] = lambda _: None,
     ) -> Outcome:
-        """Seal an execution that ended as *end* says, archive it and index it; the one way to seal.
+        """Seal an execution that ended as *end* says, archive it and index it; the only way to seal.
 
-        May be called again and at the same time by others: what is sealed stays as
-        it is, and what is missing is done. *first* does what is left to do in an open
-        bundle, while nobody else may, and returns notes on it; they and Prefect's
-        *states*, as far as they are not in the history yet, are put into it before the
-        end. *here* is called when the bundle is sealed on this machine, before it is
-        archived.
+        Idempotent, and safe when several processes call it at once: a sealed bundle
+        stays as it is, and only the missing steps are done. *before_seal* finishes an
+        open bundle under its lock and returns notes on it. The notes, and those of
+        Prefect's *states* that the history lacks, are added to the history before the
+        end. *on_sealed* is called when the bundle is sealed on this machine, before it
+        is archived.
 
         Raises:
             NotFoundError: If this workbench has no such execution.
@@ -243,13 +243,13 @@ class Workbench:
         bundle = OpenBundle.load(self.folder, execution_id)
         with bundle.lock():
             if not bundle.sealed:
-                notes = first(bundle)
+                notes = before_seal(bundle)
                 gathered = gather(bundle)
                 job_status = merge_states(bundle.read(JobStatus), states)
                 bundle.write_document(ended(job_status, end, gathered, notes))
                 trace_point(TracePoint.FINAL_STATUS, bundle.id)
             sealed = seal(bundle, self.signing_key())
-            here(Outcome(sealed.record.job_status, bundle.folder, archived=False))
+            on_sealed(Outcome(sealed.record.job_status, bundle.folder, archived=False))
             return self._close(bundle, sealed)
 
     def stand_in(
