@@ -33,6 +33,7 @@ from prefect_executions.descriptors.inputs import parameter_schema as form_of
 from prefect_executions.errors import InputError, MethodError, NotFoundError, PlanError, RequestError, ScriptError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.flow.entrypoints import load_method, run_method
+from prefect_executions.flow.invocation import Invocation
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.prefect_api.queries import is_method
@@ -223,7 +224,7 @@ def test_hostile_values_arrive_unchanged_and_nothing_of_them_is_executed(describ
 
 def test_a_value_of_a_megabyte_is_refused_in_words_and_arrives_as_a_file(described, bundles, tmp_path):
     value = f"$(touch {tmp_path}/executed)'\"\n" * 20_000
-    ran = run_method(described("true", x=TEXT), {"x": value}, begun=print)
+    ran = run_method(described("true", x=TEXT), {"x": value}, Invocation(on_opened=print))
     assert ran.execution_id is None
     assert isinstance(ran.error, RequestError)
     assert "the largest is 'x'" in str(ran.error)

@@ -588,7 +588,7 @@ def mumbles(token: SecretStr | None = None) -> int:
     return 3
 
 
-MUMBLING = "import sys, test_flow; print(test_flow.mumbles(*sys.argv[1:]))"
+MUMBLING = "import sys, test_flow_recording; print(test_flow_recording.mumbles(*sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("token", [[], ["env:THE_TOKEN"]])

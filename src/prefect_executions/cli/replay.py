@@ -278,7 +278,7 @@ def _here(ready: Replay, tolerance: float, grade: Any, *, as_json: bool) -> int:
             ready.entrypoint,
             ready.again.parameters,
             tags=tags,
-            gathered=judged,
+            on_gathered=judged,
             image=ready.image,
             quiet=False,
             as_json=as_json,

@@ -64,18 +64,18 @@ def ran_here(
     given: Mapping[str, Any],
     *,
     tags: Sequence[str],
-    gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
+    on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
     image: ExactImage | None = None,
     quiet: bool,
     as_json: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
-    """Run the Method at *entrypoint* in this process; *gathered* gets its bundle before it is sealed.
+    """Run the Method at *entrypoint* in this process; *on_gathered* gets its bundle before it is sealed.
 
     Scripts run in *image*, if one is given.
     """
     set_defaults()
     with _result_alone(redirected=quiet or as_json, silent=quiet):
-        found = _run(entrypoint, given, tags, gathered, image, quiet=quiet)
+        found = _run(entrypoint, given, tags, on_gathered, image, quiet=quiet)
     if quiet:
         # The embedded server says good-bye at the end of the process; by now the record is kept.
         logging.getLogger("prefect").setLevel(logging.WARNING)
@@ -86,7 +86,7 @@ def _run(
     entrypoint: str,
     given: Mapping[str, Any],
     tags: Sequence[str],
-    gathered: Callable[[OpenBundle, BaseException | None], None],
+    on_gathered: Callable[[OpenBundle, BaseException | None], None],
     image: ExactImage | None,
     *,
     quiet: bool,
@@ -94,6 +94,7 @@ def _run(
     with working("Loading Prefect and the Method", quiet=quiet):
         # Prefect takes seconds to import; only what runs a Method needs it.
         from prefect_executions.flow.entrypoints import load_method, run_method  # noqa: PLC0415
+        from prefect_executions.flow.invocation import Invocation  # noqa: PLC0415
         from prefect_executions.prefect_api import client as api_client  # noqa: PLC0415
 
         flow = load_method(entrypoint)
@@ -103,8 +104,8 @@ def _run(
     )
     with working(doing, quiet=quiet or bool(api)):
         api_client.ping()
-    begun = partial(_say_begun, quiet=quiet)
-    return flow, run_method(flow, given, tags=tags, begun=begun, gathered=gathered, image=image)
+    invocation = Invocation(partial(_say_begun, quiet=quiet), on_gathered, image)
+    return flow, run_method(flow, given, invocation, tags=tags)
 
 
 def _say_begun(execution_id: str, *, quiet: bool) -> None:

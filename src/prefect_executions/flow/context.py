@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,7 +70,7 @@ class Execution:
         staged: Mapping[str, Sequence[Path]],
         job_status: JobStatus,
         metrics: Metrics,
-        telling: RecordSink,
+        sink: RecordSink,
         clock: Callable[[], datetime],
     ) -> None:
         self._metadata = metadata
@@ -79,7 +79,7 @@ class Execution:
         self._job_status = job_status
         self._params = dict(metrics.params)
         self._metrics = list(metrics.metrics)
-        self._telling = telling
+        self._sink = sink
         self._clock = clock
         self._lock = threading.RLock()
         self._latest: tuple[float, str | None, datetime] | None = None
@@ -171,7 +171,7 @@ class Execution:
             RequestError: If *values* have no names.
         """
         named = _named("params", values)
-        new = {self._clean(name): _masked(json_value(value), self._telling.mask) for name, value in named}
+        new = {self._clean(name): _masked(json_value(value), self._sink.mask) for name, value in named}
         with self._going():
             self._params |= new
             self._untold_metrics = True
@@ -184,7 +184,7 @@ class Execution:
             self._job_status = add_entry(
                 self._job_status, EntryKind.NOTE, self._clock(), observer=Observer.HOOK, message=self._clean(text)
             )
-            self._telling.write_status(self._job_status)
+            self._sink.write_status(self._job_status)
 
     def change(self, change: Callable[[JobStatus], JobStatus], *, write: bool = True) -> JobStatus:
         """Put what *change* adds into the job status and return it; for our own code around the Method's.
@@ -195,7 +195,7 @@ class Execution:
             self._take_progress()
             self._job_status = change(self._job_status)
             if write:
-                self._telling.write_status(self._job_status)
+                self._sink.write_status(self._job_status)
             return self._job_status
 
     @contextmanager
@@ -206,7 +206,7 @@ class Execution:
             yield
 
     def _clean(self, text: str) -> str:
-        return clean_text(self._telling.mask(_text(text)))
+        return clean_text(self._sink.mask(_text(text)))
 
     def close(self) -> tuple[JobStatus, Metrics | None]:
         """Stop telling and return the last job status, and the metrics if there are any; again changes nothing."""
@@ -239,22 +239,22 @@ class Execution:
             try:
                 self._tell_once(progress, metrics, last=closing)
             except Exception as error:  # noqa: BLE001 - telling must never end the Method; the failure is told
-                self._telling.failed(f"progress or metrics could not be written: {error}")
+                self._sink.failed(f"progress or metrics could not be written: {error}")
             if closing:
                 return
             self._closed.wait(_FLUSH_SECONDS)
 
     def _tell_once(self, progress: tuple[float, str | None] | None, metrics: Metrics | None, *, last: bool) -> None:
         if metrics is not None:
-            self._telling.write_metrics(metrics)
+            self._sink.write_metrics(metrics)
         if progress is None:
             return
         percent, message = progress
         if not last:
             with self._lock:
-                self._telling.write_status(self._job_status)
-        self._telling.log(f"{percent:.0f} %" + (f" - {message}" if message else ""))
-        self._telling.show_progress(percent, message)
+                self._sink.write_status(self._job_status)
+        self._sink.log(f"{percent:.0f} %" + (f" - {message}" if message else ""))
+        self._sink.show_progress(percent, message)
 
     def _take_progress(self) -> None:
         latest, self._latest = self._latest, None
@@ -344,10 +344,15 @@ def current_execution() -> Execution:
     return execution
 
 
-def enter(execution: Execution) -> Callable[[], None]:
-    """Make *execution* the current one and return the call that ends this."""
+@contextmanager
+def enter(execution: Execution) -> Iterator[None]:
+    """Make *execution* the current execution of the block."""
     token = _current.set(execution)
-    return lambda: _current.reset(token)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the block ended in another context, where nothing is to be reset
+            _current.reset(token)
 
 
 def current_id() -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -14,12 +14,10 @@ from prefect.exceptions import ScriptError
 from prefect.flows import Flow
 from prefect.utilities.importtools import load_module, load_script_as_module
 
-from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow.decorator import MethodFlow, method
-from prefect_executions.flow.invocation import Invocation, door
+from prefect_executions.flow.invocation import Invocation, invoked
 from prefect_executions.methods.model import descriptor_in
-from prefect_executions.operations.replay import ExactImage
 from prefect_executions.prefect_api import client as api_client
 
 _FORMS = "Give path.py:function or module:function."
@@ -104,44 +102,32 @@ def _words(error: BaseException) -> str:
 
 
 def run_method(
-    flow: MethodFlow[Any, Any],
-    parameters: Mapping[str, Any],
-    *,
-    begun: Callable[[str], None],
-    gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
-    tags: Sequence[str] = (),
-    image: ExactImage | None = None,
+    flow: MethodFlow[Any, Any], parameters: Mapping[str, Any], invocation: Invocation, *, tags: Sequence[str] = ()
 ) -> Ran:
-    """Run *flow* here and now, with the process's own streams kept, and return what became of it.
+    """Run *flow* in this process, with its streams captured; return its last execution and what it raised.
 
-    *begun* is told the execution's id as soon as its record is open; *gathered* gets its bundle
-    when the outputs are gathered and nothing is sealed. The flow run gets *tags*, and the scripts
-    of a descriptor Method run in *image*, if one is given.
+    The flow run gets *tags*.
 
     Raises:
-        RequestError: If a parameter is unknown or missing; nothing was created then.
-        SecretError: If a secret was given in clear.
+        RequestError: If a parameter is unknown or missing; no flow run was created.
+        SecretError: If a secret was given in plain text.
     """
-    ids: list[str] = []
+    execution_ids: list[str] = []
 
-    def tell(execution_id: str) -> None:
-        ids.append(execution_id)
-        begun(execution_id)
+    def on_opened(execution_id: str) -> None:
+        execution_ids.append(execution_id)
+        invocation.on_opened(execution_id)
 
     _check_names(flow, parameters)
-    token = door.set(Invocation(begun=tell, gathered=gathered, image=image))
-    try:
-        with prefect.tags(*tags):
-            answer = flow(**parameters)
-            if inspect.iscoroutine(answer):
-                asyncio.run(answer)
-    except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:  # noqa: BLE001 - it is returned, to be shown by the door
-        return Ran(
-            ids[-1] if ids else None, api_client.too_large_error(error, f"a run of '{flow.name}'", parameters) or error
-        )
-    finally:
-        door.reset(token)
-    return Ran(ids[-1] if ids else None, None)
+    error: BaseException | None = None
+    with invoked(invocation._replace(on_opened=on_opened)), prefect.tags(*tags):
+        try:
+            result = flow(**parameters)
+            if inspect.iscoroutine(result):
+                asyncio.run(result)
+        except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as raised:  # noqa: BLE001 - returned to the caller, who shows it
+            error = api_client.too_large_error(raised, f"a run of '{flow.name}'", parameters) or raised
+    return Ran(execution_ids[-1] if execution_ids else None, error)
 
 
 def _check_names(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> None:

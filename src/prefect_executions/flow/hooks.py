@@ -29,7 +29,7 @@ from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.background import take_deferred
 from prefect_executions.flow.cancellation import called
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.invocation import notify_opened
+from prefect_executions.flow.invocation import current_invocation
 from prefect_executions.flow.opening import Opening, never_started, workbench_for
 from prefect_executions.lifecycle.history import JobStatus, ObservedState, PrefectState
 from prefect_executions.lifecycle.status import Observer, terminal_status_of
@@ -161,7 +161,7 @@ def _sealed(
     if place.bundle is None:
         opened = _fresh(declared, flow_run, place.id, settings)
         workbench.begin(opened.record, opened.code)
-        notify_opened(opened.record.id)
+        current_invocation().on_opened(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
         kill_execution_processes(place.id, instance=place.bundle.read(Instance))
         before_seal = partial(_finish, flow_run.parameters)

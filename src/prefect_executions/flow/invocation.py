@@ -1,58 +1,58 @@
-"""The door that opened a run: one that runs a single Method in this process and nothing else."""
+"""The invocation of one Method by `executions run` or `replay`: callbacks, and the image for its scripts."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
-from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.flow.context import current_id
-from prefect_executions.operations.replay import ExactImage
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
+    from prefect_executions.bundles.open_bundle import OpenBundle
+    from prefect_executions.operations.replay import ExactImage
+
 
 class Invocation(NamedTuple):
-    """What such a door wants to know: the execution's id, as soon as its record is open, and its end."""
+    """What the caller of a Method wants besides its result."""
 
-    begun: Callable[[str], None]
-    gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None
-    """Called when the outputs are gathered and the bundle is not sealed, with what the Method raised."""
+    on_opened: Callable[[str], None] = lambda _execution_id: None
+    """Called with the execution id as soon as the record is open, for each attempt."""
+    on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None
+    """Called when the outputs are gathered, before the bundle is sealed, with the exception that the Method raised."""
     image: ExactImage | None = None
-    """What the scripts of the Method are to run in, whatever is asked of it otherwise."""
+    """The image in which the Method's scripts run, whatever the settings say."""
 
 
-door: ContextVar[Invocation | None] = ContextVar("door", default=None)
+_NO_INVOCATION = Invocation()
+_invocation: ContextVar[Invocation | None] = ContextVar("invocation", default=None)
 
 
-def notify_opened(execution_id: str) -> None:
-    """Tell the door, if there is one, that the record of the execution it asked for is open."""
-    waiting = door.get()
-    if waiting is not None and current_id() is None:  # a Method that another calls was not asked for
-        waiting.begun(execution_id)
+@contextmanager
+def invoked(invocation: Invocation) -> Iterator[None]:
+    """Let *invocation* apply to the Method that the block calls, but not to Methods that this one calls."""
+    token = _invocation.set(invocation)
+    try:
+        yield
+    finally:
+        _invocation.reset(token)
 
 
-def image_asked() -> ExactImage | None:
-    """Return the image that the door wants the Method's scripts to run in, if there is one."""
-    waiting = door.get()
-    return waiting.image if waiting is not None and current_id() is None else None
-
-
-def notify_gathered(bundle: OpenBundle, error: BaseException | None) -> None:
-    """Give the door, if there is one, the gathered *bundle* that it asked for, before it is sealed."""
-    waiting = door.get()
-    if waiting is not None and current_id() is None:
-        waiting.gathered(bundle, error)
+def current_invocation() -> Invocation:
+    """Return the invocation of the Method that is being called; an empty one if another Method calls it."""
+    invocation = _invocation.get()
+    return invocation if invocation is not None and current_id() is None else _NO_INVOCATION
 
 
 def owns_process(run: FlowRun) -> bool:
     """Whether this process was started for *run* alone: by a worker, by serve, or by `executions run`."""
-    if door.get() is not None or os.environ.get("PREFECT__FLOW_RUN_ID") == str(run.id):
+    if _invocation.get() is not None or os.environ.get("PREFECT__FLOW_RUN_ID") == str(run.id):
         return True
-    # `.serve()` hands the flow itself to a child of its own, and no id with it.
+    # `.serve()` passes the flow to a child process without the id of the run.
     served = run.deployment_id is not None and run.parent_task_run_id is None
     return served and multiprocessing.parent_process() is not None

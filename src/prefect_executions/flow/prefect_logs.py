@@ -8,8 +8,8 @@ or out of a hook. So the console gets a stream that swallows this.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from copy import copy
 from functools import cache
@@ -34,7 +34,7 @@ _LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
 _LINE_OF_OTHERS = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(name)s - %(message)s"
 
 _streams: ContextVar[Streams | None] = ContextVar("execution_streams", default=None)
-_heard: ContextVar[set[TaskLog] | None] = ContextVar("execution_tasks", default=None)
+_task_logs: ContextVar[set[TaskLog] | None] = ContextVar("execution_tasks", default=None)
 _mask: ContextVar[SecretMask | None] = ContextVar("execution_mask", default=None)
 
 
@@ -46,24 +46,25 @@ class TaskLog(NamedTuple):
     ended: bool
 
 
-def enter(streams: Streams | None, mask: SecretMask, heard: set[TaskLog]) -> Callable[[], None]:
-    """Keep what the run's loggers say in the log of *streams*, masked, and return the call that ends this.
+@contextmanager
+def enter(streams: Streams | None, mask: SecretMask, task_logs: set[TaskLog]) -> Iterator[None]:
+    """Copy the log records of the block's flow run, masked, to the stderr log of *streams*.
 
-    Which task runs said something goes into *heard*.
+    Collect in *task_logs* which task runs have logged something.
     """
     consoles = _shielded_consoles()
     _listen()
     if isinstance(streams, OwnedStreams):  # file descriptor 2 is a log now; the console goes past it
         for console in consoles:
             console.retarget(cast("TextIO", streams.terminal("stderr")))
-    tokens = _streams.set(streams), _mask.set(mask), _heard.set(heard)
-
-    def leave() -> None:
-        _streams.reset(tokens[0])
-        _mask.reset(tokens[1])
-        _heard.reset(tokens[2])
-
-    return leave
+    tokens = _streams.set(streams), _mask.set(mask), _task_logs.set(task_logs)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the block ended in another context, where nothing is to be reset
+            _streams.reset(tokens[0])
+            _mask.reset(tokens[1])
+            _task_logs.reset(tokens[2])
 
 
 def tell_of_tasks() -> bool:
@@ -108,10 +109,10 @@ class _RunLog(logging.Handler):
         self.setFormatter(logging.Formatter(_LINE, datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        heard, task = _heard.get(), getattr(record, "task_run_id", None)
-        if heard is not None and task is not None:
+        task_logs, task = _task_logs.get(), getattr(record, "task_run_id", None)
+        if task_logs is not None and task is not None:
             ended = isinstance(record.msg, str) and record.msg.startswith("Finished in state")
-            heard.add(TaskLog(str(getattr(record, "flow_run_id", "")), str(task), ended))
+            task_logs.add(TaskLog(str(getattr(record, "flow_run_id", "")), str(task), ended))
         streams = _streams.get()
         if streams is not None and getattr(record, "send_to_api", True):
             streams.append_line("stderr", _line(self, record))

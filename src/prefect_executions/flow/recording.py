@@ -1,8 +1,8 @@
-"""What runs around a Method's own code inside the flow: open the record, stage, run, gather.
+"""Recording of one attempt of an execution: `for_call`, then `session` or `session_async` around the author's code.
 
 Law: before the work, refuse; after the work, never lose. Until the author's
-function is called any failure ends the run with a clear error; from then on no
-failure of ours changes what the function returned or raised.
+function is called, a failure ends the run with a clear error. From then on, no
+failure of the recording changes what the function returned or raised.
 """
 
 from __future__ import annotations
@@ -12,406 +12,420 @@ import inspect
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial, wraps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
-from prefect.logging.loggers import flow_run_logger
 from prefect.utilities.timeout import timeout, timeout_async
 
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.host import Meter
-from prefect_executions.capture.secrets import SecretMask, mask_names
-from prefect_executions.capture.streams import Streams, open_streams
+from prefect_executions.capture.secrets import mask_names
+from prefect_executions.capture.streams import open_streams
 from prefect_executions.documents import Document
 from prefect_executions.events import progressed
-from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Metrics, OpeningRecord, ScriptRun
+from prefect_executions.executions.record import (
+    ExecuteRequest,
+    ExecutionRecord,
+    Instance,
+    Metrics,
+    OpeningRecord,
+    ScriptRun,
+)
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.background import Action, defer, take_deferred, wait_for_submitted_tasks
+from prefect_executions.flow.call import Call, for_call
 from prefect_executions.flow.cancellation import CancellationWatcher
-from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter, running_id
+from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.inputs import Inputs
-from prefect_executions.flow.invocation import image_asked, notify_gathered, notify_opened, owns_process
-from prefect_executions.flow.opening import Resumption, continued, now, opening, seen_late, taken_over, workbench_for
-from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, suspended
+from prefect_executions.flow.invocation import owns_process
+from prefect_executions.flow.opening import Resumption, continued, now, opening, seen_late, taken_over
+from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.settings import Settings
 from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench.recovery import resume, suspend
 
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
-
-
-_SHOW_SECONDS = 2.0
+_SECONDS_BETWEEN_STAGING_LINES = 2.0
 
 
 def recorded(declared: Declared) -> Callable[..., Any]:
-    """Return the author's function with the record kept around it.
+    """Return the author's function, recorded when it is called as a flow run.
 
-    Called outside a flow run it is the author's function and nothing else.
+    Outside a flow run it only calls the author's function.
     """
     function = declared.function
 
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        recording = Recording.around(declared, whole, args, kwargs)
-        if recording is None:
+        call = for_call(declared, entry, args, kwargs)
+        if call is None:
             return function(*args, **kwargs)
-        with recording.kept() as bound, timeout(seconds=recording.limit, timeout_exc_type=TimeoutError):
-            return function(*bound.args, **bound.kwargs)
+        with session(call), timeout(seconds=call.time_limit, timeout_exc_type=TimeoutError):
+            return function(*call.arguments.args, **call.arguments.kwargs)
 
     @wraps(function)
     async def run_async(*args: Any, **kwargs: Any) -> Any:
-        recording = Recording.around(declared, whole, args, kwargs)
-        if recording is None:
+        call = for_call(declared, entry, args, kwargs)
+        if call is None:
             return await cast("Awaitable[Any]", function(*args, **kwargs))
-        async with recording.kept_async() as bound:
-            with timeout_async(seconds=recording.limit, timeout_exc_type=TimeoutError):
-                return await function(*bound.args, **bound.kwargs)
+        async with session_async(call):
+            with timeout_async(seconds=call.time_limit, timeout_exc_type=TimeoutError):
+                return await function(*call.arguments.args, **call.arguments.kwargs)
 
-    whole: Callable[..., Any] = run_async if inspect.iscoroutinefunction(function) else run
-    return whole
+    entry: Callable[..., Any] = run_async if inspect.iscoroutinefunction(function) else run
+    return entry
 
 
-class Recording:
-    """The record around one call of a Method's function: one attempt of one execution."""
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt of an execution, with its open record as last written."""
 
-    def __init__(self, declared: Declared, context: FlowRunContext, bound: inspect.BoundArguments) -> None:
-        assert context.flow_run is not None  # noqa: S101 - `around` looked
-        self.declared = declared
-        self.context = context
-        self.run: FlowRun = context.flow_run
-        self.bound = bound
-        self.retries = context.flow.retries if context.flow else 0
-        self.log = flow_run_logger(self.run, context.flow)
-        self.image = image_asked()
-        chosen = {"runtime": self.image.runtime} if self.image else {}
-        self.settings = Settings.read().model_copy(update=chosen)
-        self.workbench = workbench_for(self.settings)
-        self.mask = SecretMask()
-        self.meter = Meter()
-        self.bundle: OpenBundle | None = None
-        self.record: ExecutionRecord | None = None
-        self.turn: Resumption | None = None
-        self.heard: set[prefect_logs.TaskLog] = set()
-        self.execution: Execution | None = None
-        self.streams: Streams | None = None
-        self.reins: CancellationWatcher | None = None
-        self.staged: Mapping[str, tuple[Path, ...]] = {}
-        self._leave: list[Callable[[], None]] = []
-        self._show_next = 0.0
+    call: Call
+    inputs: Inputs
+    record: ExecutionRecord
+    bundle: OpenBundle
+    resumption: Resumption | None
 
-    @classmethod
-    def around(
-        cls, declared: Declared, whole: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Recording | None:
-        """Return the recording for the flow run that is calling *whole*, or None outside one.
 
-        A call of the plain function from inside its own or another run is just a call.
-        """
-        context = FlowRunContext.get()
-        if context is None or context.flow_run is None or getattr(context.flow, "fn", None) is not whole:
-            return None
-        if running_id() == str(context.flow_run.id):
-            return None
-        bound = inspect.signature(declared.function).bind(*args, **kwargs)
-        bound.apply_defaults()
-        return cls(declared, context, bound)
+@dataclass(frozen=True, kw_only=True)
+class RunningAttempt:
+    """An attempt whose author's code runs."""
 
-    @property
-    def limit(self) -> float | None:
-        """Seconds that the author's code may take: the shorter of the author's limit and the operator's."""
-        asked = self.settings.time_limit
-        limits = [self.declared.method.time_limit, asked.total_seconds() if asked else None]
-        return min((limit for limit in limits if limit), default=None)
+    attempt: Attempt
+    execution: Execution
+    script_runs: list[ScriptRun] = field(default_factory=list)
 
-    @contextmanager
-    def kept(self) -> Iterator[inspect.BoundArguments]:
-        """Keep the record around a sync function; yields its arguments, with staged files and secrets."""
-        error: BaseException | None = None
-        try:
-            self._prepare()
-            self._start()
-            with wait_for_submitted_tasks(self.context.task_runner):
-                yield self.bound
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self._stop(error)
-            self._finish(error)
 
-    @asynccontextmanager
-    async def kept_async(self) -> AsyncIterator[inspect.BoundArguments]:
-        """Do the same around an async function; what may take long goes to a thread, so that the loop runs on."""
-        error: BaseException | None = None
-        try:
-            await asyncio.to_thread(self._prepare)
-            self._start()
-            with wait_for_submitted_tasks(self.context.task_runner):
-                yield self.bound
-        except BaseException as raised:
-            error = raised
-            raise
-        finally:
-            self._stop(error)
-            if error is None or isinstance(error, Exception):
-                await asyncio.to_thread(self._finish, error)
-            else:  # a cancelled task cannot wait for a thread
-                self._finish(error)
+@contextmanager
+def session(call: Call) -> Iterator[RunningAttempt]:
+    """Record the block as one attempt of an execution.
 
-    def _prepare(self) -> None:
-        """Open the record, resolve secrets, stage inputs."""
-        self.meter.start()
-        inputs = Inputs(self.declared, self.bound)
-        self.record, self.bundle = self._open(inputs.values())
-        notify_opened(self.record.id)
-        request = self.record.request
-        if inputs.files():  # staging may take long, and may be the end of the machine
-            self.workbench.announce(self.record)
-            defer(self.record.id, row=partial(self.workbench.index_open, self.record))
-        secrets = inputs.resolve_secrets(os.environ, self.mask)
-        self._show_next = time.monotonic() + _SHOW_SECONDS
-        staged = inputs.stage(self.bundle, request.archive, self.settings, self._show_staging)
-        if secrets or staged:
-            told = request.model_dump(exclude={"inputs"}, by_alias=False) | {"files": staged}
-            request = ExecuteRequest(**told | {"values": request.values | secrets})
-            self.record = replace(self.record, request=request)
-            self.bundle.write_document(request)
-        self.bound = inputs.bound
-        self.staged = inputs.staged
-        trace_point(TracePoint.STAGED, self.record.id)
+    Raises:
+        ExecutionsError: If the record cannot be opened or an input cannot be staged; the block did not run.
+    """
+    error: BaseException | None = None
+    running: RunningAttempt | None = None
+    with call.masking_errors():
+        attempt = open_attempt(call)
+    try:
+        attempt = stage(attempt)
+        with _running(attempt) as running, wait_for_submitted_tasks(call.context.task_runner):
+            yield running
+    except BaseException as raised_error:
+        error = raised_error
+        raise
+    finally:
+        close(attempt, running, error)
 
-    def _open(self, values: Mapping[str, Any]) -> tuple[ExecutionRecord, OpenBundle]:
-        place = self.workbench.next_place(str(self.run.id), revisited=self.run.run_count > 1)
-        heard = flow_runs.current_states(self.run)
-        suspensions = [one.state.id for one in heard if one.state.type == "PAUSED"]
-        if suspensions:
-            place = resume(self.workbench, place, suspensions[-1])
-        if place.bundle is not None:
-            self.turn = continued(place.bundle.record(), self.declared, self.run, heard, self.settings)
-            return self.turn.record, place.bundle
-        opened = opening(self.declared, self.run, place.id, values, self.settings, heard=heard)
-        left = self.workbench.archive.opening(place.id) if self.run.run_count > 1 else None
-        if left is not None:
-            self.turn = taken_over(opened.record, OpeningRecord.from_json(left).record(), heard)
-            opened = opened._replace(record=self.turn.record)
-        return opened.record, self.workbench.begin(opened.record, opened.code)
 
-    def _start(self) -> None:
-        """Take the streams and mark EXECUTING; the author's code begins when this returns."""
-        record, bundle = self._opened()
-        if self.settings.capture_streams:
-            self.streams = open_streams(
-                bundle.paths.outputs,
-                owns_process=owns_process(self.run),
-                mask=self.mask,
-                forward=prefect_logs.forwarder(self.run),
-            )
-            if self.turn:
-                self.streams.mark(self.turn.headline)
-        if self.turn:
+@asynccontextmanager
+async def session_async(call: Call) -> AsyncIterator[RunningAttempt]:
+    """Do what `session` does, with the slow parts in threads so that the event loop keeps running."""
+    error: BaseException | None = None
+    running: RunningAttempt | None = None
+    with call.masking_errors():
+        attempt = await asyncio.to_thread(open_attempt, call)
+    try:
+        attempt = await asyncio.to_thread(stage, attempt)
+        with _running(attempt) as running, wait_for_submitted_tasks(call.context.task_runner):
+            yield running
+    except BaseException as raised_error:
+        error = raised_error
+        raise
+    finally:
+        if error is None or isinstance(error, Exception):
+            await asyncio.to_thread(close, attempt, running, error)
+        else:  # a cancelled task cannot wait for a thread
+            close(attempt, running, error)
+
+
+def open_attempt(call: Call) -> Attempt:
+    """Open the record of *call*, or continue the open record of an earlier attempt."""
+    call.meter.start()
+    inputs, run, workbench = Inputs(call.declared, call.arguments), call.run, call.workbench
+    place = workbench.next_place(str(run.id), revisited=run.run_count > 1)
+    states = flow_runs.current_states(run)
+    suspensions = [observed.state.id for observed in states if observed.state.type == "PAUSED"]
+    if suspensions:
+        place = resume(workbench, place, suspensions[-1])
+    if place.bundle is not None:
+        resumption = continued(place.bundle.record(), call.declared, run, states, call.settings)
+        return Attempt(call=call, inputs=inputs, record=resumption.record, bundle=place.bundle, resumption=resumption)
+    record, code = opening(call.declared, run, place.id, inputs.values(), call.settings, heard=states)
+    archived = workbench.archive.opening(place.id) if run.run_count > 1 else None
+    taken = taken_over(record, OpeningRecord.from_json(archived).record(), states) if archived is not None else None
+    record = taken.record if taken else record
+    return Attempt(call=call, inputs=inputs, record=record, bundle=workbench.begin(record, code), resumption=taken)
+
+
+def stage(attempt: Attempt) -> Attempt:
+    """Resolve secrets and stage inputs; return the attempt with both in its record.
+
+    Raises:
+        ExecutionsError: If a secret cannot be resolved or a file cannot be staged.
+    """
+    call, inputs, record = attempt.call, attempt.inputs, attempt.record
+    call.invocation.on_opened(record.id)
+    if inputs.files():  # staging may take long, and the machine may fail meanwhile
+        call.workbench.announce(record)
+        defer(record.id, row=partial(call.workbench.index_open, record))
+    secrets = inputs.resolve_secrets(os.environ, call.mask)
+    staged = inputs.stage(attempt.bundle, record.request.archive, call.settings, _staging_progress(call))
+    if secrets or staged:
+        fields = record.request.model_dump(exclude={"inputs"}, by_alias=False) | {"files": staged}
+        record = replace(record, request=ExecuteRequest(**fields | {"values": record.request.values | secrets}))
+        attempt.bundle.write_document(record.request)
+    trace_point(TracePoint.STAGED, record.id)
+    return replace(attempt, record=record)
+
+
+def _staging_progress(call: Call) -> Callable[[str, int, int | None], None]:
+    next_line = time.monotonic() + _SECONDS_BETWEEN_STAGING_LINES
+
+    def log(name: str, done: int, total: int | None) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + _SECONDS_BETWEEN_STAGING_LINES
+            call.log.info("input '%s': %s of %s bytes", name, done, "?" if total is None else total)
+
+    return log
+
+
+@contextmanager
+def _running(attempt: Attempt) -> Iterator[RunningAttempt]:
+    """Mark EXECUTING; capture the block's streams, let it find its execution, and watch for cancellation."""
+    call, record, bundle = attempt.call, attempt.record, attempt.bundle
+    with _captured_streams(attempt):
+        if attempt.resumption:
             bundle.write_document(record.infrastructure)
             bundle.write_document(record.instance)
-        self._leave.append(prefect_logs.enter(self.streams, self.mask, self.heard))
         job_status = record.job_status
-        if not self.declared.is_scripted:
+        if not call.declared.is_scripted:
             job_status = advance(job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
-        executing = replace(record, job_status=job_status)
-        self.workbench.announce(executing)  # refused, the Method's code has not begun
-        self.record = executing
+        record = replace(record, job_status=job_status)
+        call.workbench.announce(record)  # may refuse: the Method's code has not begun
         bundle.write_document(job_status)
-        self.execution = Execution(
-            metadata=Metadata(
-                execution_id=record.id,
-                method=record.method,
-                request=record.request,
-                attempt=job_status.attempt,
-                started=job_status.started,
-            ),
-            output_path=bundle.output_path,
-            staged=self.staged,
-            job_status=job_status,
-            metrics=record.metrics or Metrics(),
-            telling=self._telling(bundle),
-            clock=now,
+        running = RunningAttempt(
+            attempt=replace(attempt, record=record), execution=_execution(call, record, bundle, attempt.inputs)
         )
-        task = asyncio.current_task() if inspect.iscoroutinefunction(self.declared.function) else None
-        self.reins = CancellationWatcher(self.run, bundle, own=owns_process(self.run), task=task)
-        self.reins.take()
-        with self._never_losing("beginning to watch and tell"):
-            self._soon(job_status, watch=self.reins.watch)
-        self._leave.append(enter(self.execution))
-        trace_point(TracePoint.EXECUTING, record.id)
+        with _watched(running), enter(running.execution):
+            trace_point(TracePoint.EXECUTING, record.id)
+            yield running
 
-    def executing(self, at: datetime) -> None:
-        """Mark EXECUTING: the main script of a descriptor Method began *at* that time; never raises."""
-        if self.execution is None:
-            return
-        job_status = self.execution.change(lambda told: advance(told, Status.EXECUTING, at, observer=Observer.HOOK))
-        self.record = replace(self._opened()[0], job_status=job_status)
-        with self._never_losing("announcing that it executes"):
-            self.workbench.announce(self.record)
-            self._soon(job_status)
 
-    def _soon(self, job_status: JobStatus, **acts: Action) -> None:
-        record, _ = self._opened()
-        row, tell = partial(self.workbench.index_open, record), partial(prefect_events.emit_changes, job_status)
-        defer(record.id, row=row, tell=tell, **acts)
-
-    def ran(self, run: ScriptRun) -> None:
-        """Tell in the record where scripts of a descriptor Method really ran; never raises."""
-        record, bundle = self._opened()
-        told = record.instance.model_copy(update={"runs": (*(record.instance.runs or ()), run)})
-        self.record = replace(record, instance=told)
-        self._write(bundle, told)
-
-    def _stop(self, error: BaseException | None) -> None:
-        """Give the streams back and write what was used and how the code ended; never raises."""
-        told: tuple[JobStatus, Metrics | None] | None = None
-        if self.reins is not None:
-            trace_point(TracePoint.RETURNED, str(self.run.id))
-            with self._never_losing("ending what it has started"):
-                self.reins.leave(error, self.limit)
-        if self.execution is not None:
-            with self._never_losing("telling the last progress"):  # while the logs are still open
-                told = self.execution.close()
-        ended: dict[str, Any] = {}
-        with self._never_losing("masking the error"):
-            mask_error(error, self.mask)
-            ended = outcome(error, self.mask)
-        if self.streams is not None and "exception" in ended and self._comes_again(error):
-            self.streams.append_line("stderr", ended["exception"].traceback)  # Prefect's line comes when it is closed
-        for leave in reversed(self._leave):
-            with self._never_losing("leaving the execution"):
-                leave()
-        if self.streams is not None:
-            with self._never_losing("closing the logs"):
-                self.streams.close()
-            trace_point(TracePoint.LOGS_CLOSED, str(self.run.id))
-        if self.bundle is not None and self.record is not None:
-            job_status, metrics = told or (self.record.job_status, None)
-            with self._never_losing("telling how the attempt ended"):
-                job_status = self._turned(job_status, error, ended)
-            with self._never_losing("masking the names of outputs"):
-                job_status = self._renamed(self.bundle, job_status)
-            usage = merge_usage(self.record.instance.usage, self.meter.stop().model_copy(update=ended))
-            changed = [] if job_status is self.record.job_status else [job_status]
-            self.record = replace(self.record, job_status=job_status)
-            self._write(self.bundle, self.record.instance.model_copy(update={"usage": usage}), *changed, metrics)
-
-    def _turned(self, job_status: JobStatus, error: BaseException | None, ended: Mapping[str, Any]) -> JobStatus:
-        if isinstance(error, Pause):
-            return suspended(job_status, error)
-        if self._comes_again(error):
-            return attempt_failed(job_status, ended["exception"], now(), timed_out=isinstance(error, TimeoutError))
-        return job_status
-
-    def _renamed(self, bundle: OpenBundle, job_status: JobStatus) -> JobStatus:
-        renamed = mask_names(bundle.paths.outputs, self.mask)
-        if not renamed:
-            return job_status
-        told = f"a secret in the names of these outputs is masked: {', '.join(renamed)}"
-        return add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=told)
-
-    def _write(self, bundle: OpenBundle, *documents: Document | None) -> None:
-        for document in documents:
-            if document is not None:
-                with self._never_losing(f"writing {document.file_name}"):
-                    bundle.write_document(document)
-
-    def _finish(self, error: BaseException | None) -> None:
-        """Do the heavy part of sealing, if this attempt is the last; never raises."""
-        if self.bundle is None or self.record is None:
-            return
-        if isinstance(error, Pause):  # the run is suspended and its process may end
-            self.workbench.leases.release(self.record.id)
-            take_deferred(self.record.id)  # what waits there knows nothing of the suspension
-            self.workbench.index_open(self.record)
-            with self._never_losing("telling events"):
-                prefect_events.emit_changes(self.record.job_status)
-            with self._never_losing("keeping the suspended bundle in the archive"):
-                suspend(self.workbench, self.bundle)
-            return
-        with self._never_losing("telling pauses and steps"):
-            told = self._followed(self.record.job_status, last=not self._comes_again(error))
-            if told is not self.record.job_status:
-                self._write(self.bundle, told)
-        if self._comes_again(error):
-            return
-        with self._never_losing("telling what the worker saw"):
-            there = self.record.infrastructure
-            self._write(self.bundle, *(seen_late(self.bundle, there, self.run, self.settings) or ()))
-        with self._never_losing("gathering the outputs"):
-            self.workbench.gather(self.bundle, self.record.request.archive)
-        with self._never_losing("handing the outputs over"):
-            notify_gathered(self.bundle, error)
-        trace_point(TracePoint.LEFT, self.record.id)
-
-    def _followed(self, job_status: JobStatus, *, last: bool) -> JobStatus:
-        """Tell what Prefect alone knows, and is asked only where there is something to know."""
-        if self.context.observed_flow_pauses:
-            job_status = with_pauses(job_status, now())
-        if last and (self.turn or tasks_ran(self.context, self.heard)):
-            job_status = with_steps(job_status, self.heard, self.mask, now)
-        return job_status
-
-    def _comes_again(self, error: BaseException | None) -> bool:
-        """Whether Prefect will try again: its rule RetryFailedFlows compares the run count with the retries."""
-        return isinstance(error, Exception) and self.run.run_count <= self.retries
-
-    def _opened(self) -> tuple[ExecutionRecord, OpenBundle]:
-        assert self.record is not None  # noqa: S101 - _prepare opened it or raised
-        assert self.bundle is not None  # noqa: S101 - the same
-        return self.record, self.bundle
-
-    @property
-    def open_bundle(self) -> OpenBundle:
-        """The bundle, while the Method's code runs."""
-        return self._opened()[1]
-
-    def _telling(self, bundle: OpenBundle) -> RecordSink:
-        record, _ = self._opened()
-        shown = prefect_events.Progress(None)
-        context = copy_context()  # the thread that tells has no flow run of its own
-
-        def show(percent: float, message: str | None) -> None:
-            nonlocal shown
-            event = progressed(record.id, record.method.id, percent, message, now())
-            context.run(prefect_events.emit, [event])
-            shown = context.run(prefect_events.show_progress, shown, self.run.id, percent, message)
-
-        return RecordSink(
-            write_status=bundle.write_document,
-            write_metrics=bundle.write_document,
-            show_progress=show,
-            log=lambda text: context.run(self.log.info, "%s", text),
-            failed=lambda text: context.run(self.log.warning, "%s", text),
-            mask=self.mask.mask,
+@contextmanager
+def _captured_streams(attempt: Attempt) -> Iterator[None]:
+    """Write stdout, stderr and Prefect's log of the run into the bundle while the block runs."""
+    call, bundle, resumption, streams = attempt.call, attempt.bundle, attempt.resumption, None
+    if call.settings.capture_streams:
+        streams = open_streams(
+            bundle.paths.outputs,
+            owns_process=owns_process(call.run),
+            mask=call.mask,
+            forward=prefect_logs.forwarder(call.run),
         )
-
-    def _show_staging(self, name: str, done: int, total: int | None) -> None:
-        if time.monotonic() >= self._show_next:
-            self._show_next = time.monotonic() + _SHOW_SECONDS
-            self.log.info("input '%s': %s of %s bytes", name, done, "?" if total is None else total)
-
-    @contextmanager
-    def _never_losing(self, doing: str) -> Iterator[None]:
-        """Keep a failure of ours from changing what the Method did; it is told and settled later."""
-        try:
+    try:
+        if streams and resumption:
+            streams.mark(resumption.headline)
+        with prefect_logs.enter(streams, call.mask, call.task_logs):
             yield
-        except Exception as error:  # noqa: BLE001 - law 3: after the work, never lose
-            with suppress(Exception):
-                self.log.warning("execution %s: %s failed and is left to settle: %s", self.run.id, doing, error)
+    except Exception as error:
+        if streams and call.will_retry(error):  # Prefect logs the traceback only when these logs are closed
+            with call.never_losing("logging the error"):
+                mask_error(error, call.mask)
+                streams.append_line("stderr", raised(error, call.mask).traceback)
+        raise
+    finally:
+        if streams:
+            with call.never_losing("closing the logs"):
+                streams.close()
+            trace_point(TracePoint.LOGS_CLOSED, str(call.run.id))
+
+
+@contextmanager
+def _watched(running: RunningAttempt) -> Iterator[None]:
+    """Watch for cancellation; afterwards end the processes of a stopped Method and write the last progress."""
+    call, attempt = running.attempt.call, running.attempt
+    task = asyncio.current_task() if inspect.iscoroutinefunction(call.declared.function) else None
+    watcher = CancellationWatcher(call.run, attempt.bundle, own=owns_process(call.run), task=task)
+    error: BaseException | None = None
+    try:
+        watcher.take()
+        with call.never_losing("starting to watch for cancellation"):
+            _index_soon(call, attempt.record, watch=watcher.watch)
+        yield
+    except BaseException as raised_error:
+        error = raised_error
+        raise
+    finally:
+        trace_point(TracePoint.RETURNED, str(call.run.id))
+        with call.never_losing("ending the Method's processes"):
+            watcher.leave(error, call.time_limit)
+        with call.never_losing("writing the last progress"):  # while the logs are still open
+            running.execution.close()
+
+
+def _execution(call: Call, record: ExecutionRecord, bundle: OpenBundle, inputs: Inputs) -> Execution:
+    job_status = record.job_status
+    return Execution(
+        metadata=Metadata(
+            execution_id=record.id,
+            method=record.method,
+            request=record.request,
+            attempt=job_status.attempt,
+            started=job_status.started,
+        ),
+        output_path=bundle.output_path,
+        staged=inputs.staged,
+        job_status=job_status,
+        metrics=record.metrics or Metrics(),
+        sink=_record_sink(call, record, bundle),
+        clock=now,
+    )
+
+
+def _record_sink(call: Call, record: ExecutionRecord, bundle: OpenBundle) -> RecordSink:
+    artifact = prefect_events.Progress(None)
+    context = copy_context()  # the thread that calls the sink has no flow run context
+
+    def show(percent: float, message: str | None) -> None:
+        nonlocal artifact
+        event = progressed(record.id, record.method.id, percent, message, now())
+        context.run(prefect_events.emit, [event])
+        artifact = context.run(prefect_events.show_progress, artifact, call.run.id, percent, message)
+
+    return RecordSink(
+        write_status=bundle.write_document,
+        write_metrics=bundle.write_document,
+        show_progress=show,
+        log=lambda text: context.run(call.log.info, "%s", text),
+        failed=lambda text: context.run(call.log.warning, "%s", text),
+        mask=call.mask.mask,
+    )
+
+
+def _index_soon(call: Call, record: ExecutionRecord, **actions: Action) -> None:
+    row = partial(call.workbench.index_open, record)
+    defer(record.id, row=row, tell=partial(prefect_events.emit_changes, record.job_status), **actions)
+
+
+def mark_executing(running: RunningAttempt, at: datetime) -> None:
+    """Mark EXECUTING: the main script of a descriptor Method began *at* that time; never raises."""
+    call = running.attempt.call
+    job_status = running.execution.change(partial(advance, to=Status.EXECUTING, at=at, observer=Observer.HOOK))
+    record = replace(running.attempt.record, job_status=job_status)
+    with call.never_losing("announcing EXECUTING"):
+        call.workbench.announce(record)
+        _index_soon(call, record)
+
+
+def add_script_run(running: RunningAttempt, script_run: ScriptRun) -> None:
+    """Record where scripts of a descriptor Method ran; never raises."""
+    running.script_runs.append(script_run)
+    _write(running.attempt, _instance(running.attempt, running))
+
+
+def close(attempt: Attempt, running: RunningAttempt | None, error: BaseException | None) -> None:
+    """Write how the attempt ended and, if it was the last, gather the outputs; never raises.
+
+    *running* is None if the author's code did not begin. Prefect's hook seals the bundle afterwards.
+    """
+    call = attempt.call
+    attempt = running.attempt if running else attempt
+    job_status = _write_end(attempt, running, error)
+    if isinstance(error, Pause):
+        _suspend(replace(attempt, record=replace(attempt.record, job_status=job_status)))
+        return
+    will_retry = call.will_retry(error)
+    with call.never_losing("reading pauses and steps from Prefect"):
+        with_prefect = _with_prefect_facts(attempt, job_status, last=not will_retry)
+        if with_prefect is not job_status:
+            _write(attempt, with_prefect)
+    if will_retry:
+        return
+    with call.never_losing("reading what the worker reported"):
+        late = seen_late(attempt.bundle, attempt.record.infrastructure, call.run, call.settings)
+        _write(attempt, *(late or ()))
+    with call.never_losing("gathering the outputs"):
+        call.workbench.gather(attempt.bundle, attempt.record.request.archive)
+    with call.never_losing("calling on_gathered"):
+        call.invocation.on_gathered(attempt.bundle, error)
+    trace_point(TracePoint.LEFT, attempt.record.id)
+
+
+def _write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseException | None) -> JobStatus:
+    """Write usage, exception, metrics and job status; return the job status."""
+    call = attempt.call
+    written = attempt.record.job_status
+    job_status, metrics = running.execution.close() if running else (written, None)
+    ended: dict[str, Any] = {}
+    with call.never_losing("recording how the attempt ended"):
+        mask_error(error, call.mask)
+        ended = outcome(error, call.mask)
+        job_status = _with_end(call, job_status, error, ended)
+    with call.never_losing("masking the names of outputs"):
+        job_status = _with_masked_names(attempt, job_status)
+    instance = _instance(attempt, running)
+    usage = merge_usage(instance.usage, call.meter.stop().model_copy(update=ended))
+    changed = None if job_status is written else job_status
+    _write(attempt, instance.model_copy(update={"usage": usage}), changed, metrics)
+    return job_status
+
+
+def _instance(attempt: Attempt, running: RunningAttempt | None) -> Instance:
+    instance = attempt.record.instance
+    if running is None or not running.script_runs:
+        return instance
+    return instance.model_copy(update={"runs": (*(instance.runs or ()), *running.script_runs)})
+
+
+def _with_end(call: Call, job_status: JobStatus, error: BaseException | None, ended: Mapping[str, Any]) -> JobStatus:
+    if isinstance(error, Pause):
+        return suspended(job_status, error)
+    if call.will_retry(error):
+        return attempt_failed(job_status, ended["exception"], now(), timed_out=isinstance(error, TimeoutError))
+    return job_status
+
+
+def _with_masked_names(attempt: Attempt, job_status: JobStatus) -> JobStatus:
+    renamed = mask_names(attempt.bundle.paths.outputs, attempt.call.mask)
+    if not renamed:
+        return job_status
+    message = f"a secret in the names of these outputs is masked: {', '.join(renamed)}"
+    return add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=message)
+
+
+def _with_prefect_facts(attempt: Attempt, job_status: JobStatus, *, last: bool) -> JobStatus:
+    call = attempt.call
+    if call.context.observed_flow_pauses:
+        job_status = with_pauses(job_status, now())
+    if last and (attempt.resumption or tasks_ran(call.context, call.task_logs)):
+        job_status = with_steps(job_status, call.task_logs, call.mask, now)
+    return job_status
+
+
+def _suspend(attempt: Attempt) -> None:
+    """Release a suspended execution: its process may end."""
+    call, record = attempt.call, attempt.record
+    call.workbench.leases.release(record.id)
+    take_deferred(record.id)  # deferred actions hold the job status from before the suspension
+    call.workbench.index_open(record)
+    with call.never_losing("sending events"):
+        prefect_events.emit_changes(record.job_status)
+    with call.never_losing("archiving the suspended bundle"):
+        suspend(call.workbench, attempt.bundle)
+
+
+def _write(attempt: Attempt, *documents: Document | None) -> None:
+    for document in documents:
+        if document is not None:
+            with attempt.call.never_losing(f"writing {document.file_name}"):
+                attempt.bundle.write_document(document)

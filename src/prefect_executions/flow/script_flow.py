@@ -1,13 +1,12 @@
-"""A descriptor Method's scripts on their way through the phases, and what the record tells of them.
+"""A run of a descriptor Method: its replicas run the scripts, and the record follows their phases.
 
-The thread of the run itself only listens to its replicas and does all the
-telling, so that it can be interrupted at any moment. Then what runs is ended,
-undeploy has a few seconds, and what was left is fetched all the same.
+The thread of the run only waits for events of the replicas and records them, so
+it can be interrupted at any moment. An interruption ends the running scripts; the
+undeploy script gets a few seconds, and the outputs so far are fetched.
 """
 
 from __future__ import annotations
 
-import inspect
 import queue
 import sys
 import time
@@ -19,8 +18,9 @@ from typing import Any
 from prefect_executions.bundles.data_folder import INPUTS
 from prefect_executions.descriptors.inputs import wishes_of
 from prefect_executions.executions.record import ScriptRun
+from prefect_executions.flow.call import for_call
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.recording import Recording
+from prefect_executions.flow.recording import RunningAttempt, add_script_run, mark_executing, session
 from prefect_executions.flow.replica import Event, Note, OutputChunk, PhaseEvent, Replica, ReplicaFinished, ReplicaSpec
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer, Phase
@@ -28,178 +28,178 @@ from prefect_executions.prefect_api import flow_runs
 from prefect_executions.runtimes.interface import Resources
 from prefect_executions.runtimes.registry import RUNTIMES
 
-_LOOK = 0.2
-_WHEN_STOPPED = 25.0
-"""Seconds after an interruption in which the replicas have to end; a worker kills this process after 30."""
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 25.0
+"""Seconds after an interruption in which the replicas must end; a worker kills this process after 30."""
 
-_FEW = 16  # replicas whose every moment is written at once; the history of a thousand is megabytes
-_SELDOM = 0.5
+_FEW = 16
+"""Up to so many replicas, each event is written at once; the history of a thousand replicas takes megabytes."""
+_WRITE_SECONDS = 0.5
 
 
 def scripted(declared: Declared) -> Callable[..., None]:
-    """Return what a run of a descriptor Method does, with the record kept around it.
+    """Return the function that runs a descriptor Method's scripts, recorded, when it is called as a flow run.
 
-    Called outside a flow run it refuses.
+    Outside a flow run it raises `RequestError`.
     """
     function: Callable[..., None] = declared.function
 
     @wraps(function)
     def run(**inputs: Any) -> None:
-        recording = Recording.around(declared, run, (), inputs)
-        if recording is None:
+        call = for_call(declared, run, (), inputs)
+        if call is None:
             function(**inputs)
             return
-        with recording.kept() as bound:
-            order = _order(recording, bound)
-            _Stage(recording, order).see_through()
+        with session(call) as running:
+            _Replicas(running, _replica_spec(running)).run_to_end()
 
     return run
 
 
-def _order(recording: Recording, bound: inspect.BoundArguments) -> ReplicaSpec:
-    method, bundle = recording.declared.method, recording.open_bundle
-    given = {
+def _replica_spec(running: RunningAttempt) -> ReplicaSpec:
+    call, bundle = running.attempt.call, running.attempt.bundle
+    method, image = call.declared.method, call.invocation.image
+    values = {
         name: value
-        for name, value in bound.arguments.items()
+        for name, value in call.arguments.arguments.items()
         if value is not None or (name in method.inputs and method.inputs[name].json_schema.get("nullable"))
     }
-    secrets = {name: given.pop(name) for name in method.secrets & given.keys()}
-    wishes, exact = wishes_of(given), recording.image
+    secrets = {name: values.pop(name) for name in method.secrets & values.keys()}
+    wishes = wishes_of(values)
     return ReplicaSpec(
         bundle=bundle,
         method=method,
-        values=given,
+        values=values,
         secrets=secrets,
-        files=dict(_files(recording)),
-        mask=recording.mask,
-        settings=recording.settings,
-        attempt=recording.execution.metadata.attempt if recording.execution else 1,
-        image=exact.name if exact else wishes.image,
-        resources=_resources(recording, wishes.time_limit),
+        files=dict(_files(running)),
+        mask=call.mask,
+        settings=call.settings,
+        attempt=running.execution.metadata.attempt,
+        image=image.name if image else wishes.image,
+        resources=_resources(running, wishes.time_limit),
         replicas=wishes.replicas,
     )
 
 
-def _resources(recording: Recording, time_limit: float | None) -> Resources:
-    """Return what each run of scripts may use; a process in a container of its own has the container's limits."""
-    settings, record = recording.settings, recording.record
-    longest = min((limit for limit in (recording.limit, time_limit) if limit), default=None)
-    runtime = RUNTIMES.get(settings.runtime)
-    in_image = runtime is not None and runtime.runs_images
-    if not in_image and record and not flow_runs.shares_its_worker(record.infrastructure.type):
-        return Resources(time_limit=longest)
-    return Resources(cpus=settings.cpus, memory=settings.memory, gpus=settings.gpus, time_limit=longest)
+def _resources(running: RunningAttempt, time_limit: float | None) -> Resources:
+    """Return the limits of each run of scripts; in a worker's container, a process has the container's limits."""
+    call, infrastructure = running.attempt.call, running.attempt.record.infrastructure
+    shortest = min((limit for limit in (call.time_limit, time_limit) if limit), default=None)
+    settings, runtime = call.settings, RUNTIMES.get(call.settings.runtime)
+    runs_images = runtime is not None and runtime.runs_images
+    if not runs_images and not flow_runs.shares_its_worker(infrastructure.type):
+        return Resources(time_limit=shortest)
+    return Resources(cpus=settings.cpus, memory=settings.memory, gpus=settings.gpus, time_limit=shortest)
 
 
-def _files(recording: Recording) -> Iterator[tuple[str, Path]]:
-    """Yield each staged file by the path that it has among the inputs."""
-    bundle = recording.open_bundle
-    for paths in recording.staged.values():
+def _files(running: RunningAttempt) -> Iterator[tuple[str, Path]]:
+    """Yield each staged file with its path relative to the inputs folder."""
+    attempt = running.attempt
+    for paths in attempt.inputs.staged.values():
         for path in paths:
-            kept = path.is_relative_to(bundle.paths.inputs)
-            yield path.relative_to(bundle.paths.inputs if kept else bundle.scratch / INPUTS).as_posix(), path
+            archived = path.is_relative_to(attempt.bundle.paths.inputs)
+            folder = attempt.bundle.paths.inputs if archived else attempt.bundle.scratch / INPUTS
+            yield path.relative_to(folder).as_posix(), path
 
 
-class _Stage:
-    """Where the replicas play, and from where all is told."""
+class _Replicas:
+    """The replicas of one attempt: runs them in threads and records their events in the thread of the run."""
 
-    def __init__(self, recording: Recording, order: ReplicaSpec) -> None:
-        self._recording = recording
-        self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._replicas = {number: Replica(order, number, self._told.put) for number in range(1, order.replicas + 1)}
-        self._left = set(self._replicas)
+    def __init__(self, running: RunningAttempt, spec: ReplicaSpec) -> None:
+        self._session = running
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._replicas = {number: Replica(spec, number, self._events.put) for number in range(1, spec.replicas + 1)}
+        self._unfinished = set(self._replicas)
         self._failures: dict[int, Exception] = {}
-        self._lines: dict[tuple[int, str], bytes] = {}
+        self._partial_lines: dict[tuple[int, str], bytes] = {}
         self._executing = False
-        self._write_next = 0.0
+        self._next_write = 0.0
 
-    def see_through(self) -> None:
-        """Run all replicas to their end; raises what the first of them failed with, or what has interrupted us."""
-        interrupted: BaseException | None = None
-        until = float("inf")
+    def run_to_end(self) -> None:
+        """Run all replicas to their end; raise the interruption of this thread, or the first replica's failure."""
+        interruption: BaseException | None = None
+        deadline = float("inf")
         for replica in self._replicas.values():
             replica.start()
-        while self._left and time.monotonic() < until:
+        while self._unfinished and time.monotonic() < deadline:
             try:
-                self._hear_next()
-            except BaseException as error:  # noqa: BLE001 - raised below, when all that runs was ended
-                interrupted = interrupted or error
-                until = min(until, time.monotonic() + _WHEN_STOPPED)
-                for number in self._left:
+                self._handle_next()
+            except BaseException as error:  # noqa: BLE001 - raised below, when all replicas are stopped
+                interruption = interruption or error
+                deadline = min(deadline, time.monotonic() + _STOP_SECONDS)
+                for number in self._unfinished:
                     self._replicas[number].stop()
-        if interrupted is not None:
-            raise interrupted
+        if interruption is not None:
+            raise interruption
         for number in sorted(self._failures):
             raise self._failures[number]
 
-    def _hear_next(self) -> None:
+    def _handle_next(self) -> None:
         try:
-            event = self._told.get(timeout=_LOOK)
+            event = self._events.get(timeout=_POLL_SECONDS)
         except queue.Empty:
             return
         match event:
             case PhaseEvent():
-                self._tell(event)
+                self._add_phase(event)
             case OutputChunk():
                 _show(event.stream, self._labelled(event))
             case Note():
-                self._change(_noted, note=event)
+                self._change(partial(_with_note, note=event))
             case ScriptRun():
-                self._recording.ran(event)
+                add_script_run(self._session, event)
             case ReplicaFinished():
-                self._end(event)
+                self._finish(event)
 
-    def _tell(self, moment: PhaseEvent) -> None:
-        if moment.phase is Phase.EXECUTE and not moment.ended and not self._executing:
+    def _add_phase(self, event: PhaseEvent) -> None:
+        if event.phase is Phase.EXECUTE and not event.ended and not self._executing:
             self._executing = True
-            self._recording.executing(moment.at)
-        self._change(_phased, moment=moment._replace(message=moment.message and self._clean(moment.message)))
+            mark_executing(self._session, event.at)
+        message = event.message and self._session.attempt.call.mask.mask(event.message)
+        self._change(partial(_with_phase, event=event._replace(message=message)))
 
-    def _change(self, change: Callable[..., JobStatus], **told: Any) -> None:
-        if self._recording.execution is not None:
-            write = len(self._replicas) <= _FEW or time.monotonic() >= self._write_next
-            self._write_next = time.monotonic() + _SELDOM if write else self._write_next
-            self._recording.execution.change(partial(change, **told), write=write)
+    def _change(self, change: Callable[[JobStatus], JobStatus]) -> None:
+        write = len(self._replicas) <= _FEW or time.monotonic() >= self._next_write
+        self._next_write = time.monotonic() + _WRITE_SECONDS if write else self._next_write
+        self._session.execution.change(change, write=write)
 
-    def _clean(self, text: str) -> str:
-        return self._recording.mask.mask(text)
-
-    def _labelled(self, piece: OutputChunk) -> bytes:
-        """What is shown of *piece*: among several replicas each line says whose it is."""
+    def _labelled(self, chunk: OutputChunk) -> bytes:
+        """Return the text of *chunk*; with several replicas, each line begins with the replica's number."""
         if len(self._replicas) == 1:
-            return piece.data
-        key = piece.number, piece.stream
-        *lines, self._lines[key] = (self._lines.get(key, b"") + piece.data).split(b"\n")
-        return b"".join(b"[%d] %s\n" % (piece.number, line) for line in lines)
+            return chunk.data
+        key = chunk.number, chunk.stream
+        *lines, self._partial_lines[key] = (self._partial_lines.get(key, b"") + chunk.data).split(b"\n")
+        return b"".join(b"[%d] %s\n" % (chunk.number, line) for line in lines)
 
-    def _end(self, done: ReplicaFinished) -> None:
-        self._left.discard(done.number)
-        for (number, stream), rest in self._lines.items():
-            if number == done.number and rest:
+    def _finish(self, event: ReplicaFinished) -> None:
+        self._unfinished.discard(event.number)
+        for (number, stream), rest in self._partial_lines.items():
+            if number == event.number and rest:
                 _show(stream, b"[%d] %s\n" % (number, rest))
-        if done.error is not None:
-            self._failures[done.number] = done.error
+        if event.error is not None:
+            self._failures[event.number] = event.error
 
 
-def _phased(job_status: JobStatus, *, moment: PhaseEvent) -> JobStatus:
-    """Return *job_status* with the beginning or the end of a phase, as our own code saw it."""
-    kind = EntryKind.PHASE_ENDED if moment.ended else EntryKind.PHASE
-    told = add_entry(job_status, kind, moment.at, observer=Observer.HOOK, message=moment.message)
-    of_phase = {"phase": moment.phase, "task": moment.task, "exit_code": moment.exit_code}
-    return told.model_copy(update={"history": (*told.history[:-1], told.history[-1].model_copy(update=of_phase))})
+def _with_phase(job_status: JobStatus, *, event: PhaseEvent) -> JobStatus:
+    """Return *job_status* with the start or the end of a phase."""
+    kind = EntryKind.PHASE_ENDED if event.ended else EntryKind.PHASE
+    added = add_entry(job_status, kind, event.at, observer=Observer.HOOK, message=event.message)
+    fields = {"phase": event.phase, "task": event.task, "exit_code": event.exit_code}
+    entry = added.history[-1].model_copy(update=fields)
+    return added.model_copy(update={"history": (*added.history[:-1], entry)})
 
 
-def _noted(job_status: JobStatus, *, note: Note) -> JobStatus:
+def _with_note(job_status: JobStatus, *, note: Note) -> JobStatus:
     return add_entry(job_status, EntryKind.NOTE, note.at, observer=Observer.HOOK, message=note.text)
 
 
 def _show(stream: str, data: bytes) -> None:
-    """Write to our own stdout or stderr, which are captured, shown and forwarded as those of any Method."""
-    ours = sys.stdout if stream == "stdout" else sys.stderr
-    buffer = getattr(ours, "buffer", None)
+    """Write to this process's stdout or stderr, which are captured and forwarded as those of any Method."""
+    target = sys.stdout if stream == "stdout" else sys.stderr
+    buffer = getattr(target, "buffer", None)
     if buffer is None:
-        ours.write(data.decode("utf-8", "replace"))
+        target.write(data.decode("utf-8", "replace"))
     else:
-        ours.flush()
+        target.flush()
         buffer.write(data)
         buffer.flush()

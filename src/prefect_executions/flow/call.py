@@ -1,0 +1,109 @@
+"""`Call`: a call of a Method's function in its flow run, with the settings and collectors of its recording."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from logging import Logger, LoggerAdapter
+from typing import TYPE_CHECKING, Any
+
+from prefect.context import FlowRunContext
+from prefect.logging.loggers import flow_run_logger
+
+from prefect_executions.capture.host import Meter
+from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.flow import prefect_logs
+from prefect_executions.flow.context import running_id
+from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.invocation import Invocation, current_invocation
+from prefect_executions.flow.opening import workbench_for
+from prefect_executions.flow.outcome import mask_error
+from prefect_executions.settings import Settings
+from prefect_executions.workbench.workbench import Workbench
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of a Method's function in its flow run, and what the recording collects about it.
+
+    Attributes:
+        arguments: As the function gets them: when the inputs are staged, with staged files and resolved secrets.
+        task_logs: The task runs that have logged something.
+    """
+
+    declared: Declared
+    context: FlowRunContext
+    run: FlowRun
+    arguments: inspect.BoundArguments
+    invocation: Invocation
+    settings: Settings
+    workbench: Workbench
+    log: LoggerAdapter[Logger]
+    mask: SecretMask = field(default_factory=SecretMask)
+    meter: Meter = field(default_factory=Meter)
+    task_logs: set[prefect_logs.TaskLog] = field(default_factory=set)
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds that the author's code may take: the shorter of the author's limit and the operator's."""
+        operators = self.settings.time_limit
+        limits = [self.declared.method.time_limit, operators.total_seconds() if operators else None]
+        return min((limit for limit in limits if limit), default=None)
+
+    def will_retry(self, error: BaseException | None) -> bool:
+        """Whether Prefect will retry: its rule RetryFailedFlows compares the run count with the retries."""
+        retries = self.context.flow.retries if self.context.flow else 0
+        return isinstance(error, Exception) and self.run.run_count <= (retries or 0)
+
+    @contextmanager
+    def never_losing(self, doing: str) -> Iterator[None]:
+        """Log a failure of the recording instead of raising it; settle repairs the record later."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the law: after the work, never lose
+            with suppress(Exception):
+                self.log.warning("execution %s: %s failed and is left to settle: %s", self.run.id, doing, error)
+
+    @contextmanager
+    def masking_errors(self) -> Iterator[None]:
+        """Mask the secrets in what the block raises."""
+        try:
+            yield
+        except BaseException as error:
+            with self.never_losing("masking the error"):
+                mask_error(error, self.mask)
+            raise
+
+
+def for_call(
+    declared: Declared, entry: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Call | None:
+    """Return the call to record, if Prefect is calling *entry* as the function of a flow run, else None.
+
+    A Method's plain function may be called from inside its own run or another one; such a call is not recorded.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None or getattr(context.flow, "fn", None) is not entry:
+        return None
+    if running_id() == str(context.flow_run.id):
+        return None
+    arguments = inspect.signature(declared.function).bind(*args, **kwargs)
+    arguments.apply_defaults()
+    invocation, settings = current_invocation(), Settings.read()
+    if invocation.image:
+        settings = settings.model_copy(update={"runtime": invocation.image.runtime})
+    return Call(
+        declared=declared,
+        context=context,
+        run=context.flow_run,
+        arguments=arguments,
+        invocation=invocation,
+        settings=settings,
+        workbench=workbench_for(settings),
+        log=flow_run_logger(context.flow_run, context.flow),
+    )
