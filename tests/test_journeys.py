@@ -42,6 +42,7 @@ from prefect_executions.lifecycle.status import FROM_PREFECT, Reason, Status
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for a server and a worker to start
 
+LONG = bool(os.environ.get("EXECUTIONS_TEST_LONG"))
 POOL = "journeys"
 PLANTED = "-".join(["plAnted", "s3cret", "71c09a"])  # noqa: FLY002 - no bundle may hold it, nor its Method's file
 ON_FAILURE = "count after a failure"
@@ -60,21 +61,27 @@ def station(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture(scope="module")
 def runs(station: Station) -> Iterator[Mapping[str, Run]]:
-    """Let the runs that need no help set out together: they take their time on a small machine."""
+    """Let the runs that need no help set out together: they take their time on a small machine.
+
+    Those that only long tests look at set out with these alone.
+    """
     Secret(value=PLANTED).save("planted", overwrite=True)
-    _count_after_a_failure()
     runs = {
         "tells": _ordered(station, f"tells/{DEPLOYMENT}-{POOL}", "--param", "words=moon", "--tag", "night"),
         "waits": station.start(POOL, "waits"),
         "killed": station.start(POOL, "dies", {"how": "kill", "token": "planted"}),
-        "exits": station.start(POOL, "dies", {"how": "exit"}),
-        "terminated": station.start(POOL, "dies", {"how": "terminate"}),
-        "fails": station.start(POOL, "fails"),
-        "out of order": station.start(POOL, "within", {"limits": {"low": 5, "high": 1}}),
         "unknown parameter": station.start(POOL, "tells", {"nonsense": 1}),
-        "outer": station.start(POOL, "outer"),
-        "counts": station.start(POOL, "counts"),
     }
+    if LONG:
+        _count_after_a_failure()
+        runs |= {
+            "exits": station.start(POOL, "dies", {"how": "exit"}),
+            "terminated": station.start(POOL, "dies", {"how": "terminate"}),
+            "fails": station.start(POOL, "fails"),
+            "out of order": station.start(POOL, "within", {"limits": {"low": 5, "high": 1}}),
+            "outer": station.start(POOL, "outer"),
+            "counts": station.start(POOL, "counts"),
+        }
     yield runs
     _end_child(runs["killed"])
 
@@ -176,12 +183,14 @@ def test_prefects_log_says_where_the_record_is(runs, told):
     )
 
 
+@pytest.mark.long
 def test_an_async_method_runs_on_a_worker(runs):
     assert runs["counts"].ended().status is Status.COMPLETED
     assert runs["counts"].read("stdout.log").splitlines() == ["counted 0", "counted 1", "counted 2"]
     assert faults(runs["counts"].folder) == []
 
 
+@pytest.mark.long
 def test_a_method_that_calls_a_method_leaves_two_records_that_know_each_other(runs, station):
     record = runs["outer"].ended()
     inner = [
@@ -209,6 +218,7 @@ def test_a_run_that_an_automation_made_says_so(runs, station):
 # --- a run that does not -------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_method_that_raises_leaves_its_error_and_what_it_wrote(runs):
     record = runs["fails"].ended()
 
@@ -224,7 +234,10 @@ def test_a_method_that_raises_leaves_its_error_and_what_it_wrote(runs):
 @pytest.mark.parametrize(
     ("name", "reason", "sent", "message"),
     [
-        ("out of order", Reason.ERROR, {"limits": {"low": 5, "high": 1}}, "high must be above low"),
+        pytest.param(
+            *("out of order", Reason.ERROR, {"limits": {"low": 5, "high": 1}}, "high must be above low"),
+            marks=pytest.mark.long,
+        ),
         ("unknown parameter", Reason.CRASHED, {"nonsense": 1}, "status code: 1"),
     ],
 )
@@ -241,7 +254,12 @@ def test_parameters_that_the_worker_refuses_leave_a_record(runs, name, reason, s
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("killed", "SIGKILL"), ("exits", "status code: 7"), ("terminated", "termination signal")]
+    ("name", "message"),
+    [
+        ("killed", "SIGKILL"),
+        pytest.param("exits", "status code: 7", marks=pytest.mark.long),
+        pytest.param("terminated", "termination signal", marks=pytest.mark.long),
+    ],
 )
 def test_a_process_that_dies_leaves_what_it_had_written(runs, name, message):
     record = runs[name].ended()
@@ -256,7 +274,10 @@ def test_a_process_that_dies_leaves_what_it_had_written(runs, name, message):
     assert faults(runs[name].folder) == []
 
 
-@pytest.mark.parametrize("name", ["killed", "exits", "terminated"])
+@pytest.mark.parametrize(
+    "name",
+    ["killed", pytest.param("exits", marks=pytest.mark.long), pytest.param("terminated", marks=pytest.mark.long)],
+)
 def test_prefects_log_of_a_process_that_died_says_where_the_record_is(runs, name):
     runs[name].ended()
     place = f"Execution {runs[name].id} FAILED: {runs[name].folder}"
@@ -279,6 +300,7 @@ def test_each_status_of_a_killed_run_is_one_event(runs):
     )
 
 
+@pytest.mark.long
 def test_the_log_of_a_signal_reaches_prefect_before_the_process_is_gone(runs):
     messages = {line.message for line in runs["terminated"].log(until="Crash detected")}
 
@@ -490,7 +512,7 @@ def test_the_form_is_on_the_server_and_holds_the_secret_rule(station):
 
 
 def test_a_deleted_ledger_is_rebuilt_as_it_was(runs, station):
-    for run in (*runs.values(), _automated(station)):
+    for run in (*runs.values(), *([_automated(station)] if LONG else [])):
         if run is not runs["waits"]:
             run.ended()
     runs["waits"].says("now waiting")
@@ -551,7 +573,11 @@ def _is_whole_in(s3: Place, record: ExecutionRecord) -> None:
 
 # --- judges that nobody here wrote ---------------------------------------------
 
-ENDS = ("tells", "fails", "killed", "unknown parameter", "outer")
+ENDS = (
+    *("tells", "killed", "unknown parameter"),
+    pytest.param("fails", marks=pytest.mark.long),
+    pytest.param("outer", marks=pytest.mark.long),
+)
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -583,7 +609,7 @@ def test_ogcs_schemas_agree(runs, name):
 
 def test_the_ro_crate_validator_agrees(runs, tmp_path):
     cache = warm_cache(tmp_path)
-    for name in ("tells", "fails", "killed"):
+    for name in ("tells", "killed", *(["fails"] if LONG else [])):
         runs[name].ended()
 
         assert issues_in(runs[name].folder, cache) == [], name
