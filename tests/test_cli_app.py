@@ -31,6 +31,7 @@ from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle.history import EntryKind, add_entry
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
+from prefect_executions.workbench import background
 from records import EXECUTION_ID, NOON, OUTPUTS, a_job_status, an_instance
 from scenes import dead_process, forget_flows
 
@@ -780,12 +781,9 @@ def test_the_file_of_a_plain_function_is_run_once(home, tmp_path):
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_inputs_are_read_from_standard_input(home, flow):
-    environment = os.environ | {"EXECUTIONS_HOME": str(home)}
-    asked = [COMMAND, "run", flow, "--quiet", "--params", "-"]
-    done = subprocess.run(
-        asked, input=b'{"name": "Ada"}', env=environment, capture_output=True, timeout=250, check=False
-    )
-    assert done.returncode == exit_codes.OK, done.stderr
+def test_inputs_are_read_from_standard_input(told, home, flow, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"name": "Ada"}')))
+    told("run", flow, "--quiet", "--params", "-")
+    background.drain()
     (request,) = home.glob("workbench/*/metadata/request.json")
     assert json.loads(request.read_text())["values"]["name"] == "Ada"
