@@ -177,7 +177,7 @@ def test_a_run_that_its_worker_took_and_died_before_it_could_say_so_is_given_up(
     assert str(young.id) not in told
     record = scene.record(run)
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.INFRASTRUCTURE)
-    assert "none has said within" in record.job_status.message
+    assert "no worker took it within" in record.job_status.message
 
 
 def test_a_method_is_recognised_when_its_deployment_is_renamed_or_gone(scene):

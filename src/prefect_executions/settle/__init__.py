@@ -1,1 +1,1 @@
-"""After the fact: every execution that Prefect accepted gets its one seal, whatever died."""
+"""Settling after the fact: every execution that Prefect accepted gets its one seal, even if its process was killed."""

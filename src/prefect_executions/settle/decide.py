@@ -1,7 +1,7 @@
-"""What is to be done with an execution that has no seal, judged from what is known of it.
+"""The decision about an execution that has no seal: leave it, report it, end its flow run, or seal it.
 
-Law: the living are left alone. An execution is declared dead only where its
-process is known to be gone, or where it and its worker are both silent.
+Law: a running execution is left alone. It is declared dead only if its process is
+gone, or if both its heartbeat and its worker's are missing.
 """
 
 from __future__ import annotations
@@ -16,201 +16,199 @@ from prefect_executions.lifecycle.status import Observer, Reason, Status, termin
 from prefect_executions.workbench.sealing import Ending
 
 SILENCE = timedelta(seconds=45)
-"""How long signs of life may be missing: more than four of them, and more than one of a worker's."""
+"""How long heartbeats may be missing: more than four of an execution's, and more than one of a worker's."""
 
 HANDOVER = timedelta(seconds=15)
 """How long a state hook in another process may take to begin: it imports Prefect first."""
 
 UNANNOUNCED = timedelta(minutes=2)
-"""How long a running Method may take to open its record: it takes milliseconds."""
+"""How long a running Method may take to open its record, which normally takes milliseconds."""
 
 STUCK = timedelta(minutes=10)
-"""How long a run may be pending before it is reported, or, where its worker is gone or none took it, given up."""
+"""How long a run may be pending before it is reported, or given up if its worker is gone or none took it."""
 
 _LOCAL_POOLS = frozenset({"process"})
 
+# A contract with other versions: settle writes these beginnings into Prefect and recognises them there.
 _WORKER_GONE = "Its worker was gone before it started the run"
 _NEVER_HEARD = "It was never heard of after Prefect saw it start"
 _SILENT = "Nothing was heard of it or its worker"
 _OWN_WORDS = {_WORKER_GONE: Reason.INFRASTRUCTURE, _NEVER_HEARD: Reason.LOST, _SILENT: Reason.LOST}
-"""How the message begins that a settle leaves in Prefect: another may have to seal what it has put to its end."""
+"""The reason that belongs to each message of settle: one settle may have to seal a run that another has ended."""
 
 
 class Decision(StrEnum):
-    """What is to be done."""
+    """What to do with an execution."""
 
     LEAVE = "leave"
     REPORT = "report"
-    """Nothing, but an operator should know."""
+    """Change nothing, but inform an operator."""
     END = "end"
-    """Put the flow run into its end in Prefect, then seal."""
+    """Move the flow run to a terminal state in Prefect, then seal."""
     SEAL = "seal"
 
 
 class RunObservation(NamedTuple):
-    """What is known of an execution without a seal.
-
-    `state` is Prefect's newest state of it, None when Prefect does not know the
-    flow run. `alive` says of its process whether it lives, None when that cannot
-    be seen from here. `silence` is the time since its last sign of life in the
-    archive, None when it was never announced; `worker_silence` that of its worker,
-    None when it has none or nobody knows it. `now` is the time by Prefect's clock.
-    """
+    """What Prefect, the archive and this machine show of an execution without a seal."""
 
     state: ObservedState | None
+    """Prefect's newest state of the flow run; None if Prefect does not have the flow run."""
     now: datetime
-    here: bool
+    """The time by Prefect's clock."""
+    reachable: bool
+    """Whether the bundle is on this workbench, or on another one that this process can write to."""
     alive: bool | None = None
+    """Whether its process is alive; None if that cannot be seen from this machine."""
     silence: timedelta | None = None
+    """Time since its last heartbeat in the archive; None if it has no mark there."""
     worker_silence: timedelta | None = None
+    """Time since its worker's last heartbeat; None if it has no worker or Prefect does not have the worker."""
     pool_type: str | None = None
     claimed: bool = True
-    """Whether a worker has said that it took the run, or none could: it does so before it starts anything."""
+    """Whether a worker has reported that it took the run, which it does before it starts anything; or none could."""
     process: str | None = None
-    """Words for the process: its id and machine."""
+    """The process as text: its id and machine."""
     status: Status | None = None
-    """The status in its record, if it has one."""
+    """The status in its record; None if it has no record."""
     usage: Usage | None = None
 
 
 class Judgement(NamedTuple):
-    """What is to be done, why, and how the execution ended; `cancelled` says that its end was asked for."""
+    """A decision, its reason, and how the execution ended; `cancelled` if its end was requested."""
 
-    act: Decision
+    decision: Decision
     why: str
     end: Ending | None = None
     cancelled: bool = False
 
 
-def judge(evidence: RunObservation) -> Judgement:
-    """Return what is to be done with an execution that has no seal."""
-    state = evidence.state
+def judge(run: RunObservation) -> Judgement:
+    """Decide about an execution that has no seal."""
+    state = run.state
     if state is None:
-        return _forgotten(evidence)
+        return _without_flow_run(run)
     if not state.state.is_cancelling:
-        decided = terminal_status_of(
-            state.state.type, state.state.name, state.message, started=evidence.status is not None
-        )
-        if decided is not None:
-            return _ended(evidence, state, decided)
+        terminal = terminal_status_of(state.state.type, state.state.name, state.message, started=run.status is not None)
+        if terminal is not None:
+            return _ended(run, state, terminal)
     if state.state.type == "PENDING":
-        return _pending(evidence, state)
+        return _pending(run, state)
     if state.state.type == "RUNNING" or state.state.is_cancelling:
-        return _running(evidence, state)
+        return _running(run, state)
     if state.state.name == "Late":
         return Judgement(Decision.REPORT, "no worker has picked it up; start one for its work pool, or cancel it")
     return Judgement(Decision.LEAVE, f"Prefect says {state.state.name}")
 
 
-def _ended(evidence: RunObservation, state: ObservedState, decided: tuple[Status, Reason | None]) -> Judgement:
-    since = evidence.now - state.time
-    if evidence.silence is None:
-        busy = since < (HANDOVER if evidence.here else SILENCE)
-    elif evidence.here and evidence.alive is False:
+def _ended(run: RunObservation, state: ObservedState, terminal: tuple[Status, Reason | None]) -> Judgement:
+    since = run.now - state.time
+    if run.silence is None:
+        busy = since < (HANDOVER if run.reachable else SILENCE)
+    elif run.reachable and run.alive is False:
         busy = since < HANDOVER
     else:
-        busy = evidence.silence < SILENCE
+        busy = run.silence < SILENCE
     if busy:
-        return Judgement(Decision.LEAVE, "it has ended and its own process or worker is about to seal it")
-    status, reason = decided
+        return Judgement(Decision.LEAVE, "it has ended, and its process or worker is about to seal it")
+    status, reason = terminal
     message = state.message
     if reason is Reason.CRASHED:
-        own = (told for words, told in _OWN_WORDS.items() if (message or "").startswith(words))
+        own = (other for words, other in _OWN_WORDS.items() if (message or "").startswith(words))
         reason = next(own, reason)
-    before = _ended_before(evidence)
-    if reason is Reason.CRASHED and before and before not in (message or ""):  # another settle may have said it
-        message = f"{message or 'Crashed'} ({before})"
+    outcome = _code_outcome(run)
+    if reason is Reason.CRASHED and outcome and outcome not in (message or ""):  # another settle may have added it
+        message = f"{message or 'Crashed'} ({outcome})"
     end = Ending(status, reason, state.time, Observer.SETTLE, state.state, message)
     return Judgement(Decision.SEAL, f"Prefect says {state.state.name}", end)
 
 
-def _pending(evidence: RunObservation, state: ObservedState) -> Judgement:
-    waits = evidence.now - state.time
-    if waits < STUCK:
+def _pending(run: RunObservation, state: ObservedState) -> Judgement:
+    waited = run.now - state.time
+    if waited < STUCK:
         return Judgement(Decision.LEAVE, "it is about to start")
-    silent = evidence.worker_silence is not None and evidence.worker_silence > STUCK / 2
-    if silent and evidence.pool_type in _LOCAL_POOLS and evidence.alive is not True:
-        message = f"{_WORKER_GONE}, {_words(evidence.worker_silence)} ago"
-        end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, evidence.now, Observer.SETTLE, message=message)
+    silent = run.worker_silence is not None and run.worker_silence > STUCK / 2
+    if silent and run.pool_type in _LOCAL_POOLS and run.alive is not True:
+        message = f"{_WORKER_GONE}, {_as_text(run.worker_silence)} ago"
+        end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, run.now, Observer.SETTLE, message=message)
         return Judgement(Decision.END, message, end)
-    if not evidence.claimed and evidence.alive is not True:
-        message = f"{_WORKER_GONE}: none has said within {_words(waits)} that it took it"
-        end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, evidence.now, Observer.SETTLE, message=message)
+    if not run.claimed and run.alive is not True:
+        message = f"{_WORKER_GONE}: no worker took it within {_as_text(waited)}"
+        end = Ending(Status.FAILED, Reason.INFRASTRUCTURE, run.now, Observer.SETTLE, message=message)
         return Judgement(Decision.END, message, end)
-    return Judgement(Decision.REPORT, f"it is pending for {_words(waits)}; look at its infrastructure, or cancel it")
+    return Judgement(Decision.REPORT, f"it is pending for {_as_text(waited)}; check its infrastructure, or cancel it")
 
 
-def _running(evidence: RunObservation, state: ObservedState) -> Judgement:
-    if evidence.alive is True:
-        return Judgement(Decision.LEAVE, "its process lives")
+def _running(run: RunObservation, state: ObservedState) -> Judgement:
+    if run.alive is True:
+        return Judgement(Decision.LEAVE, "its process is alive")
     cancelled = state.state.is_cancelling
-    handed = evidence.here or evidence.silence is None or evidence.silence >= SILENCE
-    if evidence.alive is False and not handed:
-        return Judgement(Decision.LEAVE, "its process is gone, but its bundle cannot be reached from here")
-    if evidence.alive is False:
-        why = f"Its process {evidence.process} is gone"
-        return _end(evidence, Reason.CRASHED, why, cancelled=cancelled)
-    return _out_of_sight(evidence, state, cancelled=cancelled)
+    may_seal = run.reachable or run.silence is None or run.silence >= SILENCE
+    if run.alive is False and not may_seal:
+        return Judgement(Decision.LEAVE, "its process is gone, but its bundle cannot be reached from this machine")
+    if run.alive is False:
+        why = f"Its process {run.process} is gone"
+        return _end(run, Reason.CRASHED, why, cancelled=cancelled)
+    return _process_unseen(run, state, cancelled=cancelled)
 
 
-def _out_of_sight(evidence: RunObservation, state: ObservedState, *, cancelled: bool) -> Judgement:
-    if evidence.worker_silence is not None and evidence.worker_silence < SILENCE:
-        return Judgement(Decision.LEAVE, "its worker lives and watches it")
-    if evidence.silence is None:
-        if evidence.now - state.time < UNANNOUNCED:
+def _process_unseen(run: RunObservation, state: ObservedState, *, cancelled: bool) -> Judgement:
+    if run.worker_silence is not None and run.worker_silence < SILENCE:
+        return Judgement(Decision.LEAVE, "its worker is alive and watches it")
+    if run.silence is None:
+        if run.now - state.time < UNANNOUNCED:
             return Judgement(Decision.LEAVE, "it is about to open its record")
-        return _end(evidence, Reason.LOST, _NEVER_HEARD, cancelled=cancelled)
-    if evidence.silence < SILENCE:
-        return Judgement(Decision.LEAVE, "it gives signs of life")
-    why = f"{_SILENT} for {_words(evidence.silence)}; its machine is gone or out of reach"
-    return _end(evidence, Reason.LOST, why, cancelled=cancelled)
+        return _end(run, Reason.LOST, _NEVER_HEARD, cancelled=cancelled)
+    if run.silence < SILENCE:
+        return Judgement(Decision.LEAVE, "its heartbeat is recent")
+    why = f"{_SILENT} for {_as_text(run.silence)}; its machine is gone or out of reach"
+    return _end(run, Reason.LOST, why, cancelled=cancelled)
 
 
-def _forgotten(evidence: RunObservation) -> Judgement:
-    """Prefect does not know the flow run: its database was wiped or vacuumed. What we saw ourselves has to do."""
-    heard = evidence.silence is not None and evidence.silence < SILENCE
-    if evidence.alive or (evidence.alive is None and heard):
-        return Judgement(Decision.LEAVE, "Prefect does not know it, but it lives")
+def _without_flow_run(run: RunObservation) -> Judgement:
+    """Decide without Prefect, whose database was wiped or vacuumed, from what was recorded."""
+    recent = run.silence is not None and run.silence < SILENCE
+    if run.alive or (run.alive is None and recent):
+        return Judgement(Decision.LEAVE, "its flow run is missing in Prefect, but it is running")
     why = "Prefect no longer knows this flow run"
-    usage = evidence.usage
-    if _well(usage):
-        end = Ending(Status.COMPLETED, None, evidence.now, Observer.SETTLE, message=f"{why}; its code had ended well")
+    usage = run.usage
+    if _succeeded(usage):
+        end = Ending(Status.COMPLETED, None, run.now, Observer.SETTLE, message=f"{why}; its code had ended well")
     elif usage and usage.exception:
-        told = f"{usage.exception.type}: {usage.exception.message}"
-        end = Ending(Status.FAILED, Reason.ERROR, evidence.now, Observer.SETTLE, message=f"{told} ({why})")
+        error = f"{usage.exception.type}: {usage.exception.message}"
+        end = Ending(Status.FAILED, Reason.ERROR, run.now, Observer.SETTLE, message=f"{error} ({why})")
     else:
-        end = Ending(Status.FAILED, Reason.LOST, evidence.now, Observer.SETTLE, message=f"{why}; {_where(evidence)}")
+        end = Ending(Status.FAILED, Reason.LOST, run.now, Observer.SETTLE, message=f"{why}; {_progress(run)}")
     return Judgement(Decision.SEAL, why, end)
 
 
-def _end(evidence: RunObservation, reason: Reason, why: str, *, cancelled: bool) -> Judgement:
-    message = f"{why}; {_where(evidence)}"
+def _end(run: RunObservation, reason: Reason, why: str, *, cancelled: bool) -> Judgement:
+    message = f"{why}; {_progress(run)}"
     status = Status.CANCELLED if cancelled else Status.FAILED
-    end = Ending(status, None if cancelled else reason, evidence.now, Observer.SETTLE, message=message)
+    end = Ending(status, None if cancelled else reason, run.now, Observer.SETTLE, message=message)
     return Judgement(Decision.END, message, end, cancelled)
 
 
-def _where(evidence: RunObservation) -> str:
-    if before := _ended_before(evidence):
-        return before
-    if evidence.status is Status.EXECUTING:
+def _progress(run: RunObservation) -> str:
+    if outcome := _code_outcome(run):
+        return outcome
+    if run.status is Status.EXECUTING:
         return "it was killed in the Method's own code"
     return "the Method's own code had not begun"
 
 
-def _ended_before(evidence: RunObservation) -> str | None:
-    """Words for how the Method's own code ended, where it did before its process was gone."""
-    if _well(evidence.usage):
+def _code_outcome(run: RunObservation) -> str | None:
+    """Describe how the Method's own code ended; None if its process was gone first."""
+    if _succeeded(run.usage):
         return "the Method's own code had ended well before"
-    if evidence.usage and evidence.usage.exception and evidence.status is Status.EXECUTING:
-        return f"the Method's own code had raised {evidence.usage.exception.type} before"
+    if run.usage and run.usage.exception and run.status is Status.EXECUTING:
+        return f"the Method's own code had raised {run.usage.exception.type} before"
     return None
 
 
-def _well(usage: Usage | None) -> bool:
+def _succeeded(usage: Usage | None) -> bool:
     return usage is not None and usage.exit_code == 0 and usage.exception is None
 
 
-def _words(time: timedelta | None) -> str:
-    seconds = int(time.total_seconds()) if time else 0
+def _as_text(duration: timedelta | None) -> str:
+    seconds = int(duration.total_seconds()) if duration else 0
     return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"  # noqa: PLR2004 - a minute

@@ -1,14 +1,14 @@
-"""One round of settling: compare Prefect, the archive and this workbench, and seal what has ended.
+"""A round of settling: compare Prefect, the archive and this workbench, and seal what has ended.
 
-Law: a round may be killed and run again, and several may run at once: whoever
-seals first wins, and the others read his seal. It works from a watermark in the
-archive, so that its cost is that of what happened lately.
+Law: a round is idempotent, and rounds may race. The first seal wins; the losers
+read it. A round starts at a watermark in the archive, so its cost is that of
+recent executions.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, ParamSpec
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 OVERLAP = timedelta(minutes=2)
-"""How far behind the watermark a round looks again: end times are by Prefect's clock, whose servers may be several."""
+"""How far behind the watermark a round starts: end times come from Prefect's clock, which may be several servers'."""
 
 SECOND_LOOK = 1.5 * PERIOD
-"""Seconds after which an execution that seems dead is looked at again, before it is declared so."""
+"""Seconds after which an execution that seems dead is observed again, before it is declared dead."""
 
-_AT_ONCE = 2.0
-"""The same where its process is known to be gone: its supervisor tells the exit code within a second."""
+_SECOND_LOOK_IF_GONE = 2.0
+"""Seconds instead of `SECOND_LOOK` if the process is gone: its supervisor reports the exit code within a second."""
 
-_TO_THE_SECOND = timedelta(seconds=2)
-"""How exactly the clocks of Prefect and of the store are compared: both tell seconds, at two moments."""
+_CLOCK_PRECISION = timedelta(seconds=2)
+"""How exactly the clocks of Prefect and of the store compare: both have whole seconds, read at two moments."""
 
 
 def settle(
@@ -55,28 +55,28 @@ def settle(
     since: datetime | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[Settled]:
-    """Go one round: yield what became of each execution that is not all done; one that fails hinders no other.
+    """Run one round; yield the result of each execution that was not complete. A failed one does not stop the round.
 
-    *since* looks again at all that ended after that time, instead of after the watermark.
+    *since* replaces the watermark: everything that ended after it is compared again.
     """
     unfinished = []
-    for told in settle_all(workbench):
-        if told.result == "open":
-            unfinished.append(told.id)
+    for result in settle_all(workbench):
+        if result.result == "open":
+            unfinished.append(result.id)
         else:
-            yield told
+            yield result
     try:
-        yield from _Round(workbench, settings, pause).go(unfinished, since)
+        yield from _Round(workbench, settings, unfinished, pause).run(since)
     except (ArchiveError, LedgerError, OrchestratorError) as error:
         yield from (Settled(execution_id, "open", str(error)) for execution_id in unfinished)
         yield Settled("", "failed", str(error))
     else:
-        yield from _checkpointed(workbench, since)
+        yield from _write_checkpoints(workbench, since)
     finally:
         prefect_events.flush_events()
 
 
-def _checkpointed(workbench: Workbench, since: datetime | None) -> Iterator[Settled]:
+def _write_checkpoints(workbench: Workbench, since: datetime | None) -> Iterator[Settled]:
     try:
         write_checkpoints(workbench, since=since)
     except ExecutionsError as error:
@@ -84,172 +84,170 @@ def _checkpointed(workbench: Workbench, since: datetime | None) -> Iterator[Sett
 
 
 class _Round:
-    def __init__(self, workbench: Workbench, settings: Settings, pause: Callable[[float], None]) -> None:
+    def __init__(
+        self, workbench: Workbench, settings: Settings, unfinished: Sequence[str], pause: Callable[[float], None]
+    ) -> None:
         self.workbench = workbench
-        self.settings = settings
-        self.pause = pause
-        self.unfinished: list[str] = []
-        self.waiting: list[datetime] = []
-        """When those ended that had to be left, so that the watermark does not pass them."""
-
-    def go(self, unfinished: list[str], since: datetime | None) -> Iterator[Settled]:
+        self.archive_level = settings.archive_level
         self.unfinished = unfinished
+        self.pause = pause
+        self.postponed: list[datetime] = []
+        """End times of executions that were left, so that the watermark does not pass them."""
+
+    def run(self, since: datetime | None) -> Iterator[Settled]:
         marks = self.workbench.archive.marks
-        known = take_snapshot(self.workbench, unfinished)
-        mark = marks.settled_until()
-        since = since or (mark - OVERLAP if mark else LONG_AGO)
-        prefect_queries.mark_flows({run.flow_id for run in known.runs.values()})
-        flows = sorted(prefect_queries.method_flows(mark and mark - SKEW))
-        yield from self._announced(known)
-        sealed = {one.id: one.at + known.ahead for one in marks.sealed_since(since - SKEW)}
-        yield from self._unannounced(known, flows, since, sealed)
+        snapshot = take_snapshot(self.workbench, self.unfinished)
+        watermark = marks.settled_until()
+        since = since or (watermark - OVERLAP if watermark else LONG_AGO)
+        prefect_queries.mark_flows({run.flow_id for run in snapshot.runs.values()})
+        flows = sorted(prefect_queries.method_flows(watermark and watermark - SKEW))
+        yield from self._announced(snapshot)
+        sealed = {mark.id: mark.at + snapshot.clock_offset for mark in marks.sealed_since(since - SKEW)}
+        yield from self._unannounced(snapshot, flows, since, sealed)
         yield from self._index(sealed.keys())
-        marks.settle_until(min([*self.waiting, known.now]))
+        marks.settle_until(min([*self.postponed, snapshot.now]))
 
-    def _announced(self, known: Snapshot) -> Iterator[Settled]:
-        doubtful = []
-        for execution_id in known.ids:
-            if execution_id not in known.here and self._sealed_when(execution_id):
+    def _announced(self, snapshot: Snapshot) -> Iterator[Settled]:
+        """Settle the executions that have a bundle on this machine or an open mark in the archive."""
+        ended = []
+        for execution_id in snapshot.ids:
+            if execution_id not in snapshot.reachable and self._end_in_archive(execution_id):
                 continue
-            run = known.runs.get(flow_run_of(execution_id))
+            run = snapshot.runs.get(flow_run_of(execution_id))
             state = flow_runs.observed_state(run.state) if run and run.state else None
-            told, judgement = self._judge(known, execution_id, state)
-            if judgement is not None and judgement.act in {Decision.END, Decision.SEAL}:
-                doubtful.append((execution_id, judgement))
-            elif told is not None:
-                yield told
-        yield from self._second_look(known, doubtful)
+            result, judgement = self._judge(snapshot, execution_id, state)
+            if judgement is not None and judgement.decision in {Decision.END, Decision.SEAL}:
+                ended.append((execution_id, judgement))
+            elif result is not None:
+                yield result
+        yield from self._second_look(snapshot, ended)
 
-    def _second_look(self, known: Snapshot, doubtful: list[tuple[str, Judgement]]) -> Iterator[Settled]:
-        ends = [one for one, judgement in doubtful if judgement.act is Decision.END]
-        if ends:
-            gone = all(known.silences.get(one) is None or self._gone(known, one) for one in ends)
-            self.pause(_AT_ONCE if gone else SECOND_LOOK)
-            known = take_snapshot(self.workbench, self.unfinished)
-        for execution_id, _ in doubtful:
-            yield from self._act(known, execution_id)
+    def _second_look(self, snapshot: Snapshot, ended: list[tuple[str, Judgement]]) -> Iterator[Settled]:
+        dead = [execution_id for execution_id, judgement in ended if judgement.decision is Decision.END]
+        if dead:
+            gone = all(snapshot.silences.get(each) is None or self._is_gone(snapshot, each) for each in dead)
+            self.pause(_SECOND_LOOK_IF_GONE if gone else SECOND_LOOK)
+            snapshot = take_snapshot(self.workbench, self.unfinished)
+        for execution_id, _ in ended:
+            yield from _result_of(execution_id, self._seal_announced, snapshot, execution_id)
 
-    def _gone(self, known: Snapshot, execution_id: str) -> bool:
-        return observe(self.workbench, known, execution_id, None).alive is False
+    def _is_gone(self, snapshot: Snapshot, execution_id: str) -> bool:
+        return observe(self.workbench, snapshot, execution_id, None).alive is False
 
-    def _act(self, known: Snapshot, execution_id: str) -> Iterator[Settled]:
-        def act() -> Outcome | None:
-            run_id = flow_run_of(execution_id)
-            states = flow_runs.generation_history(execution_id) if run_id in known.runs else ()
-            judgement = judge(observe(self.workbench, known, execution_id, states[-1] if states else None))
-            if judgement.end is None or judgement.act not in {Decision.END, Decision.SEAL}:
-                return None
-            if judgement.act is Decision.END:
-                prefect_queries.force_terminal(run_id, judgement.why, cancelled=judgement.cancelled)
-                states = flow_runs.generation_history(execution_id)
-            level = self.settings.archive_level
-            return seal(self.workbench, known, execution_id, states, judgement, archive=level)
-
-        told = _guarded(execution_id, act)
-        if told is not None:
-            yield told
+    def _seal_announced(self, snapshot: Snapshot, execution_id: str) -> Outcome | None:
+        run_id = flow_run_of(execution_id)
+        states = flow_runs.generation_history(execution_id) if run_id in snapshot.runs else ()
+        judgement = judge(observe(self.workbench, snapshot, execution_id, states[-1] if states else None))
+        if judgement.end is None or judgement.decision not in {Decision.END, Decision.SEAL}:
+            return None
+        if judgement.decision is Decision.END:
+            prefect_queries.force_terminal(run_id, judgement.why, cancelled=judgement.cancelled)
+            states = flow_runs.generation_history(execution_id)
+        return seal(self.workbench, snapshot, execution_id, states, judgement, archive=self.archive_level)
 
     def _judge(
-        self, known: Snapshot, execution_id: str, state: ObservedState | None
+        self, snapshot: Snapshot, execution_id: str, state: ObservedState | None
     ) -> tuple[Settled | None, Judgement | None]:
         try:
-            judgement = judge(observe(self.workbench, known, execution_id, state))
+            judgement = judge(observe(self.workbench, snapshot, execution_id, state))
         except ExecutionsError as error:
-            if state is not None and state.state.is_terminal:
-                self.waiting.append(state.time)
+            self._postpone(state)
             return Settled(execution_id, "failed", str(error)), None
-        if judgement.act is Decision.LEAVE:
-            if state is not None and state.state.is_terminal:
-                self.waiting.append(state.time)
+        if judgement.decision is Decision.LEAVE:
+            self._postpone(state)
             return Settled(execution_id, "open", judgement.why), judgement
-        if judgement.act is Decision.REPORT:
+        if judgement.decision is Decision.REPORT:
             return Settled(execution_id, "report", judgement.why), judgement
         return None, judgement
 
+    def _postpone(self, state: ObservedState | None) -> None:
+        if state is not None and state.state.is_terminal:
+            self.postponed.append(state.time)
+
     def _unannounced(
-        self, known: Snapshot, flows: list[UUID], since: datetime, sealed: Mapping[str, datetime]
+        self, snapshot: Snapshot, flows: list[UUID], since: datetime, sealed: Mapping[str, datetime]
     ) -> Iterator[Settled]:
-        """Runs of Methods that ended, or are under way, and of which the archive knows nothing."""
-        looked_at: set[UUID] = set()
+        """Settle the runs of Methods that are active or have ended, but left nothing in the archive."""
+        seen: set[UUID] = set()
         for run in (
             *prefect_queries.ended_since(flows, since),
             *prefect_queries.open_runs(flows),
             *prefect_queries.open_runs(flows, late=True),
         ):
-            if run.state is None or run.id in looked_at:
+            if run.state is None or run.id in seen:
                 continue
-            looked_at.add(run.id)
+            seen.add(run.id)
             for execution_id in self._unsealed_generations(run, flow_runs.observed_state(run.state), sealed):
-                if execution_id not in known.silences and execution_id not in known.here:
-                    yield from self._one_unannounced(known, run, execution_id)
+                if execution_id not in snapshot.silences and execution_id not in snapshot.reachable:
+                    yield from self._settle_unannounced(snapshot, run, execution_id)
 
     def _unsealed_generations(self, run: FlowRun, last: ObservedState, sealed: Mapping[str, datetime]) -> Iterator[str]:
-        """The executions of a run that have no seal; whoever dies amid them leaves the first, which the next sees."""
+        """Yield the executions of *run* without a seal, the first generation last, which the next round sees."""
         first = str(run.id)
-        when = sealed.get(first) or self._sealed_when(first)
-        if when is not None and last.time <= when + _TO_THE_SECOND:
+        ended = sealed.get(first) or self._end_in_archive(first)
+        if ended is not None and last.time <= ended + _CLOCK_PRECISION:
             return
-        if when is None and not last.state.is_terminal:
+        if ended is None and not last.state.is_terminal:
             yield first
             return
         for generation in range(len(flow_runs.generations(flow_runs.state_history(run.id))), 1, -1):
             execution_id = str(ExecutionId(first, generation))
-            if execution_id not in sealed and self._sealed_when(execution_id) is None:
+            if execution_id not in sealed and self._end_in_archive(execution_id) is None:
                 yield execution_id
-        if when is None:
+        if ended is None:
             yield first
 
-    def _one_unannounced(self, known: Snapshot, run: FlowRun, execution_id: str) -> Iterator[Settled]:
-        known = known._replace(runs={**known.runs, run.id: run})
-        told, judgement = self._judge(known, execution_id, flow_runs.observed_state(run.state) if run.state else None)
-        if judgement is None or judgement.act in {Decision.LEAVE, Decision.REPORT}:
-            if told is not None and told.result != "open":
-                yield told
+    def _settle_unannounced(self, snapshot: Snapshot, run: FlowRun, execution_id: str) -> Iterator[Settled]:
+        snapshot = snapshot._replace(runs={**snapshot.runs, run.id: run})
+        state = flow_runs.observed_state(run.state) if run.state else None
+        result, judgement = self._judge(snapshot, execution_id, state)
+        if judgement is None or judgement.decision in {Decision.LEAVE, Decision.REPORT}:
+            if result is not None and result.result != "open":
+                yield result
             return
-
         if run.run_count and prefect_events.has_events(execution_id):
-            yield Settled(execution_id, "report", "it is kept in another archive, whose settle it is left to")
+            yield Settled(execution_id, "report", "its record is in another archive; run settle there")
             return
+        for result in _result_of(execution_id, self._seal_unannounced, snapshot, run, execution_id, judgement):
+            if result.result == "failed" and run.end_time:
+                self.postponed.append(run.end_time)
+            yield result
 
-        def act() -> Outcome | None:
-            ended = judgement
-            if ended.act is Decision.END:
-                prefect_queries.force_terminal(run.id, ended.why, cancelled=ended.cancelled)
-            states = flow_runs.generation_history(execution_id)
-            if states and run.state and states[-1].state.id != run.state.id and ended.act is Decision.SEAL:
-                ended = judge(observe(self.workbench, known, execution_id, states[-1]))  # an earlier generation
-            level = self.settings.archive_level
-            return seal_unstarted(self.workbench, run, execution_id, states=states, judgement=ended, archive=level)
-
-        done = _guarded(execution_id, act)
-        if done is not None:
-            if done.result == "failed" and run.end_time:
-                self.waiting.append(run.end_time)
-            yield done
+    def _seal_unannounced(self, snapshot: Snapshot, run: FlowRun, execution_id: str, judgement: Judgement) -> Outcome:
+        if judgement.decision is Decision.END:
+            prefect_queries.force_terminal(run.id, judgement.why, cancelled=judgement.cancelled)
+        states = flow_runs.generation_history(execution_id)
+        if states and run.state and states[-1].state.id != run.state.id and judgement.decision is Decision.SEAL:
+            judgement = judge(observe(self.workbench, snapshot, execution_id, states[-1]))  # an earlier generation
+        return seal_unstarted(
+            self.workbench, run, execution_id, states=states, judgement=judgement, archive=self.archive_level
+        )
 
     def _index(self, sealed: Collection[str]) -> Iterator[Settled]:
-        """Take into the ledger what others sealed, who may not reach it."""
+        """Index the executions that other machines sealed, which may not reach the ledger."""
         for execution_id in sorted(self.workbench.ledger.unarchived(sealed)):
             if self.workbench.archive.removed(execution_id) and not self.workbench.archive.seal_of(execution_id):
                 continue  # its mark is left
-            told = _guarded(execution_id, self.workbench.index, execution_id)
-            if told is not None:
-                yield told
+            yield from _result_of(execution_id, self.workbench.index, execution_id)
 
-    def _sealed_when(self, execution_id: str) -> datetime | None:
-        """When it ended, if it has a seal, or when it was removed; marks that were left or lost are put right."""
-        found = self.workbench.archive.seal_of(execution_id)
-        if found is None:
-            gone = self.workbench.archive.removed(execution_id)
-            return gone.removed if gone else None
-        ended = found.finished or LONG_AGO
-        self.workbench.archive.marks.close(execution_id, found.manifest_sha256, ended)
+    def _end_in_archive(self, execution_id: str) -> datetime | None:
+        """Return when a sealed execution ended or a removed one was removed; repair marks that are stale or lost."""
+        record = self.workbench.archive.seal_of(execution_id)
+        if record is None:
+            removal = self.workbench.archive.removed(execution_id)
+            return removal.removed if removal else None
+        ended = record.finished or LONG_AGO
+        self.workbench.archive.marks.close(execution_id, record.manifest_sha256, ended)
         return ended
 
 
-def _guarded(execution_id: str, work: Callable[P, Outcome | None], *args: P.args, **kwargs: P.kwargs) -> Settled | None:
+def _result_of(
+    execution_id: str, work: Callable[P, Outcome | None], *args: P.args, **kwargs: P.kwargs
+) -> Iterator[Settled]:
     try:
         outcome = work(*args, **kwargs)
     except ExecutionsError as error:
-        return Settled(execution_id, "failed", str(error))
-    return None if outcome is None else Settled.of(execution_id, outcome)
+        yield Settled(execution_id, "failed", str(error))
+    else:
+        if outcome is not None:
+            yield Settled.of(execution_id, outcome)
