@@ -1,10 +1,9 @@
-"""Which values are secret, and how they are kept out of logs, URLs and records.
+"""Secret values: masks them in logs, records, URLs and names of output files.
 
-Two rules that do not trust each other: `SecretMask` replaces the exact values
-that the run knows, in every form in which programs usually write them, and
-`looks_secret` and `redact_url` judge by form what nobody has registered.
-
-Names of output files, in which a secret would stand in every list of them: manifest, history, events, ledger.
+Two independent rules: `SecretMask` replaces the registered values of a run, in every
+form in which programs usually write them. `looks_secret` and `redact_url` recognise
+unregistered secrets by their form. `mask_names` renames output files, because their names
+appear in manifest, history, events and ledger.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
 MASK = "********"
 
-# A shorter value would blot out innocent text; and it is no secret worth the name.
+# A shorter value would mask ordinary text.
 SHORTEST = 4
-# Below this many characters a piece of base64 or of a key's line occurs in innocent text.
+# A shorter fragment of base64 or of a key's line occurs in ordinary text.
 SHORTEST_PIECE = 12
-# A shorter value of the environment says nothing when it is found in a file.
+# A shorter environment variable value occurs in files by chance.
 SHORTEST_FOUND = 8
 BLOCK = 1 << 20
 
@@ -39,12 +38,13 @@ _CREDENTIAL_PARAMETERS = re.compile(
     r"|policy|key-pair-id|access[-_]?key([-_]?id)?)",
     re.IGNORECASE,
 )
-# A scheme has a few letters; without a bound a long word would take the square of its length.
+# The bound on the scheme avoids quadratic time for a long word.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>`]+")
 _WHOLE_URL = re.compile(r"[A-Za-z0-9+.:-]{1,80}://")
 _SCP = re.compile(r"(?P<user>[^@/\\:\s]+(:[^@/\s]*)?)@(?P<rest>[^/@:\s]+:.*)")
 
-# Words of a variable's name after which any value is withheld, and those after which a switch or a number is not.
+# A variable with a sure word in its name is always withheld; with a doubtful word, only if its value is not a switch
+# or a number.
 _SURE_WORDS = frozenset({"PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "SECRETS", "CREDENTIALS", "CREDENTIAL"})
 _DOUBTFUL_WORDS = frozenset(
     {"TOKEN", "TOKENS", "KEY", "APIKEY", "AUTH", "AUTHORIZATION", "COOKIE", "JWT", "BEARER", "DSN", "SAS", "PASS"}
@@ -59,7 +59,7 @@ _KNOWN_FORMS = re.compile(
     r"|\bBearer +[\w+/=.~-]{8,}"
     r"|\bBasic +(?=\S*([0-9=]|[a-z][A-Z]))[A-Za-z0-9+/]{8,}={0,2}(?![\w-])"  # base64, not "Basic calibration"
 )
-# The same without what whole sentences may be ("Basic knowledge"), in any file.
+# Forms that do not match ordinary sentences ("Basic knowledge"), for any file.
 _TOKENS = re.compile(
     rb"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{4,}\.|\b(AKIA|ASIA)[A-Z0-9]{16}\b"
     rb"|\b(gh[pousr]_|github_pat_|glpat-|sk_live_|rk_live_|hf_|pypi-|npm_|dop_v1_)[A-Za-z0-9_]{30,}"
@@ -68,16 +68,18 @@ _TOKENS = re.compile(
 _LONGEST_FORM = 4096
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _ONE_WORD = re.compile(r"[A-Za-z0-9+/=_-]{32,}")
-# Bits for each character: English words stay below, 40 random base64 characters are near 4.7.
+# Some systems refuse a star in a file name.
+_MASK_IN_NAMES = "_" * len(MASK)
+# Bits per character: English words stay below, 40 random base64 characters have about 4.7.
 _ENTROPY = 4.0
 
 
 class SecretMask:
-    """The secret values that a run knows; replaces them wherever they are about to be written.
+    """The registered secret values of a run; replaces them before anything is written.
 
-    Each value is known in its own form, URL-encoded, in base64 and hexadecimal,
-    escaped as in JSON, Python and XML, and, if it has several lines, line by
-    line. Values shorter than four characters are not registered.
+    Each value is recognised as it is, URL-encoded, in base64 and hexadecimal, escaped as in
+    JSON, Python and XML, and, if it has several lines, line by line. Values shorter than
+    four characters are not registered.
     """
 
     def __init__(self, values: Iterable[str] = ()) -> None:
@@ -88,12 +90,12 @@ class SecretMask:
         self.add(*values)
 
     def add(self, *values: str) -> None:
-        """Register *values*; to register one again changes nothing."""
+        """Register *values*; registering a value again changes nothing."""
         with self._lock:
             forms = {form for value in values if len(value) >= SHORTEST for form in _forms(value)}
             if forms <= set(self._forms):
                 return
-            # The longest first, so that a secret that begins with another one is replaced whole.
+            # Longest first, so that a secret that starts with another secret is replaced completely.
             self._forms = tuple(sorted(forms.union(self._forms), key=lambda form: (-len(form), form)))
             self._firsts = frozenset(form[0] for form in self._forms)
             self._pattern = re.compile(b"|".join(map(re.escape, self._forms)))
@@ -102,7 +104,7 @@ class SecretMask:
         return bool(self._forms)
 
     def mask(self, text: AnyStr) -> AnyStr:
-        """Return *text* with every known secret replaced by `MASK`."""
+        """Return *text* with every registered secret replaced by `MASK`."""
         if not self._forms:
             return text
         if isinstance(text, str):
@@ -110,7 +112,7 @@ class SecretMask:
         return self._replace(text)
 
     def mask_inside(self, value: Any) -> Any:
-        """Return *value* with every text in it masked, also in lists, tuples and dictionaries."""
+        """Return *value* with every string in it masked, including those in lists, tuples and dictionaries."""
         match value:
             case str():
                 return self.mask(value)
@@ -124,15 +126,15 @@ class SecretMask:
                 return value
 
     def holds(self, data: bytes) -> bool:
-        """Whether *data* has a known secret in it."""
+        """Whether *data* contains a registered secret."""
         return any(form in data for form in self._forms)
 
     def stream(self) -> MaskedStream:
-        """Return a masker for bytes that come in pieces."""
+        """Return a masker for bytes that arrive in chunks."""
         return MaskedStream(self)
 
     def found_in(self, source: BinaryIO) -> bool:
-        """Whether the rest of *source* holds a known secret; memory does not grow with it."""
+        """Whether the rest of *source* contains a registered secret; uses constant memory."""
         forms = self._forms
         if not forms:
             return False
@@ -146,9 +148,9 @@ class SecretMask:
         return False
 
     def mask_file(self, path: Path) -> bool:
-        """Replace every known secret in the file at *path*; say whether there was one.
+        """Replace every registered secret in the file at *path*; return whether it contained one.
 
-        The file is written anew, and atomically, only if something was found.
+        The file is rewritten, atomically, only if it contained a secret.
         """
         with path.open("rb") as source:
             if not self.found_in(source):
@@ -166,17 +168,17 @@ class SecretMask:
 
     def _replace(self, data: bytes) -> bytes:
         pattern = self._pattern
-        # A search for each form is several times faster than the pattern, and secrets in text are rare.
+        # Searching each form is several times faster than the pattern, and most text contains no secret.
         if pattern is None or not any(form in data for form in self._forms):
             return data
         return pattern.sub(MASK.encode(), data)
 
     def next_match(self, data: bytes, start: int) -> re.Match[bytes] | None:
-        """Return the first secret in *data* from *start* on."""
+        """Return the first secret in *data* at or after *start*."""
         return self._pattern.search(data, start) if self._pattern else None
 
     def unfinished(self, data: bytes, start: int) -> int:
-        """Return where in *data*, from *start* on, a secret may have begun that the end cuts off."""
+        """Return the position in *data* where a secret may start that the end of *data* cuts off."""
         if not self._forms:
             return len(data)
         forms, firsts = self._forms, self._firsts
@@ -189,9 +191,9 @@ class SecretMask:
 
 
 class MaskedStream:
-    """Masks bytes that come in pieces: the pieces together give what `SecretMask.mask` gives for the whole.
+    """Masks bytes in chunks; the joined output equals `SecretMask.mask` of the joined input.
 
-    What may be the beginning of a secret is held until the next piece decides.
+    A possible beginning of a secret is held back until the next chunk.
     """
 
     def __init__(self, mask: SecretMask) -> None:
@@ -199,35 +201,35 @@ class MaskedStream:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Return what of all bytes so far is decided and was not returned yet."""
+        """Add a chunk and return the bytes that are final so far."""
         data = self._held + data
-        done: list[bytes] = []
+        output: list[bytes] = []
         position = 0
         while True:
             limit = self._mask.unfinished(data, position)
             match = self._mask.next_match(data, position)
             if match is None or match.start() >= limit:
                 break
-            done += (data[position : match.start()], MASK.encode())
+            output += (data[position : match.start()], MASK.encode())
             position = match.end()
         self._held = data[limit:]
-        return b"".join((*done, data[position:limit]))
+        return b"".join((*output, data[position:limit]))
 
     def finish(self) -> bytes:
-        """Return the rest; afterwards the stream begins anew."""
+        """Return the remaining bytes and reset the stream."""
         rest, self._held = self._held, b""
         return self._mask.mask(rest)
 
 
 def secrets_around(environment: Mapping[str, str]) -> SecretMask:
-    """Return a mask of the values in *environment* that look like secrets; what is short may be a common word."""
+    """Return a mask of the values in *environment* that look secret, except short ones, which may be common words."""
     return SecretMask(
         value for name, value in environment.items() if len(value) >= SHORTEST_FOUND and looks_secret(name, value)
     )
 
 
 def reveals(blocks: Iterable[bytes], mask: SecretMask) -> bool:
-    """Whether bytes that come in pieces hold a value that *mask* knows, or a key or token of a well-known form."""
+    """Whether chunks of bytes contain a value registered in *mask*, or a key or token of a well-known form."""
     seen = b""
     for block in blocks:
         seen += block
@@ -238,23 +240,23 @@ def reveals(blocks: Iterable[bytes], mask: SecretMask) -> bool:
 
 
 def redact_url(url: str, *, query: bool = True) -> str:
-    """Return *url* without user, password, and query parameters that grant access; without *query* it loses all.
+    """Return *url* without user, password and query parameters that grant access; with ``query=False`` without any.
 
     Chained URLs of fsspec (``zip://a.csv::https://…``) are redacted link by link.
-    A plain path, and the user ``git`` of an SSH remote, are left as they are.
+    A plain path, and the user ``git`` of an SSH remote, stay.
     """
     return "::".join(_redact_link(link, query=query) for link in url.split("::"))
 
 
 def redact_urls(text: str) -> str:
-    """Return *text*, such as an error message, with each URL in it redacted."""
+    """Return *text*, such as an error message, with every URL redacted."""
     return _URL.sub(lambda match: redact_url(match.group()), text)
 
 
 def looks_secret(name: str, value: str) -> bool:
-    """Whether the environment variable *name* with this *value* should not be told.
+    """Whether the environment variable *name* with this *value* must be withheld.
 
-    Judged by the words of the name (``PASSWORD``, ``TOKEN``, …), by well-known
+    Decided by the words of the name (``PASSWORD``, ``TOKEN``, …), by well-known
     forms (JWT, AWS and other providers' keys, private keys, URLs that carry
     credentials) and, for a long word of mixed characters, by its entropy.
     """
@@ -297,7 +299,7 @@ def _without_user(scheme: str, rest: str) -> str:
     user, _, host = authority.rpartition("@")
     port = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else ""
     if port and not port.isdigit() and "@" in path:
-        # A key with a slash in it (AWS makes such) hides the end of the user from a parser of URLs.
+        # A key with a slash (AWS creates such keys) hides the end of the user name from a URL parser.
         return rest.rpartition("@")[2]
     keep = "git@" if user == "git" and "ssh" in scheme else ""
     return keep + host + slash + path
@@ -326,7 +328,7 @@ def _forms(value: str) -> Iterator[bytes]:
 
 def _long_lines(value: str) -> list[str]:
     lines = value.splitlines()
-    # The frame of a PEM key is no secret and stands in every key.
+    # The header and footer of a PEM key are not secret.
     return [line for line in lines if len(line) >= SHORTEST_PIECE and "-----" not in line] if len(lines) > 1 else []
 
 
@@ -344,81 +346,77 @@ def _base64_forms(raw: bytes) -> Iterator[bytes]:
         yield encode(raw)
     wrapped = base64.encodebytes(raw).rstrip(b"\n")
     yield from (wrapped, wrapped.replace(b"\n", b"\\n"))
-    # Inside a longer text (user:password) the value begins at any of three places of a group.
-    for before in range(3):
-        first = -(-before * 8 // 6)
-        last = (before + len(raw)) * 8 // 6
+    # Inside a longer text (user:password) the value starts at any of the three positions in a base64 group.
+    for offset in range(3):
+        first = -(-offset * 8 // 6)
+        last = (offset + len(raw)) * 8 // 6
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            piece = encode(bytes(before) + raw)[first:last]
+            piece = encode(bytes(offset) + raw)[first:last]
             if len(piece) >= SHORTEST_PIECE:
                 yield piece
 
 
 def mask_credentials(text: str, mask: SecretMask) -> None:
-    """Tell *mask* what grants access in *text*, if anything does: in its URLs, or as a key of a well-known form."""
+    """Register in *mask* the credentials in *text*: in its URLs, and keys of a well-known form."""
     for match in _KNOWN_FORMS.finditer(text):
         key = match.group()
         mask.add(*([text] if key.startswith("-----") else [key, key.split()[-1]]))
-    found = {match.group() for match in _URL.finditer(text)}
-    # A URL may have a space in its path, and one of fsspec a chain in front.
-    for url in found | {text} if _WHOLE_URL.match(text) else found:
+    urls = {match.group() for match in _URL.finditer(text)}
+    # A URL may have a space in its path, and an fsspec URL a chain before it.
+    for url in urls | {text} if _WHOLE_URL.match(text) else urls:
         if redact_url(url) != url:
             mask.add(url, *_credentials(url))
 
 
 def _credentials(url: str) -> Iterator[str]:
     for link in url.split("::"):
-        with suppress(ValueError):  # brackets that are no address
-            told = urlsplit(link)
-            if told.password:
-                yield from (told.password, unquote(told.password))
-            granting = [part for part in f"{told.query}&{told.fragment}".split("&") if _grants_access(part)]
-            # What is short is more often a word (`code=utf8`) than a key.
+        with suppress(ValueError):  # brackets without an address
+            parts = urlsplit(link)
+            if parts.password:
+                yield from (parts.password, unquote(parts.password))
+            granting = [part for part in f"{parts.query}&{parts.fragment}".split("&") if _grants_access(part)]
+            # A short value is more often a word (`code=utf8`) than a key.
             yield from (value for part in granting if len(value := part.partition("=")[2]) >= SHORTEST_PIECE)
 
 
-# A star in a file's name is refused by some systems.
-_IN_NAMES = "_" * len(MASK)
-
-
 def mask_names(folder: Path, mask: SecretMask) -> tuple[str, ...]:
-    """Rename what lies below *folder* with a known secret in its name; return the new names, relative to it.
+    """Rename files and folders below *folder* whose names contain a registered secret; return the new relative names.
 
-    No file is lost: one whose new name is taken gets a number. Done again it changes nothing.
+    No file is overwritten: if the new name is taken, a number is appended. Idempotent.
 
     Raises:
-        OSError: If something cannot be renamed.
+        OSError: If an entry cannot be renamed.
     """
     renamed: list[str] = []
-    # From the leaves: a secret may have a slash in it, and so lie in the names of a folder and its file.
+    # Bottom-up: a secret may contain a slash, and so span the names of a folder and its file.
     for path, folders, files in os.walk(folder, topdown=False) if mask else ():
         for name in (*files, *folders):
-            place = Path(path, name)
-            told = place.relative_to(folder).as_posix()
-            clean = mask.mask(told)
-            if clean != told:
-                renamed += _move(place, folder / clean.replace(MASK, _IN_NAMES), folder)
+            entry = Path(path, name)
+            relative = entry.relative_to(folder).as_posix()
+            clean = mask.mask(relative)
+            if clean != relative:
+                renamed += _move(entry, folder / clean.replace(MASK, _MASK_IN_NAMES), folder)
     return tuple(sorted(renamed))
 
 
-def _move(place: Path, to: Path, folder: Path) -> list[str]:
-    if place.is_dir() and not place.is_symlink():
-        to.mkdir(parents=True, exist_ok=True)
-        _leave_empty(place, folder)
+def _move(source: Path, target: Path, folder: Path) -> list[str]:
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir(parents=True, exist_ok=True)
+        _remove_empty(source, folder)
         return []
-    if not os.path.lexists(place):  # a folder that was left empty
+    if not os.path.lexists(source):  # an emptied folder that was removed
         return []
-    to.parent.mkdir(parents=True, exist_ok=True)
-    free, number = to, 1
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free, number = target, 1
     while os.path.lexists(free):
         number += 1
-        free = to.with_name(f"{to.stem}-{number}{to.suffix}")
-    place.rename(free)
-    _leave_empty(place.parent, folder)
+        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
+    source.rename(free)
+    _remove_empty(source.parent, folder)
     return [free.relative_to(folder).as_posix()]
 
 
-def _leave_empty(place: Path, top: Path) -> None:
-    while place != top and not any(place.iterdir()):
-        place.rmdir()
-        place = place.parent
+def _remove_empty(folder: Path, top: Path) -> None:
+    while folder != top and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
