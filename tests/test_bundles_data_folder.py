@@ -22,7 +22,7 @@ def data(bundle, tmp_path):
     for name in ("kept.csv", "changed.csv"):
         (tmp_path / name).write_text(name)
     inputs = {"a/kept.csv": tmp_path / "kept.csv", "b/changed.csv": tmp_path / "changed.csv"}
-    return prepare_data_folder(bundle, "1", inputs, to="", seen="/ccp_data")
+    return prepare_data_folder(bundle, "1", inputs, subfolder="", mount_path="/ccp_data")
 
 
 def left(bundle):
@@ -97,7 +97,7 @@ def test_a_link_inside_is_the_file_and_one_that_leads_out_is_not_followed(bundle
 
 def test_several_have_outputs_of_their_own(bundle):
     for name in ("1", "2"):
-        (prepare_data_folder(bundle, name, {}, to=f"replica-{name}", seen=None) / "x").write_text(name)
+        (prepare_data_folder(bundle, name, {}, subfolder=f"replica-{name}", mount_path=None) / "x").write_text(name)
     collect_outputs(bundle, "2")
     assert left(bundle) == {"replica-2/x": "2"}
     gather(bundle)  # as after the death of a worker

@@ -1,8 +1,9 @@
-"""Makes files outlive a power cut: many at once, because a disk writes its journal once for all that wait.
+"""fsync for many files at once, so that they survive a power cut at the cost of few journal writes.
 
-Twelve files one after the other cost twelve journal writes; together they cost
-one or two (measured on ext4: 48 ms and 4.5 ms on a busy machine). Their writing
-is begun for all before the first is waited for, which halves what it costs again.
+The file system writes its journal once for all waiting fsyncs: twelve files one after
+the other cost twelve journal writes, together one or two (measured on ext4: 48 ms and
+4.5 ms on a busy machine). Writeback starts for all files before the first fsync waits,
+which halves the time again.
 """
 
 from __future__ import annotations
@@ -13,90 +14,90 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-_AT_ONCE = 4
+_PARALLEL = 4
 
-_MOST = 64
-"""Files that are open at once: a process may have some 1,000."""
+_MOST_OPEN = 64
+"""Files that are open at once; a process may have some 1,000."""
 
 _SMALL = 1024**2
-"""Bytes up to which a file's writing is begun early: Linux then forgets what it has cached of it."""
+"""Bytes of a file whose writeback starts early; Linux drops their page cache with it."""
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
-def sync(places: Iterable[str | Path]) -> None:
-    """Return when all *places*, files and folders, are on the disk.
+def sync(paths: Iterable[str | Path]) -> None:
+    """Call fsync on all *paths*, files and folders, and return when they are on the disk.
 
     Raises:
         OSError: If one of them cannot be synced; the others may or may not be.
     """
-    waiting = list(places)
-    for start in range(0, len(waiting), _MOST):
-        _sync(waiting[start : start + _MOST])
+    waiting = list(paths)
+    for start in range(0, len(waiting), _MOST_OPEN):
+        _sync(waiting[start : start + _MOST_OPEN])
 
 
-def sync_in_background(places: Iterable[str | Path]) -> None:
-    """Begin to bring *places* to the disk, and return; what cannot be synced is as safe as it was."""
-    for place in places:
-        with suppress(OSError, RuntimeError), ExitStack() as stack:  # the interpreter is ending and starts no thread
-            descriptor = _open(place, stack)
-            _pool().submit(_wait_and_close, descriptor)
+def sync_in_background(paths: Iterable[str | Path]) -> None:
+    """Start to fsync *paths* and return; errors are ignored."""
+    for path in paths:
+        with suppress(OSError, RuntimeError), ExitStack() as stack:  # RuntimeError: the interpreter is shutting down
+            descriptor = _open(path, stack)
+            _pool().submit(_sync_and_close, descriptor)
             stack.pop_all()
 
 
-def _wait_and_close(descriptor: int) -> None:
+def _sync_and_close(descriptor: int) -> None:
     with suppress(OSError):
         os.fsync(descriptor)
     os.close(descriptor)
 
 
-def _sync(places: Sequence[str | Path]) -> None:
+def _sync(paths: Sequence[str | Path]) -> None:
     with ExitStack() as stack:
-        descriptors = [_open(place, stack) for place in places]
+        descriptors = [_open(path, stack) for path in paths]
         for descriptor in descriptors if len(descriptors) > 1 else ():
-            _begin(descriptor)
-        shares = filter(None, (descriptors[number::_AT_ONCE] for number in range(1, _AT_ONCE)))
-        others = [_beside(share) for share in shares]
+            _start_writeback(descriptor)
+        shares = filter(None, (descriptors[number::_PARALLEL] for number in range(1, _PARALLEL)))
+        futures = [_submit(share) for share in shares]
         try:
-            _wait(descriptors[::_AT_ONCE])
-        finally:  # nothing is closed that somebody still waits for
-            failures = [failure for other in others if (failure := other.exception())]
+            _fsync_all(descriptors[::_PARALLEL])
+        finally:  # close no descriptor while a thread still syncs it
+            failures = [failure for future in futures if (failure := future.exception())]
         for failure in failures:
             raise failure
 
 
-def _open(place: str | Path, stack: ExitStack) -> int:
-    descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+def _open(path: str | Path, stack: ExitStack) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)
     return descriptor
 
 
-def _begin(descriptor: int) -> None:
-    """Let the system begin to write a small file, and go on; what is no file or knows no advice is just waited for."""
+def _start_writeback(descriptor: int) -> None:
+    """Start to write a small file to the disk without waiting; does nothing for folders and on other systems."""
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(descriptor, 0, _SMALL, os.POSIX_FADV_DONTNEED)
 
 
-def _beside(descriptors: Sequence[int]) -> Future[None]:
+def _submit(descriptors: Sequence[int]) -> Future[None]:
     try:
-        return _pool().submit(_wait, descriptors)
-    except RuntimeError:  # the interpreter is ending and starts no thread any more
-        _wait(descriptors)
+        return _pool().submit(_fsync_all, descriptors)
+    except RuntimeError:  # the interpreter is shutting down and starts no more threads
+        _fsync_all(descriptors)
     done: Future[None] = Future()
     done.set_result(None)
     return done
 
 
-def _wait(descriptors: Sequence[int]) -> None:
+def _fsync_all(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.fsync(descriptor)
 
 
 def _pool() -> ThreadPoolExecutor:
-    """The process's own threads: a forked child has none of its parent's."""
+    """Return this process's threads; a forked child does not inherit its parent's."""
     process = os.getpid()
     if process not in _pools:
         _pools.clear()
-        _pools[process] = ThreadPoolExecutor(_AT_ONCE - 1, thread_name_prefix="sync")
+        _pools[process] = ThreadPoolExecutor(_PARALLEL - 1, thread_name_prefix="sync")
     return _pools[process]

@@ -1,16 +1,16 @@
-"""Which media type a file's name says, and which media types are already compressed.
+"""Media types (MIME types) by file extension, and which of them are already compressed.
 
-Law: a name gives the same type on every machine, Python and day, because a sealed
-crate tells it. So neither the system's table (``/etc/mime.types``) nor that of
-`mimetypes` is read, which changes with Python: what is not known here stays unknown.
+Law: a name gives the same type on every machine and Python version, because a sealed
+crate records it. So the tables of the system (``/etc/mime.types``) and of `mimetypes`,
+which changes with Python, are not read. An extension that is not listed here is unknown.
 """
 
 from __future__ import annotations
 
 UNKNOWN = "application/octet-stream"
 
-# Not in the common table below, or told differently there.
-# Registered names (IANA) where there is one, else the name that the format's own community uses.
+# Extensions that the common table below lacks, or gives another type.
+# The type registered with IANA if there is one, else the type that the format's community uses.
 SCIENTIFIC = {
     ".7z": "application/x-7z-compressed",
     ".arrow": "application/vnd.apache.arrow.file",
@@ -84,10 +84,10 @@ SCIENTIFIC = {
     ".zst": "application/zstd",
 }
 
-# A media type and its endings a line; what Python 3.11 knows.
+# Each line is a media type and its extensions, from Python 3.11's `mimetypes`.
 _COMMON = {
-    ending: media
-    for media, *endings in map(
+    extension: media
+    for media, *extensions in map(
         str.split,
         """
 application/javascript .js .mjs
@@ -177,10 +177,10 @@ video/x-msvideo .avi
 video/x-sgi-movie .movie
 """.strip().splitlines(),
     )
-    for ending in endings
+    for extension in extensions
 }
 
-# Deflating these again costs time and gains under a few per cent.
+# Deflating these again takes time and saves a few per cent at most.
 _COMPRESSED = frozenset(
     {
         "application/gzip",
@@ -215,13 +215,13 @@ _COMPRESSED_FAMILIES = ("application/vnd.openxmlformats-", "application/vnd.oasi
 
 
 def media_type(name: str) -> str:
-    """Return the media type that the ending of *name* says, or ``application/octet-stream``.
+    """Return the media type for the extension of *name*, or ``application/octet-stream``.
 
-    An ending that says a compression (``table.csv.gz``) gives the compression's
-    type, because that is what the bytes are.
+    The extension of a compressed file (``table.csv.gz``) gives the type of the
+    compression, because that is what the bytes are.
     """
-    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
-    suffix = f".{ending.lower()}" if stem and dot else ""
+    stem, dot, extension = name.rpartition("/")[2].rpartition(".")
+    suffix = f".{extension.lower()}" if stem and dot else ""
     return SCIENTIFIC.get(suffix) or _COMMON.get(suffix, UNKNOWN)
 
 

@@ -1,24 +1,22 @@
-"""A file of known size that is read here and there: what is the same wherever its bytes come from.
-
-An archived object as a file that can be sought in: only what is read is fetched.
-"""
+"""Seekable files over data that is fetched in ranges, such as a window of a zip or an object in a store."""
 
 from __future__ import annotations
 
 import io
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-
-from collections.abc import Callable
-from typing import BinaryIO, cast
+_TAIL = 64 * 1024
+_FIRST_BLOCK = 256 * 1024
+_LARGEST_BLOCK = 8 * 1024**2
 
 
 class SeekableFile(io.RawIOBase):
-    """A raw file of *size* bytes; who derives from it says how bytes come from where it stands."""
+    """A raw file of *size* bytes; a subclass implements `fetch`, which reads at the current position."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -26,12 +24,12 @@ class SeekableFile(io.RawIOBase):
 
     @property
     def left(self) -> int:
-        """How many bytes there are from here to the end."""
+        """The number of bytes between the position and the end."""
         return max(0, self.size - self.position)
 
     @abstractmethod
     def fetch(self, into: memoryview) -> int:
-        """Put bytes from `position` on, some of the `left` ones at least, into *into* and return how many."""
+        """Copy at least one of the `left` bytes at `position` into *into* and return how many were copied."""
 
     def readable(self) -> bool:
         return True
@@ -53,20 +51,23 @@ class SeekableFile(io.RawIOBase):
         into = memoryview(buffer).cast("B")
         if not self.left or not len(into):
             return 0
-        found = self.fetch(into)
-        self.position += found
-        return found
+        count = self.fetch(into)
+        self.position += count
+        return count
 
 
-_TAIL = 64 * 1024
-_FIRST_BLOCK = 256 * 1024
-_LARGEST_BLOCK = 8 * 1024**2
+def open_ranges(fetch: Callable[[int, int], bytes], size: int) -> BinaryIO:
+    """Return a file of *size* bytes; ``fetch(start, end)`` returns the bytes from *start* up to *end*.
+
+    Only what is read is fetched.
+    """
+    return cast("BinaryIO", io.BufferedReader(_Ranges(fetch, size), _TAIL))
 
 
 class _Ranges(SeekableFile):
-    """Blocks of an object; they grow while it is read on, and start small after a jump.
+    """An object in blocks, which grow while it is read sequentially and start small after a seek.
 
-    The end is fetched in one piece and kept, because a zip is read from there.
+    The last 64 KiB are fetched once and cached, because a zip is read from its end.
     """
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
@@ -76,31 +77,26 @@ class _Ranges(SeekableFile):
         self._tail: bytes | None = None
 
     def fetch(self, into: memoryview) -> int:
-        start, block = self._around(self.position)
-        found = block[self.position - start : self.position - start + len(into)]
-        into[: len(found)] = found
-        return len(found)
+        start, block = self._block_at(self.position)
+        data = block[self.position - start : self.position - start + len(into)]
+        into[: len(data)] = data
+        return len(data)
 
-    def _around(self, position: int) -> tuple[int, bytes]:
+    def _block_at(self, position: int) -> tuple[int, bytes]:
         tail_start = max(0, self.size - _TAIL)
         if position >= tail_start:
             if self._tail is None:
-                self._tail = self._whole(tail_start, self.size)
+                self._tail = self._fetch_exactly(tail_start, self.size)
             return tail_start, self._tail
         end = self._start + len(self._block)
         if not self._start <= position < end:
             self._growth = min(self._growth * 2, _LARGEST_BLOCK) if position == end else _FIRST_BLOCK
-            self._block = self._whole(position, min(position + self._growth, tail_start))
+            self._block = self._fetch_exactly(position, min(position + self._growth, tail_start))
             self._start = position
         return self._start, self._block
 
-    def _whole(self, start: int, end: int) -> bytes:
+    def _fetch_exactly(self, start: int, end: int) -> bytes:
         data = self._fetch(start, end)
         if len(data) != end - start:
-            raise OSError(f"the archived object gave {len(data)} of the {end - start} bytes at {start}")
+            raise OSError(f"the archived object returned {len(data)} of the {end - start} bytes at {start}")
         return data
-
-
-def open_ranges(fetch: Callable[[int, int], bytes], size: int) -> BinaryIO:
-    """Return a file of *size* bytes over *fetch*, which gives those from a start up to an end."""
-    return cast("BinaryIO", io.BufferedReader(_Ranges(fetch, size), _TAIL))

@@ -1,8 +1,8 @@
-"""The data folders of scripts: inputs are laid out in them, and what is left there becomes outputs.
+"""Data folders of scripts: a script finds its inputs in one, and the files that it leaves there become outputs.
 
-A data folder lies in the scratch folder, so that what is in it can be renamed
-or linked into the bundle and not copied. Who gathers an execution fetches first;
-so what the scripts of a killed worker have left is not lost.
+A data folder is part of the scratch folder, so that its files can be linked into the
+bundle instead of copied. Gathering collects the data folders first, so that files that
+the scripts of a killed worker have left are not lost.
 """
 
 from __future__ import annotations
@@ -20,143 +20,143 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import BundleError
 
 INPUTS = "inputs"
-"""The folder of the staged inputs in a data folder."""
+"""The subfolder of a data folder with the staged inputs."""
 
 _DATA = "data"
 _LOGS = frozenset({STDOUT, STDERR})
 
 
 def prepare_data_folder(
-    bundle: OpenBundle, name: str, inputs: Mapping[str, Path], *, to: str, seen: str | None
+    bundle: OpenBundle, name: str, inputs: Mapping[str, Path], *, subfolder: str, mount_path: str | None
 ) -> Path:
-    """Make the data folder *name* with a copy of each of *inputs*, by its path there, and return it.
+    """Create the data folder *name* with a copy of each of *inputs*, by its path in ``inputs/``, and return it.
 
-    What is left in it goes to the folder *to* of the outputs, or to the outputs
-    themselves when that is empty. *seen* is the folder's path for the scripts.
-    Anybody may write into it, because in a container the scripts may run as any
-    user; the folder above it is closed to others.
+    The files that scripts leave in it go to *subfolder* of the outputs, or directly to
+    the outputs if that is empty. *mount_path* is the folder's path as the scripts see it.
+    Everybody may write into the folder, because in a container the scripts may run as
+    any user; the folder above it is closed to other users.
 
     Raises:
-        BundleError: If the disk is full or cannot be written.
+        BundleError: If the disk is full or not writable.
     """
     folder = data_folder(bundle, name)
-    above = folder.parent
+    parent = folder.parent
     try:
-        above.mkdir(mode=0o700, exist_ok=True)
+        parent.mkdir(mode=0o700, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        _open_folder(folder)
+        _make_folder(folder)
         for path, source in inputs.items():
             target = folder / INPUTS / path
-            for part in reversed([one for one in target.parents if one.is_relative_to(folder)]):
-                _open_folder(part)
+            for above in reversed([ancestor for ancestor in target.parents if ancestor.is_relative_to(folder)]):
+                _make_folder(above)
             shutil.copyfile(source, target)
             target.chmod(0o666)
     except OSError as error:
-        raise BundleError(f"The data folder {folder} cannot be made: {error.strerror or error}. Nothing was run") from (
-            error
-        )
-    laid = {f"{INPUTS}/{path}": (_stamp(folder / INPUTS / path), str(source)) for path, source in inputs.items()}
-    told = {"to": to, "seen": seen or str(folder), "inputs": laid}
-    bundle.put(above / f"{name}.json", json.dumps(told).encode())
+        raise BundleError(
+            f"the data folder {folder} cannot be created: {error.strerror or error}; nothing was run"
+        ) from error
+    stamps = {f"{INPUTS}/{path}": (_stamp(folder / INPUTS / path), str(source)) for path, source in inputs.items()}
+    plan = {"to": subfolder, "seen": mount_path or str(folder), "inputs": stamps}
+    bundle.put(parent / f"{name}.json", json.dumps(plan).encode())
     return folder
 
 
 def data_folder(bundle: OpenBundle, name: str) -> Path:
-    """Return where the data folder *name* lies, or will."""
+    """Return the path of the data folder *name*, whether it exists or not."""
     return bundle.scratch / _DATA / name
 
 
 def collect_outputs(bundle: OpenBundle, name: str | None = None) -> tuple[str, ...]:
-    """Put what lies in the data folder *name*, or in all, into the outputs; return a note on what could not be.
+    """Link the files of the data folder *name*, or of all, into the outputs; return a note on each failure.
 
-    An input that nobody changed is no output. A file that was fetched before is
-    fetched anew if it was replaced since. The data folders stay as they are.
+    An unchanged input is not an output. The second time, a file is collected again only if
+    it was replaced since. The data folders stay unchanged.
     """
-    above = bundle.scratch / _DATA
-    if not above.is_dir():
+    parent = bundle.scratch / _DATA
+    if not parent.is_dir():
         return ()
-    return tuple(note for told in sorted(above.glob(f"{name or '*'}.json")) for note in _fetch_one(bundle, told))
+    return tuple(note for plan in sorted(parent.glob(f"{name or '*'}.json")) for note in _collect(bundle, plan))
 
 
 def remove_data_folder(bundle: OpenBundle, name: str) -> None:
-    """Remove the data folder *name*; what cannot be removed goes with the scratch folder."""
+    """Remove the data folder *name*; files that cannot be removed go with the scratch folder."""
     (bundle.scratch / _DATA / f"{name}.json").unlink(missing_ok=True)
     shutil.rmtree(data_folder(bundle, name), ignore_errors=True)
 
 
-def _open_folder(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     folder.chmod(0o777)
 
 
 def _stamp(path: Path) -> list[int]:
-    told = path.lstat()
-    return [told.st_mtime_ns, told.st_ctime_ns, told.st_size, told.st_ino]
+    status = path.lstat()
+    return [status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino]
 
 
-def _fetch_one(bundle: OpenBundle, told_in: Path) -> Iterator[str]:
-    told: dict[str, Any] = json.loads(told_in.read_bytes())
-    folder = told_in.with_suffix("")
-    for path, is_folder in _left(folder):
-        place = f"{OUTPUTS}/{told['to']}/{path}" if told["to"] else f"{OUTPUTS}/{path}"
-        if place.casefold() in _LOGS:
-            place = f"{OUTPUTS}/script-{path}"
-        target = bundle.folder / place
+def _collect(bundle: OpenBundle, plan_path: Path) -> Iterator[str]:
+    plan: dict[str, Any] = json.loads(plan_path.read_bytes())
+    folder = plan_path.with_suffix("")
+    for path, is_folder in _walk(folder):
+        output = f"{OUTPUTS}/{plan['to']}/{path}" if plan["to"] else f"{OUTPUTS}/{path}"
+        if output.casefold() in _LOGS:
+            output = f"{OUTPUTS}/script-{path}"
+        target = bundle.folder / output
         try:
             if is_folder:
                 if path != INPUTS:
                     target.mkdir(parents=True, exist_ok=True)
-            elif not _is_input(folder / path, told["inputs"].get(path)):
+            elif not _is_input(folder / path, plan["inputs"].get(path)):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _take(folder, path, target, told["seen"], bundle.scratch / f"{told_in.stem}.fetched")
+                _link(folder, path, target, plan["seen"], bundle.scratch / f"{plan_path.stem}.fetched")
         except OSError as error:
             shown = path.encode("utf-8", "backslashreplace").decode()
-            yield f"{shown} cannot be fetched from the data folder and is left out: {error.strerror}"
+            yield f"{shown} cannot be collected from the data folder and is left out: {error.strerror}"
 
 
-def _is_input(place: Path, laid: tuple[list[int], str] | None) -> bool:
-    """Whether what lies at *place* is still what was laid there; a runtime may have brought it there and back."""
-    if laid is None:
+def _is_input(path: Path, stamp_and_source: tuple[list[int], str] | None) -> bool:
+    """Whether *path* is still the staged input; a runtime that copied it back and forth changes only its stamp."""
+    if stamp_and_source is None:
         return False
-    stamp, source = laid
-    return stamp == _stamp(place) or (not place.is_symlink() and cmp(source, place, shallow=False))
+    stamp, source = stamp_and_source
+    return stamp == _stamp(path) or (not path.is_symlink() and cmp(source, path, shallow=False))
 
 
-def _left(folder: Path) -> Iterator[tuple[str, bool]]:
-    """Yield what lies in *folder* by its path there, and whether it is an empty folder."""
+def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the path of each file and empty folder in *folder*, and whether it is an empty folder."""
     waiting = [""]
     while waiting:
-        inside = waiting.pop()
+        subfolder = waiting.pop()
         try:
-            with os.scandir(folder / inside) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+            with os.scandir(folder / subfolder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
         except OSError:
-            yield inside, True  # its files are told by nobody; that it was there is
+            yield subfolder, True  # its files cannot be listed, but the folder itself is recorded
             continue
-        if not found and inside:
-            yield inside, True
-        for entry in found:
-            path = f"{inside}/{entry.name}" if inside else entry.name
+        if not entries and subfolder:
+            yield subfolder, True
+        for entry in entries:
+            path = f"{subfolder}/{entry.name}" if subfolder else entry.name
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(path)
             else:
                 yield path, False
 
 
-def _take(folder: Path, path: str, target: Path, seen: str, fresh: Path) -> None:
+def _link(folder: Path, path: str, target: Path, mount_path: str, temporary: Path) -> None:
     source = folder / path
-    fresh.unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
     if source.is_symlink():
-        # Inside a container it may lead to the data folder by another path than here.
-        leads = str(source.readlink())
-        if leads.startswith(seen.rstrip("/") + "/"):
-            leads = os.path.relpath(leads[len(seen.rstrip("/")) + 1 :], str(Path(path).parent))
-        fresh.symlink_to(leads)
+        # In a container, a link may name the data folder by its mount path.
+        destination, mount = str(source.readlink()), mount_path.rstrip("/") + "/"
+        if destination.startswith(mount):
+            destination = os.path.relpath(destination.removeprefix(mount), str(Path(path).parent))
+        temporary.symlink_to(destination)
     else:
         try:
-            os.link(source, fresh, follow_symlinks=False)
-        except PermissionError:  # of another user's file the kernel may refuse a second name
-            shutil.copyfile(source, fresh, follow_symlinks=False)
+            os.link(source, temporary, follow_symlinks=False)
+        except PermissionError:  # the kernel may refuse a hard link to another user's file
+            shutil.copyfile(source, temporary, follow_symlinks=False)
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
-    fresh.replace(target)
+    temporary.replace(target)

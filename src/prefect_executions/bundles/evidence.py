@@ -1,7 +1,7 @@
-"""What a verification reads of a bundle, each byte once, shared by its checks.
+"""The content of a bundle for its verification, read once and shared by all checks.
 
-What cannot be read is kept as a fault of the file that it belongs to, so that one
-damaged file hides no other.
+A file that cannot be read is recorded as a fault of that file, so that one damaged
+file does not hide another.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from prefect_executions.settings import ArchiveLevel
 
 D = TypeVar("D", bound=Document)
 
-_WHOLE = {*(kind.file_name for kind in layout.DOCUMENTS), layout.PROVENANCE, layout.CRATE, layout.MANIFEST}
-_WHOLE |= {layout.ATTESTATION, layout.INCLUSION}
-"""The files that are read as a whole."""
+_IN_MEMORY = {*(kind.file_name for kind in layout.DOCUMENTS), layout.PROVENANCE, layout.CRATE, layout.MANIFEST}
+_IN_MEMORY |= {layout.ATTESTATION, layout.INCLUSION}
+"""The files that are read into memory."""
 
 _DATA = (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP)
 _KEPT_BY_LEVEL: Mapping[ArchiveLevel, tuple[str, ...]] = {
@@ -42,41 +42,41 @@ _KEPT_BY_LEVEL: Mapping[ArchiveLevel, tuple[str, ...]] = {
 
 
 class Member(NamedTuple):
-    """A file of ``output.zip`` as it was read."""
+    """A file of ``output.zip``."""
 
     sha256: str
-    """Its digest, or words that equal no digest and say what is wrong with it."""
+    """Its digest, or a text that says what is wrong with it, which equals no digest."""
     size: int
 
 
 class Evidence:
-    """All that the checks look at."""
+    """Everything that the checks read."""
 
     def __init__(self, source: Source, limits: Limits, trusted: Mapping[str, VerifyingKey]) -> None:
         self.source = source
         self.limits = limits
         self.trusted = trusted
-        """The keys of those whose signature is believed, by their ids."""
+        """The trusted public keys by their ids."""
         self._documents: dict[type[Document], Document | BundleError] = {}
 
     @property
     def files(self) -> Mapping[str, int]:
-        """The size of every file that is there."""
+        """The size of every file in the source."""
         return self.source.files
 
     @cached_property
     def data(self) -> Mapping[str, bytes | BundleError]:
-        """The bytes of each file that is read as a whole, or why it cannot be."""
-        return {path: self._whole(path) for path in _WHOLE if path in self.files}
+        """The bytes of each file of `_IN_MEMORY`, or the error that reading it raised."""
+        return {path: self._read_file(path) for path in _IN_MEMORY if path in self.files}
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
-        """The digest of every file that is there; for one that cannot be read, words that equal no digest."""
+        """The digest of every file; for an unreadable file, a text that equals no digest."""
         return {path: self._digest(path) for path in self.files}
 
     @cached_property
-    def kept(self) -> Mapping[str, str]:
-        """The digest of every file that is there, on its own or in ``output.zip`` only."""
+    def available(self) -> Mapping[str, str]:
+        """The digest of every file of the source and of ``output.zip``; one in both has the source's digest."""
         try:
             zipped = {name: member.sha256 for name, member in self.members.items()}
         except BundleError:
@@ -85,19 +85,19 @@ class Evidence:
 
     @cached_property
     def listed(self) -> Mapping[str, str]:
-        """What the manifest says.
+        """The digest of each file in the manifest.
 
         Raises:
-            BundleError: If it is missing or no manifest.
+            BundleError: If the manifest is missing or damaged.
         """
         return manifest.parse(self.bytes_of(layout.MANIFEST))
 
     @cached_property
     def envelope(self) -> Envelope:
-        """What the attestation holds, believed in nothing.
+        """The attestation's envelope, not verified.
 
         Raises:
-            BundleError: If it is missing or no envelope.
+            BundleError: If it is missing or not an envelope.
         """
         return Envelope.from_json(self.bytes_of(layout.ATTESTATION), layout.ATTESTATION)
 
@@ -124,13 +124,13 @@ class Evidence:
         return ExecutionRecord.read(self.document, self.files.__contains__)
 
     @cached_property
-    def account(self) -> RecordSummary:
-        """What the JSON documents tell."""
+    def summary(self) -> RecordSummary:
+        """The summary of the JSON documents."""
         return summary_of(self.record)
 
     @cached_property
     def provenance_summary(self) -> ReadSummary:
-        """What `provo.xml` tells.
+        """The summary in `provo.xml`.
 
         Raises:
             BundleError: If it is missing or damaged.
@@ -139,7 +139,7 @@ class Evidence:
 
     @cached_property
     def crate_summary(self) -> ReadSummary:
-        """What `ro-crate-metadata.json` tells.
+        """The summary in `ro-crate-metadata.json`.
 
         Raises:
             BundleError: If it is missing or damaged.
@@ -148,16 +148,16 @@ class Evidence:
 
     @cached_property
     def absent(self) -> Mapping[str, str]:
-        """Why what begins with a path is not there: the source says so, or the request's archive level does."""
-        return {**self._left_out_by_level(), **self.source.absent}
+        """The reason why paths with a given prefix are absent, from the source or the request's archive level."""
+        return {**self._absent_by_level(), **self.source.absent}
 
     def absence_reason(self, path: str) -> str | None:
-        """Return why the file at *path* need not be there, or nothing when it must be."""
+        """Return why the file at *path* may be absent, or None if it must be present."""
         folders = [path[: end + 1] for end, letter in enumerate(path) if letter == "/"]
-        return next((self.absent[place] for place in (path, *folders) if place in self.absent), None)
+        return next((self.absent[prefix] for prefix in (path, *folders) if prefix in self.absent), None)
 
     def bytes_of(self, path: str) -> bytes:
-        """Return a file that is read as a whole.
+        """Return the bytes of a file of `_IN_MEMORY`.
 
         Raises:
             BundleError: If it is missing or cannot be read.
@@ -168,46 +168,46 @@ class Evidence:
         return data
 
     def json_of(self, kind: type[Document]) -> Any:
-        """Return a document as it is written, with no member said twice.
+        """Return a document as parsed JSON; a duplicate member is an error.
 
         Raises:
-            BundleError: If it is missing or no JSON.
+            BundleError: If it is missing or not valid JSON.
         """
         return strict_json(self.bytes_of(kind.file_name), kind.file_name)
 
     def document(self, kind: type[D]) -> D:
-        """Return a document as its model reads it.
+        """Return a document, validated by its model.
 
         Raises:
             BundleError: If it is missing or damaged.
         """
         if kind not in self._documents:
             self._documents[kind] = self._read(kind)
-        found = self._documents[kind]
-        if isinstance(found, BundleError):
-            raise found
-        return cast("D", found)
+        document = self._documents[kind]
+        if isinstance(document, BundleError):
+            raise document
+        return cast("D", document)
 
     def _read(self, kind: type[Document]) -> Document | BundleError:
         try:
             self.json_of(kind)
             return kind.from_json(self.bytes_of(kind.file_name))
-        except BundleError as error:  # each check asks, and to find what is wrong may take long
+        except BundleError as error:  # cached, because each check asks and validation may be slow
             return error
 
-    def _left_out_by_level(self) -> dict[str, str]:
+    def _absent_by_level(self) -> dict[str, str]:
         try:
             level = self.document(ExecuteRequest).archive
         except BundleError:
             return {}
-        # All or nothing: where one file of a part is there, the others must be too.
+        # All or nothing: if one file of a part is present, the others must be too.
         return {
             part: f"the archive level is '{level}'"
             for part in _DATA
             if part not in _KEPT_BY_LEVEL[level] and not any(path.startswith(part) for path in self.files)
         }
 
-    def _whole(self, path: str) -> bytes | BundleError:
+    def _read_file(self, path: str) -> bytes | BundleError:
         size = self.files[path]
         if size > self.limits.document:
             return BundleError(f"{path} has {size} bytes; the limit for a document is {self.limits.document}")
@@ -215,13 +215,13 @@ class Evidence:
             data = b"".join(self.source.blocks(path))
         except BundleError as error:
             return error
-        # A folder's file may have grown since it was listed.
-        return data if len(data) == size else BundleError(f"{path} changed while it was read")
+        # A file in a folder may have grown since it was listed.
+        return data if len(data) == size else BundleError(f"{path} changed while it was being read")
 
     def _digest(self, path: str) -> str:
         digest = sha256()
         try:
-            if path in _WHOLE:
+            if path in _IN_MEMORY:
                 digest.update(self.bytes_of(path))
             else:
                 for block in self.source.blocks(path):
@@ -233,7 +233,7 @@ class Evidence:
     def _member(self, reader: ZipReader, name: str) -> Member:
         entry, digest = reader.entries[name], sha256()
         if name in self.files and self.files[name] != entry.size:
-            # Not read: a zip is not to unfold to more than the outputs that lie beside it.
+            # Not read: a zip must not expand to more than the outputs beside it.
             return Member(f"of {entry.size} bytes", entry.size)
         try:
             for block in reader.blocks(entry):

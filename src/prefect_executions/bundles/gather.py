@@ -1,10 +1,10 @@
-"""The heavy half of sealing: every output's digest and ``output.zip``, in one read of each byte.
+"""Gathers outputs, the slow half of sealing: the digest of each file and ``output.zip``, reading each byte once.
 
-It runs in the body of the flow, where time is the user's own. Its result lies in
-the scratch folder, so that another process can do the light half.
+It runs inside the flow, as part of the user's time. Its result is a file in the
+scratch folder, so that another process can seal.
 
-Memory does not grow with a file: blocks of 1 MiB go through, hashed in threads
-(hashlib lets go of the interpreter) while they are written.
+Memory does not grow with the size of files: blocks of 1 MiB are hashed in threads
+(hashlib releases the GIL) while they are written.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _GATHERED = "gathered.json"
 
 _BLOCK = 1 << 20
 
-# Smaller files are stored as they are: deflating saves a few kB each, and for
-# 10,000 of them costs more than all the rest.
+# Smaller files are stored: deflating saves a few kB each, and for 10,000 files
+# takes longer than everything else.
 _WORTH_DEFLATING = 16 << 10
 
-# What does not shrink by a tenth in a sample is not worth the time. The sample is
-# taken behind the beginning, because scientific files begin with readable headers.
+# A file is deflated only if a sample shrinks by a tenth. The sample is taken after the
+# beginning, because scientific files begin with text headers.
 _SAMPLE, _SHRINKS_TO = 4 << 10, 0.9
 
 _LONG_TO_SYNC, _MANY_TO_SYNC = 1 << 20, 64
 
-# Handing less than this to a thread costs more than hashing it.
+# Passing a smaller block to a thread takes longer than hashing it.
 _WORTH_A_THREAD = 64 << 10
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the heavy half found."""
+    """The result of `gather`."""
 
     files: tuple[BundleFile, ...]
     """The files under ``outputs/``."""
@@ -60,11 +60,11 @@ class Gathered:
     """The files under ``inputs/`` and ``code/``."""
     output_zip: BundleFile
     notes: tuple[str, ...]
-    """What could not be kept as it was, one sentence each, for the history."""
+    """One sentence for the history on each file that was changed or left out."""
 
     @property
     def outputs(self) -> tuple[OutputFile, ...]:
-        """What `jobStatus.json` is to list."""
+        """The outputs as `jobStatus.json` lists them."""
         return tuple(
             OutputFile(path=file.path, sha256=file.sha256, size=file.size, media_type=media_type(file.path))
             for file in self.files
@@ -72,101 +72,101 @@ class Gathered:
 
 
 def gather(bundle: OpenBundle, *, stop: Callable[[], bool] = lambda: False) -> Gathered:
-    """Hash all files that the Method left, write ``output.zip`` and keep the result in the scratch folder.
+    """Hash all outputs, inputs and code, write ``output.zip`` and save the result in the scratch folder.
 
-    Called again it returns the same; when a file was changed since, it gathers
-    anew. It must be called under the bundle's lock. What cannot be read is noted
-    and left out, because nothing that happens after the work may lose the rest.
-    *stop* is asked between blocks.
+    A second call returns the saved result, unless a file has changed since. Call it under
+    the bundle's lock. A file that cannot be read is noted and left out, so that one bad
+    file does not lose the others. *stop* is called between blocks and aborts when it
+    returns true.
 
     Raises:
-        SealedError: If the bundle is sealed and what was gathered is no longer known here.
-        BundleError: If *stop* said so, or the disk is full: nothing is in the
-            bundle that was not there before, and the same call may succeed later.
+        SealedError: If the bundle is sealed and the scratch folder has no saved result.
+        BundleError: If *stop* returned true, or the disk is full. The bundle is unchanged
+            and the call may be repeated.
     """
     if bundle.sealed:
         earlier = load_gathered(bundle)
         if earlier is None:
-            raise SealedError(f"the bundle {bundle.id} is sealed; its jobStatus.json tells its outputs")
+            raise SealedError(f"the bundle {bundle.id} is sealed; its jobStatus.json lists its outputs")
         return earlier
     try:
-        left = collect_outputs(bundle)
-        found, notes = sanitize(bundle)
-        notes = (*left, *notes)
-        return _still_true(bundle, found) or _Gathering(bundle, stop, found).run(notes)
+        notes = collect_outputs(bundle)
+        listings, changes = sanitize(bundle)
+        return _saved_result(bundle, listings) or _Gathering(bundle, stop, listings).run((*notes, *changes))
     except OSError as error:
         raise BundleError(
-            f"the outputs of {bundle.id} cannot be gathered: {error}; free some space, try again"
+            f"the outputs of {bundle.id} cannot be gathered: {error}; free some space and try again"
         ) from error
 
 
 def load_gathered(bundle: OpenBundle) -> Gathered | None:
-    """Return what an earlier `gather` kept, or nothing when there was none.
+    """Return the saved result of an earlier `gather`, or None.
 
     Raises:
-        BundleError: If what it kept cannot be read.
+        BundleError: If the saved result cannot be read.
     """
-    told = _load(bundle)
-    return None if told is None else _from_json(told)
+    saved = _load(bundle)
+    return None if saved is None else _from_json(saved)
 
 
 class _Gathering:
-    """One gathering: what is open, and what was found so far."""
+    """The state of one call of `gather`."""
 
-    def __init__(self, bundle: OpenBundle, stop: Callable[[], bool], found: Mapping[str, FolderListing]) -> None:
+    def __init__(self, bundle: OpenBundle, stop: Callable[[], bool], listings: Mapping[str, FolderListing]) -> None:
         self.bundle = bundle
-        self.found = found
+        self.listings = listings
         self.root = str(bundle.folder)
         self.stop = stop
         self.notes: list[str] = []
         self.stamps: list[_Stamp] = []
 
     def run(self, notes: tuple[str, ...]) -> Gathered:
-        fresh = self.bundle.scratch / "output.zip.new"
+        temporary = self.bundle.scratch / "output.zip.new"
         try:
-            with ThreadPoolExecutor(2, "gather") as self.pool, fresh.open("wb", buffering=0) as stream:
+            with ThreadPoolExecutor(2, "gather") as self.pool, temporary.open("wb", buffering=0) as stream:
                 outputs, output_zip = self._zip(stream.fileno())
-                kept = tuple(self._kept())
-            sync(self._heavy(fresh, output_zip, kept))
+                inputs_and_code = tuple(self._inputs_and_code())
+            sync(self._slow_to_sync(temporary, output_zip, inputs_and_code))
             trace_point(TracePoint.ZIP_WRITTEN, self.bundle.id)
-            fresh.replace(self.bundle.paths.output_zip)
+            temporary.replace(self.bundle.paths.output_zip)
             trace_point(TracePoint.ZIP_KEPT, self.bundle.id)
         except BaseException:
-            fresh.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
-        gathered = Gathered(outputs, kept, output_zip, (*notes, *self.notes, *_changed_inputs(self.bundle, kept)))
-        _keep(self.bundle, gathered, self.stamps)
+        notes = (*notes, *self.notes, *_changed_inputs(self.bundle, inputs_and_code))
+        gathered = Gathered(outputs, inputs_and_code, output_zip, notes)
+        _save(self.bundle, gathered, self.stamps)
         return gathered
 
-    def _heavy(self, fresh: Path, output_zip: BundleFile, kept: Sequence[BundleFile]) -> Iterator[Path]:
-        """What takes long to reach the disk and so must not be left to the light half, which syncs the rest."""
+    def _slow_to_sync(self, temporary: Path, output_zip: BundleFile, others: Sequence[BundleFile]) -> Iterator[Path]:
+        """Yield the files whose fsync takes long; sealing, which must be fast, syncs the others."""
         if output_zip.size >= _LONG_TO_SYNC:
-            yield fresh
-        for file in kept:
-            if file.size >= _LONG_TO_SYNC or len(kept) > _MANY_TO_SYNC:
+            yield temporary
+        for file in others:
+            if file.size >= _LONG_TO_SYNC or len(others) > _MANY_TO_SYNC:
                 yield self.bundle.folder / file.path
 
     def _zip(self, descriptor: int) -> tuple[tuple[BundleFile, ...], BundleFile]:
-        whole = _Digest(self.pool)
+        digest = _Digest(self.pool)
 
         def write(data: bytes) -> None:
-            whole.update(data)
+            digest.update(data)
             _write_all(descriptor, data)
 
         writer = ZipWriter(write)
-        found = self.found[layout.OUTPUTS]
-        self.notes += found.unreadable
-        for folder in found.empty_folders:
+        listing = self.listings[layout.OUTPUTS]
+        self.notes += listing.unreadable
+        for folder in listing.empty_folders:
             writer.add_folder(folder)
             self.stamps.append((folder + "/", 0, 0))
-        files = [file for path in found.files if (file := self._read(path, writer))]
+        files = [file for path in listing.files if (file := self._read(path, writer))]
         size = writer.close()
-        return tuple(files), BundleFile(layout.OUTPUT_ZIP, whole.finish(), size)
+        return tuple(files), BundleFile(layout.OUTPUT_ZIP, digest.finish(), size)
 
-    def _kept(self) -> Iterator[BundleFile]:
+    def _inputs_and_code(self) -> Iterator[BundleFile]:
         for top in (layout.CODE, layout.INPUTS):
-            self.notes += self.found[top].unreadable
-            for path in self.found[top].files:
+            self.notes += self.listings[top].unreadable
+            for path in self.listings[top].files:
                 if file := self._read(path, None):
                     yield file
 
@@ -175,18 +175,18 @@ class _Gathering:
         descriptor = -1
         try:
             descriptor = _open(f"{self.root}/{path}")
-            told = os.fstat(descriptor)
-            first = os.read(descriptor, min(told.st_size, _BLOCK))
+            status = os.fstat(descriptor)
+            first = os.read(descriptor, min(status.st_size, _BLOCK))
         except OSError as error:
             self.notes.append(f"{path} cannot be read and is left out: {error.strerror}")
             if descriptor >= 0:
                 os.close(descriptor)
             return None
-        # A change after this moment changes the stamp too, so the next `gather` sees it.
-        self.stamps.append((path, told.st_size, told.st_mtime_ns))
+        # A later change also changes the stamp, so the next `gather` notices it.
+        self.stamps.append((path, status.st_size, status.st_mtime_ns))
         try:
-            if len(first) < told.st_size:
-                return self._stream(path, descriptor, told.st_size, first, writer)
+            if len(first) < status.st_size:
+                return self._stream(path, descriptor, status.st_size, first, writer)
         finally:
             os.close(descriptor)
             trace_point(TracePoint.FILE_READ, self.bundle.id, path)
@@ -213,25 +213,25 @@ class _Gathering:
             for _ in blocks():
                 pass
         if done != size:
-            self.notes.append(f"{path} became shorter while it was read")
+            self.notes.append(f"{path} became shorter while it was being read")
         return BundleFile(path, digest.finish(), done)
 
     def _next(self, path: str, descriptor: int, left: int) -> bytes:
         self._check_stop()
         try:
-            # Not beyond the size it had at first: a file that still grows would never end.
+            # Stop at the initial size: a file that still grows would never end.
             return os.read(descriptor, min(left, _BLOCK))
         except OSError as error:
-            self.notes.append(f"{path} cannot be read to its end and is cut: {error.strerror}")
+            self.notes.append(f"{path} cannot be read to its end and is truncated: {error.strerror}")
             return b""
 
     def _check_stop(self) -> None:
         if self.stop():
-            raise BundleError(f"gathering the outputs of {self.bundle.id} was stopped; the same call begins it anew")
+            raise BundleError(f"gathering the outputs of {self.bundle.id} was aborted; call it again to start over")
 
 
 class _Digest:
-    """A SHA-256 that is made beside the caller's own work."""
+    """A SHA-256 that is computed in a thread while the caller continues."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
@@ -245,7 +245,7 @@ class _Digest:
             return
         try:
             self._last = self._pool.submit(self._digest.update, block)
-        except RuntimeError:  # the interpreter is ending and starts no thread any more
+        except RuntimeError:  # the interpreter is shutting down and starts no more threads
             self._digest.update(block)
 
     def finish(self) -> str:
@@ -259,16 +259,16 @@ class _Digest:
 
 
 _Stamp = tuple[str, int, int]
-"""Path, size and time of change in nanoseconds, by which a later change is seen."""
+"""Path, size and modification time in nanoseconds, to detect a later change."""
 
 
 def _open(path: str) -> int:
-    # O_NONBLOCK: a file that became a pipe since the folder was listed must not hold us.
+    # O_NONBLOCK: a file that was replaced by a pipe since the folder was listed must not block.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return os.open(path, flags)
     except PermissionError:
-        # The Method may have closed its own file to itself; it is still ours to open.
+        # The Method may have removed its own read permission; the owner can restore it.
         Path(path).chmod(0o600)
         return os.open(path, flags)
 
@@ -287,31 +287,32 @@ def _worth_deflating(path: str, block: bytes) -> bool:
     return len(zlib.compress(sample, 1)) < _SHRINKS_TO * len(sample)
 
 
-def _changed_inputs(bundle: OpenBundle, kept: tuple[BundleFile, ...]) -> Iterator[str]:
+def _changed_inputs(bundle: OpenBundle, files: tuple[BundleFile, ...]) -> Iterator[str]:
     if not (bundle.folder / ExecuteRequest.file_name).exists():
         return
     staged = {file.path: file.sha256 for file in bundle.read(ExecuteRequest).files}
-    for file in kept:
+    for file in files:
         if staged.get(file.path, file.sha256) != file.sha256:
-            yield f"{file.path} was changed after it was staged, so it is not the recorded input any more"
+            yield f"{file.path} was changed after it was staged and is no longer the recorded input"
 
 
-def _stamps_now(root: str, found: Mapping[str, FolderListing]) -> Iterator[_Stamp]:
-    yield from ((folder + "/", 0, 0) for folder in found[layout.OUTPUTS].empty_folders)
-    for there in found.values():
-        for path in there.files:
+def _current_stamps(root: str, listings: Mapping[str, FolderListing]) -> Iterator[_Stamp]:
+    yield from ((folder + "/", 0, 0) for folder in listings[layout.OUTPUTS].empty_folders)
+    for listing in listings.values():
+        for path in listing.files:
             try:
-                told = os.lstat(f"{root}/{path}")
+                status = os.lstat(f"{root}/{path}")
             except FileNotFoundError:
-                continue  # it went away since it was listed, so the stamps differ
-            yield path, told.st_size, told.st_mtime_ns
+                continue  # it was removed since it was listed, so the stamps differ
+            yield path, status.st_size, status.st_mtime_ns
 
 
-def _still_true(bundle: OpenBundle, found: Mapping[str, FolderListing]) -> Gathered | None:
-    told = _load(bundle)
-    if told is None or told["fingerprint"] != _fingerprint(_stamps_now(str(bundle.folder), found)):
+def _saved_result(bundle: OpenBundle, listings: Mapping[str, FolderListing]) -> Gathered | None:
+    """Return the result of an earlier call if no file has changed since."""
+    saved = _load(bundle)
+    if saved is None or saved["fingerprint"] != _fingerprint(_current_stamps(str(bundle.folder), listings)):
         return None
-    gathered = _from_json(told)
+    gathered = _from_json(saved)
     try:
         zipped = bundle.paths.output_zip.lstat()
     except FileNotFoundError:
@@ -323,32 +324,32 @@ def _fingerprint(stamps: Iterator[_Stamp] | list[_Stamp]) -> str:
     return sha256(repr(sorted(stamps)).encode()).hexdigest()
 
 
-def _keep(bundle: OpenBundle, gathered: Gathered, stamps: list[_Stamp]) -> None:
-    told = {
+def _save(bundle: OpenBundle, gathered: Gathered, stamps: list[_Stamp]) -> None:
+    saved = {
         "fingerprint": _fingerprint(stamps),
         "files": gathered.files,
         "kept": gathered.inputs_and_code,
         "zip": gathered.output_zip,
         "notes": gathered.notes,
     }
-    bundle.put(bundle.scratch / _GATHERED, json.dumps(told).encode())
+    bundle.put(bundle.scratch / _GATHERED, json.dumps(saved).encode())
 
 
 def _load(bundle: OpenBundle) -> dict[str, Any] | None:
     path = bundle.scratch / _GATHERED
     try:
-        told: dict[str, Any] = json.loads(path.read_bytes())
+        saved: dict[str, Any] = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}; remove it and seal again") from error
-    return told
+    return saved
 
 
-def _from_json(told: dict[str, Any]) -> Gathered:
+def _from_json(saved: dict[str, Any]) -> Gathered:
     return Gathered(
-        files=tuple(BundleFile(*file) for file in told["files"]),
-        inputs_and_code=tuple(BundleFile(*file) for file in told["kept"]),
-        output_zip=BundleFile(*told["zip"]),
-        notes=tuple(told["notes"]),
+        files=tuple(BundleFile(*file) for file in saved["files"]),
+        inputs_and_code=tuple(BundleFile(*file) for file in saved["kept"]),
+        output_zip=BundleFile(*saved["zip"]),
+        notes=tuple(saved["notes"]),
     )

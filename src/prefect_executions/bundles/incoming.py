@@ -1,7 +1,7 @@
-"""What somebody hands in, as the bundles that it holds: one, many side by side, in a bag, or another system's export.
+"""Finds the bundles in a folder or zip to import: one, several side by side, in a bag, or exports of CCP.
 
-Nothing is believed here but names: which files belong to which bundle. Every file
-belongs to one, so that nothing comes along unseen.
+Only file names are looked at, to assign each file to its bundle. A file that belongs
+to no bundle is an error, so that an import brings nothing unnoticed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
 
 _CCP = ("metadata/request.json", "metadata/method.json")
-"""By one of these, where there is no manifest, an export of CCP is known."""
+"""Without a manifest, one of these files identifies an export of CCP."""
 
 _DEEPEST = 8
-"""Folders above a bundle, at most."""
+"""The most folders that may be above a bundle."""
 
 
 class IncomingBundle(NamedTuple):
-    """One bundle among what was handed in: where it lies there, and how much of it, if somebody said so."""
+    """A bundle in a folder or zip: its path there, and the level with which it was exported."""
 
     kind: BundleKind
     path: str
@@ -36,78 +36,78 @@ class IncomingBundle(NamedTuple):
 
 
 @contextmanager
-def open_container(place: Path, limits: Limits) -> Iterator[Source]:
-    """Open the folder or zip at *place*, with all names as they are there.
+def open_container(path: Path, limits: Limits) -> Iterator[Source]:
+    """Open the folder or zip at *path*, with paths relative to its root.
 
     Raises:
-        NotFoundError: If there is nothing.
-        BundleError: If it is a file and not a sound zip, or holds what is no plain file.
+        NotFoundError: If *path* does not exist or cannot be opened.
+        BundleError: If it is a file but not a valid zip, or contains a link or special file.
     """
-    with open_source(place, limits, top="") as source:
+    with open_source(path, limits, top="") as source:
         if source.irregular:
             raise BundleError(source.irregular[0])
         yield source
 
 
 def find_bundles(source: Source) -> tuple[IncomingBundle, ...]:
-    """Return the bundles in *source*, in the order of their places.
+    """Return the bundles in *source*, sorted by path.
 
     Raises:
-        BundleError: If there is none, a file belongs to none, a bag around them is
-            damaged, or not all are there that an export should have.
+        BundleError: If there is none, a file belongs to none, or the bag around them is
+            damaged or incomplete.
     """
-    found = tuple(_found(source, ""))
-    if not found:
+    bundles = tuple(_find(source, ""))
+    if not bundles:
         raise BundleError(
-            f"it holds no bundle: neither {layout.MANIFEST}, nor {BAG_DECLARATION}, nor {_CCP[0]} was found"
+            f"it contains no bundle: neither {layout.MANIFEST}, nor {BAG_DECLARATION}, nor {_CCP[0]} was found"
         )
-    return found
+    return bundles
 
 
-def _found(source: Source, place: str) -> Iterator[IncomingBundle]:
+def _find(source: Source, prefix: str) -> Iterator[IncomingBundle]:
     roots = _roots(source.files)
     owned: dict[str, dict[str, int]] = {root: {} for root in roots}
     beside: list[str] = []
     for path, size in source.files.items():
-        root = next((above for above in _above(path) if above in owned), None)
+        root = next((folder for folder in _folders_above(path) if folder in owned), None)
         if root is None:
             beside.append(path)
         else:
             owned[root][path.removeprefix(root)] = size
-    export = _export(source, beside, place) if roots else None
+    export = _export(source, beside, prefix) if roots else None
     for root, kind in sorted(roots.items()):
         part = SubfolderSource(source, root, owned[root])
         if kind is None:
-            if place:
-                raise BundleError(f"{place + root!r} is a bag in a bag, which nobody needs")
-            yield from _found(bag_payload(part), f"{root}{BAG_PAYLOAD}")
+            if prefix:
+                raise BundleError(f"{prefix + root!r} is a bag in a bag, which is not supported")
+            yield from _find(bag_payload(part), f"{root}{BAG_PAYLOAD}")
         else:
             level = export.level if export else ExportLevel.FULL
             part.absent = absent_at_level(level)
-            yield IncomingBundle(kind, place + root, part, level)
+            yield IncomingBundle(kind, prefix + root, part, level)
 
 
 def _roots(files: Mapping[str, int]) -> dict[str, BundleKind | None]:
-    """Return the folders that are a bundle each, or, with no kind, a bag; of two inside each other the outer one."""
+    """Return the folders that are a bundle, or a bag (kind None); of two nested ones, the outer one."""
     marks = [*((name, BundleKind.CCP) for name in _CCP), *((name.replace("/", "_"), BundleKind.FLAT) for name in _CCP)]
     roots: dict[str, BundleKind | None] = {}
     for path in files:
         for mark, kind in marks:
             if path == mark or path.endswith(f"/{mark}"):
                 roots.setdefault(path.removesuffix(mark), kind)
-    for mark, whose in ((layout.MANIFEST, BundleKind.BUNDLE), (BAG_DECLARATION, None)):
+    for mark, mark_kind in ((layout.MANIFEST, BundleKind.BUNDLE), (BAG_DECLARATION, None)):
         for path in files:
             if path == mark or path.endswith(f"/{mark}"):
-                roots[path.removesuffix(mark)] = whose
+                roots[path.removesuffix(mark)] = mark_kind
     return {
         root: kind
         for root, kind in roots.items()
-        if not any(above != root and above in roots for above in _above(root))
+        if not any(folder != root and folder in roots for folder in _folders_above(root))
     }
 
 
-def _above(path: str) -> Iterator[str]:
-    """Yield the folders above *path*, from the top, which is the empty text, as far as a bundle may lie deep."""
+def _folders_above(path: str) -> Iterator[str]:
+    """Yield the folders above *path* from the root (the empty string) down to `_DEEPEST` levels."""
     yield ""
     end = -1
     for _ in range(_DEEPEST):
@@ -117,19 +117,19 @@ def _above(path: str) -> Iterator[str]:
         yield path[: end + 1]
 
 
-def _export(source: Source, beside: list[str], place: str) -> Export | None:
+def _export(source: Source, beside: list[str], prefix: str) -> Export | None:
     export: Export | None = None
     for path in beside:
         if path == Export.file_name:
-            data = _whole(source, path)
+            data = _read_document(source, path)
             strict_json(data, path)
             export = Export.from_json(data)
         elif path != layout.CRATE:
-            raise BundleError(f"{place + path!r} belongs to no bundle")
+            raise BundleError(f"{prefix + path!r} belongs to no bundle")
     return export
 
 
-def _whole(source: Source, path: str) -> bytes:
+def _read_document(source: Source, path: str) -> bytes:
     limit = Limits().document
     if source.files[path] > limit:
         raise BundleError(f"{path} has {source.files[path]} bytes; the limit for a document is {limit}")

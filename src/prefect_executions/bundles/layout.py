@@ -1,7 +1,4 @@
-"""The names of bundle format 1 in one table, and which names an output may have.
-
-The words for how bundles leave and come: in which form, how much of them, and whose they are.
-"""
+"""Bundle format 1: the names of its files and folders, the rules for output names, and the export formats."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ REQUIRED: tuple[type[Document], ...] = tuple(record.REQUIRED.values())
 """The documents that every bundle has."""
 
 DOCUMENTS: tuple[type[Document], ...] = (*record.DOCUMENTS.values(), Verdict)
-"""Every JSON document; metrics are there when the Method logged any, a verdict when the execution is a replay."""
+"""Every JSON document: metrics exist if the Method logged any, a verdict if the execution is a replay."""
 
 PROVENANCE = "metadata/provo.xml"
 ATTESTATION = "metadata/attestation.dsse.json"
@@ -36,7 +33,7 @@ STDERR = "outputs/stderr.log"
 AUTH, METADATA, INPUTS, CODE, OUTPUTS = "auth", "metadata", "inputs", "code", "outputs"
 FOLDERS = (AUTH, METADATA, INPUTS, CODE, OUTPUTS)
 OPEN_FOLDERS = (INPUTS, CODE, OUTPUTS)
-"""The folders whose files have names of the user's own."""
+"""The folders whose file names the user chooses."""
 
 FIXED = frozenset({document.file_name for document in DOCUMENTS}) | {
     PROVENANCE,
@@ -45,16 +42,16 @@ FIXED = frozenset({document.file_name for document in DOCUMENTS}) | {
     MANIFEST,
     OUTPUT_ZIP,
 }
-"""Every file whose name the format gives."""
+"""Every file whose name the format defines."""
 
 ADDED = frozenset({INCLUSION, SSH_SIGNATURE})
-"""What may come to a bundle after it was sealed: who else signs or witnesses it."""
+"""Files that may be added after sealing: another signature, and the proof of inclusion in a checkpoint."""
 
 UNLISTED = frozenset({MANIFEST, ATTESTATION}) | ADDED
-"""The files that the manifest does not list: itself, and what signs or witnesses it."""
+"""The files that the manifest does not list: itself, its signatures, and the proof of inclusion."""
 
 NAME_BYTES = 255
-"""The longest name of one file on Linux and macOS, in bytes."""
+"""The longest file name on Linux and macOS, in bytes."""
 
 _UP_OR_EMPTY = frozenset({"", ".", ".."})
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
@@ -62,12 +59,12 @@ _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 @dataclass(frozen=True)
 class BundlePaths:
-    """Where the parts of the bundle in *folder* lie."""
+    """The paths of the files and folders of the bundle in *folder*."""
 
     folder: Path
 
     def of(self, name: str) -> Path:
-        """Return where the file *name* of the format's table lies."""
+        """Return the path of *name*, a name that the format defines."""
         return self.folder / name
 
     @property
@@ -100,58 +97,56 @@ class BundlePaths:
 
 
 def is_bundle_path(path: str) -> bool:
-    """Whether format 1 has a place for a file at *path*."""
+    """Whether format 1 allows a file at *path*."""
     top, *rest = path.split("/")
     return path in FIXED or path in ADDED or (top in OPEN_FOLDERS and bool(rest) and _UP_OR_EMPTY.isdisjoint(rest))
 
 
 def check_execution_id(execution_id: str) -> str:
-    """Return *execution_id* if it can name a folder.
+    """Return *execution_id* if it is a valid folder name.
 
     Raises:
-        NameRefusedError: If it cannot.
+        NameRefusedError: If it is not.
     """
     if not _ID.fullmatch(execution_id):
         raise NameRefusedError(
-            f"{execution_id!r} cannot be an execution id: "
-            "letters, digits, '.', '_' and '-' only, a letter or digit first"
+            f"{execution_id!r} is not a valid execution id: "
+            "use only letters, digits, '.', '_' and '-', beginning with a letter or digit"
         )
     return execution_id
 
 
 def check_output_name(name: str) -> str:
-    """Return *name* if an output may have it: a relative path with ``/`` between folders.
+    """Return *name* if it is a valid output name: a relative path with ``/`` between folders.
 
     Raises:
-        NameRefusedError: If it may not; the message says why and what to do.
+        NameRefusedError: If it is not; the message gives the reason and the fix.
     """
     fault = _fault(name)
     if fault:
-        raise NameRefusedError(f"{name!r} cannot be the name of an output: {fault}")
+        raise NameRefusedError(f"{name!r} is not a valid output name: {fault}")
     return name
 
 
 def output_path(bundle: BundlePaths, name: str) -> Path:
-    """Return where the output *name* is to be written, with the folders above it made.
+    """Return the path for the output *name*, after creating its parent folders.
 
     Raises:
-        NameRefusedError: If the name may not be used, leads out of the outputs
-            through a link, is a folder, or lies below a file.
+        NameRefusedError: If the name is invalid, leads out of the outputs
+            through a link, is a folder, or has a file as its parent.
     """
     target = bundle.folder / OUTPUTS / check_output_name(name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         inside = target.parent.resolve().is_relative_to(bundle.outputs.resolve())
     except (FileExistsError, NotADirectoryError) as error:
-        raise NameRefusedError(
-            f"{name!r} cannot be the name of an output: a file has the name of its folder"
-        ) from error
+        raise NameRefusedError(f"{name!r} is not a valid output name: its parent folder exists as a file") from error
     except OSError as error:
-        raise NameRefusedError(f"{name!r} cannot be the name of an output: {error.strerror}") from error
+        raise NameRefusedError(f"{name!r} is not a valid output name: {error.strerror}") from error
     if not inside or target.is_symlink():
-        raise NameRefusedError(f"{name!r} cannot be the name of an output: a link leads it out of the outputs")
+        raise NameRefusedError(f"{name!r} is not a valid output name: a link leads out of the outputs")
     if target.is_dir():
-        raise NameRefusedError(f"{name!r} cannot be the name of an output: there is a folder of that name")
+        raise NameRefusedError(f"{name!r} is not a valid output name: a folder has this name")
     return target
 
 
@@ -168,38 +163,38 @@ def _fault(name: str) -> str | None:
         f"a part of it is longer than {NAME_BYTES} bytes": any(
             len(part.encode(errors="replace")) > NAME_BYTES for part in parts
         ),
-        "the record of the execution's own streams has that name": f"{OUTPUTS}/{name}".casefold() in {STDOUT, STDERR},
+        "the execution's own stdout or stderr log has this name": f"{OUTPUTS}/{name}".casefold() in {STDOUT, STDERR},
     }
-    return next((fault for fault, found in faults.items() if found), None)
+    return next((fault for fault, present in faults.items() if present), None)
 
 
 class ExportFormat(StrEnum):
-    """In which form bundles leave."""
+    """The file format of an export."""
 
     ZIP = "zip"
-    """``<id>/`` with the bundle, for each."""
+    """A zip with a folder ``<id>/`` for each bundle."""
     BAGIT = "bagit"
     """A zipped bag, which `bagit.py` validates."""
     CRATE = "crate"
-    """A zipped RO-Crate: ``ro-crate-metadata.json`` lies at its root."""
+    """A zipped RO-Crate, with ``ro-crate-metadata.json`` at its root."""
 
 
 class ExportLevel(StrEnum):
-    """How much of a bundle leaves."""
+    """How much of a bundle an export contains."""
 
     FULL = "full"
     OUTPUTS = "outputs"
-    """All but the staged inputs."""
+    """Everything but the staged inputs."""
     METADATA = "metadata"
-    """The record and the code: no inputs and no outputs."""
+    """The record and the code, without inputs and outputs."""
 
 
 class BundleKind(StrEnum):
-    """Whose bundle it is."""
+    """The system that wrote a bundle, and its layout."""
 
     BUNDLE = "bundle"
-    """Ours, in the format of this house."""
+    """Our own bundle format."""
     CCP = "ccp"
-    """CCP's, with a folder for each part."""
+    """An export of CCP with a folder for each part."""
     FLAT = "ccp-flat"
-    """CCP's as it is downloaded: ``metadata_method.json``."""
+    """An export of CCP as it is downloaded, with names such as ``metadata_method.json``."""

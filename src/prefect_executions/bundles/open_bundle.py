@@ -1,12 +1,10 @@
-"""A live bundle: its folder on the workbench, its scratch folder beside it, and atomic writes between them.
+"""An open bundle: its folder on the workbench, its scratch folder, its lock, and atomic writes.
 
-Law: a document is written whole in the scratch folder and then renamed, so the
-bundle is valid to open at any moment; once the manifest is there, nothing is
-written any more.
+Law: a document is written in the scratch folder and then renamed into the bundle, so
+the bundle is valid at any moment. After the manifest exists, nothing is written any more.
 
-Live writes are not synced to the disk one by one: they survive the death of the
-process, and the archive's opening record survives the machine, seconds after it
-was put. Sealing syncs.
+Live writes are not fsynced: they survive the death of the process, and the archive's
+opening record, stored within seconds, survives the machine. Sealing calls fsync.
 """
 
 from __future__ import annotations
@@ -36,16 +34,16 @@ from prefect_executions.executions.record import (
 from prefect_executions.tracepoints import TracePoint, trace_point
 
 SCRATCH = ".open"
-"""The folder of the workbench that holds what is open and belongs to no bundle."""
+"""The folder of the workbench with the scratch folders of open bundles."""
 
 ASIDE = ".late"
-"""The folder of the workbench that holds bundles that were sealed after another had sealed the same execution."""
+"""The folder of the workbench for bundles of executions that another process had already sealed."""
 
 WITHHELD = ".withheld"
-"""The folder of the workbench that holds logs that may hold a secret, so that they are in no bundle."""
+"""The folder of the workbench for logs that may contain a secret and so are in no bundle."""
 
 LOCK_TIMEOUT = 10.0
-"""How long `OpenBundle.lock` waits, in seconds, when the caller does not say."""
+"""The default time that `OpenBundle.lock` waits, in seconds."""
 
 _LOCK_PAUSE = 0.005
 _STAND_IN = "stand-in"
@@ -57,7 +55,7 @@ D = TypeVar("D", bound=Document)
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """The bundle of one execution on the workbench of this machine."""
+    """The bundle of one execution on this machine's workbench."""
 
     workbench: Path
     id: str
@@ -71,61 +69,61 @@ class OpenBundle:
         *,
         fill: Callable[[Path], None] | None = None,
     ) -> OpenBundle:
-        """Make a new bundle with *files*, by their places in the format; all of it is there at once or nothing is.
+        """Create a bundle with *files*, by their paths in the bundle, in one atomic step.
 
-        *fill* may write what is too large for that into the folder that is about to become the bundle.
+        *fill* receives the folder before it becomes the bundle, and may write large files into it.
 
         Raises:
-            NameRefusedError: If *execution_id* cannot name a folder.
-            BundleError: If the bundle is there already, the workbench cannot be written, or the format has no
-                such place.
+            NameRefusedError: If *execution_id* is not a valid folder name.
+            BundleError: If the bundle exists already, the workbench is not writable, or the format does not allow
+                one of the files.
         """
         bundle = cls(workbench, layout.check_execution_id(execution_id))
-        fresh = bundle._temporary("new")
-        with _writing(bundle.folder):
-            _make(bundle.scratch)
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir()
+        temporary = bundle._temporary("new")
+        with _write_errors_of(bundle.folder):
+            _make_scratch(bundle.scratch)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
             trace_point(TracePoint.FOLDER_BEGUN, execution_id)
             for name in layout.FOLDERS:
-                (fresh / name).mkdir(mode=0o700 if name == layout.AUTH else 0o777)
+                (temporary / name).mkdir(mode=0o700 if name == layout.AUTH else 0o777)
             for name, data in (files or {}).items():
-                _check_known(name)
-                place = fresh / name
+                _check_allowed(name)
+                path = temporary / name
                 if name.count("/") > 1:
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                _write_new(place, data, mode=_mode(name))
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                _write_file(path, data, mode=_mode(name))
                 trace_point(TracePoint.FOLDER_FILLED, execution_id, name)
             if fill is not None:
-                fill(fresh)
-            fresh.rename(bundle.folder)
+                fill(temporary)
+            temporary.rename(bundle.folder)
         trace_point(TracePoint.OPENED, execution_id)
         return bundle
 
     @classmethod
     def load(cls, workbench: Path, execution_id: str) -> OpenBundle:
-        """Return the bundle that lies on *workbench*, open or sealed.
+        """Return the bundle on *workbench*, open or sealed.
 
         Raises:
-            NameRefusedError: If *execution_id* cannot name a folder.
-            NotFoundError: If there is none.
-            BundleError: If its scratch folder cannot be written.
+            NameRefusedError: If *execution_id* is not a valid folder name.
+            NotFoundError: If the bundle does not exist.
+            BundleError: If its scratch folder is not writable.
         """
         bundle = cls(workbench, layout.check_execution_id(execution_id))
         if not bundle.folder.is_dir():
-            raise NotFoundError(f"there is no bundle {execution_id} on the workbench {workbench}")
-        with _writing(bundle.scratch):
-            _make(bundle.scratch)
+            raise NotFoundError(f"the bundle {execution_id} is not on the workbench {workbench}")
+        with _write_errors_of(bundle.scratch):
+            _make_scratch(bundle.scratch)
         return bundle
 
     @cached_property
     def folder(self) -> Path:
-        """The bundle."""
+        """The bundle's folder."""
         return self.workbench / self.id
 
     @cached_property
     def scratch(self) -> Path:
-        """What is needed while the bundle is open: the lock, what was gathered, inputs that are not kept."""
+        """The folder for files that only an open bundle needs: the lock, gathered results, temporary files."""
         return self.workbench / SCRATCH / self.id
 
     @cached_property
@@ -134,57 +132,57 @@ class OpenBundle:
 
     @property
     def sealed(self) -> bool:
-        """Whether the manifest is there, so that nothing changes any more."""
+        """Whether the manifest exists, so that the bundle no longer changes."""
         return self.paths.manifest.exists()
 
     def output_path(self, name: str) -> Path:
-        """Return where the output *name* is to be written.
+        """Return the path for the output *name*, after creating its parent folders.
 
         Raises:
-            NameRefusedError: If the name may not be used.
+            NameRefusedError: If the name is not a valid output name.
             SealedError: If the bundle is sealed.
         """
         self._check_open(f"{layout.OUTPUTS}/{name}")
         return layout.output_path(self.paths, name)
 
     def write_document(self, document: Document) -> None:
-        """Put *document* in its place, in one step.
+        """Write *document* atomically.
 
         Raises:
             SealedError: If the bundle is sealed.
-            BundleError: If the disk is full or cannot be written.
+            BundleError: If the disk is full or not writable.
         """
         self.write(document.file_name, document.to_json())
 
     def write(self, name: str, data: bytes) -> None:
-        """Put *data* at the place *name* of the format, in one step, with the folders above it made.
+        """Write *data* atomically to the path *name* in the bundle, creating its parent folders.
 
         Raises:
             SealedError: If the bundle is sealed.
-            BundleError: If the disk is full or cannot be written, or the format has no such place.
+            BundleError: If the disk is full or not writable, or the format does not allow the file.
         """
         self._check_open(name)
-        _check_known(name)
+        _check_allowed(name)
         target = self.folder / name
         if name not in layout.FIXED:
-            with _writing(target):
+            with _write_errors_of(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
         self.put(target, data, mode=_mode(name))
 
     def put(self, target: Path, data: bytes, *, mode: int = 0o666) -> None:
-        """Write *data* to *target* in the bundle or its scratch folder, in one step, sealed or not.
+        """Write *data* atomically to *target* in the bundle or its scratch folder, sealed or not.
 
         Raises:
-            BundleError: If the disk is full or cannot be written.
+            BundleError: If the disk is full or not writable.
         """
-        fresh = self._temporary(target.name)
-        with _writing(target):
+        temporary = self._temporary(target.name)
+        with _write_errors_of(target):
             try:
-                _write_new(fresh, data, mode=mode)
+                _write_file(temporary, data, mode=mode)
                 trace_point(TracePoint.FILE_WRITTEN, self.id, target.name)
-                fresh.replace(target)
+                temporary.replace(target)
             except BaseException:
-                fresh.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
         trace_point(TracePoint.FILE_KEPT, self.id, target.name)
 
@@ -192,7 +190,7 @@ class OpenBundle:
         """Return the document of *kind*.
 
         Raises:
-            BundleError: If it is missing or is not that document; the message names it.
+            BundleError: If it is missing or damaged; the message names it.
         """
         try:
             return kind.from_json((self.folder / kind.file_name).read_bytes())
@@ -209,60 +207,62 @@ class OpenBundle:
 
     @property
     def aside(self) -> Path:
-        """Where the bundle lies when another sealed the execution before."""
+        """The bundle's path after `set_aside`."""
         return self.workbench / ASIDE / self.id
 
     @property
     def stand_in(self) -> bool:
-        """Whether this bundle was made for one that cannot be reached."""
+        """Whether this bundle was created in place of one that is unreachable."""
         return (self.scratch / _STAND_IN).exists()
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether somebody on this machine has asked the run to stop."""
+        """Whether a process on this machine has requested cancellation of the run."""
         return (self.scratch / _CANCEL).exists()
 
     def request_cancel(self) -> None:
-        """Ask the run, which looks for it, to stop; again changes nothing.
+        """Request cancellation: the run polls `cancel_requested`. It is idempotent.
 
         Raises:
-            BundleError: If the workbench cannot be written.
+            BundleError: If the workbench is not writable.
         """
         self.put(self.scratch / _CANCEL, b"")
 
     def mark_stand_in(self) -> None:
-        """Say, before it is made, that this bundle stands for one out of reach and is not to be kept here.
+        """Mark the bundle, before it is created, as a stand-in, which is not kept on this workbench.
 
         Raises:
-            BundleError: If the workbench cannot be written.
+            BundleError: If the workbench is not writable.
         """
-        with _writing(self.scratch):
-            _make(self.scratch)
+        with _write_errors_of(self.scratch):
+            _make_scratch(self.scratch)
         self.put(self.scratch / _STAND_IN, b"")
 
     def withhold_logs(self) -> Path:
-        """Move the logs out of the bundle and return where they lie, because they may hold what must not be shown.
+        """Move the logs, which may contain a secret, out of the bundle and return their new folder.
 
         Raises:
             BundleError: If they cannot be moved.
         """
-        kept = self.workbench / WITHHELD / self.id
-        with _writing(kept):
-            kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for log in (layout.STDOUT, layout.STDERR):
-                place = self.folder / log
-                if place.exists():
-                    place.rename(kept / place.name)
-                    place.touch()
-        return kept
+        folder = self.workbench / WITHHELD / self.id
+        with _write_errors_of(folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for name in (layout.STDOUT, layout.STDERR):
+                log = self.folder / name
+                if log.exists():
+                    log.rename(folder / log.name)
+                    log.touch()
+        return folder
 
     def set_aside(self) -> None:
-        """Move the bundle to `aside` and forget its scratch folder; what lay there before is replaced.
+        """Move the bundle to `aside`, replacing an earlier one, and remove its scratch folder.
+
+        It is for a bundle whose execution another process has already sealed.
 
         Raises:
             BundleError: If it cannot be moved.
         """
-        with _writing(self.aside):
+        with _write_errors_of(self.aside):
             self.aside.parent.mkdir(exist_ok=True)
             shutil.rmtree(self.aside, ignore_errors=True)
             self.folder.rename(self.aside)
@@ -271,36 +271,36 @@ class OpenBundle:
 
     @contextmanager
     def lock(self, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
-        """Hold the bundle against every other process and thread of this machine; death lets it go.
+        """Lock the bundle against all other processes and threads of this machine.
 
-        It is not held twice by one holder: a second `lock` inside the first waits for itself.
+        The lock ends with its process. It is not reentrant: a second `lock` inside the first blocks.
 
         Raises:
-            NotFoundError: If the bundle is gone: who held it before has finished with it.
-            BundleError: If another holds it for longer than *timeout* seconds, or it cannot be made.
+            NotFoundError: If the bundle no longer exists: the previous holder has removed it.
+            BundleError: If the lock is held for longer than *timeout* seconds, or cannot be created.
         """
         descriptor = self._acquire(time.monotonic() + timeout, timeout)
         try:
             if not self.folder.is_dir():
-                self._forget_lock()
-                raise NotFoundError(f"the bundle {self.id} is not on the workbench {self.workbench} any more")
+                self._remove_lock()
+                raise NotFoundError(f"the bundle {self.id} is no longer on the workbench {self.workbench}")
             yield
         finally:
             os.close(descriptor)
 
     def discard(self) -> None:
-        """Remove the bundle and its scratch folder from the workbench; doing it again changes nothing.
+        """Remove the bundle and its scratch folder from the workbench. It is idempotent.
 
         Raises:
             BundleError: If they cannot be removed.
         """
-        with _writing(self.folder):
+        with _write_errors_of(self.folder):
             for folder in (self.folder, self.scratch):
                 if folder.exists():
                     shutil.rmtree(folder)
 
-    def _forget_lock(self) -> None:
-        """Take away what `lock` has made; where another makes the bundle anew meanwhile, the rest stays his."""
+    def _remove_lock(self) -> None:
+        """Remove what `lock` has created; the scratch folder stays if another process has created the bundle again."""
         with suppress(OSError):
             (self.scratch / "lock").unlink()
             self.scratch.rmdir()
@@ -308,35 +308,35 @@ class OpenBundle:
     def _acquire(self, deadline: float, timeout: float) -> int:
         path = self.scratch / "lock"
         while True:
-            with _writing(path):
+            with _write_errors_of(path):
                 descriptor = _open_lock(path)
             if _lock_now(descriptor) and _same_file(descriptor, path):
                 return descriptor
             os.close(descriptor)
             if time.monotonic() >= deadline:
                 raise BundleError(
-                    f"the bundle {self.id} is held by another process for more than {timeout} s; try again later"
+                    f"the bundle {self.id} has been locked for more than {timeout} s by another process; try again"
                 )
             time.sleep(_LOCK_PAUSE)
 
     def _check_open(self, name: str) -> None:
         if self.sealed:
-            raise SealedError(f"the bundle {self.id} is sealed: {name} cannot be written any more")
+            raise SealedError(f"the bundle {self.id} is sealed: {name} can no longer be written")
 
     def _temporary(self, name: str) -> Path:
         return self.scratch / f"{name}.{os.getpid()}-{threading.get_ident()}.new"
 
 
-def _check_known(name: str) -> None:
+def _check_allowed(name: str) -> None:
     if not layout.is_bundle_path(name):
-        raise BundleError(f"{name}: bundle format 1 has no file of that name")
+        raise BundleError(f"{name}: bundle format 1 does not allow this file")
 
 
 def _mode(name: str) -> int:
     return 0o600 if name in _PRIVATE else 0o666
 
 
-def _write_new(path: Path, data: bytes, *, mode: int) -> None:
+def _write_file(path: Path, data: bytes, *, mode: int) -> None:
     # Not O_EXCL: in a container a killed process and its successor often have the same pid.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
@@ -349,17 +349,17 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
 
 def _open_lock(path: Path) -> int:
     while True:
-        with suppress(FileNotFoundError):  # who held it has finished, and cleared the scratch folder
+        with suppress(FileNotFoundError):  # the previous holder has removed the scratch folder
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        _make(path.parent)
+        _make_scratch(path.parent)
 
 
-def _make(scratch: Path) -> None:
-    """Make the scratch folder, which another who has done with the bundle may remove at any moment."""
+def _make_scratch(scratch: Path) -> None:
+    """Create the scratch folder, in a race with processes that have finished with the bundle and remove it."""
     while True:
         try:
             scratch.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # or so it was a moment ago
+        except FileExistsError:  # perhaps removed since
             with suppress(FileNotFoundError):
                 if not stat.S_ISDIR(scratch.lstat().st_mode):
                     raise
@@ -376,7 +376,7 @@ def _lock_now(descriptor: int) -> bool:
 
 
 def _same_file(descriptor: int, path: Path) -> bool:
-    # `discard` may have removed the lock's file while we waited for it.
+    # `discard` may have removed the lock file while this process waited for it.
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -384,11 +384,10 @@ def _same_file(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _write_errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = (
-            "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check that the workbench is writable"
-        )
-        raise BundleError(f"{path} cannot be written: {error.strerror or error}; {cure}") from error
+        disk_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        advice = "free some space" if disk_full else "check that the workbench is writable"
+        raise BundleError(f"{path} cannot be written: {error.strerror or error}; {advice}") from error

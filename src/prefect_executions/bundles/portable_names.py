@@ -1,4 +1,4 @@
-"""Names that mean the same file on every system, so that nobody who unpacks a bundle is surprised."""
+"""Portable file names: refuses paths that are invalid, or name the same file twice, on some operating system."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from prefect_executions.bundles.layout import NAME_BYTES
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.errors import BundleError
 
-# Windows, "Naming Files, Paths, and Namespaces": with any extension, in capitals or not.
+# Windows, "Naming Files, Paths, and Namespaces": reserved with any extension, in upper and lower case.
 _DEVICE = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|COM[0-9¹²³]|LPT[0-9¹²³])(\.|$)", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def check_names(paths: Iterable[str], most_folders: int = Limits().entries) -> None:
-    """Refuse paths of which one is no plain relative path on every system, or two are one file on some.
+    """Check that each path is a plain relative path on every system, and that no two are one file on any.
 
-    Memory does not grow with the length of a path, but with the parts that are new in it.
+    Memory grows with the number of distinct folders and files, not with the length of paths.
 
     Raises:
-        BundleError: If there is such a path, which the message names and says why, or
-            if they lie in more folders than may be there.
+        BundleError: If a path fails the check (the message names it and the reason), or
+            if the paths have more than *most_folders* folders.
     """
     numbers = count(1)
     folders: dict[tuple[int, str], tuple[int, str]] = {}
-    known: dict[tuple[int, str], str] = {}
+    files: dict[tuple[int, str], str] = {}
     for path in paths:
         fault = _fault(path)
         if fault:
@@ -40,30 +40,30 @@ def check_names(paths: Iterable[str], most_folders: int = Limits().entries) -> N
                 folders[key] = (next(numbers), part)
             inside, other = folders[key]
             if other != part:
-                raise BundleError(f"{path!r}: some systems take its folder {part!r} and {other!r} for the same")
+                raise BundleError(f"{path!r}: some systems treat its folder {part!r} and {other!r} as the same folder")
         if len(folders) > most_folders:
-            raise BundleError(f"{path!r}: with it there are more than {most_folders} folders")
+            raise BundleError(f"{path!r}: with this path there are more than {most_folders} folders")
         key = (inside, _key(name))
-        if key in known:
-            raise BundleError(f"{path!r}: some systems take it and {known[key]!r} for the same file")
-        known[key] = path
-    for key in known.keys() & folders.keys():
-        raise BundleError(f"{known[key]!r}: it is a file, and a folder of that name is there, too")
+        if key in files:
+            raise BundleError(f"{path!r}: some systems treat it and {files[key]!r} as the same file")
+        files[key] = path
+    for key in files.keys() & folders.keys():
+        raise BundleError(f"{files[key]!r}: it is a file, and a folder has the same name")
 
 
 def _fault(path: str) -> str | None:
     parts = path.split("/")
     faults = {
-        "it has a backslash, which some systems take for the end of a folder's name": "\\" in path,
-        "it begins with the name of a drive": _DRIVE.match(path),
+        "it has a backslash, which some systems treat as a separator": "\\" in path,
+        "it begins with a drive letter": _DRIVE.match(path),
         "it has a control character": any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in path),
-        "it has the name of a device": any(_DEVICE.match(part) for part in parts),
+        "a part of it is a reserved device name": any(_DEVICE.match(part) for part in parts),
         f"a part of it is longer than {NAME_BYTES} bytes": any(len(part.encode()) > NAME_BYTES for part in parts),
-        "a part of it ends with a space or dot, which some systems take away": any(
+        "a part of it ends with a space or dot, which some systems remove": any(
             part.endswith((" ", ".")) for part in parts
         ),
     }
-    return next((fault for fault, found in faults.items() if found), None)
+    return next((fault for fault, present in faults.items() if present), None)
 
 
 def _key(path: str) -> str:

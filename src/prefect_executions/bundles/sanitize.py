@@ -1,15 +1,15 @@
-"""What lies in the bundle's open folders, and how what is no plain file leaves them.
+"""Sanitizes the folders of a bundle that the user's code writes: only plain files with UTF-8 names remain.
 
-A bundle holds plain files with UTF-8 names: nothing else can be hashed, zipped,
-archived and read in twenty years. So before the files are read
+Nothing else can be hashed, zipped, archived and read in twenty years. So, before the
+files are read:
 
-- a link to a file of the same folder becomes that file (a second name for the same bytes);
-- any other link is taken away and noted with where it led: it is never followed,
-  because what lies outside was not written by the Method and may be secret;
-- a pipe, socket or device is taken away and noted: it holds no data;
-- a name that is not UTF-8 is written with ``%XX`` for each wrong byte, and noted.
+- a link to a file in the same folder becomes a hard link to that file;
+- any other link is removed and its target noted. It is never followed, because the
+  Method did not write what is outside, and it may be secret;
+- a pipe, socket or device is removed and noted, because it has no data;
+- in a name that is not UTF-8, ``%XX`` replaces each invalid byte, and a note says so.
 
-The notes are on disk before anything is moved, so that dying half-way loses none.
+The notes are on disk before anything is changed, so that a crash loses none.
 """
 
 from __future__ import annotations
@@ -20,69 +20,72 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from prefect_executions.bundles.layout import OPEN_FOLDERS, is_bundle_path
 from prefect_executions.bundles.open_bundle import OpenBundle
 
 _NOTES = "notes.json"
 
-# How Python shows a byte of a file name that is not UTF-8 (PEP 383).
-_WRONG_BYTE = re.compile("[\udc80-\udcff]")
+_Irregular = Literal["name", "link", "special"]
+"""Why an entry is not a plain file with a UTF-8 name."""
+
+# Python decodes a byte of a file name that is not UTF-8 to one of these (PEP 383).
+_INVALID_BYTE = re.compile("[\udc80-\udcff]")
 
 
 @dataclass
 class FolderListing:
-    """What lies in one open folder; paths are relative to the bundle and sorted."""
+    """The entries of one folder and its subfolders; paths are relative to the bundle and sorted."""
 
     files: list[str] = field(default_factory=list)
     empty_folders: list[str] = field(default_factory=list)
-    strangers: list[tuple[str, str]] = field(default_factory=list)
-    """Paths of what is no plain file with a UTF-8 name (as the system gives them), with what each is."""
+    irregular: list[tuple[str, _Irregular]] = field(default_factory=list)
+    """The paths of entries that are not plain files with UTF-8 names, as the system gives them, and the reason."""
     unreadable: list[str] = field(default_factory=list)
     """One sentence for each folder that cannot be listed."""
 
 
 def list_files(root: str, top: str) -> FolderListing:
-    """List the folder *top* of the bundle at *root*, following no link."""
-    found = FolderListing()
+    """List the folder *top* of the bundle at *root* without following links."""
+    listing = FolderListing()
     waiting = [top] if Path(root, top).is_dir() else []
     while waiting:
         folder = waiting.pop()
-        entries = _entries(root, folder, found)
+        entries = _entries(root, folder, listing)
         if not entries:
-            found.empty_folders.append(folder)
+            listing.empty_folders.append(folder)
         for entry in entries:
             path = f"{folder}/{entry.name}"
-            stranger = _stranger(entry)
-            if stranger:
-                found.strangers.append((path, stranger))
+            irregularity = _irregularity(entry)
+            if irregularity:
+                listing.irregular.append((path, irregularity))
             elif entry.is_dir(follow_symlinks=False):
                 waiting.append(path)
             else:
-                found.files.append(path)
-    found.files.sort()
-    found.empty_folders.sort()
-    return found
+                listing.files.append(path)
+    listing.files.sort()
+    listing.empty_folders.sort()
+    return listing
 
 
 def sanitize(bundle: OpenBundle) -> tuple[dict[str, FolderListing], tuple[str, ...]]:
-    """Make *bundle* hold plain files with UTF-8 names only.
+    """Remove or rename every entry of *bundle* that is not a plain file with a UTF-8 name.
 
-    Returns what lies in each open folder now, and all notes ever made of what was put right.
-    Doing it again, also after a death half-way, gives the same folders and notes.
+    Returns the listing of each folder, and a note on each change that this or an earlier
+    call has made. It is idempotent, even if a call was interrupted.
     """
     notes = _read_notes(bundle)
     root = str(bundle.folder)
-    found = {}
+    listings = {}
     for top in OPEN_FOLDERS:
-        while strangers := (there := list_files(root, top)).strangers:
-            told = {_note(bundle, path, what) for path, what in strangers} - {None}
-            notes = notes | {note for note in told if note}
+        while irregular := (listing := list_files(root, top)).irregular:
+            notes |= {note for path, reason in irregular if (note := _note(bundle, path, reason))}
             bundle.put(bundle.scratch / _NOTES, json.dumps(sorted(notes)).encode())
-            for path, what in strangers:
-                _resolve(bundle, path, what)
-        found[top] = there
-    return found, tuple(sorted(notes | set(_misplaced(bundle.folder))))
+            for path, reason in irregular:
+                _resolve(bundle, path, reason)
+        listings[top] = listing
+    return listings, tuple(sorted(notes | set(_misplaced(bundle.folder))))
 
 
 def _read_notes(bundle: OpenBundle) -> frozenset[str]:
@@ -90,21 +93,21 @@ def _read_notes(bundle: OpenBundle) -> frozenset[str]:
     return frozenset(json.loads(path.read_bytes())) if path.exists() else frozenset()
 
 
-def _entries(root: str, folder: str, found: FolderListing) -> list[os.DirEntry[str]]:
+def _entries(root: str, folder: str, listing: FolderListing) -> list[os.DirEntry[str]]:
     path = f"{root}/{folder}"
     try:
         return _scan(path)
     except PermissionError:
         pass
     except OSError as error:
-        found.unreadable.append(f"{folder}/ cannot be listed: {error.strerror}")
+        listing.unreadable.append(f"{folder}/ cannot be listed: {error.strerror}")
         return []
     try:
-        # The Method may have closed a folder of its own to itself.
+        # The Method may have removed its own permission.
         Path(path).chmod(0o700)
         return _scan(path)
     except OSError as error:
-        found.unreadable.append(f"{folder}/ cannot be listed: {error.strerror}")
+        listing.unreadable.append(f"{folder}/ cannot be listed: {error.strerror}")
         return []
 
 
@@ -113,7 +116,7 @@ def _scan(path: str) -> list[os.DirEntry[str]]:
         return list(entries)
 
 
-def _stranger(entry: os.DirEntry[str]) -> str | None:
+def _irregularity(entry: os.DirEntry[str]) -> _Irregular | None:
     if not _is_text(entry.name):
         return "name"
     if entry.is_symlink():
@@ -130,53 +133,55 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _note(bundle: OpenBundle, path: str, what: str) -> str | None:
+def _note(bundle: OpenBundle, path: str, reason: _Irregular) -> str | None:
     shown = _as_text(path)
-    if what == "name":
-        return f"{shown} has a name that was not UTF-8; its wrong bytes are written as %XX"
-    if what == "special":
+    if reason == "name":
+        return f"{shown} had a name that was not UTF-8; %XX replaces each invalid byte"
+    if reason == "special":
         return f"{shown} was a pipe, socket or device and is left out"
-    if _inner_file(bundle, path):
+    if _target_inside(bundle, path):
         return None
     target = _as_text(str((bundle.folder / path).readlink()))
-    return f"{shown} was a link to {target}, which is no file of the same folder; it was not followed and is left out"
+    return (
+        f"{shown} was a link to {target}, which is not a file of the same folder; it was not followed and is left out"
+    )
 
 
-def _resolve(bundle: OpenBundle, path: str, what: str) -> None:
-    place = bundle.folder / path
-    if what == "name":
-        place.rename(_free(place.parent, _as_text(place.name)))
+def _resolve(bundle: OpenBundle, path: str, reason: _Irregular) -> None:
+    entry = bundle.folder / path
+    if reason == "name":
+        entry.rename(_free_path(entry.parent, _as_text(entry.name)))
         return
-    inner = _inner_file(bundle, path) if what == "link" else None
-    if inner is None:
-        place.unlink()
+    target = _target_inside(bundle, path) if reason == "link" else None
+    if target is None:
+        entry.unlink()
         return
-    second = bundle.scratch / "link.new"
-    second.unlink(missing_ok=True)
-    second.hardlink_to(inner)
-    second.replace(place)
+    temporary = bundle.scratch / "link.new"
+    temporary.unlink(missing_ok=True)
+    temporary.hardlink_to(target)
+    temporary.replace(entry)
 
 
-def _inner_file(bundle: OpenBundle, path: str) -> Path | None:
+def _target_inside(bundle: OpenBundle, path: str) -> Path | None:
     top = (bundle.folder / path.partition("/")[0]).resolve()
     try:
         target = (bundle.folder / path).resolve(strict=True)
-    except (OSError, RuntimeError):  # a link in a circle is a RuntimeError up to Python 3.12
+    except (OSError, RuntimeError):  # a cycle of links raises RuntimeError up to Python 3.12
         return None
     return target if target.is_file() and target.is_relative_to(top) else None
 
 
 def _as_text(name: str) -> str:
-    return _WRONG_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", name)
+    return _INVALID_BYTE.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
 
 
-def _free(folder: Path, name: str) -> Path:
+def _free_path(folder: Path, name: str) -> Path:
     number = 1
-    place = folder / name
-    while os.path.lexists(place):
+    path = folder / name
+    while os.path.lexists(path):
         number += 1
-        place = folder / f"{name}.{number}"
-    return place
+        path = folder / f"{name}.{number}"
+    return path
 
 
 def _misplaced(root: Path) -> Iterator[str]:
@@ -184,4 +189,4 @@ def _misplaced(root: Path) -> Iterator[str]:
         for entry in sorted(_scan(f"{root}/{folder}"), key=lambda entry: entry.name):
             path = f"{folder}{entry.name}"
             if not entry.is_dir() and not is_bundle_path(path):
-                yield f"{_as_text(path)} has no place in a bundle and is in no manifest"
+                yield f"{_as_text(path)} is not part of the bundle format and is not in the manifest"

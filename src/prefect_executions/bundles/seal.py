@@ -1,11 +1,14 @@
-"""The light half of sealing: PROV, crate, signature and manifest, made of what lies on the disk.
+"""Seals a bundle: writes PROV, RO-Crate, signature and manifest from the files on the disk.
 
-Law: no clock and no chance goes in, so whoever seals, and how often, the bytes
-are the same. The manifest comes last and closes the bundle.
+This is the fast half of sealing; `gather` is the slow half.
 
-Files are not made read-only: the mode would stop nobody who may change it back,
-costs a call for each of 10,000 outputs, and is lost in the archive. The manifest
-is what tells a change.
+Law: sealing is deterministic. It uses no clock and no random numbers, so any process
+that seals the bundle, at any time, writes the same bytes. The manifest comes last and closes
+the bundle.
+
+Files are not made read-only: anybody who may write could change the mode back, it would
+take a system call for each of 10,000 outputs, and the archive loses it. The manifest
+reveals every change.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from prefect_executions.tracepoints import TracePoint, trace_point
 
 @dataclass(frozen=True)
 class Sealed:
-    """A sealed bundle: its record, its manifest, and the signature of both where one was made."""
+    """A sealed bundle: its record, its manifest, and its signature if it was signed."""
 
     record: ExecutionRecord
     manifest: bytes
@@ -39,42 +42,41 @@ class Sealed:
 
     @property
     def sha256(self) -> str:
-        """The digest of the manifest, which stands for the whole bundle."""
+        """The digest of the manifest, which identifies the whole bundle."""
         return sha256(self.manifest).hexdigest()
 
 
 def seal(bundle: OpenBundle, key: SigningKey | None = None) -> Sealed:
     """Close *bundle*: write `provo.xml`, `ro-crate-metadata.json`, with a *key* the attestation, and the manifest.
 
-    It reads what `gather` kept and hashes no output. It must be called under the
-    bundle's lock, when `jobStatus.json` is final and lists what was gathered. A
-    bundle that is sealed already is returned as it is; one whose sealing was cut
-    short is sealed to the same bytes.
+    It reads the result of `gather` and hashes no output. Call it under the bundle's
+    lock, when `jobStatus.json` is final and lists the gathered outputs. It is idempotent:
+    a sealed bundle is returned unchanged, and after an interruption the bytes are the same.
 
     Raises:
         BundleError: If the execution has not ended, nothing was gathered,
             `jobStatus.json` lists other outputs, a document is missing or damaged,
-            or the disk cannot be written.
+            or the disk is not writable.
     """
     if bundle.sealed:
-        signed = _read(bundle.folder / layout.ATTESTATION) if _is_there(bundle, layout.ATTESTATION) else None
+        signed = _read(bundle.folder / layout.ATTESTATION) if _exists(bundle, layout.ATTESTATION) else None
         return Sealed(bundle.record(), _read(bundle.paths.manifest), signed)
     record = bundle.record()
     gathered = _check_ready(bundle, record)
-    documents = [_listed(bundle, kind.file_name) for kind in layout.DOCUMENTS if _is_there(bundle, kind.file_name)]
+    documents = [_listed(bundle, kind.file_name) for kind in layout.DOCUMENTS if _exists(bundle, kind.file_name)]
     files = [*documents, *gathered.inputs_and_code, *gathered.files, gathered.output_zip]
 
-    story = BytesIO()
-    prov_writer.write(record, files, story)
-    files.append(_add(bundle, layout.PROVENANCE, story.getvalue()))
+    provenance = BytesIO()
+    prov_writer.write(record, files, provenance)
+    files.append(_add(bundle, layout.PROVENANCE, provenance.getvalue()))
     files.append(_add(bundle, layout.CRATE, crate_writer.build(record, files)))
-    closing = manifest.render(files)
-    attested = [] if key is None else [_attest(bundle, key, record, _as_file(layout.MANIFEST, closing), files)]
+    manifest_data = manifest.render(files)
+    attested = [] if key is None else [_attest(bundle, key, record, _as_file(layout.MANIFEST, manifest_data), files)]
     if key is None:
-        _forget_signature(bundle)
+        _remove_signature(bundle)
 
-    _close(bundle, closing, [*documents, *files[-2:], *gathered.inputs_and_code, gathered.output_zip, *attested])
-    return Sealed(record, closing, _read(bundle.folder / layout.ATTESTATION) if attested else None)
+    _close(bundle, manifest_data, [*documents, *files[-2:], *gathered.inputs_and_code, gathered.output_zip, *attested])
+    return Sealed(record, manifest_data, _read(bundle.folder / layout.ATTESTATION) if attested else None)
 
 
 def _check_ready(bundle: OpenBundle, record: ExecutionRecord) -> Gathered:
@@ -82,33 +84,33 @@ def _check_ready(bundle: OpenBundle, record: ExecutionRecord) -> Gathered:
     if gathered is None:
         raise BundleError(f"the bundle {bundle.id} cannot be sealed: its outputs are not gathered")
     if record.id != bundle.id:
-        raise BundleError(f"the bundle {bundle.id} cannot be sealed: its jobStatus.json is that of {record.id}")
+        raise BundleError(f"the bundle {bundle.id} cannot be sealed: its jobStatus.json belongs to {record.id}")
     if not record.status.terminal:
         raise BundleError(f"the bundle {bundle.id} cannot be sealed: its execution is {record.status}")
     if tuple((file.path, file.sha256, file.size) for file in record.job_status.outputs) != gathered.files:
         raise BundleError(
-            f"the bundle {bundle.id} cannot be sealed: its jobStatus.json lists other outputs than it has"
+            f"the bundle {bundle.id} cannot be sealed: its jobStatus.json lists other outputs than were gathered"
         )
     return gathered
 
 
 def _attest(
-    bundle: OpenBundle, key: SigningKey, record: ExecutionRecord, closing: BundleFile, files: Iterable[BundleFile]
+    bundle: OpenBundle, key: SigningKey, record: ExecutionRecord, manifest_data: BundleFile, files: Iterable[BundleFile]
 ) -> BundleFile:
-    """Sign before the manifest is in its place, so that a sealed bundle never gets a signature later."""
-    envelope = sealed_envelope(PAYLOAD_TYPE, statement_of(record, closing, files), key)
+    """Sign before the manifest is in place, so that a sealed bundle never gets a signature later."""
+    envelope = sealed_envelope(PAYLOAD_TYPE, statement_of(record, manifest_data, files), key)
     return _add(bundle, layout.ATTESTATION, envelope.to_json())
 
 
-def _forget_signature(bundle: OpenBundle) -> None:
-    """Remove what somebody signed whose sealing was cut short; its files may have been others."""
+def _remove_signature(bundle: OpenBundle) -> None:
+    """Remove the signature of an interrupted sealing, which may cover other files."""
     try:
         (bundle.folder / layout.ATTESTATION).unlink(missing_ok=True)
     except OSError as error:
         raise BundleError(f"the bundle {bundle.id} cannot be sealed: {error}; try again") from error
 
 
-def _is_there(bundle: OpenBundle, name: str) -> bool:
+def _exists(bundle: OpenBundle, name: str) -> bool:
     return (bundle.folder / name).exists()
 
 
@@ -132,19 +134,19 @@ def _read(path: Path) -> bytes:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _close(bundle: OpenBundle, closing: bytes, files: Iterable[BundleFile]) -> None:
-    """Put the manifest *closing* in its place when all that it lists is on the disk.
+def _close(bundle: OpenBundle, manifest_data: bytes, files: Iterable[BundleFile]) -> None:
+    """Rename the manifest into the bundle when every file that it lists is on the disk.
 
-    What `gather` made durable already costs nothing here; single outputs are in output.zip.
-    Should the power fail before its new name is on the disk, sealing makes the same manifest again.
+    Files that `gather` has synced take no time here; single outputs are in output.zip.
+    If the power fails before the rename is on the disk, sealing writes the same manifest again.
     """
-    waiting = bundle.scratch / layout.MANIFEST
-    bundle.put(waiting, closing)
-    places = [bundle.folder / file.path for file in files]
+    temporary = bundle.scratch / layout.MANIFEST
+    bundle.put(temporary, manifest_data)
+    paths = [bundle.folder / file.path for file in files]
     try:
-        sync([*places, waiting, *{place.parent for place in places}])
+        sync([*paths, temporary, *{path.parent for path in paths}])
         trace_point(TracePoint.MANIFEST_READY, bundle.id)
-        waiting.replace(bundle.paths.manifest)
+        temporary.replace(bundle.paths.manifest)
         trace_point(TracePoint.MANIFEST_KEPT, bundle.id)
     except OSError as error:
         raise BundleError(f"the bundle {bundle.id} cannot be sealed: {error}; try again") from error

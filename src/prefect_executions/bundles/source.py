@@ -1,4 +1,4 @@
-"""Where a bundle can be read from: a folder, a zip of that folder, or what another room hands in."""
+"""Sources that a bundle is read from: a folder, a zip, or a subfolder of either; `Source` is their protocol."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ _BLOCK = 1 << 20
 
 _BUFFER = 1 << 16
 
-# What is unpacked to be read here and there stays in memory up to this size, and goes to a file beyond.
+# A decompressed file that needs seeking stays in memory up to this size; a larger one goes to a temporary file.
 _IN_MEMORY = 8 << 20
 
 
 class Source(Protocol):
-    """A bundle to be read."""
+    """The files of a bundle, for reading."""
 
     @property
     def files(self) -> Mapping[str, int]:
-        """The size of every file, by its path in the bundle."""
+        """The size of every file by its path in the bundle."""
 
     @property
     def irregular(self) -> tuple[str, ...]:
-        """One sentence for each thing that is there and no plain file."""
+        """One sentence for each entry that is not a plain file, such as a link."""
 
     @property
     def absent(self) -> Mapping[str, str]:
-        """Why a file, or all of a folder (``inputs/``), is not kept there, by its path."""
+        """The reason why a file, or a whole folder (``inputs/``), is legitimately absent, by its path."""
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks.
 
         Raises:
-            BundleError: If it cannot be read or is not what was announced.
+            BundleError: If it cannot be read, or its size or checksum is not the announced one.
         """
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file to be read here and there; the caller closes it.
+        """Open a file for reading and seeking; the caller closes it.
 
         Raises:
-            BundleError: If it cannot be read or is not what was announced.
+            BundleError: If it cannot be read, or its size or checksum is not the announced one.
         """
 
 
@@ -66,42 +66,42 @@ def record_of(source: Source) -> ExecutionRecord:
 
 
 class FolderSource:
-    """A bundle in a folder; no link is followed."""
+    """A bundle in a folder; links are not followed."""
 
     def __init__(self, folder: Path, absent: Mapping[str, str] | None = None) -> None:
         self._folder = folder
         self.absent: Mapping[str, str] = absent or {}
         sizes: dict[str, int] = {}
         irregular: list[str] = []
-        for path, told in _walk(folder):
-            if stat.S_ISREG(told.st_mode):
-                sizes[path] = told.st_size
+        for path, status in _walk(folder):
+            if stat.S_ISREG(status.st_mode):
+                sizes[path] = status.st_size
             else:
-                irregular.append(f"{path!r} is a link or a special file; a bundle holds plain files only")
+                irregular.append(f"{path!r} is a link or a special file; a bundle has plain files only")
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
         self.irregular = tuple(sorted(irregular))
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks."""
-        with self.open(path) as stream, _naming(path):
+        with self.open(path) as stream, _read_errors_of(path):
             while block := stream.read(_BLOCK):
                 yield block
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file to be read here and there."""
-        with _naming(path):
+        """Open a file for reading and seeking."""
+        with _read_errors_of(path):
             descriptor = os.open(self._folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
             return os.fdopen(descriptor, "rb")
 
 
 class ZipSource:
-    """A bundle in a zip, with the bundle's files at its root or in its only folder."""
+    """A bundle in a zip, with its files at the root of the zip or in the only top folder."""
 
     absent: Mapping[str, str] = {}
     irregular: tuple[str, ...] = ()
 
     def __init__(self, stream: BinaryIO, limits: Limits, *, top: str | None = None) -> None:
-        """Read the directory; the files are named below the folder *top*, the only one where that is not said."""
+        """Read the directory. Paths are relative to the folder *top*; by default, to the only top folder if any."""
         self._zip = ZipReader.open(stream, limits)
         files = {name: entry for name, entry in self._zip.entries.items() if not entry.is_folder}
         for entry in files.values():
@@ -115,24 +115,24 @@ class ZipSource:
         return self._zip.blocks(self._entries[path])
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file to be read here and there; one that is packed is unpacked first."""
+        """Open a file for reading and seeking; a compressed file is decompressed first."""
         entry = self._entries[path]
         if entry.stored:
             window = _Window(self._zip.stream, self._zip.data_offset(entry), entry.size)
             return cast("BinaryIO", io.BufferedReader(window, _BUFFER))
-        unpacked = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
+        content = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the caller closes it
         try:
             for block in self.blocks(path):
-                unpacked.write(block)
+                content.write(block)
         except BaseException:
-            unpacked.close()
+            content.close()
             raise
-        unpacked.seek(0)
-        return cast("BinaryIO", unpacked)
+        content.seek(0)
+        return cast("BinaryIO", content)
 
 
 class _Window(SeekableFile):
-    """A piece of a file that is open already; others may read from it in between."""
+    """A window of an open file; the file's position may change between two reads."""
 
     def __init__(self, stream: BinaryIO, begin: int, size: int) -> None:
         super().__init__(size)
@@ -140,18 +140,18 @@ class _Window(SeekableFile):
 
     def fetch(self, into: memoryview) -> int:
         self._stream.seek(self._begin + self.position)
-        found = self._stream.read(min(len(into), self.left))
-        into[: len(found)] = found
-        return len(found)
+        data = self._stream.read(min(len(into), self.left))
+        into[: len(data)] = data
+        return len(data)
 
 
 class SubfolderSource:
-    """What of a source lies below *prefix*, as a source of its own."""
+    """The files of another source below *prefix*, as a source."""
 
     irregular: tuple[str, ...] = ()
 
     def __init__(self, source: Source, prefix: str, files: Mapping[str, int] | None = None) -> None:
-        """Look at *source* below *prefix*; *files*, where the caller knows them, are those there."""
+        """Select the files of *source* below *prefix*, or *files* if the caller has listed them already."""
         self._source = source
         self._prefix = prefix
         self.absent: Mapping[str, str] = {}
@@ -164,25 +164,25 @@ class SubfolderSource:
         return self._source.blocks(self._prefix + path)
 
     def open(self, path: str) -> BinaryIO:
-        """Open a file to be read here and there."""
+        """Open a file for reading and seeking."""
         return self._source.open(self._prefix + path)
 
 
 @contextmanager
-def open_source(place: Path, limits: Limits, *, top: str | None = None) -> Iterator[Source]:
-    """Open the folder or zip at *place*; in a zip the files are named below *top*, its only folder where unsaid.
+def open_source(path: Path, limits: Limits, *, top: str | None = None) -> Iterator[Source]:
+    """Open the folder or zip at *path*; *top* is the folder of a zip as in `ZipSource`.
 
     Raises:
-        NotFoundError: If there is nothing.
-        BundleError: If it is a file and not a sound zip.
+        NotFoundError: If *path* does not exist or cannot be opened.
+        BundleError: If it is a file but not a valid zip.
     """
-    if place.is_dir():
-        yield FolderSource(place)
+    if path.is_dir():
+        yield FolderSource(path)
         return
     try:
-        stream = place.open("rb")
+        stream = path.open("rb")
     except OSError as error:
-        raise NotFoundError(f"{place} cannot be opened: {error.strerror}") from error
+        raise NotFoundError(f"{path} cannot be opened: {error.strerror}") from error
     with stream:
         yield ZipSource(stream, limits, top=top)
 
@@ -191,25 +191,25 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     waiting = [""]
     while waiting:
         above = waiting.pop()
-        with _naming(above), os.scandir(folder / above) as entries:
+        with _read_errors_of(above), os.scandir(folder / above) as entries:
             for entry in entries:
                 path = f"{above}{entry.name}"
-                told = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(told.st_mode):
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
                     waiting.append(path + "/")
                 else:
-                    yield path, told
+                    yield path, status
 
 
 def _only_folder(files: Mapping[str, object]) -> str:
     tops = {name.partition("/")[0] for name in files if "/" in name}
     top = next(iter(tops)) + "/" if len(tops) == 1 else ""
-    inside = top and all(name.startswith(top) for name in files)
-    return top if inside and top.removesuffix("/") not in layout.FOLDERS else ""
+    contains_all = top and all(name.startswith(top) for name in files)
+    return top if contains_all and top.removesuffix("/") not in layout.FOLDERS else ""
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
+def _read_errors_of(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

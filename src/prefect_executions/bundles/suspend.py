@@ -1,8 +1,8 @@
-"""An open bundle as one zip, so that a suspended run can go on with it on another machine.
+"""Packs an open bundle into a zip, so that a suspended run can resume on another machine.
 
-What is staged anew (inputs) and what is made at the end (`output.zip`, PROV, crate)
-stays behind. What is no plain file with a UTF-8 name does, too: a link or a pipe
-means nothing elsewhere.
+The zip has the documents, code and outputs. Inputs are staged again, and `output.zip`,
+PROV and crate are written at the end. Links, pipes and files whose name is not UTF-8
+are left out, because they mean nothing on another machine.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ _DOCUMENTS = frozenset(document.file_name for document in layout.DOCUMENTS)
 
 
 def pack(bundle: OpenBundle) -> Path:
-    """Write the documents, code and outputs of *bundle* as a zip into its scratch folder and return where it is.
+    """Write the documents, code and outputs of *bundle* as a zip into its scratch folder and return the zip's path.
 
-    It must be called under the bundle's lock, when nobody writes outputs any more.
+    Call it under the bundle's lock, when nothing writes outputs any more.
 
     Raises:
         BundleError: If a file cannot be read or the disk is full.
     """
-    there = bundle.scratch / "suspended.zip"
+    target = bundle.scratch / "suspended.zip"
     try:
-        with there.open("wb") as file:
+        with target.open("wb") as file:
             writer = ZipWriter(file.write)
-            for path in _carried(bundle):
+            for path in _packed_paths(bundle):
                 size = (bundle.folder / path).stat().st_size
                 writer.add_stream(path, _blocks(bundle.folder / path), size, deflate=True)
             writer.close()
     except OSError as error:
-        there.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         raise BundleError(f"the open bundle {bundle.id} cannot be packed: {error}; free some space") from error
-    return there
+    return target
 
 
 def unpack(stream: BinaryIO, workbench: Path, execution_id: str) -> OpenBundle:
-    """Make the open bundle that `pack` packed, on *workbench*; all of it is there at once or nothing is.
+    """Create the open bundle from the zip that `pack` wrote, on *workbench*, in one atomic step.
 
-    The zip is hostile input: what has no place in an open bundle is refused.
+    The zip is hostile input: a file that does not belong in an open bundle is refused.
 
     Raises:
-        BundleError: If it is damaged, or is not that execution's; or if the bundle is there already.
+        BundleError: If it is damaged or belongs to another execution, or if the bundle exists already.
     """
     try:
         reader = ZipReader.open(stream, Limits())
     except BundleError as error:
         raise BundleError(f"the suspended bundle of {execution_id} cannot be read: {error}") from error
-    strange = [name for name in reader.entries if not _has_place(name)]
-    if strange:
-        raise BundleError(f"the suspended bundle of {execution_id} holds {strange[0]!r}, which has no place there")
+    refused = [name for name in reader.entries if not _is_allowed(name)]
+    if refused:
+        raise BundleError(f"the suspended bundle of {execution_id} contains {refused[0]!r}, which is not allowed in it")
     limit = Limits().document
-    whole = [entry for name, entry in reader.entries.items() if not _is_output(name)]
-    if any(entry.size > limit for entry in whole):
+    documents = [entry for name, entry in reader.entries.items() if not _is_output(name)]
+    if any(entry.size > limit for entry in documents):
         raise BundleError(f"the suspended bundle of {execution_id} has a document of more than {limit} bytes")
 
     def fill(folder: Path) -> None:
@@ -71,16 +71,16 @@ def unpack(stream: BinaryIO, workbench: Path, execution_id: str) -> OpenBundle:
                 with (folder / name).open("xb") as file:
                     file.writelines(reader.blocks(entry))
 
-    documents = {entry.name: b"".join(reader.blocks(entry)) for entry in whole}
-    bundle = OpenBundle.create(workbench, execution_id, documents, fill=fill)
-    found = bundle.record().id
-    if found != execution_id:
+    files = {entry.name: b"".join(reader.blocks(entry)) for entry in documents}
+    bundle = OpenBundle.create(workbench, execution_id, files, fill=fill)
+    recorded_id = bundle.record().id
+    if recorded_id != execution_id:
         bundle.discard()
-        raise BundleError(f"the suspended bundle of {execution_id} is that of {found}")
+        raise BundleError(f"the suspended bundle of {execution_id} belongs to {recorded_id}")
     return bundle
 
 
-def _carried(bundle: OpenBundle) -> Iterator[str]:
+def _packed_paths(bundle: OpenBundle) -> Iterator[str]:
     yield from sorted(name for name in _DOCUMENTS if (bundle.folder / name).is_file())
     for top in (layout.CODE, layout.OUTPUTS):
         yield from list_files(str(bundle.folder), top).files
@@ -95,7 +95,7 @@ def _is_output(name: str) -> bool:
     return name.startswith(f"{layout.OUTPUTS}/")
 
 
-def _has_place(name: str) -> bool:
+def _is_allowed(name: str) -> bool:
     return name in _DOCUMENTS or (
         layout.is_bundle_path(name) and name.startswith((f"{layout.CODE}/", f"{layout.OUTPUTS}/"))
     )

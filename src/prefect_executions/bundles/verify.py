@@ -1,10 +1,11 @@
-"""Finds out whether a bundle is whole and tells one story, with nothing but the bundle.
+"""Verifies a bundle: its files are complete and unchanged, and its documents agree with each other.
 
-No network, server or ledger is asked. A digest finds every change that did not
-make the manifest anew; for those that did, the documents, PROV and crate are held
-against each other.
+It needs only the bundle: no network, server or ledger. The digests reveal a change that
+left the manifest as it was. If the manifest was changed too, comparing the documents,
+PROV and RO-Crate with each other reveals it.
 
-The checks of a verification, by name: each yields one sentence per fault, with the file and both values.
+A check is a generator in `CHECKS`. It yields one sentence per fault, with the file and
+both values.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from prefect_executions.provenance import times as prov_times
 
 
 class Unchecked(str):
-    """A sentence about what could not be looked at, because it is not kept there."""
+    """A sentence on something that was not checked, because it is not in the bundle."""
 
     __slots__ = ()
 
@@ -46,267 +47,272 @@ Findings = Iterator[str]
 _Part = StepSummary | PhaseSummary
 
 
-def _layout(seen: Evidence) -> Findings:
-    """What the format asks for is there, and nothing that it has no place for."""
-    yield from seen.source.irregular
+def _layout(evidence: Evidence) -> Findings:
+    """Every file that the format requires is present, and no file that it does not allow."""
+    yield from evidence.source.irregular
     required = [kind.file_name for kind in layout.REQUIRED]
     for path in [*required, layout.PROVENANCE, layout.CRATE, layout.MANIFEST, layout.OUTPUT_ZIP]:
-        if path not in seen.files and not seen.absence_reason(path):
+        if path not in evidence.files and not evidence.absence_reason(path):
             yield f"{path} is missing"
-    for path in seen.files:
+    for path in evidence.files:
         if not layout.is_bundle_path(path):
-            yield f"{path!r} has no place in a bundle of format 1"
+            yield f"{path!r} is not allowed in a bundle of format 1"
 
 
-def _manifest(seen: Evidence) -> Findings:
-    """The manifest is one, in its one form, and lists files of a bundle only."""
-    for path in seen.listed:
+def _manifest(evidence: Evidence) -> Findings:
+    """The manifest has its only valid form and lists only files that it may list."""
+    for path in evidence.listed:
         if path in layout.UNLISTED or not layout.is_bundle_path(path):
-            yield f"{layout.MANIFEST} lists {path!r}, which it may not"
+            yield f"{layout.MANIFEST} lists {path!r}, which is not allowed in it"
 
 
-def _digests(seen: Evidence) -> Findings:
-    """Every file that the manifest lists is there and has the digest that it says."""
+def _digests(evidence: Evidence) -> Findings:
+    """Every file in the manifest is present and has the listed digest."""
     reasons: Counter[str] = Counter()
-    for path, digest in seen.listed.items():
-        why = seen.absence_reason(path)
-        found = seen.kept.get(path) if why else seen.digests.get(path)
-        if found is None and why:
+    for path, digest in evidence.listed.items():
+        why = evidence.absence_reason(path)
+        actual = evidence.available.get(path) if why else evidence.digests.get(path)
+        if actual is None and why:
             reasons[why] += 1
-        elif found is None:
+        elif actual is None:
             yield f"{path!r} is missing; the manifest lists it with {digest}"
-        elif found != digest:
-            yield f"{path!r} is {found}; the manifest says {digest}"
+        elif actual != digest:
+            yield f"{path!r} is {actual}; the manifest says {digest}"
     for why, count in reasons.items():
-        yield Unchecked(f"{count} listed files are not there: {why}")
+        yield Unchecked(f"{count} listed files are absent: {why}")
 
 
-def _no_extra_files(seen: Evidence) -> Findings:
-    """No file is there that the manifest does not list."""
-    for path in seen.files:
-        if path not in seen.listed and path not in layout.UNLISTED:
-            yield f"{path!r} is there and the manifest does not list it"
+def _no_extra_files(evidence: Evidence) -> Findings:
+    """The manifest lists every file that is present."""
+    for path in evidence.files:
+        if path not in evidence.listed and path not in layout.UNLISTED:
+            yield f"{path!r} is present and not in the manifest"
 
 
-def _output_zip(seen: Evidence) -> Findings:
-    """``output.zip`` is a sound zip and holds the same files as ``outputs/``."""
-    why = seen.absence_reason(layout.OUTPUT_ZIP)
-    if layout.OUTPUT_ZIP not in seen.files and why:
-        yield Unchecked(f"{layout.OUTPUT_ZIP} is not there: {why}")
+def _output_zip(evidence: Evidence) -> Findings:
+    """``output.zip`` is a valid zip and has the same files as ``outputs/``."""
+    why = evidence.absence_reason(layout.OUTPUT_ZIP)
+    if layout.OUTPUT_ZIP not in evidence.files and why:
+        yield Unchecked(f"{layout.OUTPUT_ZIP} is absent: {why}")
         return
     try:
-        members = seen.members
+        members = evidence.members
     except BundleError as error:
         yield f"{layout.OUTPUT_ZIP}: {error}"
         return
-    beside = {path: digest for path, digest in seen.digests.items() if path.startswith(layout.OUTPUTS + "/")}
-    if not beside and seen.absence_reason(layout.OUTPUTS + "/"):
-        beside = {path: digest for path, digest in seen.listed.items() if path.startswith(layout.OUTPUTS + "/")}
-    for path in beside.keys() - members.keys():
+    outputs = {path: digest for path, digest in evidence.digests.items() if path.startswith(layout.OUTPUTS + "/")}
+    if not outputs and evidence.absence_reason(layout.OUTPUTS + "/"):
+        outputs = {path: digest for path, digest in evidence.listed.items() if path.startswith(layout.OUTPUTS + "/")}
+    for path in outputs.keys() - members.keys():
         yield f"{path!r} is in the bundle and not in {layout.OUTPUT_ZIP}"
     for path, member in members.items():
-        if path not in beside:
+        if path not in outputs:
             yield f"{path!r} is in {layout.OUTPUT_ZIP} and not in the bundle"
-        elif member.sha256 != beside[path]:
-            yield f"{path!r} is {member.sha256} in {layout.OUTPUT_ZIP} and {beside[path]} in the bundle"
+        elif member.sha256 != outputs[path]:
+            yield f"{path!r} is {member.sha256} in {layout.OUTPUT_ZIP} and {outputs[path]} in the bundle"
 
 
-def _documents(seen: Evidence) -> Findings:
-    """Every JSON document is what its model says."""
+def _documents(evidence: Evidence) -> Findings:
+    """Every JSON document is valid."""
     for kind in layout.DOCUMENTS:
-        if kind.file_name in seen.files:
+        if kind.file_name in evidence.files:
             try:
-                seen.document(kind)
+                evidence.document(kind)
             except BundleError as error:
                 yield str(error)
 
 
-def _lifecycle(seen: Evidence) -> Findings:
-    """The history is legal and says what `jobStatus.json` says beside it."""
-    told = seen.document(JobStatus)
-    for fault in faults(told.history):
+def _lifecycle(evidence: Evidence) -> Findings:
+    """The status history is valid and agrees with the other members of `jobStatus.json`."""
+    status = evidence.document(JobStatus)
+    for fault in faults(status.history):
         yield f"{JobStatus.file_name}: {fault}"
-    if not told.execution_status.terminal:
-        yield f"{JobStatus.file_name}: the execution is {told.execution_status} in a sealed bundle"
-    steps = [entry for entry in told.history if entry.kind is EntryKind.STATUS]
+    if not status.execution_status.terminal:
+        yield f"{JobStatus.file_name}: the execution is {status.execution_status} in a sealed bundle"
+    steps = [entry for entry in status.history if entry.kind is EntryKind.STATUS]
     last = steps[-1] if steps else None
     times = {step.status: step.time for step in reversed(steps)}
     pairs: Mapping[str, tuple[object, object]] = {
-        "executionStatus": (told.execution_status, last and last.status),
-        "reason": (told.reason, last and last.reason),
-        "created": (told.created, times.get(Status.CREATED)),
-        "started": (told.started, times.get(Status.STARTED)),
-        "finished": (told.finished, last.time if last and last.status.terminal else None),
-        "updated": (told.updated, max((entry.time for entry in told.history), default=None)),
-        "attempt": (told.attempt, max((entry.attempt for entry in told.history), default=None)),
+        "executionStatus": (status.execution_status, last and last.status),
+        "reason": (status.reason, last and last.reason),
+        "created": (status.created, times.get(Status.CREATED)),
+        "started": (status.started, times.get(Status.STARTED)),
+        "finished": (status.finished, last.time if last and last.status.terminal else None),
+        "updated": (status.updated, max((entry.time for entry in status.history), default=None)),
+        "attempt": (status.attempt, max((entry.attempt for entry in status.history), default=None)),
     }
-    for member, (said, happened) in pairs.items():
-        if said != happened:
-            yield f"{JobStatus.file_name}: {member} is {_words(said)}; the history says {_words(happened)}"
+    for member, (value, from_history) in pairs.items():
+        if value != from_history:
+            yield f"{JobStatus.file_name}: {member} is {_words(value)}; the history says {_words(from_history)}"
 
 
-def _same_execution(seen: Evidence) -> Findings:
-    """Every document is of the same execution of the same Method."""
-    told, request, method = seen.document(JobStatus), seen.document(ExecuteRequest), seen.document(Method)
+def _same_execution(evidence: Evidence) -> Findings:
+    """Every document belongs to the same execution of the same Method."""
+    status, request, method = evidence.document(JobStatus), evidence.document(ExecuteRequest), evidence.document(Method)
     claims = {
         ExecuteRequest.file_name: (request.execution_id, f"{request.method_id} {request.method_version}"),
-        Method.file_name: (told.job_id, f"{method.id} {method.version}"),
-        JobStatus.file_name: (told.job_id, f"{told.process_id} {method.version}"),
+        Method.file_name: (status.job_id, f"{method.id} {method.version}"),
+        JobStatus.file_name: (status.job_id, f"{status.process_id} {method.version}"),
     }
     for path, (execution, of_method) in claims.items():
-        if execution != told.job_id:
-            yield f"{path} is of execution {execution}; {JobStatus.file_name} of {told.job_id}"
+        if execution != status.job_id:
+            yield f"{path} belongs to execution {execution}; {JobStatus.file_name} to {status.job_id}"
         if of_method != f"{method.id} {method.version}":
-            yield f"{path} is of Method {of_method}; {Method.file_name} of {method.id} {method.version}"
-    for path, other in ((layout.PROVENANCE, seen.provenance_summary), (layout.CRATE, seen.crate_summary)):
-        if other.account.execution_id != told.job_id:
-            yield f"{path} is of execution {other.account.execution_id}; {JobStatus.file_name} of {told.job_id}"
+            yield f"{path} belongs to Method {of_method}; {Method.file_name} to {method.id} {method.version}"
+    for path, read in ((layout.PROVENANCE, evidence.provenance_summary), (layout.CRATE, evidence.crate_summary)):
+        if read.account.execution_id != status.job_id:
+            yield f"{path} belongs to execution {read.account.execution_id}; {JobStatus.file_name} to {status.job_id}"
 
 
-def _ogc_status(seen: Evidence) -> Findings:
-    """OGC's ``status`` says what ``executionStatus`` says."""
-    told = seen.json_of(JobStatus)
-    ours, ogc = (told.get("executionStatus"), told.get("status")) if isinstance(told, dict) else (None, None)
+def _ogc_status(evidence: Evidence) -> Findings:
+    """OGC's ``status`` matches ``executionStatus``."""
+    document = evidence.json_of(JobStatus)
+    ours, ogc = (
+        (document.get("executionStatus"), document.get("status")) if isinstance(document, dict) else (None, None)
+    )
     expected = {status.value: word for status, word in AS_OGC.items()}.get(str(ours))
     if ogc is None or ogc != expected:
-        wanted = f"executionStatus {_words(ours)} asks for {_words(expected)}"
-        yield f"{JobStatus.file_name}: status is {_words(ogc)}; {wanted}"
+        reason = f"executionStatus {_words(ours)} requires {_words(expected)}"
+        yield f"{JobStatus.file_name}: status is {_words(ogc)}; {reason}"
 
 
-def _inputs(seen: Evidence) -> Findings:
-    """Every staged input is the file that `request.json` recorded."""
-    for file in seen.document(ExecuteRequest).files:
+def _inputs(evidence: Evidence) -> Findings:
+    """Every staged input has the digest and size in `request.json`."""
+    for file in evidence.document(ExecuteRequest).files:
         path = file.path
         if path is None:
-            yield Unchecked(f"input {file.input!r} is kept by reference: {file.origin}")
+            yield Unchecked(f"input {file.input!r} is only referenced: {file.origin}")
         elif not path.startswith(layout.INPUTS + "/"):
-            yield f"{ExecuteRequest.file_name} has the input {file.input!r} at {path!r}, which is not below inputs/"
-        elif path in seen.files or not seen.absence_reason(path):
-            yield from _compare(seen, ExecuteRequest.file_name, path, file.sha256, file.size)
+            yield f"{ExecuteRequest.file_name} has the input {file.input!r} at {path!r}, which is outside inputs/"
+        elif path in evidence.files or not evidence.absence_reason(path):
+            yield from _compare(evidence, ExecuteRequest.file_name, path, file.sha256, file.size)
         else:
-            yield Unchecked(f"{path!r} is not there: {seen.absence_reason(path)}")
+            yield Unchecked(f"{path!r} is absent: {evidence.absence_reason(path)}")
 
 
-def _code(seen: Evidence) -> Findings:
-    """Every file of the Method's code that is kept is the one that `method.json` recorded."""
-    code = seen.document(Method).code
+def _code(evidence: Evidence) -> Findings:
+    """Every file of the Method's code has the digest in `method.json`."""
+    code = evidence.document(Method).code
     for file in code.files if code else ():
         path = file.path
-        if path in seen.files or path in seen.listed:
-            yield from _compare(seen, Method.file_name, path, file.sha256, None)
+        if path in evidence.files or path in evidence.listed:
+            yield from _compare(evidence, Method.file_name, path, file.sha256, None)
         else:
-            yield Unchecked(f"{path!r} is not kept; {Method.file_name} says {file.sha256}")
+            yield Unchecked(f"{path!r} is not in the bundle; {Method.file_name} says {file.sha256}")
 
 
-def _outputs(seen: Evidence) -> Findings:
-    """`jobStatus.json` lists every output, as it is."""
-    told = {output.path: output for output in seen.document(JobStatus).outputs}
-    why = seen.absence_reason(layout.OUTPUTS + "/")
-    there = {path for path in (seen.kept if why else seen.digests) if path.startswith(layout.OUTPUTS + "/")}
-    for path in sorted(there - told.keys()):
-        yield f"{path!r} is there and {JobStatus.file_name} does not list it"
-    if why and not there:
-        there = {path for path in seen.listed if path.startswith(layout.OUTPUTS + "/")}
-        for path in sorted(there ^ told.keys()):
+def _outputs(evidence: Evidence) -> Findings:
+    """`jobStatus.json` lists every output with its digest and size."""
+    recorded = {output.path: output for output in evidence.document(JobStatus).outputs}
+    why = evidence.absence_reason(layout.OUTPUTS + "/")
+    digests = evidence.available if why else evidence.digests
+    present = {path for path in digests if path.startswith(layout.OUTPUTS + "/")}
+    for path in sorted(present - recorded.keys()):
+        yield f"{path!r} is present and not in {JobStatus.file_name}"
+    if why and not present:
+        listed = {path for path in evidence.listed if path.startswith(layout.OUTPUTS + "/")}
+        for path in sorted(listed ^ recorded.keys()):
             yield f"{path!r} is listed in only one of {JobStatus.file_name} and {layout.MANIFEST}"
-        yield Unchecked(f"{len(told)} outputs are not there: {why}")
-    for path, output in told.items():
-        yield from _compare(seen, JobStatus.file_name, path, output.sha256, output.size)
+        yield Unchecked(f"{len(recorded)} outputs are absent: {why}")
+    for path, output in recorded.items():
+        yield from _compare(evidence, JobStatus.file_name, path, output.sha256, output.size)
 
 
-def _provenance(seen: Evidence) -> Findings:
-    """`provo.xml` tells what the documents tell."""
-    yield from _differences(seen.account, seen.provenance_summary.account, layout.PROVENANCE)
+def _provenance(evidence: Evidence) -> Findings:
+    """`provo.xml` agrees with the documents."""
+    yield from _differences(evidence.summary, evidence.provenance_summary.account, layout.PROVENANCE)
 
 
-def _provenance_times(seen: Evidence) -> Findings:
-    """The times in `provo.xml` follow each other."""
-    for fault in prov_times.time_faults(seen.bytes_of(layout.PROVENANCE)):
+def _provenance_times(evidence: Evidence) -> Findings:
+    """The times in `provo.xml` are in a possible order."""
+    for fault in prov_times.time_faults(evidence.bytes_of(layout.PROVENANCE)):
         yield f"{layout.PROVENANCE}: {fault}"
 
 
-def _crate(seen: Evidence) -> Findings:
-    """`ro-crate-metadata.json` tells what the documents tell."""
-    by_account = list(_differences(seen.account, seen.crate_summary.account, layout.CRATE))
-    yield from by_account or _every_word_of_the_crate(seen)
+def _crate(evidence: Evidence) -> Findings:
+    """`ro-crate-metadata.json` agrees with the documents."""
+    differences = list(_differences(evidence.summary, evidence.crate_summary.account, layout.CRATE))
+    yield from differences or _crate_rebuilt(evidence)
 
 
-def _every_word_of_the_crate(seen: Evidence) -> Findings:
-    """What the crate says of single files is left to `told-files`, so that a changed file is no fault of the crate."""
-    told = dict(seen.crate_summary.files)
-    there = {path: digest for path, digest in seen.listed.items() if path != layout.CRATE}
-    files = [BundleFile(path, digest, seen.files.get(path, 0)) for path, digest in (there | told).items()]
-    known = {path for path, digest in there.items() if path in seen.files and told.get(path, digest) == digest}
-    unmeasured = frozenset(file.path for file in files if file.path not in known)
-    yield from crate_reader.differences(seen.bytes_of(layout.CRATE), seen.record, files, unmeasured)
-
-
-def _told_files(seen: Evidence) -> Findings:
-    """Every file that `provo.xml` and `ro-crate-metadata.json` tell of has the digest that they tell."""
-    for path, digest in sorted(seen.provenance_summary.files):
-        if path in seen.files or path in seen.listed:  # source that is not kept is told by its digest, too
-            yield from _compare(seen, layout.PROVENANCE, path, digest, None)
-    for path, digest in sorted(seen.crate_summary.files):
-        yield from _compare(seen, layout.CRATE, path, digest, None)
-
-
-def _signature(seen: Evidence) -> Findings:
-    """The attestation is signed by who is trusted, and speaks of this manifest, its files and this execution."""
-    if layout.ATTESTATION not in seen.files:
-        if seen.trusted:
-            yield Unchecked("it is not signed")
-        return
-    yield from _signer_findings(seen, seen.envelope, layout.ATTESTATION)
-    if seen.envelope.payload_type != PAYLOAD_TYPE:
-        yield f"{layout.ATTESTATION} holds {seen.envelope.payload_type}; a seal is signed as {PAYLOAD_TYPE}"
-        return
-    yield from _statement(seen, Statement.from_json(seen.envelope.payload, layout.ATTESTATION))
-
-
-def _inclusion(seen: Evidence) -> Findings:
-    """The proof that comes along leads from this seal to a checkpoint that is signed by who is trusted."""
-    if layout.INCLUSION not in seen.files:
-        return
-    told = Inclusion.from_json(seen.bytes_of(layout.INCLUSION))
-    yield from _signer_findings(seen, told.head.envelope, layout.INCLUSION)
-    if not told.holds:
-        yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {told.parsed_head().number}"
-    found = sha256(seen.bytes_of(layout.MANIFEST)).hexdigest()
-    pairs = {
-        "execution": (told.seal.execution_id, seen.document(JobStatus).job_id),
-        "manifest": (told.seal.manifest_sha256, found),
+def _crate_rebuilt(evidence: Evidence) -> Findings:
+    """Compare the crate with one built from the documents; `told-files` compares the digests of single files."""
+    in_crate = dict(evidence.crate_summary.files)
+    listed = {path: digest for path, digest in evidence.listed.items() if path != layout.CRATE}
+    files = [BundleFile(path, digest, evidence.files.get(path, 0)) for path, digest in (listed | in_crate).items()]
+    measured = {
+        path for path, digest in listed.items() if path in evidence.files and in_crate.get(path, digest) == digest
     }
-    for what, (witnessed, said) in pairs.items():
-        if witnessed != said:
-            yield f"{layout.INCLUSION} is of the {what} {witnessed}; this is {said}"
+    unmeasured = frozenset(file.path for file in files if file.path not in measured)
+    yield from crate_reader.differences(evidence.bytes_of(layout.CRATE), evidence.record, files, unmeasured)
 
 
-def _signer_findings(seen: Evidence, envelope: Envelope, path: str) -> Findings:
-    for one in envelope.signatures:
-        key = seen.trusted.get(one.key_id)
-        if key is None and seen.trusted:
-            yield f"{path} is signed with the key {one.key_id}, which is not trusted here"
+def _told_files(evidence: Evidence) -> Findings:
+    """Every file in `provo.xml` and `ro-crate-metadata.json` has the digest that they give."""
+    for path, digest in sorted(evidence.provenance_summary.files):
+        if path in evidence.files or path in evidence.listed:  # PROV also gives digests of source that is not copied
+            yield from _compare(evidence, layout.PROVENANCE, path, digest, None)
+    for path, digest in sorted(evidence.crate_summary.files):
+        yield from _compare(evidence, layout.CRATE, path, digest, None)
+
+
+def _signature(evidence: Evidence) -> Findings:
+    """The attestation is signed by a trusted key and covers this manifest, its files and this execution."""
+    if layout.ATTESTATION not in evidence.files:
+        if evidence.trusted:
+            yield Unchecked("the bundle is not signed")
+        return
+    yield from _signer_findings(evidence, evidence.envelope, layout.ATTESTATION)
+    if evidence.envelope.payload_type != PAYLOAD_TYPE:
+        yield f"{layout.ATTESTATION} has the type {evidence.envelope.payload_type} instead of {PAYLOAD_TYPE}"
+        return
+    yield from _statement(evidence, Statement.from_json(evidence.envelope.payload, layout.ATTESTATION))
+
+
+def _inclusion(evidence: Evidence) -> Findings:
+    """The inclusion proof leads from this seal to a checkpoint that is signed by a trusted key."""
+    if layout.INCLUSION not in evidence.files:
+        return
+    proof = Inclusion.from_json(evidence.bytes_of(layout.INCLUSION))
+    yield from _signer_findings(evidence, proof.head.envelope, layout.INCLUSION)
+    if not proof.holds:
+        yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {proof.parsed_head().number}"
+    manifest_sha256 = sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()
+    pairs = {
+        "execution": (proof.seal.execution_id, evidence.document(JobStatus).job_id),
+        "manifest": (proof.seal.manifest_sha256, manifest_sha256),
+    }
+    for what, (proven, actual) in pairs.items():
+        if proven != actual:
+            yield f"{layout.INCLUSION} belongs to the {what} {proven}; this is {actual}"
+
+
+def _signer_findings(evidence: Evidence, envelope: Envelope, path: str) -> Findings:
+    for signature in envelope.signatures:
+        key = evidence.trusted.get(signature.key_id)
+        if key is None and evidence.trusted:
+            yield f"{path} is signed with the key {signature.key_id}, which is not trusted"
         elif key is None:
-            yield Unchecked(f"no key is trusted here, so nobody knows whether the signature of {one.key_id} is right")
-        elif not key.signed(envelope.signed, one.data):
-            yield f"{path}: the signature is not that of the key {one.key_id} over what it holds"
+            yield Unchecked(f"the signature of {signature.key_id} is not verified: there are no trusted keys")
+        elif not key.signed(envelope.signed, signature.data):
+            yield f"{path}: the signature of {signature.key_id} is invalid for this content"
 
 
-def _statement(seen: Evidence, told: Statement) -> Findings:
-    sealed = {**seen.listed, layout.MANIFEST: sha256(seen.bytes_of(layout.MANIFEST)).hexdigest()}
-    for path in sorted(sealed.keys() | told.subjects.keys()):
-        said, signed = sealed.get(path), told.subjects.get(path)
-        if said != signed:
-            yield f"{path!r} was signed as {_words(signed)}; the manifest says {_words(said)}"
-    status = seen.document(JobStatus)
+def _statement(evidence: Evidence, statement: Statement) -> Findings:
+    sealed = {**evidence.listed, layout.MANIFEST: sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()}
+    for path in sorted(sealed.keys() | statement.subjects.keys()):
+        actual, signed = sealed.get(path), statement.subjects.get(path)
+        if actual != signed:
+            yield f"{path!r} was signed as {_words(signed)}; the manifest says {_words(actual)}"
+    status = evidence.document(JobStatus)
     pairs = {
-        "execution": (told.execution_id, status.job_id),
-        "start": (told.started, text_of_time(status.started) if status.started else None),
-        "end": (told.finished, text_of_time(status.finished) if status.finished else None),
+        "execution": (statement.execution_id, status.job_id),
+        "start": (statement.started, text_of_time(status.started) if status.started else None),
+        "end": (statement.finished, text_of_time(status.finished) if status.finished else None),
     }
-    for what, (signed, said) in pairs.items():
-        if signed != said:
-            yield f"the {what} was signed as {_words(signed)}; {JobStatus.file_name} says {_words(said)}"
+    for what, (signed, actual) in pairs.items():
+        if signed != actual:
+            yield f"the {what} was signed as {_words(signed)}; {JobStatus.file_name} says {_words(actual)}"
 
 
 CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
@@ -329,57 +335,56 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "signature": _signature,
     "inclusion": _inclusion,
 }
-"""Every check by its name, in the order in which they are told."""
+"""Every check by its name, in the order of the report."""
 
 
-def _compare(seen: Evidence, document: str, path: str, digest: str, size: int | None) -> Findings:
-    why = seen.absence_reason(path)
-    found = (seen.kept if why else seen.digests).get(path)
-    if found is None:
-        # Not there and rightly so: the manifest is the only other witness.
-        listed = seen.listed.get(path) if why else None
+def _compare(evidence: Evidence, document: str, path: str, digest: str, size: int | None) -> Findings:
+    why = evidence.absence_reason(path)
+    actual = (evidence.available if why else evidence.digests).get(path)
+    if actual is None:
+        # The file is legitimately absent: compare with the manifest instead.
+        listed = evidence.listed.get(path) if why else None
         if listed is None:
             yield f"{path!r} is missing; {document} lists it with {digest}"
         elif listed != digest:
             yield f"{path!r} is {listed} in {layout.MANIFEST}; {document} says {digest}"
         return
-    if found != digest:
-        yield f"{path!r} is {found}; {document} says {digest}"
-    real = seen.files.get(path)
-    if None not in {size, real} and size != real:
-        yield f"{path!r} has {real} bytes; {document} says {size}"
+    if actual != digest:
+        yield f"{path!r} is {actual}; {document} says {digest}"
+    actual_size = evidence.files.get(path)
+    if None not in {size, actual_size} and size != actual_size:
+        yield f"{path!r} has {actual_size} bytes; {document} says {size}"
 
 
 def _differences(ours: RecordSummary, theirs: RecordSummary, path: str) -> Findings:
     for member in ("execution_id", "method", "status", "started", "finished"):
-        said, other = getattr(ours, member), getattr(theirs, member)
-        if said != other:
-            yield f"{path}: {member.replace('_', ' ')} is {_words(other)}; the documents say {_words(said)}"
-    for member, said, other in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
-        for name, digest in sorted(other - said):
-            yield f"{path}: {member} {name!r} is {digest}; the documents say {_found(said, name)}"
-        for name, digest in sorted(said - other):
-            yield f"{path}: {member} {name!r} is {_found(other, name)}; the documents say {digest}"
-    yield from _parts("step", ours.steps, theirs.steps, path)
-    yield from _parts("phase", ours.phases, theirs.phases, path)
+        our_value, their_value = getattr(ours, member), getattr(theirs, member)
+        if our_value != their_value:
+            yield f"{path}: {member.replace('_', ' ')} is {_words(their_value)}; the documents say {_words(our_value)}"
+    for kind, own, other in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
+        for name, digest in sorted(other - own):
+            yield f"{path}: {kind} {name!r} is {digest}; the documents say {_digests_of(own, name)}"
+        for name, digest in sorted(own - other):
+            yield f"{path}: {kind} {name!r} is {_digests_of(other, name)}; the documents say {digest}"
+    yield from _part_differences("step", ours.steps, theirs.steps, path)
+    yield from _part_differences("phase", ours.phases, theirs.phases, path)
 
 
-def _parts(what: str, ours: Iterable[_Part], theirs: Iterable[_Part], path: str) -> Findings:
-    """Tell the steps or phases that are not told alike; what names one is its first member."""
-    said, told = {part[0]: part for part in ours}, {part[0]: part for part in theirs}
+def _part_differences(kind: str, ours: Iterable[_Part], theirs: Iterable[_Part], path: str) -> Findings:
+    """Compare steps or phases, whose first member is their name."""
+    our_parts, their_parts = {part[0]: part for part in ours}, {part[0]: part for part in theirs}
     for part in sorted(set(theirs) - set(ours), key=str):
-        there = said.get(part[0])
-        yield f"{path}: {what} {part[0]} is told as {_part(part)}; the documents say {_part(there)}"
-    for name in sorted(said.keys() - told.keys(), key=str):
-        yield f"{path}: {what} {name} is absent; the documents say {_part(said[name])}"
+        yield f"{path}: {kind} {part[0]} is {_part(part)}; the documents say {_part(our_parts.get(part[0]))}"
+    for name in sorted(our_parts.keys() - their_parts.keys(), key=str):
+        yield f"{path}: {kind} {name} is absent; the documents say {_part(our_parts[name])}"
 
 
 def _part(part: _Part | None) -> str:
     return "absent" if part is None else " ".join(_words(member) for member in part[1:])
 
 
-def _found(pairs: frozenset[tuple[str, str]], name: str) -> str:
-    return ", ".join(sorted(digest for one, digest in pairs if one == name)) or "absent"
+def _digests_of(pairs: frozenset[tuple[str, str]], name: str) -> str:
+    return ", ".join(sorted(digest for other, digest in pairs if other == name)) or "absent"
 
 
 def _words(value: object) -> str:
@@ -391,22 +396,22 @@ def _words(value: object) -> str:
 
 
 MAX_SHOWN = 100
-"""How many faults of one check are told; the rest is counted."""
+"""The most faults of one check in a report; the others are counted."""
 
 DEFAULT_LIMITS = Limits()
 NO_KEYS: Mapping[str, VerifyingKey] = MappingProxyType({})
-"""The keys of those whose signature is believed, where nobody said whose."""
+"""No trusted keys: signatures are listed but not verified."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found."""
+    """The result of one check."""
 
     name: str
     faults: tuple[str, ...] = ()
     """One sentence for each fault, with the file and both values."""
     unchecked: tuple[str, ...] = ()
-    """One sentence for each thing that could not be looked at, because it is not kept there."""
+    """One sentence for each thing that was not checked, because it is not in the bundle."""
 
     @property
     def passed(self) -> bool:
@@ -415,11 +420,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """What a verification found."""
+    """The result of a verification."""
 
     checks: tuple[Check, ...]
     signers: tuple[str, ...] = ()
-    """The ids of the keys that its signatures claim to be of; what became of the claim the checks tell."""
+    """The key ids that the signatures claim; the checks say whether the claim is true."""
 
     @property
     def passed(self) -> bool:
@@ -427,12 +432,12 @@ class Report:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """Every fault, with the name of its check."""
+        """Every fault, with the name of its check in front."""
         return tuple(f"{check.name}: {fault}" for check in self.checks for fault in check.faults)
 
     @property
     def unchecked(self) -> tuple[str, ...]:
-        return tuple(f"{check.name}: {words}" for check in self.checks for words in check.unchecked)
+        return tuple(f"{check.name}: {sentence}" for check in self.checks for sentence in check.unchecked)
 
 
 def verify(
@@ -442,14 +447,14 @@ def verify(
     only: Collection[str] | None = None,
     trusted: Mapping[str, VerifyingKey] = NO_KEYS,
 ) -> Report:
-    """Check a bundle: a folder, a zip of that folder, or what another room hands in.
+    """Verify a bundle in a folder, in a zip of that folder, or in any other source.
 
-    A damaged bundle is a report with faults and no error. *only* names the checks
-    to make, of `CHECKS`; the others are left out. *trusted* are the keys of those whose
-    signature is believed, by their ids; without any a signature is told and not judged.
+    A damaged bundle gives a report with faults, not an error. *only* selects checks of
+    `CHECKS` by name. *trusted* are the trusted public keys by their ids; without any,
+    signatures are listed but not verified.
 
     Raises:
-        NotFoundError: If there is nothing at the path.
+        NotFoundError: If the path does not exist.
     """
     names = [name for name in CHECKS if only is None or name in only]
     if not isinstance(bundle, Path):
@@ -458,7 +463,7 @@ def verify(
         with open_source(bundle, limits) as source:
             return _report(Evidence(source, limits, trusted), names)
     except BundleError as error:
-        # The zip around the bundle, or the folder itself, cannot be read.
+        # The zip or the folder itself cannot be read.
         return Report((Check("layout", (f"{bundle.name}: {error}",)),))
 
 
@@ -468,23 +473,23 @@ def _report(evidence: Evidence, names: Collection[str]) -> Report:
 
 def _signers(evidence: Evidence) -> tuple[str, ...]:
     with suppress(BundleError):
-        return tuple(one.key_id for one in evidence.envelope.signatures)
+        return tuple(signature.key_id for signature in evidence.envelope.signatures)
     return ()
 
 
 def _check(name: str, evidence: Evidence) -> Check:
-    found: list[str] = []
+    messages: list[str] = []
     unchecked: list[str] = []
     more = 0
     try:
         for sentence in CHECKS[name](evidence):
-            kind = unchecked if isinstance(sentence, Unchecked) else found
-            if len(kind) < MAX_SHOWN:
-                kind.append(str(sentence))
+            sentences = unchecked if isinstance(sentence, Unchecked) else messages
+            if len(sentences) < MAX_SHOWN:
+                sentences.append(str(sentence))
             else:
-                more += kind is found
+                more += sentences is messages
     except BundleError as error:
-        found.append(str(error))
+        messages.append(str(error))
     if more:
-        found.append(f"and {more} more")
-    return Check(name, tuple(found), tuple(unchecked))
+        messages.append(f"and {more} more")
+    return Check(name, tuple(messages), tuple(unchecked))

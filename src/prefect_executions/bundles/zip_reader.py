@@ -1,13 +1,13 @@
-"""Reads a zip that somebody hostile may have written: refuse, never repair.
+"""A strict zip reader for hostile input: it refuses what is ambiguous and repairs nothing.
 
-Only the plain form is taken, the one in which every reader sees the same files:
-the directory closes the file, entries lie end to end from the first byte on, each
-local header says what the directory says, no name comes twice or leads out, and
-data that was announced is the data that is there. `zipfile` reads 44 of the 56
-zips in tests/hostile_zips.py without an error, and takes 1.6 times as long for small entries.
+It accepts only zips in which every reader sees the same files: the directory ends the
+file, entries follow each other without gaps from the first byte on, each local header
+agrees with the directory, names are unique and relative, and the data has the announced
+size and checksum. `zipfile` reads 44 of the 56 zips in tests/hostile_zips.py without an
+error, and takes 1.6 times as long for small entries.
 
-Nothing is unpacked here, and limits are checked on what the directory announces,
-before any data is read.
+The reader unpacks nothing to disk. It checks the limits against the directory before it
+reads any data.
 """
 
 from __future__ import annotations
@@ -30,42 +30,43 @@ _LOCATOR64 = struct.Struct("<4sLQL")
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _STORED, _DEFLATED = 0, 8
 _UTF8, _SIZES_FOLLOW = 0x800, 0x008
-# Bits 1 and 2 tell how hard deflate tried; every other bit is encryption, patches or unused.
-_KNOWN_FLAGS = _UTF8 | _SIZES_FOLLOW | 0x006
+# Bits 1 and 2 give deflate's compression level; every other bit is encryption, patches or unused.
+_ALLOWED_FLAGS = _UTF8 | _SIZES_FOLLOW | 0x006
 
-# Deflate's own bound: no stream holds more than 1032 times its length (zlib's technical notes).
+# Deflate's own bound: no stream expands to more than 1032 times its length (zlib's technical notes).
 _DEFLATE_BOUND = 1032
 
-# APPNOTE 4.6.9 and 4.5: what may hold another name, the target of a link, or a key.
+# APPNOTE 4.6.9 and 4.5: extra fields that may hold another name, the target of a link, or a key,
+# the latter with the length up to which they are harmless.
 _UNICODE_PATH = 0x7075
-_NO_FIELDS = {0x000D: 12, 0x756E: 0, 0x0017: 0, 0x9901: 0}
+_LONGEST_HARMLESS = {0x000D: 12, 0x756E: 0, 0x0017: 0, 0x9901: 0}
 
 _BLOCK = 1 << 20
 _LONGEST_DESCRIPTOR = 24
 
-# Linux opens no path above 4096 bytes (PATH_MAX); an export puts some folders before it.
+# Linux opens no path above 4096 bytes (PATH_MAX); an export adds some folders in front.
 _LONGEST_NAME = 8192
 
 
 class Limits(NamedTuple):
-    """What a bundle that somebody hands in may ask of this machine."""
+    """The resources that an untrusted bundle may take on this machine."""
 
     entries: int = 500_000
-    """Files of a zip; a million would take more than 200 MiB of memory."""
+    """Entries of a zip; a million would take more than 200 MiB of memory."""
     allowance: int = 20 << 30
-    """Bytes that a zip may unfold to, however small it is."""
+    """Unpacked bytes that any zip may have, however small it is."""
     expansion: int = 200
-    """Beyond the allowance, how many times its own length a zip may unfold to."""
+    """Beyond the allowance: how many times its own length a zip may expand to."""
     document: int = 64 << 20
-    """Bytes of a document that is read as a whole."""
+    """Bytes of a document that is read into memory."""
 
 
 TRUSTED_LIMITS = Limits(entries=10_000_000, allowance=1 << 50)
-"""For a zip of our own whose digest is known: what it unfolds to is what a Method wrote."""
+"""For our own zips whose digest was checked: their content is what a Method wrote."""
 
 
 class ZipEntry(NamedTuple):
-    """A file of a zip, as the directory tells it, and where its local header begins and must end."""
+    """An entry of the directory, with the offsets where its local header begins and where the next entry begins."""
 
     name: str
     flags: int
@@ -79,25 +80,25 @@ class ZipEntry(NamedTuple):
 
     @property
     def stored(self) -> bool:
-        """Whether its data lies there as it is."""
+        """Whether the data is not compressed."""
         return self.method == _STORED
 
 
 @dataclass(frozen=True)
 class ZipReader:
-    """A zip whose directory was found to be sound; data and local headers are checked as they are read."""
+    """A zip with a valid directory; local headers and data are checked when they are read."""
 
     stream: BinaryIO
     entries: Mapping[str, ZipEntry]
-    """Every file and folder by its name, in the order in which they lie in the zip."""
+    """Every file and folder by its name, in the order of their offsets."""
 
     @classmethod
     def open(cls, stream: BinaryIO, limits: Limits) -> ZipReader:
         """Read the directory of *stream*.
 
         Raises:
-            BundleError: If it is truncated, not a zip, inconsistent, names what may
-                not be named, or beyond *limits*.
+            BundleError: If it is truncated, not a zip, inconsistent, has a refused
+                name, or exceeds *limits*.
         """
         begin, length, count = _find_directory(stream)
         if count > limits.entries:
@@ -106,16 +107,16 @@ class ZipReader:
             raise BundleError("its directory is longer than its entries can be")
         stream.seek(begin)
         entries = _in_order(list(_directory(_exactly(stream, length), count)), begin)
-        unfolds, whole = sum(entry.size for entry in entries), begin + length
-        if unfolds > max(limits.allowance, limits.expansion * whole):
-            raise BundleError(f"it unfolds from {whole} to {unfolds} bytes; the limit is {limits.allowance}")
+        unpacked, packed = sum(entry.size for entry in entries), begin + length
+        if unpacked > max(limits.allowance, limits.expansion * packed):
+            raise BundleError(f"it expands from {packed} to {unpacked} bytes; the limit is {limits.allowance}")
         return cls(stream, {entry.name: entry for entry in entries})
 
     def data_offset(self, entry: ZipEntry) -> int:
-        """Return where the data of *entry* begins, having held its local header against the directory.
+        """Return where the data of *entry* begins, after comparing its local header with the directory.
 
         Raises:
-            BundleError: If they differ, or its data does not end where the next entry begins.
+            BundleError: If they differ, or the data does not end where the next entry begins.
         """
         self.stream.seek(entry.offset)
         header = _LOCAL.unpack(_exactly(self.stream, _LOCAL.size))
@@ -123,14 +124,14 @@ class ZipReader:
         name = _exactly(self.stream, name_length)
         extra = _extra_fields(_exactly(self.stream, extra_length), entry.name)
         wide, follows = 1 in extra, bool(flags & _SIZES_FOLLOW)
-        # Where sizes follow, Python wrote zeros into both places until 3.11.4.
+        # Where sizes follow, Python wrote zeros into both fields until 3.11.4.
         if wide and not (follows and not any((size, packed, *extra[1]))):
             size, packed = _widen(extra[1], (size, packed), entry.name)
         if (magic, flags, method, name) != (b"PK\3\4", entry.flags, entry.method, entry.name.encode()):
             raise BundleError(f"{entry.name!r}: its local header differs from the directory")
-        told = (checksum, packed, size)
-        if told != (entry.checksum, entry.packed, entry.size) and not (follows and not any(told)):
-            raise BundleError(f"{entry.name!r}: its local header tells other sizes or another checksum")
+        local = (checksum, packed, size)
+        if local != (entry.checksum, entry.packed, entry.size) and not (follows and not any(local)):
+            raise BundleError(f"{entry.name!r}: its local header has other sizes or another checksum")
         begin: int = entry.offset + _LOCAL.size + name_length + extra_length
         self._check_end(entry, begin + entry.packed, follows=follows, wide=wide)
         return begin
@@ -139,12 +140,11 @@ class ZipReader:
         """Yield the content of *entry* in blocks, never more than the directory announced.
 
         Raises:
-            BundleError: If the local header, the size or the checksum is not what was announced.
+            BundleError: If the local header, the size or the checksum differs from the directory.
         """
-        begin = self.data_offset(entry)
-        raw = _range(self.stream, begin, entry.packed)
+        packed_blocks = self.compressed_blocks(entry)
         size = checksum = 0
-        for block in _inflated(raw, entry) if entry.method == _DEFLATED else raw:
+        for block in _inflated(packed_blocks, entry) if entry.method == _DEFLATED else packed_blocks:
             size += len(block)
             if size > entry.size:
                 break
@@ -155,22 +155,22 @@ class ZipReader:
                 f"{entry.name!r}: it announces {entry.size} bytes and has {'more' if size > entry.size else size}"
             )
         if checksum != entry.checksum:
-            raise BundleError(f"{entry.name!r}: its data has another checksum than it announces")
+            raise BundleError(f"{entry.name!r}: its data has another checksum than announced")
 
     def compressed_blocks(self, entry: ZipEntry) -> Iterator[bytes]:
-        """Yield the data of *entry* as it lies in the zip, packed; checksum and size are not looked at.
+        """Yield the data of *entry* as stored in the zip; size and checksum of its content are not checked.
 
         Raises:
-            BundleError: If the local header is not what was announced.
+            BundleError: If the local header differs from the directory.
         """
         return _range(self.stream, self.data_offset(entry), entry.packed)
 
     def _check_end(self, entry: ZipEntry, end: int, *, follows: bool, wide: bool) -> None:
         self.stream.seek(end)
-        left = self.stream.read(min(entry.end - end, _LONGEST_DESCRIPTOR + 1)) if entry.end > end else b""
-        told = struct.pack("<LQQ" if wide else "<LLL", entry.checksum, entry.packed, entry.size) if follows else b""
-        # APPNOTE 4.3.9.3: the signature before it is usual and not required.
-        if entry.end >= end and left in {told, b"PK\7\x08" + told if follows else told}:
+        trailer = self.stream.read(min(entry.end - end, _LONGEST_DESCRIPTOR + 1)) if entry.end > end else b""
+        sizes = struct.pack("<LQQ" if wide else "<LLL", entry.checksum, entry.packed, entry.size) if follows else b""
+        # APPNOTE 4.3.9.3: the signature of a data descriptor is usual and not required.
+        if entry.end >= end and trailer in {sizes, b"PK\7\x08" + sizes if follows else sizes}:
             return
         raise BundleError(f"{entry.name!r}: its data does not end where the next entry begins")
 
@@ -178,13 +178,13 @@ class ZipReader:
 def _find_directory(stream: BinaryIO) -> tuple[int, int, int]:
     end = stream.seek(0, 2) - _END.size
     if end < 0:
-        raise BundleError("it is no zip, or cut")
+        raise BundleError("it is not a zip, or truncated")
     stream.seek(end)
-    magic, disk, start_disk, here, count, length, begin, comment = _END.unpack(_exactly(stream, _END.size))
+    magic, disk, start_disk, entries_here, count, length, begin, comment = _END.unpack(_exactly(stream, _END.size))
     if magic != b"PK\5\6" or comment:
-        raise BundleError("it does not end as a zip does: it is cut, has something after it, or a comment")
-    if disk or start_disk or here != count:
-        raise BundleError("it is one part of several")
+        raise BundleError("it does not end as a zip does: it is truncated, has data after its end, or a comment")
+    if disk or start_disk or entries_here != count:
+        raise BundleError("it is one part of a multi-part zip")
     if end >= _LOCATOR64.size:
         stream.seek(end - _LOCATOR64.size)
         locator = _LOCATOR64.unpack(_exactly(stream, _LOCATOR64.size))
@@ -199,14 +199,14 @@ def _find_directory(stream: BinaryIO) -> tuple[int, int, int]:
 def _read_end64(
     stream: BinaryIO, end: int, locator: tuple[bytes, int, int, int], narrow: tuple[int, int, int]
 ) -> tuple[int, int, int]:
-    place = end - _LOCATOR64.size - _END64.size
-    if place < 0 or locator[1:] != (0, place, 1):
-        raise BundleError("its 64-bit end record is not where it is said to be")
-    stream.seek(place)
-    magic, rest, _made, _needed, disk, start_disk, here, count, length, begin = _END64.unpack(
+    offset = end - _LOCATOR64.size - _END64.size
+    if offset < 0 or locator[1:] != (0, offset, 1):
+        raise BundleError("its 64-bit end record is not at the offset that its locator gives")
+    stream.seek(offset)
+    magic, rest, _made, _needed, disk, start_disk, entries_here, count, length, begin = _END64.unpack(
         _exactly(stream, _END64.size)
     )
-    if magic != b"PK\6\6" or rest != _END64.size - 12 or disk or start_disk or here != count:
+    if magic != b"PK\6\6" or rest != _END64.size - 12 or disk or start_disk or entries_here != count:
         raise BundleError("its 64-bit end record is damaged")
     wide = (begin, length, count)
     for little, big, full in zip(narrow, wide, (_FULL32, _FULL32, _FULL16), strict=True):
@@ -219,7 +219,7 @@ def _directory(data: bytes, count: int) -> Iterator[ZipEntry]:
     position = 0
     for _ in range(count):
         if position + _CENTRAL.size > len(data):
-            raise BundleError("its directory is shorter than it says")
+            raise BundleError("its directory is shorter than its end record says")
         fields = _CENTRAL.unpack_from(data, position)
         name_length, extra_length, comment_length = fields[11:14]
         position += _CENTRAL.size
@@ -240,8 +240,8 @@ def _entry(fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> ZipEnt
     extra = _extra_fields(raw_extra, name)
     if 1 in extra:
         size, packed, offset = _widen(extra[1], (size, packed, offset), name)
-    if flags & ~_KNOWN_FLAGS or method not in {_STORED, _DEFLATED} or disk:
-        raise BundleError(f"{name!r}: it is encrypted, in parts, or packed by another method than deflate")
+    if flags & ~_ALLOWED_FLAGS or method not in {_STORED, _DEFLATED} or disk:
+        raise BundleError(f"{name!r}: it is encrypted, in parts, or compressed by another method than deflate")
     kind = stat.S_IFMT(mode >> 16)
     is_folder = name.endswith("/")
     if kind not in {0, stat.S_IFDIR if is_folder else stat.S_IFREG}:
@@ -255,12 +255,12 @@ def _name(raw: bytes, flags: int) -> str:
     try:
         name = raw.decode("utf-8" if flags & _UTF8 else "ascii")
     except UnicodeDecodeError as error:
-        raise BundleError(f"{raw!r}: its name is not UTF-8, or does not say that it is") from error
+        raise BundleError(f"{raw!r}: its name is not UTF-8, or not marked as UTF-8") from error
     if len(raw) > _LONGEST_NAME:
-        raise BundleError(f"{name[:80]!r} …: its name has {len(raw)} bytes, which no system opens")
+        raise BundleError(f"{name[:80]!r} …: its name has {len(raw)} bytes; the limit is {_LONGEST_NAME}")
     parts = name.removesuffix("/").split("/")
     if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
-        raise BundleError(f"{name!r}: it is absolute, leads out, or has an empty part")
+        raise BundleError(f"{name!r}: it is absolute, leads out of the zip, or has an empty part")
     return name
 
 
@@ -270,10 +270,10 @@ def _in_order(entries: list[ZipEntry], directory: int) -> list[ZipEntry]:
     for entry in entries:
         name = entry.name.removesuffix("/")
         if name in names:
-            raise BundleError(f"{name!r}: it is there twice")
+            raise BundleError(f"{name!r}: two entries have this name")
         names.add(name)
     if (entries[0].offset if entries else directory) != 0:
-        raise BundleError("it has something before its first entry")
+        raise BundleError("it has data before its first entry")
     ends = [*(entry.offset for entry in entries), directory][1:]
     for entry, end in zip(entries, ends, strict=True):
         if entry.offset + _LOCAL.size + len(entry.name.encode()) + entry.packed > end:
@@ -292,9 +292,9 @@ def _extra_fields(data: bytes, name: str) -> dict[int, bytes]:
         if position > len(data) or kind in fields:
             raise BundleError(f"{name!r}: its extra fields are damaged")
         fields[kind] = data[position - length : position]
-        if length > _NO_FIELDS.get(kind, length):
+        if length > _LONGEST_HARMLESS.get(kind, length):
             raise BundleError(f"{name!r}: its extra fields make it a link, or encrypt it")
-    # A version and the CRC of the other name, 5 bytes, go before it.
+    # A version and the CRC of the name in the header, 5 bytes, precede the Unicode name.
     if _UNICODE_PATH in fields and fields[_UNICODE_PATH][5:] != name.encode():
         raise BundleError(f"{name!r}: its extra fields give it another name")
     return fields
@@ -304,14 +304,14 @@ def _widen(field: bytes, values: tuple[int, ...], name: str) -> list[int]:
     """Return *values* with those that do not fit 32 bits taken from the zip64 *field* (APPNOTE 4.5.3)."""
     missing = sum(value == _FULL32 for value in values)
     if len(field) != 8 * missing:
-        raise BundleError(f"{name!r}: its 64-bit sizes do not fit the others")
+        raise BundleError(f"{name!r}: its 64-bit sizes contradict its 32-bit sizes")
     wide = iter(struct.unpack(f"<{missing}Q", field))
     return [next(wide) if value == _FULL32 else value for value in values]
 
 
 def _range(stream: BinaryIO, begin: int, length: int) -> Iterator[bytes]:
     while length:
-        # Others may read from the stream between two blocks.
+        # The caller may read elsewhere in the stream between two blocks.
         stream.seek(begin)
         block = _exactly(stream, min(length, _BLOCK))
         begin += len(block)
@@ -328,17 +328,17 @@ def _inflated(raw: Iterator[bytes], entry: ZipEntry) -> Iterator[bytes]:
                 yield inflate.decompress(waiting, _BLOCK)
                 waiting = inflate.unconsumed_tail
             if inflate.eof and (inflate.unused_data or waiting):
-                raise BundleError(f"{entry.name!r}: it has something after its data")
+                raise BundleError(f"{entry.name!r}: bytes follow the end of its compressed data")
         while rest := inflate.decompress(b"", _BLOCK):
             yield rest
     except zlib.error as error:
         raise BundleError(f"{entry.name!r}: its data is damaged: {error}") from error
     if not inflate.eof:
-        raise BundleError(f"{entry.name!r}: its data is cut")
+        raise BundleError(f"{entry.name!r}: its data is truncated")
 
 
 def _exactly(stream: BinaryIO, length: int) -> bytes:
     data = stream.read(length)
     if len(data) != length:
-        raise BundleError("it is cut")
+        raise BundleError("it is truncated")
     return data

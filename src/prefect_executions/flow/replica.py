@@ -180,7 +180,7 @@ class Replica(threading.Thread):
         order, name = self._order, str(self.number)
         self._seen = runtime.mount_path(data_folder(order.bundle, name))
         to = f"replica-{name}" if order.replicas > 1 else ""
-        prepare_data_folder(order.bundle, name, order.files, to=to, seen=self._seen)
+        prepare_data_folder(order.bundle, name, order.files, subfolder=to, mount_path=self._seen)
         there = {str(path): f"{self._seen}/{INPUTS}/{inside}" for inside, path in order.files.items()}
         values = {name: _as_seen(value, there) for name, value in order.values.items()}
         return scripts_of(order.method, values, order.secrets)
