@@ -140,7 +140,7 @@ def test_a_signed_bundle_verifies_as_folder_and_zip_with_and_without_trust(signe
         report = verify(place, trusted=trusting())
         assert (report.faults, report.unchecked) == ((), ())
         assert report.signers == (a_key().public.id,)
-        assert "no key is trusted here" in verify(place).unchecked[-1]
+        assert "there are no trusted keys" in verify(place).unchecked[-1]
         assert verify(place).passed
 
 
@@ -148,7 +148,7 @@ def test_an_unsigned_bundle_is_told_where_keys_are_trusted(tmp_path):
     folder = a_sealed_bundle(tmp_path).folder
     report = verify(folder, trusted=trusting())
     assert report.passed
-    assert report.unchecked == ("signature: it is not signed",)
+    assert report.unchecked == ("signature: the bundle is not signed",)
     assert verify(folder).unchecked == ()
 
 
@@ -178,7 +178,7 @@ def test_a_changed_payload_is_found(bundle):
     envelope = Envelope.from_json((bundle / ATTESTATION).read_bytes(), ATTESTATION)
     changed = envelope._replace(payload=envelope.payload.replace(b"1.2.0", b"9.9.9"))
     (bundle / ATTESTATION).write_bytes(changed.to_json())
-    assert any("the signature is not that of the key" in fault for fault in faults(bundle))
+    assert any("is invalid for this content" in fault for fault in faults(bundle))
 
 
 def test_the_attestation_of_another_execution_is_found(bundle, tmp_path):
@@ -191,7 +191,7 @@ def test_the_attestation_of_another_execution_is_found(bundle, tmp_path):
 def test_an_envelope_around_something_else_is_no_seal(bundle):
     other = sealed_envelope("text/plain", b"hello", a_key())
     (bundle / ATTESTATION).write_bytes(other.to_json())
-    assert faults(bundle) == [f"{ATTESTATION} holds text/plain; a seal is signed as {PAYLOAD_TYPE}"]
+    assert faults(bundle) == [f"{ATTESTATION} has the type text/plain instead of {PAYLOAD_TYPE}"]
 
 
 def test_stock_openssl_finds_the_signature_right_and_a_changed_one_wrong(bundle, tmp_path, need_program):

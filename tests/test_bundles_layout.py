@@ -72,9 +72,9 @@ def test_an_output_name_gives_a_path_whose_folder_is_there(bundle: BundlePaths) 
         ("a\nb", "control"),
         ("a\x7fb", "control"),
         ("a\udcffb", "Unicode"),
-        ("stdout.log", "streams"),
-        ("stderr.log", "streams"),
-        ("STDOUT.log", "streams"),
+        ("stdout.log", "stdout or stderr log"),
+        ("stderr.log", "stdout or stderr log"),
+        ("STDOUT.log", "stdout or stderr log"),
         ("ä" * 128, "255"),
         ("x" * 256, "255"),
     ],
@@ -111,7 +111,7 @@ def test_a_link_that_leads_out_of_the_outputs_is_refused(bundle: BundlePaths, tm
 def test_a_name_below_a_file_or_of_a_folder_is_refused(bundle: BundlePaths) -> None:
     output_path(bundle, "folder/file").write_bytes(b"")
     for name in ("folder/file/below", "folder"):
-        with pytest.raises(NameRefusedError, match=r"a file has the name|a folder of that name"):
+        with pytest.raises(NameRefusedError, match=r"exists as a file|a folder has this name"):
             output_path(bundle, name)
 
 

@@ -205,7 +205,7 @@ def test_a_change_since_is_gathered_anew(bundle: OpenBundle, change: Callable[[P
 def test_gathering_that_is_stopped_leaves_nothing_and_can_be_done_again(bundle: OpenBundle) -> None:
     put(bundle, "big.bin", noise(5_000_000))
     asked = iter([False] * 4 + [True] * 100)
-    with pytest.raises(BundleError, match="stopped"):
+    with pytest.raises(BundleError, match="aborted"):
         gather(bundle, stop=lambda: next(asked))
     assert not bundle.paths.output_zip.exists()
     assert not list(bundle.scratch.glob("*.new"))
@@ -298,7 +298,7 @@ def test_notes_are_kept_when_more_is_written_afterwards(bundle: OpenBundle) -> N
 
 def test_a_file_outside_of_the_open_folders_is_noted(bundle: OpenBundle) -> None:
     (bundle.folder / "stray.txt").write_bytes(b"")
-    assert gather(bundle).notes == ("stray.txt has no place in a bundle and is in no manifest",)
+    assert gather(bundle).notes == ("stray.txt is not part of the bundle format and is not in the manifest",)
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_what_is_not_ready_is_not_sealed(tmp_path: Path) -> None:
     for wrong, why in (
         (a_job_status(Status.EXECUTING, outputs=gathered.outputs), "is EXECUTING"),
         (final.model_copy(update={"outputs": ()}), "other outputs"),
-        (a_job_status(execution_id=EXECUTION_ID + ".2", outputs=gathered.outputs), "is that of"),
+        (a_job_status(execution_id=EXECUTION_ID + ".2", outputs=gathered.outputs), "belongs to"),
     ):
         bundle.write_document(wrong)
         with pytest.raises(BundleError, match=why):

@@ -77,7 +77,7 @@ def test_what_has_no_place_there_is_refused(bundle, tmp_path, name):
 
 
 def test_another_executions_bundle_is_refused(bundle, tmp_path):
-    with pack(bundle).open("rb") as stream, pytest.raises(BundleError, match=f"is that of {ID}"):
+    with pack(bundle).open("rb") as stream, pytest.raises(BundleError, match=f"belongs to {ID}"):
         unpack(stream, tmp_path / "there", "other")
     assert not (tmp_path / "there" / "other").exists()
 

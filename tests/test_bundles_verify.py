@@ -726,7 +726,7 @@ def test_a_nul_in_a_name_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "a/")])
 def test_a_name_that_is_there_twice_is_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(BundleError, match="twice"):
+    with pytest.raises(BundleError, match="two entries have this name"):
         read_all(zip_with(*names, content=b"", mode=0))
 
 
@@ -790,7 +790,7 @@ def test_a_size_that_deflate_cannot_reach_is_refused_unread() -> None:
 
 def test_a_bomb_is_refused_before_anything_is_unpacked() -> None:
     data = deflated_zip("a", b"\0" * 10_000_000, 10_000_000)
-    with pytest.raises(BundleError, match="unfolds"):
+    with pytest.raises(BundleError, match="it expands from"):
         ZipReader.open(io.BytesIO(data), Limits(allowance=1_000_000))
     assert ZipReader.open(io.BytesIO(data), Limits(allowance=1_000_000, expansion=1200))
 
