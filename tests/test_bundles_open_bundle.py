@@ -193,7 +193,7 @@ def hold(bundle: OpenBundle, held: Event) -> None:
 def test_the_lock_is_waited_for_as_long_as_was_said(bundle: OpenBundle) -> None:
     with (
         bundle.lock(),
-        pytest.raises(BundleError, match="locked for more than .* by another"),
+        pytest.raises(BundleError, match=r"locked for more than .* by another"),
         bundle.lock(timeout=0.05),
     ):
         pass
