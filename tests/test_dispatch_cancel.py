@@ -320,4 +320,4 @@ def test_what_has_ended_or_is_unknown_or_ends_with_another_is_refused(bundles, t
     assert "COMPLETED" in told("cancel", ended[0].name, code=exit_codes.NOT_THERE)
     assert "no execution" in told("cancel", str(uuid4()), code=exit_codes.NOT_THERE)
     refused = told("cancel", "ffff", code=exit_codes.NOT_THERE)
-    assert "reads the archive again. One that has not begun yet is told by its whole flow run id." in refused
+    assert "reads the archive again. For a run that has not begun, give the whole flow run id." in refused

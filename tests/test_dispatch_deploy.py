@@ -262,7 +262,7 @@ def test_a_value_that_prefect_does_not_take_is_told_and_starts_nothing(told, poo
         (("deploy", "methods/nothing.py:greet", "--pool", "POOL"), 3, "there is no file"),
         (("deploy", "methods/greet.py:greet", "--pool", "nowhere"), 3, "no work pool 'nowhere'"),
         (("deploy", "methods/greet.py:greet", "--pool", "POOL", "--image", "a:1"), 2, "leave out --image"),
-        (("deploy", "methods/greet.py:greet", "--pool", "POOL", "--schedule", "often"), 2, "no schedule"),
+        (("deploy", "methods/greet.py:greet", "--pool", "POOL", "--schedule", "often"), 2, "not a schedule"),
         (("deploy", "methods/greet.py:greet", "--pool", "POOL", "-p", "tims=3"), 2, "no input tims"),
         (("submit", "nobody"), 3, "'nobody' is not deployed"),
         (("submit", "nobody/nowhere"), 3, "no deployment 'nobody/nowhere'"),
@@ -309,7 +309,7 @@ def test_who_waits_is_told_how_it_ended(told, pool, client, state):
         client.set_flow_run_state(run.id, state, force=True)
 
     ended = wait(reader(), str(run.id), tell=go_on, sealing=timedelta(0))
-    assert (ended.well, ended.status, ended.message) == (state.is_completed(), None, state.message)
+    assert (ended.succeeded, ended.status, ended.message) == (state.is_completed(), None, state.message)
     assert [words.split()[2] for words in seen] == ["Scheduled"]
 
 

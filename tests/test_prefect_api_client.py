@@ -16,6 +16,6 @@ def test_an_embedded_server_without_a_folder_is_told_and_not_tried_for_ever(tmp_
     home = tmp_path / "file" / "prefect"
     with (
         temporary_settings({PREFECT_API_URL: None, PREFECT_HOME: home}),
-        pytest.raises(OrchestratorError, match=f"{home} is none: Not a directory. Set PREFECT_HOME"),
+        pytest.raises(OrchestratorError, match=f"cannot write to its folder {home}: Not a directory. Set PREFECT_HOME"),
     ):
         ping()

@@ -96,7 +96,7 @@ def until(stream: Iterator[StreamState | ExecutionEvent], wanted: str) -> list[S
     found = []
     for word in stream:
         found.append(word)
-        if (word.status if isinstance(word, ExecutionEvent) else THERE[word.there]) == wanted:
+        if (word.status if isinstance(word, ExecutionEvent) else THERE[word.connected]) == wanted:
             return found
     raise AssertionError(f"the stream ended before {wanted}")
 
@@ -109,7 +109,7 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
         prefect_events.emit(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
 
     with temporary_settings({PREFECT_API_URL: relay.url}), closing(prefect_events.listen([mine])) as stream:
-        assert next(stream) == StreamState(there=True)
+        assert next(stream) == StreamState(connected=True)
         tell(other, Status.FAILED)
         tell(mine, Status.EXECUTING)
         heard = until(stream, Status.EXECUTING)
@@ -118,7 +118,7 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
         relay.go_away()
         *_, broken = until(stream, "away")
         assert isinstance(broken, StreamState)
-        assert broken.why
+        assert broken.reason
 
         relay.come_back()
         until(stream, "there")
@@ -143,7 +143,7 @@ def test_a_server_that_is_not_there_is_an_error_at_once(prefect_server):
     with (
         away,
         closing(prefect_events.listen(None)) as stream,
-        pytest.raises(OrchestratorError, match="cannot be heard"),
+        pytest.raises(OrchestratorError, match="is unavailable"),
     ):
         next(stream)
 

@@ -146,7 +146,7 @@ def submit(
         warn(f"Execution {submitted.id} is submitted{f': {submitted.link}' if submitted.link else ''}")
     ended = submission.wait(reader(settings), submitted.id, tell=warn)
     tell_submitted(submitted, ended, as_json=as_json)
-    return OK if ended.well else FAILED
+    return OK if ended.succeeded else FAILED
 
 
 def _tell_deployed(deployed: Deployed, *, as_json: bool) -> None:
@@ -184,7 +184,7 @@ def tell_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: 
             ("pool", submitted.pool),
             ("status", ended.status if ended else None),
             ("Prefect", told["state"]),
-            ("message", ended.message if ended and not ended.well else None),
+            ("message", ended.message if ended and not ended.succeeded else None),
             ("link", submitted.link),
         ]
     )

@@ -138,7 +138,7 @@ def _submit_again(
     submitted = submission.submit_again(catalog, execution_id, edits, pool=pool)
     ended = submission.wait(catalog, submitted.id, tell=warn) if wait else None
     tell_submitted(submitted, ended, as_json=as_json)
-    return OK if ended is None or ended.well else FAILED
+    return OK if ended is None or ended.succeeded else FAILED
 
 
 def _run_again(

@@ -77,7 +77,7 @@ class _Watching:
         with closing(prefect_events.listen(self._ids)) as stream:
             for word in stream:
                 if isinstance(word, prefect_events.StreamState):
-                    self._connected(there=word.there, why=word.why)
+                    self._connected(there=word.connected, why=word.reason)
                 else:
                     self._hear(word)
                 if self._over():

@@ -1,1 +1,1 @@
-"""What is done at the orchestrator: Methods are deployed, requests submitted, executions cancelled."""
+"""Requests to Prefect: deploy Methods, submit runs, cancel executions."""

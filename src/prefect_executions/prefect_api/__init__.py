@@ -1,5 +1,5 @@
-"""What Prefect says and is told: state histories, workers, secrets, blocks, events, progress.
+"""Access to Prefect: client, flow runs, events, blocks, artifacts.
 
-The only room below the flow that knows Prefect. It gives our own values and
-hides Prefect's clients; it decides nothing.
+Outside `flow`, `dispatch`, `settle` and `runtimes` no other package imports Prefect.
+This package returns our own values and decides nothing.
 """

@@ -1,4 +1,4 @@
-"""What Prefect keeps in blocks for us: the secrets that inputs name, and where an archive is."""
+"""Prefect blocks: Secret blocks of secret inputs, and the RemoteFileSystem block of an archive."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ def resolve_secret(name: str, reference: object, environment: Mapping[str, str])
     """Return the secret that *reference* names: a Prefect Secret block, or ``env:NAME``.
 
     Raises:
-        SecretError: If it names nothing. The message tells the input's *name*
-            and never the reference, which may be a secret given in clear.
+        SecretError: If it names nothing. The message has the input's *name* and
+            never the reference, which may be a secret in plain text.
     """
     if not isinstance(reference, str) or not is_secret_reference(reference):
         raise SecretError(
             f"input '{name}' is a secret: give the name of a Prefect Secret block or env:NAME, never the value itself. "
-            "Make a block in the Prefect UI (Blocks, Secret)."
+            "Create a block in the Prefect UI (Blocks, Secret)."
         )
     if reference.startswith("env:"):
         value: Any = environment.get(reference.removeprefix("env:"))
     else:
-        value = _secret_block(name, reference)
+        value = _load_secret_block(name, reference)
     if value is None:
-        raise SecretError(f"input '{name}': the environment variable that it names is not set where the Method runs")
+        raise SecretError(f"input '{name}': its environment variable is not set where the Method runs")
     return SecretStr(value if isinstance(value, str) else str(value))
 
 
 def check_secret(name: str, reference: object) -> None:
-    """Refuse a secret input that is not a name of something, before a flow run is created.
+    """Refuse a secret input that is not a valid reference, before a flow run is created.
 
-    A variable of the worker cannot be looked up from here, so ``env:NAME`` is
-    taken at its word.
+    ``env:NAME`` is accepted unchecked: the worker's variables are not visible here.
 
     Raises:
         SecretError: If it is a plain value; the message does not repeat it.
@@ -54,7 +53,7 @@ def archive_block(name: str) -> tuple[str, dict[str, Any]]:
     """Return the URL and the fsspec options of a Prefect RemoteFileSystem block.
 
     Raises:
-        SettingsError: If there is no such block, or its kind cannot hold an archive.
+        SettingsError: If there is no such block, or it is of another type.
     """
     slug = name if "/" in name else f"remote-file-system/{name}"
     try:
@@ -64,22 +63,22 @@ def archive_block(name: str) -> tuple[str, dict[str, Any]]:
             f"EXECUTIONS_ARCHIVE=block:{name}: Prefect has no block {slug}. Create it, or name another."
         ) from error
     if not isinstance(block, RemoteFileSystem):
-        raise SettingsError(f"EXECUTIONS_ARCHIVE=block:{name}: {slug} is no RemoteFileSystem block.")
+        raise SettingsError(f"EXECUTIONS_ARCHIVE=block:{name}: {slug} is not a RemoteFileSystem block; name another.")
     return block.basepath, dict(block.settings)
 
 
-def _secret_block(name: str, block: str) -> Any:
-    """Load a Secret block. What was given may be a secret all the same, and Prefect's errors repeat it."""
+def _load_secret_block(name: str, block: str) -> Any:
+    """Load a Secret block. The given *block* may be a secret by mistake, and Prefect's errors repeat it."""
     loaded, failure = None, ""
     try:
         loaded = run_coro_as_sync(Secret.aload(block))
     except ValueError:
         failure = (
-            "Prefect has no Secret block of the name that was given. Give the name of one, or env:NAME; "
+            "Prefect has no Secret block of the given name. Give the name of a Secret block or env:NAME, "
             "never the secret itself."
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, its text may hold the secret
-        failure = f"Prefect's API cannot be asked for its Secret block ({type(error).__name__}). Try again later."
-    if failure:  # raised here, so that no error of Prefect's hangs on it
+    except Exception as error:  # noqa: BLE001 - the text of any error may hold the secret
+        failure = f"the Secret block cannot be read from Prefect's API ({type(error).__name__}). Try again later."
+    if failure:  # raised here, so that Prefect's error is not its cause
         raise SecretError(f"input '{name}': {failure}")
     return loaded.get() if isinstance(loaded, Secret) else None

@@ -1,4 +1,4 @@
-"""What a process that was killed could not do at its end is done for it: its logs, its pauses and steps."""
+"""Completion of the bundle of a killed process: its logs, pauses and steps."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from prefect_executions.prefect_api.flow_runs import merge_prefect_history, step
 
 
 def finish_interrupted(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Do for an execution whose process is gone what that could not do at its end; again changes nothing.
+    """Complete the open *bundle* of an execution whose process is gone; idempotent.
 
     Raises:
-        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
+        SecretError: If a secret of the run has no value any more, so that the logs may hold it.
     """
     mask_logs(bundle, parameters, environment)
     job_status = bundle.read(JobStatus)
@@ -38,25 +38,25 @@ def finish_interrupted(bundle: OpenBundle, parameters: Mapping[str, Any], enviro
 
 
 def mask_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-    """Mask in the logs and the names of outputs what nobody masked yet: what children wrote; again changes nothing.
+    """Mask secrets that child processes wrote into the logs and the names of outputs; idempotent.
 
-    The children may live on and write more; that is kept out of the bundle.
+    Children that are still running may write more; that stays out of the bundle.
 
     Raises:
-        SecretError: If a secret of the run cannot be told any more, so that its logs may hold it.
+        SecretError: If a secret of the run has no value any more, so that the logs may hold it.
     """
     mask = secret_mask(bundle, parameters, environment)
     for log in (layout.STDOUT, layout.STDERR):
         settle_log(bundle.folder / log, mask)
-    with suppress(OSError):  # what cannot be renamed cannot be read either, and is told when outputs are gathered
+    with suppress(OSError):  # a file that cannot be renamed cannot be read either, and gathering reports it
         mask_names(bundle.paths.outputs, mask)
 
 
 def secret_mask(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> SecretMask:
-    """Return the mask of the secrets that an execution had, whose process is gone.
+    """Return the mask for the secrets of an execution whose process is gone.
 
     Raises:
-        SecretError: If one of them cannot be told any more.
+        SecretError: If one of them has no value any more.
     """
     mask = SecretMask()
     values = bundle.read(ExecuteRequest).values

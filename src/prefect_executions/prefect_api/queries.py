@@ -1,19 +1,16 @@
-"""Which flow runs Prefect knows, asked page by page: those that ended lately, those that are open, and their workers.
+"""Queries of Prefect, page by page: recently ended and open flow runs, workers, flows that are Methods.
 
-Law: no question reads everything; each is bounded by a time, by ids, or by what
-is open now.
+Law: no query reads everything; each is bounded by a time, by ids, or by what is
+open now.
 
-Which of Prefect's flows are Methods.
-
-Law: Prefect itself knows it, so that no database of ours is needed. A Method's
-parameter schema carries a mark, which every way to deploy sends along, and a
-flow that is known to be a Method gets a tag. The tag is on the flow: renaming a
-deployment, or deleting it, changes nothing.
+Law: Prefect itself stores which of its flows are Methods. Every way to deploy a
+Method sends a mark in its parameter schema, and a flow found by this mark gets a
+tag. The tag is on the flow, so it survives when a deployment is renamed or deleted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -23,6 +20,7 @@ from uuid import UUID
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterId,
+    FlowFilterTags,
     FlowRunFilter,
     FlowRunFilterEndTime,
     FlowRunFilterId,
@@ -31,48 +29,44 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import DeploymentSort, FlowRunSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.lifecycle.status import PREFECT_TERMINAL
+from prefect_executions.methods.secrets import MARK
 from prefect_executions.prefect_api.client import client
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
-
-from collections.abc import Mapping
-
-from prefect.client.schemas.filters import FlowFilterTags
-from prefect.client.schemas.sorting import DeploymentSort
-
-from prefect_executions.methods.secrets import MARK
+TAG = "prefect-executions"
+"""The tag of a Prefect flow that is a Method."""
 
 PAGE_SIZE = 200
-"""Flow runs asked for at once; the most that Prefect's API gives by default."""
+"""Items per request; the default maximum of Prefect's API."""
 
 _ENDED = [StateType(name) for name in sorted(PREFECT_TERMINAL)]
 
 
 def server_time() -> datetime:
-    """Return the time by the clock of Prefect's server, to the second.
+    """Return the time by the clock of Prefect's server, in whole seconds.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
-    with _asking("the time"):
-        told = client().request("GET", "/health").headers.get("date")
-    return in_utc(parsedate_to_datetime(told)) if told else datetime.now(UTC)
+    with _reading("the time"):
+        date = client().request("GET", "/health").headers.get("date")
+    return in_utc(parsedate_to_datetime(date)) if date else datetime.now(UTC)
 
 
 def ended_since(flows: Sequence[UUID], when: datetime) -> Iterator[FlowRun]:
-    """Yield the runs of *flows* that ended after *when*, the last first; one may come twice.
+    """Yield the runs of *flows* that ended after *when*, the last first; a run may appear twice.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
     ended = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_ENDED)),
@@ -82,82 +76,83 @@ def ended_since(flows: Sequence[UUID], when: datetime) -> Iterator[FlowRun]:
 
 
 def open_runs(flows: Sequence[UUID], *, late: bool = False) -> Iterator[FlowRun]:
-    """Yield the runs of *flows* that are under way, or those that wait too long for a worker.
+    """Yield the runs of *flows* that are active, or with *late* those that no worker has picked up in time.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
-    under_way = FlowRunFilterState(
+    active = FlowRunFilterState(
         type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
     )
     waiting = FlowRunFilterState(name=FlowRunFilterStateName(any_=["Late"]))
-    yield from _runs(flows, FlowRunFilter(state=waiting if late else under_way), FlowRunSort.EXPECTED_START_TIME_ASC)
+    yield from _runs(flows, FlowRunFilter(state=waiting if late else active), FlowRunSort.EXPECTED_START_TIME_ASC)
 
 
 def runs_by_id(ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
-    """Return the flow runs with these ids, as far as Prefect knows them.
+    """Return the flow runs with these ids that are in Prefect.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
-    found: dict[UUID, FlowRun] = {}
-    wanted_ids = list(ids)
-    for start in range(0, len(wanted_ids), PAGE_SIZE):
-        wanted = FlowRunFilter(id=FlowRunFilterId(any_=wanted_ids[start : start + PAGE_SIZE]))
-        with _asking("the flow runs"):
-            found |= {run.id: run for run in client().read_flow_runs(flow_run_filter=wanted, limit=PAGE_SIZE)}
-    return found
+    runs: dict[UUID, FlowRun] = {}
+    remaining = list(ids)
+    for start in range(0, len(remaining), PAGE_SIZE):
+        run_filter = FlowRunFilter(id=FlowRunFilterId(any_=remaining[start : start + PAGE_SIZE]))
+        with _reading("the flow runs"):
+            runs |= {run.id: run for run in client().read_flow_runs(flow_run_filter=run_filter, limit=PAGE_SIZE)}
+    return runs
 
 
 def worker_silence(pool: str, worker: str, now: datetime) -> timedelta | None:
-    """Return how long ago a worker was heard, or None when Prefect does not know it.
+    """Return the time since a worker's last heartbeat, or None if the worker is not in Prefect.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
-    heard = [one["last_heartbeat_time"] for one in _workers(pool) if one["name"] == worker]
-    return min((now - in_utc(datetime.fromisoformat(time)) for time in heard if time), default=None)
+    heartbeats = [entry["last_heartbeat_time"] for entry in _workers(pool) if entry["name"] == worker]
+    return min((now - in_utc(datetime.fromisoformat(time)) for time in heartbeats if time), default=None)
 
 
 def has_workers(pool: str) -> bool:
-    """Return whether a work pool is served by workers: one that Prefect itself serves never had any.
+    """Return whether a work pool has had workers; a push or managed pool never has.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
     return bool(_workers(pool))
 
 
 def _workers(pool: str) -> list[dict[str, Any]]:
-    asked = {"path_params": {"work_pool_name": pool}, "json": {}}
-    with _asking(f"the workers of {pool}"):
+    with _reading(f"the workers of {pool}"):
         try:
-            found = client().request("POST", "/work_pools/{work_pool_name}/workers/filter", **asked)
+            response = client().request(
+                "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": pool}, json={}
+            )
         except ObjectNotFound:
             return []
-    return list(found.json())
+    return list(response.json())
 
 
 def force_terminal(flow_run_id: UUID, message: str, *, cancelled: bool) -> None:
-    """Put a flow run whose process is gone into Crashed, or into Cancelled when that was asked for.
+    """Move a flow run whose process is gone to Crashed, or to Cancelled if that was requested.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
     state: State[None] = Cancelled(message=message) if cancelled else Crashed(message=message)
-    with _asking(f"flow run {flow_run_id}"):
+    with _reading(f"flow run {flow_run_id}"):
         client().set_flow_run_state(flow_run_id, state, force=True)
 
 
-def _runs(flows: Sequence[UUID], wanted: FlowRunFilter, sort: FlowRunSort) -> Iterator[FlowRun]:
+def _runs(flows: Sequence[UUID], run_filter: FlowRunFilter, sort: FlowRunSort) -> Iterator[FlowRun]:
     if not flows:
         return
     of_methods = FlowFilter(id=FlowFilterId(any_=list(flows)))
     offset = 0
     while True:
-        with _asking("the flow runs"):
+        with _reading("the flow runs"):
             page = client().read_flow_runs(
-                flow_filter=of_methods, flow_run_filter=wanted, sort=sort, limit=PAGE_SIZE, offset=offset
+                flow_filter=of_methods, flow_run_filter=run_filter, sort=sort, limit=PAGE_SIZE, offset=offset
             )
         yield from page
         if len(page) < PAGE_SIZE:
@@ -166,38 +161,32 @@ def _runs(flows: Sequence[UUID], wanted: FlowRunFilter, sort: FlowRunSort) -> It
 
 
 @contextmanager
-def _asking(what: str) -> Iterator[None]:
+def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except ObjectNotFound:
         raise
     except Exception as error:
-        raise OrchestratorError(f"Prefect's API does not tell {what}: {error}. Run 'executions doctor'.") from error
-
-
-TAG = "prefect-executions"
-"""The tag of a Prefect flow that is a Method."""
-
-_PAGE = 200
+        raise OrchestratorError(f"Prefect's API failed for {what}: {error}. Run 'executions doctor'.") from error
 
 
 def method_flows(deployed_since: datetime | None) -> frozenset[UUID]:
-    """Return the flows that are Methods; deployments since that time, or all, are looked at for new ones.
+    """Return the flows that are Methods; new ones are found by deployments since that time, or by all.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
     try:
-        known = _tagged()
-        fresh = _deployed(deployed_since) - known
-        mark_flows(fresh)
+        tagged = _tagged()
+        untagged = _deployed(deployed_since) - tagged
+        mark_flows(untagged)
     except Exception as error:
-        raise OrchestratorError(f"Prefect's API does not tell which flows are Methods: {error}") from error
-    return known | fresh
+        raise OrchestratorError(f"Prefect's API failed for the flows of Methods: {error}") from error
+    return tagged | untagged
 
 
 def mark_flows(flows: Iterable[UUID]) -> None:
-    """Tag flows as Methods; those that Prefect does not know are passed over."""
+    """Tag flows as Methods; ids that are not in Prefect are skipped."""
     for flow_id in flows:
         try:
             tags = client().read_flow(flow_id).tags
@@ -208,32 +197,32 @@ def mark_flows(flows: Iterable[UUID]) -> None:
 
 
 def is_method(schema: Mapping[str, Any] | None, description: str | None) -> bool:
-    """Whether a deployment with this parameter schema and description is that of a Method."""
-    properties = (schema or {}).get("properties") or {}
-    return any(MARK in one for one in properties.values() if isinstance(one, Mapping)) or MARK in (description or "")
+    """Whether a deployment with this parameter schema and description belongs to a Method."""
+    properties = [value for value in ((schema or {}).get("properties") or {}).values() if isinstance(value, Mapping)]
+    return any(MARK in value for value in properties) or MARK in (description or "")
 
 
 def _tagged() -> frozenset[UUID]:
-    found: set[UUID] = set()
+    flows: set[UUID] = set()
     while True:
         page = client().read_flows(
-            flow_filter=FlowFilter(tags=FlowFilterTags(all_=[TAG])), limit=_PAGE, offset=len(found)
+            flow_filter=FlowFilter(tags=FlowFilterTags(all_=[TAG])), limit=PAGE_SIZE, offset=len(flows)
         )
-        found |= {flow.id for flow in page}
-        if len(page) < _PAGE:
-            return frozenset(found)
+        flows |= {flow.id for flow in page}
+        if len(page) < PAGE_SIZE:
+            return frozenset(flows)
 
 
 def _deployed(since: datetime | None) -> frozenset[UUID]:
-    found: set[UUID] = set()
+    flows: set[UUID] = set()
     offset = 0
     while True:
-        page = client().read_deployments(sort=DeploymentSort.UPDATED_DESC, limit=_PAGE, offset=offset)
-        for one in page:
-            if since is not None and one.updated is not None and in_utc(one.updated) < since:
-                return frozenset(found)
-            if is_method(one.parameter_openapi_schema, one.description):
-                found.add(one.flow_id)
-        if len(page) < _PAGE:
-            return frozenset(found)
-        offset += _PAGE
+        page = client().read_deployments(sort=DeploymentSort.UPDATED_DESC, limit=PAGE_SIZE, offset=offset)
+        for deployment in page:
+            if since is not None and deployment.updated is not None and in_utc(deployment.updated) < since:
+                return frozenset(flows)
+            if is_method(deployment.parameter_openapi_schema, deployment.description):
+                flows.add(deployment.flow_id)
+        if len(page) < PAGE_SIZE:
+            return frozenset(flows)
+        offset += PAGE_SIZE
