@@ -543,7 +543,7 @@ def notebook(*, output: str, count: int, source: str = "x = 1") -> bytes:
 def test_a_notebooks_digest_does_not_change_by_running_it():
     assert notebook_digest(notebook(output="a", count=1)) == notebook_digest(notebook(output="b", count=2))
     assert notebook_digest(notebook(output="a", count=1)) != notebook_digest(notebook(output="a", count=1, source="x"))
-    with pytest.raises(ValueError, match="no notebook"):
+    with pytest.raises(ValueError, match="not a notebook"):
         notebook_digest(b"[]")
 
 

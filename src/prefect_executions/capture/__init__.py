@@ -1,1 +1,1 @@
-"""What a run can observe of itself: its code, its machine, its streams, its inputs, and which values are secret."""
+"""Observes a run: its code, host, processes, output streams, parameters, input files and secrets."""

@@ -1,7 +1,7 @@
-"""The Git repository around a file: read by Git itself, never written to.
+"""Reads the Git repository around a file with the program git; never writes to it.
 
-Every command runs without optional locks and without the features by which
-reading writes (the index is not refreshed), asks nobody, and calls no network.
+Every command runs without optional locks, without refreshing the index, without
+prompts and without network access.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from prefect_executions.capture.secrets import redact_url
 
 _TIME_LIMIT = 30.0
 _BLOCK = 1 << 20
-# A file system's clock ticks in up to 10 ms; what changed so shortly ago may change again without a trace.
+# A file system's clock ticks every 10 ms or faster: a file changed within this time may change again unnoticed.
 _SETTLED = 50_000_000
-_NEVER_ASK = {
+_ENVIRONMENT_VARIABLES = {
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_NO_LAZY_FETCH": "1",
@@ -33,26 +33,26 @@ _NEVER_ASK = {
 _OPTIONS = (
     "--no-optional-locks",
     "--no-pager",
-    # A container often sees a repository that another user owns; we only read.
+    # In a container the repository often belongs to another user; reading it is safe.
     *("-c", "safe.directory=*"),
     *("-c", "core.fsmonitor=false"),
     *("-c", "core.hooksPath=/dev/null"),
     *("-c", "core.quotePath=false"),
-    # Without it `git diff` writes the index that it has refreshed.
+    # Otherwise `git diff` writes the refreshed index.
     *("-c", "diff.autoRefreshIndex=false"),
 )
 
 INSTALLED = ("site-packages", "dist-packages")
-"""Names of the folders that installers write packages to."""
+"""Names of the folders into which installers write packages."""
 
-_ENVIRONMENT = ("pyvenv.cfg", "conda-meta")
+_ENVIRONMENT_MARKS = ("pyvenv.cfg", "conda-meta")
 
 Stamp = tuple[int, int, int, int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
-    """What Git says about a working tree, and by which files one sees whether that is still true."""
+    """The state of a working tree, with stamps of the files that show whether it is still current."""
 
     root: str
     remote: str | None = None
@@ -61,17 +61,17 @@ class Checkout:
     changed: tuple[str, ...] = ()
     """Tracked files that differ from the commit, relative to the root."""
     untracked: frozenset[str] = frozenset()
-    """Those of the files asked about that Git neither tracks nor ignores."""
+    """Requested files that Git neither tracks nor ignores."""
     diff: bytes | None = None
-    """The diff from the commit, when it is not above the limit."""
+    """The diff from the commit, unless it exceeds the limit."""
     diff_sha256: str | None = None
     stamps: dict[str, Stamp] = field(default_factory=dict)
     settled: bool = False
-    """Whether the stamps can be trusted to show the next change."""
+    """Whether the stamps will show the next change."""
 
     def fresh(self) -> bool:
-        """Whether nothing has changed since: one ``lstat`` for each stamp."""
-        return self.settled and all(stamp(path) == seen for path, seen in self.stamps.items())
+        """Whether all stamps are unchanged; costs one ``lstat`` per stamp."""
+        return self.settled and all(stamp(path) == recorded for path, recorded in self.stamps.items())
 
 
 def find_root(file: str) -> str | None:
@@ -79,7 +79,7 @@ def find_root(file: str) -> str | None:
 
     A virtual environment often lies inside a repository; its packages are not the repository's code.
     """
-    folder = os.path.dirname(file)  # noqa: PTH120 - on every run; a Path costs ten times the lstat
+    folder = os.path.dirname(file)  # noqa: PTH120 - runs for every flow run; a Path costs ten times the lstat
     while True:
         if stamp(f"{folder}/.git") is not None:
             return folder or "/"
@@ -90,37 +90,36 @@ def find_root(file: str) -> str | None:
 
 
 def is_environment(folder: str) -> bool:
-    """Return whether *folder* holds installed packages: ``site-packages``, a virtual environment, one of Conda."""
+    """Whether *folder* contains installed packages: ``site-packages``, a virtual or a Conda environment."""
     if os.path.basename(folder) in INSTALLED:  # noqa: PTH119 - as above
         return True
-    return any(stamp(f"{folder}/{mark}") is not None for mark in _ENVIRONMENT)
+    return any(stamp(f"{folder}/{mark}") is not None for mark in _ENVIRONMENT_MARKS)
 
 
 def stamp(path: str) -> Stamp:
-    """Return what of *path* changes with its content, or None if there is no such file."""
+    """Return times, size, inode and mode of *path*, which change with its content; None if it does not exist."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_mode
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_mode
 
 
 def git_program() -> str | None:
-    """Return where Git is installed."""
+    """Return the path of the program git, or None."""
     return shutil.which("git")
 
 
 def read_checkout(root: str, files: Sequence[str], diff_limit: int) -> Checkout | None:
-    """Ask Git about the working tree at *root*, or return None where Git is missing or refuses.
+    """Read the state of the working tree at *root*; return None if Git is missing or fails.
 
-    *files*, relative to the root, are those of which it matters whether Git tracks them.
+    *files*, relative to the root, are checked for being tracked or ignored.
     """
-    git = git_program()
-    if git is None:
+    program = git_program()
+    if program is None:
         return None
-    asked = _Git(git, root)
     try:
-        return _read(asked, files, diff_limit)
+        return _read(_Git(program, root), files, diff_limit)
     except (subprocess.SubprocessError, OSError):
         return None
 
@@ -129,13 +128,13 @@ class _Git:
     def __init__(self, program: str, root: str) -> None:
         self.root = root
         self._command = [program, *_OPTIONS, "-C", root]
-        # A hook's GIT_DIR would lead to another repository than the one around the file.
+        # A GIT_DIR inherited from a hook would point to another repository.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        # An empty .git must not lead to a repository further up.
-        self._environment = inherited | _NEVER_ASK | {"GIT_CEILING_DIRECTORIES": os.path.dirname(root)}  # noqa: PTH120
+        # With an empty .git, Git must not search in the folders above.
+        self._environment = inherited | _ENVIRONMENT_VARIABLES | {"GIT_CEILING_DIRECTORIES": os.path.dirname(root)}  # noqa: PTH120
 
-    def ask(self, *arguments: str) -> str:
-        done = subprocess.run(  # noqa: S603 - git, with arguments of our own
+    def output(self, *arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603 - git, with our own arguments
             [*self._command, *arguments],
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -145,14 +144,14 @@ class _Git:
         )
         return os.fsdecode(done.stdout)
 
-    def ask_or_nothing(self, *arguments: str) -> str:
+    def output_or_empty(self, *arguments: str) -> str:
         try:
-            return self.ask(*arguments)
+            return self.output(*arguments)
         except subprocess.CalledProcessError:
             return ""
 
     def write(self, target: IO[bytes], *arguments: str) -> None:
-        subprocess.run(  # noqa: S603 - git, with arguments of our own
+        subprocess.run(  # noqa: S603 - git, with our own arguments
             [*self._command, *arguments],
             env=self._environment,
             stdin=subprocess.DEVNULL,
@@ -164,24 +163,26 @@ class _Git:
 
 
 def _read(git: _Git, files: Sequence[str], diff_limit: int) -> Checkout:
-    # One by one: in a folder whose name has a line break, several answers could not be told apart.
-    folders = [git.ask("rev-parse", which).removesuffix("\n") for which in ("--absolute-git-dir", "--git-common-dir")]
+    # One command per answer: a line break in the folder name would make several answers ambiguous.
+    folders = [
+        git.output("rev-parse", which).removesuffix("\n") for which in ("--absolute-git-dir", "--git-common-dir")
+    ]
     tracked, has_submodules = _tracked(git)
     watched = [*_git_files(git.root, folders), *(f"{git.root}/{name}" for name in tracked)]
-    # Before Git looks: what changes between is then seen as a change, not missed.
+    # Before Git reads: a change in between then shows up as a change.
     before = time.time_ns()
     stamps = {path: stamp(path) for path in watched}
     headers, changed = _status(git)
     commit = headers.get("branch.oid")
     commit = None if commit == "(initial)" else commit
     diff, digest = _diff(git, changed, diff_limit) if commit and changed else (None, None)
-    known = set(tracked)
-    unknown = [name for name in files if name not in known]
-    others = git.ask("ls-files", "-z", "--others", "--exclude-standard", "--", *unknown) if unknown else ""
+    tracked_names = set(tracked)
+    untracked = [name for name in files if name not in tracked_names]
+    others = git.output("ls-files", "-z", "--others", "--exclude-standard", "--", *untracked) if untracked else ""
     branch = headers.get("branch.head")
     return Checkout(
         root=git.root,
-        remote=redact_url(git.ask_or_nothing("config", "--get", "remote.origin.url").strip()) or None,
+        remote=redact_url(git.output_or_empty("config", "--get", "remote.origin.url").strip()) or None,
         commit=commit,
         branch=None if branch == "(detached)" else branch,
         changed=changed,
@@ -189,14 +190,14 @@ def _read(git: _Git, files: Sequence[str], diff_limit: int) -> Checkout:
         diff=diff,
         diff_sha256=digest,
         stamps=stamps,
-        # A submodule's state lies in a repository of its own, which is not watched.
+        # A submodule has its own repository, which has no stamps here.
         settled=not has_submodules and _newest(stamps) < before - _SETTLED,
     )
 
 
 def _tracked(git: _Git) -> tuple[list[str], bool]:
-    entries = [line.partition("\t") for line in git.ask("ls-files", "--stage", "-z").split("\0") if line]
-    return [name for _, _, name in entries], any(told.startswith("160000") for told, _, _ in entries)
+    entries = [line.partition("\t") for line in git.output("ls-files", "--stage", "-z").split("\0") if line]
+    return [name for _, _, name in entries], any(mode.startswith("160000") for mode, _, _ in entries)
 
 
 def _git_files(root: str, folders: Sequence[str]) -> list[str]:
@@ -213,10 +214,10 @@ def _reference(head: str) -> str | None:
 
 
 def _status(git: _Git) -> tuple[dict[str, str], tuple[str, ...]]:
-    told = git.ask("status", "--porcelain=v2", "--branch", "-z", "--untracked-files=no", "--no-renames")
+    status = git.output("status", "--porcelain=v2", "--branch", "-z", "--untracked-files=no", "--no-renames")
     headers: dict[str, str] = {}
     changed: list[str] = []
-    for line in filter(None, told.split("\0")):
+    for line in filter(None, status.split("\0")):
         if line.startswith("# "):
             name, _, value = line[2:].partition(" ")
             headers[name] = value
@@ -227,7 +228,7 @@ def _status(git: _Git) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _diff(git: _Git, changed: Sequence[str], limit: int) -> tuple[bytes | None, str]:
-    # All paths at once may be longer than a command line; then Git finds them again itself.
+    # Too many paths exceed the length of a command line; Git then finds the changes itself.
     paths = ["--", *changed] if len(changed) <= 1000 else []  # noqa: PLR2004
     options = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--binary", "--full-index")
     with tempfile.TemporaryFile() as target:
@@ -235,12 +236,12 @@ def _diff(git: _Git, changed: Sequence[str], limit: int) -> tuple[bytes | None, 
         size = target.tell()
         target.seek(0)
         digest = sha256()
-        kept = b""
+        diff = b""
         while block := target.read(_BLOCK):
             digest.update(block)
-            kept = kept + block if size <= limit else b""
-    return (kept if size <= limit else None), digest.hexdigest()
+            diff = diff + block if size <= limit else b""
+    return (diff if size <= limit else None), digest.hexdigest()
 
 
 def _newest(stamps: dict[str, Stamp]) -> int:
-    return max((max(seen[0], seen[1]) for seen in stamps.values() if seen), default=0)
+    return max((max(recorded[0], recorded[1]) for recorded in stamps.values() if recorded), default=0)
