@@ -88,6 +88,14 @@ NOUNS = {"incoming", "keyring", "opening", "recording", "sealing", "staging"}
 """Module names in -ing that are nouns."""
 EXITS = {"exit", "quit", "sys.exit", "os._exit", "SystemExit"}
 
+THREADS = {"Thread", "Timer", "start_new_thread"}
+STARTS_THREADS = {
+    "workbench.background",
+    "capture",
+    "runtimes",
+    "prefect_api.events",  # below `workbench`: event delivery and the event listener
+}
+
 READS_SETTINGS = {"cli", "flow", "web"}
 
 PREFECT_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED", "CANCELLING"}
@@ -292,6 +300,23 @@ def runtimes_are_compared_in_their_package_only(tree: SourceTree) -> Iterator[st
                 yield f"{module.at(node.lineno)}: tells runtimes apart by name: {', '.join(sorted(names))}"
 
 
+def threads_start_in_few_places(tree: SourceTree) -> Iterator[str]:
+    """Only `workbench.background`, `capture` and `runtimes` start threads; other modules submit work to the first.
+
+    A bounded `ThreadPoolExecutor` inside one function is no background thread: its work ends before the function does.
+    """
+    for module in _in_packages(tree):
+        if _is_in(module, STARTS_THREADS):
+            continue
+        named = [
+            *module.calls(),
+            *((ast.unparse(base), node.lineno) for node in module.classes() for base in node.bases),
+        ]
+        for name, line in named:
+            if name.split(".")[-1] in THREADS:
+                yield f"{module.at(line)}: {name} outside {', '.join(sorted(STARTS_THREADS))}"
+
+
 RULES = [
     imports_look_down,
     imports_have_no_cycles,
@@ -307,6 +332,7 @@ RULES = [
     late_imports_have_a_reason,
     prefect_state_sets_are_defined_once,
     runtimes_are_compared_in_their_package_only,
+    threads_start_in_few_places,
 ]
 
 
@@ -443,6 +469,11 @@ VIOLATIONS = {
     "prefect_state_sets_are_defined_once": [
         ("flow.py", "ENDS = {'COMPLETED', 'FAILED'}", "flow.py:1: lists Prefect's states COMPLETED, FAILED"),
         ("flow.py", "ENDS = [StateType.CRASHED, StateType.CANCELLED]", "lists Prefect's states CRASHED, CANCELLED"),
+    ],
+    "threads_start_in_few_places": [
+        ("flow.py", "def f(g):\n    threading.Thread(target=g).start()", "flow.py:2: threading.Thread outside capture"),
+        ("workbench.py", "from threading import Timer\nTimer(1, print).start()", "workbench.py:2: Timer outside"),
+        ("flow.py", "class Replica(threading.Thread): ...", "flow.py:1: threading.Thread outside"),
     ],
 }
 

@@ -467,7 +467,7 @@ def test_a_metric_that_is_no_number_is_refused(bundles, bad):
     def logs() -> None:
         current_execution().log_metrics({"accuracy": bad})
 
-    with pytest.raises(RequestError, match="metric 'accuracy' is no number"):
+    with pytest.raises(RequestError, match="metric 'accuracy' must be a number"):
         logs()
 
 
@@ -476,18 +476,18 @@ def test_what_cannot_be_told_is_refused_in_words(bundles):
     def tells() -> None:
         execution = current_execution()
         for tell, words in (
-            (lambda: execution.progress("half"), "progress is told in percent"),
-            (lambda: execution.progress(float("nan")), "progress is told in percent"),
-            (lambda: execution.log_metrics({"loss": 1}, step="first"), "step of a metric is a whole number"),
-            (lambda: execution.log_metrics({"loss": 1}, step=1.5), "step of a metric is a whole number"),
+            (lambda: execution.progress("half"), "progress must be a number from 0 to 100"),
+            (lambda: execution.progress(float("nan")), "progress must be a number from 0 to 100"),
+            (lambda: execution.log_metrics({"loss": 1}, step="first"), "step of a metric must be an integer"),
+            (lambda: execution.log_metrics({"loss": 1}, step=1.5), "step of a metric must be an integer"),
             (lambda: execution.log_metrics({"loss": 10**4300}), "metric 'loss' has more than 4300 digits"),
             (lambda: execution.log_metrics({"loss": 1}, step=10**4300), "the step of a metric has more than 4300"),
             (lambda: execution.log_metrics({1: 1}), "1 is of type int"),
             (lambda: execution.log_params({1: 1}), "1 is of type int"),
             (lambda: execution.note(b"done"), "of type bytes"),
-            (lambda: execution.log_metrics([0.5]), "metrics have names, such as .*; list was given"),
-            (lambda: execution.log_params("fast"), "params have names, such as .*; str was given"),
-            (lambda: execution.log_metrics({"loss": np.array([1, 2])}), "metric 'loss' is not one number"),
+            (lambda: execution.log_metrics([0.5]), "metrics must be a mapping such as .*; list was given"),
+            (lambda: execution.log_params("fast"), "params must be a mapping such as .*; str was given"),
+            (lambda: execution.log_metrics({"loss": np.array([1, 2])}), "metric 'loss' must be a single number"),
             (lambda: execution.output(7), "7 is of type int"),
         ):
             with pytest.raises(RequestError, match=words):

@@ -1,93 +1,94 @@
-"""What a run does half a second after its author's code began, if it still runs then; a shorter one does without.
+"""Background work of one run: actions deferred by half a second, and tasks that were submitted but not awaited.
 
-Events, the ledger's row of an open execution and the watch for a wish to cancel
-are of use to nobody before, and the end of the execution tells all of it.
+A run that ends within half a second needs no events, no ledger row of an open
+execution and no watcher for cancellation: its seal reports all of it. So these
+actions are deferred, and most runs never pay for them.
 
-The tasks that a Method has submitted and not waited for, which go on when its function has returned.
-
-Prefect waits for them where the flow ends. The record has to as well: what they
-write and tell belongs to it, and a file that grows while it is sealed breaks it.
+Prefect waits for submitted tasks when the flow ends. The record must wait, too:
+the files and metrics of these tasks belong to it, and a file that grows while it
+is being sealed would break the seal.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect.futures import PrefectWrappedFuture
 
+from prefect_executions.workbench import background
+
 if TYPE_CHECKING:
+    from threading import Timer
+
     from prefect.task_runners import TaskRunner
 
-_SOON = 0.5
+_DELAY = 0.5
 
 Action = Callable[[], object]
 
-_waiting: dict[str, tuple[threading.Timer, dict[str, Action]]] = {}
+_deferred: dict[str, tuple[Timer, dict[str, Action]]] = {}
 
 
-def defer(execution_id: str, **acts: Action) -> None:
-    """Do *acts* and what is still waiting in half a second, unless the execution ends before.
+def defer(execution_id: str, **actions: Action) -> None:
+    """Run *actions*, after those that are already deferred, in half a second, unless the execution ends before.
 
-    They are done in their order in a thread, in the caller's context; an act takes
-    the place of a waiting one of its name. What one raises is ignored.
+    They run in order in a background thread, in the caller's context. An action
+    replaces a deferred action with the same name. What an action raises is ignored.
     """
-    todo = take_deferred(execution_id) | acts
-    timer = threading.Timer(_SOON, copy_context().run, [_do, todo])
-    timer.daemon = True
-    _waiting[execution_id] = (timer, todo)
-    timer.start()
+    pending = take_deferred(execution_id) | actions
+    timer = background.defer(partial(_run, pending), name="deferred", delay=_DELAY)
+    _deferred[execution_id] = (timer, pending)
 
 
 def take_deferred(execution_id: str) -> dict[str, Action]:
-    """Do nothing more beforehand, because the execution ends; return what was not done."""
-    if execution_id not in _waiting:
+    """Cancel the deferred actions of an execution and return those that have not run."""
+    if execution_id not in _deferred:
         return {}
-    timer, todo = _waiting.pop(execution_id)
+    timer, pending = _deferred.pop(execution_id)
     timer.cancel()
-    left = todo.copy()
-    todo.clear()
-    return left
+    actions = pending.copy()
+    pending.clear()
+    return actions
 
 
-def _do(todo: dict[str, Action]) -> None:
-    while todo:
-        with suppress(Exception):  # a thread of ours must not speak up in the author's terminal
-            todo.pop(next(iter(todo)))()
+def _run(pending: dict[str, Action]) -> None:
+    while pending:
+        with suppress(Exception):  # a background thread must not print to the author's terminal
+            pending.pop(next(iter(pending)))()
 
 
 @contextmanager
 def wait_for_submitted_tasks(runner: TaskRunner[Any]) -> Iterator[None]:
-    """Let the block end when all tasks have ended that were submitted to *runner* in it.
+    """At the end of the block, wait for all tasks that were submitted to *runner* in it.
 
-    Of code that is stopped, or ran into its time limit, nothing is waited for.
-    A runner whose futures are of another kind than Prefect's own looks after its tasks itself.
+    Do not wait if the block was stopped or exceeded its time limit. A runner whose
+    futures are not Prefect's own must wait for its tasks itself.
     """
-    going: set[Future[Any]] = set()
+    futures: set[Future[Any]] = set()
     submit = runner.submit
 
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        made = submit(*args, **kwargs)
-        if isinstance(made, PrefectWrappedFuture) and isinstance(made.wrapped_future, Future):
-            going.add(made.wrapped_future)
-            made.wrapped_future.add_done_callback(going.discard)
-        return made
+    def submit_and_add(*args: Any, **kwargs: Any) -> Any:
+        prefect_future = submit(*args, **kwargs)
+        if isinstance(prefect_future, PrefectWrappedFuture) and isinstance(prefect_future.wrapped_future, Future):
+            futures.add(prefect_future.wrapped_future)
+            prefect_future.wrapped_future.add_done_callback(futures.discard)
+        return prefect_future
 
-    runner.submit = noted  # type: ignore[method-assign]  # the runner is this run's own: Prefect makes one for each
+    runner.submit = submit_and_add  # type: ignore[method-assign]  # Prefect makes a runner for each run
     try:
         yield
     except Exception as error:
         if not isinstance(error, TimeoutError):
-            _wait(going)
+            _wait(futures)
         raise
-    _wait(going)
+    _wait(futures)
 
 
-def _wait(going: set[Future[Any]]) -> None:
-    """Wait until no task is left; one that is going may submit another."""
-    while left := [future for future in tuple(going) if not future.done()]:
-        wait(left)
+def _wait(futures: set[Future[Any]]) -> None:
+    """Wait until no task is left; a running task may submit another."""
+    while unfinished := [future for future in tuple(futures) if not future.done()]:
+        wait(unfinished)

@@ -1,8 +1,8 @@
-"""The execution around the caller: outputs, inputs, progress, metrics, notes.
+"""`current_execution()`: the running execution, for outputs, inputs, progress, metrics, parameters and notes.
 
-Law: what user code tells is never lost by a failure of telling it elsewhere. It
-is kept in memory at once, written to the bundle within a second, and shown in
-Prefect as far as Prefect answers.
+Law: nothing that user code reports is lost because Prefect or the disk fails. A
+report is kept in memory at once, written to the bundle within a second, and shown
+in Prefect if Prefect is available.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from prefect_executions.executions.record import ExecuteRequest, Metric, Metrics
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.methods.model import Method
+from prefect_executions.workbench import background
 
 _FLUSH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What is known of the running execution."""
+    """Identity, Method, request, attempt and start of the running execution."""
 
     execution_id: str
     method: Method
@@ -41,9 +42,9 @@ class Metadata:
 
 @dataclass(frozen=True, kw_only=True)
 class RecordSink:
-    """Where a running execution tells things: each is called with the whole new value.
+    """Callbacks by which a running execution writes and shows what it reports; each gets the complete new value.
 
-    `show_progress` may be slow and may fail; it is called from a thread of its own.
+    `show_progress` may be slow and may fail: a background thread calls it.
     """
 
     write_status: Callable[[JobStatus], None]
@@ -52,14 +53,14 @@ class RecordSink:
     log: Callable[[str], None]
     failed: Callable[[str], None]
     mask: Callable[[str], str]
-    """Takes the secrets of the execution out of a text that its code tells."""
+    """Mask the secrets of the execution in a text of its code."""
 
 
 class Execution:
-    """A running execution, as `current_execution()` gives it to the Method's code.
+    """A running execution, as `current_execution()` returns it to the Method's code.
 
-    Safe to use from several threads. When the Method has ended it refuses to be told
-    anything, with `NoExecutionError`: no record would hold it.
+    Safe to use from several threads. When the Method has ended, every report raises
+    `NoExecutionError`, because the record is closed.
     """
 
     def __init__(
@@ -84,10 +85,10 @@ class Execution:
         self._lock = threading.RLock()
         self._latest: tuple[float, str | None, datetime] | None = None
         self._unshown: tuple[float, str | None] | None = None
-        self._untold_metrics = False
+        self._unwritten_metrics = False
         self._wake = threading.Event()
         self._closed = threading.Event()
-        self._teller: threading.Thread | None = None
+        self._flusher: threading.Thread | None = None
 
     @property
     def id(self) -> str:
@@ -96,26 +97,25 @@ class Execution:
 
     @property
     def metadata(self) -> Metadata:
-        """What is known of this execution: its Method, request, attempt and start."""
+        """Method, request, attempt and start of this execution."""
         return self._metadata
 
     def output(self, name: str | os.PathLike[str]) -> Path:
-        """Return the path of the output *name*, whose folders are made; the caller writes the file.
+        """Return the path of the output *name*; the caller writes the file.
 
-        *name* is relative to the outputs and may contain folders (``plots/area.png``).
+        *name* is relative to the outputs and may contain folders (``plots/area.png``), which are created.
 
         Raises:
-            RequestError: If *name* is neither a text nor a path.
-            NameRefusedError: If *name* would leave the outputs or cannot be a file's name.
+            RequestError: If *name* is neither a string nor a path.
+            NameRefusedError: If *name* would leave the outputs or is not a valid file name.
         """
-        told = os.fspath(name) if isinstance(name, os.PathLike) else name
-        return self._output_path(_text(told))
+        return self._output_path(_text(os.fspath(name) if isinstance(name, os.PathLike) else name))
 
     def input(self, name: str) -> Path:
         """Return the path of the file that was staged for the input *name*.
 
         Raises:
-            InputError: If there is no such file input, or it has several files (use `inputs`).
+            InputError: If no such input has files, or it has several (use `inputs`).
         """
         paths = self.inputs(name)
         if len(paths) != 1:
@@ -129,67 +129,67 @@ class Execution:
             InputError: If no input of that name has files.
         """
         if name not in self._staged:
-            known = ", ".join(sorted(self._staged)) or "none"
-            raise InputError(f"no file was staged for an input '{name}'; inputs with files: {known}")
+            names = ", ".join(sorted(self._staged)) or "none"
+            raise InputError(f"no file was staged for an input '{name}'; inputs with files: {names}")
         return tuple(self._staged[name])
 
     def progress(self, percent: float, message: str | None = None) -> None:
-        """Tell how far the Method is: *percent* of 100, with a few words.
+        """Report the progress of the Method: *percent* from 0 to 100, with an optional message.
 
-        May be called as often as one likes; it is shown about once a second.
+        May be called at any rate; about once a second the latest report is recorded and shown.
 
         Raises:
-            RequestError: If *percent* is no number from 0 to 100.
+            RequestError: If *percent* is not a number from 0 to 100.
         """
-        told = _percent(percent)
-        with self._going():
-            self._latest = (told, message and self._clean(message), self._clock())
-        self._soon()
+        checked = _percent(percent)
+        with self._open():
+            self._latest = (checked, message and self._clean(message), self._clock())
+        self._flush_soon()
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Keep numbers under names, with an optional *step* (an epoch, an iteration).
+        """Record named numbers, with an optional *step* (an epoch, an iteration).
 
-        Numbers of NumPy and the like are taken as the Python number they are.
+        Scalars of NumPy and similar libraries are converted to Python numbers.
 
         Raises:
-            RequestError: If a value is no number, or *step* no whole one, or one has more than 4300 digits.
+            RequestError: If a value is not a number, *step* is not an integer, or either has more than 4300 digits.
         """
         at = self._clock()
         new = [
             Metric(name=self._clean(name), value=_number(name, value), step=_step(step), time=at)
             for name, value in _named("metrics", values)
         ]
-        with self._going():
+        with self._open():
             self._metrics.extend(new)
-            self._untold_metrics = True
-        self._soon()
+            self._unwritten_metrics = True
+        self._flush_soon()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Keep what the Method decided for itself (a learning rate, a chosen model), as JSON values.
+        """Record parameters that the Method chose itself (a learning rate, a model), as JSON values.
 
         Raises:
-            RequestError: If *values* have no names.
+            RequestError: If *values* is not a mapping.
         """
         named = _named("params", values)
         new = {self._clean(name): _masked(json_value(value), self._sink.mask) for name, value in named}
-        with self._going():
+        with self._open():
             self._params |= new
-            self._untold_metrics = True
-        self._soon()
+            self._unwritten_metrics = True
+        self._flush_soon()
 
     def note(self, text: str) -> None:
-        """Put a note into the history of this execution."""
-        with self._going():
-            self._take_progress()  # told before the note, so it stands before it
+        """Add a note to the history of this execution."""
+        with self._open():
+            self._take_progress()  # reported before the note, so it comes first in the history
             self._job_status = add_entry(
                 self._job_status, EntryKind.NOTE, self._clock(), observer=Observer.HOOK, message=self._clean(text)
             )
             self._sink.write_status(self._job_status)
 
     def change(self, change: Callable[[JobStatus], JobStatus], *, write: bool = True) -> JobStatus:
-        """Put what *change* adds into the job status and return it; for our own code around the Method's.
+        """Apply *change* to the job status and return the result; used by the recording, not by user code.
 
-        What is not written now is written with the next change, or when the execution is closed.
+        Without *write*, the job status is written with the next change or when the execution is closed.
         """
         with self._lock:
             self._take_progress()
@@ -199,34 +199,38 @@ class Execution:
             return self._job_status
 
     @contextmanager
-    def _going(self) -> Iterator[None]:
+    def _open(self) -> Iterator[None]:
         with self._lock:
             if self._closed.is_set():
-                raise NoExecutionError(f"Execution {self.id} has ended: its record cannot be told anything any more.")
+                raise NoExecutionError(
+                    f"Execution {self.id} has ended and its record is closed. Report before the Method returns."
+                )
             yield
 
     def _clean(self, text: str) -> str:
         return clean_text(self._sink.mask(_text(text)))
 
     def close(self) -> tuple[JobStatus, Metrics | None]:
-        """Stop telling and return the last job status, and the metrics if there are any; again changes nothing."""
+        """Close the execution and return its last job status, and its metrics if there are any.
+
+        The second call returns an equal result.
+        """
         self._closed.set()
         self._wake.set()
-        if self._teller is not None and self._teller is not threading.current_thread():
-            self._teller.join()
+        if self._flusher is not None and self._flusher is not threading.current_thread():
+            self._flusher.join()
         with self._lock:
             self._take_progress()
-            told = bool(self._params or self._metrics)
-            return self._job_status, self._all_metrics() if told else None
+            metrics = self._all_metrics() if self._params or self._metrics else None
+            return self._job_status, metrics
 
-    def _soon(self) -> None:
+    def _flush_soon(self) -> None:
         with self._lock:
-            if self._teller is None and not self._closed.is_set():
-                self._teller = threading.Thread(target=self._tell, name=f"executions-{self.id[:8]}", daemon=True)
-                self._teller.start()
+            if self._flusher is None and not self._closed.is_set():
+                self._flusher = background.submit(self._flush_until_closed, name=f"executions-{self.id[:8]}")
         self._wake.set()
 
-    def _tell(self) -> None:
+    def _flush_until_closed(self) -> None:
         while True:
             self._wake.wait()
             self._wake.clear()
@@ -234,17 +238,17 @@ class Execution:
                 closing = self._closed.is_set()
                 self._take_progress()
                 progress, self._unshown = self._unshown, None
-                metrics = self._all_metrics() if self._untold_metrics else None
-                self._untold_metrics = False
+                metrics = self._all_metrics() if self._unwritten_metrics else None
+                self._unwritten_metrics = False
             try:
-                self._tell_once(progress, metrics, last=closing)
-            except Exception as error:  # noqa: BLE001 - telling must never end the Method; the failure is told
+                self._flush(progress, metrics, last=closing)
+            except Exception as error:  # noqa: BLE001 - a failed report must never end the Method; it is logged
                 self._sink.failed(f"progress or metrics could not be written: {error}")
             if closing:
                 return
             self._closed.wait(_FLUSH_SECONDS)
 
-    def _tell_once(self, progress: tuple[float, str | None] | None, metrics: Metrics | None, *, last: bool) -> None:
+    def _flush(self, progress: tuple[float, str | None] | None, metrics: Metrics | None, *, last: bool) -> None:
         if metrics is not None:
             self._sink.write_metrics(metrics)
         if progress is None:
@@ -270,54 +274,56 @@ class Execution:
         return Metrics(params=dict(self._params), metrics=tuple(self._metrics))
 
 
-def _text(told: object) -> str:
-    if not isinstance(told, str):
-        raise RequestError(f"a name or message is a text, and {told!r} is of type {type(told).__name__}")
-    return told
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"a name or message must be a string; {value!r} is of type {type(value).__name__}")
+    return value
 
 
 def _named(what: str, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     if not isinstance(values, Mapping):
-        raise RequestError(f"{what} have names, such as {{'loss': 0.1}}; {type(values).__name__} was given")
+        raise RequestError(f"{what} must be a mapping such as {{'loss': 0.1}}; {type(values).__name__} was given")
     return values.items()
 
 
-def _percent(told: float) -> float:
+def _percent(value: float) -> float:
     try:
-        percent = float(told)
+        percent = float(value)
     except (TypeError, ValueError):
         percent = -1.0
     if not 0 <= percent <= 100:  # noqa: PLR2004 - percent
-        raise RequestError(f"progress is told in percent, from 0 to 100; {told!r} was given")
+        raise RequestError(f"progress must be a number from 0 to 100; {value!r} was given")
     return percent
 
 
-def _step(told: float | None) -> int | None:
-    if told is None:
+def _step(value: float | None) -> int | None:
+    if value is None:
         return None
     try:
-        step = int(told)
+        step = int(value)
     except (TypeError, ValueError, OverflowError):
         step = None
-    if step is None or step != told:
-        raise RequestError(f"the step of a metric is a whole number; {told!r} was given")
+    if step is None or step != value:
+        raise RequestError(f"the step of a metric must be an integer; {value!r} was given")
     return _readable("the step of a metric", step)
 
 
 def _number(name: str, value: object) -> int | float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise RequestError(f"metric '{name}' is no number but {type(value).__name__}; use log_params for other values")
+        kind = type(value).__name__
+        raise RequestError(f"metric '{name}' must be a number, not {kind}; use log_params for other values")
     if isinstance(value, int):
         return _readable(f"metric '{name}'", value)
     if getattr(value, "size", 1) != 1:  # an array or series
-        raise RequestError(f"metric '{name}' is not one number but {type(value).__name__}; write it to an output")
+        kind = type(value).__name__
+        raise RequestError(f"metric '{name}' must be a single number, not {kind}; write arrays to an output")
     plain = value.item() if hasattr(value, "item") else value
     return plain if isinstance(plain, int) and not isinstance(plain, bool) else float(plain)
 
 
 def _readable(name: str, number: int) -> int:
     if abs(number) >= TOO_LONG:
-        raise RequestError(f"{name} has more than 4300 digits, which no reader of JSON takes; write it to an output")
+        raise RequestError(f"{name} has more than 4300 digits, which JSON readers refuse; write it to an output")
     return number
 
 
@@ -325,21 +331,21 @@ _current: ContextVar[Execution | None] = ContextVar("current_execution", default
 
 
 def current_execution() -> Execution:
-    """Return the execution that is running around the caller.
+    """Return the running execution.
 
-    Works in the Method's function and in tasks that it calls in the same process. A
-    thread of one's own does not know it: it is given what this returned outside.
+    Works in the Method's function and in tasks that it calls in the same process. Pass
+    the result to threads that the Method starts: the context of the caller does not reach them.
 
     Raises:
-        NoExecutionError: If no execution is running here.
+        NoExecutionError: If no execution is running in this context.
     """
     execution = _current.get()
     if execution is None:
         raise NoExecutionError(
-            "No execution is running here. current_execution() works inside a function decorated with @method "
-            "while it runs as a flow: call the Method itself, not its plain function, or use 'executions run'. "
-            "It works in the Method's tasks as well; a thread of your own is given what current_execution() returned "
-            "outside of it, and a process of its own can tell nothing but by what it returns."
+            "No execution is running here. Call current_execution() inside a function decorated with @method "
+            "while it runs as a flow: call the Method, not its plain function, or use 'executions run'. It works "
+            "in the Method's tasks, too. Pass its result to threads that you start; processes that you start "
+            "cannot report, so let them return their results."
         )
     return execution
 
@@ -356,13 +362,13 @@ def enter(execution: Execution) -> Iterator[None]:
 
 
 def current_id() -> str | None:
-    """Return the id of the execution around the caller, or None."""
+    """Return the id of the running execution, or None."""
     execution = _current.get()
     return None if execution is None else execution.id
 
 
 def running_id() -> str | None:
-    """Return the flow run id of the execution around the caller, or None."""
+    """Return the flow run id of the running execution, or None."""
     execution_id = current_id()
     return None if execution_id is None else ExecutionId.parse(execution_id).flow_run_id
 

@@ -27,7 +27,7 @@ from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import ExecuteRequest, Instance
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.background import take_deferred
-from prefect_executions.flow.cancellation import called
+from prefect_executions.flow.cancellation import is_unsupervised
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.invocation import current_invocation
 from prefect_executions.flow.opening import Opening, never_started, workbench_for
@@ -204,10 +204,10 @@ def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> O
     if not (state.is_cancelling() or state.is_crashed()):
         return seen
     asked = _asked_to_cancel(flow_run.id)
-    if state.is_cancelling() and not called(flow_run):
+    if state.is_cancelling() and not is_unsupervised(flow_run):
         kept = asked.state if asked else PrefectState(type=seen.state.type, name=seen.state.name)
         return seen._replace(state=kept, message=asked.message if asked and asked.message else seen.message)
-    caller = _caller(bundle) if bundle and not asked and called(flow_run) else None
+    caller = _caller(bundle) if bundle and not asked and is_unsupervised(flow_run) else None
     if caller is not None:  # it ends with the Method that called it
         asked = _asked_to_cancel(caller)
     return _cancelled(flow_run, seen, asked.message) if asked else seen

@@ -1,18 +1,18 @@
-"""What is known of an execution before its Method's own code runs, taken from Prefect and the process.
+"""Opening of a record: facts from Prefect and this process before the author's code runs; resumption of an open record.
 
-An execution that is open goes on: its next attempt, or its resumption, in this process or in a new one.
-
-What is found out about a run that was just called, while Prefect still accepts it: the code that it runs.
-
-In a large repository that takes longer than all the rest of the recording, and
-Prefect's answers are waited for meanwhile.
+The identity of the Method's code takes longer to determine than all other facts in a
+large repository. So it is prefetched in a background thread while Prefect creates the flow run.
 """
 
 from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,56 +22,46 @@ from prefect_executions.capture.code import DIFF, REQUIREMENTS, identify
 from prefect_executions.capture.parameters import clear_defaults, recorded_method
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.errors import ArchiveError, OrchestratorError
-from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance
+from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance, Process, Usage
 from prefect_executions.flow.context import current_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.invocation import owns_process
-from prefect_executions.lifecycle.history import EntryKind, ObservedState, add_entry
+from prefect_executions.lifecycle.history import (
+    EntryKind,
+    JobStatus,
+    ObservedState,
+    StatusEntry,
+    add_entry,
+    merge_states,
+)
 from prefect_executions.lifecycle.status import Observer
-from prefect_executions.methods.model import Method
+from prefect_executions.methods.model import CodeIdentity, Method
 from prefect_executions.prefect_api import blocks, flow_runs
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.settings import DirtyTree, Settings
+from prefect_executions.workbench import background
 from prefect_executions.workbench.lookup import newest
 from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
-from prefect_executions.executions.record import Process, Usage
-from prefect_executions.lifecycle.history import JobStatus, StatusEntry, merge_states
-from prefect_executions.methods.model import CodeIdentity
-
-if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
-
-
-import threading
-import time
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
-
 _called: ContextVar[tuple[Declared, float] | None] = ContextVar("called", default=None)
 
 
 @contextmanager
 def prefetch_code_identity(declared: Declared) -> Iterator[None]:
-    """Look at the Method's code in a thread, for the run that is called inside, in this thread.
+    """Identify the Method's code in a background thread, for the run that the block calls in this thread.
 
-    What cannot be found out is met again by the run itself, which tells it.
+    Failures are ignored here: the run repeats the identification and reports them.
     """
 
-    def look() -> None:
+    def identify_code() -> None:
         with suppress(Exception):
             identify(declared.source, settings=Settings.read(), environment=os.environ, since=since)
 
     since = time.monotonic()
-    threading.Thread(target=look, name="look", daemon=True).start()
+    background.submit(identify_code, name="identify-code")
     token = _called.set((declared, since))
     try:
         yield

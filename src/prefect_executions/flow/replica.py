@@ -1,8 +1,8 @@
 """One replica of a descriptor Method: its data folder, its process or container, and its phases, in a thread.
 
-Deploy and Execute share one process or container, and Undeploy has one of its
-own, because what ends the first (its time limit, somebody who cancels it) ends
-everything in it. All three see the same data folder.
+Deploy and Execute share one process or container. Undeploy has its own, because a
+time limit or a cancellation ends everything in the first. All three scripts
+see the same data folder.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from prefect_executions.runtimes.interface import (
 )
 from prefect_executions.runtimes.registry import open_runtime
 from prefect_executions.settings import Settings
+from prefect_executions.workbench import background
 from prefect_executions.workbench.recovery import PLANS
 
 _UNDEPLOY_WHEN_STOPPED = 10.0  # seconds
@@ -66,11 +67,11 @@ _SCRIPTS = {Phase.DEPLOY: DEPLOY, Phase.EXECUTE: EXECUTE, Phase.UNDEPLOY: UNDEPL
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSpec:
-    """What all replicas of an execution are to do.
+    """What the replicas of an execution run, equal for all of them.
 
     Attributes:
-        files: Where each staged input lies, by the path that it has among the inputs of a data folder.
-        replicas: How many there are. Each has outputs of its own when there are several.
+        files: The staged inputs: path relative to the inputs of a data folder → path on this machine.
+        replicas: The number of replicas. If there are several, each has its own outputs.
     """
 
     bundle: OpenBundle
@@ -87,7 +88,7 @@ class ReplicaSpec:
 
 
 class PhaseEvent(NamedTuple):
-    """A phase begins, or has ended."""
+    """The start or the end of a phase."""
 
     phase: Phase
     task: str
@@ -98,7 +99,7 @@ class PhaseEvent(NamedTuple):
 
 
 class OutputChunk(NamedTuple):
-    """Something that a script has written, with its secrets masked."""
+    """Output of a script, with its secrets masked."""
 
     number: int
     stream: StreamName
@@ -106,14 +107,14 @@ class OutputChunk(NamedTuple):
 
 
 class Note(NamedTuple):
-    """Something worth knowing that is no error."""
+    """A note for the history; not an error."""
 
     at: datetime
     text: str
 
 
 class ReplicaFinished(NamedTuple):
-    """A replica is through all its phases; *error* is how its scripts failed."""
+    """The end of a replica's last phase; *error* is how its scripts failed."""
 
     number: int
     error: Exception | None
@@ -122,35 +123,37 @@ class ReplicaFinished(NamedTuple):
 Event = PhaseEvent | OutputChunk | Note | ScriptRun | ReplicaFinished
 
 
-class Replica(threading.Thread):
-    """One replica; it tells everything by *tell*, and `Done` as the last."""
+class Replica:
+    """One replica; it reports every event to *emit*, and `ReplicaFinished` as the last."""
 
-    def __init__(self, order: ReplicaSpec, number: int, tell: Callable[[Event], None]) -> None:
-        super().__init__(name=f"replica-{number}", daemon=True)
+    def __init__(self, spec: ReplicaSpec, number: int, emit: Callable[[Event], None]) -> None:
         self.number = number
-        self.task = f"{order.bundle.id}.{order.attempt}.{number}"
-        self._order = order
-        self._tell = tell
+        self.task = f"{spec.bundle.id}.{spec.attempt}.{number}"
+        self._spec = spec
+        self._emit = emit
         self._mark = uuid4().hex
-        self._seen = ""
+        self._mount_path = ""
         self._image: str | None = None
         self._runs: list[Run] = []
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
-    def stop(self) -> None:
-        """End what it runs now; of what would follow only Undeploy is run, and is given a few seconds."""
-        self._stopping.set()
-        threading.Thread(target=self._cancel, name=f"stop-{self.number}", daemon=True).start()
+    def start(self) -> None:
+        """Run all phases in a background thread."""
+        background.submit(self._run, name=f"replica-{self.number}")
 
-    def run(self) -> None:
-        """Go through all phases."""
+    def stop(self) -> None:
+        """Cancel the running script; of the later scripts only Undeploy runs, for a few seconds."""
+        self._stopping.set()
+        background.submit(self._cancel, name=f"stop-{self.number}")
+
+    def _run(self) -> None:
         error: Exception | None = None
         try:
             error = self._phases()
-        except Exception as raised:  # noqa: BLE001 - it is raised where the replicas are waited for
+        except Exception as raised:  # noqa: BLE001 - raised in the thread that waits for the replicas
             error = raised
-        self._tell(ReplicaFinished(self.number, error))
+        self._emit(ReplicaFinished(self.number, error))
 
     def _phases(self) -> Exception | None:
         runtime: Runtime | None = None
@@ -158,72 +161,72 @@ class Replica(threading.Thread):
             try:
                 with self._phase(Phase.LAUNCH):
                     runtime = self._open()
-                    scripts = self._laid_out(runtime)
-                    begun = self._begin(runtime, scripts, DEPLOY, EXECUTE)
+                    scripts = self._prepare(runtime)
+                    run = self._start_run(runtime, scripts, DEPLOY, EXECUTE)
             except ExecutionsError as error:
                 return error
-            error_of_scripts = self._follow(begun)
+            script_error = self._follow(run)
             with self._phase(Phase.FETCH):
                 self._fetch()
             self._undeploy(runtime, scripts)
-            return error_of_scripts
+            return script_error
         finally:
             self._destroy(runtime)
 
     def _open(self) -> Runtime:
-        settings = self._order.settings
-        state = self._order.bundle.scratch / "runs"
+        settings = self._spec.settings
+        state = self._spec.bundle.scratch / "runs"
         return open_runtime(settings.runtime, state=state, open_network=settings.runtime_network or None)
 
-    def _laid_out(self, runtime: Runtime) -> Scripts:
-        """Make the data folder, and return the scripts as they are run over it."""
-        order, name = self._order, str(self.number)
-        self._seen = runtime.mount_path(data_folder(order.bundle, name))
-        to = f"replica-{name}" if order.replicas > 1 else ""
-        prepare_data_folder(order.bundle, name, order.files, subfolder=to, mount_path=self._seen)
-        there = {str(path): f"{self._seen}/{INPUTS}/{inside}" for inside, path in order.files.items()}
-        values = {name: _as_seen(value, there) for name, value in order.values.items()}
-        return scripts_of(order.method, values, order.secrets)
+    def _prepare(self, runtime: Runtime) -> Scripts:
+        """Fill the data folder; return the scripts, with paths as they are inside the process or container."""
+        spec, name = self._spec, str(self.number)
+        self._mount_path = runtime.mount_path(data_folder(spec.bundle, name))
+        subfolder = f"replica-{name}" if spec.replicas > 1 else ""
+        prepare_data_folder(spec.bundle, name, spec.files, subfolder=subfolder, mount_path=self._mount_path)
+        mounted = {str(path): f"{self._mount_path}/{INPUTS}/{relative}" for relative, path in spec.files.items()}
+        values = {name: _with_mounted_paths(value, mounted) for name, value in spec.values.items()}
+        return scripts_of(spec.method, values, spec.secrets)
 
-    def _begin(self, runtime: Runtime, scripts: Scripts, *names: str) -> Run:
-        order = self._order
+    def _start_run(self, runtime: Runtime, scripts: Scripts, *names: str) -> Run:
+        spec = self._spec
         undeploying = UNDEPLOY in names
-        limit = order.resources.time_limit
+        time_limit = spec.resources.time_limit
         if undeploying and self._stopping.is_set():
-            limit = min(limit or _UNDEPLOY_WHEN_STOPPED, _UNDEPLOY_WHEN_STOPPED)
-        several = {
+            time_limit = min(time_limit or _UNDEPLOY_WHEN_STOPPED, _UNDEPLOY_WHEN_STOPPED)
+        phases = {
             phase.value: scripts.scripts[name]
             for phase, name in _SCRIPTS.items()
             if name in names and name in scripts.scripts
         }
-        self._image = (
-            order.image or (order.settings.runtime_image if Capability.IMAGE in runtime.capabilities else None) or None
-        )
+        default_image = spec.settings.runtime_image if Capability.IMAGE in runtime.capabilities else None
+        self._image = spec.image or default_image or None
         plan = self._plan(
             runtime,
             RunRequest(
                 id=f"{self.task}.{Phase.UNDEPLOY}" if undeploying else self.task,
-                execution_id=order.bundle.id,
-                script=merged(several, self._mark),
-                data=data_folder(order.bundle, str(self.number)),
-                environment={**scripts.environment, **self._further()},
+                execution_id=spec.bundle.id,
+                script=merged(phases, self._mark),
+                data=data_folder(spec.bundle, str(self.number)),
+                environment={**scripts.environment, **self._variables()},
                 secrets=dict(scripts.secrets),
                 image=self._image,
-                resources=order.resources.model_copy(update={"time_limit": limit}),
+                resources=spec.resources.model_copy(update={"time_limit": time_limit}),
             ),
         )
         with self._lock:
             if self._stopping.is_set() and not undeploying:
-                raise ScriptError(f"Method '{order.method.id}' was stopped before its scripts began", None)
+                raise ScriptError(f"Method '{spec.method.id}' was stopped before its scripts began", None)
             self._runs.append(runtime.run(plan))
             return self._runs[-1]
 
-    def _further(self) -> dict[str, str]:
-        return {"INPUTS": f"{self._seen}/{INPUTS}", "OUTPUTS": self._seen, "ccptaskid": self.task}
+    def _variables(self) -> dict[str, str]:
+        inputs = f"{self._mount_path}/{INPUTS}"
+        return {"INPUTS": inputs, "OUTPUTS": self._mount_path, "ccptaskid": self.task}
 
     def _plan(self, runtime: Runtime, request: RunRequest) -> Plan:
-        """Return the plan, which the bundle keeps."""
-        bundle = self._order.bundle
+        """Compile the plan and write it into the bundle."""
+        bundle = self._spec.bundle
         plan = runtime.compile(request, bundle.scratch / "plans" / request.id)
         name = request.id.removeprefix(f"{bundle.id}.")
         bundle.write(f"{CODE}/{PLANS}/{name}/plan.json", plan.to_json())
@@ -231,62 +234,62 @@ class Replica(threading.Thread):
         return plan
 
     def _follow(self, run: Run) -> Exception | None:
-        """Tell what *run* writes and which phases it goes through; return how it failed."""
+        """Emit the output and the phases of *run* until it ends; return how it failed."""
         marks = MarkReader(self._mark)
-        masked = {name: self._order.mask.stream() for name in STREAMS}
+        masked = {name: self._spec.mask.stream() for name in STREAMS}
         phase, ended = Phase.LAUNCH, True
-        for piece in run.logs():
-            for part in marks.feed(piece.data) if piece.stream == "stdout" else (piece.data,):
+        for chunk in run.logs():
+            for part in marks.feed(chunk.data) if chunk.stream == "stdout" else (chunk.data,):
                 if isinstance(part, Mark):
                     phase, ended = Phase(part.name), part.exit_code is not None
-                    self._moment(phase, ended=ended, exit_code=part.exit_code)
+                    self._emit_phase(phase, ended=ended, exit_code=part.exit_code)
                 else:
-                    self._write(piece.stream, masked[piece.stream].feed(part))
+                    self._write(chunk.stream, masked[chunk.stream].feed(part))
         self._write("stdout", masked["stdout"].feed(marks.finish()))
         for stream in STREAMS:
             self._write(stream, masked[stream].finish())
         end = run.wait()
         if not ended:
-            self._moment(phase, ended=True, exit_code=end.code, message=end.why)
-        self._tell(_told(run, end, self.task, self._order.settings.runtime, self._image))
+            self._emit_phase(phase, ended=True, exit_code=end.code, message=end.why)
+        self._emit(_script_run(run, end, self.task, self._spec.settings.runtime, self._image))
         return self._failure(end, phase)
 
     def _write(self, stream: StreamName, data: bytes) -> None:
         if data:
-            self._tell(OutputChunk(self.number, stream, data))
+            self._emit(OutputChunk(self.number, stream, data))
 
     def _failure(self, end: Exit, phase: Phase) -> Exception | None:
-        method = f"Method '{self._order.method.id}'"
-        which = f" of replica {self.number}" if self._order.replicas > 1 else ""
+        method = f"Method '{self._spec.method.id}'"
+        which = f" of replica {self.number}" if self._spec.replicas > 1 else ""
         script = f"{method}: the {_SCRIPTS.get(phase, 'script')}{which}"
         if end.status is RunStatus.SUCCEEDED:
             return None
         if end.status is RunStatus.EXPIRED:
-            return TimeoutError(f"{script} ran into the time limit of {self._order.resources.time_limit:g} s")
+            return TimeoutError(f"{script} exceeded the time limit of {self._spec.resources.time_limit:g} s")
         if end.status is RunStatus.LOST:
             return InfrastructureError(f"{script} was lost: {end.why}")
         why = f" ({end.why})" if end.why else ""
-        return ScriptError(f"{script} ended with exit code {end.code}{why}; look at what it wrote", end.code)
+        return ScriptError(f"{script} ended with exit code {end.code}{why}; look at its output", end.code)
 
     def _fetch(self) -> None:
-        for note in collect_outputs(self._order.bundle, str(self.number)):
-            self._tell(Note(now(), note))
+        for note in collect_outputs(self._spec.bundle, str(self.number)):
+            self._emit(Note(now(), note))
 
     def _undeploy(self, runtime: Runtime, scripts: Scripts) -> None:
-        """Run the undeploy script, if there is one; how it ends changes nothing of how the execution ends."""
+        """Run the undeploy script, if there is one; its failure does not change the status of the execution."""
         if UNDEPLOY not in scripts.scripts:
             return
         try:
-            self._follow(self._begin(runtime, scripts, UNDEPLOY))
+            self._follow(self._start_run(runtime, scripts, UNDEPLOY))
         except ExecutionsError as error:
-            self._tell(Note(now(), f"the undeploy-script of {self.task} could not be run: {error}"))
+            self._emit(Note(now(), f"the undeploy-script of {self.task} could not be run: {error}"))
 
     def _destroy(self, runtime: Runtime | None) -> None:
         with self._phase(Phase.DESTROY):
             for run in self._runs:
                 run.discard()
-            self._fetch()  # what undeploy has left
-            remove_data_folder(self._order.bundle, str(self.number))
+            self._fetch()  # the outputs of undeploy
+            remove_data_folder(self._spec.bundle, str(self.number))
             if runtime is not None:
                 runtime.close()
 
@@ -294,32 +297,34 @@ class Replica(threading.Thread):
         with self._lock:
             run = self._runs[-1] if self._runs else None
         if run is not None:
-            with suppress(ExecutionsError, TimeoutError):  # it is tried again when it is discarded
+            with suppress(ExecutionsError, TimeoutError):  # `discard` tries again
                 run.cancel()
 
     @contextmanager
     def _phase(self, phase: Phase) -> Iterator[None]:
-        """Tell a phase that has no script: its exit code is 0, or 1 where it failed."""
-        self._moment(phase, ended=False)
+        """Emit start and end of a phase without a script; its exit code is 0, or 1 if the block fails."""
+        self._emit_phase(phase, ended=False)
         try:
             yield
         except Exception as error:
-            self._moment(phase, ended=True, exit_code=1, message=str(error))
+            self._emit_phase(phase, ended=True, exit_code=1, message=str(error))
             raise
-        self._moment(phase, ended=True, exit_code=0)
+        self._emit_phase(phase, ended=True, exit_code=0)
 
-    def _moment(self, phase: Phase, *, ended: bool, exit_code: int | None = None, message: str | None = None) -> None:
-        self._tell(PhaseEvent(phase, self.task, now(), ended, exit_code, message))
+    def _emit_phase(
+        self, phase: Phase, *, ended: bool, exit_code: int | None = None, message: str | None = None
+    ) -> None:
+        self._emit(PhaseEvent(phase, self.task, now(), ended, exit_code, message))
 
 
-def _as_seen(value: Any, there: Mapping[str, str]) -> Any:
-    """Return *value* with the path of each staged file as the scripts see it."""
+def _with_mounted_paths(value: Any, mounted: Mapping[str, str]) -> Any:
+    """Return *value* with the path of each staged file as it is inside the process or container."""
     if isinstance(value, InputFile):
-        return there[str(value)]
-    return [_as_seen(part, there) for part in value] if isinstance(value, list) else value
+        return mounted[str(value)]
+    return [_with_mounted_paths(part, mounted) for part in value] if isinstance(value, list) else value
 
 
-def _told(run: Run, end: Exit, task: str, runtime: str, image_name: str | None) -> ScriptRun:
+def _script_run(run: Run, end: Exit, task: str, runtime: str, image_name: str | None) -> ScriptRun:
     seen = run.seen()
     return ScriptRun(
         id=run.id,
