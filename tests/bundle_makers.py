@@ -1,4 +1,4 @@
-"""Bundles on a workbench for tests: open ones, gathered ones, sealed ones, and forged ones."""
+"""Bundles on a workbench for tests: open, gathered, sealed, and forged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from records import a_record, contents_of
 
 
 def an_open_bundle(workbench: Path, record: ExecutionRecord | None = None) -> OpenBundle:
-    """Return a bundle as it lies there when the Method has ended: documents, code, input and outputs."""
+    """Return a bundle as it is when the Method has ended: with documents, code, input and outputs."""
     record = record or a_record()
     bundle = OpenBundle.create(workbench, record.id)
     for name, data in contents_of(record).items():
@@ -29,11 +29,10 @@ def an_open_bundle(workbench: Path, record: ExecutionRecord | None = None) -> Op
 
 
 def finish(bundle: OpenBundle) -> OpenBundle:
-    """Do all that is left: gather, say so in the job status, seal."""
+    """Gather the outputs, list them in the job status, and seal."""
     with bundle.lock():
         gathered = gather(bundle)
-        told = bundle.read(JobStatus).model_copy(update={"outputs": gathered.outputs})
-        bundle.write_document(told)
+        bundle.write_document(bundle.read(JobStatus).model_copy(update={"outputs": gathered.outputs}))
         seal(bundle)
     return bundle
 
@@ -49,8 +48,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def make_manifest_anew(folder: Path) -> None:
-    """Do what a forger does: make the manifest fit what lies in *folder* now."""
+def renew_manifest(folder: Path) -> None:
+    """Rewrite the manifest for the current files of *folder*, as a forger does."""
     files = [
         BundleFile(path, sha256(data).hexdigest(), len(data))
         for path, data in contents(folder).items()
@@ -59,30 +58,30 @@ def make_manifest_anew(folder: Path) -> None:
     (folder / layout.MANIFEST).write_bytes(manifest.render(files))
 
 
-def make_zip_anew(folder: Path) -> None:
-    """Make ``output.zip`` fit what lies under ``outputs/`` now."""
+def renew_zip(folder: Path) -> None:
+    """Rewrite ``output.zip`` for the current files of ``outputs/``."""
     with zipfile.ZipFile(folder / layout.OUTPUT_ZIP, "w") as zipped:
         for path, data in contents(folder / layout.OUTPUTS).items():
             zipped.writestr(f"outputs/{path}", data)
 
 
 def forge(folder: Path, path: str, change: Callable[[str], str]) -> None:
-    """Change the text of one file and make the manifest fit."""
+    """Change the text of one file and rewrite the manifest."""
     target = folder / path
     before = target.read_text()
     after = change(before)
-    assert after != before, f"nothing of {path} was changed"
+    assert after != before, f"{path} was not changed"
     target.write_text(after)
-    make_manifest_anew(folder)
+    renew_manifest(folder)
 
 
 def forge_json(folder: Path, path: str, change: Callable[[Any], None]) -> None:
-    """Change one JSON document and make the manifest fit."""
+    """Change one JSON document and rewrite the manifest."""
 
     def changed(text: str) -> str:
-        told = json.loads(text)
-        change(told)
-        return json.dumps(told, indent=2)
+        document = json.loads(text)
+        change(document)
+        return json.dumps(document, indent=2)
 
     forge(folder, path, changed)
 

@@ -1,4 +1,4 @@
-"""Zips that somebody hostile wrote, field by field, around a bundle that is sound."""
+"""Hostile zips, built field by field around the files of a valid bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINK, DEVICE, PIPE, FILE = 0o120777, 0o020666, 0o010666, 0o100644
 
 @dataclass(frozen=True)
 class Member:
-    """One entry as its two headers tell it; what is None follows from the data."""
+    """An entry and its two headers; a field that is None is computed from the data."""
 
     name: bytes
     data: bytes = b"x"
@@ -33,29 +33,29 @@ class Member:
     def stream(self) -> bytes:
         if self.method != 8:
             return self.data
-        squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-        return squeeze.compress(self.data) + squeeze.flush()
+        compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+        return compressor.compress(self.data) + compressor.flush()
 
 
 def a_zip(members: Sequence[Member], *, comment: bytes = b"", before: bytes = b"", count: int | None = None) -> bytes:
-    """Return the zip of these entries; *count* is what the end record says of their number."""
+    """Return a zip of *members*; *count* is their number in the end record."""
     out, central = bytearray(before), bytearray()
-    for one in members:
-        stream, offset = one.stream, len(out)
-        told = (
-            zlib.crc32(one.data) if one.checksum is None else one.checksum,
-            len(stream) if one.packed is None else one.packed,
-            len(one.data) if one.size is None else one.size,
+    for member in members:
+        stream, offset = member.stream, len(out)
+        numbers = (
+            zlib.crc32(member.data) if member.checksum is None else member.checksum,
+            len(stream) if member.packed is None else member.packed,
+            len(member.data) if member.size is None else member.size,
         )
-        local = one.name if one.local_name is None else one.local_name
-        sizes = (one.flags, one.method, 0, 33, *told)
-        out += struct.pack("<4s5H3L2H", b"PK\3\4", 20, *sizes, len(local), len(one.local_extra))
-        out += local + one.local_extra + stream
-        place = offset if one.offset is None else one.offset
-        rest = (len(one.name), len(one.extra), 0, one.disk, 0, one.mode << 16, place)
-        central += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, *sizes, *rest) + one.name + one.extra
-    many = len(members) if count is None else count
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, many, many, len(central), len(out), len(comment))
+        local = member.name if member.local_name is None else member.local_name
+        sizes = (member.flags, member.method, 0, 33, *numbers)
+        out += struct.pack("<4s5H3L2H", b"PK\3\4", 20, *sizes, len(local), len(member.local_extra))
+        out += local + member.local_extra + stream
+        place = offset if member.offset is None else member.offset
+        rest = (len(member.name), len(member.extra), 0, member.disk, 0, member.mode << 16, place)
+        central += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, *sizes, *rest) + member.name + member.extra
+    entries = len(members) if count is None else count
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, len(central), len(out), len(comment))
     return bytes(out + central + end + comment)
 
 
@@ -66,12 +66,12 @@ def members_of(files: Mapping[str, bytes]) -> list[Member]:
 Hostile = Callable[[list[Member]], bytes]
 
 
-def with_one_more(name: str, **told: Any) -> Hostile:
-    return lambda members: a_zip([*members, Member(name.encode(), **told)])
+def with_one_more(name: str, **fields: Any) -> Hostile:
+    return lambda members: a_zip([*members, Member(name.encode(), **fields)])
 
 
-def with_first(**told: Any) -> Hostile:
-    return lambda members: a_zip([replace(members[0], **told), *members[1:]])
+def with_first(**fields: Any) -> Hostile:
+    return lambda members: a_zip([replace(members[0], **fields), *members[1:]])
 
 
 def _extra(kind: int, data: bytes) -> bytes:
@@ -154,11 +154,11 @@ CORPUS: Mapping[str, tuple[Hostile, str]] = {
         with_one_more(f"{TOP}outputs/evil", data=bytes(30 << 20), method=8),
         r"expands from \d+ to \d+ bytes; the limit is",
     ),
-    "a file of nobody": (with_one_more("evil.txt"), r"'evil\.txt' belongs to no bundle"),
+    "a file of no bundle": (with_one_more("evil.txt"), r"'evil\.txt' belongs to no bundle"),
     "a file that the format does not know": (with_one_more(f"{TOP}evil.txt"), r"evil\.txt' is not allowed"),
     "a file that no manifest lists": (
         with_one_more(f"{TOP}outputs/evil.txt"),
         r"evil\.txt' is present and not in the manifest",
     ),
 }
-"""What is wrong with it, how it is made, and what the refusal says."""
+"""By fault: the function that makes the zip, and a pattern of the error message."""

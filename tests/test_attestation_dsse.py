@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle_makers import a_sealed_bundle, an_open_bundle, copy_of, finish, forge_json, make_manifest_anew, zip_of
+from bundle_makers import a_sealed_bundle, an_open_bundle, copy_of, finish, forge_json, renew_manifest, zip_of
 from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, commands, pae, sealed_envelope
 from prefect_executions.attestation.keys import SigningKey, VerifyingKey
 from prefect_executions.bundles import layout, manifest
@@ -168,7 +168,7 @@ def test_a_forger_who_makes_the_manifest_anew_is_found_by_the_subjects(bundle):
 def test_a_file_that_is_taken_away_or_added_with_its_line_of_the_manifest_is_named(bundle):
     (bundle / "outputs" / "regions.csv").unlink()
     (bundle / "outputs" / "more.csv").write_text("1")
-    make_manifest_anew(bundle)
+    renew_manifest(bundle)
     told = "\n".join(faults(bundle))
     assert "'outputs/regions.csv' was signed as" in told
     assert "'outputs/more.csv' was signed as absent" in told
@@ -211,7 +211,7 @@ def test_stock_openssl_finds_the_signature_right_and_a_changed_one_wrong(bundle,
     key.write_bytes(a_key().public.pem)
     (bundle / "outputs" / "regions.csv").write_text("forged")
     assert review().returncode != 0
-    make_manifest_anew(bundle)
+    renew_manifest(bundle)
     assert review().returncode != 0
 
 

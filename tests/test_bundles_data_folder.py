@@ -1,4 +1,4 @@
-"""What scripts leave in their data folder becomes outputs: all of it, but for the inputs that nobody has changed."""
+"""Data folders: every file that a script leaves becomes an output, except unchanged inputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def data(bundle, tmp_path):
-    for name in ("kept.csv", "changed.csv"):
+    for name in ("unchanged.csv", "changed.csv"):
         (tmp_path / name).write_text(name)
-    inputs = {"a/kept.csv": tmp_path / "kept.csv", "b/changed.csv": tmp_path / "changed.csv"}
+    inputs = {"a/unchanged.csv": tmp_path / "unchanged.csv", "b/changed.csv": tmp_path / "changed.csv"}
     return prepare_data_folder(bundle, "1", inputs, subfolder="", mount_path="/ccp_data")
 
 
-def left(bundle):
+def outputs_of(bundle):
     return {
         path.relative_to(bundle.paths.outputs).as_posix(): path.read_text()
         for path in bundle.paths.outputs.rglob("*")
@@ -33,34 +33,34 @@ def left(bundle):
     }
 
 
-def test_the_inputs_are_there_and_anybody_may_write(data):
-    assert (data / "inputs/a/kept.csv").read_text() == "kept.csv"
+def test_the_data_folder_has_the_inputs_and_every_user_may_write(data):
+    assert (data / "inputs/a/unchanged.csv").read_text() == "unchanged.csv"
     assert data.stat().st_mode & 0o777 == (data / "inputs/a").stat().st_mode & 0o777 == 0o777
-    assert data.parent.stat().st_mode & 0o777 == 0o700, "nobody else of this machine comes so far"
+    assert data.parent.stat().st_mode & 0o777 == 0o700, "closed to other users of this machine"
 
 
-def test_all_that_is_left_is_fetched_and_an_unchanged_input_is_not(bundle, data):
+def test_every_file_but_an_unchanged_input_is_collected(bundle, data):
     (data / "folder").mkdir()
     (data / "folder/result.csv").write_text("1")
-    (data / "inputs/b/changed.csv").write_text("anew")
+    (data / "inputs/b/changed.csv").write_text("new")
     (data / "empty").mkdir()
 
     assert collect_outputs(bundle) == ()
-    assert left(bundle) == {"folder/result.csv": "1", "inputs/b/changed.csv": "anew"}
+    assert outputs_of(bundle) == {"folder/result.csv": "1", "inputs/b/changed.csv": "new"}
     assert (bundle.paths.outputs / "empty").is_dir()
 
 
-def test_an_input_that_was_brought_somewhere_and_back_is_still_none(bundle, data):
-    for path in (data / "inputs/a/kept.csv", data / "inputs/b/changed.csv"):
+def test_an_unchanged_input_with_a_new_timestamp_is_not_collected(bundle, data):
+    for path in (data / "inputs/a/unchanged.csv", data / "inputs/b/changed.csv"):
         content = path.read_bytes()
         path.unlink()
-        path.write_bytes(content if path.name == "kept.csv" else content[::-1])
+        path.write_bytes(content if path.name == "unchanged.csv" else content[::-1])
     collect_outputs(bundle)
 
-    assert left(bundle) == {"inputs/b/changed.csv": "vsc.degnahc"}
+    assert outputs_of(bundle) == {"inputs/b/changed.csv": "vsc.degnahc"}
 
 
-def test_it_can_be_fetched_again_and_what_was_replaced_is_replaced(bundle, data):
+def test_collecting_again_replaces_files_that_were_replaced(bundle, data):
     (data / "result").write_text("1")
     collect_outputs(bundle)
     (data / "result").unlink()
@@ -70,7 +70,7 @@ def test_it_can_be_fetched_again_and_what_was_replaced_is_replaced(bundle, data)
     remove_data_folder(bundle, "1")
     collect_outputs(bundle)
 
-    assert left(bundle) == {"result": "2", "late": "3"}
+    assert outputs_of(bundle) == {"result": "2", "late": "3"}
     assert not data.exists()
 
 
@@ -79,10 +79,10 @@ def test_our_own_logs_are_not_replaced(bundle, data):
     (data / "stdout.log").write_text("theirs")
     collect_outputs(bundle)
 
-    assert left(bundle) == {"stdout.log": "ours", "script-stdout.log": "theirs"}
+    assert outputs_of(bundle) == {"stdout.log": "ours", "script-stdout.log": "theirs"}
 
 
-def test_a_link_inside_is_the_file_and_one_that_leads_out_is_not_followed(bundle, data, tmp_path):
+def test_a_link_inside_becomes_its_file_and_one_that_leads_out_is_not_followed(bundle, data, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (data / "folder").mkdir()
     (data / "real").write_text("real")
@@ -91,20 +91,20 @@ def test_a_link_inside_is_the_file_and_one_that_leads_out_is_not_followed(bundle
     (data / "out").symlink_to(tmp_path / "secret")
     gathered = gather(bundle)
 
-    assert left(bundle) == {"real": "real", "folder/near": "real", "folder/seen": "real"}
+    assert outputs_of(bundle) == {"real": "real", "folder/near": "real", "folder/seen": "real"}
     assert ["out" in note for note in gathered.notes] == [True]
 
 
-def test_several_have_outputs_of_their_own(bundle):
+def test_each_data_folder_has_its_own_outputs(bundle):
     for name in ("1", "2"):
         (prepare_data_folder(bundle, name, {}, subfolder=f"replica-{name}", mount_path=None) / "x").write_text(name)
     collect_outputs(bundle, "2")
-    assert left(bundle) == {"replica-2/x": "2"}
-    gather(bundle)  # as after the death of a worker
-    assert left(bundle) == {"replica-1/x": "1", "replica-2/x": "2"}
+    assert outputs_of(bundle) == {"replica-2/x": "2"}
+    gather(bundle)  # as after a worker was killed
+    assert outputs_of(bundle) == {"replica-1/x": "1", "replica-2/x": "2"}
 
 
-def test_what_cannot_be_fetched_is_noted_and_the_rest_is(bundle, data):
+def test_a_file_that_cannot_be_collected_is_noted_and_the_others_are_collected(bundle, data):
     (data / "x").write_text("x")
     (data / "blocked").write_text("x")
     (bundle.paths.outputs / "blocked").mkdir()
@@ -112,7 +112,7 @@ def test_what_cannot_be_fetched_is_noted_and_the_rest_is(bundle, data):
     os.mkfifo(data / "pipe")
     notes = gather(bundle).notes
 
-    assert left(bundle) == {"x": "x", "blocked": "x"}
+    assert outputs_of(bundle) == {"x": "x", "blocked": "x"}
     assert len(notes) == 1
     assert "pipe" in notes[0]
     assert data_folder(bundle, "1") == data

@@ -1,4 +1,4 @@
-"""The names of format 1, and the names that outputs may have."""
+"""The file names of format 1, and valid output names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bundle(tmp_path: Path) -> BundlePaths:
     return BundlePaths(tmp_path / "bundle")
 
 
-def test_the_format_has_exactly_the_names_of_its_design() -> None:
+def test_the_format_has_exactly_these_names() -> None:
     assert {
         "auth/jwt.json",
         "metadata/method.json",
@@ -40,18 +40,18 @@ def test_the_format_has_exactly_the_names_of_its_design() -> None:
 
 
 @pytest.mark.parametrize("path", ["outputs/a", "inputs/a/b", "code/x.py", "metadata/jobStatus.json", "output.zip"])
-def test_the_format_has_a_place_for(path: str) -> None:
+def test_the_format_allows(path: str) -> None:
     assert layout.is_bundle_path(path)
 
 
 @pytest.mark.parametrize(
     "path", ["outputs", "outputs/", "outputs/../x", "a", "metadata/x.json", "auth/token", "inputs//a", "/outputs/a"]
 )
-def test_the_format_has_no_place_for(path: str) -> None:
+def test_the_format_does_not_allow(path: str) -> None:
     assert not layout.is_bundle_path(path)
 
 
-def test_an_output_name_gives_a_path_whose_folder_is_there(bundle: BundlePaths) -> None:
+def test_the_folder_of_an_output_path_is_created(bundle: BundlePaths) -> None:
     path = output_path(bundle, "maps/deep/labels.tif")
     path.write_bytes(b"labels")
     assert path == bundle.outputs / "maps" / "deep" / "labels.tif"
@@ -79,19 +79,19 @@ def test_an_output_name_gives_a_path_whose_folder_is_there(bundle: BundlePaths) 
         ("x" * 256, "255"),
     ],
 )
-def test_a_name_that_may_not_be_used_is_refused_with_the_reason(bundle: BundlePaths, name: str, why: str) -> None:
+def test_an_invalid_output_name_is_refused_with_the_reason(bundle: BundlePaths, name: str, why: str) -> None:
     with pytest.raises(NameRefusedError, match=why):
         output_path(bundle, name)
 
 
 @pytest.mark.parametrize("name", ["deep/stdout.log", "ä" * 127, "x" * 255, "a b", "-", "..a", "日本語/ß.csv", "a:b"])
-def test_a_strange_but_harmless_name_is_taken(bundle: BundlePaths, name: str) -> None:
+def test_a_strange_but_harmless_name_is_accepted(bundle: BundlePaths, name: str) -> None:
     output_path(bundle, name).write_bytes(b"")
 
 
 @given(st.text())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_name_is_taken_stays_below_the_outputs(bundle: BundlePaths, name: str) -> None:
+def test_every_accepted_name_stays_below_the_outputs(bundle: BundlePaths, name: str) -> None:
     try:
         check_output_name(name)
     except NameRefusedError:
@@ -115,16 +115,16 @@ def test_a_name_below_a_file_or_of_a_folder_is_refused(bundle: BundlePaths) -> N
             output_path(bundle, name)
 
 
-def test_a_path_that_the_system_cannot_hold_is_refused(bundle: BundlePaths) -> None:
+def test_a_path_that_is_too_long_for_the_system_is_refused(bundle: BundlePaths) -> None:
     with pytest.raises(NameRefusedError, match="too long"):
         output_path(bundle, "/".join(["x" * 200] * 40))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", ".open", "a/b", "a\0", "x" * 200, "ä"])
-def test_an_id_that_cannot_name_a_folder_is_refused(name: str) -> None:
+def test_an_id_that_is_not_a_valid_folder_name_is_refused(name: str) -> None:
     with pytest.raises(NameRefusedError):
         check_execution_id(name)
 
 
-def test_the_second_generation_of_a_flow_run_has_an_id_that_names_a_folder() -> None:
+def test_the_id_of_a_second_generation_is_a_valid_folder_name() -> None:
     assert check_execution_id("0b1e5a52-6f0c-4f2e-9a41-3d6d5d3f2e10.2")

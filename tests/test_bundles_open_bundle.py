@@ -1,4 +1,4 @@
-"""A live bundle: folders, documents, the lock, and what happens when the disk refuses."""
+"""An open bundle: folders, documents, the lock, and a full disk."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def test_a_new_bundle_has_its_folders_and_nothing_else(bundle: OpenBundle) -> No
     assert contents(bundle.folder) == {}
 
 
-def test_a_bundle_is_made_once(bundle: OpenBundle) -> None:
+def test_a_bundle_is_created_once(bundle: OpenBundle) -> None:
     with pytest.raises(BundleError, match=EXECUTION_ID):
         OpenBundle.create(bundle.workbench, EXECUTION_ID)
     assert OpenBundle.load(bundle.workbench, EXECUTION_ID) == bundle
 
 
-def test_a_bundle_that_is_not_there_cannot_be_loaded(tmp_path: Path) -> None:
+def test_a_missing_bundle_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="is not on the workbench"):
         OpenBundle.load(tmp_path, EXECUTION_ID)
 
@@ -58,12 +58,12 @@ def test_an_id_never_leads_out_of_the_workbench(tmp_path: Path) -> None:
             make(tmp_path, "../outside")
 
 
-def test_a_record_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = a_record()
     assert an_open_bundle(tmp_path, record).record() == record
 
 
-def test_a_record_without_metrics_comes_back_without(tmp_path: Path) -> None:
+def test_a_record_without_metrics_is_read_without(tmp_path: Path) -> None:
     record = a_record(metrics=None)
     assert an_open_bundle(tmp_path, record).record() == record
 
@@ -75,26 +75,26 @@ def test_a_missing_document_is_named(tmp_path: Path) -> None:
         bundle.record()
 
 
-def test_who_asked_is_private(bundle: OpenBundle) -> None:
+def test_the_agent_document_is_private(bundle: OpenBundle) -> None:
     bundle.write_document(an_agent())
     bundle.write_document(an_agent())
     assert mode(bundle.folder / "auth") == 0o700
     assert mode(bundle.folder / Agent.file_name) == 0o600
 
 
-def test_nothing_but_the_documents_is_ever_in_the_bundle(bundle: OpenBundle) -> None:
+def test_writing_leaves_no_temporary_file_in_the_bundle(bundle: OpenBundle) -> None:
     for _ in range(3):
         bundle.write_document(a_request())
     assert set(contents(bundle.folder)) == {ExecuteRequest.file_name}
 
 
-def test_code_may_lie_in_folders(bundle: OpenBundle) -> None:
+def test_code_may_be_in_folders(bundle: OpenBundle) -> None:
     bundle.write("code/package/module.py", b"pass\n")
     assert (bundle.folder / "code/package/module.py").read_bytes() == b"pass\n"
 
 
 @pytest.mark.parametrize("name", ["metadata/other.json", "code/../../x", "x", "/etc/x", "outputs"])
-def test_a_file_that_the_format_has_no_place_for_is_refused(bundle: OpenBundle, name: str) -> None:
+def test_a_file_that_the_format_does_not_allow_is_refused(bundle: OpenBundle, name: str) -> None:
     with pytest.raises(BundleError, match="does not allow this file"):
         bundle.write(name, b"")
 
@@ -109,7 +109,7 @@ def test_a_sealed_bundle_refuses_new_outputs_and_documents(tmp_path: Path) -> No
     assert contents(bundle.folder) == before
 
 
-def test_a_reader_sees_a_whole_document_at_every_moment(bundle: OpenBundle) -> None:
+def test_a_reader_sees_a_complete_document_at_every_moment(bundle: OpenBundle) -> None:
     small, large = a_request(tags=("a",)), a_request(tags=tuple(f"tag {n}" for n in range(5000)))
     bundle.write_document(small)
     done = threading.Event()
@@ -129,7 +129,7 @@ def test_a_reader_sees_a_whole_document_at_every_moment(bundle: OpenBundle) -> N
     assert seen <= {1, 5000}
 
 
-def test_a_full_disk_is_said_and_the_document_before_is_kept(bundle: OpenBundle) -> None:
+def test_a_full_disk_is_an_error_and_the_earlier_document_remains(bundle: OpenBundle) -> None:
     bundle.write_document(a_request())
     before = (bundle.folder / ExecuteRequest.file_name).read_bytes()
 
@@ -151,20 +151,20 @@ def test_a_full_disk_is_said_and_the_document_before_is_kept(bundle: OpenBundle)
     assert not list(bundle.scratch.glob("*.new"))
 
 
-def test_a_workbench_that_is_no_folder_is_an_error_before_any_work(tmp_path: Path) -> None:
+def test_a_workbench_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "workbench").write_bytes(b"")
     with pytest.raises(BundleError, match="cannot be written"):
         OpenBundle.create(tmp_path / "workbench", EXECUTION_ID)
 
 
-def test_a_document_that_a_dead_process_left_half_written_stops_nobody(bundle: OpenBundle) -> None:
-    half = bundle.scratch / f"request.json.{os.getpid()}-{threading.get_ident()}.new"
-    half.write_bytes(b"{")
+def test_a_partial_document_of_a_dead_process_is_replaced(bundle: OpenBundle) -> None:
+    partial = bundle.scratch / f"request.json.{os.getpid()}-{threading.get_ident()}.new"
+    partial.write_bytes(b"{")
     bundle.write_document(a_request())
     assert bundle.read(ExecuteRequest) == a_request()
 
 
-def test_the_lock_is_held_against_other_threads(bundle: OpenBundle) -> None:
+def test_the_lock_excludes_other_threads(bundle: OpenBundle) -> None:
     inside = 0
     most = 0
 
@@ -190,7 +190,7 @@ def hold(bundle: OpenBundle, held: Event) -> None:
         time.sleep(60)
 
 
-def test_the_lock_is_waited_for_as_long_as_was_said(bundle: OpenBundle) -> None:
+def test_waiting_for_the_lock_ends_after_the_timeout(bundle: OpenBundle) -> None:
     with (
         bundle.lock(),
         pytest.raises(BundleError, match=r"locked for more than .* by another"),
@@ -212,7 +212,7 @@ def test_the_lock_of_a_killed_process_is_free(bundle: OpenBundle) -> None:
         pass
 
 
-def test_a_child_of_the_method_does_not_keep_the_lock(bundle: OpenBundle) -> None:
+def test_a_child_process_does_not_inherit_the_lock(bundle: OpenBundle) -> None:
     with bundle.lock():
         child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     with bundle.lock(timeout=1):
@@ -228,18 +228,18 @@ def test_a_discarded_bundle_leaves_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-def test_a_document_of_another_kind_is_refused_by_name(bundle: OpenBundle) -> None:
+def test_a_document_of_another_kind_is_named_in_the_error(bundle: OpenBundle) -> None:
     bundle.write(JobStatus.file_name, an_instance().to_json())
     with pytest.raises(BundleError, match=r"metadata/jobStatus\.json"):
         bundle.read(JobStatus)
 
 
-def test_metrics_are_no_document_that_a_record_must_have(bundle: OpenBundle) -> None:
+def test_reading_missing_metrics_is_an_error(bundle: OpenBundle) -> None:
     with pytest.raises(BundleError, match=r"metrics\.json cannot be read"):
         bundle.read(Metrics)
 
 
-def test_who_waits_for_a_bundle_that_is_gone_hears_so_and_leaves_what_another_makes(tmp_path):
+def test_locking_a_removed_bundle_fails_and_keeps_files_of_a_new_one(tmp_path):
     bundle = OpenBundle.create(tmp_path, EXECUTION_ID)
     bundle.discard()
     with pytest.raises(NotFoundError, match="no longer on the workbench"), bundle.lock():
@@ -251,24 +251,24 @@ def test_who_waits_for_a_bundle_that_is_gone_hears_so_and_leaves_what_another_ma
     assert bundle.stand_in
 
 
-def test_the_scratch_folder_may_be_cleared_at_any_moment_by_who_has_done_with_the_bundle(bundle: OpenBundle) -> None:
+def test_loading_survives_a_race_with_removal_of_the_scratch_folder(bundle: OpenBundle) -> None:
     done = threading.Event()
 
-    def clear() -> None:
+    def remove_scratch() -> None:
         while not done.is_set():
             shutil.rmtree(bundle.scratch, ignore_errors=True)
 
-    clearing = threading.Thread(target=clear)
-    clearing.start()
+    remover = threading.Thread(target=remove_scratch)
+    remover.start()
     try:
         for _ in range(20_000):
             OpenBundle.load(bundle.workbench, bundle.id)
     finally:
         done.set()
-        clearing.join()
+        remover.join()
 
 
-def test_a_file_where_the_scratch_folder_should_be_is_named(bundle: OpenBundle) -> None:
+def test_a_file_in_place_of_the_scratch_folder_is_named(bundle: OpenBundle) -> None:
     shutil.rmtree(bundle.scratch, ignore_errors=True)
     bundle.scratch.touch()
     with pytest.raises(BundleError, match=rf"{bundle.scratch.name}.*cannot be written"):

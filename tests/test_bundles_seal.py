@@ -1,4 +1,4 @@
-"""Sealing: what is gathered, what is zipped, what is written last, and what a death half-way leaves."""
+"""Gathering, sanitizing and sealing, also after a kill at any step."""
 
 from __future__ import annotations
 
@@ -70,22 +70,22 @@ def noise(size: int) -> bytes:
 
 
 def checked_by_sha256sum(folder: Path, need_program: Callable[[str], str]) -> None:
-    told = subprocess.run(
+    result = subprocess.run(
         [need_program("sha256sum"), "--check", "--strict", "--quiet", "manifest-sha256.txt"],
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 # --- gathering
 
 
-def test_every_output_is_told_with_its_digest_size_and_media_type(bundle: OpenBundle) -> None:
-    told = {file.path: (file.sha256, file.size, file.media_type) for file in gather(bundle).outputs}
-    assert told == {
+def test_every_output_has_its_digest_size_and_media_type(bundle: OpenBundle) -> None:
+    outputs = {file.path: (file.sha256, file.size, file.media_type) for file in gather(bundle).outputs}
+    assert outputs == {
         path: (sha256(data).hexdigest(), len(data), media)
         for (path, data), media in zip(
             sorted(OUTPUTS.items()), ("image/tiff", "text/csv", "text/plain", "text/plain"), strict=True
@@ -93,21 +93,23 @@ def test_every_output_is_told_with_its_digest_size_and_media_type(bundle: OpenBu
     }
 
 
-def test_the_zip_holds_the_outputs_and_is_told_with_its_own_digest(bundle: OpenBundle) -> None:
+def test_the_zip_contains_the_outputs_and_its_digest_is_recorded(bundle: OpenBundle) -> None:
     put(bundle, "big.bin", noise(3_000_000))
     put(bundle, "big.csv", b"1,2,3\n" * 700_000)
     gathered = gather(bundle)
     data = bundle.paths.output_zip.read_bytes()
     assert gathered.output_zip == BundleFile("output.zip", sha256(data).hexdigest(), len(data))
-    with zipped(bundle) as inside:
-        assert inside.testzip() is None
-        assert {name: inside.read(name) for name in inside.namelist()} == {
+    with zipped(bundle) as output_zip:
+        assert output_zip.testzip() is None
+        assert {name: output_zip.read(name) for name in output_zip.namelist()} == {
             f"outputs/{path}": content for path, content in contents(bundle.folder / "outputs").items()
         }
-        assert inside.namelist() == sorted(inside.namelist())
+        assert output_zip.namelist() == sorted(output_zip.namelist())
 
 
-def test_other_readers_take_the_zip(bundle: OpenBundle, tmp_path: Path, need_program: Callable[[str], str]) -> None:
+def test_other_zip_readers_accept_the_zip(
+    bundle: OpenBundle, tmp_path: Path, need_program: Callable[[str], str]
+) -> None:
     put(bundle, "big.bin", noise(3_000_000))
     put(bundle, "größe/日本.csv", b"1,2,3\n" * 700_000)
     (bundle.folder / "outputs/empty").mkdir()
@@ -132,17 +134,15 @@ def test_other_readers_take_the_zip(bundle: OpenBundle, tmp_path: Path, need_pro
         ("noise.fits", b"SIMPLE  = T" * 500 + noise(3_000_000), zipfile.ZIP_STORED),
     ],
 )
-def test_what_gains_from_it_is_deflated_and_nothing_else(
-    bundle: OpenBundle, name: str, data: bytes, method: int
-) -> None:
+def test_only_files_that_shrink_are_deflated(bundle: OpenBundle, name: str, data: bytes, method: int) -> None:
     put(bundle, name, data)
     gather(bundle)
-    with zipped(bundle) as inside:
-        assert inside.getinfo(f"outputs/{name}").compress_type == method
-        assert inside.read(f"outputs/{name}") == data
+    with zipped(bundle) as output_zip:
+        assert output_zip.getinfo(f"outputs/{name}").compress_type == method
+        assert output_zip.read(f"outputs/{name}") == data
 
 
-def test_the_same_outputs_give_the_same_zip_whenever_and_however_they_were_made(tmp_path: Path) -> None:
+def test_equal_outputs_give_equal_zips_whatever_their_times_and_modes(tmp_path: Path) -> None:
     names = ["b", "a/c", "a.csv", "ä", "Z"]
     zips = []
     for order, age, mode in ((names, 0, 0o644), (names[::-1], 10**9, 0o755)):
@@ -156,21 +156,21 @@ def test_the_same_outputs_give_the_same_zip_whenever_and_however_they_were_made(
     assert zips[0] == zips[1]
 
 
-def test_an_empty_folder_is_kept_in_the_zip(bundle: OpenBundle) -> None:
+def test_an_empty_folder_is_in_the_zip(bundle: OpenBundle) -> None:
     (bundle.folder / "outputs/deep/empty").mkdir(parents=True)
     gather(bundle)
-    with zipped(bundle) as inside:
-        assert inside.getinfo("outputs/deep/empty/").is_dir()
+    with zipped(bundle) as output_zip:
+        assert output_zip.getinfo("outputs/deep/empty/").is_dir()
 
 
-def test_no_outputs_at_all_give_a_zip_with_the_empty_folder(tmp_path: Path) -> None:
+def test_without_outputs_the_zip_has_the_empty_folder(tmp_path: Path) -> None:
     bundle = OpenBundle.create(tmp_path, EXECUTION_ID)
     assert gather(bundle).outputs == ()
-    with zipped(bundle) as inside:
-        assert inside.namelist() == ["outputs/"]
+    with zipped(bundle) as output_zip:
+        assert output_zip.namelist() == ["outputs/"]
 
 
-def test_gathering_again_reads_nothing_and_says_the_same(bundle: OpenBundle) -> None:
+def test_gathering_again_reads_nothing_and_returns_the_saved_result(bundle: OpenBundle) -> None:
     first = gather(bundle)
     before = bundle.paths.output_zip.stat()
     assert gather(bundle) == first
@@ -191,7 +191,7 @@ def test_gathering_again_reads_nothing_and_says_the_same(bundle: OpenBundle) -> 
         lambda outputs: (outputs.parent / "inputs/picture.png").write_bytes(b"other"),
     ],
 )
-def test_a_change_since_is_gathered_anew(bundle: OpenBundle, change: Callable[[Path], object]) -> None:
+def test_after_a_change_everything_is_gathered_again(bundle: OpenBundle, change: Callable[[Path], object]) -> None:
     gather(bundle)
     change(bundle.folder / "outputs")
     gathered = gather(bundle)
@@ -202,21 +202,21 @@ def test_a_change_since_is_gathered_anew(bundle: OpenBundle, change: Callable[[P
         assert sha256((bundle.folder / file.path).read_bytes()).hexdigest() == file.sha256
 
 
-def test_gathering_that_is_stopped_leaves_nothing_and_can_be_done_again(bundle: OpenBundle) -> None:
+def test_aborted_gathering_leaves_nothing_and_can_be_repeated(bundle: OpenBundle) -> None:
     put(bundle, "big.bin", noise(5_000_000))
-    asked = iter([False] * 4 + [True] * 100)
+    answers = iter([False] * 4 + [True] * 100)
     with pytest.raises(BundleError, match="aborted"):
-        gather(bundle, stop=lambda: next(asked))
+        gather(bundle, stop=lambda: next(answers))
     assert not bundle.paths.output_zip.exists()
     assert not list(bundle.scratch.glob("*.new"))
     assert len(gather(bundle).files) == len(OUTPUTS) + 1
 
 
-def test_a_full_disk_while_gathering_leaves_the_outputs_and_no_half_zip(bundle: OpenBundle) -> None:
+def test_a_full_disk_while_gathering_leaves_the_outputs_and_no_partial_zip(bundle: OpenBundle) -> None:
     put(bundle, "big.bin", noise(5_000_000))
     before = contents(bundle.folder)
 
-    def gather_without_room() -> None:
+    def gather_on_a_full_disk() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
         try:
@@ -225,7 +225,7 @@ def test_a_full_disk_while_gathering_leaves_the_outputs_and_no_half_zip(bundle: 
             os._exit(0 if "free some space" in str(error) else 2)
         os._exit(1)
 
-    process = FORK.Process(target=gather_without_room)
+    process = FORK.Process(target=gather_on_a_full_disk)
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -238,7 +238,7 @@ def test_a_staged_input_that_the_method_changed_is_noted(bundle: OpenBundle) -> 
     assert any("inputs/picture.png was changed" in note for note in gather(bundle).notes)
 
 
-# --- what is no plain file
+# --- links, special files and strange names
 
 
 def test_a_link_to_another_output_becomes_that_output(bundle: OpenBundle) -> None:
@@ -251,7 +251,7 @@ def test_a_link_to_another_output_becomes_that_output(bundle: OpenBundle) -> Non
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../metadata/request.json", "nowhere", "circle", "maps", "/etc"])
-def test_any_other_link_is_not_followed_but_noted(bundle: OpenBundle, target: str) -> None:
+def test_any_other_link_is_noted_and_not_followed(bundle: OpenBundle, target: str) -> None:
     (bundle.folder / "outputs/circle").symlink_to(target)
     gathered = gather(bundle)
     assert {file.path for file in gathered.files} == set(OUTPUTS)
@@ -273,7 +273,7 @@ def test_pipes_and_sockets_are_noted_and_left_out(bundle: OpenBundle, monkeypatc
     assert verify(finish(bundle).folder).passed
 
 
-def test_a_name_that_is_not_utf8_is_written_in_ascii_and_noted(bundle: OpenBundle) -> None:
+def test_a_name_that_is_not_utf8_is_escaped_and_noted(bundle: OpenBundle) -> None:
     outputs = os.fsencode(bundle.folder / "outputs")
     os.mkdir(outputs + b"/f\xff")  # noqa: PTH102 - a Path holds text
     for name in (b"/f\xff/\xe4.csv", b"/\xe4.csv", b"/%E4.csv"):
@@ -289,7 +289,7 @@ def test_a_name_that_is_not_utf8_is_written_in_ascii_and_noted(bundle: OpenBundl
     assert verify(finish(bundle).folder).passed
 
 
-def test_notes_are_kept_when_more_is_written_afterwards(bundle: OpenBundle) -> None:
+def test_notes_remain_when_more_outputs_are_written_later(bundle: OpenBundle) -> None:
     (bundle.folder / "outputs/link").symlink_to("/etc/passwd")
     first = gather(bundle)
     put(bundle, "more", b"")
@@ -303,7 +303,7 @@ def test_a_file_outside_of_the_open_folders_is_noted(bundle: OpenBundle) -> None
 
 @pytest.fixture
 def of_nobody() -> Iterator[Path]:
-    """A folder that any user can reach and write, for what root may always read."""
+    """A folder that any user can reach and write, because root can read everything."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     yield folder
@@ -326,13 +326,13 @@ def as_nobody(work: Callable[[], Gathered]) -> tuple[str, ...]:
     process.start()
     theirs.close()
     try:
-        told: tuple[str, ...] = ours.recv()
+        result: tuple[str, ...] = ours.recv()
     finally:
         process.join()
-    return told
+    return result
 
 
-def test_a_file_that_the_method_closed_to_itself_is_read(of_nobody: Path) -> None:
+def test_a_file_without_read_permission_of_its_owner_is_read(of_nobody: Path) -> None:
     def work() -> Gathered:
         bundle = OpenBundle.create(of_nobody / "workbench", EXECUTION_ID)
         put(bundle, "closed", b"data").chmod(0)
@@ -344,16 +344,16 @@ def test_a_file_that_the_method_closed_to_itself_is_read(of_nobody: Path) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file that its owner cannot open")
-def test_a_file_that_nobody_can_read_is_noted_and_the_rest_is_kept(of_nobody: Path) -> None:
+def test_an_unreadable_file_is_noted_and_the_others_are_gathered(of_nobody: Path) -> None:
     bundle = OpenBundle.create(of_nobody / "workbench", EXECUTION_ID)
     put(bundle, "readable", b"data")
     put(bundle, "secret", b"data").chmod(0o600)
     for path in (of_nobody, *of_nobody.rglob("*")):
         if path.name != "secret":
             os.chown(path, NOBODY, NOBODY)
-    told = as_nobody(lambda: gather(bundle))
-    assert told[0] == "outputs/readable"
-    assert told[1].startswith("outputs/secret cannot be read and is left out: ")
+    path, note = as_nobody(lambda: gather(bundle))
+    assert path == "outputs/readable"
+    assert note.startswith("outputs/secret cannot be read and is left out: ")
 
 
 # --- sealing
@@ -364,7 +364,7 @@ def test_a_file_that_nobody_can_read_is_noted_and_the_rest_is_kept(of_nobody: Pa
     [a_record(), a_failed_record(), a_cancelled_record(), a_never_started_record()],
     ids=["completed", "failed", "cancelled", "never started"],
 )
-def test_every_ending_is_sealed_the_same_way_and_checked_by_sha256sum(
+def test_a_bundle_of_any_final_status_is_sealed_and_passes_sha256sum(
     tmp_path: Path, record: object, need_program: Callable[[str], str]
 ) -> None:
     bundle = a_sealed_bundle(tmp_path, record)  # type: ignore[arg-type]
@@ -376,9 +376,9 @@ def test_every_ending_is_sealed_the_same_way_and_checked_by_sha256sum(
 
 def test_the_manifest_lists_every_file_but_itself(tmp_path: Path) -> None:
     bundle = a_sealed_bundle(tmp_path)
-    there = contents(bundle.folder)
-    listed = manifest.parse(there.pop("manifest-sha256.txt"))
-    assert listed == {path: sha256(data).hexdigest() for path, data in there.items()}
+    files = contents(bundle.folder)
+    listed = manifest.parse(files.pop("manifest-sha256.txt"))
+    assert listed == {path: sha256(data).hexdigest() for path, data in files.items()}
 
 
 def test_sealing_again_changes_nothing(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_sealing_again_changes_nothing(tmp_path: Path) -> None:
     assert contents(bundle.folder) == before
 
 
-def test_the_same_documents_are_sealed_to_the_same_bytes_anywhere_and_at_any_time(tmp_path: Path) -> None:
+def test_equal_documents_are_sealed_to_equal_bytes_anywhere_at_any_time(tmp_path: Path) -> None:
     first = contents(a_sealed_bundle(tmp_path / "here").folder)
     time.sleep(0.01)
     assert contents(a_sealed_bundle(tmp_path / "there").folder) == first
@@ -414,7 +414,7 @@ def test_sealing_does_not_read_the_outputs(bundle: OpenBundle) -> None:
     assert bundle.sealed
 
 
-def test_what_is_not_ready_is_not_sealed(tmp_path: Path) -> None:
+def test_a_bundle_that_is_not_ready_is_not_sealed(tmp_path: Path) -> None:
     bundle = an_open_bundle(tmp_path)
     with pytest.raises(BundleError, match="not gathered"):
         seal(bundle)
@@ -453,13 +453,13 @@ PATHS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 @given(st.dictionaries(PATHS, st.binary(max_size=4)))
 def test_a_manifest_is_read_back_as_it_was_written(files: dict[str, bytes]) -> None:
-    told = [BundleFile(path, sha256(data).hexdigest(), len(data)) for path, data in files.items()]
-    assert manifest.parse(manifest.render(told)) == {file.path: file.sha256 for file in told}
-    assert manifest.render(reversed(told)) == manifest.render(told)
+    listed = [BundleFile(path, sha256(data).hexdigest(), len(data)) for path, data in files.items()]
+    assert manifest.parse(manifest.render(listed)) == {file.path: file.sha256 for file in listed}
+    assert manifest.render(reversed(listed)) == manifest.render(listed)
 
 
 @given(st.binary())
-def test_what_is_no_manifest_is_refused_and_never_misread(data: bytes) -> None:
+def test_bytes_that_are_not_a_manifest_are_refused_and_never_misread(data: bytes) -> None:
     try:
         listed = manifest.parse(data)
     except BundleError:
@@ -467,7 +467,7 @@ def test_what_is_no_manifest_is_refused_and_never_misread(data: bytes) -> None:
     assert manifest.render(BundleFile(path, digest, 0) for path, digest in listed.items()) == data
 
 
-# --- death half-way
+# --- killed processes
 
 
 def dies_at(event: int, work: Callable[[], object]) -> bool:
@@ -504,7 +504,7 @@ def troubled(workbench: Path) -> OpenBundle:
 
 
 @pytest.mark.long
-def test_a_death_at_any_step_of_sealing_changes_no_byte_of_the_result(tmp_path: Path) -> None:
+def test_a_kill_at_any_step_of_sealing_changes_no_byte_of_the_result(tmp_path: Path) -> None:
     undisturbed = finish(troubled(tmp_path / "undisturbed"))
     expected = contents(undisturbed.folder)
     notes = gather(undisturbed).notes
@@ -513,10 +513,10 @@ def test_a_death_at_any_step_of_sealing_changes_no_byte_of_the_result(tmp_path: 
         event += 1
         bundle = troubled(tmp_path / str(event))
         died = dies_at(event, lambda bundle=bundle: finish(bundle))
-        there = contents(bundle.folder)
-        assert not [path for path in there if path.endswith(".new")]
-        if "manifest-sha256.txt" in there:
-            assert there == expected
+        files = contents(bundle.folder)
+        assert not [path for path in files if path.endswith(".new")]
+        if "manifest-sha256.txt" in files:
+            assert files == expected
         else:
             finish(bundle)
         assert contents(bundle.folder) == expected, f"after a death at event {event}"
@@ -538,24 +538,24 @@ def test_ten_thousand_small_files_are_sealed_and_verified(tmp_path: Path, need_p
     finish(bundle)
     checked_by_sha256sum(bundle.folder, need_program)
     assert verify(bundle.folder).faults == ()
-    with zipped(bundle) as inside:
-        assert len(inside.namelist()) == 10_000 + len(OUTPUTS)
+    with zipped(bundle) as output_zip:
+        assert len(output_zip.namelist()) == 10_000 + len(OUTPUTS)
 
 
 @pytest.mark.long
-def test_a_zip_of_more_than_65535_files_is_read_by_others(tmp_path: Path) -> None:
+def test_other_readers_read_a_zip_of_more_than_65535_files(tmp_path: Path) -> None:
     bundle = OpenBundle.create(tmp_path, EXECUTION_ID)
     for number in range(65_540):
         (bundle.folder / f"outputs/{number}").mkdir()
     gather(bundle)
-    with zipped(bundle) as inside:
-        assert len(inside.namelist()) == 65_540
+    with zipped(bundle) as output_zip:
+        assert len(output_zip.namelist()) == 65_540
 
 
 BEYOND = (1 << 32) + 12_345
 
 
-def test_an_entry_beyond_4_gib_has_64_bit_sizes_and_what_follows_is_found(tmp_path: Path) -> None:
+def test_an_entry_beyond_4_gib_has_64_bit_sizes_and_the_next_entry_is_found(tmp_path: Path) -> None:
     zeros = bytes(1 << 20)
 
     def blocks() -> Iterator[bytes]:
@@ -566,7 +566,7 @@ def test_an_entry_beyond_4_gib_has_64_bit_sizes_and_what_follows_is_found(tmp_pa
 
         def write(data: bytes) -> None:
             if data == zeros:
-                file.seek(len(data), os.SEEK_CUR)  # a hole, so that the disk is spared
+                file.seek(len(data), os.SEEK_CUR)  # a hole, to save disk space
             else:
                 file.write(data)
 
@@ -574,22 +574,22 @@ def test_an_entry_beyond_4_gib_has_64_bit_sizes_and_what_follows_is_found(tmp_pa
         writer.add_stream("a.gz", blocks(), BEYOND, deflate=False)
         writer.add_bytes("b.csv", b"after it", deflate=False)
         assert writer.close() == file.tell()
-    with zipfile.ZipFile(tmp_path / "large.zip") as inside:
-        assert [entry.file_size for entry in inside.infolist()] == [BEYOND, 8]
-        assert inside.getinfo("b.csv").header_offset > 1 << 32
-        assert inside.read("b.csv") == b"after it"
-        with inside.open("a.gz") as large:
+    with zipfile.ZipFile(tmp_path / "large.zip") as output_zip:
+        assert [entry.file_size for entry in output_zip.infolist()] == [BEYOND, 8]
+        assert output_zip.getinfo("b.csv").header_offset > 1 << 32
+        assert output_zip.read("b.csv") == b"after it"
+        with output_zip.open("a.gz") as large:
             assert large.read(1 << 20) == zeros
 
 
 @pytest.fixture
-def room(need: Callable[[str, str], str]) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=need("EXECUTIONS_TEST_ROOM", "a folder with 5 GB of room")) as folder:
+def large_folder(need: Callable[[str, str], str]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=need("EXECUTIONS_TEST_ROOM", "a folder with 5 GB of free space")) as folder:
         yield Path(folder)
 
 
-def test_a_file_beyond_4_gib_is_zipped_with_64_bit_sizes_and_what_follows_is_found(room: Path) -> None:
-    bundle = OpenBundle.create(room, EXECUTION_ID)
+def test_a_file_beyond_4_gib_has_64_bit_sizes_and_the_next_file_is_found(large_folder: Path) -> None:
+    bundle = OpenBundle.create(large_folder, EXECUTION_ID)
     size = BEYOND
     with (bundle.folder / "outputs/a.gz").open("wb") as sparse:
         sparse.truncate(size)
@@ -597,10 +597,10 @@ def test_a_file_beyond_4_gib_is_zipped_with_64_bit_sizes_and_what_follows_is_fou
     gathered = gather(bundle)
     try:
         assert [file.size for file in gathered.files] == [size, 8]
-        with zipped(bundle) as inside:
-            assert inside.getinfo("outputs/a.gz").file_size == size
-            assert inside.getinfo("outputs/b.csv").header_offset > 1 << 32
-            assert inside.read("outputs/b.csv") == b"after it"
+        with zipped(bundle) as output_zip:
+            assert output_zip.getinfo("outputs/a.gz").file_size == size
+            assert output_zip.getinfo("outputs/b.csv").header_offset > 1 << 32
+            assert output_zip.read("outputs/b.csv") == b"after it"
     finally:
         bundle.discard()
 
@@ -619,14 +619,14 @@ PEAK = textwrap.dedent(
 
 
 def peak_memory(workbench: Path, megabytes: int) -> int:
-    """Return the most memory, in MiB, of a process that gathers one file of that size."""
+    """Return the peak memory, in MiB, of a process that gathers a file of *megabytes*."""
     bundle = OpenBundle.create(workbench, EXECUTION_ID)
     with (bundle.folder / "outputs/data.gz").open("wb") as sparse:
         sparse.truncate(megabytes << 20)
     command = [sys.executable, "-c", PEAK, str(workbench), bundle.id]
-    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
     bundle.discard()
-    return int(told.stdout) // 1024
+    return int(result.stdout) // 1024
 
 
 @pytest.mark.long

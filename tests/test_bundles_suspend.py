@@ -1,4 +1,4 @@
-"""A suspended bundle as a zip: it comes back as it was, and what is hostile comes nowhere."""
+"""A suspended bundle as a zip: unpacking restores it, and refuses hostile zips."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ID = RECORD.id
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> OpenBundle:
-    made = OpenBundle.create(tmp_path / "here", ID, {**RECORD.to_json(), "code/flows/coins.py": b"print()\n"})
-    made.output_path("many/a file.txt").write_text("a" * 3_000_000)
-    made.output_path("empty").write_bytes(b"")
-    return made
+    bundle = OpenBundle.create(tmp_path / "here", ID, {**RECORD.to_json(), "code/flows/coins.py": b"print()\n"})
+    bundle.output_path("many/a file.txt").write_text("a" * 3_000_000)
+    bundle.output_path("empty").write_bytes(b"")
+    return bundle
 
 
-def carried(bundle: OpenBundle) -> dict[str, bytes]:
+def packed_files(bundle: OpenBundle) -> dict[str, bytes]:
     return {
         path.relative_to(bundle.folder).as_posix(): path.read_bytes()
         for path in bundle.folder.rglob("*")
@@ -34,23 +34,23 @@ def carried(bundle: OpenBundle) -> dict[str, bytes]:
     }
 
 
-def test_it_comes_back_as_it_was(bundle, tmp_path):
+def test_an_unpacked_bundle_equals_the_packed_bundle(bundle, tmp_path):
     packed = pack(bundle)
     with packed.open("rb") as stream:
-        back = unpack(stream, tmp_path / "there", ID)
+        unpacked = unpack(stream, tmp_path / "there", ID)
 
-    assert carried(back) == carried(bundle)
-    assert (back.folder / "auth").stat().st_mode & 0o077 == 0
+    assert packed_files(unpacked) == packed_files(bundle)
+    assert (unpacked.folder / "auth").stat().st_mode & 0o077 == 0
     assert packed.stat().st_size < 100_000
 
 
-def test_links_and_pipes_stay_behind(bundle, tmp_path):
+def test_links_and_pipes_are_not_packed(bundle, tmp_path):
     os.mkfifo(bundle.output_path("pipe"))
     (bundle.paths.outputs / "link").symlink_to("/etc/passwd")
     with pack(bundle).open("rb") as stream:
-        back = unpack(stream, tmp_path / "there", ID)
+        unpacked = unpack(stream, tmp_path / "there", ID)
 
-    assert {path.name for path in back.paths.outputs.rglob("*")} == {"many", "a file.txt", "empty"}
+    assert {path.name for path in unpacked.paths.outputs.rglob("*")} == {"many", "a file.txt", "empty"}
 
 
 def with_more(bundle: OpenBundle, name: str) -> io.BytesIO:
@@ -60,16 +60,16 @@ def with_more(bundle: OpenBundle, name: str) -> io.BytesIO:
     return packed
 
 
-def test_a_name_that_has_a_place_is_taken(bundle, tmp_path):
-    back = unpack(with_more(bundle, "outputs/more.txt"), tmp_path / "there", ID)
+def test_an_allowed_name_is_accepted(bundle, tmp_path):
+    unpacked = unpack(with_more(bundle, "outputs/more.txt"), tmp_path / "there", ID)
 
-    assert (back.paths.outputs / "more.txt").read_text() == "more"
+    assert (unpacked.paths.outputs / "more.txt").read_text() == "more"
 
 
 @pytest.mark.parametrize(
     "name", ["../out.txt", "/out.txt", "outputs/../../out.txt", "manifest-sha256.txt", "output.zip", "inputs/x", "x"]
 )
-def test_what_has_no_place_there_is_refused(bundle, tmp_path, name):
+def test_a_name_that_is_not_allowed_is_refused(bundle, tmp_path, name):
     with pytest.raises(BundleError):
         unpack(with_more(bundle, name), tmp_path / "there", ID)
     assert not (tmp_path / "there" / ID).exists()
@@ -82,8 +82,8 @@ def test_another_executions_bundle_is_refused(bundle, tmp_path):
     assert not (tmp_path / "there" / "other").exists()
 
 
-@pytest.mark.parametrize("cut", [0, 10, 5000])
-def test_a_zip_that_is_cut_leaves_nothing(bundle, tmp_path, cut):
+@pytest.mark.parametrize("length", [0, 10, 5000])
+def test_a_truncated_zip_leaves_nothing(bundle, tmp_path, length):
     with pytest.raises(BundleError):
-        unpack(io.BytesIO(pack(bundle).read_bytes()[:cut]), tmp_path / "there", ID)
+        unpack(io.BytesIO(pack(bundle).read_bytes()[:length]), tmp_path / "there", ID)
     assert not (tmp_path / "there" / ID).exists()

@@ -1,4 +1,4 @@
-"""Verification finds every change, tells it by name, and is not harmed by what it reads."""
+"""Verification finds every change, names it, and resists hostile bundles."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from bundle_makers import (
     copy_of,
     forge,
     forge_json,
-    make_manifest_anew,
-    make_zip_anew,
+    renew_manifest,
+    renew_zip,
     zip_of,
 )
 from prefect_executions.bundles.source import FolderSource
@@ -59,7 +59,7 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bundle(sealed: Path, tmp_path: Path) -> Path:
-    """A sealed bundle to be forged."""
+    """A copy of a sealed bundle, for forgeries."""
     return copy_of(sealed, tmp_path / "bundle")
 
 
@@ -67,34 +67,34 @@ def failed(report: Report) -> set[str]:
     return {check.name for check in report.checks if not check.passed}
 
 
-def failed_by_story(report: Report) -> set[str]:
-    """What was found without the digests that PROV and crate tell of the other files."""
+def failed_by_content(report: Report) -> set[str]:
+    """Return the failed checks except that of the digests in PROV and crate."""
     return failed(report) - {"told-files"}
 
 
-class Held:
+class MemorySource:
     """A bundle in memory, to be changed byte by byte."""
 
     irregular: tuple[str, ...] = ()
 
-    def __init__(self, held: Mapping[str, bytes], absent: Mapping[str, str] | None = None) -> None:
-        self.held = held
+    def __init__(self, files: Mapping[str, bytes], absent: Mapping[str, str] | None = None) -> None:
+        self._content = files
         self.absent = absent or {}
-        self.files = {path: len(data) for path, data in held.items()}
+        self.files = {path: len(data) for path, data in files.items()}
 
     def blocks(self, path: str) -> Iterator[bytes]:
-        yield self.held[path]
+        yield self._content[path]
 
     def open(self, path: str) -> BinaryIO:
-        return io.BytesIO(self.held[path])
+        return io.BytesIO(self._content[path])
 
 
 @pytest.fixture(scope="module")
-def held(sealed: Path) -> dict[str, bytes]:
+def files(sealed: Path) -> dict[str, bytes]:
     return contents(sealed)
 
 
-# --- what is whole
+# --- unchanged bundles
 
 
 def test_a_sealed_bundle_passes_every_check(sealed: Path) -> None:
@@ -122,71 +122,73 @@ def test_verifying_writes_nothing(sealed: Path) -> None:
     assert contents(sealed) == before
 
 
-def test_nothing_at_the_path_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="nothing"):
         verify(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("only", [("digests",), ("crate", "layout")])
-def test_single_checks_can_be_asked_for(sealed: Path, only: tuple[str, ...]) -> None:
+def test_single_checks_can_be_selected(sealed: Path, only: tuple[str, ...]) -> None:
     assert {check.name for check in verify(sealed, only=only).checks} == set(only)
 
 
-# --- damage that the manifest tells
+# --- changes that the manifest reveals
 
 
-def test_a_flipped_bit_in_any_file_is_found(held: dict[str, bytes]) -> None:
-    for path, data in held.items():
+def test_a_flipped_bit_in_any_file_is_found(files: dict[str, bytes]) -> None:
+    for path, data in files.items():
         for place in {0, len(data) // 2, len(data) - 1} if data else ():
             changed = bytearray(data)
             changed[place] ^= 1
-            assert not verify(Held(held | {path: bytes(changed)})).passed, f"byte {place} of {path}"
+            assert not verify(MemorySource(files | {path: bytes(changed)})).passed, f"byte {place} of {path}"
 
 
 BY_DIGEST = ("manifest", "digests", "no-extra-files")
 
 
-def test_every_flipped_byte_of_every_file_is_found(held: dict[str, bytes]) -> None:
-    for path, data in held.items():
+def test_every_flipped_byte_of_every_file_is_found(files: dict[str, bytes]) -> None:
+    for path, data in files.items():
         changed = bytearray(data)
         for place in range(len(data)):
             changed[place] ^= 1 << place % 8
-            assert not verify(Held(held | {path: bytes(changed)}), only=BY_DIGEST).passed, f"byte {place} of {path}"
+            assert not verify(MemorySource(files | {path: bytes(changed)}), only=BY_DIGEST).passed, (
+                f"byte {place} of {path}"
+            )
             changed[place] = data[place]
 
 
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_any_other_byte_at_any_place_is_found(held: dict[str, bytes], data: st.DataObject) -> None:
-    path = data.draw(st.sampled_from(sorted(path for path, content in held.items() if content)))
-    place = data.draw(st.integers(0, len(held[path]) - 1))
-    changed = bytearray(held[path])
+def test_any_changed_byte_is_found(files: dict[str, bytes], data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(sorted(path for path, content in files.items() if content)))
+    place = data.draw(st.integers(0, len(files[path]) - 1))
+    changed = bytearray(files[path])
     changed[place] ^= data.draw(st.integers(1, 255))
-    assert not verify(Held(held | {path: bytes(changed)}), only=BY_DIGEST).passed
+    assert not verify(MemorySource(files | {path: bytes(changed)}), only=BY_DIGEST).passed
 
 
-def test_any_removed_file_is_found(held: dict[str, bytes]) -> None:
-    for path in held:
-        report = verify(Held({one: data for one, data in held.items() if one != path}))
+def test_any_removed_file_is_found(files: dict[str, bytes]) -> None:
+    for path in files:
+        report = verify(MemorySource({other: data for other, data in files.items() if other != path}))
         assert not report.passed, path
         assert any(path in fault for fault in report.faults)
 
 
 @pytest.mark.parametrize("path", ["outputs/new.csv", "inputs/new", "code/new.py", "metadata/new.json", "new"])
-def test_an_added_file_is_found(held: dict[str, bytes], path: str) -> None:
-    assert "no-extra-files" in failed(verify(Held(held | {path: b""})))
+def test_an_added_file_is_found(files: dict[str, bytes], path: str) -> None:
+    assert "no-extra-files" in failed(verify(MemorySource(files | {path: b""})))
 
 
-def test_two_files_that_changed_places_are_found(held: dict[str, bytes]) -> None:
-    swapped = {CSV: held["outputs/stdout.log"], "outputs/stdout.log": held[CSV]}
-    assert {"digests", "output-zip", "outputs"} <= failed(verify(Held(held | swapped)))
+def test_two_swapped_files_are_found(files: dict[str, bytes]) -> None:
+    swapped = {CSV: files["outputs/stdout.log"], "outputs/stdout.log": files[CSV]}
+    assert {"digests", "output-zip", "outputs"} <= failed(verify(MemorySource(files | swapped)))
 
 
-def test_a_bundle_that_is_not_sealed_is_told(tmp_path: Path) -> None:
+def test_a_bundle_that_is_not_sealed_is_found(tmp_path: Path) -> None:
     assert {"layout", "manifest"} <= failed(verify(an_open_bundle(tmp_path).folder))
 
 
-def test_a_link_in_a_sealed_bundle_is_not_followed_but_told(bundle: Path, tmp_path: Path) -> None:
+def test_a_link_in_a_sealed_bundle_is_reported_and_not_followed(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "same.csv").write_bytes((bundle / CSV).read_bytes())
     (bundle / CSV).unlink()
     (bundle / CSV).symlink_to(tmp_path / "same.csv")
@@ -195,7 +197,7 @@ def test_a_link_in_a_sealed_bundle_is_not_followed_but_told(bundle: Path, tmp_pa
     assert {"layout", "digests", "outputs"} <= failed(report)
 
 
-def test_a_pipe_in_a_bundle_does_not_hold_the_reader(bundle: Path) -> None:
+def test_a_pipe_in_a_bundle_does_not_block_the_reader(bundle: Path) -> None:
     os.mkfifo(bundle / "outputs/pipe")
     assert failed(verify(bundle)) == {"layout"}
 
@@ -208,20 +210,20 @@ def test_a_fault_names_the_file_and_both_values(bundle: Path) -> None:
     assert all(word in fault for word in (CSV, before, after))
 
 
-def test_a_manifest_that_names_what_is_outside_is_refused(bundle: Path) -> None:
+def test_a_manifest_with_a_path_outside_is_refused(bundle: Path) -> None:
     with (bundle / "manifest-sha256.txt").open("a") as stream:
         stream.write(f"{sha256(b'').hexdigest()}  ~/../../etc/passwd\n")
     assert "manifest" in failed(verify(bundle))
 
 
-# --- forgeries whose manifest was made anew
+# --- forgeries with a renewed manifest
 
 
 def change_member(*steps: str | int, to: Any) -> Callable[[Any], None]:
-    def change(told: Any) -> None:
+    def change(document: Any) -> None:
         for step in steps[:-1]:
-            told = told[step]
-        told[steps[-1]] = to
+            document = document[step]
+        document[steps[-1]] = to
 
     return change
 
@@ -231,7 +233,11 @@ def change_member(*steps: str | int, to: Any) -> Callable[[Any], None]:
     [
         ("metadata/jobStatus.json", change_member("status", to="failed"), "ogc-status"),
         ("metadata/jobStatus.json", change_member("executionStatus", to="FAILED"), "ogc-status"),
-        ("metadata/jobStatus.json", lambda told: told.update(status="failed", executionStatus="FAILED"), "lifecycle"),
+        (
+            "metadata/jobStatus.json",
+            lambda document: document.update(status="failed", executionStatus="FAILED"),
+            "lifecycle",
+        ),
         ("metadata/jobStatus.json", change_member("started", to="2026-09-22T11:00:00.000000+00:00"), "lifecycle"),
         ("metadata/jobStatus.json", change_member("finished", to="2026-09-23T12:00:00.000000+00:00"), "lifecycle"),
         ("metadata/jobStatus.json", change_member("created", to="2026-09-21T12:00:00.000000+00:00"), "lifecycle"),
@@ -242,8 +248,8 @@ def change_member(*steps: str | int, to: Any) -> Callable[[Any], None]:
         ("metadata/jobStatus.json", change_member("processID", to="another"), "same-execution"),
         ("metadata/jobStatus.json", change_member("outputs", 1, "sha256", to="0" * 64), "outputs"),
         ("metadata/jobStatus.json", change_member("outputs", 1, "size", to=1), "outputs"),
-        ("metadata/jobStatus.json", lambda told: told["outputs"].pop(), "outputs"),
-        ("metadata/jobStatus.json", lambda told: told["history"].pop(), "lifecycle"),
+        ("metadata/jobStatus.json", lambda document: document["outputs"].pop(), "outputs"),
+        ("metadata/jobStatus.json", lambda document: document["history"].pop(), "lifecycle"),
         ("metadata/request.json", change_member("values", "threshold", to=0.4), "documents"),
         ("metadata/request.json", change_member("inputs", "threshold", to=0.4), "documents"),
         ("metadata/request.json", change_member("files", 0, "sha256", to="0" * 64), "inputs"),
@@ -255,10 +261,10 @@ def change_member(*steps: str | int, to: Any) -> Callable[[Any], None]:
         ("metadata/instance.json", change_member("pid", to="none"), "documents"),
         ("metadata/metrics.json", change_member("metrics", 0, "value", to="many"), "documents"),
         ("auth/jwt.json", change_member("token", to="secret"), "documents"),
-        ("ro-crate-metadata.json", lambda told: told.pop("@graph"), "crate"),
+        ("ro-crate-metadata.json", lambda document: document.pop("@graph"), "crate"),
     ],
 )
-def test_one_changed_member_of_one_document_is_found_by_name(
+def test_a_changed_member_of_a_document_fails_its_check(
     bundle: Path, path: str, change: Callable[[Any], None], check: str
 ) -> None:
     forge_json(bundle, path, change)
@@ -268,25 +274,25 @@ def test_one_changed_member_of_one_document_is_found_by_name(
 
 
 def test_an_input_value_that_is_forged_twice_in_the_request_is_found(bundle: Path) -> None:
-    def change(told: Any) -> None:
-        told["values"]["threshold"] = told["inputs"]["threshold"] = told["parameters"]["threshold"] = 0.4
+    def change(request: Any) -> None:
+        request["values"]["threshold"] = request["inputs"]["threshold"] = request["parameters"]["threshold"] = 0.4
 
     forge_json(bundle, "metadata/request.json", change)
-    assert failed_by_story(verify(bundle)) == {"provenance", "crate"}
+    assert failed_by_content(verify(bundle)) == {"provenance", "crate"}
 
 
-def test_times_that_are_forged_all_over_the_job_status_are_found(bundle: Path) -> None:
+def test_times_that_are_forged_everywhere_in_the_job_status_are_found(bundle: Path) -> None:
     forge(bundle, "metadata/jobStatus.json", lambda text: text.replace("2026-09-22T12:00:02", "2026-09-22T12:00:01"))
-    assert failed_by_story(verify(bundle)) == {"provenance", "crate"}
+    assert failed_by_content(verify(bundle)) == {"provenance", "crate"}
 
 
-def test_a_status_that_is_forged_all_over_the_job_status_is_found(bundle: Path) -> None:
+def test_a_status_that_is_forged_everywhere_in_the_job_status_is_found(bundle: Path) -> None:
     forge(
         bundle,
         "metadata/jobStatus.json",
         lambda text: text.replace("COMPLETED", "CANCELLED").replace("successful", "dismissed"),
     )
-    assert failed_by_story(verify(bundle)) == {"provenance", "crate"}
+    assert failed_by_content(verify(bundle)) == {"provenance", "crate"}
 
 
 @pytest.mark.parametrize(
@@ -301,76 +307,78 @@ def test_a_status_that_is_forged_all_over_the_job_status_is_found(bundle: Path) 
         ("auth/jwt.json", change_member("claims", "sub", to="bob@example.org")),
     ],
 )
-def test_what_one_document_alone_says_is_held_by_the_digests_that_others_tell(
+def test_a_member_of_a_single_document_is_protected_by_its_digest_elsewhere(
     bundle: Path, path: str, change: Callable[[Any], None]
 ) -> None:
     forge_json(bundle, path, change)
     assert failed(verify(bundle)) == {"told-files"}
 
 
-def test_a_metric_that_is_forged_in_its_document_is_not_what_the_crate_says(bundle: Path) -> None:
+def test_a_metric_that_is_forged_in_its_document_differs_from_the_crate(bundle: Path) -> None:
     forge_json(bundle, "metadata/metrics.json", change_member("metrics", 0, "value", to=25))
     assert failed(verify(bundle)) == {"told-files", "crate"}
 
 
-@pytest.mark.parametrize("said", ["Alice", "vm-7"])
-def test_what_prov_alone_says_is_held_by_its_digest_in_the_crate(bundle: Path, said: str) -> None:
-    forge(bundle, "metadata/provo.xml", lambda text: text.replace(f">{said}<", ">another<"))
+@pytest.mark.parametrize("original", ["Alice", "vm-7"])
+def test_a_value_only_in_prov_is_protected_by_the_digest_in_the_crate(bundle: Path, original: str) -> None:
+    forge(bundle, "metadata/provo.xml", lambda text: text.replace(f">{original}<", ">another<"))
     assert failed(verify(bundle)) == {"told-files"}
 
 
 def test_a_source_file_that_was_removed_with_the_manifest_is_found(bundle: Path) -> None:
     next(path for path in (bundle / "code").rglob("*") if path.is_file()).unlink()
-    make_manifest_anew(bundle)
+    renew_manifest(bundle)
     assert failed(verify(bundle)) == {"told-files"}
 
 
-def test_a_crate_that_was_published_at_another_time_is_found(bundle: Path) -> None:
+def test_a_forged_publication_date_of_the_crate_is_found(bundle: Path) -> None:
     published = re.compile(r'("datePublished": ")2026')
     forge(bundle, "ro-crate-metadata.json", lambda text: published.sub(r"\g<1>2025", text))
     assert "crate" in failed(verify(bundle))
 
 
-def members_of(told: Any, *steps: str | int) -> Iterator[tuple[str | int, ...]]:
-    """Yield the way to every member and entry of *told*, however deep."""
-    for step in (*told,) if isinstance(told, dict) else range(len(told)) if isinstance(told, list) else ():
+def members_of(document: Any, *steps: str | int) -> Iterator[tuple[str | int, ...]]:
+    """Yield the path to every member and entry of *document*, at any depth."""
+    for step in (
+        (*document,) if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
+    ):
         yield (*steps, step)
-        yield from members_of(told[step], *steps, step)
+        yield from members_of(document[step], *steps, step)
 
 
-def forgeries_of(told: Any) -> Iterator[tuple[str, Any]]:
-    """Yield *told* with each of its members changed, then left out, and with one member more in each object."""
-    for steps in members_of(told):
-        for change in ("changed", "left out", "added to"):
-            forged = json.loads(json.dumps(told))
-            at = forged
+def forgeries_of(document: Any) -> Iterator[tuple[str, Any]]:
+    """Yield *document* with each member changed, with each member removed, and with a member added to each object."""
+    for steps in members_of(document):
+        for change in ("changed", "removed", "added to"):
+            forged = json.loads(json.dumps(document))
+            parent = forged
             for step in steps[:-1]:
-                at = at[step]
-            if change == "left out":
-                del at[steps[-1]]
-            elif change == "added to" and isinstance(at[steps[-1]], dict):
-                at[steps[-1]]["alternateName"] = "another"
-            elif change == "changed" and isinstance(at[steps[-1]], str):
-                at[steps[-1]] += "7"
+                parent = parent[step]
+            if change == "removed":
+                del parent[steps[-1]]
+            elif change == "added to" and isinstance(parent[steps[-1]], dict):
+                parent[steps[-1]]["alternateName"] = "another"
+            elif change == "changed" and isinstance(parent[steps[-1]], str):
+                parent[steps[-1]] += "7"
             else:
                 continue
             yield f"{change}: {'/'.join(map(str, steps))}", forged
 
 
-def test_whatever_the_crate_alone_says_otherwise_is_found(tmp_path: Path) -> None:
+def test_any_change_of_the_crate_alone_is_found(tmp_path: Path) -> None:
     failed_run = with_phases(a_failed_record(), exit_code=137)
     job_status = failed_run.job_status.model_copy(update={"steps": some_steps()})
-    held = contents(a_sealed_bundle(tmp_path, dataclasses.replace(failed_run, job_status=job_status)).folder)
+    files = contents(a_sealed_bundle(tmp_path, dataclasses.replace(failed_run, job_status=job_status)).folder)
     crate = "ro-crate-metadata.json"
-    teller = ("crate", "told-files")
-    assert verify(Held(held), only=teller).faults == ()
-    for what, forged in forgeries_of(json.loads(held[crate])):
-        held[crate] = json.dumps(forged).encode()
-        assert not verify(Held(held), only=teller).passed, what
+    checks = ("crate", "told-files")
+    assert verify(MemorySource(files), only=checks).faults == ()
+    for what, forged in forgeries_of(json.loads(files[crate])):
+        files[crate] = json.dumps(forged).encode()
+        assert not verify(MemorySource(files), only=checks).passed, what
 
 
 @pytest.mark.parametrize(
-    ("said", "forged"),
+    ("original", "forged"),
     [
         ('"name": "Alice"', '"name": "Bob"'),
         ('"contentSize": "0"', '"contentSize": "1"'),
@@ -379,20 +387,22 @@ def test_whatever_the_crate_alone_says_otherwise_is_found(tmp_path: Path) -> Non
         ('{"@id": "output.zip"}, ', ""),
     ],
 )
-def test_a_forged_word_of_the_crate_is_told_with_what_the_documents_say(bundle: Path, said: str, forged: str) -> None:
-    forge(bundle, "ro-crate-metadata.json", lambda text: text.replace(said, forged))
+def test_a_forged_value_of_the_crate_is_reported_with_that_of_the_documents(
+    bundle: Path, original: str, forged: str
+) -> None:
+    forge(bundle, "ro-crate-metadata.json", lambda text: text.replace(original, forged))
     report = verify(bundle)
     assert failed(report) == {"crate"}
     assert all("; the documents say " in fault for fault in report.faults)
 
 
-def test_a_crate_whose_entities_and_references_have_another_order_says_the_same(bundle: Path) -> None:
-    def turn(told: Any) -> None:
-        told["@graph"].reverse()
-        root = next(entity for entity in told["@graph"] if entity["@id"] == "./")
+def test_the_order_of_entities_and_references_in_the_crate_does_not_matter(bundle: Path) -> None:
+    def reverse(crate: Any) -> None:
+        crate["@graph"].reverse()
+        root = next(entity for entity in crate["@graph"] if entity["@id"] == "./")
         root["hasPart"].reverse()
 
-    forge_json(bundle, "ro-crate-metadata.json", turn)
+    forge_json(bundle, "ro-crate-metadata.json", reverse)
     assert verify(bundle).faults == ()
 
 
@@ -405,16 +415,18 @@ def a_bundle_with_steps(workbench: Path) -> Path:
     return a_sealed_bundle(workbench, a_record(job_status=job_status)).folder
 
 
-@pytest.mark.parametrize("said", ["smooth-3f1", "FAILED", "12:00:05.373", "00000000-0000-0000-0000-000000000004"])
-def test_a_forged_step_is_found_in_each_teller(tmp_path: Path, said: str) -> None:
-    forged = {"smooth-3f1": "rough-3f1", "FAILED": "CRASHED", "12:00:05.373": "12:00:05.374"}.get(said, said[:-1] + "7")
-    for path, check in TELLERS:
+@pytest.mark.parametrize("original", ["smooth-3f1", "FAILED", "12:00:05.373", "00000000-0000-0000-0000-000000000004"])
+def test_a_forged_step_is_found_in_prov_and_crate(tmp_path: Path, original: str) -> None:
+    forged = {"smooth-3f1": "rough-3f1", "FAILED": "CRASHED", "12:00:05.373": "12:00:05.374"}.get(
+        original, original[:-1] + "7"
+    )
+    for path, check in PROV_AND_CRATE:
         bundle = a_bundle_with_steps(tmp_path / check)
         assert verify(bundle).passed
-        forge(bundle, path, lambda text: text.replace(said, forged))
-        assert failed_by_story(verify(bundle)) == {check}, path
+        forge(bundle, path, lambda text: text.replace(original, forged))
+        assert failed_by_content(verify(bundle)) == {check}, path
     bundle = a_bundle_with_steps(tmp_path / "status")
-    forge(bundle, "metadata/jobStatus.json", lambda text: text.replace(said, forged))
+    forge(bundle, "metadata/jobStatus.json", lambda text: text.replace(original, forged))
     assert {"provenance", "crate"} <= failed(verify(bundle))
 
 
@@ -430,18 +442,18 @@ FORGED_IN_PHASES = {
 
 
 @pytest.mark.parametrize("what", FORGED_IN_PHASES)
-def test_a_forged_phase_or_image_is_found_in_each_teller(tmp_path: Path, what: str) -> None:
-    said, forged = FORGED_IN_PHASES[what]
-    for path, check in TELLERS:
+def test_a_forged_phase_or_image_is_found_in_prov_and_crate(tmp_path: Path, what: str) -> None:
+    original, forged = FORGED_IN_PHASES[what]
+    for path, check in PROV_AND_CRATE:
         bundle = a_bundle_with_phases(tmp_path / check)
         assert verify(bundle).passed
-        forge(bundle, path, lambda text: text.replace(said, forged))
+        forge(bundle, path, lambda text: text.replace(original, forged))
         assert check in failed(verify(bundle)), path
     for path in ("metadata/jobStatus.json", "metadata/instance.json"):
         bundle = a_bundle_with_phases(tmp_path / Path(path).stem)
         before = (bundle / path).read_text()
-        if said in before:
-            forge(bundle, path, lambda text: text.replace(said, forged))
+        if original in before:
+            forge(bundle, path, lambda text: text.replace(original, forged))
             assert {"provenance", "crate"} <= failed(verify(bundle)), path
 
 
@@ -449,20 +461,20 @@ def a_bundle_with_phases(workbench: Path) -> Path:
     return a_sealed_bundle(workbench, with_phases(a_failed_record(), exit_code=137)).folder
 
 
-def test_a_phase_that_a_teller_leaves_out_or_says_twice_is_found(tmp_path: Path) -> None:
+def test_a_missing_or_repeated_phase_in_prov_is_found(tmp_path: Path) -> None:
     activity = re.compile(r'<prov:activity prov:id="here:phase.4">.*\n')
-    for number, again in enumerate(("", r"\g<0>\g<0>")):
+    for number, replacement in enumerate(("", r"\g<0>\g<0>")):
         bundle = a_bundle_with_phases(tmp_path / str(number))
-        forge(bundle, "metadata/provo.xml", lambda text, again=again: activity.sub(again, text))
+        forge(bundle, "metadata/provo.xml", lambda text, replacement=replacement: activity.sub(replacement, text))
         assert "provenance" in failed(verify(bundle))
 
 
-TELLERS = [("metadata/provo.xml", "provenance"), ("ro-crate-metadata.json", "crate")]
+PROV_AND_CRATE = [("metadata/provo.xml", "provenance"), ("ro-crate-metadata.json", "crate")]
 
 
-@pytest.mark.parametrize(("path", "check"), TELLERS)
+@pytest.mark.parametrize(("path", "check"), PROV_AND_CRATE)
 @pytest.mark.parametrize(
-    ("said", "forged"),
+    ("original", "forged"),
     [
         ("COMPLETED", "FAILED"),
         ("2026-09-22T12:00:02.123", "2026-09-22T12:00:03.123"),
@@ -473,29 +485,29 @@ TELLERS = [("metadata/provo.xml", "provenance"), ("ro-crate-metadata.json", "cra
         ("1.2.0", "1.2.1"),
     ],
 )
-def test_a_forged_status_time_digest_or_id_in_one_teller_is_found(
-    bundle: Path, path: str, check: str, said: str, forged: str
+def test_a_forged_status_time_digest_or_id_in_prov_or_crate_is_found(
+    bundle: Path, path: str, check: str, original: str, forged: str
 ) -> None:
-    if said == "COMPLETED" and check == "crate":
-        said, forged = "CompletedActionStatus", "FailedActionStatus"
-    forge(bundle, path, lambda text: text.replace(said, forged))
+    if original == "COMPLETED" and check == "crate":
+        original, forged = "CompletedActionStatus", "FailedActionStatus"
+    forge(bundle, path, lambda text: text.replace(original, forged))
     assert check in failed(verify(bundle))
 
 
-@pytest.mark.parametrize(("path", "check"), TELLERS)
-def test_a_forged_input_value_in_one_teller_is_found(bundle: Path, path: str, check: str) -> None:
+@pytest.mark.parametrize(("path", "check"), PROV_AND_CRATE)
+def test_a_forged_input_value_in_prov_or_crate_is_found(bundle: Path, path: str, check: str) -> None:
     forge(bundle, path, lambda text: text.replace("0.3<", "0.4<").replace('"0.3"', '"0.4"'))
     assert check in failed(verify(bundle))
 
 
-@pytest.mark.parametrize(("path", "check"), TELLERS)
+@pytest.mark.parametrize(("path", "check"), PROV_AND_CRATE)
 @pytest.mark.parametrize("text", ["", "{", "<a/>", "{}", "[]", "null", "\0", '{"@graph": 1}', "<!DOCTYPE a []><a/>"])
-def test_a_teller_that_is_no_teller_is_a_fault_and_no_error(bundle: Path, path: str, check: str, text: str) -> None:
+def test_a_damaged_prov_or_crate_is_a_fault_and_not_an_error(bundle: Path, path: str, check: str, text: str) -> None:
     forge(bundle, path, lambda _: text)
     assert check in failed(verify(bundle))
 
 
-def test_times_that_contradict_each_other_in_prov_are_found(bundle: Path) -> None:
+def test_contradictory_times_in_prov_are_found(bundle: Path) -> None:
     forge(bundle, "metadata/provo.xml", lambda text: text.replace("2026-09-22T12:00:08", "2025-09-22T12:00:08"))
     assert "provenance-times" in failed(verify(bundle))
 
@@ -503,15 +515,15 @@ def test_times_that_contradict_each_other_in_prov_are_found(bundle: Path) -> Non
 def test_the_job_status_of_another_execution_is_found(bundle: Path) -> None:
     other = a_job_status(execution_id=OTHER_ID)
     (bundle / "metadata/jobStatus.json").write_bytes(other.to_json())
-    make_manifest_anew(bundle)
+    renew_manifest(bundle)
     assert {"same-execution", "provenance", "crate"} <= failed(verify(bundle))
 
 
 def test_an_output_that_was_changed_with_zip_and_manifest_is_found(bundle: Path) -> None:
     (bundle / CSV).write_bytes(b"label,area\n1,9999\n")
-    make_zip_anew(bundle)
-    make_manifest_anew(bundle)
-    assert failed_by_story(verify(bundle)) == {"outputs"}
+    renew_zip(bundle)
+    renew_manifest(bundle)
+    assert failed_by_content(verify(bundle)) == {"outputs"}
 
 
 @pytest.mark.parametrize(
@@ -525,25 +537,25 @@ def test_an_output_that_was_added_or_removed_with_zip_and_manifest_is_found(
     bundle: Path, change: Callable[[Path], object], checks: set[str]
 ) -> None:
     change(bundle / CSV)
-    make_zip_anew(bundle)
-    make_manifest_anew(bundle)
-    assert failed_by_story(verify(bundle)) == checks
+    renew_zip(bundle)
+    renew_manifest(bundle)
+    assert failed_by_content(verify(bundle)) == checks
 
 
 def test_a_zip_with_other_outputs_than_the_folder_is_found(bundle: Path) -> None:
     original = (bundle / CSV).read_bytes()
     for forged in (b"label,area\n1,2605\n", b"longer than it was before"):
         (bundle / CSV).write_bytes(forged)
-        make_zip_anew(bundle)
+        renew_zip(bundle)
         (bundle / CSV).write_bytes(original)
-        make_manifest_anew(bundle)
-        assert failed_by_story(verify(bundle)) == {"output-zip"}
+        renew_manifest(bundle)
+        assert failed_by_content(verify(bundle)) == {"output-zip"}
 
 
 def test_a_staged_input_that_was_changed_with_the_manifest_is_found(bundle: Path) -> None:
     (bundle / PICTURE).write_bytes(b"another picture")
-    make_manifest_anew(bundle)
-    assert failed_by_story(verify(bundle)) == {"inputs"}
+    renew_manifest(bundle)
+    assert failed_by_content(verify(bundle)) == {"inputs"}
 
 
 @pytest.mark.parametrize(
@@ -558,12 +570,12 @@ def test_a_staged_input_that_was_changed_with_the_manifest_is_found(bundle: Path
     ],
 )
 @pytest.mark.parametrize("path", ["metadata/jobStatus.json", "metadata/request.json"])
-def test_hostile_json_is_a_fault_and_no_error(bundle: Path, path: str, text: str) -> None:
+def test_hostile_json_is_a_fault_and_not_an_error(bundle: Path, path: str, text: str) -> None:
     forge(bundle, path, lambda _: text)
     assert "documents" in failed(verify(bundle))
 
 
-def test_a_document_that_says_a_member_twice_is_found(bundle: Path) -> None:
+def test_a_document_with_a_duplicate_member_is_found(bundle: Path) -> None:
     forge(bundle, "metadata/jobStatus.json", lambda text: text.replace("{", '{"status": "failed",', 1))
     assert "documents" in failed(verify(bundle))
 
@@ -573,59 +585,61 @@ def test_a_document_beyond_the_limit_is_not_read(bundle: Path) -> None:
     assert any("limit" in fault for fault in report.faults)
 
 
-def test_many_faults_of_one_check_are_counted(held: dict[str, bytes]) -> None:
-    report = verify(Held(held | {f"outputs/{number}": b"" for number in range(250)}), only=("no-extra-files",))
+def test_many_faults_of_one_check_are_counted(files: dict[str, bytes]) -> None:
+    report = verify(MemorySource(files | {f"outputs/{number}": b"" for number in range(250)}), only=("no-extra-files",))
     assert len(report.faults) == 101
     assert report.faults[-1].endswith("and 150 more")
 
 
-# --- what is not there, and rightly so
+# --- legitimately absent files
 
 
 @pytest.mark.parametrize(
-    ("level", "left_out"),
+    ("level", "omitted"),
     [(ArchiveLevel.NONE, ("inputs/", "outputs/", "output.zip")), (ArchiveLevel.OUTPUTS, ("inputs/",))],
 )
-def test_what_the_archive_level_leaves_out_is_told_as_not_checked(
-    tmp_path: Path, level: ArchiveLevel, left_out: tuple[str, ...]
+def test_files_omitted_by_the_archive_level_are_reported_as_unchecked(
+    tmp_path: Path, level: ArchiveLevel, omitted: tuple[str, ...]
 ) -> None:
-    held = contents(a_sealed_bundle(tmp_path, a_record(request=a_request(archive=level))).folder)
-    kept = {path: data for path, data in held.items() if not path.startswith(left_out)}
-    report = verify(Held(kept))
+    files = contents(a_sealed_bundle(tmp_path, a_record(request=a_request(archive=level))).folder)
+    remaining = {path: data for path, data in files.items() if not path.startswith(omitted)}
+    report = verify(MemorySource(remaining))
     assert report.faults == ()
     assert report.unchecked
-    assert not verify(Held(kept | {"metadata/jobStatus.json": held["metadata/request.json"]})).passed
+    assert not verify(MemorySource(remaining | {"metadata/jobStatus.json": files["metadata/request.json"]})).passed
 
 
-def test_a_part_that_is_there_is_there_as_a_whole(tmp_path: Path) -> None:
-    held = contents(a_sealed_bundle(tmp_path, a_record(request=a_request(archive=ArchiveLevel.NONE))).folder)
-    del held[CSV]
-    assert {"digests", "outputs"} <= failed(verify(Held(held)))
+def test_a_part_with_one_file_must_have_all_of_them(tmp_path: Path) -> None:
+    files = contents(a_sealed_bundle(tmp_path, a_record(request=a_request(archive=ArchiveLevel.NONE))).folder)
+    del files[CSV]
+    assert {"digests", "outputs"} <= failed(verify(MemorySource(files)))
 
 
-def test_outputs_that_are_in_the_zip_only_are_checked_there(held: dict[str, bytes]) -> None:
+def test_outputs_that_are_in_the_zip_only_are_checked_there(files: dict[str, bytes]) -> None:
     absent = {"outputs/": "they are in output.zip"}
-    kept = {path: data for path, data in held.items() if not path.startswith("outputs/")}
-    report = verify(Held(kept, absent))
+    remaining = {path: data for path, data in files.items() if not path.startswith("outputs/")}
+    report = verify(MemorySource(remaining, absent))
     assert report.faults == report.unchecked == ()
-    other = io.BytesIO(kept["output.zip"])
+    other = io.BytesIO(remaining["output.zip"])
     with zipfile.ZipFile(other, "a") as zipped:
         zipped.writestr("outputs/more", b"")
-    assert {"digests", "output-zip", "outputs"} <= failed(verify(Held(kept | {"output.zip": other.getvalue()}, absent)))
+    assert {"digests", "output-zip", "outputs"} <= failed(
+        verify(MemorySource(remaining | {"output.zip": other.getvalue()}, absent))
+    )
 
 
-def test_a_source_says_what_it_does_not_keep_file_by_file(held: dict[str, bytes]) -> None:
-    kept = {path: data for path, data in held.items() if path != PICTURE}
-    report = verify(Held(kept, {PICTURE: "it is larger than the limit"}))
+def test_a_source_may_lack_single_files_with_a_reason(files: dict[str, bytes]) -> None:
+    remaining = {path: data for path, data in files.items() if path != PICTURE}
+    report = verify(MemorySource(remaining, {PICTURE: "it is larger than the limit"}))
     assert report.faults == ()
-    assert any(PICTURE in words and "larger" in words for words in report.unchecked)
+    assert any(PICTURE in sentence and "larger" in sentence for sentence in report.unchecked)
 
 
-def test_an_input_that_is_kept_by_reference_is_told_as_not_checked(tmp_path: Path) -> None:
+def test_a_referenced_input_is_reported_as_unchecked(tmp_path: Path) -> None:
     record = a_record(request=a_request(files=(a_staged_input(path=None),)))
     report = verify(a_sealed_bundle(tmp_path, record).folder)
     assert report.faults == ()
-    assert any("s3://survey/picture.png" in words for words in report.unchecked)
+    assert any("s3://survey/picture.png" in sentence for sentence in report.unchecked)
 
 
 def test_a_failed_execution_is_verified_like_any_other(tmp_path: Path) -> None:
@@ -640,36 +654,36 @@ def exported(sealed: Path, tmp_path: Path) -> bytes:
     return zip_of(sealed, tmp_path / "exported.zip").read_bytes()
 
 
-def verdict(data: bytes, tmp_path: Path, limits: Limits | None = None) -> Report:
-    place = tmp_path / "hostile.zip"
-    place.write_bytes(data)
-    return verify(place, limits=limits) if limits else verify(place)
+def verified(data: bytes, tmp_path: Path) -> Report:
+    path = tmp_path / "hostile.zip"
+    path.write_bytes(data)
+    return verify(path)
 
 
-def test_a_truncated_zip_is_found_wherever_it_was_cut(exported: bytes, tmp_path: Path) -> None:
+def test_a_zip_truncated_anywhere_is_found(exported: bytes, tmp_path: Path) -> None:
     for length in (0, 1, 21, 22, 100, len(exported) // 2, len(exported) - 1):
-        assert not verdict(exported[:length], tmp_path).passed, length
+        assert not verified(exported[:length], tmp_path).passed, length
 
 
 @pytest.mark.parametrize("before", [b"MZ", b"\0" * 10_000])
-def test_a_zip_behind_something_else_is_refused(exported: bytes, tmp_path: Path, before: bytes) -> None:
-    assert not verdict(before + exported, tmp_path).passed
+def test_a_zip_after_other_data_is_refused(exported: bytes, tmp_path: Path, before: bytes) -> None:
+    assert not verified(before + exported, tmp_path).passed
 
 
-def test_a_zip_before_something_else_is_refused(exported: bytes, tmp_path: Path) -> None:
-    assert not verdict(exported + b"\0", tmp_path).passed
+def test_a_zip_before_other_data_is_refused(exported: bytes, tmp_path: Path) -> None:
+    assert not verified(exported + b"\0", tmp_path).passed
 
 
 @given(st.data())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_changed_byte_of_output_zip_is_never_an_error(sealed: Path, data: st.DataObject) -> None:
-    held = contents(sealed)
-    changed = bytearray(held["output.zip"])
+    files = contents(sealed)
+    changed = bytearray(files["output.zip"])
     changed[data.draw(st.integers(0, len(changed) - 1))] ^= data.draw(st.integers(1, 255))
-    assert not verify(Held(held | {"output.zip": bytes(changed)})).passed
+    assert not verify(MemorySource(files | {"output.zip": bytes(changed)})).passed
 
 
-def test_every_changed_byte_of_a_zip_leaves_its_content_or_is_found() -> None:
+def test_a_changed_byte_of_a_zip_leaves_its_content_unchanged_or_is_found() -> None:
     stream = io.BytesIO()
     members = {"outputs/a": b"1,2,3\n" * 100, "outputs/b": b"noise"}
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as zipped:
@@ -681,10 +695,10 @@ def test_every_changed_byte_of_a_zip_leaves_its_content_or_is_found() -> None:
             changed = bytearray(data)
             changed[place] ^= flip
             try:
-                found = read_all(bytes(changed))
+                content = read_all(bytes(changed))
             except BundleError:
                 continue
-            assert found == members, f"byte {place} is read as something else"
+            assert content == members, f"with byte {place} changed, the content differs"
 
 
 def read_all(data: bytes, limits: Limits | None = None) -> dict[str, bytes]:
@@ -725,7 +739,7 @@ def test_a_nul_in_a_name_is_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "a/")])
-def test_a_name_that_is_there_twice_is_refused(names: tuple[str, ...]) -> None:
+def test_a_duplicate_name_is_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(BundleError, match="two entries have this name"):
         read_all(zip_with(*names, content=b"", mode=0))
 
@@ -764,17 +778,17 @@ def test_a_local_name_that_differs_from_the_directory_is_refused() -> None:
 
 
 def deflated_zip(name: str, content: bytes, announced: int) -> bytes:
-    """Return a zip of one file that announces *announced* bytes in both headers."""
-    squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = squeeze.compress(content) + squeeze.flush()
-    told = (zlib.crc32(content[:announced]), len(packed), announced, len(name), 0)
-    local = struct.pack("<4sHHHHHLLLHH", b"PK\3\4", 20, 0, 8, 0, 33, *told) + name.encode() + packed
-    central = struct.pack("<4sHHHHHHLLLHHHHHLL", b"PK\1\2", 20, 20, 0, 8, 0, 33, *told, 0, 0, 0, 0, 0) + name.encode()
+    """Return a zip of one file whose headers both announce *announced* bytes."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = compressor.compress(content) + compressor.flush()
+    sizes = (zlib.crc32(content[:announced]), len(packed), announced, len(name), 0)
+    local = struct.pack("<4sHHHHHLLLHH", b"PK\3\4", 20, 0, 8, 0, 33, *sizes) + name.encode() + packed
+    central = struct.pack("<4sHHHHHHLLLHHHHHLL", b"PK\1\2", 20, 20, 0, 8, 0, 33, *sizes, 0, 0, 0, 0, 0) + name.encode()
     return local + central + struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local), 0)
 
 
 @pytest.mark.parametrize("announced", [10, 999_999, 1_000_001])
-def test_a_size_that_is_not_true_is_found_and_no_more_is_unpacked(announced: int) -> None:
+def test_a_false_size_is_found_and_no_more_is_unpacked(announced: int) -> None:
     data = deflated_zip("outputs/a", b"\0" * 1_000_000, announced)
     reader = ZipReader.open(io.BytesIO(data), Limits())
     unpacked: list[bytes] = []
@@ -795,9 +809,9 @@ def test_a_bomb_is_refused_before_anything_is_unpacked() -> None:
     assert ZipReader.open(io.BytesIO(data), Limits(allowance=1_000_000, expansion=1200))
 
 
-def test_an_output_zip_unfolds_to_no_more_than_the_outputs_beside_it(held: dict[str, bytes]) -> None:
+def test_an_output_zip_expands_to_no_more_than_the_outputs(files: dict[str, bytes]) -> None:
     bomb = deflated_zip(CSV, b"\0" * 10_000_000, 10_000_000)
-    report = verify(Held(held | {"output.zip": bomb}), only=("output-zip",))
+    report = verify(MemorySource(files | {"output.zip": bomb}), only=("output-zip",))
     assert any("of 10000000 bytes" in fault for fault in report.faults)
 
 
@@ -816,7 +830,7 @@ def test_too_many_entries_are_refused_before_they_are_read() -> None:
         ZipReader.open(io.BytesIO(data), Limits(entries=19))
 
 
-def test_a_directory_that_announces_more_than_there_is_costs_nothing() -> None:
+def test_a_directory_that_announces_too_many_entries_takes_no_memory() -> None:
     end = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, 400_000, 400_000, 1 << 60, 0)
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
     last = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
@@ -854,5 +868,5 @@ def test_a_folder_source_lists_plain_files_only(bundle: Path) -> None:
 
 def test_a_report_can_be_written_as_json(sealed: Path) -> None:
     report = verify(sealed)
-    told = json.loads(json.dumps([{"name": check.name, "faults": check.faults} for check in report.checks]))
-    assert len(told) == len(CHECKS)
+    checks = json.loads(json.dumps([{"name": check.name, "faults": check.faults} for check in report.checks]))
+    assert len(checks) == len(CHECKS)

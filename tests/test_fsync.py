@@ -1,4 +1,4 @@
-"""Files are brought to the disk together, whatever the moment and whoever fails."""
+"""fsync of many files at once."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_many_files_and_folders_are_synced_together(tmp_path: Path) -> None:
     sync([])
 
 
-def test_one_that_cannot_be_synced_is_told(tmp_path: Path) -> None:
-    (tmp_path / "there").touch()
-    for places in (["gone"], ["there", "gone"], ["there"] * 5 + ["gone"]):
-        with pytest.raises(FileNotFoundError, match="gone"):
-            sync(tmp_path / place for place in places)
+def test_a_path_that_cannot_be_synced_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "exists").touch()
+    for names in (["missing"], ["exists", "missing"], ["exists"] * 5 + ["missing"]):
+        with pytest.raises(FileNotFoundError, match="missing"):
+            sync(tmp_path / name for name in names)
 
 
-def test_it_works_when_the_interpreter_is_ending(tmp_path: Path) -> None:
+def test_sync_works_while_the_interpreter_shuts_down(tmp_path: Path) -> None:
     files = [tmp_path / str(number) for number in range(9)]
     for file in files:
         file.touch()

@@ -1,7 +1,7 @@
-"""A bundle of each format version ever written opens for ever.
+"""Golden bundles: a bundle of every format version ever written can still be read and verified.
 
-The zips under tests/bundles/ are never made anew: a test that fails here means
-that the code has lost a promise, not that a file is out of date.
+The zips under tests/bundles/ are never regenerated: a failure means that the code has
+broken a promise, not that a file is out of date.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ENDED = {
 def _record(name: str) -> ExecutionRecord:
     with zipfile.ZipFile(BUNDLES / name) as bundle:
         top = bundle.namelist()[0].split("/")[0]
-        told = {path.removeprefix(f"{top}/"): bundle.read(path) for path in bundle.namelist()}
-    record = ExecutionRecord.from_json(told)
+        files = {path.removeprefix(f"{top}/"): bundle.read(path) for path in bundle.namelist()}
+    record = ExecutionRecord.from_json(files)
     assert record.id == top
     return record
 
@@ -60,14 +60,14 @@ def test_a_golden_bundle_is_read(name):
     assert record.status is ENDED[name]
 
 
-def test_golden_bundles_hold_all_that_a_record_may_hold():
-    told = {name: _record(name) for name in GOLDEN}
+def test_golden_bundles_contain_every_part_of_a_record():
+    records = {name: _record(name) for name in GOLDEN}
 
-    assert told["format-1.zip"].request.files
-    assert told["format-1.zip"].metrics
-    assert told["format-1-failed.zip"].instance.runs
-    assert told["format-1-failed.zip"].job_status.steps
-    assert told["format-1-never-started.zip"].started is None
+    assert records["format-1.zip"].request.files
+    assert records["format-1.zip"].metrics
+    assert records["format-1-failed.zip"].instance.runs
+    assert records["format-1-failed.zip"].job_status.steps
+    assert records["format-1-never-started.zip"].started is None
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -1,4 +1,4 @@
-"""Media types by name."""
+"""Media types by file extension."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from prefect_executions.mediatypes import SCIENTIFIC, already_compressed, media_
         ("strange.xyzzy", "application/octet-stream"),
     ],
 )
-def test_a_name_says_its_media_type(name: str, expected: str) -> None:
+def test_the_extension_gives_the_media_type(name: str, expected: str) -> None:
     assert media_type(name) == expected
 
 
-def test_what_pythons_tell_differently_is_told_as_it_was_sealed() -> None:
+def test_types_that_differ_between_python_versions_stay_as_sealed() -> None:
     assert media_type("plot.js") == "application/javascript"  # text/javascript from Python 3.12 on
 
 
-def test_the_systems_own_table_is_not_asked() -> None:
+def test_the_table_of_the_system_is_not_used() -> None:
     mimetypes.add_type("application/x-only-here", ".onlyhere")
     assert media_type("a.onlyhere") == "application/octet-stream"
 
 
-def test_every_type_of_the_table_is_a_media_type_of_a_lower_case_ending() -> None:
+def test_every_entry_of_the_table_is_a_lower_case_extension_and_a_media_type() -> None:
     for suffix, media in SCIENTIFIC.items():
         assert suffix == suffix.lower()
         assert suffix.startswith(".")
@@ -47,7 +47,7 @@ def test_every_type_of_the_table_is_a_media_type_of_a_lower_case_ending() -> Non
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.gz", "a.zip", "a.mp4", "a.npz", "a.docx", "a.jpeg"])
-def test_compressed_formats_are_known_as_such(name: str) -> None:
+def test_compressed_formats_are_recognised(name: str) -> None:
     assert already_compressed(media_type(name))
 
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benches import bench_at
-from bundle_makers import a_sealed_bundle, an_open_bundle, contents, copy_of, finish, forge, make_manifest_anew, zip_of
+from bundle_makers import a_sealed_bundle, an_open_bundle, contents, copy_of, finish, forge, renew_manifest, zip_of
 from ccp_exports import tree
 from hostile_zips import CORPUS, TOP, Member, a_zip, members_of
 from prefect_executions.bundles.source import ZipSource
@@ -213,7 +213,7 @@ def test_a_zip_in_the_zip_that_unfolds_further_is_refused(sealed, ours, tmp_path
     folder = copy_of(sealed, tmp_path / "bundle")
     with zipfile.ZipFile(folder / "output.zip", "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("outputs/regions.csv", bytes(15 << 20))
-    make_manifest_anew(folder)
+    renew_manifest(folder)
     tracemalloc.start()
     try:
         refused(ours, zip_of(folder, tmp_path / "x.zip"), r"output\.zip")
