@@ -256,11 +256,11 @@ def test_yaml_reads_words_as_yaml_1_2_does():
 @pytest.mark.parametrize(
     ("name", "data", "told"),
     [
-        ("m.json", b"[" * 100_000, "nests too deep"),
+        ("m.json", b"[" * 100_000, "nested too deeply"),
         ("m.json", b'{"a":' * 70 + b"1" + b"}" * 70, "nests deeper than 64"),
         ("m.json", b" " * MOST_BYTES + b"{}", "larger than"),
-        ("m.json", b'{"a": {"b": 1, "b": 2}}', "says the member 'b' twice"),
-        ("m.json", b'{"a": NaN}', "NaN is no JSON number"),
+        ("m.json", b'{"a": {"b": 1, "b": 2}}', "has the member 'b' twice"),
+        ("m.json", b'{"a": NaN}', "NaN is not a JSON number"),
         ("m.json", b'{"a": 1e999}', "/a: the number is too large"),
         ("m.json", b'{"a": ' + b"1" * 5000 + b"}", "no JSON"),
         ("m.json", b'{"a": ["\\ud800"]}', "/a/0: half a surrogate pair"),

@@ -416,7 +416,7 @@ def test_a_bundle_of_ours_without_its_manifest_is_no_export_of_ccp(theirs, ours,
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("request", b"[" * 100_000, "nests too deep"),
+        ("request", b"[" * 100_000, "nested too deeply"),
         ("request", b'{"inputs": {"n": ' + b"1" * 10_000 + b"}}", "no JSON"),
         ("request", b'{"inputs": 1, "inputs": 2}', "twice"),
         ("method", b'{"id": 5}', "id"),

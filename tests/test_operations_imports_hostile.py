@@ -152,7 +152,7 @@ def test_any_bytes_are_refused(tmp_path, data):
 
 DEEP = "[" * 200_000
 DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
-    "JSON that nests deep": ("metadata/instance.json", lambda text: DEEP, r"nests too deep"),
+    "JSON that nests deep": ("metadata/instance.json", lambda text: DEEP, r"nested too deeply"),
     "JSON with a huge number": (
         "metadata/metrics.json",
         lambda text: text.replace('"value": 24', f'"value": {"9" * 5000}'),
@@ -189,7 +189,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
         lambda text: text.replace("</prov:entity>", "<a/>" * 110_000 + "</prov:entity>", 1),
         r"a record is too large",
     ),
-    "a crate that nests deep": ("ro-crate-metadata.json", lambda text: DEEP, r"nests too deep"),
+    "a crate that nests deep": ("ro-crate-metadata.json", lambda text: DEEP, r"nested too deeply"),
     "a manifest that leads out": (
         "manifest-sha256.txt",
         lambda text: text + f"{'0' * 64}  ~/../../evil\n",

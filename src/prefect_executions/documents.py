@@ -1,7 +1,8 @@
-"""How every JSON document of a bundle is written and read: UTF-8, stable order, one format number.
+"""The JSON documents of a bundle: how they are written and read.
 
-A document is a frozen pydantic model. Its JSON names are camelCase, as OGC API
-Processes writes them; a member that was not observed is absent, never null.
+A document is a frozen pydantic model in UTF-8, with a stable order of members and a
+format number. Its JSON names are camelCase, as in OGC API Processes. A member that
+was not observed is absent, never null.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ from prefect_executions.errors import BundleError
 FORMAT: Literal[1] = 1
 
 MOST_VALUES = 3_000_000
-"""How many values a document may hold, of some 100 bytes each in memory; the crate of 100,000 outputs has 1,100,000."""
+"""How many values a document may have; each takes about 100 bytes of memory. 100,000 outputs need 1,100,000."""
 
 MOST_MEMBERS = 200_000
-"""How many members an object in it may have: Prefect takes no parameters with that many, and lists hold the rest."""
+"""How many members a JSON object may have: Prefect accepts fewer parameters, and the other large parts are lists."""
 
 TOO_LONG = 10**4300
-"""The first whole number that is too long for JSON's readers, Python's own among them."""
+"""The smallest integer that JSON parsers refuse, Python's among them."""
 
-_FAULTS_TOLD = 1000
+_DETAILED_ERRORS = 1000
 
 
 def in_utc(time: datetime) -> datetime:
-    """Return *time* as a plain datetime in UTC; one without an offset is refused, because it was not observed.
+    """Return *time* as a plain `datetime` in UTC.
 
-    Prefect's times are of a subclass whose arithmetic is another.
+    Prefect's times are instances of a subclass with different arithmetic. A time
+    without an offset is refused, because its meaning is unknown.
     """
     if time.tzinfo is None:
         raise ValueError("a time needs an offset from UTC")
@@ -77,12 +79,12 @@ class Document(Part):
     """One JSON file of a bundle."""
 
     file_name: ClassVar[str]
-    """Where the document lies in its bundle."""
+    """The document's path in the bundle."""
 
     format: Literal[1] = FORMAT
 
     def to_json(self) -> bytes:
-        """Return the document's bytes; the same document gives the same bytes."""
+        """Return the document's bytes; equal documents have equal bytes."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode() + b"\n"
 
     @classmethod
@@ -90,41 +92,41 @@ class Document(Part):
         """Read a document.
 
         Raises:
-            BundleError: If *data* is not this document; the message names the first wrong member.
+            BundleError: If *data* is not a valid document; the message names the first invalid member.
         """
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            if error.error_count() > _FAULTS_TOLD:  # to tell them takes more memory than to find them
-                raise BundleError(f"{cls.file_name}: {error.error_count()} of its members are wrong") from None
+            if error.error_count() > _DETAILED_ERRORS:  # their details would take too much memory
+                raise BundleError(f"{cls.file_name}: {error.error_count()} members are invalid") from None
             first = error.errors(include_url=False, include_input=False)[0]
             where = "/".join(str(step) for step in first["loc"]) or "the document"
             raise BundleError(f"{cls.file_name}: {where}: {first['msg']}") from error
 
 
 def json_value(value: Any) -> Any:
-    """Return *value* as JSON can hold it: what JSON has no form for becomes its type's name in words.
+    """Return *value* in a form that JSON can hold.
 
-    A value whose text form is not known to be complete is never guessed: an
-    object without a JSON form is told as ``{"unrecorded": "<module>.<type>"}``,
-    and so is one that contains itself. Bytes are the text that they hold in UTF-8,
-    which a Method's parameter of bytes is made of again; what holds other bytes has no JSON form.
-    A single number of NumPy and the like is the Python number that it is, as a name in a mapping as well.
+    An object without a JSON form becomes ``{"unrecorded": "<module>.<type>"}``, and so
+    does an object that contains itself: its text form may be incomplete, so it is not
+    used. Bytes become their UTF-8 text, from which a Method's ``bytes`` parameter can be
+    restored; bytes that are not UTF-8 have no JSON form. A NumPy scalar becomes a
+    Python number, also as the key of a mapping.
     """
     try:
         plain = to_jsonable_python(value, by_alias=True, inf_nan_mode="strings", bytes_mode="utf8", fallback=_foreign)
-    except (ValueError, TypeError, RecursionError):  # TypeError: a name in a mapping has no JSON form
+    except (ValueError, TypeError, RecursionError):  # TypeError: the key of a mapping has no JSON form
         return _unrecorded(value)
     return _clean(plain)
 
 
 def clean_text(text: str) -> str:
-    """Return *text* as UTF-8 can hold it; a lone surrogate, as in an undecodable name, is written as its escape."""
+    """Return *text* with each lone surrogate escaped: UTF-8 cannot hold it, and an undecodable file name has some."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _foreign(thing: object) -> bool | int | float | dict[str, str]:
-    # NumPy's times are whole numbers, too, but of a unit; a number with more bits than Python's stays what it is.
+    # Excluded: NumPy's times, which are integers with a unit, and floats that are longer than Python's.
     kind = getattr(getattr(thing, "dtype", None), "kind", "f")
     if kind in "biuf" and getattr(thing, "shape", None) == () and hasattr(thing, "item"):
         plain = thing.item()
@@ -154,45 +156,45 @@ def _clean(value: Any) -> Any:
 
 
 def canonical(value: Any) -> bytes:
-    """Return the one form of a JSON *value* that digests are made of: sorted keys, no spaces."""
+    """Return the canonical form of a JSON *value*, for digests: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode(errors="backslashreplace")  # a lone surrogate becomes the JSON escape of itself
+    return text.encode(errors="backslashreplace")  # a lone surrogate becomes its JSON escape
 
 
 def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
-    """Read JSON that somebody else may have written; *name* says in the message which document it is.
+    """Parse untrusted JSON; error messages call the document *name*.
 
-    It is *bounded* unless its size is the caller's own affair.
+    Set *bounded* to False if the caller limits the size itself.
 
     Raises:
-        BundleError: If *data* is not JSON, nests too deep, has too many values, says a member twice, or
-            holds NaN or Infinity.
+        BundleError: If *data* is not JSON, is nested too deeply, has too many values or a
+            duplicate member, or holds NaN or Infinity.
     """
 
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if bounded and len(pairs) > MOST_MEMBERS:
             raise BundleError(f"{name}: a JSON object has {len(pairs)} members; the limit is {MOST_MEMBERS}")
-        told = dict(pairs)
-        if len(told) != len(pairs):
-            twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-            raise BundleError(f"{name}: a JSON object says the member '{twice[:80]}' twice")
-        return told
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            duplicate = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+            raise BundleError(f"{name}: a JSON object has the member '{duplicate[:80]}' twice")
+        return members
 
-    def no_number(word: str) -> None:
-        raise BundleError(f"{name}: {word} is no JSON number")
+    def refuse_constant(word: str) -> None:
+        raise BundleError(f"{name}: {word} is not a JSON number")
 
     if bounded and len(data) > MOST_VALUES and _most_values(data) > MOST_VALUES:
         raise BundleError(f"{name}: it may have more than {MOST_VALUES} values")
     try:
-        return json.loads(data, object_pairs_hook=members, parse_constant=no_number)
+        return json.loads(data, object_pairs_hook=unique_members, parse_constant=refuse_constant)
     except RecursionError as error:
-        raise BundleError(f"{name}: the JSON nests too deep") from error
+        raise BundleError(f"{name}: the JSON is nested too deeply") from error
     except ValueError as error:
-        raise BundleError(f"{name}: this is no JSON: {error}") from error
+        raise BundleError(f"{name}: invalid JSON: {error}") from error
 
 
 def _most_values(data: bytes | str) -> int:
-    """Return how many values the JSON *data* has at most, without reading it."""
+    """Return an upper bound for the number of values in the JSON *data*, without parsing it."""
     if isinstance(data, str):
         return sum(map(data.count, "[{,"))
     return sum(map(data.count, (b"[", b"{", b",")))

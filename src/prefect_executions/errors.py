@@ -1,31 +1,31 @@
-"""The one tree of errors, by what the caller can do about them.
+"""The tree of exceptions, grouped by what the caller can do about them.
 
 ::
 
     ExecutionsError
-    ├── RequestError              the request is wrong: change it and ask again
+    ├── RequestError              the request is wrong: change it and retry
     │   ├── MethodError             a Method is declared wrongly
-    │   ├── InputError              an input is missing, unreadable or of the wrong kind
-    │   ├── SecretError             a secret was given in clear, or its name resolves to nothing
-    │   ├── NameRefusedError        a name may not be used for a file or an id
-    │   ├── AmbiguousIdError        an id prefix fits more than one execution
-    │   ├── TransitionError         a status may not follow the current one
-    │   ├── PlanError               a runtime cannot run a script as asked
-    │   ├── ImportRefusedError      what is to be imported is damaged, hostile, or another execution has its id
-    │   └── SettingsError           a setting has a value that cannot be used
-    ├── NotAvailableError         the thing is not there or not allowed
-    │   ├── NoExecutionError        no execution is around the caller
-    │   ├── NotFoundError           no such execution, Method, output or file
-    │   ├── SealedError             the bundle is sealed and takes no change
-    │   ├── EndedError              the execution has ended, so it cannot be cancelled
-    │   └── DirtyTreeError          the working tree has changes and the operator forbade that
-    ├── ScriptError               a script of a descriptor Method failed: look at what it wrote
-    └── WorldError                the world failed: try again, or call the operator
-        ├── ArchiveError            the object storage failed
+    │   ├── InputError              an input is missing, unreadable or of the wrong type
+    │   ├── SecretError             a secret was given in plain text, or its name cannot be resolved
+    │   ├── NameRefusedError        a name is not allowed for a file or an id
+    │   ├── AmbiguousIdError        an id prefix matches more than one execution
+    │   ├── TransitionError         a status may not follow the current status
+    │   ├── PlanError               a runtime cannot run a script as requested
+    │   ├── ImportRefusedError      an import is damaged or hostile, or its id belongs to another execution
+    │   └── SettingsError           a setting has an invalid value
+    ├── NotAvailableError         the target is missing or not allowed
+    │   ├── NoExecutionError        no execution is running in this context
+    │   ├── NotFoundError           the execution, Method, output or file does not exist
+    │   ├── SealedError             the bundle is sealed and cannot change
+    │   ├── EndedError              the execution has ended and cannot be cancelled
+    │   └── DirtyTreeError          the working tree has uncommitted changes, which the operator forbids
+    ├── ScriptError               a script of a descriptor Method failed: read its output
+    └── WorldError                an outside system failed: retry, or call the operator
+        ├── ArchiveError            the archive's storage failed
         ├── LedgerError             the ledger's database failed
-        ├── BundleError             a bundle on disk is damaged or cannot be written
-        ├── InfrastructureError     a process cannot be started, or the engine of containers is away
-        └── OrchestratorError       Prefect's API is away or does not fit
+        ├── BundleError             a bundle is damaged or cannot be written
+        ├── InfrastructureError     a process cannot be started, or the container engine is unavailable
+        └── OrchestratorError       Prefect's API is unavailable or incompatible
 """
 
 from __future__ import annotations
@@ -34,63 +34,63 @@ from collections.abc import Sequence
 
 
 class ExecutionsError(Exception):
-    """Anything that this package raises on purpose."""
+    """The base class of every exception that this package raises on purpose."""
 
 
 class RequestError(ExecutionsError):
-    """The request is wrong; change it and ask again."""
+    """The request is wrong; change it and retry."""
 
 
 class MethodError(RequestError):
-    """A Method is declared wrongly; the message names the Method and the cure."""
+    """A Method is declared wrongly; the message names the Method and the fix."""
 
 
 class InputError(RequestError):
-    """An input is missing, unreadable or of the wrong kind; nothing was computed."""
+    """An input is missing, unreadable or of the wrong type; the Method did not run."""
 
 
 class SecretError(RequestError):
-    """A secret was given in clear, or its name resolves to nothing.
+    """A secret was given in plain text, or its name cannot be resolved.
 
-    The message never repeats the value that was given.
+    The message never repeats the given value.
     """
 
 
 class NameRefusedError(RequestError):
-    """A name may not be used for an output, an input or an id."""
+    """A name is not allowed for an output, an input or an id."""
 
 
 class AmbiguousIdError(RequestError):
-    """An id prefix fits more than one execution.
+    """An id prefix matches more than one execution.
 
     Attributes:
-        candidates: The full ids that the prefix fits, at most 20 of them.
+        candidates: The full ids that match the prefix, at most 20.
     """
 
     def __init__(self, prefix: str, candidates: Sequence[str]) -> None:
         self.candidates = tuple(candidates)
         listed = "\n  ".join(self.candidates)
-        super().__init__(f"'{prefix}' is the beginning of more than one execution id; give more of it:\n  {listed}")
+        super().__init__(f"'{prefix}' matches more than one execution; give a longer prefix:\n  {listed}")
 
 
 class TransitionError(RequestError):
-    """A status may not follow the current one (the table is in `lifecycle`)."""
+    """A status may not follow the current status (see the table in `lifecycle.status`)."""
 
 
 class PlanError(RequestError):
-    """A runtime cannot run a script as asked; the message tells every reason, and nothing was started."""
+    """A runtime cannot run a script as requested; the message lists every reason. Nothing was started."""
 
 
 class ImportRefusedError(RequestError):
-    """What is to be imported is damaged, hostile, or another execution has its id; nothing of it was kept."""
+    """An import is damaged or hostile, or its id belongs to another execution; nothing was stored."""
 
 
 class SettingsError(RequestError):
-    """A setting has a value that cannot be used; the message names the variable."""
+    """A setting has an invalid value; the message names the variable."""
 
 
 class NotAvailableError(ExecutionsError):
-    """The thing that was asked for is not there, or not allowed."""
+    """The target of the request is missing or not allowed."""
 
 
 class NoExecutionError(NotAvailableError):
@@ -98,22 +98,22 @@ class NoExecutionError(NotAvailableError):
 
 
 class NotFoundError(NotAvailableError):
-    """There is no such execution, Method, output or file."""
+    """The execution, Method, output or file does not exist."""
 
 
 class SealedError(NotAvailableError):
-    """The bundle is sealed; nothing in it changes any more."""
+    """The bundle is sealed and cannot change."""
 
 
 class EndedError(NotAvailableError):
-    """The execution has ended, or its process has; it cannot be cancelled any more."""
+    """The execution or its process has ended and cannot be cancelled."""
 
 
 class DirtyTreeError(NotAvailableError):
-    """The working tree has uncommitted changes, or Git cannot say, and `EXECUTIONS_DIRTY=refuse` forbids that.
+    """`EXECUTIONS_DIRTY=refuse` is set, and the working tree has uncommitted changes or Git cannot list them.
 
     Attributes:
-        files: The changed files, relative to the repository; none where Git cannot say.
+        files: The changed files, relative to the repository; empty if Git cannot list them.
     """
 
     def __init__(self, repository: str, files: Sequence[str]) -> None:
@@ -123,16 +123,16 @@ class DirtyTreeError(NotAvailableError):
             f"The working tree of {repository} has uncommitted changes and EXECUTIONS_DIRTY=refuse is set. "
             f"Commit or stash these files, or set EXECUTIONS_DIRTY=record:\n  {listed}"
             if files
-            else f"Whether the working tree of {repository} has uncommitted changes cannot be seen, and "
-            f"EXECUTIONS_DIRTY=refuse is set. Look whether 'git status' works there, or set EXECUTIONS_DIRTY=record."
+            else f"Git cannot list the uncommitted changes of {repository}, and EXECUTIONS_DIRTY=refuse is set. "
+            f"Check that 'git status' works there, or set EXECUTIONS_DIRTY=record."
         )
 
 
 class ScriptError(ExecutionsError):
-    """A script of a descriptor Method ended with an error, or was ended.
+    """A script of a descriptor Method failed or was killed.
 
     Attributes:
-        exit_code: The exit code of the script; None where nobody saw it.
+        exit_code: The exit code of the script; None if it is unknown.
     """
 
     def __init__(self, message: str, exit_code: int | None) -> None:
@@ -141,7 +141,7 @@ class ScriptError(ExecutionsError):
 
 
 class WorldError(ExecutionsError):
-    """The world outside failed; the same call may succeed later."""
+    """An outside system failed; the call may succeed later."""
 
 
 class ArchiveError(WorldError):
@@ -149,16 +149,16 @@ class ArchiveError(WorldError):
 
 
 class LedgerError(WorldError):
-    """The ledger's database failed; `executions ledger rebuild` brings a lost one back."""
+    """The ledger's database failed; `executions ledger rebuild` restores a lost ledger."""
 
 
 class BundleError(WorldError):
-    """A bundle on disk is damaged, or cannot be written."""
+    """A bundle is damaged or cannot be written."""
 
 
 class InfrastructureError(WorldError):
-    """What runs scripts failed: a process cannot be started or reached, or the engine of containers is away."""
+    """A runtime failed: a process cannot be started or reached, or the container engine is unavailable."""
 
 
 class OrchestratorError(WorldError):
-    """Prefect's API is away, or this installation of Prefect does not work."""
+    """Prefect's API is unavailable, or this installation of Prefect does not work."""

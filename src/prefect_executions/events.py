@@ -1,8 +1,8 @@
-"""The Prefect events that tell of executions: their names, ids, resources and payloads.
+"""The Prefect events of executions: names, ids, resources and payloads.
 
-Law: an event's id follows from the execution and from what it tells, so that it
-may be told again by anybody and is one event all the same. Times are those of
-the record. No payload holds an input or an output, only names.
+Law: an event is idempotent. Its id follows from the execution and the change that
+it reports, so any process may emit it again. Times are those of the record. A
+payload holds the names of outputs, never the value of an input or an output.
 """
 
 from __future__ import annotations
@@ -29,21 +29,24 @@ REASON_LABEL = "prefect-executions.reason"
 MEDIA_TYPE_LABEL = "prefect-executions.media-type"
 
 KEPT = timedelta(days=7)
-"""How long Prefect keeps events; an end that is older is told no more."""
+"""How long Prefect keeps events; no event is emitted for an end that is older."""
 
 CLOSE = timedelta(minutes=5)
-"""How long after Prefect's own event ours says that it follows it. Prefect waits for what an
-event follows, and forgets what it has seen; after minutes the order is clear without it."""
+"""How long an event names Prefect's own event as the event that it ``follows``.
+
+Prefect holds an event back until it has seen the event that it follows, and it
+remembers only recent events. After minutes, the times give the order.
+"""
 
 _MOST_LISTED = 100
-_MOST_RELATED = 50  # Prefect takes 100 related resources, and adds some of its own
+_MOST_RELATED = 50  # Prefect accepts 100 related resources and adds some of its own
 _LONGEST_TEXT = 2000
 _OUTPUTS = "outputs/"
 _LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
 
 
 class SeenLabel(StrEnum):
-    """A label of a flow run by which its worker tells what the platform said of its container."""
+    """A label that a worker puts on a flow run: a fact about its container from the platform."""
 
     IMAGE = "prefect-executions.seen.image"
     IMAGE_ID = "prefect-executions.seen.image-id"
@@ -54,7 +57,7 @@ class SeenLabel(StrEnum):
 
 
 class EventName(StrEnum):
-    """Every event that we emit."""
+    """The name of an event that this package emits."""
 
     CREATED = "execution.created"
     SCHEDULED = "execution.scheduled"
@@ -71,23 +74,23 @@ class EventName(StrEnum):
 
 WHEN: Mapping[EventName, str] = {
     EventName.CREATED: "the request was accepted",
-    EventName.SCHEDULED: "it was assigned to an infrastructure",
+    EventName.SCHEDULED: "the execution was assigned to infrastructure",
     EventName.STARTED: "preparation began",
     EventName.EXECUTING: "the Method's own code began",
-    EventName.PROGRESS: "the Method called `progress()`; about once a second at most",
-    EventName.COMPLETED: "it ended well, and its record is sealed",
-    EventName.FAILED: "it failed, and its record is sealed",
-    EventName.CANCELLED: "somebody stopped it, and its record is sealed",
-    EventName.ARCHIVED: "the archive has all of its record",
-    EventName.ARCHIVE_FAILED: "its record is sealed and the archive did not take it; it is tried again",
-    EventName.SETTLED: "it was not the run itself that sealed its record, but `executions settle`",
+    EventName.PROGRESS: "the Method called `progress()`; at most about once a second",
+    EventName.COMPLETED: "the execution succeeded and its record is sealed",
+    EventName.FAILED: "the execution failed and its record is sealed",
+    EventName.CANCELLED: "the execution was cancelled and its record is sealed",
+    EventName.ARCHIVED: "the archive has the complete record",
+    EventName.ARCHIVE_FAILED: "the record is sealed but could not be archived; this is retried",
+    EventName.SETTLED: "`executions settle` sealed the record instead of the run itself",
 }
-"""When each is emitted, in the words of the documentation."""
+"""When each event is emitted, as the documentation says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event as Prefect's API takes it."""
+    """One event for Prefect's API."""
 
     name: EventName
     id: UUID
@@ -100,7 +103,7 @@ class Event:
     follows: UUID | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the event as the body of a request holds it."""
+        """Return the event as it stands in the body of a request."""
         flow_run_id = ExecutionId.parse(self.execution_id).flow_run_id
         listed = {"outputs": [_listed(output) for output in self.outputs[:_MOST_LISTED]]} if self.outputs else {}
         return {
@@ -124,10 +127,10 @@ class Event:
 
 
 def changes(job_status: JobStatus, now: datetime) -> Iterator[Event]:
-    """Yield an event for each change of status so far, in their order; that of the end lists the outputs.
+    """Yield an event for each change of status so far, in order; the last event lists the outputs.
 
-    Each follows Prefect's own event of that state, EXECUTING that of RUNNING.
-    Where `settle` found the end, `record.settled` comes behind it.
+    Each event follows Prefect's own event for that state; EXECUTING follows RUNNING.
+    If settle ended the execution, `record.settled` comes last.
     """
     leader: UUID | None = None
     for entry in job_status.history:
@@ -142,8 +145,8 @@ def changes(job_status: JobStatus, now: datetime) -> Iterator[Event]:
             entry.time,
             entry.status.value,
             labels=_labels(entry),
-            payload=_told(entry),
-            outputs=_named(job_status) if entry.status.terminal else (),
+            payload=_payload(entry),
+            outputs=_results_first(job_status) if entry.status.terminal else (),
             follows=leader if now - entry.time < CLOSE else None,
         )
     if job_status.execution_status.terminal and job_status.history:
@@ -151,7 +154,7 @@ def changes(job_status: JobStatus, now: datetime) -> Iterator[Event]:
 
 
 def archived(job_status: JobStatus, manifest_sha256: str, at: datetime) -> Event:
-    """Return the event that the archive has all of the record."""
+    """Return the event that the archive has the complete record."""
     return _event(
         EventName.ARCHIVED,
         job_status,
@@ -159,20 +162,23 @@ def archived(job_status: JobStatus, manifest_sha256: str, at: datetime) -> Event
         manifest_sha256,
         labels={STATUS_LABEL: job_status.execution_status.value},
         payload={"status": job_status.execution_status.value, "manifestSha256": manifest_sha256},
-        outputs=_named(job_status),
+        outputs=_results_first(job_status),
     )
 
 
 def archive_failed(job_status: JobStatus, why: str, at: datetime) -> Event:
-    """Return the event that the archive did not take the record; *why* holds no secret. The same again is one event."""
-    told = why[:_LONGEST_TEXT]
+    """Return the event that archiving the record failed; *why* must hold no secret.
+
+    Events with equal reasons have the same id.
+    """
+    message = why[:_LONGEST_TEXT]
     labels = {STATUS_LABEL: job_status.execution_status.value}
-    return _event(EventName.ARCHIVE_FAILED, job_status, at, told, labels=labels, payload={"message": told})
+    return _event(EventName.ARCHIVE_FAILED, job_status, at, message, labels=labels, payload={"message": message})
 
 
 def progressed(execution_id: str, method_id: str, percent: float, message: str | None, at: datetime) -> Event:
-    """Return the event that the Method told how far it is."""
-    told: dict[str, Any] = {"progress": percent, "time": text_of_time(at)}
+    """Return the event that the Method reported progress."""
+    payload: dict[str, Any] = {"progress": percent, "time": text_of_time(at)}
     return Event(
         name=EventName.PROGRESS,
         id=_id(execution_id, EventName.PROGRESS, text_of_time(at)),
@@ -180,13 +186,13 @@ def progressed(execution_id: str, method_id: str, percent: float, message: str |
         execution_id=execution_id,
         method_id=method_id,
         labels={STATUS_LABEL: Status.EXECUTING.value},
-        payload=told | ({"message": message[:_LONGEST_TEXT]} if message else {}),
+        payload=payload | ({"message": message[:_LONGEST_TEXT]} if message else {}),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionEvent:
-    """What an event of ours told somebody who listens."""
+    """A received event of this package."""
 
     name: EventName
     execution_id: str
@@ -200,17 +206,17 @@ class ExecutionEvent:
 def parse_event(
     name: str, resource: Mapping[str, str], payload: Mapping[str, Any], occurred: datetime
 ) -> ExecutionEvent | None:
-    """Return what an event tells, or None when it is none of ours."""
+    """Return a received event; None if this package did not emit it."""
     resource_id = resource.get("prefect.resource.id", "")
     if name not in set(EventName) or not resource_id.startswith(f"{RESOURCE}."):
         return None
-    told, progress, message = payload.get("status"), payload.get("progress"), payload.get("message")
+    status, progress, message = payload.get("status"), payload.get("progress"), payload.get("message")
     return ExecutionEvent(
         name=EventName(name),
         execution_id=resource_id.removeprefix(f"{RESOURCE}."),
         method_id=resource.get(METHOD_LABEL, ""),
         time=occurred,
-        status=Status(told) if told in set(Status) else None,
+        status=Status(status) if status in set(Status) else None,
         progress=float(progress) if isinstance(progress, int | float) else None,
         message=str(message) if message else None,
     )
@@ -234,9 +240,9 @@ def _id(execution_id: str, name: EventName, what: str) -> UUID:
 def _settled(job_status: JobStatus) -> Iterator[Event]:
     end = next(entry for entry in reversed(job_status.history) if entry.kind is EntryKind.STATUS)
     if end.observer is Observer.SETTLE:
-        # A moment behind the end, so that whoever sorts by time has them in their order.
+        # One microsecond after the end, so that events sorted by time stay in order.
         at = end.time + timedelta(microseconds=1)
-        yield _event(EventName.SETTLED, job_status, at, end.status.value, labels=_labels(end), payload=_told(end))
+        yield _event(EventName.SETTLED, job_status, at, end.status.value, labels=_labels(end), payload=_payload(end))
 
 
 def _labels(entry: StatusEntry) -> dict[str, str]:
@@ -244,13 +250,13 @@ def _labels(entry: StatusEntry) -> dict[str, str]:
     return {STATUS_LABEL: entry.status.value, **reason}
 
 
-def _told(entry: StatusEntry) -> dict[str, Any]:
-    told = entry.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return told | ({"message": entry.message[:_LONGEST_TEXT]} if entry.message else {})
+def _payload(entry: StatusEntry) -> dict[str, Any]:
+    payload = entry.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return payload | ({"message": entry.message[:_LONGEST_TEXT]} if entry.message else {})
 
 
-def _named(job_status: JobStatus) -> tuple[OutputFile, ...]:
-    """The outputs, the logs last: when there are too many, what the Method wrote is listed first."""
+def _results_first(job_status: JobStatus) -> tuple[OutputFile, ...]:
+    # The logs come last, so that a list that is cut off names the Method's own files.
     return tuple(sorted(job_status.outputs, key=lambda output: output.path in _LOGS))
 
 

@@ -1,4 +1,4 @@
-"""The environment, read once by the door that starts and handed down as a value."""
+"""Settings: environment variables, read once at an entry point and passed down as a value."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _PREFIX = "EXECUTIONS_"
 
 
 class ArchiveLevel(StrEnum):
-    """Which data of an execution goes to the archive; its record always does."""
+    """Which data of an execution is archived; its record always is."""
 
     FULL = "full"
     """The record, the staged inputs and the outputs."""
     OUTPUTS = "outputs"
-    """The record and the outputs; inputs are kept by reference and digest."""
+    """The record and the outputs; inputs are recorded by reference and digest."""
     NONE = "none"
-    """The record alone."""
+    """The record only."""
 
 
 class DirtyTree(StrEnum):
@@ -38,27 +38,27 @@ class DirtyTree(StrEnum):
 
 
 class ImportNames(StrEnum):
-    """Which names the files of an imported bundle may have."""
+    """Which file names an imported bundle may have."""
 
     PORTABLE = "portable"
-    """Those that every system can hold, and holds apart."""
+    """Names that every operating system accepts and keeps distinct."""
     ANY = "any"
-    """Those that this system can hold."""
+    """Names that this operating system accepts."""
 
 
 class Settings(BaseSettings):
-    """What the operator sets, by environment variables that begin with ``EXECUTIONS_``."""
+    """The operator's settings, from environment variables with the prefix ``EXECUTIONS_``."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
-    home: Path = Field(default=Path("~/.executions"), description="The folder that the defaults below lie in.")
+    home: Path = Field(default=Path("~/.executions"), description="The folder for the defaults below.")
     archive: str = Field(
         default="",
-        description="Where sealed bundles are kept: a folder, any fsspec URL (s3://bucket/prefix), or "
+        description="Where sealed bundles are stored: a folder, any fsspec URL (s3://bucket/prefix), or "
         "block:NAME for a Prefect RemoteFileSystem block. Default: archive in the home folder.",
     )
     workbench: Path | None = Field(
-        default=None, description="The folder of live bundles. Default: workbench in the home folder."
+        default=None, description="The folder for open bundles. Default: workbench in the home folder."
     )
     ledger: SecretStr = Field(
         default=SecretStr(""),
@@ -66,83 +66,87 @@ class Settings(BaseSettings):
         "Default: ledger.db in the home folder.",
     )
     archive_level: ArchiveLevel = Field(
-        default=ArchiveLevel.FULL, description="The archive level of Methods that name none: full, outputs or none."
+        default=ArchiveLevel.FULL,
+        description="The default archive level of Methods: full, outputs or none.",
     )
     input_limit: int = Field(
-        default=1024**3, ge=0, description="Staged inputs above this size, in bytes, are kept by reference and digest."
+        default=1024**3,
+        ge=0,
+        description="Larger staged inputs, in bytes, are recorded by reference and digest.",
     )
     environment: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Names of further environment variables to record, separated by commas."
+        default=(), description="Additional environment variables to record: names, separated by commas."
     )
     method_types: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=(), description="Further terms for the type of a Method, separated by commas."
+        default=(), description="Additional terms for the type of a Method, separated by commas."
     )
     dirty: DirtyTree = Field(
-        default=DirtyTree.RECORD, description="record or refuse a run whose repository has uncommitted changes."
+        default=DirtyTree.RECORD,
+        description="record or refuse: what to do if the repository has uncommitted changes.",
     )
-    diff_limit: int = Field(
-        default=1024**2, ge=0, description="An uncommitted diff is recorded up to this size, in bytes."
-    )
+    diff_limit: int = Field(default=1024**2, ge=0, description="The largest uncommitted diff to record, in bytes.")
     code_commit: str = Field(
         default="",
-        description="The commit that the code comes from, where no repository can be seen, as in a container.",
+        description="The commit of the code, if its repository is not available, as in a container.",
     )
-    image: str = Field(default="", description="The container image of the run, which cannot be seen from inside.")
+    image: str = Field(
+        default="", description="The container image of the run, which a container cannot detect itself."
+    )
     image_digest: str = Field(default="", description="The digest of that image, as sha256:HEX.")
     agent: str = Field(
-        default="", description="Who asks for executions, where no token says it: a name, e-mail or ORCID URL."
+        default="", description="The requester of executions if there is no token: a name, e-mail or ORCID URL."
     )
     runtime: str = Field(
-        default="process", description="What runs the scripts of descriptor Methods: process, docker or kubernetes."
+        default="process", description="The runtime of descriptor Methods' scripts: process, docker or kubernetes."
     )
     runtime_image: str = Field(
-        default="", description="The container image of descriptor Methods that name none, where a runtime needs one."
+        default="", description="The container image of descriptor Methods that do not name one."
     )
     runtime_network: str = Field(
-        default="", description="The network of these scripts: one of the Docker engine's, bridge by default, or host."
+        default="", description="The Docker network of these scripts, or host. Default: bridge."
     )
     cpus: float | None = Field(
         default=None,
         gt=0,
-        description="How many CPUs these scripts may use, each replica for itself; 'executions submit --cpus' sets it. "
-        "Refused where it cannot be held.",
+        description="The CPU limit of each replica of these scripts; 'executions submit --cpus' overrides it. "
+        "A run is refused if its runtime cannot enforce the limit.",
     )
-    memory: int | None = Field(default=None, gt=0, description="How much memory, in bytes; alike.")
-    gpus: int | None = Field(default=None, gt=0, description="How many GPUs; alike.")
+    memory: int | None = Field(default=None, gt=0, description="The memory limit of each replica, in bytes.")
+    gpus: int | None = Field(default=None, gt=0, description="The number of GPUs of each replica.")
     time_limit: timedelta | None = Field(
         default=None,
-        description="How long a Method's code may run, in seconds; a shorter limit of the Method's own holds as well.",
+        description="How long a Method's code may run, in seconds. A shorter limit of the Method takes precedence.",
     )
     archive_timeout: timedelta = Field(
         default=timedelta(minutes=10),
-        description="How long one upload is tried, in seconds, before it is left pending.",
+        description="How long to retry one upload, in seconds, before it is left pending.",
     )
     hook_timeout: timedelta = Field(
         default=timedelta(seconds=20),
-        description="How long a state hook and what follows it may take, in seconds; settle does the rest.",
+        description="How long a state hook and its follow-up work may take, in seconds; settle does the rest.",
     )
     import_limit: int = Field(
-        default=20 * 1024**3, ge=0, description="What one import may unfold to, in bytes, on the disk and elsewhere."
+        default=20 * 1024**3, ge=0, description="The largest unpacked size of one import, in bytes."
     )
     import_entries: int = Field(
-        default=500_000, ge=1, description="How many files one import may have, and how many folders."
+        default=500_000, ge=1, description="The largest number of files, and of folders, in one import."
     )
     import_names: ImportNames = Field(
         default=ImportNames.PORTABLE,
-        description="portable: an import is refused when a name in it means another file, or none, on some systems "
-        "(devices, names that differ in capitals only); any: it is not.",
+        description="portable: refuse an import with a file name that some operating systems do not accept or do not "
+        "keep distinct (devices, names that differ only in case). any: accept it.",
     )
     retention: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        description="How long the archive keeps executions: rules that 'executions retain' carries out, separated "
-        "by commas: METHOD=90d, METHOD:FAILED=14d, *=365d.",
+        description="How long the archive keeps executions: rules for 'executions retain', separated by commas: "
+        "METHOD=90d, METHOD:FAILED=14d, *=365d.",
     )
     signing_key: Path | None = Field(
         default=None,
-        description="The private key, Ed25519 in PEM, that seals are signed with; trusted keys lie beside it in "
-        "trusted/. Default: keys/signing.pem in the home folder, where there is one.",
+        description="The private key that signs seals: Ed25519 in PEM. Trusted keys are in trusted/ beside it. "
+        "Default: keys/signing.pem in the home folder, if it exists.",
     )
-    capture_streams: bool = Field(default=True, description="Whether stdout and stderr are kept in the bundle.")
+    capture_streams: bool = Field(default=True, description="Whether stdout and stderr are recorded in the bundle.")
 
     @field_validator("environment", "method_types", "retention", mode="before")
     @classmethod
@@ -155,18 +159,18 @@ class Settings(BaseSettings):
     @classmethod
     def _seconds(cls, value: object) -> object:
         if isinstance(value, str):
-            with suppress(ValueError, OverflowError):  # pydantic reads ISO 8601, and reports what is neither
+            with suppress(ValueError, OverflowError):  # pydantic parses ISO 8601 and reports anything else
                 return parse_duration(value, default_seconds=True)
         return value
 
     @classmethod
     def read(cls) -> Settings:
-        """Read the environment; while it stays the same, the same settings are given again.
+        """Read the environment; the result is cached until a variable changes.
 
         Raises:
-            SettingsError: If a variable has a value that cannot be used; the message names it.
+            SettingsError: If a variable has an invalid value; the message names it.
         """
-        # pydantic-settings takes milliseconds, which each run would pay three times.
+        # pydantic-settings takes milliseconds, and each run reads its settings three times.
         return _read(tuple(sorted(item for item in os.environ.items() if item[0].startswith(_PREFIX))))
 
     @classmethod
@@ -200,5 +204,5 @@ class Settings(BaseSettings):
 
 
 @lru_cache(maxsize=8)
-def _read(environment: tuple[tuple[str, str], ...]) -> Settings:  # noqa: ARG001 - the key under which the answer is kept
+def _read(environment: tuple[tuple[str, str], ...]) -> Settings:  # noqa: ARG001 - the cache key
     return Settings._read()  # noqa: SLF001 - its own module

@@ -1,5 +1,4 @@
-"""The lifecycle of an execution: its statuses, its history, and how Prefect's states become both.
+"""The lifecycle of an execution: statuses, history, and their relation to Prefect's states.
 
-Law: a status never goes back; what comes after a terminal status is kept as a
-note and changes nothing.
+Law: a status never goes back. After a terminal status only notes are added.
 """

@@ -1,10 +1,7 @@
-"""What happened to an execution, entry by entry, and what the law forbids in it.
+"""The history of an execution: its entries, its rules, and how Prefect's state history is merged into it.
 
-Law: a status never goes back; what comes after a terminal status is kept as a
-note and changes nothing. Retries, pauses, progress and messages are entries in
-the history, not statuses.
-
-What Prefect's state history tells of an execution, put into the execution's own.
+Law: a status never goes back. After a terminal status only notes are added.
+Retries, pauses, progress and messages are entries in the history, not statuses.
 """
 
 from __future__ import annotations
@@ -32,9 +29,10 @@ from prefect_executions.lifecycle.status import (
 )
 
 CLOCK_SKEW = timedelta(minutes=5)
+"""How far the clocks of a server and a worker may differ before `faults` reports it."""
 
 _TURNED_BACK = "a clock was turned back"
-# What keeps a clock right may turn it back by less; nobody has to be told.
+# NTP may step a clock back by less, which is not worth a note.
 _SLEWED = timedelta(seconds=1)
 
 
@@ -62,7 +60,7 @@ class PrefectState(Part):
 
 
 class ObservedState(NamedTuple):
-    """A state of a flow run as Prefect keeps it, with Prefect's time."""
+    """A state of a flow run in Prefect's state history, with Prefect's time."""
 
     state: PrefectState
     time: datetime
@@ -70,13 +68,13 @@ class ObservedState(NamedTuple):
 
 
 class EntryKind(StrEnum):
-    """What kind of thing an entry of the history tells."""
+    """The kind of an entry in the history."""
 
     STATUS = "status"
     ATTEMPT = "attempt"
     """Another attempt begins."""
     ATTEMPT_FAILED = "attempt-failed"
-    """An attempt ended, and another one is to come."""
+    """An attempt failed and will be retried."""
     PAUSED = "paused"
     RESUMED = "resumed"
     PROGRESS = "progress"
@@ -87,11 +85,11 @@ class EntryKind(StrEnum):
 
 
 TURNS = frozenset({EntryKind.ATTEMPT, EntryKind.ATTEMPT_FAILED, EntryKind.PAUSED, EntryKind.RESUMED})
-"""By what an attempt or a pause begins or ends."""
+"""The entries that begin or end an attempt or a pause."""
 
 
 class StatusEntry(Part):
-    """One line of the history."""
+    """One entry in the history."""
 
     kind: EntryKind
     status: Status
@@ -104,13 +102,13 @@ class StatusEntry(Part):
     message: str | None = None
     phase: Phase | None = None
     task: str | None = None
-    """The task id of the replica that the phase is of."""
+    """The task id of the replica that the phase belongs to."""
     exit_code: int | None = None
-    """How the phase ended: as its script did; 0 or 1 where it has none. Absent where nobody saw it."""
+    """The exit code of the phase's script; 0 or 1 for a phase without a script. Absent if it was not observed."""
 
 
 class OutputFile(Part):
-    """A file that the execution left, or a log of it.
+    """An output file of the execution, or a log.
 
     `path` is relative to the bundle (``outputs/table.csv``), `size` is in bytes.
     """
@@ -122,7 +120,7 @@ class OutputFile(Part):
 
 
 class Step(Part):
-    """A task run of the flow, as Prefect's API told it when the record was closed; `state` is Prefect's type."""
+    """A task run of the flow, read from Prefect's API when the record was closed; `state` is Prefect's state type."""
 
     id: UUID
     name: str
@@ -131,11 +129,11 @@ class Step(Part):
     started: Time | None = None
     finished: Time | None = None
     flow_run_id: UUID | None = None
-    """The flow run that it stands for, where the step is the call of another flow."""
+    """The flow run of the called flow, if the step is a call of another flow."""
 
     @property
     def ended(self) -> bool:
-        """Whether Prefect says that it has ended."""
+        """Whether Prefect reports the task run as ended."""
         status = FROM_PREFECT.get(self.state)
         return status is not None and status.terminal
 
@@ -161,16 +159,16 @@ class JobStatus(Document):
     attempt: int = Field(default=1, ge=1)
     cached_from: str | None = None
     partial: bool | None = None
-    """True when the execution was stopped from outside, so that outputs may be incomplete."""
+    """True if the execution was stopped from outside; its outputs may be incomplete."""
     outputs: tuple[OutputFile, ...] = Field(default=(), fail_fast=True)
     steps: tuple[Step, ...] | None = Field(default=None, fail_fast=True)
-    """The task runs of the flow in the order in which they began; absent where none is known."""
+    """The task runs of the flow in the order in which they started; absent if there are none."""
     history: tuple[StatusEntry, ...] = Field(fail_fast=True)
 
     @model_validator(mode="after")
-    def _tells_one_status(self) -> Self:
+    def _statuses_agree(self) -> Self:
         if self.status != AS_OGC[self.execution_status]:
-            raise ValueError(f"status {self.status!r} does not say what executionStatus {self.execution_status} says")
+            raise ValueError(f"status {self.status!r} does not match executionStatus {self.execution_status}")
         return self
 
 
@@ -184,7 +182,7 @@ def new_job_status(
     prefect_state: PrefectState | None = None,
     message: str | None = None,
 ) -> JobStatus:
-    """Return the job status of an execution whose first known status is *status*."""
+    """Return the job status of an execution whose first observed status is *status*."""
     entry = StatusEntry(
         kind=EntryKind.STATUS, status=status, time=at, observer=observer, prefect_state=prefect_state, message=message
     )
@@ -212,9 +210,8 @@ def advance(
 ) -> JobStatus:
     """Return *job_status* with the status *to* at its end.
 
-    Prefect may report a state twice (a worker retries its call), so hearing the
-    current status again changes nothing. What comes after a terminal status is
-    kept as a note.
+    Prefect may report a state twice (a worker retries its call), so repeating the
+    current status changes nothing. A status after a terminal status becomes a note.
 
     Raises:
         TransitionError: If *to* may not follow the current status.
@@ -223,8 +220,8 @@ def advance(
     if to is current:
         return job_status
     if current.terminal:
-        heard = f"heard {to} after the end" + (f": {message}" if message else "")
-        return add_entry(job_status, EntryKind.NOTE, at, observer=observer, prefect_state=prefect_state, message=heard)
+        note = f"{to} was reported after the end" + (f": {message}" if message else "")
+        return add_entry(job_status, EntryKind.NOTE, at, observer=observer, prefect_state=prefect_state, message=note)
     if to not in FOLLOWS[current]:
         raise TransitionError(f"{to} may not follow {current} in execution {job_status.job_id}")
     job_status, at = _in_order(job_status, at, observer)
@@ -264,15 +261,13 @@ def add_entry(
     reason: Reason | None = None,
     message: str | None = None,
 ) -> JobStatus:
-    """Return *job_status* with an entry that moves no status: an attempt, a pause, progress or a note.
-
-    After the end only notes are taken; any other kind is refused.
+    """Return *job_status* with an entry that changes no status: an attempt, a pause, progress or a note.
 
     Raises:
         TransitionError: If the execution has ended and *kind* is not a note.
     """
     if job_status.execution_status.terminal and kind is not EntryKind.NOTE:
-        raise TransitionError(f"execution {job_status.job_id} has ended; a {kind} entry comes too late")
+        raise TransitionError(f"execution {job_status.job_id} has ended; add a note instead of a {kind} entry")
     job_status, at = _in_order(job_status, at, observer)
     entry = StatusEntry(
         kind=kind,
@@ -296,26 +291,27 @@ def add_entry(
 
 
 def _in_order(job_status: JobStatus, at: datetime, observer: Observer) -> tuple[JobStatus, datetime]:
-    """Return the time that an entry can have behind the others: a clock may be turned back while a run is under way.
+    """Return the time for a new last entry.
 
-    Then it is that of the entry above, the last that is known, and a note tells once what the clock said.
+    If a clock was turned back during the run, this is the time of the last entry, and
+    a note records the clock's time once.
     """
     last = job_status.history[-1]
     if at >= last.time - _allowance(last.observer, observer):
         return job_status, at
-    told = any((entry.message or "").startswith(_TURNED_BACK) for entry in job_status.history)
-    if last.time - at > _SLEWED and not told:
-        words = f"{_TURNED_BACK}: it said {at.isoformat()} here, and later entries may have the time of the one above"
-        job_status = add_entry(job_status, EntryKind.NOTE, last.time, observer=last.observer, message=words)
+    noted = any((entry.message or "").startswith(_TURNED_BACK) for entry in job_status.history)
+    if last.time - at > _SLEWED and not noted:
+        message = f"{_TURNED_BACK} to {at.isoformat()}; later entries may repeat the time of the entry before them"
+        job_status = add_entry(job_status, EntryKind.NOTE, last.time, observer=last.observer, message=message)
     return job_status, last.time
 
 
 def faults(history: Sequence[StatusEntry]) -> Iterator[str]:
-    """Tell, one sentence each, what in *history* the law forbids; nothing when it is legal.
+    """Yield one sentence for each violation of the rules in *history*.
 
-    The order of times is our own check: no PROV validator makes it. Between two
-    observers, and among Prefect's states, which its clients and its server time by
-    their own clocks, a difference up to `CLOCK_SKEW` is no fault.
+    PROV validators do not check the order of times, so this does. Two observers have
+    their own clocks, and so have Prefect's clients and server, which time its states:
+    there a difference of up to `CLOCK_SKEW` is allowed.
     """
     current: Status | None = None
     last: StatusEntry | None = None
@@ -325,9 +321,9 @@ def faults(history: Sequence[StatusEntry]) -> Iterator[str]:
                 yield f"entry {number}: {entry.status} may not follow {current}"
             current = entry.status
         elif current is not None and entry.status is not current:
-            yield f"entry {number}: a {entry.kind} entry says {entry.status} while the status is {current}"
+            yield f"entry {number}: a {entry.kind} entry has status {entry.status}; the current status is {current}"
         if last is not None and last.time - entry.time > _allowance(last.observer, entry.observer):
-            yield f"entry {number}: {entry.time.isoformat()} is before the entry above it"
+            yield f"entry {number}: {entry.time.isoformat()} is earlier than the entry before it"
         last = entry
 
 
@@ -345,66 +341,68 @@ def _times(status: Status, at: datetime) -> dict[str, Any]:
 
 
 def merge_states(job_status: JobStatus, states: Sequence[ObservedState]) -> JobStatus:
-    """Return *job_status* with what Prefect's state history tells, up to but not including the end.
+    """Return *job_status* with Prefect's *states* merged into its history.
 
-    States that are in the history already (by their ids) are passed over, so the
-    whole state history may be given again at each attempt. Terminal states are
-    left to `ending`; after the end nothing is added.
+    Idempotent: states whose ids are in the history are skipped, so each attempt may
+    pass the full state history. Terminal states are skipped (see
+    `terminal_status_of`). After the end, nothing is added.
     """
     if job_status.execution_status.terminal:
         return job_status
     known = {entry.prefect_state.id for entry in job_status.history if entry.prefect_state and entry.prefect_state.id}
-    for one in sorted(states, key=lambda one: one.time):
-        if one.state.id not in known:
-            job_status = _follow_one(job_status, one)
+    for observed in sorted(states, key=lambda observed: observed.time):
+        if observed.state.id not in known:
+            job_status = _merge_state(job_status, observed)
     return job_status
 
 
-def _follow_one(job_status: JobStatus, one: ObservedState) -> JobStatus:
-    told: dict[str, Any] = {"observer": Observer.PREFECT, "prefect_state": one.state}
-    current = job_status.execution_status
-    if one.state.name == "AwaitingRetry":
-        known = _confirmed(job_status, one.state)
-        return known or add_entry(job_status, EntryKind.ATTEMPT_FAILED, one.time, message=one.message, **told)
-    if one.state.type == "PAUSED":
-        return _inserted(job_status, EntryKind.PAUSED, one, message=one.state.name)
-    if one.state.type == "RUNNING" and (last := _last_turn(job_status, one.time)):
+def _merge_state(job_status: JobStatus, observed: ObservedState) -> JobStatus:
+    state, time, message = observed
+    source: dict[str, Any] = {"observer": Observer.PREFECT, "prefect_state": state}
+    if state.name == "AwaitingRetry":
+        confirmed = _confirm_failed_attempt(job_status, state)
+        return confirmed or add_entry(job_status, EntryKind.ATTEMPT_FAILED, time, message=message, **source)
+    if state.type == "PAUSED":
+        return _insert_entry(job_status, EntryKind.PAUSED, observed, message=state.name)
+    if state.type == "RUNNING" and (last := _last_turn(job_status, time)):
         if last.kind is EntryKind.PAUSED:
-            return _inserted(job_status, EntryKind.RESUMED, one)
+            return _insert_entry(job_status, EntryKind.RESUMED, observed)
         if last.kind is EntryKind.ATTEMPT_FAILED:
-            return add_entry(job_status, EntryKind.ATTEMPT, one.time, attempt=job_status.attempt + 1, **told)
-    to = FROM_PREFECT.get(one.state.type)
-    if to is None or to.terminal or to not in FOLLOWS[current]:
+            return add_entry(job_status, EntryKind.ATTEMPT, time, attempt=job_status.attempt + 1, **source)
+    to = FROM_PREFECT.get(state.type)
+    if to is None or to.terminal or to not in FOLLOWS[job_status.execution_status]:
         return job_status
-    return advance(job_status, to, one.time, message=one.message, **told)
+    return advance(job_status, to, time, message=message, **source)
 
 
-def _inserted(job_status: JobStatus, kind: EntryKind, one: ObservedState, *, message: str | None = None) -> JobStatus:
-    """Return *job_status* with an entry where its time belongs: a pause may be heard of when it is long over."""
-    number = _place(job_status, one.time)
+def _insert_entry(
+    job_status: JobStatus, kind: EntryKind, observed: ObservedState, *, message: str | None = None
+) -> JobStatus:
+    """Return *job_status* with an entry inserted by its time: a pause may be reported long after it ended."""
+    number = _position(job_status, observed.time)
     before = job_status.history[number - 1]
     entry = StatusEntry(
         kind=kind,
         status=before.status,
-        time=one.time,
+        time=observed.time,
         observer=Observer.PREFECT,
         attempt=before.attempt,
-        prefect_state=one.state,
+        prefect_state=observed.state,
         message=message,
     )
     history = (*job_status.history[:number], entry, *job_status.history[number:])
-    return job_status.model_copy(update={"updated": max(one.time, job_status.updated), "history": history})
+    return job_status.model_copy(update={"updated": max(observed.time, job_status.updated), "history": history})
 
 
-def _place(job_status: JobStatus, time: datetime) -> int:
+def _position(job_status: JobStatus, time: datetime) -> int:
     number = len(job_status.history)
     while job_status.history[number - 1].time > time and job_status.history[number - 1].kind is not EntryKind.STATUS:
         number -= 1
     return number
 
 
-def _confirmed(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
-    """The same with Prefect's *state* beside the failed attempt that our own code told; None when it told none."""
+def _confirm_failed_attempt(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
+    """Add Prefect's *state* to the failed attempt that the run itself recorded; None if it recorded none."""
     for number, entry in reversed(list(enumerate(job_status.history))):
         if entry.kind is EntryKind.ATTEMPT_FAILED and entry.attempt == job_status.attempt and not entry.prefect_state:
             confirmed = entry.model_copy(update={"prefect_state": state})
@@ -414,5 +412,5 @@ def _confirmed(job_status: JobStatus, state: PrefectState) -> JobStatus | None:
 
 
 def _last_turn(job_status: JobStatus, time: datetime) -> StatusEntry | None:
-    turns = (entry for entry in reversed(job_status.history[: _place(job_status, time)]) if entry.kind in TURNS)
+    turns = (entry for entry in reversed(job_status.history[: _position(job_status, time)]) if entry.kind in TURNS)
     return next(turns, None)

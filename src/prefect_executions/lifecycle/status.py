@@ -1,8 +1,6 @@
-"""The statuses of an execution, what may follow what, and how Prefect and OGC say it.
+"""The statuses of an execution: allowed transitions, mappings from Prefect and to OGC, and the phases of scripts.
 
 Law: these tables are the only ones.
-
-The phases that the scripts of a descriptor Method go through.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ class Status(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether nothing may follow."""
+        """Whether no other status may follow."""
         return not FOLLOWS[self]
 
 
@@ -39,16 +37,16 @@ class Reason(StrEnum):
 
 
 class Observer(StrEnum):
-    """Who saw an entry of the history happen."""
+    """The source of an entry in the history."""
 
     HOOK = "hook"
-    """Our own code in the run: its wrapper or its state hooks."""
+    """This package's code in the run: its wrapper or its state hooks."""
     PREFECT = "prefect"
     """Prefect's state history."""
     SETTLE = "settle"
     """`executions settle`, after the fact."""
     IMPORT = "import"
-    """`executions import`, of what another system recorded."""
+    """`executions import`, from another system's record."""
 
 
 OgcStatus = Literal["accepted", "running", "successful", "failed", "dismissed"]
@@ -76,8 +74,8 @@ AS_OGC: dict[Status, OgcStatus] = {
     Status.CANCELLED: "dismissed",
 }
 
-# Prefect's state types. PAUSED and CANCELLING come while the Method's code is
-# under way and are told by entries; they move no status.
+# Prefect's state types. PAUSED and CANCELLING occur while the Method's code runs;
+# they become entries in the history and change no status.
 FROM_PREFECT: dict[str, Status | None] = {
     "SCHEDULED": Status.CREATED,
     "PENDING": Status.SCHEDULED,
@@ -93,23 +91,21 @@ FROM_PREFECT: dict[str, Status | None] = {
 PREFECT_TERMINAL = frozenset(name for name, status in FROM_PREFECT.items() if status is not None and status.terminal)
 """Prefect's terminal state types."""
 
-# How Prefect's workers begin the message of a run whose infrastructure could not be made.
+# The prefixes of a worker's message if it could not create the infrastructure of a run.
 _NOT_SUBMITTED = (
     "Failed to submit flow run",
     "Flow run could not be submitted to infrastructure",
     "Flow run could not start",
 )
 
-# Clocks of a server and a worker differ; more than this is told as a fault.
-
 
 def terminal_status_of(
     state_type: str, state_name: str, message: str | None, *, started: bool
 ) -> tuple[Status, Reason | None] | None:
-    """Return the terminal status and reason that a Prefect state means, or None when it ends nothing.
+    """Return the terminal status and reason for a Prefect state; None if the state is not terminal.
 
-    CANCELLING counts as CANCELLED: Prefect calls the cancellation hooks with it,
-    before it commits CANCELLED, and nothing leads back. *started* says whether
+    CANCELLING counts as CANCELLED: Prefect calls the cancellation hooks with CANCELLING
+    before it commits CANCELLED, and no other state can follow. *started* says whether
     the run ever reached RUNNING.
     """
     if state_type in {"CANCELLING", "CANCELLED"}:
@@ -126,14 +122,14 @@ def terminal_status_of(
 
 
 class Phase(StrEnum):
-    """The phases of a descriptor Method, in their order; those that have a script are Deploy, Execute and Undeploy."""
+    """The phases of a descriptor Method, in order. Deploy, Execute and Undeploy have a script."""
 
     LAUNCH = "launch"
-    """What runs the scripts is made ready: the plan, the image, the process or container."""
+    """Prepare the plan, the image, and the process or container."""
     DEPLOY = "deploy"
     EXECUTE = "execute"
     FETCH = "fetch"
-    """What was left in the data folder becomes the outputs."""
+    """Turn the files in the data folder into outputs."""
     UNDEPLOY = "undeploy"
     DESTROY = "destroy"
-    """What ran the scripts is removed."""
+    """Remove the process or container."""
