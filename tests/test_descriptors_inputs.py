@@ -1,4 +1,4 @@
-"""What a descriptor Method asks: the form in Prefect, the check of the answers, the wishes to the infrastructure."""
+"""What a descriptor Method asks: the form in Prefect, the validation of values, the requested infrastructure."""
 
 import json
 
@@ -8,7 +8,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from prefect.utilities.schema_tools import is_valid_schema, validate
 
-from prefect_executions.descriptors.inputs import Wishes, parameter_schema, values_of, wishes_of
+from prefect_executions.descriptors.inputs import (
+    InfrastructureRequest,
+    infrastructure_request,
+    parameter_schema,
+    values_of,
+)
 from prefect_executions.descriptors.loader import method_of
 from prefect_executions.errors import InputError, MethodError, SecretError
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, SECRET_REFERENCE
@@ -204,40 +209,40 @@ def test_any_values_fit_or_are_refused(changes):
 
 
 @pytest.mark.parametrize(
-    ("values", "wishes"),
+    ("values", "requested"),
     [
-        ({}, Wishes()),
-        ({"ccpimage": "", "ccpreplicas": "", "ccpmaxtime": None}, Wishes()),
+        ({}, InfrastructureRequest()),
+        ({"ccpimage": "", "ccpreplicas": "", "ccpmaxtime": None}, InfrastructureRequest()),
         (
             {"ccpimage": "python:3.11", "ccpreplicas": "3", "ccpmaxtime": "86400"},
-            Wishes(image="python:3.11", replicas=3, time_limit=86400),
+            InfrastructureRequest(image="python:3.11", replicas=3, time_limit=86400),
         ),
-        ({"ccpreplicas": 2, "ccpmaxtime": 0.5}, Wishes(replicas=2, time_limit=0.5)),
+        ({"ccpreplicas": 2, "ccpmaxtime": 0.5}, InfrastructureRequest(replicas=2, time_limit=0.5)),
     ],
 )
-def test_ccps_special_inputs_are_wishes(values, wishes):
-    assert wishes_of(values) == wishes
+def test_ccps_special_inputs_request_infrastructure(values, requested):
+    assert infrastructure_request(values) == requested
 
 
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"ccpimage": "--privileged"}, "no name of a container image"),
-        ({"ccpimage": "a b"}, "no name of a container image"),
-        ({"ccpimage": ["a"]}, "the name of a container image is wanted"),
-        ({"ccpreplicas": "0"}, "a whole number from 1 to 1000"),
-        ({"ccpreplicas": 1.5}, "a whole number from 1 to 1000"),
-        ({"ccpreplicas": 10**400}, "is no number"),
-        ({"ccpreplicas": True}, "is no number"),
+        ({"ccpimage": "--privileged"}, "not the name of a container image"),
+        ({"ccpimage": "a b"}, "not the name of a container image"),
+        ({"ccpimage": ["a"]}, "must be the name of a container image"),
+        ({"ccpreplicas": "0"}, "an integer from 1 to 1000"),
+        ({"ccpreplicas": 1.5}, "an integer from 1 to 1000"),
+        ({"ccpreplicas": 10**400}, "is not a number"),
+        ({"ccpreplicas": True}, "is not a number"),
         ({"ccpmaxtime": "-1"}, "a number of seconds above 0"),
-        ({"ccpmaxtime": "nan"}, "is no number"),
+        ({"ccpmaxtime": "nan"}, "is not a number"),
     ],
 )
-def test_what_is_no_wish_is_refused(values, told):
+def test_an_invalid_infrastructure_request_is_refused(values, told):
     with pytest.raises(InputError, match=f"input '{next(iter(values))}': .*{told}"):
-        wishes_of(values)
+        infrastructure_request(values)
 
 
-def test_a_default_that_is_no_wish_is_told_when_the_descriptor_is_read():
-    with pytest.raises(MethodError, match=r"m.json: /inputs/ccpreplicas/schema/default: a whole number from 1 to 1000"):
+def test_an_invalid_default_of_a_special_input_is_refused_when_the_descriptor_is_read():
+    with pytest.raises(MethodError, match=r"m.json: /inputs/ccpreplicas/schema/default: an integer from 1 to 1000"):
         a_method(ccpreplicas={"schema": {"type": "string", "default": "0"}})

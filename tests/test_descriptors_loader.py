@@ -151,49 +151,52 @@ def test_what_is_unknown_is_kept_wherever_it_stands(top, described, schema, list
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"version": None}, "/version: text is wanted; put it in quotes"),
-        ({"version": ""}, "/version: must be 1 to 200 characters"),
-        ({"id": "a\nb"}, "/id: must be 1 to 200 characters"),
-        ({"keywords": "text"}, "/keywords: a list is wanted"),
+        ({"version": None}, "/version: must be text; put it in quotes"),
+        ({"version": ""}, "/version: must have 1 to 200 characters"),
+        ({"id": "a\nb"}, "/id: must have 1 to 200 characters"),
+        ({"keywords": "text"}, "/keywords: must be a list"),
         ({"format": 2}, "/format: 2 is not one of 1"),
         (
             {"jobControlOptions": ["async"]},
             "/jobControlOptions/0: 'async' is .*; did you mean 'async-execute'",
         ),
         ({"job_control_options": []}, "/job_control_options: unknown; did you mean 'jobControlOptions'"),
-        ({"additionalParameters": {}}, "/additionalParameters/parameters: there is no 'execute-script'; add one"),
-        ({"inputs": {"a{b": {"schema": {}}}}, r"/inputs/a\{b: an input's name has"),
+        ({"additionalParameters": {}}, "/additionalParameters/parameters: 'execute-script' is missing; add it"),
+        ({"inputs": {"a{b": {"schema": {}}}}, r"/inputs/a\{b: an input's name must have"),
         ({"inputs": {"a/b~c": {}}}, "/inputs/a~1b~0c: 'schema' is missing"),
-        ({"inputs": {"a": {"schma": {}}}}, "/inputs/a: 'schema' is missing; did you mean it by 'schma'"),
-        ({"inputs": {"a": {"schema": {}}, "a_": {"schema": {}}, "a-": {"schema": {}}}}, "/inputs/a-: its .* is a_, as"),
-        ({"inputs": {"PATH": {"schema": {}}}}, "/inputs/PATH: its environment variable would be PATH, which is taken"),
+        ({"inputs": {"a": {"schma": {}}}}, "/inputs/a: 'schema' is missing; is it misspelt as 'schma'"),
+        (
+            {"inputs": {"a": {"schema": {}}, "a_": {"schema": {}}, "a-": {"schema": {}}}},
+            "/inputs/a-: its .* is also",
+        ),
+        ({"inputs": {"PATH": {"schema": {}}}}, "/inputs/PATH: its environment variable PATH is reserved"),
         ({"comparisons": {"a.csv": {"by": "tabel"}}}, "/comparisons/a.csv/by: 'tabel' is not .* did you mean 'table'"),
-        ({"comparisons": {"a.csv": {"tollerance": 0}}}, "/comparisons/a.csv/tollerance: there is no such member"),
+        ({"comparisons": {"a.csv": {"tollerance": 0}}}, "/comparisons/a.csv/tollerance: unknown member"),
         ({"comparisons": {"a.csv": {"absolute_tolerance": 0}}}, ".*; did you mean 'absoluteTolerance'"),
         ({"inputs": {str(n): {"schema": {}} for n in range(501)}}, "/inputs: more than 500 inputs"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place_and_the_cure(changes, told):
+def test_what_is_wrong_is_refused_with_its_place_and_the_fix(changes, told):
     assert re.match(f"method.json: {told}", refusal(a_document(**changes)))
 
 
 @pytest.mark.parametrize(
     ("described", "told"),
     [
-        ({"minOccurs": "1"}, "/minOccurs: a whole number is wanted, without quotes"),
+        ({"minOccurs": "1"}, "/minOccurs: must be an integer, without quotes"),
         ({"minOcurs": 1}, "/minOcurs: unknown; did you mean 'minOccurs'"),
         ({"min_occurs": 1}, "/min_occurs: unknown; did you mean 'minOccurs'"),
-        ({"minOccurs": 3, "maxOccurs": 2}, "/maxOccurs: must be 1 or more, and not below minOccurs"),
-        ({"id": "y"}, "/id: 'y': the input is called 'x'"),
-        ({"schema": {"type": "strnig"}}, "/schema/type: 'strnig' is no type: .* did you mean 'string'"),
+        ({"minOccurs": 3, "maxOccurs": 2}, "/maxOccurs: must be at least 1 and at least minOccurs"),
+        ({"id": "y"}, "/id: 'y': the input's name is 'x'"),
+        ({"schema": {"type": "strnig"}}, "/schema/type: 'strnig' is not a type .* did you mean 'string'"),
         ({"schema": {"type": "integer", "default": "two"}}, "/schema/default: does not fit the schema: 'two'"),
         ({"schema": {"enum": ["a"], "default": "b"}}, "/schema/default: does not fit the schema: 'b'"),
-        ({"schema": {"enum": []}}, "/schema/enum: no value is allowed"),
+        ({"schema": {"enum": []}}, "/schema/enum: allows no value"),
         ({"schema": {"pattern": "("}}, r"/schema/pattern: '\(' is not a 'regex'"),
-        ({"schema": {"items": {"$ref": "http://x/"}}}, r"/schema/items/\$ref: a schema of an input stands alone"),
-        ({"schema": {"readOnly": True}}, "/schema/default: an input that is bound"),
+        ({"schema": {"items": {"$ref": "http://x/"}}}, r"/schema/items/\$ref: references are not allowed"),
+        ({"schema": {"readOnly": True}}, "/schema/default: a bound input"),
         ({"schema": {"readonly": True}}, "/schema/readonly: unknown; did you mean 'readOnly'"),
-        ({"schema": {"readOnly": "yes"}}, "/schema/readOnly: true or false is wanted"),
+        ({"schema": {"readOnly": "yes"}}, "/schema/readOnly: must be true or false"),
         ({"schema": {"format": "secret"}, "maxOccurs": 2}, "/maxOccurs: a secret is a single value"),
         (
             {"schema": {"format": "secret", "readOnly": True, "default": "In Clear"}},
@@ -201,7 +204,7 @@ def test_what_is_wrong_is_told_with_its_place_and_the_cure(changes, told):
         ),
     ],
 )
-def test_a_wrong_input_is_told_with_its_place_and_the_cure(described, told):
+def test_a_wrong_input_is_refused_with_its_place_and_the_fix(described, told):
     assert re.match(f"method.json: /inputs/x{told}", refusal(with_input(**described)))
 
 
@@ -210,13 +213,13 @@ def test_a_wrong_input_is_told_with_its_place_and_the_cure(described, told):
     [
         ("execute_script", ["true"], "/name: 'execute_script': did you mean 'execute-script'"),
         ("undeploy-scrip", ["true"], "/name: 'undeploy-scrip': did you mean 'undeploy-script'"),
-        ("execute-script", "true", "/value: a list is wanted"),
-        ("execute-script", ["true", 7], "/value/1: a line of a script is text"),
-        ("execute-script", ["a\0b"], "/value/0: a line of a script is text without NUL"),
-        ("execute-script", ["#!/usr/bin/env python3", "{{ x }}"], "/value/0: 'python3' is no shell"),
+        ("execute-script", "true", "/value: must be a list"),
+        ("execute-script", ["true", 7], "/value/1: a line of a script must be text"),
+        ("execute-script", ["a\0b"], "/value/0: a line of a script must be text without NUL"),
+        ("execute-script", ["#!/usr/bin/env python3", "{{ x }}"], "/value/0: 'python3' is not a shell"),
     ],
 )
-def test_a_wrong_script_is_told_with_its_place_and_the_cure(name, value, told):
+def test_a_wrong_script_is_refused_with_its_place_and_the_fix(name, value, told):
     document = a_document(additionalParameters={"parameters": [{"name": name, "value": value}]})
 
     assert f"/additionalParameters/parameters/0{told}" in refusal(document)
@@ -231,10 +234,10 @@ def test_all_faults_are_told_at_once_and_not_without_end():
     assert told.endswith("\n  and 30 more")
 
 
-def test_a_python_methods_record_is_no_descriptor():
+def test_the_record_of_a_python_method_is_not_a_descriptor():
     record = a_document(additionalParameters={}, code={"entrypoint": "flows/a.py:a"})
 
-    assert "this is the record of a Python Method; run its code, flows/a.py:a" in refusal(record)
+    assert "this is the record of a Python Method; run its code instead: flows/a.py:a" in refusal(record)
 
 
 def test_yaml_says_the_same_as_json():
@@ -257,29 +260,29 @@ def test_yaml_reads_words_as_yaml_1_2_does():
     ("name", "data", "told"),
     [
         ("m.json", b"[" * 100_000, "nested too deeply"),
-        ("m.json", b'{"a":' * 70 + b"1" + b"}" * 70, "nests deeper than 64"),
+        ("m.json", b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
         ("m.json", b" " * MOST_BYTES + b"{}", "larger than"),
         ("m.json", b'{"a": {"b": 1, "b": 2}}', "has the member 'b' twice"),
         ("m.json", b'{"a": NaN}', "NaN is not a JSON number"),
         ("m.json", b'{"a": 1e999}', "/a: the number is too large"),
-        ("m.json", b'{"a": ' + b"1" * 5000 + b"}", "no JSON"),
+        ("m.json", b'{"a": ' + b"1" * 5000 + b"}", "invalid JSON"),
         ("m.json", b'{"a": ["\\ud800"]}', "/a/0: half a surrogate pair"),
         ("m.json", b'{"\\ud800": 1}', "half a surrogate pair"),
-        ("m.json", "{'é': 1}".encode("latin-1"), "byte 2 is no UTF-8"),
-        ("m.json", b"id: m", "no JSON"),
+        ("m.json", "{'é': 1}".encode("latin-1"), "byte 2 is not UTF-8"),
+        ("m.json", b"id: m", "invalid JSON"),
         ("m.json", b"[]", "a descriptor is an object"),
-        ("m.yaml", b"[" * 100, "m.yaml:1: nests deeper than 64"),
+        ("m.yaml", b"[" * 100, "m.yaml:1: nested deeper than 64"),
         ("m.yaml", b"[" * 100_000, "nest"),  # libyaml looks ahead, and from PyYAML 6.0.4 on refuses 1,000 levels itself
         ("m.yaml", b"a: &a [1]\nb: [*a, *a]", "m.yaml:1: an alias or anchor"),
         ("m.yaml", b"a: 1\nb: !!python/object/apply:os.system [id]", "m.yaml:2: the tag 'tag:yaml.org,2002:python"),
         ("m.yaml", b"a: !!binary aGk=", "the tag"),
-        ("m.yaml", b"a: 1\na: 2", "m.yaml:2: the member 'a' is said twice"),
+        ("m.yaml", b"a: 1\na: 2", "m.yaml:2: the member 'a' occurs twice"),
         ("m.yaml", b"1: 2", "a member's name must be text; put it in quotes"),
         ("m.yaml", b"? [a]\n: 2", "a member's name must be text"),
         ("m.yaml", b"a: 1\n---\na: 2", "holds 2 YAML documents"),
         ("m.yaml", b"", "holds 0 YAML documents"),
-        ("m.yaml", b"a: [1", "m.yaml:2: this is no YAML"),
-        ("m.yaml", b"a: \x01", "this is no YAML"),
+        ("m.yaml", b"a: [1", "m.yaml:2: invalid YAML"),
+        ("m.yaml", b"a: \x01", "invalid YAML"),
         ("m.yaml", b"a: 1e999", "/a: the number is too large"),
         ("m.yaml", b"a: " + b"1" * 5000, "m.yaml:1: the number is too large"),
     ],

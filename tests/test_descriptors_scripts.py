@@ -233,13 +233,13 @@ def test_ccps_file_is_its_content_in_base64_and_its_variable_the_path(tmp_path):
 
 @pytest.mark.parametrize("value", ["a\0b", ["a\0b"], {"k": "\0"}, "\ud800"])
 def test_what_no_script_can_be_given_is_refused(value):
-    with pytest.raises(InputError, match=r"^input 'x' holds (a NUL character|half a surrogate pair)"):
+    with pytest.raises(InputError, match=r"^input 'x' has (a NUL character|half a surrogate pair)"):
         scripts_of(a_method("true", x={}), {"x": value}, {})
 
 
 def test_a_secret_that_no_environment_holds_is_refused_without_its_value():
     for secret in ("\0", "x" * MOST_OF_ONE):
-        with pytest.raises(InputError, match="the secret of input 'x' holds NUL or is too long"):
+        with pytest.raises(InputError, match="the secret of input 'x' has NUL or is too long"):
             scripts_of(a_method("true", x={"format": "secret"}), {"x": "env:X"}, {"x": SecretStr(secret)})
 
 
@@ -299,20 +299,20 @@ REFUSED = [
             "[[ -v {{ x }} ]]",
         )
     ],
-    ("echo $(( {{ x }} + 1 ))", "lies in an arithmetic expression"),
-    ("(( {{ x }} > 1 )) && ls", "lies in an arithmetic expression"),
-    ("cat <<'E'\n{{ x }}\nE", "whose delimiter is quoted"),
-    ("echo ${y:-{{ x }}}", "lies in"),
-    ("echo $'a{{ x }}'", "lies in"),
+    ("echo $(( {{ x }} + 1 ))", "is in an arithmetic expression"),
+    ("(( {{ x }} > 1 )) && ls", "is in an arithmetic expression"),
+    ("cat <<'E'\n{{ x }}\nE", "with a quoted delimiter"),
+    ("echo ${y:-{{ x }}}", "is in"),
+    ("echo $'a{{ x }}'", "is in"),
     ('echo "`echo {{ x }}`"', r"write \$\(…\) instead"),
     ('echo "${{ x }}"', r"has a \$ before it"),
     ("echo '{{ x }}", "is not closed"),
     ("echo $(ls {{ x }}", "is not closed"),
     ("cat <<E\n{{ x }}", "the here-document 'E' is not closed"),
     ("echo {{ manny }}", "there is no such input; did you mean"),
-    ("echo --all={{ many }}", "is a list and must stand as a word of its own"),
+    ("echo --all={{ many }}", "is a list and must be a separate word"),
     ("{{ x }}" * 1001, "more than 1000 placeholders"),
-    ("$(" * 70 + "{{ x }}" + ")" * 70, "nests deeper than"),
+    ("$(" * 70 + "{{ x }}" + ")" * 70, "nested deeper than"),
 ]
 
 

@@ -18,7 +18,7 @@ from records import a_record
 UNRECORDED_INT = {"unrecorded": "builtins.int"}
 
 
-def test_a_time_is_told_in_utc_with_microseconds():
+def test_a_time_is_written_in_utc_with_microseconds():
     noon = datetime(2026, 11, 21, 13, tzinfo=timezone(timedelta(hours=1)))
 
     assert text_of_time(noon) == "2026-11-21T12:00:00.000000+00:00"
@@ -29,7 +29,7 @@ def test_a_time_without_offset_is_refused():
         in_utc(datetime(2026, 11, 21))  # noqa: DTZ001 - the mistake
 
 
-def test_a_time_of_prefects_becomes_a_plain_one():
+def test_prefects_time_becomes_a_plain_datetime():
     import pendulum  # noqa: PLC0415 - Prefect's own times
 
     told = in_utc(pendulum.datetime(2026, 11, 21, 12))
@@ -38,16 +38,16 @@ def test_a_time_of_prefects_becomes_a_plain_one():
     assert told == datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
-def test_what_is_not_known_is_absent():
+def test_an_unknown_member_is_absent():
     assert b"null" not in Instance(pid=3).to_json()
 
 
-def test_the_first_wrong_member_is_named():
+def test_the_first_invalid_member_is_named():
     with pytest.raises(BundleError, match=r"metadata/jobStatus\.json: jobID: Field required"):
         JobStatus.from_json(b"{}")
 
 
-def test_a_member_that_the_format_does_not_know_is_refused():
+def test_a_member_that_is_not_in_the_format_is_refused():
     with pytest.raises(BundleError, match=r"metadata/instance\.json: colour"):
         Instance.from_json(b'{"format": 1, "colour": "blue"}')
 
@@ -57,7 +57,7 @@ def test_another_format_is_refused():
         Instance.from_json(b'{"format": 2}')
 
 
-def test_the_same_record_gives_the_same_bytes():
+def test_equal_documents_have_equal_bytes():
     assert a_record().request.to_json() == a_record().request.to_json()
 
 
@@ -86,7 +86,7 @@ def test_the_same_record_gives_the_same_bytes():
         ({object(): 1}, {"unrecorded": "builtins.dict"}),
     ],
 )
-def test_values_are_told_as_json_can_hold_them(value, told):
+def test_values_take_a_form_that_json_can_hold(value, told):
     assert json_value(value) == told
 
 
@@ -97,7 +97,7 @@ def test_a_value_that_contains_itself_is_not_guessed():
     assert json_value(itself) == {"unrecorded": "builtins.list"}
 
 
-def test_a_number_of_any_length_is_told_so_that_it_can_be_read():
+def test_a_number_of_any_length_can_be_read_back():
     for number, told in ((10**4300 - 1, 10**4300 - 1), (1 - 10**4300, 1 - 10**4300), (10**4300, UNRECORDED_INT)):
         request = ExecuteRequest(execution_id="i", method_id="m", method_version="1", values={"x": json_value(number)})
 

@@ -42,7 +42,7 @@ def test_each_change_of_status_is_an_event_with_the_records_time():
     ]
 
 
-def test_to_tell_again_is_to_tell_the_same_whoever_does_it_and_when():
+def test_events_are_idempotent():
     ended, later = a_job_status(), NOON + timedelta(hours=1)
     first, again = ({event.id for event in events.changes(ended, now)} for now in (NOON, later))
     other = {event.id for event in events.changes(a_job_status(execution_id=f"{EXECUTION_ID}.2"), NOON)}
@@ -55,17 +55,17 @@ def test_to_tell_again_is_to_tell_the_same_whoever_does_it_and_when():
     assert events.archive_failed(ended, "full", NOON).id != events.archive_failed(ended, "gone", NOON).id
 
 
-def test_a_status_follows_prefects_event_of_it_and_executing_that_of_running():
+def test_a_status_follows_prefects_event_and_executing_follows_running():
     assert [event.follows for event in events.changes(led(), NOON)] == [PENDING, RUNNING, RUNNING, COMPLETED]
 
 
-def test_an_old_status_follows_nothing_because_prefect_would_wait_for_what_it_has_forgotten():
+def test_an_old_status_follows_no_event_because_prefect_has_forgotten_it():
     later = NOON + events.CLOSE
 
     assert {event.follows for event in events.changes(led(), later)} == {None}
 
 
-def test_the_end_lists_its_outputs_and_names_them_as_related_resources():
+def test_the_last_event_lists_outputs_and_relates_them():
     *_, end = (event.as_json() for event in events.changes(a_job_status(), NOON))
 
     assert end["payload"]["outputs"] == [
@@ -79,7 +79,7 @@ def test_the_end_lists_its_outputs_and_names_them_as_related_resources():
     }
 
 
-def test_ten_thousand_outputs_are_no_large_event_and_the_logs_give_way():
+def test_an_event_of_ten_thousand_outputs_is_small_and_omits_the_logs():
     outputs = [an_output("outputs/stdout.log"), *(an_output(f"outputs/{number}.csv") for number in range(10_000))]
     *_, end = (event.as_json() for event in events.changes(a_job_status(outputs=outputs), NOON))
 
@@ -97,7 +97,7 @@ def test_a_long_message_is_cut():
     assert len(events.archive_failed(a_job_status(), long, NOON).payload["message"]) == 2000
 
 
-def test_an_end_that_settle_found_is_told_as_settled_as_well():
+def test_an_end_that_settle_found_has_a_settled_event():
     ran = a_job_status(Status.EXECUTING)
     lost = advance(ran, Status.FAILED, NOON + timedelta(minutes=2), observer=Observer.SETTLE, message="its machine")
     *_, failed, settled = events.changes(lost, NOON)
@@ -112,7 +112,7 @@ def test_every_event_is_emitted_by_something():
 
 
 @pytest.mark.parametrize("event", some_events(), ids=lambda event: event.name)
-def test_whoever_listens_hears_what_was_told(event):
+def test_a_listener_parses_what_was_emitted(event):
     told = event.as_json()
     heard = events.parse_event(told["event"], told["resource"], told["payload"], event.occurred)
 
@@ -126,5 +126,5 @@ def test_whoever_listens_hears_what_was_told(event):
 @pytest.mark.parametrize(
     ("name", "resource"), [("prefect.flow-run.Completed", "prefect.flow-run.1"), ("execution.completed", "others.1")]
 )
-def test_the_events_of_others_are_passed_over(name, resource):
+def test_foreign_events_are_ignored(name, resource):
     assert events.parse_event(name, {"prefect.resource.id": resource}, {}, NOON) is None

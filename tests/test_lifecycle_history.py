@@ -1,4 +1,4 @@
-"""The lifecycle: the tables are whole, the history is never turned back."""
+"""The lifecycle: the tables are complete, and a status never goes back."""
 
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -51,7 +51,7 @@ def a_state(kind: str, name: str, seconds: float, message: str | None = None) ->
     return ObservedState(PrefectState(type=kind, name=name, id=uuid4()), at(seconds), message)
 
 
-def test_every_state_type_of_prefect_has_its_place():
+def test_every_state_type_of_prefect_is_mapped():
     assert set(FROM_PREFECT) == {kind.value for kind in StateType}
 
 
@@ -69,7 +69,7 @@ def test_no_status_can_come_back():
             assert status not in FOLLOWS[later]
 
 
-def test_hearing_the_same_status_twice_changes_nothing():
+def test_repeating_the_current_status_changes_nothing():
     job_status = executing()
 
     assert advance(job_status, Status.EXECUTING, at(9), observer=Observer.HOOK) is job_status
@@ -86,7 +86,7 @@ def test_a_step_back_is_refused():
         advance(executing(), Status.SCHEDULED, at(3), observer=Observer.PREFECT)
 
 
-def test_a_late_word_is_kept_as_a_note_and_changes_nothing():
+def test_a_status_after_the_end_becomes_a_note():
     ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
 
     late = advance(ended, Status.FAILED, at(4), observer=Observer.PREFECT, message="heartbeat lost")
@@ -97,7 +97,7 @@ def test_a_late_word_is_kept_as_a_note_and_changes_nothing():
     assert "heartbeat lost" in (late.history[-1].message or "")
 
 
-def test_a_clock_that_is_turned_back_leaves_a_legal_history_and_a_note_of_what_it_said():
+def test_a_clock_that_is_turned_back_leaves_a_legal_history_and_a_note():
     back = timedelta(hours=-1)
 
     told = add_entry(executing(), EntryKind.PROGRESS, at(3) + back, observer=Observer.HOOK, progress=10)
@@ -118,10 +118,10 @@ def test_a_clock_that_is_put_right_by_less_than_a_second_needs_no_note():
     assert (told.finished, len(told.history)) == (at(2), 4)
 
 
-def test_after_the_end_nothing_but_a_note_is_taken():
+def test_after_the_end_only_notes_are_accepted():
     ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
 
-    with pytest.raises(TransitionError, match="too late"):
+    with pytest.raises(TransitionError, match="add a note instead of a"):
         add_entry(ended, EntryKind.PROGRESS, at(4), observer=Observer.HOOK, progress=50)
 
 
@@ -138,10 +138,10 @@ def test_a_failed_execution_keeps_the_progress_it_had():
     assert advance(half, Status.FAILED, at(4), observer=Observer.HOOK).progress == 50
 
 
-def test_the_document_says_one_status_only():
+def test_the_ogc_status_must_match_the_execution_status():
     forged = executing().to_json().replace(b'"status": "running"', b'"status": "successful"')
 
-    with pytest.raises(ValidationError, match="does not say"):
+    with pytest.raises(ValidationError, match="does not match"):
         JobStatus.model_validate_json(forged)
 
 
@@ -149,7 +149,7 @@ def test_a_document_reads_back_as_it_was_written():
     assert JobStatus.from_json(executing().to_json()) == executing()
 
 
-def test_prefects_history_is_followed_with_its_own_times():
+def test_prefects_history_is_merged_with_its_own_times():
     told = merge_states(
         created(),
         [
@@ -168,14 +168,14 @@ def test_prefects_history_is_followed_with_its_own_times():
     assert told.started == at(5)
 
 
-def test_following_the_same_states_again_adds_nothing():
+def test_merging_states_is_idempotent():
     states = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
     once = merge_states(created(), states)
 
     assert merge_states(once, states) == once
 
 
-def test_a_retry_is_an_attempt_and_no_status():
+def test_a_retry_is_an_attempt_not_a_status():
     first = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
     running = advance(merge_states(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
 
@@ -190,7 +190,7 @@ def test_a_retry_is_an_attempt_and_no_status():
     ]
 
 
-def test_a_failed_attempt_that_our_own_code_told_is_told_once():
+def test_a_failed_attempt_that_the_run_recorded_is_not_added_twice():
     first = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
     retry = [a_state("SCHEDULED", "AwaitingRetry", 5), a_state("RUNNING", "Running", 6)]
     running = advance(merge_states(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
@@ -208,7 +208,7 @@ def test_a_failed_attempt_that_our_own_code_told_is_told_once():
     assert merge_states(again, [*first, *retry]) == again
 
 
-def test_a_pause_that_is_heard_of_late_stands_where_its_time_belongs():
+def test_a_pause_that_is_reported_late_is_inserted_by_its_time():
     running = [a_state("RUNNING", "Running", 2)]
     begun = advance(merge_states(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
     for second in (4, 900):
@@ -221,7 +221,7 @@ def test_a_pause_that_is_heard_of_late_stands_where_its_time_belongs():
     assert told.updated == at(900)
 
 
-def test_after_the_end_nothing_is_followed():
+def test_after_the_end_no_state_is_merged():
     ended = advance(executing(), Status.COMPLETED, at(3), observer=Observer.HOOK)
 
     assert merge_states(ended, [a_state("PAUSED", "Suspended", 1), a_state("SCHEDULED", "AwaitingRetry", 2)]) is ended
@@ -276,7 +276,7 @@ def test_a_forged_history_is_found():
     early = (*done[:-1], done[-1].model_copy(update={"time": at(-3)}))
 
     assert any("may not follow" in fault for fault in faults(turned))
-    assert any("before the entry above" in fault for fault in faults(early))
+    assert any("earlier than the entry before it" in fault for fault in faults(early))
 
 
 def test_clocks_of_two_machines_may_differ_a_little():
@@ -287,16 +287,16 @@ def test_clocks_of_two_machines_may_differ_a_little():
     assert len(list(faults(far_behind))) == 1
 
 
-def test_the_first_and_the_last_time_that_can_be_told_are_compared():
+def test_the_earliest_and_the_latest_time_can_be_compared():
     done = advance(executing(), Status.COMPLETED, at(3), observer=Observer.SETTLE).history
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
     ends = (*done[:-2], done[-2].model_copy(update={"time": first}), done[-1].model_copy(update={"time": last}))
 
-    assert [fault for fault in faults(ends) if "before the entry above" not in fault] == []
+    assert [fault for fault in faults(ends) if "earlier than the entry before it" not in fault] == []
 
 
 @given(st.lists(st.tuples(st.sampled_from(Status), st.floats(0, 1e6)), max_size=12))
-def test_whatever_is_heard_the_history_stays_legal(words):
+def test_any_sequence_of_statuses_leaves_a_legal_history(words):
     job_status = created()
     for status, seconds in sorted(words, key=lambda word: word[1]):
         try:

@@ -417,11 +417,11 @@ def test_a_bundle_of_ours_without_its_manifest_is_no_export_of_ccp(theirs, ours,
     ("name", "data", "words"),
     [
         ("request", b"[" * 100_000, "nested too deeply"),
-        ("request", b'{"inputs": {"n": ' + b"1" * 10_000 + b"}}", "no JSON"),
+        ("request", b'{"inputs": {"n": ' + b"1" * 10_000 + b"}}", "invalid JSON"),
         ("request", b'{"inputs": 1, "inputs": 2}', "twice"),
         ("method", b'{"id": 5}', "id"),
         ("jobStatus", b'{"jobID": "../../etc"}', "is not a valid execution id"),
-        ("jwt", b"eyJ" * 300_000, "no JSON"),
+        ("jwt", b"eyJ" * 300_000, "invalid JSON"),
         ("provo", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "has a DTD"),
     ],
 )

@@ -1,1 +1,1 @@
-"""A Method described by a file: its parser, its schemas, its scripts and their inputs."""
+"""Descriptor Methods (``method.json``): parser, schemas, scripts and inputs."""

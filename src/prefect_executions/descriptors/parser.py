@@ -1,7 +1,7 @@
-"""A descriptor's bytes as JSON values: JSON, or the part of YAML that says the same.
+"""The parser of descriptors: bytes to JSON values, from JSON or the JSON-compatible part of YAML.
 
-A descriptor may come from anybody, so size and depth are bounded, a member
-said twice is refused, and YAML has neither aliases nor tags.
+A descriptor is untrusted input: size and depth are bounded, duplicate members are
+refused, and YAML may have neither aliases nor tags.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import yaml
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError, MethodError
 
-MOST_BYTES = 1024 * 1024  # scripts are text; a descriptor of CCP has a few thousand bytes
+MOST_BYTES = 1024 * 1024  # scripts are text; CCP's descriptors have a few thousand bytes
 MOST_DEPTH = 64
 
-# The core schema of YAML 1.2 (section 10.3.2): "no", 12:30 and 010 are not what YAML 1.1 makes of them.
+# The core schema of YAML 1.2 (section 10.3.2), which reads "no", 12:30 and 010 differently than YAML 1.1.
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS: dict[str, Any] = {"": None, "null": None, "~": None, "true": True, "false": False}
 
 
 class DescriptorFault(NamedTuple):
-    """What is wrong in a descriptor, and where: a JSON pointer (RFC 6901)."""
+    """A fault in a descriptor, and its place as a JSON pointer (RFC 6901)."""
 
     pointer: str
     message: str
@@ -42,17 +42,18 @@ def pointer(*steps: str | int) -> str:
 
 
 def parse(data: bytes, name: str) -> Any:
-    """Return the JSON value that the file *name* holds: YAML when it ends in ``.yaml`` or ``.yml``, else JSON.
+    """Return the JSON value in the file *name*: YAML if it ends in ``.yaml`` or ``.yml``, else JSON.
 
     Raises:
-        MethodError: If it is too large or too deep, is neither, or says what JSON cannot.
+        MethodError: If *data* is too large, nested too deeply, not valid JSON or YAML, or
+            has a value that JSON cannot hold.
     """
     if len(data) > MOST_BYTES:
-        raise MethodError(f"{name}: larger than {MOST_BYTES} bytes; move what the scripts carry into an input file")
+        raise MethodError(f"{name}: larger than {MOST_BYTES} bytes; move data from the scripts into an input file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MethodError(f"{name}: byte {error.start} is no UTF-8; save the file as UTF-8") from error
+        raise MethodError(f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     if PurePath(name).suffix.lower() in {".yaml", ".yml"}:
         value = _yaml(text, name)
     else:
@@ -60,28 +61,27 @@ def parse(data: bytes, name: str) -> Any:
             value = strict_json(text, name)
         except BundleError as error:
             raise MethodError(str(error)) from error
-    faults = [f"{fault}" for fault in _unusable(value)]
-    if faults:
-        raise MethodError(f"{name}: {faults[0]}")
+    fault = next(_faults(value), None)
+    if fault:
+        raise MethodError(f"{name}: {fault}")
     return value
 
 
-def _unusable(value: Any) -> Iterator[DescriptorFault]:
-    """Yield what nothing after us could hold, without recursion."""
+def _faults(value: Any) -> Iterator[DescriptorFault]:
+    # A loop, because recursion would fail on a document that is nested too deeply.
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while waiting:
         steps, part = waiting.pop()
         if len(steps) > MOST_DEPTH:
-            yield DescriptorFault(pointer(*steps[:8]), f"nests deeper than {MOST_DEPTH} levels")
+            yield DescriptorFault(pointer(*steps[:8]), f"nested deeper than {MOST_DEPTH} levels")
             return
         if isinstance(part, float) and not math.isfinite(part):
             yield DescriptorFault(pointer(*steps), "the number is too large")
         elif isinstance(part, str) and not _encodes(part):
-            yield DescriptorFault(pointer(*steps), "half a surrogate pair is no character; write the whole one")
+            yield DescriptorFault(pointer(*steps), "half a surrogate pair is not a character; write the pair")
         elif isinstance(part, dict):
-            bad = next((key for key in part if not _encodes(key)), None)
-            if bad is not None:
-                yield DescriptorFault(pointer(*steps), "a member's name holds half a surrogate pair")
+            if not all(map(_encodes, part)):
+                yield DescriptorFault(pointer(*steps), "a member's name has half a surrogate pair")
             waiting += [((*steps, key), inner) for key, inner in part.items()]
         elif isinstance(part, list):
             waiting += [((*steps, number), inner) for number, inner in enumerate(part)]
@@ -96,7 +96,7 @@ def _encodes(text: str) -> bool:
 
 
 class _Open:
-    """A YAML list or mapping that is still being read."""
+    """A YAML list or mapping that has not ended yet."""
 
     def __init__(self, value: list[Any] | dict[str, Any]) -> None:
         self.value = value
@@ -105,47 +105,47 @@ class _Open:
 
 def _yaml(text: str, name: str) -> Any:
     try:
-        return _built(text, name)
+        return _build(text, name)
     except yaml.MarkedYAMLError as error:
         line = 1 if error.problem_mark is None else error.problem_mark.line + 1
-        raise MethodError(f"{name}:{line}: this is no YAML: {error.problem}") from error
+        raise MethodError(f"{name}:{line}: invalid YAML: {error.problem}") from error
     except (yaml.YAMLError, RecursionError) as error:
-        raise MethodError(f"{name}: this is no YAML: {error}") from error
+        raise MethodError(f"{name}: invalid YAML: {error}") from error
 
 
-def _built(text: str, name: str) -> Any:
-    """Build the value from YAML's events, so that nothing is built before it is judged."""
-    done: list[Any] = []
+def _build(text: str, name: str) -> Any:
+    """Build the value from YAML's events, each of which is checked first."""
+    documents: list[Any] = []
     opened: list[_Open] = []
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         line = 1 if event.start_mark is None else event.start_mark.line + 1
         _refuse(event, f"{name}:{line}")
         if isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
             if len(opened) >= MOST_DEPTH:
-                raise MethodError(f"{name}:{line}: nests deeper than {MOST_DEPTH} levels")
-            fresh: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
-            _put(fresh, done, opened, f"{name}:{line}")
-            opened.append(_Open(fresh))
+                raise MethodError(f"{name}:{line}: nested deeper than {MOST_DEPTH} levels")
+            container: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
+            _put(container, documents, opened, f"{name}:{line}")
+            opened.append(_Open(container))
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             opened.pop()
         elif isinstance(event, yaml.ScalarEvent):
             plain = event.implicit[0] and not event.style
-            _put(_scalar(event.value, f"{name}:{line}") if plain else event.value, done, opened, f"{name}:{line}")
-    if len(done) != 1:
-        raise MethodError(f"{name}: holds {len(done)} YAML documents; a descriptor is one")
-    return done[0]
+            _put(_scalar(event.value, f"{name}:{line}") if plain else event.value, documents, opened, f"{name}:{line}")
+    if len(documents) != 1:
+        raise MethodError(f"{name}: holds {len(documents)} YAML documents; a descriptor is one document")
+    return documents[0]
 
 
 def _refuse(event: yaml.Event, where: str) -> None:
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-        raise MethodError(f"{where}: an alias or anchor; write the value out, a descriptor has none")
+        raise MethodError(f"{where}: an alias or anchor, which is not allowed; write the value out")
     if getattr(event, "tag", None):
-        raise MethodError(f"{where}: the tag '{str(getattr(event, 'tag', ''))[:80]}'; a descriptor has no tags")
+        raise MethodError(f"{where}: the tag '{str(getattr(event, 'tag', ''))[:80]}', which is not allowed; remove it")
 
 
-def _put(value: Any, done: list[Any], opened: list[_Open], where: str) -> None:
+def _put(value: Any, documents: list[Any], opened: list[_Open], where: str) -> None:
     if not opened:
-        done.append(value)
+        documents.append(value)
         return
     holder = opened[-1]
     if isinstance(holder.value, list):
@@ -156,7 +156,7 @@ def _put(value: Any, done: list[Any], opened: list[_Open], where: str) -> None:
     elif not isinstance(value, str):
         raise MethodError(f"{where}: a member's name must be text; put it in quotes")
     elif value in holder.value:
-        raise MethodError(f"{where}: the member '{value[:80]}' is said twice")
+        raise MethodError(f"{where}: the member '{value[:80]}' occurs twice")
     else:
         holder.key = value
 

@@ -1,6 +1,7 @@
-"""The JSON Schema (2020-12) of an input, from what a descriptor says in the words of OpenAPI 3.0 or of CCP.
+"""Schemas of inputs: OpenAPI 3.0 and CCP to JSON Schema (2020-12), and Prefect's parameter schemas to OpenAPI 3.0.
 
-A Prefect parameter schema as OGC input descriptions, whose schemas speak OpenAPI 3.0.
+A descriptor and an OGC input description have schemas in OpenAPI 3.0. Values are
+validated by JSON Schema.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _DATA = frozenset({"default", "enum", "const", "example", "examples"})
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-_INTEGER = re.compile(r"[-+]?[0-9]{1,4000}")  # Python reads no longer ones
+_INTEGER = re.compile(r"[-+]?[0-9]{1,4000}")  # Python refuses longer integers
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _BOOLEANS = {"true": True, "false": False}
 
 Steps = tuple[str | int, ...]
 
 ABSENT: Any = object()
-"""What stands for a value that nobody gave."""
+"""The marker for a missing value."""
 
 FORMATS = FormatChecker(formats=())
-"""The formats that are checked, the same on every machine; jsonschema's own set depends on what is installed."""
+"""The validated formats, equal on every machine; jsonschema's default set depends on installed packages."""
 
 
 def _is_date(value: object) -> bool:
@@ -55,133 +56,133 @@ FORMATS.checks("number")(_is_number)
 
 
 def validator(schema: Mapping[str, Any]) -> Draft202012Validator:
-    """Return the judge of values for *schema*; it fetches nothing."""
+    """Return a validator for *schema*; it never fetches a reference."""
     return Draft202012Validator(schema, registry=Registry(), format_checker=FORMATS)
 
 
 def as_json_schema(schema: Any) -> Any:
-    """Return *schema* in JSON Schema: ``nullable``, flags for exclusive limits and CCP's nulls are written anew."""
+    """Return *schema* as JSON Schema, which replaces ``nullable``, boolean exclusive limits and CCP's nulls."""
     if isinstance(schema, list):
         return [as_json_schema(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    told: dict[str, Any] = {}
+    converted: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _DATA:
-            told[key] = value
+            converted[key] = value
         elif key in _NAMED and isinstance(value, dict):
-            told[key] = {name: as_json_schema(part) for name, part in value.items()}
+            converted[key] = {name: as_json_schema(part) for name, part in value.items()}
         elif value is not None and key not in {"nullable", "readOnly"}:
-            told[key] = as_json_schema(value)
+            converted[key] = as_json_schema(value)
     for limit, flag in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
-        if isinstance(told.get(flag), bool):
-            exclusive = told.pop(flag)
-            if exclusive and limit in told:
-                told[flag] = told.pop(limit)
-    return _or_null(told) if schema.get("nullable") is True else told
+        if isinstance(converted.get(flag), bool):
+            exclusive = converted.pop(flag)
+            if exclusive and limit in converted:
+                converted[flag] = converted.pop(limit)
+    return _or_null(converted) if schema.get("nullable") is True else converted
 
 
-def _or_null(told: dict[str, Any]) -> dict[str, Any]:
-    outer: dict[str, Any] = {key: told.pop(key) for key in ("title", "description", "default") if key in told}
-    return {"anyOf": [told, {"type": "null"}], **outer}
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    outer: dict[str, Any] = {key: schema.pop(key) for key in ("title", "description", "default") if key in schema}
+    return {"anyOf": [schema, {"type": "null"}], **outer}
 
 
 def item_schema(described: InputDescription) -> dict[str, Any]:
-    """Return the schema of one value of the input, without what a form says beside it."""
+    """Return the schema of one value of the input, without default, title and description."""
     if described.is_secret:
         return {"type": "string", "format": SECRET_FORM["format"], "pattern": SECRET_FORM["pattern"]}
-    told = as_json_schema(described.json_schema)
-    return {key: value for key, value in told.items() if key not in {"default", "title", "description"}}
+    schema = as_json_schema(described.json_schema)
+    return {key: value for key, value in schema.items() if key not in {"default", "title", "description"}}
 
 
 def value_schema(described: InputDescription) -> dict[str, Any]:
-    """Return the schema of the input's whole value: of a list, when it may occur more than once."""
+    """Return the schema of the input's value: of a list, if the input may occur more than once."""
     if not described.is_list:
         return item_schema(described)
-    told: dict[str, Any] = {"type": "array", "items": item_schema(described)}
+    schema: dict[str, Any] = {"type": "array", "items": item_schema(described)}
     if described.min_occurs:
-        told["minItems"] = described.min_occurs
+        schema["minItems"] = described.min_occurs
     if isinstance(described.max_occurs, int):
-        told["maxItems"] = described.max_occurs
-    return told
+        schema["maxItems"] = described.max_occurs
+    return schema
 
 
 def default_of(described: InputDescription) -> Any:
-    """Return the default in the form that values have, or `ABSENT`.
+    """Return the coerced default, or `ABSENT`.
 
-    CCP's editor writes ``""`` where there is none, and its examples a secret in
-    clear: neither is a default.
+    Two values do not count as defaults: ``""``, which CCP's editor writes for an input
+    without a default, and a plain-text secret, as in CCP's examples.
     """
     if "default" not in described.json_schema:
         return ABSENT
-    told = described.json_schema["default"]
+    default = described.json_schema["default"]
     if described.is_secret:
-        return told if is_secret_reference(told) and told != "" else ABSENT
-    fitted = coerce(told, described)
-    if told in ("", None) and (described.is_file or not validator(value_schema(described)).is_valid(fitted)):
+        return default if is_secret_reference(default) and default != "" else ABSENT
+    coerced = coerce(default, described)
+    if default in ("", None) and (described.is_file or not validator(value_schema(described)).is_valid(coerced)):
         return ABSENT
-    return fitted
+    return coerced
 
 
 def coerce(value: Any, described: InputDescription) -> Any:
-    """Return *value* as its schema wants it, where only the way of writing differs.
+    """Return *value* in the type of its schema, if only the notation differs.
 
-    A number or a boolean that was written as text becomes one, and the other way
-    round; a single value where a list is wanted becomes a list of one.
+    Text becomes a number or a boolean, and the reverse. A single value becomes a list
+    of one value if the schema requires a list.
     """
     if described.is_list:
         schema = item_schema(described)
         several = isinstance(value, list) and not validator(schema).is_valid(value)
-        return [_fit(part, schema) for part in (value if several else [value])]
-    return _fit(value, item_schema(described))
+        return [_coerce(part, schema) for part in (value if several else [value])]
+    return _coerce(value, item_schema(described))
 
 
-def _fit(value: Any, schema: Mapping[str, Any]) -> Any:
-    wanted = schema.get("type")
-    if wanted == "array" and isinstance(value, list) and isinstance(schema.get("items"), dict):
-        return [_fit(part, schema["items"]) for part in value]
-    if wanted == "string" and isinstance(value, bool):
+def _coerce(value: Any, schema: Mapping[str, Any]) -> Any:
+    type_ = schema.get("type")
+    if type_ == "array" and isinstance(value, list) and isinstance(schema.get("items"), dict):
+        return [_coerce(part, schema["items"]) for part in value]
+    if type_ == "string" and isinstance(value, bool):
         return "true" if value else "false"
-    if wanted == "string" and isinstance(value, int | float):
+    if type_ == "string" and isinstance(value, int | float):
         return str(value)
-    return _read(value, wanted) if isinstance(value, str) else value
+    return _parse(value, type_) if isinstance(value, str) else value
 
 
-def _read(text: str, wanted: object) -> Any:
-    """Return what *text* says, when it is wholly a value of the type *wanted*; else itself."""
-    if wanted == "boolean":
+def _parse(text: str, type_: object) -> Any:
+    """Return the value of *type_* that *text* stands for; *text* itself if it does not stand for one."""
+    if type_ == "boolean":
         return _BOOLEANS.get(text.lower(), text)
-    if wanted in {"integer", "number"} and _INTEGER.fullmatch(text):
+    if type_ in {"integer", "number"} and _INTEGER.fullmatch(text):
         return int(text)
-    if wanted == "number" and _NUMBER.fullmatch(text) and isfinite(float(text)):
+    if type_ == "number" and _NUMBER.fullmatch(text) and isfinite(float(text)):
         return float(text)
     return text
 
 
 def schema_faults(described: InputDescription, *steps: str | int) -> Iterator[DescriptorFault]:
-    """Yield what is wrong in the schema of an input that lies at *steps*."""
+    """Yield the faults in the schema of an input; *steps* lead to the schema."""
     references = list(_references(described.json_schema, steps))
     yield from references
     converted = as_json_schema(described.json_schema)
     try:
         Draft202012Validator.check_schema(converted)
     except SchemaError as error:
-        yield _told(error, steps)
+        yield _schema_fault(error, steps)
         return
     if references:
         return
     if described.json_schema.get("enum") == []:
-        yield DescriptorFault(pointer(*steps, "enum"), "no value is allowed; name some, or leave it out")
+        yield DescriptorFault(pointer(*steps, "enum"), "allows no value; list some, or remove it")
     default = default_of(described)
     if default is not ABSENT:
-        wrong = next(validator(value_schema(described)).iter_errors(default), None)
-        if wrong is not None:
-            yield DescriptorFault(pointer(*steps, "default"), f"does not fit the schema: {short(wrong.message)}")
+        invalid = next(validator(value_schema(described)).iter_errors(default), None)
+        if invalid is not None:
+            yield DescriptorFault(pointer(*steps, "default"), f"does not fit the schema: {short(invalid.message)}")
 
 
 def short(text: str) -> str:
-    """Return *text*, cut where a value makes it long."""
-    return text if len(text) <= 200 else f"{text[:160]} … {text[-30:]}"  # noqa: PLR2004 - a line or two of a terminal
+    """Return *text*, shortened in the middle if it is long."""
+    return text if len(text) <= 200 else f"{text[:160]} … {text[-30:]}"  # noqa: PLR2004 - two lines of a terminal
 
 
 def _references(schema: Any, steps: Steps) -> Iterator[DescriptorFault]:
@@ -189,7 +190,7 @@ def _references(schema: Any, steps: Steps) -> Iterator[DescriptorFault]:
         for name in _REFERENCES:
             if name in schema:
                 yield DescriptorFault(
-                    pointer(*steps, name), "a schema of an input stands alone; write out what is referred to"
+                    pointer(*steps, name), "references are not allowed; copy the referenced schema here"
                 )
         for key, part in schema.items():
             if key not in _DATA:
@@ -199,36 +200,36 @@ def _references(schema: Any, steps: Steps) -> Iterator[DescriptorFault]:
             yield from _references(part, (*steps, number))
 
 
-def _told(error: SchemaError, steps: Steps) -> DescriptorFault:
+def _schema_fault(error: SchemaError, steps: Steps) -> DescriptorFault:
     where = pointer(*steps, *error.absolute_path)
     if error.absolute_path and error.absolute_path[-1] == "type":
         near = get_close_matches(str(error.instance).lower(), TYPES, 1, 0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        return DescriptorFault(where, f"{short(repr(error.instance))} is no type: {', '.join(TYPES)}{hint}")
+        return DescriptorFault(where, f"{short(repr(error.instance))} is not a type ({', '.join(TYPES)}){hint}")
     return DescriptorFault(where, short(error.message))
 
 
 def inputs_of(schema: Mapping[str, Any]) -> dict[str, InputDescription]:
-    """Return OGC input descriptions for a parameter schema, each with the definitions that it needs."""
+    """Return OGC input descriptions for a Prefect parameter schema, with its definitions written out."""
     required = frozenset(schema.get("required", ()))
     definitions = schema.get("definitions", {})
     ordered = sorted(schema.get("properties", {}).items(), key=lambda item: item[1].get("position", 0))
-    return {name: _describe(told, name in required, definitions) for name, told in ordered}
+    return {name: _describe(parameter, definitions, required=name in required) for name, parameter in ordered}
 
 
-def _describe(told: Mapping[str, Any], required: bool, definitions: Mapping[str, Any]) -> InputDescription:  # noqa: FBT001 - private, named by its one caller
-    schema = {key: value for key, value in told.items() if key not in {"position", "title", "description", MARK}}
+def _describe(parameter: Mapping[str, Any], definitions: Mapping[str, Any], *, required: bool) -> InputDescription:
+    schema = {key: value for key, value in parameter.items() if key not in {"position", "title", "description", MARK}}
     return InputDescription(
-        title=told.get("title"),
-        description=told.get("description"),
+        title=parameter.get("title"),
+        description=parameter.get("description"),
         min_occurs=1 if required else 0,
         json_schema=as_openapi(schema, definitions),
-        **_beside(schema),
+        **_custom_members(schema),
     )
 
 
-def _beside(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """What the author says of an input in words of his own, such as a unit: OGC's schema has no place for it."""
+def _custom_members(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the author's own members, such as a unit, which OGC's schema does not allow."""
     return {
         key: value
         for key, value in schema.items()
@@ -237,11 +238,11 @@ def _beside(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_openapi(schema: Any, definitions: Mapping[str, Any], *, inside: frozenset[str] = frozenset()) -> Any:
-    """Return JSON Schema *schema* in the words of OpenAPI 3.0, which OGC API Processes 1.0 takes for inputs.
+    """Return JSON Schema *schema* as OpenAPI 3.0, which OGC API Processes 1.0 uses for inputs.
 
-    References are written out (one that contains itself ends as ``object``), null
-    becomes ``nullable``, ``const`` an enum of one, and an exclusive limit a flag.
-    Words that OGC's schema does not know are left out.
+    References are written out; a recursive reference becomes ``object``. Null becomes
+    ``nullable``, ``const`` an enum of one value, and an exclusive limit a flag. Keywords
+    that OGC's schema does not have are dropped.
     """
     if isinstance(schema, list):
         return [as_openapi(part, definitions, inside=inside) for part in schema]
@@ -253,23 +254,23 @@ def as_openapi(schema: Any, definitions: Mapping[str, Any], *, inside: frozenset
         if name in inside or name not in definitions:
             return as_openapi({"type": "object", **rest}, definitions, inside=inside)
         return as_openapi({**definitions[name], **rest}, definitions, inside=inside | {name})
-    told = {key: as_openapi(value, definitions, inside=inside) for key, value in schema.items() if key in _OPENAPI}
+    converted = {key: as_openapi(value, definitions, inside=inside) for key, value in schema.items() if key in _OPENAPI}
     if isinstance(schema.get("properties"), dict):
         named = schema["properties"].items()
-        told["properties"] = {name: as_openapi(part, definitions, inside=inside) for name, part in named}
-    told |= {"default": schema["default"]} if "default" in schema else {}
-    told |= {"enum": [schema["const"]]} if "const" in schema else {}
-    return _without_null(told | _rewritten(schema, definitions, inside))
+        converted["properties"] = {name: as_openapi(part, definitions, inside=inside) for name, part in named}
+    converted |= {"default": schema["default"]} if "default" in schema else {}
+    converted |= {"enum": [schema["const"]]} if "const" in schema else {}
+    return _without_null(converted | _replaced(schema, definitions, inside))
 
 
-def _rewritten(schema: Mapping[str, Any], definitions: Mapping[str, Any], inside: frozenset[str]) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+def _replaced(schema: Mapping[str, Any], definitions: Mapping[str, Any], inside: frozenset[str]) -> dict[str, Any]:
+    converted: dict[str, Any] = {}
     for limit, flag in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if flag in schema:
-            told |= {limit: schema[flag], flag: True}
+            converted |= {limit: schema[flag], flag: True}
     if "prefixItems" in schema:
-        told["items"] = {"anyOf": as_openapi(schema["prefixItems"], definitions, inside=inside)}
-    return told
+        converted["items"] = {"anyOf": as_openapi(schema["prefixItems"], definitions, inside=inside)}
+    return converted
 
 
 _OPENAPI = frozenset(
@@ -306,7 +307,7 @@ _OPENAPI = frozenset(
         "writeOnly",
     }
 )
-"""What OGC API Processes 1.0, ``schema``, knows and means as JSON Schema does."""
+"""The keywords of OGC API Processes 1.0, ``schema``, with the meaning that JSON Schema gives them."""
 
 _JSON_SCHEMA = frozenset(
     {
@@ -334,24 +335,24 @@ _JSON_SCHEMA = frozenset(
         "unevaluatedProperties",
     }
 )
-"""What is JSON Schema's or pydantic's alone, or means something else there: written anew, or left out."""
+"""The keywords of JSON Schema and pydantic that OGC lacks or uses differently: replaced or dropped."""
 
 _DESCRIBED = frozenset(
     {"additionalParameters", "keywords", "metadata"}
     | {word for name, field in InputDescription.model_fields.items() for word in (name, field.alias or name)}
 )
-"""What stands in an input description in words of OGC's."""
+"""The members of OGC's input description."""
 
 _NULL = {"enum": [None], "nullable": True}
 
 
-def _without_null(told: dict[str, Any]) -> dict[str, Any]:
-    if told.get("type") == "null":
-        return {**{key: value for key, value in told.items() if key != "type"}, **_NULL}
-    choices = told.get("anyOf")
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema.get("type") == "null":
+        return {**{key: value for key, value in schema.items() if key != "type"}, **_NULL}
+    choices = schema.get("anyOf")
     if not isinstance(choices, list) or _NULL not in choices:
-        return told
+        return schema
     rest = [choice for choice in choices if choice != _NULL]
-    outer = {key: value for key, value in told.items() if key != "anyOf"}
+    outer = {key: value for key, value in schema.items() if key != "anyOf"}
     inner = {"anyOf": rest} if len(rest) != 1 else rest[0]
     return {**inner, **outer, "nullable": True}

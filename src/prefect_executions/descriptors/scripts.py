@@ -1,15 +1,12 @@
-"""The scripts of a descriptor Method as they will be run, and the environment that they see.
+"""The scripts of a descriptor Method: placeholders, environment variables, and one merged script with marks.
 
-Law: a value is never pasted into the author's text. It stands once, quoted, at
-the head of the script; a placeholder becomes a reference to it, which no shell
-reads again. A secret stands nowhere in the text: its reference leads to an
+Law: a value is never pasted into the author's text. It is assigned once, quoted, at
+the head of the script. A placeholder becomes a reference to that variable, whose
+value no shell parses again. The text never has a secret: its reference leads to an
 environment variable.
 
-The environment variables that tell a script its inputs: their names, and a value's text.
-
-Several scripts as one, so that they share a process or a container, with marks that say where each begins and ends.
-
-What runs it reads the marks from its standard output and takes them out again.
+Scripts that share a process or a container are merged into one. It prints marks
+where each script begins and ends; the runtime removes them from standard output.
 """
 
 from __future__ import annotations
@@ -38,10 +35,10 @@ from prefect_executions.errors import InputError
 from prefect_executions.methods.model import CCP_FILE, InputDescription, Method
 
 MOST_OF_ONE = 128 * 1024
-"""Bytes of one ``NAME=value`` with its end: Linux's MAX_ARG_STRLEN, above which no program can be started."""
+"""The limit for one ``NAME=value`` with its final NUL, in bytes: Linux's MAX_ARG_STRLEN."""
 
 MOST_OF_ALL = 1024 * 1024
-"""Bytes of all of them: half of what Linux leaves to arguments and environment under the usual stack limit."""
+"""The limit for all variables, in bytes: half of Linux's limit for arguments and environment with the default stack."""
 
 _RESERVED = frozenset(
     {
@@ -52,47 +49,46 @@ _RESERVED = frozenset(
         *("ccptaskid", "ccpiamurl", "ccpclientid", "ccprefreshtoken", "ccpcontext"),
     }
 )
-_RESERVED_BEGINNINGS = ("LD_", "DYLD_", "PYTHON", "GIT_", "SSH_", "BASH", "PREFECT_", "EXECUTIONS_", "_input_")
+_RESERVED_PREFIXES = ("LD_", "DYLD_", "PYTHON", "GIT_", "SSH_", "BASH", "PREFECT_", "EXECUTIONS_", "_input_")
 
 
 def variable(name: str) -> str:
-    """Return the name of the environment variable of an input: the same, with ``_`` for what a shell forbids."""
-    made = re.sub(r"[^A-Za-z0-9_]", "_", name)
-    return f"_{made}" if made[:1].isdigit() else made
+    """Return the name of an input's environment variable: its name, with ``_`` for characters that a shell forbids."""
+    safe = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return f"_{safe}" if safe[:1].isdigit() else safe
 
 
 def variable_faults(names: Iterator[str] | Mapping[str, Any]) -> Iterator[DescriptorFault]:
-    """Yield the inputs whose variable would hide another one, or change how programs start."""
+    """Yield the inputs whose variable hides another variable or changes how programs start."""
     seen: dict[str, str] = {}
     for name in names:
-        made = variable(name)
-        if made in _RESERVED or made.startswith(_RESERVED_BEGINNINGS):
+        own = variable(name)
+        if own in _RESERVED or own.startswith(_RESERVED_PREFIXES):
             yield DescriptorFault(
-                pointer("inputs", name), f"its environment variable would be {made}, which is taken; rename the input"
+                pointer("inputs", name), f"its environment variable {own} is reserved; rename the input"
             )
-        elif made in seen:
+        elif own in seen:
             yield DescriptorFault(
                 pointer("inputs", name),
-                f"its environment variable is {made}, as that of the input '{seen[made]}'; rename one of them",
+                f"its environment variable {own} is also that of the input '{seen[own]}'; rename one of them",
             )
-        seen.setdefault(made, name)
+        seen.setdefault(own, name)
 
 
 def text_of(name: str, value: Any) -> str:
-    """Return how a script is told a value: text as it is, anything else as JSON; null is empty.
+    """Return a value as a script sees it: text unchanged, null empty, anything else as JSON.
 
     Raises:
-        InputError: If it holds what no environment variable and no file name can: NUL, half a surrogate pair.
+        InputError: If it has NUL or half a surrogate pair, which neither an environment
+            variable nor a file name can hold.
     """
     text = value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
     if "\0" in text or (not isinstance(value, str) and "\\u0000" in text):
-        raise InputError(f"input '{name}' holds a NUL character, which no script can be given")
+        raise InputError(f"input '{name}' has a NUL character, which cannot be passed to a script; remove it")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"input '{name}' holds half a surrogate pair at {error.start}, which is no character"
-        ) from error
+        raise InputError(f"input '{name}' has half a surrogate pair at {error.start}; write the pair") from error
     return text
 
 
@@ -108,9 +104,9 @@ _HEAD = "# Inputs, quoted by prefect-executions; the author's script follows.\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """One script as it will be run: ``command + (path of a file with the text,)``, never ``sh -c``.
+    """One script. It is run as ``command + (path of a file with the text,)``, never by ``sh -c``.
 
-    The text holds no secret, so the same text is kept in the bundle.
+    The text has no secret, so it is recorded in the bundle as it is.
     """
 
     text: str
@@ -119,15 +115,15 @@ class Script:
 
 @dataclass(frozen=True, kw_only=True)
 class Scripts:
-    """The scripts of one execution, by name, and the environment of all of them.
+    """The scripts of one execution and their shared environment.
 
     Attributes:
-        scripts: By `DEPLOY`, `EXECUTE` and `UNDEPLOY`; what the author left out is absent.
+        scripts: By `DEPLOY`, `EXECUTE` and `UNDEPLOY`; a script that the Method lacks is absent.
         environment: The inputs as variables, without secrets.
-        secrets: The variables that hold secrets; whoever starts the script adds
-            them to the environment and writes them nowhere.
-        unexported: The variables that are too long for an environment: the
-            scripts see them, the programs that the scripts start do not.
+        secrets: The variables with secrets. The runtime adds them to the environment
+            and must not write them anywhere else.
+        unexported: The variables that are too long for the environment. The scripts
+            see them, but programs that the scripts start do not.
     """
 
     scripts: Mapping[str, Script]
@@ -137,27 +133,27 @@ class Scripts:
 
 
 def scripts_of(method: Method, values: Mapping[str, Any], secrets: Mapping[str, SecretStr]) -> Scripts:
-    """Return the scripts of *method* for *values*, as `values_of` gives them.
+    """Return the scripts of *method* for the *values* from `values_of`.
 
-    The value of a file input is the path of its staged copy, as the scripts see
-    it. The value of a secret input is in *secrets*, not in *values*, whose name of it is ignored.
+    The value of a file input is the path of its staged copy, as the scripts see it.
+    The value of a secret input is taken from *secrets*; its reference in *values* is ignored.
 
     Raises:
-        InputError: If a value cannot be told to a script, for example because it holds NUL.
+        InputError: If a value cannot be passed to a script, for example because it has NUL.
     """
     texts = {name: text_of(name, values[name]) for name in method.inputs if name in values and name not in secrets}
     for name in method.secrets:
         texts.pop(name, None)
         if name in secrets:
             _check_secret(name, secrets[name])
-    exported, unexported = _shared_out(texts)
-    made = {}
+    exported, unexported = _fit_environment(texts)
+    scripts = {}
     for name in SCRIPTS:
         lines = method.script(name)
         if any(line.strip() for line in lines):
-            made[name] = _script("\n".join(lines), method, values, texts, unexported)
+            scripts[name] = _script("\n".join(lines), method, values, texts, unexported)
     return Scripts(
-        scripts=made,
+        scripts=scripts,
         environment={variable(name): texts[name] for name in exported},
         secrets={variable(name): secrets[name] for name in method.inputs if name in secrets},
         unexported=tuple(variable(name) for name in unexported),
@@ -165,22 +161,23 @@ def scripts_of(method: Method, values: Mapping[str, Any], secrets: Mapping[str, 
 
 
 def placing_faults(method: Method) -> Iterator[DescriptorFault]:
-    """Yield what in the scripts of *method* could not be run, or not without running a user's text."""
+    """Yield the faults in the scripts of *method*: what cannot run, or would run a user's value as code."""
     yield from variable_faults(method.inputs)
-    told = method.additional_parameters.parameters if method.additional_parameters else ()
-    for number, one in enumerate(told):
-        if one.name in SCRIPTS:
-            yield from _faults(method, method.script(one.name), ("additionalParameters", "parameters", number, "value"))
+    parameters = method.additional_parameters.parameters if method.additional_parameters else ()
+    for number, parameter in enumerate(parameters):
+        if parameter.name in SCRIPTS:
+            steps = ("additionalParameters", "parameters", number, "value")
+            yield from _faults(method, method.script(parameter.name), steps)
 
 
 def _check_secret(name: str, secret: SecretStr) -> None:
     value = secret.get_secret_value()
     if "\0" in value or len(value.encode(errors="replace")) + len(variable(name)) + 2 > MOST_OF_ONE:
-        raise InputError(f"the secret of input '{name}' holds NUL or is too long for an environment variable")
+        raise InputError(f"the secret of input '{name}' has NUL or is too long for an environment variable")
 
 
-def _shared_out(texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return which inputs fit into an environment, and which do not."""
+def _fit_environment(texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Return the inputs that fit into the environment, and those that do not."""
     exported: list[str] = []
     unexported: list[str] = []
     left = MOST_OF_ALL
@@ -195,40 +192,41 @@ def _shared_out(texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
 def _script(
     text: str, method: Method, values: Mapping[str, Any], texts: Mapping[str, str], unexported: Sequence[str]
 ) -> Script:
-    found = [one for one in _found(text) if one.name in method.inputs]
+    used = [placeholder for placeholder in _placeholders(text) if placeholder.name in method.inputs]
     head = [f"{variable(name)}={shlex.quote(texts[name])}" for name in unexported]
-    for name in dict.fromkeys(one.name for one in found):
-        head += _defined(name, method.inputs[name], values.get(name), texts.get(name))
+    for name in dict.fromkeys(placeholder.name for placeholder in used):
+        head += _assignments(name, method.inputs[name], values.get(name), texts.get(name))
     pieces = []
     at = 0
-    for one in found:
-        pieces += [text[at : one.start], _reference(one, method.inputs[one.name], values.get(one.name))]
-        at = one.end
+    for placeholder in used:
+        name = placeholder.name
+        pieces += [text[at : placeholder.start], _reference(placeholder, method.inputs[name], values.get(name))]
+        at = placeholder.end
     body = "".join([*pieces, text[at:]]) + "\n"
     begin, command = _shebang(body)
-    told = _HEAD + "".join(f"{line}\n" for line in head) if head else ""
-    return Script(text=body[:begin] + told + body[begin:], command=command)
+    assignments = _HEAD + "".join(f"{line}\n" for line in head) if head else ""
+    return Script(text=body[:begin] + assignments + body[begin:], command=command)
 
 
-def _found(text: str) -> tuple[Placeholder, ...]:
+def _placeholders(text: str) -> tuple[Placeholder, ...]:
     return placeholders(text) if PLACEHOLDER.search(text) else ()
 
 
 def _shebang(text: str) -> tuple[int, tuple[str, ...]]:
-    """Return where the text after a ``#!`` line begins, and the command that the line names."""
-    found = _SHELL.match(text)
-    return (found.end() + 1, (found["path"], *found["rest"].split())) if found else (0, ("/bin/sh",))
+    """Return the offset after the ``#!`` line, and the command in that line."""
+    shebang = _SHELL.match(text)
+    return (shebang.end() + 1, (shebang["path"], *shebang["rest"].split())) if shebang else (0, ("/bin/sh",))
 
 
-def _defined(name: str, described: InputDescription, value: Any, text: str | None) -> Iterator[str]:
-    """Yield the assignments at the head of a script that placeholders refer to."""
-    held = f"_input_{variable(name)}"
+def _assignments(name: str, described: InputDescription, value: Any, text: str | None) -> Iterator[str]:
+    """Yield the assignments that placeholders refer to."""
+    own = f"_input_{variable(name)}"
     if described.is_secret:
-        yield f'{held}="${{{variable(name)}-}}"'
+        yield f'{own}="${{{variable(name)}-}}"'
     elif text is not None and _is_content(described):
-        yield f'{held}="$(base64 < {shlex.quote(text)})" || exit 1'
+        yield f'{own}="$(base64 < {shlex.quote(text)})" || exit 1'
     else:
-        yield f"{held}={shlex.quote(text or '')}"
+        yield f"{own}={shlex.quote(text or '')}"
         for number, part in enumerate(value if isinstance(value, list) else ()):
             yield f"_input_{number}_{variable(name)}={shlex.quote(text_of(name, part))}"
 
@@ -237,33 +235,33 @@ def _is_content(described: InputDescription) -> bool:
     return described.is_file and described.json_schema.get("format") == CCP_FILE and not described.is_list
 
 
-def _reference(one: Placeholder, described: InputDescription, value: Any) -> str:
-    held = variable(one.name)
-    if one.where is Where.BARE and _is_several(described):
+def _reference(placeholder: Placeholder, described: InputDescription, value: Any) -> str:
+    own = variable(placeholder.name)
+    if placeholder.where is Where.BARE and _is_array(described):
         parts = len(value) if isinstance(value, list) else 0
-        return " ".join(f'"${{_input_{number}_{held}}}"' for number in range(parts))
-    told = f"${{_input_{held}}}"
-    match one.where:
+        return " ".join(f'"${{_input_{number}_{own}}}"' for number in range(parts))
+    reference = f"${{_input_{own}}}"
+    match placeholder.where:
         case Where.BARE:
-            return f'"{told}"'
+            return f'"{reference}"'
         case Where.SINGLE:
-            return f"'\"{told}\"'"
+            return f"'\"{reference}\"'"
         case _:
-            return told
+            return reference
 
 
-def _is_several(described: InputDescription) -> bool:
+def _is_array(described: InputDescription) -> bool:
     return described.is_list or described.json_schema.get("type") == "array"
 
 
-def _is_harmless(described: InputDescription) -> bool:
-    """Whether no user can write code into the value: the author chose it, or it is a number."""
+def _cannot_be_code(described: InputDescription) -> bool:
+    """Whether a user cannot write code into the value: the author listed the values, or it is a number."""
     schema = described.json_schema
-    chosen = described.is_bound or "enum" in schema or "const" in schema
-    return chosen or schema.get("type") in {"number", "integer", "boolean"} or schema.get("format") in _PLAIN
+    by_author = described.is_bound or "enum" in schema or "const" in schema
+    return by_author or schema.get("type") in {"number", "integer", "boolean"} or schema.get("format") in _CHECKED
 
 
-_PLAIN = frozenset({"number", "date"})  # formats that `schemas` checks
+_CHECKED = frozenset({"number", "date"})  # formats that `schema` validates
 
 
 def _faults(method: Method, lines: Sequence[str], steps: tuple[str | int, ...]) -> Iterator[DescriptorFault]:
@@ -271,18 +269,18 @@ def _faults(method: Method, lines: Sequence[str], steps: tuple[str | int, ...]) 
     shebang = _shebang(text)[1]
     if text.startswith("#!") and not _SHELLS.fullmatch(_program(shebang)):
         yield DescriptorFault(
-            pointer(*steps, 0), f"'{_program(shebang)}' is no shell; write the program to a file and call it"
+            pointer(*steps, 0), f"'{_program(shebang)}' is not a shell; write the program to a file and call it"
         )
         return
     try:
-        found = _found(text)
+        found = _placeholders(text)
     except Unreadable as error:
-        yield DescriptorFault(pointer(*steps), f"where its placeholders stand cannot be said: {error}")
+        yield DescriptorFault(pointer(*steps), f"cannot find the script's placeholders: {error}")
         return
-    for one in found:
-        message = _misplaced(one, text, method)
+    for placeholder in found:
+        message = _misplaced(placeholder, text, method)
         if message:
-            yield DescriptorFault(pointer(*steps, _line_of(one.start, lines)), message)
+            yield DescriptorFault(pointer(*steps, _line_of(placeholder.start, lines)), message)
 
 
 def _program(command: Sequence[str]) -> str:
@@ -298,47 +296,46 @@ def _line_of(at: int, lines: Sequence[str]) -> int:
     return len(lines) - 1
 
 
-def _misplaced(one: Placeholder, text: str, method: Method) -> str | None:
-    told = f"{{{{ {one.name} }}}}"
-    if one.name not in method.inputs:
-        if not re.fullmatch(r"[A-Za-z_][\w.-]*", one.name):
-            return None  # text for another program
-        near = get_close_matches(one.name, method.inputs, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(method.inputs) or 'none'}"
-        return f"{told}: there is no such input; {hint} To write it as it stands, bind it (readOnly) to an input"
-    return _unquotable(one, text, told, method.inputs[one.name]) or _run_as_code(
-        one, text, told, method.inputs[one.name]
-    )
+def _misplaced(placeholder: Placeholder, text: str, method: Method) -> str | None:
+    written = f"{{{{ {placeholder.name} }}}}"
+    if placeholder.name not in method.inputs:
+        if not re.fullmatch(r"[A-Za-z_][\w.-]*", placeholder.name):
+            return None  # braces of another program
+        near = get_close_matches(placeholder.name, method.inputs, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(method.inputs) or 'none'}."
+        return f"{written}: there is no such input; {hint} To write it literally, bind it (readOnly) to an input"
+    described = method.inputs[placeholder.name]
+    return _unquotable(placeholder, text, written, described) or _run_as_code(placeholder, text, written, described)
 
 
-def _unquotable(one: Placeholder, text: str, told: str, described: InputDescription) -> str | None:
-    instead = f'; use "${variable(one.name)}"'
-    if one.where is Where.QUOTED_HERE:
-        return f"{told} lies in a here-document whose delimiter is quoted; take the quotes off the delimiter"
-    if one.where in {Where.ANSI, Where.EXPANSION}:
-        return f"{told} lies in $'…' or ${{…}}{instead}"
-    if one.in_backtick_in_quotes:
-        return f"{told} lies between backticks inside quotes; write $(…) instead of `…`"
-    if text[one.start - 1 : one.start] == "$" and one.where is not Where.SINGLE:
-        return f"{told} has a $ before it, which would make a variable's name of it; leave the $ out"
-    if one.where is Where.BARE and _is_several(described) and not one.alone:
-        return f"{told} is a list and must stand as a word of its own, or in quotes, where it is JSON"
+def _unquotable(placeholder: Placeholder, text: str, written: str, described: InputDescription) -> str | None:
+    instead = f'; use "${variable(placeholder.name)}"'
+    if placeholder.where is Where.QUOTED_HERE:
+        return f"{written} is in a here-document with a quoted delimiter; remove the quotes from the delimiter"
+    if placeholder.where in {Where.ANSI, Where.EXPANSION}:
+        return f"{written} is in $'…' or ${{…}}{instead}"
+    if placeholder.in_backtick_in_quotes:
+        return f"{written} is between backticks inside quotes; write $(…) instead of `…`"
+    if text[placeholder.start - 1 : placeholder.start] == "$" and placeholder.where is not Where.SINGLE:
+        return f"{written} has a $ before it, which would make it the name of a variable; remove the $"
+    if placeholder.where is Where.BARE and _is_array(described) and not placeholder.alone:
+        return f"{written} is a list and must be a separate word, or in quotes, where it is JSON"
     return None
 
 
-def _run_as_code(one: Placeholder, text: str, told: str, described: InputDescription) -> str | None:
-    if _is_harmless(described) and not _is_several(described):
+def _run_as_code(placeholder: Placeholder, text: str, written: str, described: InputDescription) -> str | None:
+    if _cannot_be_code(described) and not _is_array(described):
         return None
-    if one.where is Where.ARITHMETIC:
-        return f"{told} lies in an arithmetic expression and is no number; give its schema the type number or integer"
-    if names_a_variable(one):
-        return f"{told} would be in the name of a variable, whose brackets bash runs as code; write the name out"
-    program = evaluated_by(one, text)
+    if placeholder.where is Where.ARITHMETIC:
+        return f"{written} is in an arithmetic expression but not a number; give its schema the type number or integer"
+    if names_a_variable(placeholder):
+        return f"{written} would be in the name of a variable, whose brackets bash runs as code; write the name out"
+    program = evaluated_by(placeholder, text)
     if program is None:
         return None
     return (
-        f"{told} would be run as code by {program}; hand it over as an argument, or let {program} read "
-        f"the environment variable {variable(one.name)}"
+        f"{written} would be run as code by {program}; pass it as an argument, or let {program} read "
+        f"the environment variable {variable(placeholder.name)}"
     )
 
 
@@ -361,65 +358,65 @@ printf '\\036%s end %s %s\\n' '{mark}' {name} "$code"
 
 
 class Mark(NamedTuple):
-    """The script *name* begins; or it has ended, with an exit code."""
+    """The begin of the script *name*, or its end with an exit code."""
 
     name: str
     exit_code: int | None
 
 
 def merged(scripts: Mapping[str, Script], mark: str) -> str:
-    """Return one script that runs *scripts* in their order, up to the first that fails, and ends as that one.
+    """Return one script that runs *scripts* in order, stops at the first failure, and exits with its exit code.
 
-    Each is written to a file of its own, because it may be for another shell, and
-    none can break what comes after it. *mark* is a word that none of them holds.
+    Each script is written to a separate file: it may need another shell, and it cannot
+    break the scripts after it. *mark* must not occur in any of them.
     """
-    kept = [_KEEP.format(name=name, text=script.text, end=f"end-{mark}") for name, script in scripts.items()]
+    files = [_KEEP.format(name=name, text=script.text, end=f"end-{mark}") for name, script in scripts.items()]
     run = [
         _RUN.format(name=name, mark=mark, command=" ".join(_quoted(word) for word in script.command))
         for name, script in scripts.items()
     ]
-    return "".join([_BEGIN, *kept, *run])
+    return "".join([_BEGIN, *files, *run])
 
 
 class MarkReader:
-    """Takes the marks out of bytes that come in pieces; what may be the beginning of one waits for the next piece."""
+    """Separates marks from a stream of bytes; what may be the start of a mark waits for more bytes."""
 
     def __init__(self, mark: str) -> None:
         self._start = b"\x1e" + mark.encode() + b" "
-        self._whole = re.compile(re.escape(self._start) + rb"(?:begin ([a-z-]+)|end ([a-z-]+) ([0-9]{1,3}))\n")
+        self._pattern = re.compile(re.escape(self._start) + rb"(?:begin ([a-z-]+)|end ([a-z-]+) ([0-9]{1,3}))\n")
         self._held = b""
 
     def feed(self, data: bytes) -> Iterator[bytes | Mark]:
-        """Yield what is decided of all bytes so far: plain bytes and marks, in their order."""
+        """Yield the plain bytes and marks so far, in order, without an unfinished mark at the end."""
         data = self._held + data
         at = 0
-        for found in self._whole.finditer(data):
-            if found.start() > at:
-                yield data[at : found.start()]
-            begun, ended, code = (part and part.decode() for part in found.groups())
+        for match in self._pattern.finditer(data):
+            if match.start() > at:
+                yield data[at : match.start()]
+            begun, ended, code = (part and part.decode() for part in match.groups())
             yield Mark(begun or ended or "", None if code is None else int(code))
-            at = found.end()
-        hold = self._undecided(data, at)
+            at = match.end()
+        hold = self._unfinished(data, at)
         self._held = data[hold:]
         if hold > at:
             yield data[at:hold]
 
     def finish(self) -> bytes:
-        """Return the rest, which has become no mark."""
+        """Return the rest, which did not become a mark."""
         rest, self._held = self._held, b""
         return rest
 
-    def _undecided(self, data: bytes, at: int) -> int:
-        """Return where a mark may have begun that the end cuts off."""
-        begun = data.rfind(b"\x1e", at)
-        if begun < 0:
+    def _unfinished(self, data: bytes, at: int) -> int:
+        """Return the offset of a mark that may be cut off at the end of *data*, else the end."""
+        start = data.rfind(b"\x1e", at)
+        if start < 0:
             return len(data)
-        tail = data[begun:]
+        tail = data[start:]
         cut = self._start.startswith(tail) or (tail.startswith(self._start) and b"\n" not in tail)
-        return begun if cut and len(tail) < len(self._start) + _LONGEST else len(data)
+        return start if cut and len(tail) < len(self._start) + _LONGEST else len(data)
 
 
-_LONGEST = 64  # of what follows the mark's word
+_LONGEST = 64  # bytes of a mark after its word
 
 
 def _quoted(word: str) -> str:

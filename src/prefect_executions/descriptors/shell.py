@@ -1,14 +1,11 @@
-"""Where in a shell script a placeholder stands: between which quotes, in which commands.
+"""A scanner of shell scripts: the quotes and commands around each placeholder, and which words are code.
 
-The grammar is POSIX's (XCU 2.2 to 2.7), with bash's ``$'…'``, ``<<<`` and
-``((…))``. Nothing rests on it but how a reference is quoted: a value is never
-part of the text that this reads.
+The grammar is POSIX's (XCU 2.2 to 2.7), with bash's ``$'…'``, ``<<<`` and ``((…))``.
+It only decides how a reference is quoted: values are never part of the scanned text.
 
-Which words of a command are code for another program, where a user's text would be run, not read.
-
-It knows the usual programs, so that the usual mistakes are refused when a
-descriptor is read. A script that writes a value into a file and runs the file
-is beyond it.
+`evaluated_by` knows the usual programs that run an argument as code (``sh -c``,
+``eval``, ``awk``), so that usual mistakes are refused when a descriptor is read. It
+cannot detect a script that writes a value into a file and runs the file.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ _SEPARATORS = ";&|\n"
 
 
 class Where(Enum):
-    """What surrounds a placeholder."""
+    """The quotes or the construct around a placeholder."""
 
     BARE = auto()
     DOUBLE = auto()
@@ -45,18 +42,18 @@ class Where(Enum):
     GROUP = auto()
 
 
-_LIKE_BARE = frozenset({Where.BARE, Where.SUBSTITUTION, Where.BACKTICK, Where.GROUP})
+_UNQUOTED = frozenset({Where.BARE, Where.SUBSTITUTION, Where.BACKTICK, Where.GROUP})
 
 
 @dataclass(frozen=True)
 class Placeholder:
-    """One placeholder: its place in the text, and what surrounds it.
+    """One placeholder: its offsets in the text and its surroundings.
 
     Attributes:
-        where: The quotes around it; `Where.BARE` for none, whatever the nesting.
-        commands: Of each command around it, the inmost last, the words before the placeholder's own word.
-        alone: Whether it is a word of its own.
-        begun: What stands before it in its own word.
+        where: The quotes around it; `Where.BARE` if there are none, at any depth of nesting.
+        commands: For each command around it, the innermost last: the words before the placeholder's word.
+        alone: Whether the placeholder is a complete word.
+        begun: The part of its word before the placeholder.
     """
 
     start: int
@@ -69,28 +66,30 @@ class Placeholder:
     begun: str
 
 
-class Unreadable(ValueError):  # noqa: N818 - it is told as a fault, with its place
-    """The script cannot be followed; the message says why."""
+class Unreadable(ValueError):  # noqa: N818 - the caller turns it into a fault with a place
+    """The script cannot be scanned; the message says why."""
 
 
 @dataclass
 class _Frame:
     kind: Where
     command: int = 0
-    """Where the current command begins."""
+    """The offset of the current command."""
     word: int | None = None
-    """Where the current word begins."""
+    """The offset of the current word."""
     cases: int = 0
+    """How many ``case`` statements are open."""
     depth: int = 0
+    """How many parentheses are open in an arithmetic expression."""
     waiting: list[tuple[str, bool, bool]] = field(default_factory=list)
-    """Here-documents that begin with the next line: delimiter, whether quoted, whether tabs are stripped."""
+    """Here-documents that begin on the next line: delimiter, whether quoted, whether tabs are stripped."""
 
 
 def placeholders(text: str) -> tuple[Placeholder, ...]:
-    """Return all placeholders of a script but those in comments.
+    """Return all placeholders of a script, except those in comments.
 
     Raises:
-        Unreadable: If a quote or parenthesis is not closed, the nesting is too deep, or there are too many.
+        Unreadable: If a quote or parenthesis is not closed, or there is too much nesting or too many placeholders.
     """
     found = tuple(islice(_Scan(text, 0, len(text), Where.BARE).all(), MOST_PLACEHOLDERS + 1))
     if len(found) > MOST_PLACEHOLDERS:
@@ -110,33 +109,33 @@ class _Scan:
 
     def all(self) -> Iterator[Placeholder]:
         while self.at < self.end:
-            found = PLACEHOLDER.match(self.text, self.at, self.end)
-            if found:
-                yield self._placed(found)
-                self.at = found.end()
+            match = PLACEHOLDER.match(self.text, self.at, self.end)
+            if match:
+                yield self._placeholder(match)
+                self.at = match.end()
                 continue
             yield from self._step()
         if len(self.frames) > 1 or self.frames[0].waiting:
-            raise Unreadable("a quote, parenthesis or here-document that is opened is not closed")
+            raise Unreadable("a quote, parenthesis or here-document is not closed")
 
-    def _placed(self, found: re.Match[str]) -> Placeholder:
+    def _placeholder(self, match: re.Match[str]) -> Placeholder:
         top = self.frames[-1]
-        if top.kind in _LIKE_BARE and top.word is None:
-            top.word = found.start()
-        around = [frame for frame in (*self.outer, *self.frames) if frame.kind in _LIKE_BARE]
+        if top.kind in _UNQUOTED and top.word is None:
+            top.word = match.start()
+        commands = [frame for frame in (*self.outer, *self.frames) if frame.kind in _UNQUOTED]
         kinds = [frame.kind for frame in self.frames]
         quoted_tick = any(
             kind is Where.BACKTICK and Where.DOUBLE in kinds[:number] for number, kind in enumerate(kinds)
         )
         return Placeholder(
-            start=found.start(),
-            end=found.end(),
-            name=found[1],
-            where=Where.BARE if top.kind in _LIKE_BARE else top.kind,
-            commands=tuple(self._words(one.command, one.word or one.command) for one in around),
-            alone=top.kind in _LIKE_BARE and top.word == found.start() and self._ends_a_word(found.end()),
+            start=match.start(),
+            end=match.end(),
+            name=match[1],
+            where=Where.BARE if top.kind in _UNQUOTED else top.kind,
+            commands=tuple(self._words(frame.command, frame.word or frame.command) for frame in commands),
+            alone=top.kind in _UNQUOTED and top.word == match.start() and self._ends_a_word(match.end()),
             in_backtick_in_quotes=quoted_tick,
-            begun=self._begun(around[-1], found.start()) if around else "",
+            begun=self._begun(commands[-1], match.start()) if commands else "",
         )
 
     def _begun(self, frame: _Frame, at: int) -> str:
@@ -144,7 +143,7 @@ class _Scan:
         return self.text[max(word, at - _MOST_READ) : at]
 
     def _words(self, start: int, end: int) -> tuple[str, ...]:
-        if end - start > 2 * _MOST_READ:  # a line that was made to take long
+        if end - start > 2 * _MOST_READ:  # a hostile line, meant to take long
             return (*self.text[start : start + _MOST_READ].split(), *self.text[end - _MOST_READ : end].split())
         return tuple(self.text[start:end].split())
 
@@ -153,7 +152,7 @@ class _Scan:
 
     def _step(self) -> Iterator[Placeholder]:
         kind = self.frames[-1].kind
-        if kind in _LIKE_BARE:
+        if kind in _UNQUOTED:
             yield from self._bare()
         elif kind in {Where.SINGLE, Where.ANSI}:
             self._single(kind)
@@ -180,7 +179,7 @@ class _Scan:
         self.at += 1
 
     def _expanding(self, kind: Where) -> None:
-        """Read on in double quotes, in a here-document, or in ``${…}``."""
+        """Scan one step in double quotes, in a here-document, or in ``${…}``."""
         character = self.text[self.at]
         if self._opened():
             return
@@ -196,7 +195,7 @@ class _Scan:
         self.at += 1
 
     def _opened(self) -> bool:
-        """Go into what ``$`` or a backtick opens here, and say whether it does."""
+        """Enter a construct that ``$`` or a backtick opens at this offset; return whether there is one."""
         for sign, kind in (("$((", Where.ARITHMETIC), ("$(", Where.SUBSTITUTION), ("${", Where.EXPANSION)):
             if self.text.startswith(sign, self.at) and not self.text.startswith("${{", self.at):
                 self.at += len(sign)
@@ -214,7 +213,7 @@ class _Scan:
 
     def _push(self, kind: Where) -> None:
         if len(self.frames) + len(self.outer) >= _MOST_NESTED:
-            raise Unreadable(f"it nests deeper than {_MOST_NESTED} levels")
+            raise Unreadable(f"it is nested deeper than {_MOST_NESTED} levels")
         self.frames.append(_Frame(kind, command=self.at))
 
     def _bare(self) -> Iterator[Placeholder]:
@@ -288,24 +287,24 @@ class _Scan:
             top.command = self.at
 
     def _here(self) -> None:
-        found = _DELIMITER.match(self.text, self.at, self.end)
-        if self.text.startswith("<<<", self.at) or not found:
+        match = _DELIMITER.match(self.text, self.at, self.end)
+        if self.text.startswith("<<<", self.at) or not match:
             self.at += 3 if self.text.startswith("<<<", self.at) else 2
             self.frames[-1].word = None
             return
-        word = found["word"]
+        word = match["word"]
         quoted = any(sign in word for sign in "'\"\\")
-        self.frames[-1].waiting.append((re.sub(r"['\"\\]", "", word), quoted, bool(found["tabs"])))
-        self.at = found.end()
+        self.frames[-1].waiting.append((re.sub(r"['\"\\]", "", word), quoted, bool(match["tabs"])))
+        self.at = match.end()
 
     def _body(self, delimiter: str, head: _Frame, *, quoted: bool, tabs: bool) -> Iterator[Placeholder]:
-        """Read a here-document; afterwards we stand behind its delimiter."""
+        """Scan a here-document, up to the end of its delimiter."""
         start = line = self.at
         while line < self.end:
             stop = self.text.find("\n", line, self.end)
             stop = self.end if stop < 0 else stop
-            told = self.text[line:stop]
-            if (told.lstrip("\t") if tabs else told) == delimiter:
+            content = self.text[line:stop]
+            if (content.lstrip("\t") if tabs else content) == delimiter:
                 break
             line = stop + 1
         else:
@@ -313,14 +312,14 @@ class _Scan:
         kind = Where.QUOTED_HERE if quoted else Where.HERE
         outer = (*self.outer, *self.frames[:-1], head)
         if len(outer) >= _MOST_NESTED:
-            raise Unreadable(f"it nests deeper than {_MOST_NESTED} levels")
+            raise Unreadable(f"it is nested deeper than {_MOST_NESTED} levels")
         yield from _Scan(self.text, start, line, kind, outer).all()
         self.at = min(stop + 1, self.end)
 
 
 _EVALUATING = frozenset({"eval", "trap", "let", "alias", "ssh"})
 
-# What says, per program, that the next word is code.
+# For each program, the options whose value is code.
 _SHELLS = re.compile(r"(ba|da|a|k|z)?sh|su|busybox")
 _CODE_OPTIONS = (
     (_SHELLS, re.compile(r"-[A-Za-z]*c")),
@@ -340,7 +339,7 @@ _BEFORE = frozenset(
     {"if", "then", "else", "elif", "do", "while", "until", "!", "{", "time", "exec", "command", "sudo", "env"}
 )
 _NAMING = frozenset({"read", "mapfile", "readarray", "declare", "typeset", "local", "export", "readonly", "unset"})
-"""The builtins whose words are names of variables, but for what follows an ``=``."""
+"""The builtins whose words are names of variables, except after ``=``."""
 _READING = frozenset({"read", "mapfile", "readarray"})
 _NAME_FOLLOWS = {"printf": {"-v"}, "test": {"-v", "-R"}, "[": {"-v", "-R"}, "[[": {"-v", "-R"}}
 _VALUE_FOLLOWS = re.compile(r"-[A-Za-z]*[dinNOpstu]|\d*[<>]+[&|]?")
@@ -351,55 +350,58 @@ _READS_PROGRAM = re.compile(
 _COMPARES_NUMBERS = re.compile(r"\s-(eq|ne|lt|le|gt|ge)\s")
 
 
-def evaluated_by(found: Placeholder, text: str) -> str | None:
+def evaluated_by(placeholder: Placeholder, text: str) -> str | None:
     """Return the program that would run a placeholder's value as code, or None."""
-    own = text[max(text.rfind(sign, 0, found.start) for sign in " \t\n") + 1 : found.start]
-    for command in found.commands:
-        here = found.where is Where.HERE and command is found.commands[-1]
-        program = next(iter(_programs(command, own, here=here)), None)
+    start, end = placeholder.start, placeholder.end
+    own = text[max(text.rfind(sign, 0, start) for sign in " \t\n") + 1 : start]
+    for command in placeholder.commands:
+        in_here_document = placeholder.where is Where.HERE and command is placeholder.commands[-1]
+        program = next(_programs(command, own, in_here_document=in_here_document), None)
         if program:
             return program
-    end = text.find("\n", found.end, found.end + _MOST_READ)
-    end = min(len(text), found.end + _MOST_READ) if end < 0 else end
-    piped = _READS_PROGRAM.search(text, found.end, end)
+    line_end = text.find("\n", end, end + _MOST_READ)
+    line_end = min(len(text), end + _MOST_READ) if line_end < 0 else line_end
+    piped = _READS_PROGRAM.search(text, end, line_end)
     if piped:
         return piped[1]
-    begin = max(text.rfind("\n", 0, found.start) + 1, found.start - _MOST_READ)
-    return "[[" if "[[ " in text[begin : found.start] and _COMPARES_NUMBERS.search(text, begin, end) else None
+    line_start = max(text.rfind("\n", 0, start) + 1, start - _MOST_READ)
+    compares = "[[ " in text[line_start:start] and _COMPARES_NUMBERS.search(text, line_start, line_end)
+    return "[[" if compares else None
 
 
-def names_a_variable(found: Placeholder) -> bool:
+def names_a_variable(placeholder: Placeholder) -> bool:
     """Whether a placeholder's value would be in the name of a variable: bash runs a ``$(…)`` between its brackets."""
-    if not found.commands or found.where is Where.HERE:
+    if not placeholder.commands or placeholder.where is Where.HERE:
         return False
-    words = _names(found.commands[-1])
-    first = _first(words)
+    words = _names(placeholder.commands[-1])
+    begun = placeholder.begun
+    first = _program_index(words)
     if first is None:
-        return bool(_OPEN_SUBSCRIPT.fullmatch(found.begun))
+        return bool(_OPEN_SUBSCRIPT.fullmatch(begun))
     program = words[first]
     if program in _NAME_FOLLOWS:
         return words[-1] in _NAME_FOLLOWS[program]
-    if program not in _NAMING or found.begun.startswith(("<", ">")):
+    if program not in _NAMING or begun.startswith(("<", ">")):
         return False
-    if "=" in found.begun:
+    if "=" in begun:
         return any(re.fullmatch(r"-[A-Za-z]*i[A-Za-z]*", word) for word in words)
-    return program not in _READING or not (_VALUE_FOLLOWS.fullmatch(words[-1]) or _VALUE_FOLLOWS.match(found.begun))
+    return program not in _READING or not (_VALUE_FOLLOWS.fullmatch(words[-1]) or _VALUE_FOLLOWS.match(begun))
 
 
-def _programs(words: Sequence[str], own: str, *, here: bool) -> Iterator[str]:
+def _programs(words: Sequence[str], own: str, *, in_here_document: bool) -> Iterator[str]:
     """Yield the programs among *words* for which the next word, which begins with *own*, is code."""
     names = _names(words)
-    first = _first(names)
+    first = _program_index(names)
     for number, name in enumerate(names):
         after = words[number + 1 :]
         if name in _EVALUATING and number == first:
             yield name
-        elif here:
+        elif in_here_document:
             own_words = tuple(takewhile(lambda word: not set(word) & set("|;&"), after))
             if _INTERPRETER.fullmatch(name) and not _has_program(own_words):
                 yield name
         elif (_FIRST_WORD_IS_CODE.fullmatch(name) and _begins_program(after, own)) or any(
-            program.fullmatch(name) and _says_code(option, after, own) for program, option in _CODE_OPTIONS
+            program.fullmatch(name) and _ends_in_option(option, after, own) for program, option in _CODE_OPTIONS
         ):
             yield name
 
@@ -408,8 +410,8 @@ def _names(words: Sequence[str]) -> list[str]:
     return [word.rpartition("/")[2].strip("'\"") for word in words]
 
 
-def _first(names: Sequence[str]) -> int | None:
-    """Where the program of a command stands: behind assignments, what may stand before it, and a function's head."""
+def _program_index(names: Sequence[str]) -> int | None:
+    """Return the index of a command's program: after assignments, keywords, ``sudo`` and a function's head."""
     for at, name in enumerate(names):
         head = name.endswith("()") or name == "function" or (at and names[at - 1] == "function")
         if not head and name not in _BEFORE and "=" not in name:
@@ -417,8 +419,8 @@ def _first(names: Sequence[str]) -> int | None:
     return None
 
 
-def _says_code(option: re.Pattern[str], words: Sequence[str], own: str) -> bool:
-    """Whether the last of *words*, or the word's own beginning, is an *option*, and only options stand before it."""
+def _ends_in_option(option: re.Pattern[str], words: Sequence[str], own: str) -> bool:
+    """Whether the last of *words*, or the start of the word itself, is *option*, with only options before it."""
     *before, last = words or ("",)
     if option.match(own):
         before = [*before, last]
@@ -435,7 +437,7 @@ def _begins_program(words: Sequence[str], own: str) -> bool:
 
 
 def _has_program(words: Sequence[str]) -> bool:
-    """Whether a word that is no option, so the program or its file, stands among *words*."""
+    """Whether *words* have a program or its file: a word that is not an option."""
     takes_a_value = False
     for word in words:
         if takes_a_value or word in _TAKES_A_VALUE:

@@ -16,8 +16,8 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import Field
 
+from prefect_executions.descriptors.inputs import infrastructure_request, values_of
 from prefect_executions.descriptors.inputs import parameter_schema as form_of
-from prefect_executions.descriptors.inputs import values_of, wishes_of
 from prefect_executions.descriptors.loader import read_method, without_clear_secrets
 from prefect_executions.descriptors.schema import ABSENT, default_of
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
@@ -101,7 +101,7 @@ class DescriptorMethod(MethodFlow[..., None]):
             SecretError: If a secret is given in clear.
         """
         values = values_of(self.method, parameters)
-        wishes_of(values)
+        infrastructure_request(values)
         return {name: self._found(described, values.get(name)) for name, described in self.method.inputs.items()}
 
     def _found(self, described: InputDescription, value: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_executions.bundles.data_folder import INPUTS
-from prefect_executions.descriptors.inputs import wishes_of
+from prefect_executions.descriptors.inputs import infrastructure_request
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.flow.call import for_call
 from prefect_executions.flow.declared import Declared
@@ -65,7 +65,7 @@ def _replica_spec(running: RunningAttempt) -> ReplicaSpec:
         if value is not None or (name in method.inputs and method.inputs[name].json_schema.get("nullable"))
     }
     secrets = {name: values.pop(name) for name in method.secrets & values.keys()}
-    wishes = wishes_of(values)
+    wanted = infrastructure_request(values)
     return ReplicaSpec(
         bundle=bundle,
         method=method,
@@ -75,9 +75,9 @@ def _replica_spec(running: RunningAttempt) -> ReplicaSpec:
         mask=call.mask,
         settings=call.settings,
         attempt=running.execution.metadata.attempt,
-        image=image.name if image else wishes.image,
-        resources=_resources(running, wishes.time_limit),
-        replicas=wishes.replicas,
+        image=image.name if image else wanted.image,
+        resources=_resources(running, wanted.time_limit),
+        replicas=wanted.replicas,
     )
 
 
