@@ -23,7 +23,7 @@ def settle(days: float | None = None) -> dict[str, int]:
         days: Check everything that ended in the last so many days, instead of only since the last round.
     """
     settings, log = Settings.read(), get_run_logger()
-    workbench = Workbench.of(settings, archive_block=blocks.archive_block, tell=prefect_events.TerminalEvents)
+    workbench = Workbench.of(settings, archive_block=blocks.archive_block, deliver_events=prefect_events.TerminalEvents)
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     results: Counter[str] = Counter()
     for settled in settle_round(workbench, settings, since=since):

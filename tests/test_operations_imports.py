@@ -76,7 +76,7 @@ def imported(bench: Workbench, target: Path | str, terms: ImportPolicy = TERMS) 
 def test_each_step_is_told_so_that_somebody_can_see_how_far_it_is(theirs, ours, tmp_path):
     target, told = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID), []
     import_bundles(
-        ours, str(target), TERMS, told=lambda one, of: told.append((one, of, ours.archive.seal_of(one) is not None))
+        ours, str(target), TERMS, progress=lambda one, of: told.append((one, of, ours.archive.seal_of(one) is not None))
     )
     both = sorted([EXECUTION_ID, OTHER_ID])
     assert told == [(one, 4, False) for one in both] + [(one, 4, True) for one in both], "verified, then recorded"

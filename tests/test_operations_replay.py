@@ -21,7 +21,7 @@ from prefect_executions.errors import BundleError, NotAvailableError, NotFoundEr
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.methods.model import Comparison, InputDescription
 from prefect_executions.operations.compare import compare_executions
-from prefect_executions.operations.replay import replay_of, replayable, requirements_of
+from prefect_executions.operations.replay import open_replayable, prepare_replay, requirements_of
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input, an_instance
 
@@ -50,7 +50,7 @@ def replayed(home):
 
     def opened(**changes: Any):
         source = FolderSource(bench.folder / EXECUTION_ID)
-        return replay_of(replace(record_of(), **changes), source, {})
+        return prepare_replay(replace(record_of(), **changes), source, {})
 
     return opened
 
@@ -125,14 +125,14 @@ def test_a_damaged_bundle_is_not_replayed(home):
     bench = bench_at(home)
     bundle = kept(bench)
     (bundle.folder / "code/flows/coins.py").write_bytes(b"forged")
-    with pytest.raises(BundleError, match=r"coins\.py"), replayable(Catalog(bench), str(bundle.folder)):
+    with pytest.raises(BundleError, match=r"coins\.py"), open_replayable(Catalog(bench), str(bundle.folder)):
         pass
 
 
 @pytest.mark.parametrize("path", ["nothing.zip", "nowhere/bundle"])
 def test_a_path_with_nothing_there_is_told_as_a_path(home, path):
     reader = Catalog(bench_at(home))
-    with pytest.raises(NotFoundError, match=f"there is no file or folder {path}"), replayable(reader, path):
+    with pytest.raises(NotFoundError, match=f"the file or folder {path} does not exist"), open_replayable(reader, path):
         pass
 
 
@@ -142,7 +142,7 @@ def test_a_folder_of_two_bundles_is_refused(home):
     kept(bench, OTHER_ID)
     for scratch in bench.folder.glob(".*"):
         scratch.rename(bench.folder.parent / f"away{scratch.name}")
-    with pytest.raises(RequestError, match="2 bundles"), replayable(Catalog(bench), str(bench.folder)):
+    with pytest.raises(RequestError, match="2 bundles"), open_replayable(Catalog(bench), str(bench.folder)):
         pass
 
 
@@ -158,8 +158,8 @@ def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
     with second.lock():
         gather(second)
     with (
-        replayable(Catalog(bench), EXECUTION_ID) as (record, source),
-        replay_of(record, source, {}) as ready,
+        open_replayable(Catalog(bench), EXECUTION_ID) as (record, source),
+        prepare_replay(record, source, {}) as ready,
     ):
         verdict = ready.verdict(second, tolerance=0, well=True)
     told = {one.path: (one.agreement, one.words) for one in verdict.outputs}
@@ -184,8 +184,8 @@ def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, 
     with second.lock():
         gather(second)
     with (
-        replayable(Catalog(bench), EXECUTION_ID) as (record, source),
-        replay_of(record, source, {}) as ready,
+        open_replayable(Catalog(bench), EXECUTION_ID) as (record, source),
+        prepare_replay(record, source, {}) as ready,
     ):
         verdict = ready.verdict(second, tolerance=0, well=True)
     [regions] = [one for one in verdict.outputs if one.path == "outputs/regions.csv"]

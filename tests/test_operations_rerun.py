@@ -18,7 +18,7 @@ from prefect_executions.cli.arguments import reader
 from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
 from prefect_executions.executions.record import Deployment, Relative, tagged
 from prefect_executions.methods.model import InputDescription
-from prefect_executions.operations.replay import bring_inputs, entrypoint_here, record_source, rerun_request
+from prefect_executions.operations.replay import copy_inputs, find_entrypoint, record_source, rerun_request
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input
 
@@ -100,7 +100,7 @@ def test_kept_inputs_are_brought_and_checked(home, tmp_path, where):
         bundle.discard()
     catalog = Catalog(bench)
     source = record_source(catalog, EXECUTION_ID)
-    brought = bring_inputs(catalog.record(EXECUTION_ID), source, tmp_path)
+    brought = copy_inputs(catalog.record(EXECUTION_ID), source, tmp_path)
     assert {path: place.read_bytes() for path, place in brought.items()} == {"inputs/picture.png": PICTURE}
 
 
@@ -108,15 +108,15 @@ def test_an_input_that_was_changed_since_is_refused(home, tmp_path):
     bench = bench_at(home)
     (kept(bench).folder / "inputs/picture.png").write_bytes(b"forged")
     with pytest.raises(BundleError, match=r"inputs/picture.png is .* nothing was run"):
-        bring_inputs(Catalog(bench).record(EXECUTION_ID), record_source(Catalog(bench), EXECUTION_ID), tmp_path)
+        copy_inputs(Catalog(bench).record(EXECUTION_ID), record_source(Catalog(bench), EXECUTION_ID), tmp_path)
 
 
 def test_the_method_is_looked_for_here_and_where_it_ran(tmp_path):
     with pytest.raises(NotFoundError, match=r"--method .*executions replay"):
-        entrypoint_here(a_record(), tmp_path)
+        find_entrypoint(a_record(), tmp_path)
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows" / "coins.py").touch()
-    assert entrypoint_here(a_record(), tmp_path) == f"{tmp_path}/flows/coins.py:segment"
+    assert find_entrypoint(a_record(), tmp_path) == f"{tmp_path}/flows/coins.py:segment"
 
 
 # --- with Prefect ----------------------------------------------------------------

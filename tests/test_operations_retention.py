@@ -13,7 +13,7 @@ from bundle_makers import contents
 from prefect_executions.cli.app import main
 from prefect_executions.errors import NotAvailableError, NotFoundError, SettingsError
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.retention import clear, expired, remove, rules_of
+from prefect_executions.operations.retention import clear_workbench, expired, parse_rules, remove
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, a_request
@@ -27,7 +27,7 @@ def removed(bench: Workbench, execution_id: str = EXECUTION_ID) -> None:
 
 def cleared(bench: Workbench, **told: object) -> dict[str, tuple[str, str]]:
     asked = {"before": NOW, "dry": False} | told
-    return {one.id: (one.result, one.why) for one in clear(bench, **asked)}
+    return {one.id: (one.result, one.why) for one in clear_workbench(bench, **asked)}
 
 
 def test_a_removed_execution_is_in_no_place_and_a_note_says_so(tmp_path):
@@ -117,13 +117,13 @@ def test_the_most_special_rule_decides(tmp_path, texts, gone):
     bench = bench_at(tmp_path)
     kept(bench)
     kept(bench, OTHER_ID, end=Status.FAILED)
-    assert {one.id for one in expired(bench, rules_of(texts), NOW)} == gone
+    assert {one.id for one in expired(bench, parse_rules(texts), NOW)} == gone
 
 
 @pytest.mark.parametrize("text", ["", "x", "x=", "x=5", "x=5h", "x:NEVER=5d", "=5d", "a=1d=2d"])
 def test_what_is_no_rule_is_named(text):
     with pytest.raises(SettingsError, match="EXECUTIONS_RETENTION"):
-        rules_of([text])
+        parse_rules([text])
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:

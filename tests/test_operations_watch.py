@@ -8,7 +8,7 @@ from itertools import permutations
 from prefect_executions import events
 from prefect_executions.events import Event, ExecutionEvent
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.watch import Watched, from_record, newer, told
+from prefect_executions.operations.watch import Watched, apply_event, from_record, newer
 from records import EXECUTION_ID, NOON, a_job_status, a_record
 
 NOBODY = Watched(id=EXECUTION_ID)
@@ -27,7 +27,7 @@ def words(end: Status = Status.COMPLETED, message: str | None = None) -> list[Ex
 def after(*heard: ExecutionEvent) -> Watched:
     known = NOBODY
     for one in heard:
-        known = told(known, one)
+        known = apply_event(known, one)
     return known
 
 
@@ -58,7 +58,7 @@ def test_progress_is_shown_with_its_message_and_is_whole_at_the_end():
     running = after(*before, half_way())
 
     assert (running.status, running.progress, running.message) == (Status.EXECUTING, 50.0, "half way")
-    assert told(running, end).progress == 100
+    assert apply_event(running, end).progress == 100
 
 
 def test_the_first_word_may_be_progress():

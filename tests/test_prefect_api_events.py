@@ -126,7 +126,7 @@ def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(
     # Prefect does not list events of the future, and the last status of `a_job_status` is seconds after the first.
     began = now - timedelta(minutes=1)
     bench = Workbench.of(
-        Settings(home=tmp_path), archive_block=lambda name: (name, {}), tell=prefect_events.TerminalEvents
+        Settings(home=tmp_path), archive_block=lambda name: (name, {}), deliver_events=prefect_events.TerminalEvents
     )
     status = a_job_status(Status.EXECUTING, execution_id=execution_id, begins=began)
     begun(bench, record_of(request=a_request(execution_id=execution_id), job_status=status))

@@ -103,7 +103,7 @@ def test_what_ended_before_it_began_is_sealed_from_prefect_alone(scene):
     assert scene.state(vanished).is_crashed()
     assert "never heard of" in scene.record(vanished).job_status.message
     [note] = [one.message for one in scene.record(vanished).job_status.history if one.kind is EntryKind.NOTE]
-    assert note == "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
+    assert note == "outputs and logs, if any, were lost with the workbench on an unknown machine"
     assert str(fresh.id) not in scene.seals()  # its worker may be about to tell
     assert {row.id for row in scene.bench.ledger.list().rows} == set(scene.seals())
     assert list(scene.bench.unfinished()) == []
@@ -300,7 +300,7 @@ def test_an_opening_record_that_a_power_cut_took_is_made_up_from_prefect(scene, 
     record = scene.record(run)
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.LOST)
     assert [one.message for one in record.job_status.history if one.kind is EntryKind.NOTE] == [
-        "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
+        "outputs and logs, if any, were lost with the workbench on an unknown machine"
     ]
     assert scene.settle(elsewhere) == {}
 

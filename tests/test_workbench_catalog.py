@@ -195,7 +195,7 @@ def test_any_file_of_the_bundle_can_be_read_by_its_path(bench, reader, local):
 
 def test_what_is_written_at_the_end_is_said_to_come(bench, reader):
     begun(bench, record_of(end=Status.EXECUTING))
-    with pytest.raises(NotFoundError, match="EXECUTING; this is written when it ends"):
+    with pytest.raises(NotFoundError, match="EXECUTING; this file is written when it ends"):
         reader.read(EXECUTION_ID, layout.PROVENANCE)
 
 
@@ -203,7 +203,7 @@ def test_reading_leaves_the_workbench_as_it_was(bench, reader):
     kept(bench)
     before = sorted(bench.folder.rglob("*"))
     reader.record(EXECUTION_ID)
-    reader.standing(EXECUTION_ID)
+    reader.storage_state(EXECUTION_ID)
     list(reader.blocks(EXECUTION_ID, "regions.csv"))
     list(reader.follow(EXECUTION_ID, "stdout"))
     assert sorted(bench.folder.rglob("*")) == before
@@ -211,11 +211,11 @@ def test_reading_leaves_the_workbench_as_it_was(bench, reader):
 
 def test_where_a_record_is_can_be_told(bench, reader):
     bundle = begun(bench, record_of(end=Status.EXECUTING))
-    assert reader.standing(EXECUTION_ID) == (bundle.folder, False, "local")
+    assert reader.storage_state(EXECUTION_ID) == (bundle.folder, False, "local")
     bench.seal(EXECUTION_ID, Ending(Status.FAILED, Reason.ERROR, NOON, Observer.HOOK))
-    assert reader.standing(EXECUTION_ID) == (bundle.folder, True, "archived")
+    assert reader.storage_state(EXECUTION_ID) == (bundle.folder, True, "archived")
     without_local(bench, bundle)
-    assert reader.standing(EXECUTION_ID) == (None, True, "archived")
+    assert reader.storage_state(EXECUTION_ID) == (None, True, "archived")
 
 
 # --- logs ------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def test_a_folder_and_a_zip_of_it_are_verified(bench, reader, tmp_path):
 
 @pytest.mark.parametrize("target", ["there/is/nothing", "nothing.zip"])
 def test_a_path_that_is_not_there_is_not_found(reader, target):
-    with pytest.raises(NotFoundError, match="no file or folder"):
+    with pytest.raises(NotFoundError, match=r"file or folder .* does not exist"):
         verified(reader, target)
 
 

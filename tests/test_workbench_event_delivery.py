@@ -45,7 +45,9 @@ class Listener:
 
 
 def bench_that_tells(home: Path, listener: Listener, archive: str = "") -> Workbench:
-    return Workbench.of(Settings(home=home, archive=archive), archive_block=lambda name: (name, {}), tell=listener)
+    return Workbench.of(
+        Settings(home=home, archive=archive), archive_block=lambda name: (name, {}), deliver_events=listener
+    )
 
 
 def unfinished(bench: Workbench) -> list[str]:

@@ -84,7 +84,7 @@ def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path)
     assert late.job_status.execution_status is Status.FAILED
     assert there.record(EXECUTION_ID).job_status.reason is Reason.LOST
     assert (bundle.aside / "outputs").is_dir()
-    [word] = Catalog(there).late_words(EXECUTION_ID)
+    [word] = Catalog(there).late_seals(EXECUTION_ID)
     assert (word.status, word.execution_id) == (Status.COMPLETED, EXECUTION_ID)
     assert list(there.unfinished()) == []
     assert there.ledger.get(EXECUTION_ID).status is Status.FAILED

@@ -60,14 +60,19 @@ def the_end(pairs: int) -> None:
     from prefect_executions.lifecycle.status import Observer, Status  # noqa: PLC0415 - the same
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - after the environment is set
     from prefect_executions.settings import Settings  # noqa: PLC0415 - the same
-    from prefect_executions.workbench.background import DeliverEvents, tell_nobody  # noqa: PLC0415 - the same
-    from prefect_executions.workbench.sealing import Ending  # noqa: PLC0415 - the same
+    from prefect_executions.workbench.sealing import (  # noqa: PLC0415 - the same
+        DeliverEvents,
+        Ending,
+        discard_events,
+    )
     from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415 - the same
 
     home = Path(os.environ["EXECUTIONS_HOME"])
 
-    def bench(name: str, tell: DeliverEvents) -> Workbench:
-        return Workbench.of(Settings(home=home / name), archive_block=lambda block: (block, {}), tell=tell)
+    def bench(name: str, deliver_events: DeliverEvents) -> Workbench:
+        return Workbench.of(
+            Settings(home=home / name), archive_block=lambda block: (block, {}), deliver_events=deliver_events
+        )
 
     def once(workbench: Workbench) -> float:
         execution_id = str(uuid4())
@@ -75,7 +80,7 @@ def the_end(pairs: int) -> None:
         end = Ending(Status.COMPLETED, None, datetime.now(UTC), Observer.HOOK)
         return seconds(lambda: workbench.seal(execution_id, end))
 
-    silent, telling = bench("silent", tell_nobody), bench("telling", prefect_events.TerminalEvents)
+    silent, telling = bench("silent", discard_events), bench("telling", prefect_events.TerminalEvents)
     for _ in range(5):
         once(silent), once(telling)
     times = [(once(silent), once(telling)) for _ in range(pairs)]

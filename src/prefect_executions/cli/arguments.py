@@ -92,7 +92,7 @@ def workbench(settings: Settings, *, telling: bool = False) -> Workbench:
         return Workbench.of(settings, archive_block=_archive_block)
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - the same
 
-    return Workbench.of(settings, archive_block=_archive_block, tell=prefect_events.TerminalEvents)
+    return Workbench.of(settings, archive_block=_archive_block, deliver_events=prefect_events.TerminalEvents)
 
 
 def reader(settings: Settings | None = None) -> Catalog:

@@ -55,10 +55,10 @@ def gc(
         as_json: One JSON document: each bundle, whether it goes, and why it stays.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.operations.retention import clear  # noqa: PLC0415
+    from prefect_executions.operations.retention import clear_workbench  # noqa: PLC0415
 
     before = moment(older_than, datetime.now(UTC))
-    told = list(clear(workbench(Settings.read()), before=before, status=status, dry=dry_run))
+    told = list(clear_workbench(workbench(Settings.read()), before=before, status=status, dry=dry_run))
     if as_json:
         show_json({"dryRun": dry_run, "bundles": told})
         return
@@ -81,10 +81,10 @@ def retain(*, yes: bool = False, as_json: Json = False) -> None:
         as_json: One JSON document: each execution, with the rule that removes it.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.operations.retention import expired, remove, rules_of  # noqa: PLC0415
+    from prefect_executions.operations.retention import expired, parse_rules, remove  # noqa: PLC0415
 
     settings, now = Settings.read(), datetime.now(UTC)
-    rules = rules_of(settings.retention)
+    rules = parse_rules(settings.retention)
     if not rules:
         raise RequestError("there is no rule of retention; set EXECUTIONS_RETENTION, for example to 'count-words=90d'")
     bench = workbench(settings)

@@ -146,18 +146,18 @@ def _run_again(
 ) -> int:
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.replay import (  # noqa: PLC0415
-        bring_inputs,
-        entrypoint_here,
+        copy_inputs,
+        find_entrypoint,
         record_source,
         rerun_request,
     )
 
     record = catalog.record(execution_id)
-    entrypoint = method or entrypoint_here(record, Path.cwd())
+    entrypoint = method or find_entrypoint(record, Path.cwd())
     rerun_request(record, edits)  # what is refused is refused before files are brought
     with TemporaryDirectory(prefix="executions-") as folder:
         source = record_source(catalog, execution_id)
-        files = bring_inputs(record, source, Path(folder)) if source else {}
+        files = copy_inputs(record, source, Path(folder)) if source else {}
         again = rerun_request(record, edits, files)
         return run_here(entrypoint, again.parameters, tags=[again.relative.tag], quiet=False, as_json=as_json)
 
@@ -206,12 +206,12 @@ def replay(
     _check_tolerance(tolerance)
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
-    from prefect_executions.operations.replay import replay_of, replayable  # noqa: PLC0415
+    from prefect_executions.operations.replay import open_replayable, prepare_replay  # noqa: PLC0415
 
     edits, settings = parameters(param, params), Settings.read()
     with (
-        replayable(reader(settings), target) as (record, source),
-        replay_of(record, source, edits, runtime=settings.runtime) as ready,
+        open_replayable(reader(settings), target) as (record, source),
+        prepare_replay(record, source, edits, runtime=settings.runtime) as ready,
     ):
         if isolated:
             return _elsewhere(ready, target, edits, tolerance, grade, as_json=as_json)

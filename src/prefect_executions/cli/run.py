@@ -117,7 +117,7 @@ def _tell(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bo
     if ran.execution_id is None:
         return tell_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
     catalog = reader(settings)
-    record, standing = catalog.record(ran.execution_id), catalog.standing(ran.execution_id)
+    record, standing = catalog.record(ran.execution_id), catalog.storage_state(ran.execution_id)
     # Whoever cancelled it has interrupted it, too.
     interrupted = isinstance(ran.error, KeyboardInterrupt) and record.status is not Status.CANCELLED
     if as_json:

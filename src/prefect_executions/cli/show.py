@@ -51,10 +51,14 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     """
     catalog = reader()
     execution_id = catalog.find(execution)
-    record, standing, links = catalog.record(execution_id), catalog.standing(execution_id), catalog.links(execution_id)
-    late = catalog.late_words(execution_id) if standing.sealed else ()
+    record, standing, links = (
+        catalog.record(execution_id),
+        catalog.storage_state(execution_id),
+        catalog.links(execution_id),
+    )
+    late = catalog.late_seals(execution_id) if standing.sealed else ()
     came = catalog.imported(execution_id) if standing.folder is None else None
-    gone = catalog.gone(execution_id)
+    gone = catalog.dead_process(execution_id)
     if as_json:
         show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came, "processGone": gone})
         return

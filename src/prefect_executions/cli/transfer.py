@@ -68,7 +68,7 @@ def export(
     exporting = partial(write_export, catalog, ids, form=form, level=level)
     text = f"Exporting {pluralize(len(ids), 'execution')}"
     with counting(text, len(ids), quiet=as_json) as told:
-        done = _written(target, partial(exporting, told=told))
+        done = _written(target, partial(exporting, progress=told))
     if as_json:
         show_json({"executions": done.ids, "size": done.size, "file": target})
     elif target != "-":
@@ -87,7 +87,7 @@ def import_executions(target: str, /, *, as_json: Json = False) -> None:
 
     settings = Settings.read()
     with counting(f"Importing {target}", quiet=as_json) as told:
-        taken = import_bundles(workbench(settings), target, ImportPolicy.of(settings, datetime.now(UTC)), told=told)
+        taken = import_bundles(workbench(settings), target, ImportPolicy.of(settings, datetime.now(UTC)), progress=told)
     if as_json:
         show_json({"target": target, "executions": taken})
         return

@@ -151,7 +151,7 @@ def _show_how_to_check(one: Verified, ring: KeyRing) -> None:
     # Start-up time of the CLI, as above.
     from prefect_executions.attestation.dsse import commands  # noqa: PLC0415
 
-    named = {key.id: str(key.path) for key in ring.people()}
+    named = {key.id: str(key.path) for key in ring.entries()}
     say("\nThe signature, checked in the bundle's folder by openssl, without this package:")
     for line in commands(named.get(one.report.signers[0], "SIGNER.pem")):
         say(f"  {line}")
@@ -189,7 +189,7 @@ def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> 
     looked_at = [0]
     catalog, trusted = reader(), KeyRing(Settings.read()).trusted()
     with working("Reading the archive", quiet=as_json):
-        found = list(audit_archive(catalog.workbench.archive, trusted, deep=deep, told=looked_at.append))
+        found = list(audit_archive(catalog.workbench.archive, trusted, deep=deep, progress=looked_at.append))
     violations = [one for one in found if one.weight == "violation"]
     if as_json:
         show_json({"executions": looked_at[-1], "violations": len(violations), "findings": found})
@@ -244,7 +244,7 @@ def list_keys(*, as_json: Json = False) -> None:
     # Start-up time of the CLI, as above.
     from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
-    found = KeyRing(Settings.read()).people()
+    found = KeyRing(Settings.read()).entries()
     if as_json:
         show_json({"keys": found})
         return

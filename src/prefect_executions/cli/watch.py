@@ -121,9 +121,9 @@ class _Watching:
             yield newer(before, found) if before else found
 
     def _hear(self, heard: ExecutionEvent) -> None:
-        from prefect_executions.operations.watch import Watched, told  # noqa: PLC0415 - as above
+        from prefect_executions.operations.watch import Watched, apply_event  # noqa: PLC0415 - as above
 
-        self._put(told(self.seen.get(heard.execution_id, Watched(id=heard.execution_id)), heard), heard.time)
+        self._put(apply_event(self.seen.get(heard.execution_id, Watched(id=heard.execution_id)), heard), heard.time)
 
     def _put(self, one: Watched, at: datetime) -> None:
         if self.seen.get(one.id) != one:

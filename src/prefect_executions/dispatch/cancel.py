@@ -119,7 +119,7 @@ def cancel(catalog: Catalog, prefix: str, *, by: str, wait: timedelta, tell: Cal
         OrchestratorError: If Prefect's API is unavailable.
     """
     execution_id, record = _find(catalog, prefix)
-    if record is not None and catalog.standing(execution_id).sealed:
+    if record is not None and catalog.storage_state(execution_id).sealed:
         return _already_sealed(record)
     escalation = KillEscalation(catalog, record)
     if record is not None:
@@ -186,7 +186,7 @@ def _wait_for_seal(
         for line in escalation.step(waited):
             tell(line)
         record = _record(catalog, execution_id)
-        if record is not None and catalog.standing(execution_id).sealed:
+        if record is not None and catalog.storage_state(execution_id).sealed:
             newest = _newest(execution_id, state).state.name
             return CancelResult(execution_id, newest, record.status, sealed=True, message=record.job_status.message)
         if time.monotonic() >= next_poll:

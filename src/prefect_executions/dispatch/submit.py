@@ -155,7 +155,7 @@ def _sealed_status(catalog: Catalog, execution_id: str, timeout: timedelta) -> S
     until = time.monotonic() + timeout.total_seconds()
     while True:
         try:
-            if catalog.standing(execution_id).sealed:
+            if catalog.storage_state(execution_id).sealed:
                 return catalog.record(execution_id).status
         except ExecutionsError:
             pass  # the record cannot be reached from here yet

@@ -38,7 +38,7 @@ from prefect_executions.prefect_api import finish as prefect_finish
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
-from prefect_executions.workbench.recovery import end_runs
+from prefect_executions.workbench.recovery import end_script_runs
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Outcome
 
@@ -152,7 +152,7 @@ def _sealed(
     if place.bundle is not None and place.bundle.sealed:
         if not _lives_again(place.bundle.read(JobStatus), flow_run, state):
             return None  # heard before, or a late word: a sealed record changes no more
-        place = workbench.next_place(str(flow_run.id), revisited=True)
+        place = workbench.next_slot(str(flow_run.id), revisited=True)
     seen = _heard(flow_run, state, place.bundle)
     decided = terminal_status_of(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
     if decided is None:
@@ -177,7 +177,7 @@ def _nothing(_: OpenBundle) -> tuple[str, ...]:
 
 def _finish(parameters: Mapping[str, Any], bundle: OpenBundle) -> tuple[str, ...]:
     """Do what a process that was stopped could not do, and return notes on it."""
-    notes = end_runs(bundle)
+    notes = end_script_runs(bundle)
     prefect_finish.finish_interrupted(bundle, parameters, os.environ)
     return notes
 

@@ -40,7 +40,7 @@ from prefect_executions.prefect_api import blocks, flow_runs
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.settings import DirtyTree, Settings
 from prefect_executions.workbench import background
-from prefect_executions.workbench.lookup import newest
+from prefect_executions.workbench.lookup import newest_id
 from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def workbench_for(settings: Settings) -> Workbench:
     key = (os.getpid(), repr(places))
     if key not in _workbenches:
         _workbenches[key] = Workbench.of(
-            settings, archive_block=blocks.archive_block, tell=prefect_events.TerminalEvents
+            settings, archive_block=blocks.archive_block, deliver_events=prefect_events.TerminalEvents
         )
     return _workbenches[key]
 
@@ -204,7 +204,7 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
         return around
     try:
         called_by = flow_runs.parent_run_id(run)
-        return None if called_by is None else newest(workbench_for(settings), str(called_by))
+        return None if called_by is None else newest_id(workbench_for(settings), str(called_by))
     except (OrchestratorError, ArchiveError):  # what cannot be observed is absent
         return None
 

@@ -151,7 +151,7 @@ def open_attempt(call: Call) -> Attempt:
     """Open the record of *call*, or continue the open record of an earlier attempt."""
     call.meter.start()
     inputs, run, workbench = Inputs(call.declared, call.arguments), call.run, call.workbench
-    place = workbench.next_place(str(run.id), revisited=run.run_count > 1)
+    place = workbench.next_slot(str(run.id), revisited=run.run_count > 1)
     states = flow_runs.current_states(run)
     suspensions = [observed.state.id for observed in states if observed.state.type == "PAUSED"]
     if suspensions:

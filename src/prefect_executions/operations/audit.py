@@ -193,11 +193,11 @@ def audit(
     trusted: Mapping[str, VerifyingKey],
     *,
     deep: bool = False,
-    told: Callable[[int], object] = lambda _: None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Iterator[AuditFinding]:
     """Yield what is wrong or not complete in *archive*; *trusted* are the keys of those whose signature is believed.
 
-    *told* is called with the number of executions that were looked at.
+    *progress* is called with the number of executions checked so far.
 
     Raises:
         ArchiveError: If the archive cannot be asked.
@@ -207,7 +207,7 @@ def audit(
     count = 0
     for batch in _batches(archive.listing()):
         yield from looking.executions(batch)
-        told(count := count + len(batch))
+        progress(count := count + len(batch))
     yield from looking.gone()
 
 

@@ -17,7 +17,7 @@ from prefect_executions.capture.secrets import redact_url
 from prefect_executions.errors import ExecutionsError, NotFoundError, RequestError, WorldError
 from prefect_executions.objectstore.open import open_store
 
-LARGEST = 20 << 30
+MAX_DOWNLOAD = 20 << 30
 """Bytes that are downloaded at most: what a verification would unfold a zip to."""
 
 _PIECE = 8 << 20
@@ -34,7 +34,7 @@ def is_url(text: str) -> bool:
 
 
 @contextmanager
-def downloaded(url: str, *, largest: int = LARGEST) -> Iterator[Path]:
+def downloaded(url: str, *, largest: int = MAX_DOWNLOAD) -> Iterator[Path]:
     """Bring what *url* (``https://``, ``http://``, ``s3://``) leads to into a file that lives as long as the context.
 
     Raises:

@@ -40,11 +40,11 @@ def export(
     *,
     form: ExportFormat = ExportFormat.ZIP,
     level: ExportLevel = ExportLevel.FULL,
-    told: Callable[[str], object] = lambda _: None,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> Exported:
     """Write the executions *ids* as one zip; the same executions give the same bytes, in any order.
 
-    *told* is called with the id of each that is done. Nothing is unpacked, and memory
+    *progress* is called with each id when it is written. Nothing is unpacked, and memory
     does not grow with the size of a bundle.
 
     Raises:
@@ -59,7 +59,7 @@ def export(
     exporter = Exporter(write, form, level, only=wanted[0] if len(wanted) == 1 else None)
     for bundle in _ahead(reader, wanted):
         exporter.add(bundle)
-        told(bundle.id)
+        progress(bundle.id)
     return Exported(tuple(wanted), exporter.close())
 
 

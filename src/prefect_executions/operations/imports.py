@@ -39,7 +39,7 @@ from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.settings import ImportNames, Settings
 from prefect_executions.workbench.sealing import is_bulk
-from prefect_executions.workbench.workbench import Workbench, came_from
+from prefect_executions.workbench.workbench import Workbench, import_origin
 
 _STAGING = "import-"
 _SHOWN = 5
@@ -91,12 +91,12 @@ def import_bundles(
     target: str,
     terms: ImportPolicy,
     *,
-    told: Callable[[str, int], object] = lambda _id, _of: None,
+    progress: Callable[[str, int], object] = lambda _id, _steps: None,
 ) -> tuple[ImportResult, ...]:
     """Import what *target* names: a zip, a folder, or the https://, http:// or s3:// address of a zip.
 
     It may hold one bundle of ours or many, a bag around them, or exports of CCP. To
-    import the same once more changes nothing. *told* is called with an id and the number
+    import the same once more changes nothing. *progress* is called with an id and the number
     of all steps at each step: an execution is verified, and later it is recorded.
 
     Raises:
@@ -106,12 +106,12 @@ def import_bundles(
     """
     if is_url(target):
         with downloaded(target, largest=terms.limits.allowance) as path:
-            return _take_in(workbench, path, redact_url(target, query=False), terms, told)
-    return _take_in(workbench, Path(target), Path(target).resolve().name, terms, told)
+            return _take_in(workbench, path, redact_url(target, query=False), terms, progress)
+    return _take_in(workbench, Path(target), Path(target).resolve().name, terms, progress)
 
 
 def _take_in(
-    workbench: Workbench, path: Path, origin: str, terms: ImportPolicy, told: Callable[[str, int], object]
+    workbench: Workbench, path: Path, origin: str, terms: ImportPolicy, progress: Callable[[str, int], object]
 ) -> tuple[ImportResult, ...]:
     with ExitStack() as stack:
         room = stack.enter_context(_room(workbench.folder))
@@ -124,7 +124,7 @@ def _take_in(
             checked, steps = [], 2 * len(found)
             for arrival in found:
                 checked.append(checking.checked(arrival))
-                told(checked[-1].id, steps)
+                progress(checked[-1].id, steps)
             _check_different(checked)
         except BundleError as error:
             raise ImportRefusedError(f"{origin} is not imported: {error}") from error
@@ -132,7 +132,7 @@ def _take_in(
         with _flushed(workbench) as bulk:
             taken = []
             for one in taking.take(checked, bulk):
-                told(one.id, steps)
+                progress(one.id, steps)
                 taken.append(one)
             return tuple(taken)
 
@@ -245,7 +245,7 @@ class _Taking:
     def _taken(self, bulk: Bulk, one: _Checked, record: ExecutionRecord, sent: Future[None]) -> ImportResult:
         sent.result()
         mark = self._workbench.archive.imported(one.id) if one.known else self._mark(one)
-        bulk.record(record, archive="archived", manifest_sha256=one.manifest_sha256, came=came_from(mark))
+        bulk.record(record, archive="archived", manifest_sha256=one.manifest_sha256, came=import_origin(mark))
         return ImportResult(one.id, "unchanged" if one.known else "imported", one.arrival.kind, one.manifest_sha256)
 
     def _archive(self, one: _Checked, content: Content) -> None:

@@ -83,7 +83,7 @@ def rerun_request(
     return RerunRequest({**again, **edits}, relation)
 
 
-def entrypoint_here(record: ExecutionRecord, here: Path) -> str:
+def find_entrypoint(record: ExecutionRecord, here: Path) -> str:
     """Return where the Method of *record* is now: below *here*, or where its process was working then.
 
     Raises:
@@ -105,11 +105,11 @@ def entrypoint_here(record: ExecutionRecord, here: Path) -> str:
 
 def record_source(reader: Catalog, execution_id: str) -> Source | None:
     """Return the files of an execution on this workbench, open or sealed, else in the archive; None without any."""
-    folder = reader.standing(execution_id).folder
+    folder = reader.storage_state(execution_id).folder
     return FolderSource(folder) if folder is not None else reader.bundle_source(execution_id)
 
 
-def bring_inputs(record: ExecutionRecord, source: Source, folder: Path) -> dict[str, Path]:
+def copy_inputs(record: ExecutionRecord, source: Source, folder: Path) -> dict[str, Path]:
     """Copy the input files that *source* keeps into *folder*, and return where each lies by its path in the bundle.
 
     Raises:
@@ -276,7 +276,7 @@ class Replay:
 
 
 @contextmanager
-def replayable(reader: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, Source]]:
+def open_replayable(reader: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, Source]]:
     """Open what *target* names, a folder or zip with one bundle or the id of a sealed execution, and verify it.
 
     Raises:
@@ -300,7 +300,7 @@ def replayable(reader: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, 
 
 
 @contextmanager
-def replay_of(
+def prepare_replay(
     record: ExecutionRecord, source: Source, edits: Mapping[str, Any], *, runtime: str = "process"
 ) -> Iterator[Replay]:
     """Put the code and inputs of *record* into a folder of their own, for as long as the context lasts.
@@ -314,7 +314,7 @@ def replay_of(
     with TemporaryDirectory(prefix="executions-replay-") as name:
         folder, missing = Path(name), list(_missing_code(record, source))
         check_names(path for path in source.files if path.startswith((f"{layout.CODE}/", f"{layout.INPUTS}/")))
-        files = bring_inputs(record, source, folder)
+        files = copy_inputs(record, source, folder)
         places = {**files}
         for number, file in enumerate(record.request.files):
             if file.path not in files and file.input.partition(".")[0] not in edits:

@@ -19,7 +19,7 @@ from prefect_executions.durations import parse_duration
 from prefect_executions.errors import ExecutionsError, NotAvailableError, SettingsError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.workbench.lookup import on_workbench
+from prefect_executions.workbench.lookup import local_ids
 from prefect_executions.workbench.workbench import Workbench
 
 _RULE = re.compile(r"(?P<method>[^=:]+)(:(?P<status>[A-Za-z]+))?=(?P<age>\d+d)")
@@ -84,7 +84,9 @@ def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -
     workbench.ledger.remove(execution_id)
 
 
-def clear(workbench: Workbench, *, before: datetime, status: Collection[Status] = (), dry: bool) -> Iterator[Cleared]:
+def clear_workbench(
+    workbench: Workbench, *, before: datetime, status: Collection[Status] = (), dry: bool
+) -> Iterator[Cleared]:
     """Remove from the Workbench the bundles that ended before a time, with one of these statuses or any.
 
     One stays whose archived form is not whole: that waits for the archive, or of which
@@ -94,7 +96,7 @@ def clear(workbench: Workbench, *, before: datetime, status: Collection[Status] 
         ArchiveError: If the archive cannot be asked.
     """
     unfinished = set(workbench.unfinished())
-    for execution_id in sorted(on_workbench(workbench)):
+    for execution_id in sorted(local_ids(workbench)):
         bundle = OpenBundle(workbench.folder, execution_id)
         try:
             record = bundle.record()
@@ -111,7 +113,7 @@ def clear(workbench: Workbench, *, before: datetime, status: Collection[Status] 
         yield Cleared(execution_id, record.status, size, "kept" if why else "removed", why)
 
 
-def rules_of(texts: Sequence[str]) -> tuple[Rule, ...]:
+def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
     """Return the rules that *texts* say, such as ``count-words=90d`` or ``*:FAILED=14d``.
 
     Raises:

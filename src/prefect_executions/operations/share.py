@@ -22,7 +22,7 @@ from prefect_executions.objectstore.interface import Store
 from prefect_executions.operations.export import export
 from prefect_executions.workbench.catalog import Catalog
 
-LONGEST = timedelta(days=7)
+MAX_LIFETIME = timedelta(days=7)
 """S3 takes no presigned address that lasts longer (AWS, signature version 4)."""
 
 _ROOT = "shared/"
@@ -71,8 +71,8 @@ def share(
         NotFoundError: If there is no such execution or output.
         SecretError: If something in it looks like a secret; the message names the files.
     """
-    if not timedelta(0) < expires <= LONGEST:
-        raise RequestError(f"a link lasts up to {LONGEST.days} days, not {expires}; share it again later")
+    if not timedelta(0) < expires <= MAX_LIFETIME:
+        raise RequestError(f"a link lasts up to {MAX_LIFETIME.days} days, not {expires}; share it again later")
     store, share_id = reader.workbench.archive.store, secrets.token_hex(8)
     name = Path(reader.output(execution_id, output).name).name if output else f"{execution_id}.zip"
     key = f"{_ROOT}{share_id}/{name}"

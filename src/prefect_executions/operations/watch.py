@@ -72,7 +72,7 @@ def newer(before: Watched, found: Watched) -> Watched:
     return found if _may_follow(before.status, found.status) else before
 
 
-def told(before: Watched, heard: ExecutionEvent) -> Watched:
+def apply_event(before: Watched, heard: ExecutionEvent) -> Watched:
     """Return the execution as it is after *heard*."""
     began = heard.time if heard.status is Status.STARTED else None  # it may be heard late
     known = replace(before, method=before.method or heard.method_id, begun=before.begun or began)

@@ -30,7 +30,7 @@ from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.settle.decide import Judgement
 from prefect_executions.settle.observe import Snapshot, flow_run_of
-from prefect_executions.workbench.recovery import bring_back, end_runs, recover, restore
+from prefect_executions.workbench.recovery import bring_back, end_script_runs, recover, restore
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Outcome, Workbench
 
@@ -62,7 +62,10 @@ def seal(
             bundle = OpenBundle.load(snapshot.reachable[execution_id].folder, execution_id)
             kill_execution_processes(execution_id, instance=bundle.read(Instance))
         return snapshot.reachable[execution_id].seal(
-            execution_id, end, states=states, before_seal=lambda bundle: (*end_runs(bundle), *_finish(bundle, run))
+            execution_id,
+            end,
+            states=states,
+            before_seal=lambda bundle: (*end_script_runs(bundle), *_finish(bundle, run)),
         )
     suspended = bring_back(workbench, execution_id)
     if suspended is not None:

@@ -1,1 +1,1 @@
-"""The hall behind every door: each use case, once."""
+"""The workbench: open bundles on this machine, the order of sealing, and the read side of all executions."""

@@ -22,9 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
-from typing import NamedTuple, Protocol
-
-from prefect_executions.lifecycle.history import JobStatus
+from typing import NamedTuple
 
 BRIEFLY = 0.02
 """Seconds for which `yield_briefly` waits: flow and background work share one interpreter."""
@@ -94,41 +92,3 @@ def _drain_at_exit() -> None:
     register = getattr(threading, "_register_atexit", atexit.register)
     with suppress(RuntimeError):  # the interpreter is shutting down already
         register(drain)
-
-
-class EventDelivery(Protocol):
-    """The telling of one sealed execution's end, which goes on beside its archiving."""
-
-    def archived(self, manifest_sha256: str) -> None:
-        """Say that the archive has all of the record."""
-
-    def not_archived(self, why: str) -> None:
-        """Say why the archive did not take the record."""
-
-    def withdraw(self) -> None:
-        """Tell nothing: another sealed the execution before."""
-
-    def on_acknowledged(self, act: Callable[[], None]) -> None:
-        """Do *act* as soon as all is told and heard; what is not, settle tells again."""
-
-
-DeliverEvents = Callable[[JobStatus], EventDelivery]
-
-
-class _Nobody:
-    def archived(self, manifest_sha256: str) -> None:
-        pass
-
-    def not_archived(self, why: str) -> None:
-        pass
-
-    def withdraw(self) -> None:
-        pass
-
-    def on_acknowledged(self, act: Callable[[], None]) -> None:
-        act()
-
-
-def tell_nobody(job_status: JobStatus) -> EventDelivery:  # noqa: ARG001 - it is a `Tell`
-    """Tell nobody, where a workbench stands by itself."""
-    return _Nobody()

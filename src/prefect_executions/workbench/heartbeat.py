@@ -1,8 +1,8 @@
-"""Signs of life: while an execution is open here, its mark in the archive is written anew again and again.
+"""The heartbeat: one thread renews the leases of this process's open executions in the archive.
 
-Law: the lease says "alive" and nothing else. It ends with the process, with the
-seal, or when the run is suspended; that it is silent is a reason to look, and no
-proof of death.
+Law: a lease says "alive" and nothing else. It ends with the process, with the
+seal, or when the run is suspended. A missing heartbeat is a reason to check,
+not a proof that the process is dead.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from prefect_executions.workbench import background
 log = logging.getLogger("prefect_executions")
 
 PERIOD = 10.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 
 
 class Leases:
-    """The executions of this process that are open, renewed by one thread as long as there are any."""
+    """The leases of this process's open executions; one thread renews them while there are any."""
 
     def __init__(self, marks: Callable[[], Marks], *, period: float = PERIOD) -> None:
         self._marks = marks
@@ -34,19 +34,19 @@ class Leases:
         self._changed = threading.Condition()
         self._process = 0
 
-    def hold(self, execution_id: str, place: str) -> None:
-        """Renew from now on the lease of an execution that was just opened; *place* is its Workbench's path."""
+    def hold(self, execution_id: str, workbench: str) -> None:
+        """Renew the lease of an execution from now on; *workbench* is the path of its Workbench."""
         with self._changed:
-            if self._process != os.getpid():  # a forked child has neither the thread nor the executions
+            if self._process != os.getpid():  # a forked child inherits neither the thread nor the executions
                 self._process, self._held = os.getpid(), {}
             started = bool(self._held)
-            self._held[execution_id] = place
+            self._held[execution_id] = workbench
             if not started:
                 # An empty context: the thread outlives the run that starts it and must not log as that run.
                 Context().run(background.submit, partial(self._renew, os.getpid()), name="heartbeat")
 
     def release(self, execution_id: str) -> None:
-        """Say nothing more of an execution; once more changes nothing."""
+        """Stop renewing the lease of an execution; idempotent."""
         with self._changed:
             self._held.pop(execution_id, None)
             self._changed.notify_all()
@@ -61,4 +61,4 @@ class Leases:
             try:
                 self._marks().renew(held)
             except ExecutionsError as error:
-                log.debug("the leases of %s are not renewed: %s", ", ".join(sorted(held)), error)
+                log.debug("cannot renew the leases of %s: %s", ", ".join(sorted(held)), error)

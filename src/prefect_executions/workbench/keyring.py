@@ -1,13 +1,13 @@
-"""The keys of this home: the one that seals are signed with, and those of the people whose signature is believed.
+"""The key ring of this home: the private key that signs seals, and the trusted public keys.
 
 ::
 
     keys/
-    ├── signing.pem        private, readable by its owner only
-    └── trusted/NAME.pem   public keys, one's own among them
+    ├── signing.pem        private key, readable by its owner only
+    └── trusted/NAME.pem   public keys, including the one of signing.pem
 
-Law: no key is ever overwritten. With EXECUTIONS_SIGNING_KEY the private key lies
-where that says, and ``trusted/`` beside it.
+Law: a key is never overwritten. EXECUTIONS_SIGNING_KEY moves the private key, and
+``trusted/`` is always in its folder.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from prefect_executions.settings import Settings
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@-]{0,63}")
 
 
-class Trusted(NamedTuple):
-    """A public key whose signatures are believed; `own` is that of this home."""
+class TrustedKey(NamedTuple):
+    """A public key whose signatures are accepted; `own` marks the key that belongs to this home's private key."""
 
     name: str
     id: str
@@ -36,25 +36,25 @@ class Trusted(NamedTuple):
 
 
 class KeyRing:
-    """The keys that lie where *settings* say."""
+    """The keys in the folder that *settings* name."""
 
     def __init__(self, settings: Settings) -> None:
         self.private = settings.signing_key_file
-        self._demanded = settings.signing_key is not None
+        self._required = settings.signing_key is not None
         self._folder = self.private.parent / "trusted"
 
     def signing_key(self) -> SigningKey | None:
-        """Return the key that seals are signed with; None where none is configured.
+        """Return the private key that signs seals, or None if there is none.
 
         Raises:
-            SettingsError: If it cannot be read, or EXECUTIONS_SIGNING_KEY names a file that is not there.
+            SettingsError: If it cannot be read, or EXECUTIONS_SIGNING_KEY names a missing file.
         """
         try:
             pem = self.private.read_bytes()
         except FileNotFoundError:
-            if self._demanded:
+            if self._required:
                 raise SettingsError(
-                    f"EXECUTIONS_SIGNING_KEY: there is no file {self.private}; 'executions keys create' makes it"
+                    f"EXECUTIONS_SIGNING_KEY: {self.private} does not exist; 'executions keys create' creates it"
                 ) from None
             return None
         except OSError as error:
@@ -62,60 +62,60 @@ class KeyRing:
         return SigningKey.from_pem(pem, str(self.private))
 
     def trusted(self) -> Mapping[str, VerifyingKey]:
-        """Return the public keys whose signatures are believed, by their ids.
+        """Return the trusted public keys by their ids.
 
         Raises:
-            SettingsError: If one cannot be read.
+            SettingsError: If a key cannot be read.
         """
         keys = (self._read(path) for path in self._files())
         return {key.id: key for key in keys}
 
-    def people(self) -> tuple[Trusted, ...]:
-        """Return the trusted keys by name.
+    def entries(self) -> tuple[TrustedKey, ...]:
+        """Return the trusted keys with their names and files, sorted by name.
 
         Raises:
-            SettingsError: If one cannot be read.
+            SettingsError: If a key cannot be read.
         """
         signing = self.signing_key() if self.private.exists() else None
         own = signing.public.id if signing else None
-        found = ((path, self._read(path).id) for path in self._files())
-        return tuple(Trusted(path.stem, key_id, path, own == key_id) for path, key_id in found)
+        ids = ((path, self._read(path).id) for path in self._files())
+        return tuple(TrustedKey(path.stem, key_id, path, own == key_id) for path, key_id in ids)
 
-    def create(self, name: str) -> Trusted:
-        """Make a key, sign with it from now on, and trust it under *name*.
+    def create(self, name: str) -> TrustedKey:
+        """Create the private key that signs seals from now on, and trust its public key as *name*.
 
         Raises:
-            RequestError: If there is a key already, or the name is taken or cannot be one.
+            RequestError: If there is a key already, or *name* is taken or invalid.
         """
-        target = self._place(name)
+        target = self._trusted_path(name)
         key = SigningKey.of_seed(secrets.token_bytes(SEED))
         _write_new(self.private, key.pem, mode=0o600)
         _write_new(target, key.public.pem, mode=0o644)
-        return Trusted(name, key.public.id, target, own=True)
+        return TrustedKey(name, key.public.id, target, own=True)
 
-    def trust(self, file: Path, name: str) -> Trusted:
-        """Believe from now on what is signed with the public key in *file*, under *name*.
+    def trust(self, file: Path, name: str) -> TrustedKey:
+        """Accept signatures of the public key in *file* from now on, and call it *name*.
 
         Raises:
-            RequestError: If the file is no such key, the key is trusted already, or the name is taken or cannot be one.
+            RequestError: If *file* is not a public key, the key is trusted already, or *name* is taken or invalid.
         """
         try:
             key = VerifyingKey.from_pem(file.read_bytes(), str(file))
         except OSError as error:
             raise RequestError(f"{file} cannot be read: {error.strerror}") from error
-        known = next((one.name for one in self.people() if one.id == key.id), None)
+        known = next((entry.name for entry in self.entries() if entry.id == key.id), None)
         if known:
             raise RequestError(f"the key {key.id} is trusted already, as {known}")
-        target = self._place(name)
+        target = self._trusted_path(name)
         _write_new(target, key.pem, mode=0o644)
-        return Trusted(name, key.id, target, own=False)
+        return TrustedKey(name, key.id, target, own=False)
 
-    def _place(self, name: str) -> Path:
+    def _trusted_path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
-            raise RequestError(f"{name!r} cannot be the name of a key: letters, digits, '.', '_', '@' and '-' only")
+            raise RequestError(f"{name!r} is not a valid key name; use letters, digits, '.', '_', '@' and '-'")
         target = self._folder / f"{name}.pem"
         if target.exists():
-            raise RequestError(f"a key is trusted as {name} already, {target}; give another --name")
+            raise RequestError(f"the name {name} is taken by {target}; give another --name")
         return target
 
     def _files(self) -> list[Path]:
@@ -133,7 +133,7 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:
-        raise RequestError(f"there is a key already, {path}; it is never overwritten: move it away first") from None
+        raise RequestError(f"the key {path} exists and is never overwritten; move it away first") from None
     except OSError as error:
         raise SettingsError(f"The key {path} cannot be written: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as file:

@@ -1,7 +1,7 @@
-"""Which execution an id, or the beginning of one, means.
+"""Lookup of executions: resolve the prefix of an id to the full id.
 
-The ledger knows; where it is lost or away, this workbench and the archive do,
-because it is only an index of them.
+The ledger is asked first. If it is empty or unavailable, the workbench and the
+archive are listed instead, because the ledger is only an index of them.
 """
 
 from __future__ import annotations
@@ -19,78 +19,78 @@ from prefect_executions.workbench.workbench import Workbench
 
 
 def find(workbench: Workbench, prefix: str) -> str:
-    """Return the one full id that begins with *prefix*; a UUID's dashes may be left out.
+    """Return the full id that begins with *prefix*; the dashes of a UUID may be left out.
 
-    A full id is found even where a second generation of it (``<id>.2``) exists.
+    An exact id matches even if it has a second generation (``<id>.2``).
 
     Raises:
-        NotFoundError: If there is none.
-        AmbiguousIdError: If there are several; it lists them.
-        ArchiveError: If only the archive could tell and it cannot be asked.
+        NotFoundError: If no id matches.
+        AmbiguousIdError: If several ids match; the error lists them.
+        ArchiveError: If the ledger cannot answer and the archive is unavailable.
     """
     try:
         return workbench.ledger.find(prefix)
     except NotFoundError:
-        found = _without_ledger(workbench, prefix, everywhere=not workbench.ledger.list(limit=1).rows)
-        if not found:
+        ids = _ids_without_ledger(workbench, prefix, list_archive=not workbench.ledger.list(limit=1).rows)
+        if not ids:
             raise
     except LedgerError:
-        found = _without_ledger(workbench, prefix, everywhere=True)
-    if not found:
+        ids = _ids_without_ledger(workbench, prefix, list_archive=True)
+    if not ids:
         raise NotFoundError(f"no execution id begins with '{prefix}' on this workbench or in the archive.")
-    if len(found) > 1:
-        raise AmbiguousIdError(prefix, found)
-    return found[0]
+    if len(ids) > 1:
+        raise AmbiguousIdError(prefix, ids)
+    return ids[0]
 
 
 def path_of(text: str) -> Path | None:
-    """Return the file or folder that *text* means, or None where it means an id; what exists is meant before an id.
+    """Return *text* as a path if that exists, or None if *text* can only be an id.
 
     Raises:
-        NotFoundError: If it is no id, and nothing is there.
+        NotFoundError: If *text* looks like a path and does not exist.
     """
     if Path(text).exists():
         return Path(text)
     if "/" in text or text.endswith(".zip"):
-        raise NotFoundError(f"there is no file or folder {text}")
+        raise NotFoundError(f"the file or folder {text} does not exist")
     return None
 
 
-def newest(workbench: Workbench, flow_run_id: str) -> str | None:
-    """Return the id of the newest execution of a flow run, here or in the archive; None when it is none of ours.
+def newest_id(workbench: Workbench, flow_run_id: str) -> str | None:
+    """Return the id of a flow run's newest execution, here or in the archive; None if it has no execution.
 
     Raises:
-        ArchiveError: If only the archive could tell and it cannot be asked.
+        ArchiveError: If the execution is not here and the archive is unavailable.
     """
-    here = workbench.latest(flow_run_id)
-    if here.bundle is not None:
-        return here.id
-    found = None
+    slot = workbench.latest(flow_run_id)
+    if slot.bundle is not None:
+        return slot.id
+    newest = None
     for execution_id in each_generation(flow_run_id):
         if workbench.archive.opening(execution_id) is None:
             break
-        found = execution_id
-    return found
+        newest = execution_id
+    return newest
 
 
-def _without_ledger(workbench: Workbench, prefix: str, *, everywhere: bool) -> list[str]:
-    """Return the ids that fit, at most `CANDIDATES`; the archive is listed as a whole only when *everywhere*."""
+def _ids_without_ledger(workbench: Workbench, prefix: str, *, list_archive: bool) -> list[str]:
+    """The matching ids, at most `CANDIDATES`; listing the whole archive is slow, so only with *list_archive*."""
     if not prefix:
         return []
-    here = {one for one in on_workbench(workbench) if fits(one, prefix)}
-    if prefix in here:
+    ids = {execution_id for execution_id in local_ids(workbench) if has_prefix(execution_id, prefix)}
+    if prefix in ids:
         return [prefix]
     with suppress(NameRefusedError):
         check_execution_id(prefix)
         if workbench.archive.seal_of(prefix) is not None or workbench.archive.opening(prefix) is not None:
             return [prefix]
-    if everywhere:
-        here |= {one for one in workbench.archive.ids() if fits(one, prefix)}
-    return sorted(here)[:CANDIDATES]
+    if list_archive:
+        ids |= {execution_id for execution_id in workbench.archive.ids() if has_prefix(execution_id, prefix)}
+    return sorted(ids)[:CANDIDATES]
 
 
-def fits(execution_id: str, prefix: str) -> bool:
-    """Whether *execution_id* begins with *prefix*, dashes and capitals aside."""
+def has_prefix(execution_id: str, prefix: str) -> bool:
+    """Whether *execution_id* begins with *prefix*, ignoring dashes and case."""
     return execution_id.startswith(prefix) or _plain(execution_id).startswith(_plain(prefix) or prefix)
 
 
@@ -98,8 +98,8 @@ def _plain(text: str) -> str:
     return text.replace("-", "").lower()
 
 
-def on_workbench(workbench: Workbench) -> Iterator[str]:
-    """Yield the ids of the bundles that lie on the workbench, in no order."""
+def local_ids(workbench: Workbench) -> Iterator[str]:
+    """Yield the ids of the bundles on the workbench, unsorted."""
     if workbench.folder.is_dir():
         names = (entry.name for entry in workbench.folder.iterdir() if entry.is_dir())
         yield from (name for name in names if name not in {SCRATCH, ASIDE, WITHHELD})

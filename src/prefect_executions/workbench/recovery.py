@@ -1,14 +1,11 @@
-"""A suspended run leaves its open bundle in the archive, and whoever resumes it goes on with that.
+"""Recovery: resume a suspended run, restore a lost bundle from the archive, end orphaned scripts, finish sealing.
 
-The process that resumes may be on this machine or on another one. What the
-archive holds is newer than what lies here when the bundle here does not know the
-suspension that Prefect told last.
-
-What the archive has of an execution whose Workbench is out of reach: its opening record, and data sent early.
-
-What still runs of an execution whose own process is gone: the scripts of a descriptor Method outlive it.
-
-Finish what is left to do on a workbench: seal what has ended, archive and index what is sealed.
+- A suspended run stores its open bundle in the archive. The process that resumes the run, on this
+  machine or another one, continues with that bundle (`suspend`, `resume`, `bring_back`).
+- The archive has the opening record, and data that was uploaded early, of an execution whose
+  workbench is out of reach (`recover`, `restore`).
+- The scripts of a descriptor Method may outlive the process of their execution (`end_script_runs`).
+- A bundle may have ended without being sealed, archived or indexed (`settle_all`, `sweep_uploads`).
 """
 
 from __future__ import annotations
@@ -33,13 +30,24 @@ from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.workbench.workbench import BundleSlot, Outcome, Workbench
 
+PLANS = "plan"
+"""The folder below ``code/`` with one plan for each run of scripts."""
+
+STALE = timedelta(days=1)
+"""Age after which an unfinished upload is abandoned; a living upload is retried for minutes only."""
+
+_DATA = "data/"
+
+_GRACE = 1.0
+"""Seconds that scripts get to exit before they are killed."""
+
 
 def suspend(workbench: Workbench, bundle: OpenBundle) -> None:
-    """Put what the open bundle holds into the archive, because its process is about to end.
+    """Store the open bundle in the archive, because its process is about to end.
 
     Raises:
         BundleError: If it cannot be packed.
-        ArchiveError: If the archive refuses; on this machine the run can still be resumed.
+        ArchiveError: If the archive refuses; this machine can still resume the run.
     """
     with bundle.lock():
         packed = pack(bundle)
@@ -49,26 +57,27 @@ def suspend(workbench: Workbench, bundle: OpenBundle) -> None:
             packed.unlink(missing_ok=True)
 
 
-def resume(workbench: Workbench, place: BundleSlot, suspension: UUID | None) -> BundleSlot:
-    """Return *place* with the bundle that was suspended last, brought from the archive when it is not here.
+def resume(workbench: Workbench, slot: BundleSlot, suspension: UUID | None) -> BundleSlot:
+    """Return *slot* with the newest suspended bundle, fetched from the archive unless it is here.
 
-    *suspension* is the id of the last state of Prefect by which the run was suspended.
+    *suspension* is the id of the Prefect state that suspended the run last. A bundle
+    here that does not have that state in its history is older than the archive's.
 
     Raises:
-        BundleError: If what the archive holds is damaged.
-        ArchiveError: If the archive cannot be asked.
+        BundleError: If the archive's copy is damaged.
+        ArchiveError: If the archive is unavailable.
     """
-    if place.bundle is not None and _knows(place.bundle, suspension):
-        return place
-    return BundleSlot(place.id, bring_back(workbench, place.id, over=place.bundle) or place.bundle)
+    if slot.bundle is not None and _has_state(slot.bundle, suspension):
+        return slot
+    return BundleSlot(slot.id, bring_back(workbench, slot.id, over=slot.bundle) or slot.bundle)
 
 
 def bring_back(workbench: Workbench, execution_id: str, *, over: OpenBundle | None = None) -> OpenBundle | None:
-    """Make the bundle here what the archive holds of a suspended run, in the place of *over*; None where it has none.
+    """Unpack the archive's copy of a suspended bundle here, replacing *over*; return None if the archive has none.
 
     Raises:
-        BundleError: If what the archive holds is damaged, or another bundle than *over* is there.
-        ArchiveError: If the archive cannot be asked.
+        BundleError: If the copy is damaged, or another bundle than *over* is in its place.
+        ArchiveError: If the archive is unavailable.
     """
     stream = workbench.archive.suspended(execution_id)
     if stream is None:
@@ -79,50 +88,49 @@ def bring_back(workbench: Workbench, execution_id: str, *, over: OpenBundle | No
         return unpack(stream, workbench.folder, execution_id)
 
 
-def _knows(bundle: OpenBundle, suspension: UUID | None) -> bool:
-    told = (entry.prefect_state for entry in bundle.read(JobStatus).history)
-    return suspension in {state.id for state in told if state is not None}
-
-
-_DATA = "data/"
+def _has_state(bundle: OpenBundle, suspension: UUID | None) -> bool:
+    states = (entry.prefect_state for entry in bundle.read(JobStatus).history)
+    return suspension in {state.id for state in states if state is not None}
 
 
 class Recovered(NamedTuple):
-    """A record as it was opened, with the Method's code; `outputs` is the key of an output.zip that was sent early."""
+    """An opening record with the Method's code and the data that was uploaded before the seal."""
 
     record: ExecutionRecord
     code: dict[str, bytes]
     inputs: dict[str, str]
+    """Digests of the archived input files, by their paths in the bundle."""
     outputs: str | None
+    """The key of the archived output.zip."""
 
 
 def recover(archive: Archive, execution_id: str) -> Recovered | None:
-    """Return what the archive has of an execution that was never sealed, or None where it was not announced.
+    """Return what the archive has of an unsealed execution, or None without an opening record.
 
     Raises:
-        ArchiveError: If the archive cannot be asked.
-        BundleError: If its opening record is damaged.
+        ArchiveError: If the archive is unavailable.
+        BundleError: If the opening record is damaged.
     """
-    data = archive.opening(execution_id)
-    if data is None:
+    opening_json = archive.opening(execution_id)
+    if opening_json is None:
         return None
-    opening = OpeningRecord.from_json(data)
+    opening = OpeningRecord.from_json(opening_json)
     record = opening.record()
-    found = {one.key.rpartition("/")[2]: one for one in archive.store.list(folder_of(execution_id) + _DATA)}
+    data = {info.key.rpartition("/")[2]: info for info in archive.store.list(folder_of(execution_id) + _DATA)}
     staged = {file.sha256 for file in record.request.files}
-    kept = {file.path: file.sha256 for file in record.request.files if file.path and file.sha256 in found}
-    record = replace(record, request=kept_files(record.request, kept))
-    zips = sorted((one for digest, one in found.items() if digest not in staged), key=lambda one: str(one.modified))
+    inputs = {file.path: file.sha256 for file in record.request.files if file.path and file.sha256 in data}
+    record = replace(record, request=kept_files(record.request, inputs))
+    zips = sorted((info for digest, info in data.items() if digest not in staged), key=lambda info: str(info.modified))
     code = {path: text.encode() for path, text in opening.code.items()}
-    return Recovered(record, code, kept, zips[-1].key if zips else None)
+    return Recovered(record, code, inputs, zips[-1].key if zips else None)
 
 
 def restore(archive: Archive, recovered: Recovered, folder: Path) -> None:
-    """Bring what was sent early into the *folder* that is about to become a bundle.
+    """Download the data that was uploaded before the seal into *folder*, which becomes the bundle.
 
     Raises:
-        ArchiveError: If the archive cannot be asked.
-        BundleError: If what lies there is damaged.
+        ArchiveError: If the archive is unavailable.
+        BundleError: If the data is damaged.
         OSError: If the disk cannot be written.
     """
     data = folder_of(recovered.record.id) + _DATA
@@ -137,46 +145,40 @@ def restore(archive: Archive, recovered: Recovered, folder: Path) -> None:
 
 
 def _fetch(archive: Archive, key: str, to: Path) -> None:
-    found = archive.store.head(key)
-    if found is not None:
+    info = archive.store.head(key)
+    if info is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
-        archive.store.download(key, to, found.size, key.rpartition("/")[2])
+        archive.store.download(key, to, info.size, key.rpartition("/")[2])
 
 
 def _unpack(stream: BinaryIO, folder: Path) -> None:
     reader = ZipReader.open(stream, TRUSTED_LIMITS)
     for entry in reader.entries.values():
         if not entry.name.startswith(f"{layout.OUTPUTS}/"):
-            raise BundleError(f"{layout.OUTPUT_ZIP} of {folder.name} holds {entry.name!r}, which is no output")
-        place = folder / entry.name
+            raise BundleError(f"{layout.OUTPUT_ZIP} of {folder.name} contains {entry.name!r}, which is not an output")
+        path = folder / entry.name
         if entry.is_folder:
-            place.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
             for block in reader.blocks(entry):
                 file.write(block)
 
 
-PLANS = "plan"
-"""The folder below ``code/`` that has a plan for each run of scripts."""
-
-_GRACE = 1.0
-
-
-def end_runs(bundle: OpenBundle) -> tuple[str, ...]:
-    """End the runs of scripts of *bundle* that nobody waits for any more, remove them, and return a note on each."""
+def end_script_runs(bundle: OpenBundle) -> tuple[str, ...]:
+    """Cancel and remove the orphaned script runs of *bundle*, and return a note on each."""
     plans = sorted((bundle.paths.code / PLANS).glob("*/plan.json"))
-    return tuple(note for path in plans for note in _end(bundle, *_named(path.read_bytes())))
+    return tuple(note for path in plans for note in _end(bundle, *_runtime_and_run_id(path.read_bytes())))
 
 
-def _named(plan: bytes) -> tuple[str, str]:
-    told = json.loads(plan)
-    return str(told["runtime"]), str(told["request"]["id"])
+def _runtime_and_run_id(plan: bytes) -> tuple[str, str]:
+    document = json.loads(plan)
+    return str(document["runtime"]), str(document["request"]["id"])
 
 
 def _end(bundle: OpenBundle, name: str, run_id: str) -> Iterator[str]:
-    # Few executions have scripts, and the runtimes take long to import.
+    # Few executions have scripts, and the runtimes are slow to import.
     from prefect_executions.runtimes.registry import open_runtime  # noqa: PLC0415
 
     try:
@@ -186,21 +188,17 @@ def _end(bundle: OpenBundle, name: str, run_id: str) -> Iterator[str]:
             end = run.cancel(_GRACE)
             run.discard()
             code = "" if end.code is None else f" with exit code {end.code}"
-            yield f"nobody waited any more for the scripts of {run_id}: {end.status}{code}"
+            yield f"the orphaned scripts of {run_id} were stopped: {end.status}{code}"
         finally:
             runtime.close()
     except NotFoundError:
         return
     except (ExecutionsError, TimeoutError) as error:
-        yield f"the scripts of {run_id} may still run, on {name}: {error}"
-
-
-STALE = timedelta(days=1)
-"""An upload that was begun so long ago is not going on any more: one is tried for minutes."""
+        yield f"the scripts of {run_id} may still run on {name}: {error}"
 
 
 class Settled(NamedTuple):
-    """What became of one execution; `message` says why. One that is to be reported needs somebody to look at it."""
+    """The result of settling one execution, and the reason in `message`. A "report" needs an operator's attention."""
 
     id: str
     result: Literal["archived", "pending", "open", "report", "failed"]
@@ -209,15 +207,15 @@ class Settled(NamedTuple):
 
     @classmethod
     def of(cls, execution_id: str, outcome: Outcome) -> Settled:
-        """Return what a sealing came to."""
-        told = outcome.job_status
-        return cls(execution_id, "archived" if outcome.archived else "pending", told.message, told.execution_status)
+        """Return the result for the outcome of a seal."""
+        status = outcome.job_status
+        return cls(execution_id, "archived" if outcome.archived else "pending", status.message, status.execution_status)
 
 
 def settle_all(workbench: Workbench) -> Iterator[Settled]:
-    """Try once to finish each unfinished execution of *workbench*; one that fails hinders no other.
+    """Try once to finish each unfinished execution of *workbench*; a failure does not affect the others.
 
-    An execution that has not ended is told as ``open`` and left alone.
+    An execution that has not ended is reported as ``open`` and not changed.
     """
     for execution_id in list(workbench.unfinished()):
         try:
@@ -232,7 +230,7 @@ def settle_all(workbench: Workbench) -> Iterator[Settled]:
 
 
 def sweep_uploads(workbench: Workbench, now: datetime) -> int:
-    """Remove what uploads that died long ago left in the archive's store; return how many there were.
+    """Remove the remains of abandoned uploads from the archive's store; return their number.
 
     Raises:
         ArchiveError: If the store fails.

@@ -1,14 +1,14 @@
-"""How an execution ended, as far as the one who seals it knows, and the final status that follows from it.
+"""The steps of sealing as values: the final job status, the files to archive, the note on a lost race, the events.
 
-Which files of a bundle go to the archive, in which form, and what is done when another was sealed first.
+`Workbench.seal` puts them in order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 from prefect_executions.archive.archive import Archive, Content, goes_along
 from prefect_executions.bundles import layout, manifest
@@ -23,7 +23,7 @@ from prefect_executions.settings import ArchiveLevel
 
 
 class Ending(NamedTuple):
-    """How an execution ended, as far as the one who seals it knows."""
+    """How an execution ended, as observed by the process that seals it."""
 
     status: Status
     reason: Reason | None
@@ -34,9 +34,10 @@ class Ending(NamedTuple):
 
 
 def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequence[str] = ()) -> JobStatus:
-    """Return the final job status: what could not be kept and other *notes*, the end, the outputs.
+    """Return the final job status: *job_status* with the notes, the end and the outputs.
 
-    One that is terminal already keeps its end.
+    The notes are *notes* and those of *gathered* on files that could not be kept.
+    A terminal status stays as it is and only gets the outputs.
     """
     if not job_status.execution_status.terminal:
         for note in (*gathered.notes, *notes):
@@ -56,16 +57,16 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
     return job_status.model_copy(update={"outputs": gathered.outputs})
 
 
-def lost_with(hostname: str | None, job_status: JobStatus, end: Ending) -> JobStatus:
-    """Return the job status with the note that outputs and logs were lost with the Workbench on that machine."""
-    told = f"outputs and logs were lost with the workbench on {hostname}"
-    if hostname is None:  # its record was never opened
-        told = "outputs and logs, if there were any, were lost with the workbench on a machine that nobody told"
-    return add_entry(job_status, EntryKind.NOTE, end.at, observer=end.observer, message=told)
+def note_lost_outputs(hostname: str | None, job_status: JobStatus, end: Ending) -> JobStatus:
+    """Return *job_status* with a note that outputs and logs were lost with the workbench on that machine."""
+    message = f"outputs and logs were lost with the workbench on {hostname}"
+    if hostname is None:  # the record was never opened
+        message = "outputs and logs, if any, were lost with the workbench on an unknown machine"
+    return add_entry(job_status, EntryKind.NOTE, end.at, observer=end.observer, message=message)
 
 
 class LateSeal(Document):
-    """What was heard of an execution after another had sealed it; it changes nothing in the record."""
+    """The result of a process that lost the race to seal an execution; it does not change the record."""
 
     file_name: ClassVar[str] = "late.json"
 
@@ -75,12 +76,12 @@ class LateSeal(Document):
     message: str | None = None
     hostname: str | None = None
     manifest_sha256: str
-    """The digest of the manifest that was sealed too late; its bundle lies aside on that machine."""
+    """Digest of the manifest that was sealed too late; that machine keeps its bundle aside."""
     noted: Time
 
 
 def late_seal(sealed: Sealed, at: datetime) -> LateSeal:
-    """Return what a bundle that was sealed too late has to say."""
+    """Return the note on a bundle that was sealed too late."""
     record = sealed.record
     return LateSeal(
         execution_id=record.id,
@@ -94,7 +95,7 @@ def late_seal(sealed: Sealed, at: datetime) -> LateSeal:
 
 
 def content_of(bundle: OpenBundle, sealed: Sealed, at: datetime) -> Content:
-    """Return what of a sealed bundle is to be archived at its archive level."""
+    """Return the files of a sealed bundle to archive at its archive level."""
     record, level = sealed.record, sealed.record.request.archive
     files = [*_listed(bundle, sealed), BundleFile(layout.MANIFEST, sealed.sha256, len(sealed.manifest))]
     if sealed.attestation is not None:
@@ -111,22 +112,22 @@ def content_of(bundle: OpenBundle, sealed: Sealed, at: datetime) -> Content:
 
 
 def data_of(gathered: Gathered, level: ArchiveLevel) -> list[BundleFile]:
-    """Return the big files that go to the archive at that level, which may be sent before the bundle is sealed."""
+    """Return the data files that go to the archive at *level*; they may be uploaded before the bundle is sealed."""
     return [file for file in (*gathered.inputs_and_code, gathered.output_zip) if _is_data(file.path, level)]
 
 
 def upload(archive: Archive, bundle: OpenBundle, data: Sequence[BundleFile]) -> None:
-    """Send big files that are not there yet; what is little goes along with the seal.
+    """Upload data files that the archive does not have yet; small ones are uploaded together with the seal.
 
     Raises:
-        ArchiveError: If the store fails; the same call goes on from there.
+        ArchiveError: If the store fails; a second call continues from there.
     """
     for file in () if goes_along(data) else data:
         archive.keep_data(bundle.id, bundle.folder / file.path, file.sha256)
 
 
 def is_bulk(path: str) -> bool:
-    """Whether *path* is data, which lies in the archive by its digest or inside output.zip."""
+    """Whether *path* is data, which the archive stores by its digest or inside output.zip."""
     return path == layout.OUTPUT_ZIP or path.startswith((f"{layout.OUTPUTS}/", f"{layout.INPUTS}/"))
 
 
@@ -137,7 +138,7 @@ def _is_data(path: str, level: ArchiveLevel) -> bool:
 
 
 def _is_absent(path: str, level: ArchiveLevel) -> bool:
-    """Whether the archive holds *path* in no form: single outputs lie in output.zip."""
+    """Whether the archive has *path* in neither form: as a file of its own, or as an output inside output.zip."""
     inside_zip = path.startswith(f"{layout.OUTPUTS}/") and level is not ArchiveLevel.NONE
     return is_bulk(path) and not _is_data(path, level) and not inside_zip
 
@@ -145,3 +146,41 @@ def _is_absent(path: str, level: ArchiveLevel) -> bool:
 def _listed(bundle: OpenBundle, sealed: Sealed) -> Iterator[BundleFile]:
     for path, digest in manifest.parse(sealed.manifest).items():
         yield BundleFile(path, digest, (bundle.folder / path).stat().st_size)
+
+
+class EventDelivery(Protocol):
+    """The delivery of one sealed execution's events, which runs beside its archiving."""
+
+    def archived(self, manifest_sha256: str) -> None:
+        """Report that the archive has the complete record."""
+
+    def not_archived(self, why: str) -> None:
+        """Report why the archive refused the record."""
+
+    def withdraw(self) -> None:
+        """Deliver nothing: another process sealed the execution first."""
+
+    def on_acknowledged(self, act: Callable[[], None]) -> None:
+        """Call *act* when all events are acknowledged; otherwise settle delivers them again."""
+
+
+DeliverEvents = Callable[[JobStatus], EventDelivery]
+
+
+class _NoDelivery:
+    def archived(self, manifest_sha256: str) -> None:
+        pass
+
+    def not_archived(self, why: str) -> None:
+        pass
+
+    def withdraw(self) -> None:
+        pass
+
+    def on_acknowledged(self, act: Callable[[], None]) -> None:
+        act()
+
+
+def discard_events(job_status: JobStatus) -> EventDelivery:  # noqa: ARG001 - it is a `DeliverEvents`
+    """Deliver no events, for a workbench without Prefect."""
+    return _NoDelivery()

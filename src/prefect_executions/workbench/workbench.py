@@ -1,8 +1,9 @@
-"""Keep a record: open, gather, seal, settle, archive, index, and rebuild the index.
+"""The workbench: open, gather, seal, settle, archive and index the executions of one machine.
 
-Doors (flow, hooks, settle, command line) parse, call this room and show the
-answer. It holds the order of things (design, laws 2 to 5): before the work it
-refuses, after the work it never loses; data, then metadata, then the seal.
+Its callers are the flow, its hooks, settle and the command line.
+
+Law: an error before the work refuses the run; an error after the work loses
+nothing. The archive gets the data first, then the metadata, then the seal.
 """
 
 from __future__ import annotations
@@ -37,20 +38,32 @@ from prefect_executions.objectstore.open import open_store
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench import background
-from prefect_executions.workbench.background import DeliverEvents, EventDelivery, tell_nobody
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing
-from prefect_executions.workbench.sealing import Ending, content_of, data_of, ended, late_seal, lost_with, upload
+from prefect_executions.workbench.sealing import (
+    DeliverEvents,
+    Ending,
+    EventDelivery,
+    content_of,
+    data_of,
+    discard_events,
+    ended,
+    late_seal,
+    note_lost_outputs,
+    upload,
+)
 
 log = logging.getLogger("prefect_executions")
 
 BLOCK = "block:"
+"""Prefix of an archive URL that names a Prefect block."""
 
-_MOST_CODE = 1024**2
+_MAX_OPENING_CODE = 1 << 20
+"""Bytes of the Method's code in an opening record."""
 
 
 class Outcome(NamedTuple):
-    """What became of a sealed execution: its final status, its folder, and whether the archive has it."""
+    """The result of sealing: the final job status, the bundle's folder, and whether the archive has it."""
 
     job_status: JobStatus
     folder: Path
@@ -58,17 +71,16 @@ class Outcome(NamedTuple):
 
 
 class BundleSlot(NamedTuple):
-    """Where a flow run's record goes: the execution's id and, when it is on this workbench already, its bundle."""
+    """The place of an execution on this workbench: its id, and its bundle if that exists already."""
 
     id: str
     bundle: OpenBundle | None
 
 
 class Workbench:
-    """The live executions of one machine, with the archive and the ledger that they go to.
+    """The open executions of one machine, with the archive and the ledger that receive them.
 
-    The archive and the ledger are opened at the first use, so that a door pays
-    only for what it needs.
+    The archive and the ledger are opened at the first use.
     """
 
     def __init__(
@@ -77,12 +89,12 @@ class Workbench:
         *,
         open_archive: Callable[[], Archive],
         open_ledger: Callable[[], Ledger],
-        tell: DeliverEvents = tell_nobody,
+        deliver_events: DeliverEvents = discard_events,
         signing_key: Callable[[], SigningKey | None] = lambda: None,
     ) -> None:
         self.folder = folder
         self.signing_key = signing_key
-        self._tell = tell
+        self._deliver_events = deliver_events
         self._open_archive = open_archive
         self._open_ledger = open_ledger
         self.leases = Leases(lambda: self.archive.marks)
@@ -96,38 +108,37 @@ class Workbench:
         settings: Settings,
         *,
         archive_block: Callable[[str], tuple[str, Mapping[str, Any]]],
-        tell: DeliverEvents = tell_nobody,
+        deliver_events: DeliverEvents = discard_events,
     ) -> Workbench:
-        """Return the workbench that *settings* describe.
+        """Return the workbench that *settings* describe, after this process has finished its background work.
 
-        *archive_block* looks up a Prefect block's URL and options; *tell* tells the
-        world of each end. What this process has still in hand is waited for, so that
-        it is seen.
+        *archive_block* returns the URL and the options of a Prefect block;
+        *deliver_events* starts the delivery of a sealed execution's events.
         """
         background.drain()
 
         def open_archive() -> Archive:
             url, options = settings.archive_url, dict[str, Any]()
             if url.startswith(BLOCK):
-                url, found = archive_block(url.removeprefix(BLOCK))
-                options = dict(found)
+                url, block_options = archive_block(url.removeprefix(BLOCK))
+                options = dict(block_options)
             return Archive(open_store(url, options=options, timeout=settings.archive_timeout))
 
         return cls(
             settings.workbench_folder,
             open_archive=open_archive,
             open_ledger=lambda: Ledger.open(settings.ledger_url),
-            tell=tell,
+            deliver_events=deliver_events,
             signing_key=KeyRing(settings).signing_key,
         )
 
     def at(self, folder: Path) -> Workbench:
-        """Return another Workbench of this machine that has the same archive and ledger."""
+        """Return a Workbench in another *folder* of this machine, with this archive and ledger."""
         return Workbench(
             folder,
             open_archive=lambda: self.archive,
             open_ledger=lambda: self.ledger,
-            tell=self._tell,
+            deliver_events=self._deliver_events,
             signing_key=self.signing_key,
         )
 
@@ -145,24 +156,24 @@ class Workbench:
             self._ledger = self._ledger or self._open_ledger()
             return self._ledger
 
-    # --- a run -----------------------------------------------------------------
+    # --- during a run ------------------------------------------------------------
 
     def latest(self, flow_run_id: str) -> BundleSlot:
-        """Return the newest execution of a flow run on this workbench: the open one, else the last that was sealed."""
-        found = BundleSlot(flow_run_id, None)
+        """Return the newest execution of a flow run on this workbench: the open one, else the last sealed one."""
+        latest = BundleSlot(flow_run_id, None)
         for slot in map(self._at, each_generation(flow_run_id)):
             if slot.bundle is None:
                 break
-            found = slot
-        return found
+            latest = slot
+        return latest
 
-    def next_place(self, flow_run_id: str, *, revisited: bool) -> BundleSlot:
-        """Return where a starting run's record goes.
+    def next_slot(self, flow_run_id: str, *, revisited: bool) -> BundleSlot:
+        """Return the slot for the record of a flow run that starts.
 
-        An open bundle is continued: another attempt, or a resumed run. A sealed one
-        is never touched: a manual retry is a new execution, ``<flow run id>.2``. With
-        *revisited* (Prefect says that the run started before) the archive is asked,
-        too, because the first generation may have been on another machine.
+        An open bundle is continued: by another attempt, or by a resumed run. A sealed
+        bundle never changes: a manual retry is a new generation, ``<flow run id>.2``.
+        With *revisited* (Prefect reports an earlier start) the archive is checked as
+        well, because the first generation may have run on another machine.
         """
 
         def usable(slot: BundleSlot) -> bool:
@@ -179,19 +190,21 @@ class Workbench:
         *,
         fill: Callable[[Path], None] | None = None,
     ) -> OpenBundle:
-        """Make the bundle of *record*, before any work is done, as `OpenBundle.create` does; `announce` follows.
+        """Create the bundle of *record* before the work starts, as `OpenBundle.create` does; call `announce` next.
 
         Raises:
-            BundleError: If the disk refuses; nothing is left then.
+            BundleError: If the disk cannot be written; no partial bundle is left.
         """
         return OpenBundle.create(self.folder, record.id, record.to_json() | dict(code), fill=fill)
 
     def announce(self, record: ExecutionRecord) -> None:
-        """Tell the archive what is known now, when user code is about to run; `index_open` follows.
+        """Write the opening record to the archive, before user code runs, and start the heartbeat.
+
+        Call `index_open` next. After an error the Method must not run.
 
         Raises:
-            ArchiveError: If the archive refuses; the Method must not run then.
-            SettingsError: If its seal could not be signed; nor then.
+            ArchiveError: If the archive refuses.
+            SettingsError: If the signing key cannot be read, so that the seal could not be signed.
         """
         self.signing_key()
         opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
@@ -200,11 +213,11 @@ class Workbench:
         self.leases.hold(record.id, str(self.folder))
 
     def index_open(self, record: ExecutionRecord) -> None:
-        """Take an execution that is open into the ledger; where it was sealed meanwhile, nothing changes."""
+        """Index an open execution in the ledger; a row of a sealed execution stays as it is."""
         self._index(record, archive="local")
 
     def gather(self, bundle: OpenBundle, level: ArchiveLevel) -> Gathered:
-        """Do the heavy part of sealing: digests, `output.zip`, and the upload of what is big at the archive *level*.
+        """Do the heavy part of sealing: digests, `output.zip`, and the upload of data at the archive *level*.
 
         Raises:
             BundleError: If the outputs cannot be gathered.
@@ -236,8 +249,8 @@ class Workbench:
         is archived.
 
         Raises:
-            NotFoundError: If this workbench has no such execution.
-            BundleError: If it cannot be sealed now; calling again goes on from there.
+            NotFoundError: If this workbench does not have the execution.
+            BundleError: If it cannot be sealed now; a second call continues from there.
         """
         self.leases.release(execution_id)
         bundle = OpenBundle.load(self.folder, execution_id)
@@ -261,40 +274,41 @@ class Workbench:
         fill: Callable[[Path], None] | None = None,
         has_outputs: bool = False,
     ) -> Outcome:
-        """Seal an execution whose bundle is on no disk that can be reached, from what is known elsewhere.
+        """Seal an execution whose bundle is out of reach, from the copy of its record in *record* and *code*.
 
-        *fill* puts what is known of its files into the folder that is about to become
-        its bundle; unless that *has_outputs*, the record says that they were lost.
-        Where its bundle is here after all, that is sealed. Once it is archived nothing of it stays here.
+        *fill* writes the files that were recovered into the new bundle folder; without
+        *has_outputs* the record notes that the outputs were lost. If the bundle is on
+        this workbench after all, that bundle is sealed. The stand-in is removed from
+        the workbench when it is archived.
 
         Raises:
-            BundleError: If the disk refuses.
-            ArchiveError: If *fill* cannot ask the archive.
+            BundleError: If the disk cannot be written.
+            ArchiveError: If *fill* cannot read the archive.
         """
         if self._at(record.id).bundle is None:
             if not has_outputs and record.status in {Status.STARTED, Status.EXECUTING}:
-                record = replace(record, job_status=lost_with(record.instance.hostname, record.job_status, end))
+                record = replace(record, job_status=note_lost_outputs(record.instance.hostname, record.job_status, end))
             OpenBundle(self.folder, record.id).mark_stand_in()
             self.begin(record, code, fill=fill)
         try:
             return self.seal(record.id, end)
-        except NotFoundError:  # another made it, sealed it and took it away
+        except NotFoundError:  # another process created, sealed and removed it
             return self.index(record.id)
 
     def index(self, execution_id: str) -> Outcome:
-        """Take a sealed execution of the archive into the ledger.
+        """Index a sealed execution of the archive in the ledger.
 
         Raises:
-            NotFoundError: If the archive has no such sealed execution.
+            NotFoundError: If the archive does not have it sealed.
         """
-        found = self.archive.bundle(execution_id).seal
+        archived = self.archive.bundle(execution_id).seal
         record = self.archived_record(execution_id)
-        came = came_from(self.archive.imported(execution_id))
-        self._index(record, archive="archived", manifest_sha256=found.manifest_sha256, came=came)
+        came = import_origin(self.archive.imported(execution_id))
+        self._index(record, archive="archived", manifest_sha256=archived.manifest_sha256, came=came)
         return Outcome(record.job_status, self.folder / execution_id, archived=True)
 
     def settle(self, execution_id: str) -> Outcome | None:
-        """Finish an execution of this workbench that ended but is not all done; None while it is still open.
+        """Seal, archive and index an execution that ended on this workbench; return None if it is still open.
 
         Raises:
             BundleError: If the bundle is damaged.
@@ -310,26 +324,26 @@ class Workbench:
             return self._close(bundle, seal(bundle, self.signing_key()))
 
     def unfinished(self) -> Iterator[str]:
-        """Yield the ids of executions on this workbench that are not sealed, archived, indexed and told."""
+        """Yield the ids of executions here that are not yet sealed, archived, indexed and their events delivered."""
         scratch = self.folder / SCRATCH
         if scratch.is_dir():
             yield from sorted(entry.name for entry in scratch.iterdir() if (self.folder / entry.name).is_dir())
 
-    # --- afterwards --------------------------------------------------------------
+    # --- after a run -------------------------------------------------------------
 
     def record(self, execution_id: str) -> ExecutionRecord:
-        """Return what is known of an execution: from this workbench, else from the archive.
+        """Return the record of an execution, from this workbench or else from the archive.
 
         Raises:
             NotFoundError: If neither has it.
         """
-        place = self._at(execution_id)
-        if place.bundle is not None:
-            return place.bundle.record()
+        slot = self._at(execution_id)
+        if slot.bundle is not None:
+            return slot.bundle.record()
         return self.archived_record(execution_id)
 
     def archived_record(self, execution_id: str) -> ExecutionRecord:
-        """Return what the archive tells of an execution: the sealed record, else the opening record.
+        """Return the record of an execution in the archive: the sealed record, else the opening record.
 
         Raises:
             NotFoundError: If the archive has neither.
@@ -340,25 +354,25 @@ class Workbench:
             return ExecutionRecord.from_json(bundle.read_many(names))
         opening = self.archive.opening(execution_id)
         if opening is None:
-            raise NotFoundError(f"there is no execution {execution_id} on this workbench or in the archive")
+            raise NotFoundError(f"execution {execution_id} is neither on this workbench nor in the archive")
         return OpeningRecord.from_json(opening).record()
 
     def rebuild_ledger(self) -> int:
-        """Make the ledger anew from the archive and this workbench; return how many executions it has."""
+        """Rebuild the ledger from the archive and this workbench; return its number of executions."""
         count = 0
         self.ledger.clear()
         with self.ledger.bulk() as bulk:
             for execution_id in self.archive.ids():
-                found = self.archive.seal_of(execution_id)
+                archived = self.archive.seal_of(execution_id)
                 try:
                     record = self.archived_record(execution_id)
-                except NotFoundError:  # of a writer that is at work or was killed: settle sweeps it up
+                except NotFoundError:  # its writer is not done or was killed; settle cleans up
                     continue
                 bulk.record(
                     record,
-                    archive="archived" if found else "local",
-                    manifest_sha256=found.manifest_sha256 if found else None,
-                    came=came_from(self.archive.imported(execution_id)) if found else None,
+                    archive="archived" if archived else "local",
+                    manifest_sha256=archived.manifest_sha256 if archived else None,
+                    came=import_origin(self.archive.imported(execution_id)) if archived else None,
                 )
                 count += 1
             for execution_id in self.unfinished():
@@ -372,50 +386,53 @@ class Workbench:
                     )
         return count
 
-    # --- inside --------------------------------------------------------------------
+    # --- private -----------------------------------------------------------------
 
     def _at(self, execution_id: str) -> BundleSlot:
-        there = (self.folder / layout.check_execution_id(execution_id)).is_dir()
-        return BundleSlot(execution_id, OpenBundle(self.folder, execution_id) if there else None)
+        exists = (self.folder / layout.check_execution_id(execution_id)).is_dir()
+        return BundleSlot(execution_id, OpenBundle(self.folder, execution_id) if exists else None)
 
     def _close(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
-        """Archive, index and tell a sealed bundle; whatever fails is left to settle, and the scratch folder says so."""
+        """Archive and index a sealed bundle and deliver its events.
+
+        The scratch folder is removed last: while it exists, settle repeats the steps that failed.
+        """
         record = sealed.record
-        telling = self._tell(record.job_status)
-        sealing = self._try_archive(bundle, sealed, telling)
+        delivery = self._deliver_events(record.job_status)
+        sealing = self._try_archive(bundle, sealed, delivery)
         if sealing is not None and not sealing.ours:
-            telling.withdraw()
-            return self._come_late(bundle, sealed)
+            delivery.withdraw()
+            return self._lose_race(bundle, sealed)
         archived = sealing is not None
         if archived:
-            telling.archived(sealed.sha256)
+            delivery.archived(sealed.sha256)
         indexed = self._index(record, archive="archived" if archived else "pending", manifest_sha256=sealed.sha256)
         if archived and indexed:
-            telling.on_acknowledged(partial(_clear, bundle))
+            delivery.on_acknowledged(partial(_clear, bundle))
         return Outcome(record.job_status, bundle.folder, archived)
 
-    def _try_archive(self, bundle: OpenBundle, sealed: Sealed, telling: EventDelivery) -> Sealing | None:
+    def _try_archive(self, bundle: OpenBundle, sealed: Sealed, delivery: EventDelivery) -> Sealing | None:
         content = content_of(bundle, sealed, datetime.now(UTC))
         try:
             upload(self.archive, bundle, content.data)
             sealing = self.archive.seal(bundle.id, content)
         except ArchiveError as error:
             log.warning("execution %s is sealed but not archived yet: %s", bundle.id, error)
-            telling.not_archived(str(error))
+            delivery.not_archived(str(error))
             return None
         if any(entry.kind is EntryKind.PAUSED for entry in sealed.record.job_status.history):
-            with suppress(ArchiveError):  # a sweep takes it
+            with suppress(ArchiveError):  # a later sweep removes it
                 self.archive.forget_suspended(bundle.id)
         return sealing
 
-    def _come_late(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
-        """Another sealed the execution before: its record stands; what is here lies aside and is told as a late word.
+    def _lose_race(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
+        """Keep the record of the process that sealed first; set this bundle aside and note it in the archive.
 
-        What never ran has nothing to tell, and neither has a stand-in.
+        A bundle that never ran, or a stand-in, has nothing to add and is discarded.
         """
         if sealed.record.started is not None and not bundle.stand_in:
             self.archive.note_late(bundle.id, late_seal(sealed, datetime.now(UTC)).to_json())
-            log.warning("execution %s was sealed by another before; what is here lies in %s", bundle.id, bundle.aside)
+            log.warning("another process sealed execution %s first; this bundle moves to %s", bundle.id, bundle.aside)
             bundle.set_aside()
         else:
             bundle.discard()
@@ -438,13 +455,13 @@ class Workbench:
         return True
 
 
-def came_from(imported: Imported | None) -> ImportOrigin | None:
-    """Return what the ledger holds of the mark of an import, or None where there is no mark."""
+def import_origin(imported: Imported | None) -> ImportOrigin | None:
+    """Return the ledger's columns for the mark of an import, or None without a mark."""
     return ImportOrigin(at=imported.imported, origin=imported.origin) if imported else None
 
 
 def _clear(bundle: OpenBundle) -> None:
-    """Take away what says that something is still to be done."""
+    """Remove the scratch folder, by which `unfinished` finds the bundle."""
     if bundle.stand_in:
         bundle.discard()
     else:
@@ -453,14 +470,14 @@ def _clear(bundle: OpenBundle) -> None:
 
 
 def _code(folder: Path) -> dict[str, str]:
-    """The Method's own files in an open bundle, as far as they are text and not too much for an opening record."""
-    found: dict[str, str] = {}
-    left = _MOST_CODE
+    """The Method's text files in an open bundle, up to the size limit of an opening record."""
+    files: dict[str, str] = {}
+    left = _MAX_OPENING_CODE
     for above, _, names in sorted(os.walk(folder / layout.CODE)):
         for path in (Path(above, name) for name in sorted(names)):
             with suppress(OSError, UnicodeDecodeError):
                 if path.stat().st_size <= left:
                     text = path.read_bytes().decode()
-                    found[path.relative_to(folder).as_posix()] = text
+                    files[path.relative_to(folder).as_posix()] = text
                     left -= len(text)
-    return found
+    return files
