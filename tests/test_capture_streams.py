@@ -233,7 +233,7 @@ class TestOwnedProcess:
             tmp_path,
         )
         told = (tmp_path / "told").read_text()
-        left_out = [int(number) for number in re.findall(r"\[(\d+) bytes came too fast for this log", told)]
+        left_out = [int(number) for number in re.findall(r"\[(\d+) bytes exceeded the rate of this log", told)]
         assert told.startswith("the first line\n")
         assert told.endswith("x\nthe last line\n")
         assert sum(left_out) > 20_000_000

@@ -1,9 +1,7 @@
-"""A log file of one stream that many write to and that is followed as it grows.
+"""Log files of the output streams, and the thread that copies growing logs to the terminal and to Prefect's log.
 
-Law: the file is the buffer. Nothing waits for a reader, and what is in the file
-survives the death of the process.
-
-The thread that hands growing logs to the terminal and to Prefect's log, in chunks.
+Law: the file is the buffer. A writer never waits for a reader, and the content survives the
+death of the process.
 """
 
 from __future__ import annotations
@@ -29,12 +27,24 @@ from prefect_executions.capture.stdio_router import step_outside
 from prefect_executions.errors import BundleError
 
 CHUNK = 192 * 1024
-# Numbers below are those of the process's own streams, which user code may close and reopen.
+# Lower numbers are stdin, stdout and stderr, which user code may close and reopen.
 _LOWEST_DESCRIPTOR = 3
+TICK = 0.5
+# A record of Prefect's log should end at a line end; a longer line is split.
+LONGEST_LINE = 64 * 1024
+# A writable pipe accepts this many bytes without blocking (POSIX: PIPE_BUF).
+_SLICE = 4096
+# Limits for Prefect's log, in bytes per second and per burst: its client keeps all unsent records in memory.
+# The log file has everything.
+FORWARD_RATE, FORWARD_BURST = 1 << 20, 8 << 20
+# A terminal that accepts nothing (Ctrl-S, a stuck worker) must not delay the end of a run longer than this.
+PATIENCE_AT_END = 2.0
+
+Forward = Callable[[str, str], None]
 
 
 class LogFile:
-    """An append-only log; each writer's bytes go to its end, whole."""
+    """An append-only log; each write is appended as a unit."""
 
     def __init__(self, path: Path, mask: SecretMask) -> None:
         self.path = path
@@ -46,61 +56,61 @@ class LogFile:
         _logs.add(self)
 
     def put_at(self, number: int) -> None:
-        """Make the log the file descriptor *number* of this process and of its children."""
-        # Not a copy of our own: writers that share a position would hide from `append` where its bytes are.
+        """Install the log as file descriptor *number* of this process and its children."""
+        # Open it again instead of duplicating: with a shared file position, `append` could not locate its own bytes.
         descriptor = _open_to_append(self.path)
         os.dup2(descriptor, number)
         os.close(descriptor)
 
     def follow(self, sink: Sink) -> Follower:
-        """Return a follower that hands *sink* what is written from now on."""
+        """Return a follower that copies all later output to *sink*."""
         follower = Follower(self, sink, self._mask.stream(), self.size)
         self._followers.append(follower)
         return follower
 
     def write(self, data: bytes, *, hidden_from: Iterable[Follower] = ()) -> bytes:
-        """Append *data*, masked as a stream is; return what was appended.
+        """Append *data*, masked as a stream; return the appended bytes.
 
-        What may be the beginning of a secret waits for the next write or for `close`.
+        A possible beginning of a secret is held back until the next write or `close`.
         """
         with self._lock:
             return self._append(self._masked.feed(data), hidden_from)
 
     def append(self, data: bytes) -> None:
-        """Append *data*, masked, between the writes of others; no follower is told."""
+        """Append *data*, masked, between other writes; followers skip it."""
         with self._lock:
             self._append(self._mask.mask(data), self._followers)
 
     def close(self) -> bytes:
-        """Append what still waited, and return it; `settle` comes after."""
+        """Append and return the bytes that were held back."""
         with self._lock:
             return self._append(self._masked.finish(), ())
 
-    def settle(self) -> None:
-        """Close the file for good: no secret in it, and no way left for others to change it."""
+    def close_permanently(self) -> None:
+        """Close the file, mask its secrets, and detach other writers from it."""
         descriptor, self._descriptor = self._descriptor, -1
         os.close(descriptor)
-        settle_log(self.path, self._mask)
+        seal_log(self.path, self._mask)
 
     def read(self, offset: int, hidden: deque[tuple[int, int]]) -> tuple[bytes, bytes]:
-        """Return the bytes from *offset* on, at most `CHUNK`, and those of them that are not hidden."""
+        """Return at most `CHUNK` bytes from *offset* on, and the same bytes without the hidden ranges."""
         with self._lock:
             data = os.pread(self._descriptor, CHUNK, offset)
             return data, _without(data, offset, hidden)
 
     @property
     def size(self) -> int:
-        """The file's size by now, in bytes."""
+        """The current size in bytes."""
         return os.fstat(self._descriptor).st_size
 
     @property
     def ends_a_line(self) -> bool:
-        """Whether the next byte begins a line."""
+        """Whether the next byte starts a line."""
         size = self.size
         return size == 0 or os.pread(self._descriptor, 1, size - 1) == b"\n"
 
     def renew_lock(self) -> None:
-        """Make the lock anew in a forked child, where its holder does not exist."""
+        """Replace the lock in a forked child, where its holder does not exist."""
         self._lock = threading.Lock()
 
     def _append(self, data: bytes, hidden_from: Iterable[Follower]) -> bytes:
@@ -109,11 +119,11 @@ class LogFile:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError:
-            # A full disk must not fail the user's print; what is missing at the end shows it.
+            # A full disk must not fail the user's print; the missing end of the log shows it.
             pass
         written = len(data) - len(rest)
         if written:
-            # Only this descriptor's own position tells where O_APPEND has put the bytes.
+            # Only the position of this descriptor shows where O_APPEND placed the bytes.
             end = os.lseek(self._descriptor, 0, os.SEEK_CUR)
             for follower in hidden_from:
                 follower.hide(end - written, end)
@@ -121,17 +131,17 @@ class LogFile:
 
 
 class Sink(Protocol):
-    """What takes the bytes of a log as it grows."""
+    """A target for the bytes of a growing log."""
 
     def write(self, data: bytes, *, patience: float) -> int:
-        """Take what can be taken within *patience* seconds; return how many bytes that was."""
+        """Accept bytes for at most *patience* seconds; return the number of accepted bytes."""
 
     def finish(self) -> None:
-        """Take note that no more will come."""
+        """Note the end of the log."""
 
 
 class Follower:
-    """Reads a log at its own pace and hands it, masked, to one sink."""
+    """Reads a log at its own pace and copies it, masked, to a sink."""
 
     def __init__(self, log: LogFile, sink: Sink, masked: MaskedStream, offset: int) -> None:
         self._log = log
@@ -149,10 +159,10 @@ class Follower:
             self._hidden.append((start, end))
 
     def catch_up(self, *, patience: float = 0.0) -> None:
-        """Hand over what is new; stop, to go on next time, when the sink takes no more."""
-        # Another process may write for ever; what comes after this moment is for the next time.
+        """Copy new bytes; stop when the sink accepts no more, and continue the next time."""
+        # Another process may write without pause; stop at the current end.
         end = self._log.size
-        while self._hand_over(patience) and self._offset < end:
+        while self._deliver(patience) and self._offset < end:
             data, visible = self._log.read(self._offset, self._hidden)
             if not data:
                 return
@@ -160,23 +170,23 @@ class Follower:
             self._waiting = self._masked.feed(visible)
 
     def finish(self, *, patience: float) -> None:
-        """Hand over all that is left, as far as the sink takes it within *patience* seconds."""
+        """Copy all remaining bytes that the sink accepts within *patience* seconds."""
         self.catch_up(patience=patience)
         self._waiting += self._masked.finish()
-        self._hand_over(patience)
+        self._deliver(patience)
         self._sink.finish()
 
-    def _hand_over(self, patience: float) -> bool:
+    def _deliver(self, patience: float) -> bool:
         if self._waiting:
             self._waiting = self._waiting[self._sink.write(self._waiting, patience=patience) :]
         return not self._waiting
 
 
-def settle_log(path: Path, mask: SecretMask) -> None:
-    """Close a log for good that nobody of this process writes, such as one that a killed process left; again is safe.
+def seal_log(path: Path, mask: SecretMask) -> None:
+    """Mask and detach a log that this process does not write, for instance the log of a killed process; idempotent.
 
-    No secret that *mask* knows is left in it, and whoever still has it open
-    (a child that outlived the process) can change it no more.
+    Afterwards it contains no secret of *mask*, and a process that still has it open (an orphaned
+    child) cannot change it.
     """
     with suppress(FileNotFoundError):
         if not mask.mask_file(path) and _is_held(path):
@@ -191,7 +201,7 @@ def _open_to_append(path: Path) -> int:
 
 
 def above_streams(descriptor: int) -> int:
-    """Return *descriptor*, moved when it has got the number of a closed standard stream."""
+    """Return *descriptor*, or a duplicate if it has the number of a closed standard stream."""
     if descriptor >= _LOWEST_DESCRIPTOR:
         return descriptor
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST_DESCRIPTOR)
@@ -221,15 +231,15 @@ def _is_held(path: Path) -> bool:
         return False
     with path.open("rb") as log:
         try:
-            # The default signal of a broken lease, SIGIO, would end the process.
+            # The default signal for a broken lease, SIGIO, would kill the process.
             fcntl.fcntl(log, fcntl.F_SETSIG, signal.SIGURG)
-            # Linux grants a read lease only while nobody has the file open for writing.
+            # Linux grants a read lease only if no process has the file open for writing.
             fcntl.fcntl(log, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(log, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except BlockingIOError:
             return True
         except OSError:
-            # A network file system without leases; then nothing can be said.
+            # A network file system without leases: unknown.
             return False
     return False
 
@@ -241,30 +251,6 @@ def _replace_by_copy(path: Path) -> None:
     part.replace(path)
 
 
-_logs: weakref.WeakSet[LogFile] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    for log in _logs:
-        log.renew_lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
-
-TICK = 0.5
-# A record of Prefect's log should end with a line, but a line may never end.
-LONGEST_LINE = 64 * 1024
-# What a pipe takes without blocking once it reports room (POSIX: PIPE_BUF).
-_SLICE = 4096
-# What Prefect's log is told at most, in bytes for each second and at once. Its client holds what it has not sent yet in
-# memory, all of it; the file has everything.
-FORWARD_RATE, FORWARD_BURST = 1 << 20, 8 << 20
-# A terminal that takes nothing (Ctrl-S, a stuck worker) may not hold up the end of a run.
-PATIENCE_AT_END = 2.0
-
-Forward = Callable[[str, str], None]
-
-
 class Terminal:
     """The original file descriptor of a stream; its reader may be slow, stuck or dead."""
 
@@ -273,7 +259,7 @@ class Terminal:
         self._plain = stat.S_ISREG(os.fstat(descriptor).st_mode)
 
     def write(self, data: bytes, *, patience: float) -> int:
-        """Write what can be written within *patience* seconds; a dead reader takes everything."""
+        """Write for at most *patience* seconds; output for a dead reader is dropped."""
         if self._plain:
             return self._put(data)
         done = 0
@@ -302,9 +288,9 @@ class Terminal:
 
 
 class Forwarding:
-    """A callback that takes the text of a stream in chunks that end with a line, as far as lines end.
+    """Calls a function with the text of a stream, in chunks that end at a line end where possible.
 
-    What is too much for it is left out but for the end, and how much that was is told.
+    Text beyond the rate limit is left out, except its end; a line reports the number of omitted bytes.
     """
 
     def __init__(self, stream: str, forward: Forward) -> None:
@@ -312,17 +298,17 @@ class Forwarding:
         self._forward = forward
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._line = ""
-        self._room, self._counted = float(FORWARD_BURST), time.monotonic()
-        self._left_out, self._latest = 0, b""
+        self._budget, self._updated = float(FORWARD_BURST), time.monotonic()
+        self._omitted, self._latest = 0, b""
 
-    def write(self, data: bytes, *, patience: float) -> int:  # noqa: ARG002 - a callback has no patience
-        if not self._has_room(len(data)):
-            self._left_out += len(self._latest)
+    def write(self, data: bytes, *, patience: float) -> int:  # noqa: ARG002 - a callback cannot time out
+        if not self._has_budget(len(data)):
+            self._omitted += len(self._latest)
             self._latest = data
             return len(data)
-        self._left_out += len(self._latest)
+        self._omitted += len(self._latest)
         self._latest = b""
-        self._tell_left_out()
+        self._report_omitted()
         self._take(data)
         return len(data)
 
@@ -332,44 +318,46 @@ class Forwarding:
         if len(text) - cut > LONGEST_LINE:
             cut = len(text)
         self._line = text[cut:]
-        self._tell(text[:cut])
+        self._call(text[:cut])
 
     def finish(self) -> None:
-        """Hand over the last line, whole or not."""
-        self._tell_left_out()
+        """Forward the last line, complete or not."""
+        self._report_omitted()
         self._take(self._latest)
-        self._tell_line()
+        self._forward_line()
 
-    def _has_room(self, size: int) -> bool:
+    def _has_budget(self, size: int) -> bool:
         now = time.monotonic()
-        self._room = min(FORWARD_BURST, self._room + (now - self._counted) * FORWARD_RATE)
-        self._counted = now
-        if size > self._room:
+        self._budget = min(FORWARD_BURST, self._budget + (now - self._updated) * FORWARD_RATE)
+        self._updated = now
+        if size > self._budget:
             return False
-        self._room -= size
+        self._budget -= size
         return True
 
-    def _tell_left_out(self) -> None:
-        if self._left_out:
-            self._tell_line()
-            self._tell(f"[{self._left_out} bytes came too fast for this log; they are in outputs/{self._stream}.log]\n")
-            self._left_out = 0
+    def _report_omitted(self) -> None:
+        if self._omitted:
+            self._forward_line()
+            self._call(
+                f"[{self._omitted} bytes exceeded the rate of this log; they are in outputs/{self._stream}.log]\n"
+            )
+            self._omitted = 0
 
-    def _tell_line(self) -> None:
+    def _forward_line(self) -> None:
         text, self._line = self._line + self._decoder.decode(b"", final=True), ""
         self._decoder.reset()
-        self._tell(text)
+        self._call(text)
 
-    def _tell(self, text: str) -> None:
+    def _call(self, text: str) -> None:
         if not text:
             return
-        # A logger's failure, be it the SystemExit of rich's console, must not end the tail.
+        # A logger's exception, even SystemExit from rich's console, must not end this thread.
         with suppress(BaseException):
             self._forward(self._stream, text)
 
 
 class Tail:
-    """Lets followers catch up twice a second, and once more when it is closed."""
+    """A thread that runs the followers twice a second, and once more when it is closed."""
 
     def __init__(self, followers: Sequence[Follower], before: Callable[[], None]) -> None:
         self._followers = tuple(followers)
@@ -379,13 +367,13 @@ class Tail:
         self._thread.start()
 
     def close(self) -> None:
-        """Hand over what is left and end the thread; it does not wait for the next tick."""
+        """Copy the remaining output and end the thread immediately."""
         self._stop.set()
         self._thread.join()
 
     def _run(self) -> None:
         step_outside()
-        # Else a terminal that died would end the process of a user who has restored SIGPIPE's default.
+        # Otherwise a dead terminal would kill a process in which user code restored the default of SIGPIPE.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
         while not self._stop.wait(TICK):
             self._before()
@@ -394,3 +382,14 @@ class Tail:
         until = time.monotonic() + PATIENCE_AT_END
         for follower in self._followers:
             follower.finish(patience=max(0.0, until - time.monotonic()))
+
+
+_logs: weakref.WeakSet[LogFile] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for log in _logs:
+        log.renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

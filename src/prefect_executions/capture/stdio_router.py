@@ -1,18 +1,17 @@
-"""Python's sys.stdout and sys.stderr while executions share a process: each write goes to its own execution.
+"""Routes Python's sys.stdout and sys.stderr to the right execution when executions share a process.
 
-Whose a write is:
+The owner of a write is:
 
-1. The innermost open capture of the writer's context. Threads with a copied
-   context, asyncio tasks and nested Methods have their own.
-2. A thread without a context (a plain `threading.Thread`, a pool's worker): the
-   capture that owns the process, if one does. Else the open capture, if there is
-   only one (or a nested chain, of which the innermost that is older than the
-   thread) and the thread was started after it was opened.
-3. Else nobody's: it goes to the original stream alone. With two executions open,
-   a thread without a context is never guessed to belong to one of them.
+1. The innermost open capture of the writer's context. Threads with a copied context,
+   asyncio tasks and nested Methods have their own context.
+2. For a thread without a context (a plain `threading.Thread`, a worker of a pool): the
+   capture that owns the process, if any. Otherwise the only open capture, or the innermost
+   of a nested chain, provided that the thread started after the capture was opened.
+3. Otherwise none: the write goes to the original stream only. With two independent
+   executions open, a thread without a context is never assigned to one of them by guess.
 
-Code that has kept the original stream object (a `logging.StreamHandler` made
-before) writes past the router, and so does what writes to file descriptors.
+Code that holds the original stream object (a `logging.StreamHandler` created earlier)
+bypasses the router, and so do writes to file descriptors.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ NAMES: tuple[Name, Name] = ("stdout", "stderr")
 
 
 class Receiver(Protocol):
-    """A capture, as the router sees it."""
+    """A capture that takes routed writes."""
 
     @property
     def closed(self) -> bool: ...
 
     def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
-        """Record what was written to the stream *name*, and show it."""
+        """Record and show *data*, which was written to the stream *name*."""
 
 
 class CaptureScope:
-    """A capture in the tree of nested ones, with the threads that are older than it."""
+    """A capture in the tree of nested captures, with the threads that existed before it."""
 
     def __init__(self, receiver: Receiver, parent: CaptureScope | None, *, owns_process: bool) -> None:
         self.receiver = receiver
@@ -49,84 +48,85 @@ class CaptureScope:
         self._older = weakref.WeakSet(threading.enumerate())
 
     def nearest_open(self) -> CaptureScope | None:
-        """Return this place or its next outer one that is still open."""
-        place: CaptureScope | None = self
-        while place is not None and place.receiver.closed:
-            place = place.parent
-        return place
+        """Return this scope, or the nearest enclosing scope that is open."""
+        scope: CaptureScope | None = self
+        while scope is not None and scope.receiver.closed:
+            scope = scope.parent
+        return scope
 
-    def saw(self, thread: threading.Thread) -> bool:
-        """Whether *thread* was there before the capture."""
+    def is_newer_than(self, thread: threading.Thread) -> bool:
+        """Whether *thread* existed before the capture."""
         return thread in self._older
 
 
 _lock = threading.Lock()
 _open: tuple[CaptureScope, ...] = ()
-_here: ContextVar[CaptureScope | None] = ContextVar("prefect_executions_capture", default=None)
-_NOWHERE: ContextVar[bool] = ContextVar("prefect_executions_no_capture", default=False)
+_current: ContextVar[CaptureScope | None] = ContextVar("prefect_executions_capture", default=None)
+_uncaptured: ContextVar[bool] = ContextVar("prefect_executions_no_capture", default=False)
 
 
 def enter(receiver: Receiver, *, owns_process: bool) -> tuple[CaptureScope, Token[CaptureScope | None]]:
-    """Make *receiver* the capture of this context, inside the one that is its capture now."""
-    global _open  # noqa: PLW0603 - the process's streams are global, and so is who has captured them
-    outer = _here.get()
-    place = CaptureScope(receiver, outer.nearest_open() if outer else None, owns_process=owns_process)
+    """Make *receiver* the capture of this context, nested in the current capture."""
+    global _open  # noqa: PLW0603 - the streams of a process are global, and so are its captures
+    outer = _current.get()
+    scope = CaptureScope(receiver, outer.nearest_open() if outer else None, owns_process=owns_process)
     with _lock:
-        _open = (*_open, place)
-    return place, _here.set(place)
+        _open = (*_open, scope)
+    return scope, _current.set(scope)
 
 
-def leave(place: CaptureScope, token: Token[CaptureScope | None]) -> None:
-    """Undo `enter`; contexts that were copied meanwhile fall back to the outer capture."""
+def leave(scope: CaptureScope, token: Token[CaptureScope | None]) -> None:
+    """Undo `enter`; contexts copied in the meantime fall back to the outer capture."""
     global _open  # noqa: PLW0603 - see enter
     with _lock:
-        _open = tuple(other for other in _open if other is not place)
+        _open = tuple(other for other in _open if other is not scope)
     try:
-        _here.reset(token)
+        _current.reset(token)
     except ValueError:
-        # Closed from another context; there the closed place is passed over.
+        # Closed from another context, where closed scopes are skipped.
         return
 
 
 def step_outside() -> None:
-    """Let nothing that this context writes from now on be captured; for our own threads."""
-    _NOWHERE.set(True)
+    """Exclude this context's writes from every capture; for our own threads."""
+    _uncaptured.set(True)
 
 
 def owner() -> Receiver | None:
-    """Return the capture that owns the process, if one does."""
-    return next((place.receiver for place in _open if place.owns_process), None)
+    """Return the capture that owns the process, if any."""
+    return next((scope.receiver for scope in _open if scope.owns_process), None)
 
 
-def whose() -> Receiver | None:
-    """Return the capture that a write of this thread and context belongs to."""
-    if not _open or _NOWHERE.get():
+def current_receiver() -> Receiver | None:
+    """Return the capture that owns a write of this thread and context."""
+    if not _open or _uncaptured.get():
         return None
-    place = _here.get()
-    if place is not None:
-        place = place.nearest_open()
-        return place.receiver if place else owner()
-    return owner() or _of_a_stranger(_open, threading.current_thread())
+    scope = _current.get()
+    if scope is not None:
+        scope = scope.nearest_open()
+        return scope.receiver if scope else owner()
+    return owner() or _receiver_without_context(_open, threading.current_thread())
 
 
-def _of_a_stranger(places: tuple[CaptureScope, ...], thread: threading.Thread) -> Receiver | None:
-    found: CaptureScope | None = None
-    outer: CaptureScope | None = None
-    remaining = list(places)
+def _receiver_without_context(scopes: tuple[CaptureScope, ...], thread: threading.Thread) -> Receiver | None:
+    innermost: CaptureScope | None = None
+    remaining = list(scopes)
     while remaining:
-        inside = [
-            place for place in remaining if place.parent is outer or (outer is None and place.parent not in places)
+        nested = [
+            scope
+            for scope in remaining
+            if scope.parent is innermost or (innermost is None and scope.parent not in scopes)
         ]
-        if len(inside) != 1 or inside[0].saw(thread):
-            # Several at the top are strangers to each other; several inside one still are its own.
-            return found.receiver if found else None
-        found = outer = inside[0]
-        remaining.remove(found)
-    return found.receiver if found else None
+        if len(nested) != 1 or nested[0].is_newer_than(thread):
+            # Several scopes on one level are ambiguous; their common parent, if any, is certain.
+            return innermost.receiver if innermost else None
+        innermost = nested[0]
+        remaining.remove(innermost)
+    return innermost.receiver if innermost else None
 
 
 class Router(io.TextIOBase):
-    """Stands in for sys.stdout or sys.stderr and behaves like the stream it stands for."""
+    """Replaces sys.stdout or sys.stderr and behaves like the original stream."""
 
     def __init__(self, name: Name, original: TextIO | None) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Router(io.TextIOBase):
         self.users = 0
 
     def write(self, text: str) -> int:
-        receiver = whose()
+        receiver = current_receiver()
         if receiver is not None:
             if not isinstance(text, str):
                 raise TypeError(f"write() argument must be str, not {type(text).__name__}")
@@ -154,12 +154,12 @@ class Router(io.TextIOBase):
         try:
             self.original.flush()
         except (OSError, ValueError):
-            # The capture has the text; a terminal that is gone is no reason to fail the run.
-            if whose() is None:
+            # The capture has the text; a missing terminal must not fail the run.
+            if current_receiver() is None:
                 raise
 
     def close(self) -> None:
-        """Do nothing: the original is not ours to close."""
+        """Do nothing: the original stream is borrowed."""
 
     @property
     def closed(self) -> bool:
@@ -193,7 +193,7 @@ class Router(io.TextIOBase):
 
 
 class RoutedBuffer(io.BufferedIOBase):
-    """The router's stream of bytes."""
+    """The binary buffer of a router."""
 
     def __init__(self, router: Router, original: Any) -> None:
         super().__init__()
@@ -201,19 +201,19 @@ class RoutedBuffer(io.BufferedIOBase):
         self._original = original
 
     def write(self, data: Any) -> int:
-        receiver = whose()
-        whole = bytes(data)
+        receiver = current_receiver()
+        content = bytes(data)
         if receiver is not None:
-            receiver.take(self._router.stream_name, whole, self._router.original)
+            receiver.take(self._router.stream_name, content, self._router.original)
         elif self._original is not None:
-            self._original.write(whole)
-        return len(whole)
+            self._original.write(content)
+        return len(content)
 
     def flush(self) -> None:
         self._router.flush()
 
     def close(self) -> None:
-        """Do nothing: the original is not ours to close."""
+        """Do nothing: the original stream is borrowed."""
 
     def writable(self) -> bool:
         return True
@@ -226,7 +226,7 @@ class RoutedBuffer(io.BufferedIOBase):
 
 
 def install(name: Name) -> Router:
-    """Put a router in the place of ``sys.<name>``, or use the one that is there."""
+    """Replace ``sys.<name>`` by a router, or reuse the installed router."""
     with _lock:
         current = getattr(sys, name)
         router = current if isinstance(current, Router) else Router(name, current)
@@ -236,7 +236,7 @@ def install(name: Name) -> Router:
 
 
 def release(router: Router) -> None:
-    """Put the original back once nobody uses *router*; what others have put over it stays."""
+    """Restore the original when *router* has no more users, unless other code has replaced the stream since."""
     with _lock:
         router.users -= 1
         if router.users == 0 and getattr(sys, router.stream_name) is router:

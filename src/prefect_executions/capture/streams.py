@@ -1,11 +1,9 @@
-"""stdout and stderr of an execution, kept in files as they happen and still shown where they were shown before.
+"""Captures stdout and stderr of an execution in log files, and still shows them on the terminal.
 
-A run that owns its process gets the files as its file descriptors 1 and 2:
-subprocesses and C code are captured, and what was written survives ``kill -9``.
-Executions that share a process are told apart by context (`routing`); there,
-only what goes through Python's sys.stdout and sys.stderr can be captured.
-
-A text stream whose reader may be gone: writing to it never raises.
+A run that owns its process gets the log files as its file descriptors 1 and 2: output of
+subprocesses and C code is captured, and written output survives ``kill -9``.
+Executions that share a process are distinguished by context (`stdio_router`); only output
+through Python's sys.stdout and sys.stderr can be captured there.
 """
 
 from __future__ import annotations
@@ -29,90 +27,6 @@ from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.stdio_router import NAMES, Name, Router
 from prefect_executions.errors import BundleError
 
-
-class SafeStream(io.TextIOBase):
-    """Writes text to a file descriptor or another stream, and swallows that it is broken or closed.
-
-    For the console handler of Prefect: its rich console answers a broken pipe
-    with ``SystemExit``, and a dead worker leaves a broken pipe. A descriptor is
-    borrowed, never closed here; None takes everything and keeps nothing.
-    """
-
-    def __init__(self, target: int | TextIO | None) -> None:
-        super().__init__()
-        self._target = target
-
-    def retarget(self, target: int | TextIO | None) -> None:
-        """Write to *target* from now on."""
-        self._target = target
-
-    def write(self, text: str) -> int:
-        try:
-            if isinstance(self._target, int):
-                _write_all(self._target, as_bytes(text))
-            elif self._target is not None:
-                _write_somehow(self._target, text)
-        except (OSError, ValueError):
-            pass
-        return len(text)
-
-    def flush(self) -> None:
-        try:
-            if self._target is not None and not isinstance(self._target, int):
-                self._target.flush()
-        except (OSError, ValueError):
-            pass
-
-    def close(self) -> None:
-        """Flush; what is borrowed stays open."""
-        self.flush()
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        try:
-            return os.isatty(self.fileno())
-        except (OSError, ValueError):
-            return False
-
-    def fileno(self) -> int:
-        if isinstance(self._target, int):
-            return self._target
-        if self._target is None:
-            raise io.UnsupportedOperation("fileno")
-        return self._target.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # read-only here, an attribute in typeshed
-        return getattr(self._target, "encoding", None) or "utf-8"
-
-    @property
-    def errors(self) -> str:  # type: ignore[override]  # read-only here, an attribute in typeshed
-        return getattr(self._target, "errors", None) or "backslashreplace"
-
-
-def as_bytes(text: str) -> bytes:
-    """Return *text* as UTF-8; bytes of undecodable file names come out as they were, other surrogates escaped."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace")
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _write_somehow(stream: TextIO, text: str) -> None:
-    try:
-        stream.write(text)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
 _DESCRIPTORS: dict[Name, int] = {"stdout": 1, "stderr": 2}
 _C_STREAMS = (("stdout", "stderr"), ("__stdoutp", "__stderrp"))
 
@@ -122,22 +36,21 @@ _owning = threading.Lock()
 def open_streams(
     folder: Path, *, owns_process: bool, mask: SecretMask, forward: Callable[[str, str], None] | None = None
 ) -> Streams:
-    """Keep stdout and stderr in ``stdout.log`` and ``stderr.log`` of *folder*, the bundle's ``outputs``.
+    """Capture stdout and stderr in ``stdout.log`` and ``stderr.log`` of *folder*, the bundle's ``outputs``.
 
-    *forward* is called, in a thread of its own, with the stream's name and a
-    chunk of masked text, at most every half second and at the end; what it
-    raises is ignored. What it prints is not captured, but in a process that is
-    owned it must not write to file descriptor 1 or 2, or it would hear itself:
-    give its console `Streams.terminal`. A second attempt appends. One capture
-    owns a process; another one that wants to is nested in it and shares it.
+    A background thread calls *forward* with the stream's name and a chunk of masked text, at
+    most every half second and at the end; exceptions are ignored. Output of *forward* is not
+    captured, but in an owned process it must not write to file descriptor 1 or 2, which
+    would be a feedback loop: give its console `Streams.terminal`. A second attempt appends.
+    Only one capture can own a process; another one is nested in it and shares the process.
 
     Raises:
-        BundleError: If the logs cannot be opened; nothing is captured then.
+        BundleError: If the logs cannot be opened; then nothing is captured.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BundleError(f"The folder {folder} cannot be made: {error.strerror}. Nothing was run.") from error
+        raise BundleError(f"The folder {folder} cannot be created: {error.strerror}. Nothing was run.") from error
     if owns_process and _owning.acquire(blocking=False):
         try:
             return OwnedStreams(folder, mask, forward)
@@ -163,49 +76,45 @@ class Streams(ABC):
 
     @abstractmethod
     def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
-        """Record what Python code wrote to the stream *name*, and show it."""
+        """Record and show text that Python code wrote to the stream *name*."""
 
     @abstractmethod
-    def _let_go(self) -> None: ...
+    def _restore(self) -> None: ...
 
     def append_line(self, stream: Name, text: str) -> None:
-        """Append a line of our own, such as Prefect's run logger writes, to the log of *stream*.
+        """Append a line, for instance from Prefect's run logger, to the log of *stream*.
 
-        It is masked, but neither forwarded nor shown on the terminal.
+        The line is masked, but neither forwarded nor shown on the terminal.
         """
         if not self.closed:
             self._logs[stream].append(as_bytes(text if text.endswith("\n") else text + "\n"))
 
     def mark(self, headline: str) -> None:
-        """Append a line of our own to both logs, on a line of its own, to tell apart what was written before and after.
-
-        A log that is empty gets none.
-        """
+        """Append a separator line to both logs, except to an empty log."""
         for log in self._logs.values():
             if log.size:
                 log.append(as_bytes(("" if log.ends_a_line else "\n") + f"--- {headline} ---\n"))
 
     def terminal(self, stream: Name) -> SafeStream:
-        """Return a stream to where *stream* was shown before, past the log; writing to it never raises."""
+        """Return a stream to the original terminal of *stream*, bypassing the log; writing to it never raises."""
         return self._terminals[stream]
 
     def close(self) -> None:
-        """Put everything back, hand over what is left, and close the logs for good.
+        """Restore the streams, flush the remaining output, and close the logs permanently.
 
-        Secrets that reached a log through a file descriptor are replaced now. A
-        log that another process still holds is replaced by a copy, so that
-        nobody can change it afterwards. To close again changes nothing, and in
-        a forked child nothing happens.
+        Secrets that reached a log through a file descriptor are masked now. A log that another
+        process still holds open is replaced by a copy, so it cannot change afterwards.
+        Idempotent; does nothing in a forked child.
         """
         with self._closing:
             if self.closed or os.getpid() != self._process:
                 return
             self.closed = True
             try:
-                self._let_go()
+                self._restore()
             finally:
                 for log in self._logs.values():
-                    log.settle()
+                    log.close_permanently()
 
     def __enter__(self) -> Self:
         return self
@@ -217,26 +126,26 @@ class Streams(ABC):
 
 
 class SharedStreams(Streams):
-    """The logs of an execution that shares its process with others."""
+    """The logs of an execution that shares its process with other executions."""
 
     def __init__(self, folder: Path, mask: SecretMask, forward: Callable[[str, str], None] | None) -> None:
         super().__init__(folder, mask, forward)
         self._routers = tuple(map(stdio_router.install, NAMES))
         self._shown: dict[Name, TextIO | SafeStream | None] = {
-            router.stream_name: _beyond(router) for router in self._routers
+            router.stream_name: _original_stream(router) for router in self._routers
         }
         self._terminals = {name: _safe(shown) for name, shown in self._shown.items()}
         self._tail = Tail(self._forwards, _nothing) if self._forwards else None
-        self._place, self._token = stdio_router.enter(self, owns_process=False)
+        self._scope, self._token = stdio_router.enter(self, owns_process=False)
 
     def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
-        """Write *data* to the log, masked, and show what was written."""
+        """Write *data* to the log, masked, and show the masked text."""
         written = self._logs[name].write(as_bytes(data) if isinstance(data, str) else data)
         shown = self._shown[name] if isinstance(self._shown[name], SafeStream) else original
         _show(shown, data if not self._mask else written)
 
-    def _let_go(self) -> None:
-        stdio_router.leave(self._place, self._token)
+    def _restore(self) -> None:
+        stdio_router.leave(self._scope, self._token)
         for router in self._routers:
             _show(self._shown[router.stream_name], self._logs[router.stream_name].close())
             stdio_router.release(router)
@@ -245,10 +154,10 @@ class SharedStreams(Streams):
 
 
 class OwnedStreams(Streams):
-    """The logs of a run that owns its process: they are its file descriptors 1 and 2.
+    """The logs of a run that owns its process, installed as file descriptors 1 and 2.
 
-    Secrets can be replaced only at the end in what is written to a descriptor;
-    what is shown and forwarded is masked at once.
+    Output written to a descriptor is masked only at the end; shown and forwarded output is
+    masked immediately.
     """
 
     def __init__(self, folder: Path, mask: SecretMask, forward: Callable[[str, str], None] | None) -> None:
@@ -256,8 +165,8 @@ class OwnedStreams(Streams):
         _flush_python()
         flush_c()
         self._saved = {name: _saved_descriptor(number) for name, number in _DESCRIPTORS.items()}
-        _let_forks_go()
-        _kept_open.update(saved for saved in self._saved.values() if saved is not None)
+        _release_in_forks()
+        _saved_descriptors.update(saved for saved in self._saved.values() if saved is not None)
         self._terminals = {name: SafeStream(saved) for name, saved in self._saved.items()}
         self._shows: dict[Name, Follower] = {
             name: self._logs[name].follow(Terminal(saved)) for name, saved in self._saved.items() if saved is not None
@@ -267,11 +176,11 @@ class OwnedStreams(Streams):
         self._tail = Tail((*self._shows.values(), *self._forwards), flush_c)
         for name, number in _DESCRIPTORS.items():
             self._logs[name].put_at(number)
-            self._catch_python(name, number)
-        self._place, self._token = stdio_router.enter(self, owns_process=True)
+            self._capture_python(name, number)
+        self._scope, self._token = stdio_router.enter(self, owns_process=True)
 
     def take(self, name: Name, data: str | bytes, original: TextIO | None) -> None:
-        """Write *data* to the log; a stream that is no descriptor (a notebook's) shows it itself."""
+        """Write *data* to the log; a stream without a descriptor (in a notebook) shows it itself."""
         if not any(router.stream_name == name and router.original is original for router in self._routers):
             _show(original, data)
             return
@@ -279,17 +188,17 @@ class OwnedStreams(Streams):
         written = self._logs[name].write(as_bytes(data) if isinstance(data, str) else data, hidden_from=hidden)
         _show(original, data if not self._mask else written)
 
-    def _catch_python(self, name: Name, number: int) -> None:
+    def _capture_python(self, name: Name, number: int) -> None:
         stream = getattr(sys, name)
         if _number_of(stream) != number or isinstance(stream, Router):
             self._routers.append(stdio_router.install(name))
         elif hasattr(stream, "reconfigure"):
             self._buffered.append((stream, stream.line_buffering))
-            # To a file Python would write in blocks of 8 kB, and lose the last one when it is killed.
+            # Python writes to a file in blocks of 8 kB, and loses the last block when it is killed.
             stream.reconfigure(line_buffering=True)
 
-    def _let_go(self) -> None:
-        stdio_router.leave(self._place, self._token)
+    def _restore(self) -> None:
+        stdio_router.leave(self._scope, self._token)
         _flush_python()
         flush_c()
         for router in self._routers:
@@ -306,15 +215,15 @@ class OwnedStreams(Streams):
         finally:
             for saved in self._saved.values():
                 if saved is not None:
-                    _kept_open.discard(saved)
+                    _saved_descriptors.discard(saved)
                     os.close(saved)
             _owning.release()
 
 
 def flush_c() -> None:
-    """Write out what C code has printed and libc still holds; without such a libc, do nothing.
+    """Flush C's stdout and stderr buffers; do nothing without a suitable libc.
 
-    Only stdout and stderr: to flush all streams would wait for a thread that reads stdin.
+    Flushing all C streams would block on a thread that reads stdin.
     """
     for flush, pointer in _c_streams():
         flush(pointer)
@@ -347,30 +256,31 @@ def _saved_descriptor(number: int) -> int | None:
     try:
         return above_streams(os.dup(number))
     except OSError:
-        # Started with the stream closed, as some daemons are.
+        # The process was started with this stream closed, like some daemons.
         return None
 
 
-_kept_open: set[int] = set()
-"""Where this process was shown before its logs took the place."""
+_saved_descriptors: set[int] = set()
+"""The original stdout and stderr of this process, while logs replace them."""
 
 
 @cache
-def _let_forks_go() -> None:
-    os.register_at_fork(after_in_child=_leave_terminals)
+def _release_in_forks() -> None:
+    os.register_at_fork(after_in_child=_close_terminals)
 
 
-def _leave_terminals() -> None:
-    """Let a forked child hold no pipe of its parent's supervisor, which waits for the pipe's end, not for the parent's.
+def _close_terminals() -> None:
+    """In a forked child, replace the saved descriptors by /dev/null.
 
-    The numbers stay taken: a file that the child opens must not be written to in their place.
+    A supervisor waits for the end of its pipe, not of its process, so a child must not hold the pipe
+    open. The numbers stay in use, so that a file which the child opens cannot get one of them.
     """
     with suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        for saved in _kept_open:
-            os.dup2(nowhere, saved, inheritable=False)
-        os.close(nowhere)
-    _kept_open.clear()
+        devnull = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        for saved in _saved_descriptors:
+            os.dup2(devnull, saved, inheritable=False)
+        os.close(devnull)
+    _saved_descriptors.clear()
 
 
 def _restore_descriptor(saved: int | None, number: int) -> None:
@@ -380,8 +290,8 @@ def _restore_descriptor(saved: int | None, number: int) -> None:
         os.dup2(saved, number)
 
 
-def _beyond(router: Router) -> TextIO | SafeStream | None:
-    # The descriptors of an owned process are the outer execution's log, which is not this one's.
+def _original_stream(router: Router) -> TextIO | SafeStream | None:
+    # In an owned process the descriptors are the log of the outer execution, not of this one.
     outer = stdio_router.owner()
     return outer.terminal(router.stream_name) if isinstance(outer, Streams) else router.original
 
@@ -403,3 +313,86 @@ def _show(stream: TextIO | SafeStream | None, data: str | bytes) -> None:
 
 
 def _nothing() -> None: ...
+
+
+class SafeStream(io.TextIOBase):
+    """Writes text to a file descriptor or stream, and ignores a broken or closed target.
+
+    For Prefect's console handler: its rich console raises ``SystemExit`` on a broken pipe,
+    and a dead worker leaves a broken pipe. The target is borrowed and never closed. A target of
+    None discards everything.
+    """
+
+    def __init__(self, target: int | TextIO | None) -> None:
+        super().__init__()
+        self._target = target
+
+    def retarget(self, target: int | TextIO | None) -> None:
+        """Change the target."""
+        self._target = target
+
+    def write(self, text: str) -> int:
+        try:
+            if isinstance(self._target, int):
+                _write_all(self._target, as_bytes(text))
+            elif self._target is not None:
+                _write_replacing(self._target, text)
+        except (OSError, ValueError):
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self._target is not None and not isinstance(self._target, int):
+                self._target.flush()
+        except (OSError, ValueError):
+            pass
+
+    def close(self) -> None:
+        """Flush; the borrowed target stays open."""
+        self.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        try:
+            return os.isatty(self.fileno())
+        except (OSError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        if isinstance(self._target, int):
+            return self._target
+        if self._target is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._target.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # read-only here, an attribute in typeshed
+        return getattr(self._target, "encoding", None) or "utf-8"
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]  # read-only here, an attribute in typeshed
+        return getattr(self._target, "errors", None) or "backslashreplace"
+
+
+def as_bytes(text: str) -> bytes:
+    """Return *text* as UTF-8; undecodable bytes of file names are restored, other surrogates escaped."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace")
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _write_replacing(stream: TextIO, text: str) -> None:
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -19,7 +19,7 @@ from prefect.logging.configuration import ensure_logging_setup
 from prefect.logging.handlers import APILogHandler, PrefectConsoleHandler
 
 from prefect_executions.capture.secrets import SecretMask
-from prefect_executions.capture.stdio_router import whose
+from prefect_executions.capture.stdio_router import current_receiver
 from prefect_executions.capture.streams import OwnedStreams, SafeStream, Streams
 from prefect_executions.flow.outcome import mask_error
 
@@ -126,7 +126,7 @@ class _OthersLog(logging.Handler):
         self.setFormatter(logging.Formatter(_LINE_OF_OTHERS, datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        streams = whose()
+        streams = current_receiver()
         if isinstance(streams, Streams) and record.name.partition(".")[0] != "prefect":
             streams.append_line("stderr", _line(self, record))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.logfiles import settle_log
+from prefect_executions.capture.logfiles import seal_log
 from prefect_executions.capture.parameters import tell_credentials
 from prefect_executions.capture.secrets import SecretMask, mask_names
 from prefect_executions.errors import OrchestratorError
@@ -47,7 +47,7 @@ def mask_logs(bundle: OpenBundle, parameters: Mapping[str, Any], environment: Ma
     """
     mask = secret_mask(bundle, parameters, environment)
     for log in (layout.STDOUT, layout.STDERR):
-        settle_log(bundle.folder / log, mask)
+        seal_log(bundle.folder / log, mask)
     with suppress(OSError):  # a file that cannot be renamed cannot be read either, and gathering reports it
         mask_names(bundle.paths.outputs, mask)
 
