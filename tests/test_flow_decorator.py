@@ -205,15 +205,20 @@ def in_list(keys: list[SecretStr]) -> None: ...
 @pytest.mark.parametrize(
     ("declare", "message"),
     [
-        (lambda: method(keywords="spectra"), r"keywords is a list of texts: keywords=\['spectra'\]"),
-        (lambda: method(secrets="token"), r"secrets is a list of texts: secrets=\['token'\]"),
-        (lambda: method(version=1.0), "version is wrong: Input should be a valid string; 1.0 was given"),
-        (lambda: method(outputs=["a.csv"]), "outputs is wrong"),
-        (lambda: method(comparisons={"a.csv": "bytes"}), "comparisons.a.csv is wrong"),
-        (lambda: method("1.0.0"), r"arguments have names: @method\(version='1.0.0'\)"),
+        (lambda: method(keywords="spectra"), r"keywords must be a list of strings: keywords=\['spectra'\]"),
+        (lambda: method(secrets="token"), r"secrets must be a list of strings: secrets=\['token'\]"),
+        (lambda: method(version=1.0), "version is invalid: Input should be a valid string; 1.0 was given"),
+        (lambda: method(outputs=["a.csv"]), "outputs is invalid"),
+        (lambda: method(comparisons={"a.csv": "bytes"}), "comparisons.a.csv is invalid"),
+        (lambda: method("1.0.0"), r"name its arguments: @method\(version='1.0.0'\)"),
         (lambda: method(in_list), "'keys' holds several secrets"),
     ],
 )
-def test_a_declaration_that_cannot_be_used_is_refused_with_what_is_wrong_in_it(declare: Callable[[], object], message):
+def test_an_invalid_declaration_is_refused_with_the_reason(declare: Callable[[], object], message):
     with pytest.raises(MethodError, match=message):
         declare()
+
+
+def test_a_misspelled_argument_is_a_type_error():
+    with pytest.raises(TypeError, match=r"method\(\) got an unexpected keyword argument 'versoin'"):
+        method(versoin="1")

@@ -865,9 +865,9 @@ def test_an_archive_that_goes_away_meanwhile_changes_nothing_for_the_run(bundles
     ("declare", "message"),
     [
         (lambda: method(type="Cooking")(lambda: None), "not a known type"),
-        (lambda: method(archive="some")(lambda: None), "no archive level"),
+        (lambda: method(archive="some")(lambda: None), "archive must be one of full, outputs, none; 'some' was given"),
         (lambda: method(add), "a Method already"),
-        (lambda: method(version="1")(print), "goes on a function or a flow"),
+        (lambda: method(version="1")(print), "decorates a function or a flow"),
     ],
 )
 def test_a_wrong_declaration_says_why(declare: Callable[[], object], message):

@@ -1,20 +1,20 @@
-"""`@method`: a function declared as a Method, which is a Prefect flow that keeps its record.
+"""`@method`: declares a function as a Method, a Prefect flow that records each of its runs.
 
-The flow is a real Prefect `Flow`; what runs inside it is in `running`, what
-happens when its state is known is in `hooks`.
+A Method is a real Prefect `Flow`. `recording` runs inside the flow; `hooks` seals
+the record when Prefect has set the final state.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from prefect.flows import Flow
 from prefect.utilities.callables import generate_parameter_schema, parameter_schema
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from typing_extensions import TypedDict  # before Python 3.12, pydantic refuses the class of `typing`
 
 from prefect_executions.descriptors.schema import inputs_of
 from prefect_executions.errors import MethodError
@@ -46,25 +46,24 @@ _FLOW_OPTIONS = (
     "cache_result_in_memory",
     "log_prints",
 )
-_SECRET_NAME = {name: said for name, said in SECRET_FORM.items() if name != "description"}
+_SECRET_NAME = {name: value for name, value in SECRET_FORM.items() if name != "description"}
 _BOUND_TO = frozenset({"__prefect_self__", "__prefect_cls__"})
-"""Where Prefect keeps on a flow's function what it is called on."""
+"""Attributes of a flow's function in which Prefect keeps the object or class that it is bound to."""
 _FLOW_HOOKS = ("on_completion", "on_failure", "on_cancellation", "on_crashed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Declaration:
-    """What the author says about a Method beside its function."""
+class Declaration(TypedDict, total=False):
+    """What the author declares about a Method beside its function: the keyword arguments of `@method`."""
 
-    version: str | None = None
-    title: str | None = None
-    description: str | None = None
-    keywords: tuple[str, ...] = ()
-    type: str | None = None
-    archive: ArchiveLevel | None = None
-    secrets: frozenset[str] = frozenset()
-    outputs: Mapping[str, str] | None = None
-    comparisons: Mapping[str, Comparison] | None = None
+    version: str | None
+    title: str | None
+    description: str | None
+    keywords: Sequence[str]
+    type: str | None
+    archive: ArchiveLevel | str | None
+    secrets: Sequence[str]
+    outputs: Mapping[str, str] | None
+    comparisons: Mapping[str, Comparison] | None
 
 
 _DECLARATIONS = TypeAdapter(Declaration)
@@ -74,10 +73,10 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
     """A Prefect flow whose runs each leave an execution bundle.
 
     Attributes:
-        declaration: What the author said beside the function.
+        declaration: The keyword arguments of `@method`.
         time_limit: Seconds that the author's code may take. Prefect's own
-            `timeout_seconds` stays empty, because it would count our sealing.
-        declared: The author's function and the descriptor that is derived from all this.
+            `timeout_seconds` stays empty, because it would include the time of sealing.
+        declared: The author's function, and the descriptor that is derived from it and the declaration.
     """
 
     def __init__(
@@ -90,28 +89,29 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
     ) -> None:
         _check_function(function)
         prefect_logs.shield()
-        options["version"] = declaration.version or options.get("version")
+        options["version"] = declaration.get("version") or options.get("version")
         super().__init__(function, **options)
         function = self.fn  # the function itself, where a class or static method holds it
-        told = self.parameters.model_dump()
-        if declaration.type is not None:  # else the settings are not asked, and cannot be wrong here
-            check_type(declaration.type, Settings.read().method_types)
-        secrets = secret_inputs(told, declaration.secrets, self.name)
-        signature = _form_signature(function, secrets, told)
+        schema = self.parameters.model_dump()
+        method_type = declaration.get("type")
+        if method_type is not None:  # otherwise the settings are not read, so invalid settings do no harm here
+            check_type(method_type, Settings.read().method_types)
+        secrets = secret_inputs(schema, frozenset(declaration.get("secrets", ())), self.name)
+        signature = _form_signature(function, secrets, schema)
         self.declaration = declaration
         self.time_limit = float(timeout_seconds) if timeout_seconds else None
         self.__signature__ = signature = _with_mark(signature, self.version or "0")
         self.parameters = parameter_schema(self)
         self.description = unmarked(self.description)
         declared = Declared(
-            function=function, method=self._described(), wrapped=secret_inputs(told, frozenset(), self.name)
+            function=function, method=self._describe(), wrapped=secret_inputs(schema, frozenset(), self.name)
         )
         if not self.parameters.properties:
             self.description = marked(self.description, self.version or "0")
-        self._keep(declared, recorded(declared), signature)
+        self._record(declared, recorded(declared), signature)
 
-    def _keep(self, declared: Declared, body: Callable[..., Any], signature: inspect.Signature) -> None:
-        """Let each run of *body* be recorded, and its record be sealed."""
+    def _record(self, declared: Declared, body: Callable[..., Any], signature: inspect.Signature) -> None:
+        """Make *body*, which records, the function of this flow; add the hooks that seal."""
         self.declared = declared
         self.fn = body
         self.fn.__signature__ = signature  # type: ignore[attr-defined]  # a function takes any attribute
@@ -120,8 +120,8 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
             hooks[:] = hooked(hooks, declared)
 
     @property
-    def asked(self) -> inspect.Signature:
-        """The signature of a call: without the object or class that it is called on, which Python fills in."""
+    def call_signature(self) -> inspect.Signature:
+        """The signature of a call: without `self` or `cls`, which Python fills in."""
         signature = inspect.signature(self.declared.function)
         if not (self.ismethod or self.isclassmethod):
             return signature
@@ -129,65 +129,65 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
 
     @property
     def method(self) -> Method:
-        """The Method's descriptor, without its code, which is looked at when it runs."""
+        """The Method's descriptor, without the identity of its code, which each run determines."""
         return self.declared.method
 
-    def _described(self) -> Method:
-        declared = self.declaration
+    def _describe(self) -> Method:
+        declaration, archive = self.declaration, self.declaration.get("archive")
         return Method(
             id=self.name,
             version=self.version or "0",
-            title=declared.title or self.name.replace("-", " ").replace("_", " ").capitalize(),
-            description=declared.description or self.description,
-            keywords=declared.keywords,
+            title=declaration.get("title") or self.name.replace("-", " ").replace("_", " ").capitalize(),
+            description=declaration.get("description") or self.description,
+            keywords=tuple(declaration.get("keywords", ())),
             inputs=inputs_of(self.parameters.model_dump()),
-            outputs=_outputs(declared.outputs or {}),
-            comparisons=dict(declared.comparisons) if declared.comparisons else None,
-            type=declared.type,
-            archive=declared.archive,
+            outputs=_outputs(declaration.get("outputs") or {}),
+            comparisons=dict(declaration.get("comparisons") or {}) or None,
+            type=declaration.get("type"),
+            archive=None if archive is None else ArchiveLevel(archive),
             time_limit=self.time_limit,
         )
 
     def with_options(self, **options: Any) -> MethodFlow[P, R]:
-        """Return this Method with other flow options; takes what `Flow.with_options` takes."""
+        """Return this Method with other flow options; takes the arguments of `Flow.with_options`."""
         changed = super().with_options(**options)
-        given = options.get("timeout_seconds")
-        made = _of_flow(
+        time_limit = options.get("timeout_seconds")
+        copied = _of_flow(
             _as_held(self.declared.function, self),
             changed,
-            replace(self.declaration, version=options.get("version") or self.declaration.version),
-            timeout_seconds=given if given is not None else self.time_limit,
+            {**self.declaration, "version": options.get("version") or self.declaration.get("version")},
+            timeout_seconds=time_limit if time_limit is not None else self.time_limit,
         )
         for name in _BOUND_TO & vars(self.fn).keys():
-            setattr(made.fn, name, getattr(self.fn, name))
-        return made
+            setattr(copied.fn, name, getattr(self.fn, name))
+        return copied
 
-    if not TYPE_CHECKING:  # the overloads of Flow.__call__ say the types
+    if not TYPE_CHECKING:  # the overloads of Flow.__call__ have the types
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            """Run the Method as a flow; a secret given in clear is refused before a flow run exists."""
+            """Run the Method as a flow; refuse a secret in plain text before a flow run exists."""
             if self.method.secrets:
                 options = {name: kwargs.pop(name) for name in ("return_state", "wait_for") if name in kwargs}
-                bound = self.asked.bind(*args, **kwargs)
+                bound = self.call_signature.bind(*args, **kwargs)
                 bound.arguments = dict(bound.arguments) | checked_secrets(self, bound.arguments)
                 args, kwargs = bound.args, bound.kwargs | options
-            if self.isasync:  # its body looks itself, in a thread
+            if self.isasync:  # its body identifies the code in a thread
                 return super().__call__(*args, **kwargs)
             with prefetch_code_identity(self.declared):
                 return super().__call__(*args, **kwargs)
 
 
 def checked_secrets(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the secret inputs among *parameters*, each the name of a secret, before a flow run is created.
+    """Return the secret inputs among *parameters*, each the name of a secret; called before a flow run is created.
 
     Raises:
-        SecretError: If one is not the name of a Secret block or ``env:NAME``; its value is not repeated.
+        SecretError: If a value is neither the name of a Secret block nor ``env:NAME``; the message omits the value.
     """
-    told = {name: _plain(parameters[name]) for name in sorted(flow.method.secrets & parameters.keys())}
-    for name, reference in told.items():
+    references = {name: _plain(parameters[name]) for name in sorted(flow.method.secrets & parameters.keys())}
+    for name, reference in references.items():
         if reference is not None:
             blocks.check_secret(name, reference)
-    return told
+    return references
 
 
 @overload
@@ -195,92 +195,60 @@ def method(function: Callable[P, R], /) -> MethodFlow[P, R]: ...
 
 
 @overload
-def method(
-    *,
-    version: str | None = None,
-    title: str | None = None,
-    description: str | None = None,
-    keywords: Sequence[str] = (),
-    type: str | None = None,
-    archive: ArchiveLevel | str | None = None,
-    secrets: Sequence[str] = (),
-    outputs: Mapping[str, str] | None = None,
-    comparisons: Mapping[str, Comparison] | None = None,
-) -> Callable[[Callable[P, R]], MethodFlow[P, R]]: ...
+def method(**declaration: Unpack[Declaration]) -> Callable[[Callable[P, R]], MethodFlow[P, R]]: ...
 
 
 def method(
-    function: Callable[P, R] | None = None,
-    /,
-    *,
-    version: str | None = None,
-    title: str | None = None,
-    description: str | None = None,
-    keywords: Sequence[str] = (),
-    type: str | None = None,  # noqa: A002 - the field's word
-    archive: ArchiveLevel | str | None = None,
-    secrets: Sequence[str] = (),
-    outputs: Mapping[str, str] | None = None,
-    comparisons: Mapping[str, Comparison] | None = None,
+    function: Callable[P, R] | None = None, /, **declaration: Unpack[Declaration]
 ) -> MethodFlow[P, R] | Callable[[Callable[P, R]], MethodFlow[P, R]]:
     """Declare a function, sync or async, or an existing `@flow`, as a Method.
 
     Args:
         function: The function or flow, when the decorator is used without arguments.
-        version: The Method's version; the digest of its file when left out, as for any flow.
-        title: A few words for people; the function's name when left out.
-        description: What it does; the docstring when left out.
-        keywords: Words to find it by.
+        version: The Method's version. Default: the digest of its file, as for any flow.
+        title: A short title for readers. Default: the function's name.
+        description: A description. Default: the docstring.
+        keywords: Words for a search.
         type: A term of the vocabulary, for example ``Training``; EXECUTIONS_METHOD_TYPES adds terms.
-        archive: ``full``, ``outputs`` or ``none``; EXECUTIONS_ARCHIVE_LEVEL when left out.
+        archive: ``full``, ``outputs`` or ``none``. Default: EXECUTIONS_ARCHIVE_LEVEL.
         secrets: Parameters that name a secret; those annotated `SecretStr` always do.
         outputs: Media types of outputs that the Method promises, by name.
-        comparisons: How outputs are compared when it is replayed, by name or pattern (``plots/*.png``).
+        comparisons: How a replay compares outputs, by name or pattern (``plots/*.png``).
 
     Returns:
         A real Prefect flow.
 
     Raises:
-        MethodError: If the declaration cannot be used; the message says why.
+        MethodError: If the declaration is invalid; the message says why.
     """
-    try:
-        level = ArchiveLevel(archive) if archive is not None else None
-    except ValueError as error:
-        levels = ", ".join(ArchiveLevel)
-        raise MethodError(f"'{archive}' is no archive level; known: {levels}") from error
-    declaration = _declaration(
-        version=version,
-        title=title,
-        description=description,
-        keywords=keywords,
-        type=type,
-        archive=level,
-        secrets=secrets,
-        outputs=outputs,
-        comparisons=comparisons,
-    )
+    checked = _checked(declaration)
 
     def declare(declared: Callable[P, R]) -> MethodFlow[P, R]:
         if isinstance(declared, MethodFlow):
             raise MethodError(f"'{declared.name}' is a Method already; use @method once")
         if isinstance(declared, Flow):
             function = _as_held(declared.fn, declared)
-            return _of_flow(function, declared, declaration, timeout_seconds=declared.timeout_seconds)
-        return MethodFlow(declared, declaration)
+            return _of_flow(function, declared, checked, timeout_seconds=declared.timeout_seconds)
+        return MethodFlow(declared, checked)
 
     return declare if function is None else declare(function)
 
 
-def _declaration(**said: Any) -> Declaration:
-    for name in ("keywords", "secrets"):
-        if isinstance(said[name], str):  # it would be taken for a list of letters
-            raise MethodError(f"@method: {name} is a list of texts: {name}=[{said[name]!r}]")
+def _checked(declaration: Declaration) -> Declaration:
+    for name, value in declaration.items():
+        if name not in Declaration.__annotations__:
+            raise TypeError(f"method() got an unexpected keyword argument '{name}'")
+        if name in {"keywords", "secrets"} and isinstance(value, str):  # a string is a sequence, too
+            raise MethodError(f"@method: {name} must be a list of strings: {name}=[{value!r}]")
+    archive = declaration.get("archive")
+    if archive is not None and archive not in tuple(ArchiveLevel):
+        raise MethodError(f"@method: archive must be one of {', '.join(ArchiveLevel)}; {archive!r} was given")
     try:
-        return _DECLARATIONS.validate_python(said)
+        return _DECLARATIONS.validate_python(declaration)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise MethodError(f"@method: {where} is wrong: {first['msg']}; {first['input']!r} was given") from error
+        raise MethodError(f"@method: {where} is invalid: {first['msg']}; {first['input']!r} was given") from error
 
 
 def _of_flow(
@@ -296,13 +264,13 @@ def _of_flow(
 
 
 def _as_held(function: Callable[P, R], flow: Flow[P, R]) -> Callable[P, R]:
-    """Return *function* as the class holds it that *flow* was declared in."""
-    held: Any = classmethod if flow.isclassmethod else staticmethod if flow.isstaticmethod else None
-    return cast("Callable[P, R]", held(function)) if held else function
+    """Return *function* wrapped as *flow* was declared in its class: as a class method, static method or function."""
+    wrapper: Any = classmethod if flow.isclassmethod else staticmethod if flow.isstaticmethod else None
+    return cast("Callable[P, R]", wrapper(function)) if wrapper else function
 
 
 def options_of(flow: Flow[P, R]) -> dict[str, Any]:
-    """Return the options and hooks that *flow* was made with, but for its time limit and its validation."""
+    """Return the options and hooks of *flow*, except its time limit and its validation."""
     options = {name: getattr(flow, name) for name in _FLOW_OPTIONS if name != "timeout_seconds"}
     return options | {name: list(getattr(flow, f"{name}_hooks")) for name in (*_FLOW_HOOKS, "on_running")}
 
@@ -312,10 +280,10 @@ def _check_function(function: Callable[..., Any]) -> None:
     if isinstance(function, classmethod | staticmethod):
         function = function.__func__
     if not inspect.isfunction(inspect.unwrap(function)):
-        hint = f", and its arguments have names: @method(version={function!r})" if isinstance(function, str) else ""
-        raise MethodError(f"{name}: @method goes on a function or a flow{hint}")
+        hint = f"; name its arguments: @method(version={function!r})" if isinstance(function, str) else ""
+        raise MethodError(f"{name}: @method decorates a function or a flow{hint}")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise MethodError(f"Method '{name}' is a generator; let it write its items as outputs and return at the end")
+        raise MethodError(f"Method '{name}' is a generator; write its items as outputs and return at the end")
 
 
 def _plain(value: Any) -> Any:
@@ -325,69 +293,69 @@ def _plain(value: Any) -> Any:
 def _form_signature(
     function: Callable[..., Any], secrets: frozenset[str], schema: Mapping[str, Any]
 ) -> inspect.Signature:
-    """Return the signature that makes the form: of a secret it asks the name.
+    """Return the signature for Prefect's form, in which a secret input is the name of a secret.
 
-    Prefect's form has the description of an annotation only where it is told in its schema, too.
-    The pattern is told in the form and held by Prefect's API. In the run we refuse
-    ourselves, because a validation error may repeat the value.
+    Prefect's form takes a description from an annotation only if the annotation's schema has it.
+    The form shows the pattern of a secret's name, and Prefect's API checks it. The run itself
+    checks in `checked_secrets`, because a validation error might repeat the value.
     """
     try:
         signature = inspect.signature(function, eval_str=True)
-    except NameError:  # an annotation that only type checkers can follow; Prefect takes it as it stands, too
+    except NameError:  # an annotation for type checkers only; Prefect does not evaluate it either
         signature = inspect.signature(function)
     parameters = []
     for name, parameter in signature.parameters.items():
-        said = schema["properties"].get(name, {}).get("description")
-        described = None if said else _description(parameter.annotation)
+        in_schema = schema["properties"].get(name, {}).get("description")
+        missing = None if in_schema else _description(parameter.annotation)
         if name in secrets:
-            described = said or described or SECRET_FORM["description"]
-            name_of = Annotated[str, Field(json_schema_extra=_SECRET_NAME)]
-            told = _plain(parameter.default)
-            parameter = parameter.replace(  # noqa: PLW2901 - the replaced one is what goes on
-                annotation=name_of | None if parameter.default is None else name_of,
-                default=told if is_secret_reference(told) else parameter.default,
+            missing = in_schema or missing or SECRET_FORM["description"]
+            secret_name = Annotated[str, Field(json_schema_extra=_SECRET_NAME)]
+            default = _plain(parameter.default)
+            parameter = parameter.replace(  # noqa: PLW2901 - a Parameter is immutable
+                annotation=secret_name | None if parameter.default is None else secret_name,
+                default=default if is_secret_reference(default) else parameter.default,
             )
-        if described:
-            parameter = _with_words(parameter, description=described)  # noqa: PLW2901 - as above
+        if missing:
+            parameter = _with_schema(parameter, description=missing)  # noqa: PLW2901 - as above
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
 
 
 def _description(annotation: Any) -> str | None:
-    """Return the description in *annotation*, which is such as ``Annotated[float, Field(description=…)]``."""
-    fields = [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, FieldInfo)]
+    """Return the description in an annotation such as ``Annotated[float, Field(description=…)]``."""
+    fields = [field for field in getattr(annotation, "__metadata__", ()) if isinstance(field, FieldInfo)]
     return next((field.description for field in reversed(fields) if field.description), None)
 
 
-def _with_words(parameter: inspect.Parameter, **words: str) -> inspect.Parameter:
-    """Return *parameter* with *words* beside what its annotation says in the schema."""
+def _with_schema(parameter: inspect.Parameter, **members: str) -> inspect.Parameter:
+    """Return *parameter* with *members* added to the schema of its annotation."""
     annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
-    return parameter.replace(annotation=Annotated[annotation, Field(json_schema_extra={**words})])
+    return parameter.replace(annotation=Annotated[annotation, Field(json_schema_extra={**members})])
 
 
 def _with_mark(signature: inspect.Signature, version: str) -> inspect.Signature:
-    """Return the signature with the mark in the schema of its first parameter, unless that would change the form."""
+    """Return the signature with the mark in the schema of its first parameter, unless this changes the form."""
     before = generate_parameter_schema(signature, {}).model_dump()
     parameters = list(signature.parameters.values())
-    first = next((one for one in parameters if one.name in before["properties"]), None)
+    first = next((parameter for parameter in parameters if parameter.name in before["properties"]), None)
     if first is None:
         return signature
-    marking = _with_words(first, **{MARK: version})
-    changed = signature.replace(parameters=[marking if one is first else one for one in parameters])
+    with_mark = _with_schema(first, **{MARK: version})
+    changed = signature.replace(parameters=[with_mark if each is first else each for each in parameters])
     after = generate_parameter_schema(changed, {}).model_dump()
     after["properties"][first.name].pop(MARK, None)
     return changed if before == after else signature
 
 
 def _outputs(promised: Mapping[str, str]) -> dict[str, OutputDescription]:
-    told = {
+    outputs = {
         "outputs": OutputDescription(
             title="Everything that the Method wrote, zipped",
             json_schema={"type": "string", "format": "binary", "contentMediaType": "application/zip"},
         )
     }
     for name, media_type in promised.items():
-        told[name] = OutputDescription(
+        outputs[name] = OutputDescription(
             title=name, json_schema={"type": "string", "format": "binary", "contentMediaType": media_type}
         )
-    return told
+    return outputs

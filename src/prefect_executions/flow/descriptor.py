@@ -70,7 +70,7 @@ class DescriptorMethod(MethodFlow[..., None]):
             descriptor=place,
             withheld=withheld,
         )
-        self._keep(declared, scripted(declared), inspect.signature(function))
+        self._record(declared, scripted(declared), inspect.signature(function))
         # What a deployment makes its entrypoint of: Prefect looks for a file that a function came from.
         self.__globals__ = {"__file__": DESCRIPTOR_MODULE}
 

@@ -132,7 +132,7 @@ def run_method(
 
 def _check_names(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> None:
     try:
-        flow.asked.bind(**parameters)
+        flow.call_signature.bind(**parameters)
     except TypeError as error:
-        names = ", ".join(flow.asked.parameters) or "none"
+        names = ", ".join(flow.call_signature.parameters) or "none"
         raise RequestError(f"Method '{flow.method.id}': {error}. Its inputs: {names}.") from error
