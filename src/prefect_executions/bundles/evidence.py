@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from prefect_executions.attestation.dsse import Envelope
 from prefect_executions.attestation.keys import VerifyingKey
@@ -19,18 +19,15 @@ from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.documents import Document, strict_json
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import (
-    ExecuteRequest,
-    ExecutionRecord,
-)
+from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord
 from prefect_executions.executions.summary import ReadSummary, RecordSummary, summary_of
 from prefect_executions.provenance import reader as prov_reader
 from prefect_executions.settings import ArchiveLevel
 
 D = TypeVar("D", bound=Document)
 
-_IN_MEMORY = {*(kind.file_name for kind in layout.DOCUMENTS), layout.PROVENANCE, layout.CRATE, layout.MANIFEST}
-_IN_MEMORY |= {layout.ATTESTATION, layout.INCLUSION}
+_IN_MEMORY = {kind.file_name for kind in layout.DOCUMENTS}
+_IN_MEMORY |= {layout.PROVENANCE, layout.CRATE, layout.MANIFEST, layout.ATTESTATION, layout.INCLUSION}
 """The files that are read into memory."""
 
 _DATA = (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP)
@@ -39,14 +36,6 @@ _KEPT_BY_LEVEL: Mapping[ArchiveLevel, tuple[str, ...]] = {
     ArchiveLevel.OUTPUTS: (layout.OUTPUTS + "/", layout.OUTPUT_ZIP),
     ArchiveLevel.NONE: (),
 }
-
-
-class Member(NamedTuple):
-    """A file of ``output.zip``."""
-
-    sha256: str
-    """Its digest, or a text that says what is wrong with it, which equals no digest."""
-    size: int
 
 
 class Evidence:
@@ -78,10 +67,9 @@ class Evidence:
     def available(self) -> Mapping[str, str]:
         """The digest of every file of the source and of ``output.zip``; one in both has the source's digest."""
         try:
-            zipped = {name: member.sha256 for name, member in self.members.items()}
+            return {**self.members, **self.digests}
         except BundleError:
-            zipped = {}
-        return {**zipped, **self.digests}
+            return self.digests
 
     @cached_property
     def listed(self) -> Mapping[str, str]:
@@ -102,21 +90,23 @@ class Evidence:
         return Envelope.from_json(self.bytes_of(layout.ATTESTATION), layout.ATTESTATION)
 
     @cached_property
-    def members(self) -> Mapping[str, Member]:
-        """Every file of ``output.zip``.
+    def members(self) -> Mapping[str, str]:
+        """The digest of every file of ``output.zip``; for an unreadable file, a text that equals no digest.
 
         Raises:
-            BundleError: If the zip is missing, cannot be read or is not sound.
+            BundleError: If the zip is missing, unreadable or invalid.
         """
         if layout.OUTPUT_ZIP not in self.files:
             raise BundleError("it is missing")
         with self.source.open(layout.OUTPUT_ZIP) as stream:
             reader = ZipReader.open(stream, self.limits)
-            return {name: self._member(reader, name) for name, entry in reader.entries.items() if not entry.is_folder}
+            return {
+                name: self._member_digest(reader, name) for name, entry in reader.entries.items() if not entry.is_folder
+            }
 
     @cached_property
     def record(self) -> ExecutionRecord:
-        """All documents as one value.
+        """All documents as a record.
 
         Raises:
             BundleError: If one is missing or damaged.
@@ -230,14 +220,14 @@ class Evidence:
             return f"unreadable ({error})"
         return digest.hexdigest()
 
-    def _member(self, reader: ZipReader, name: str) -> Member:
+    def _member_digest(self, reader: ZipReader, name: str) -> str:
         entry, digest = reader.entries[name], sha256()
         if name in self.files and self.files[name] != entry.size:
             # Not read: a zip must not expand to more than the outputs beside it.
-            return Member(f"of {entry.size} bytes", entry.size)
+            return f"of {entry.size} bytes"
         try:
             for block in reader.blocks(entry):
                 digest.update(block)
         except BundleError as error:
-            return Member(f"unreadable ({error})", entry.size)
-        return Member(digest.hexdigest(), entry.size)
+            return f"unreadable ({error})"
+        return digest.hexdigest()

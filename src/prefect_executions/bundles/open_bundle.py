@@ -27,10 +27,7 @@ from prefect_executions.bundles import layout
 from prefect_executions.bundles.layout import BundlePaths
 from prefect_executions.documents import Document
 from prefect_executions.errors import BundleError, NotFoundError, SealedError
-from prefect_executions.executions.record import (
-    Agent,
-    ExecutionRecord,
-)
+from prefect_executions.executions.record import Agent, ExecutionRecord
 from prefect_executions.tracepoints import TracePoint, trace_point
 
 SCRATCH = ".open"

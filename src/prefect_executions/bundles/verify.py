@@ -105,11 +105,11 @@ def _output_zip(evidence: Evidence) -> Findings:
         outputs = {path: digest for path, digest in evidence.listed.items() if path.startswith(layout.OUTPUTS + "/")}
     for path in outputs.keys() - members.keys():
         yield f"{path!r} is in the bundle and not in {layout.OUTPUT_ZIP}"
-    for path, member in members.items():
+    for path, digest in members.items():
         if path not in outputs:
             yield f"{path!r} is in {layout.OUTPUT_ZIP} and not in the bundle"
-        elif member.sha256 != outputs[path]:
-            yield f"{path!r} is {member.sha256} in {layout.OUTPUT_ZIP} and {outputs[path]} in the bundle"
+        elif digest != outputs[path]:
+            yield f"{path!r} is {digest} in {layout.OUTPUT_ZIP} and {outputs[path]} in the bundle"
 
 
 def _documents(evidence: Evidence) -> Findings:
