@@ -10,8 +10,8 @@ from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 from prefect.states import Failed
 
-from prefect_executions.comparison.verdict import Grade
-from prefect_executions.operations.reproduce import ReplayGoal, Reproduced, reproducible
+from prefect_executions.comparison.verdict import Grade, ReplayGoal
+from prefect_executions.operations.reproduce import Reproduced, reproducible
 from prefect_executions.operations.reproduce import reproduce as replay_each
 from prefect_executions.prefect_api import blocks
 from prefect_executions.query.filter import Filter

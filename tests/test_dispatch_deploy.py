@@ -18,9 +18,10 @@ from prefect.states import Completed, Crashed
 from homes import Bundles
 from prefect_executions import current_execution, method
 from prefect_executions.cli.app import main
-from prefect_executions.cli.arguments import memory, reader, seconds
+from prefect_executions.cli.arguments import reader
 from prefect_executions.dispatch.deploy import schedule_of
-from prefect_executions.dispatch.submit import wait
+from prefect_executions.dispatch.options import SubmitOptions
+from prefect_executions.dispatch.submit import resources_of, wait
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Reason
 from prefect_executions.prefect_api import queries as prefect_queries
@@ -269,9 +270,13 @@ def test_a_value_that_prefect_does_not_take_is_told_and_starts_nothing(told, poo
         (("submit", "greet", "--pool", "nowhere", "-p", "name=A"), 3, "'nowhere'"),
         (("submit", "greet/POOL", "-p", "nam=A"), 2, "no input nam"),
         (("submit", "greet/POOL"), 2, "name"),
-        (("submit", "greet/POOL", "-p", "name=A", "--cpus", "0"), 2, "above 0"),
-        (("submit", "greet/POOL", "-p", "name=A", "--memory", "much"), 2, "'much' is no amount of memory"),
-        (("submit", "greet/POOL", "-p", "name=A", "--time-limit", "0"), 2, "no length of time"),
+        (("submit", "greet/POOL", "-p", "name=A", "--cpus", "0"), 2, "--cpus must be a number above 0, not 0"),
+        (("submit", "greet/POOL", "-p", "name=A", "--memory", "much"), 2, "--memory must be a size such as 512m"),
+        (
+            ("submit", "greet/POOL", "-p", "name=A", "--time-limit", "0"),
+            2,
+            "--time-limit must be a duration such as 90s",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused_in_words(told, pool, words, code, said):
@@ -332,23 +337,23 @@ def test_the_operators_time_limit_holds_beside_the_methods_own(home, monkeypatch
     ("text", "told"),
     [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86400)],
 )
-def test_a_length_of_time_is_read(text, told):
-    assert seconds(text) == told
+def test_a_time_limit_is_read_as_seconds(text, told):
+    assert resources_of(SubmitOptions(time_limit=text)).time_limit == told
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [("100", 100), ("1k", 1024), ("512m", 512 << 20), ("4g", 4 << 30), ("4GiB", 4 << 30), ("1.5G", 3 << 29)],
 )
-def test_an_amount_of_memory_is_read(text, told):
-    assert memory(text) == told
+def test_a_memory_limit_is_read_as_bytes(text, told):
+    assert resources_of(SubmitOptions(memory=text)).memory == told
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1", "0", "1x", "1 m m"])
 def test_what_is_no_number_with_a_unit_is_refused(text):
-    for read in (seconds, memory):
-        with pytest.raises(RequestError):
-            read(text)
+    for option in ("time_limit", "memory"):
+        with pytest.raises(RequestError, match=f"--{option.replace('_', '-')} must be"):
+            resources_of(SubmitOptions(**{option: text}))
 
 
 @pytest.mark.parametrize("text", ["", "0s", "often", "61 * * * *", "RRULE:FREQ=NEVER"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.workbench import Workbench
 
 Json = Annotated[bool, Parameter(name="--json")]
-Pairs = Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)]
-Params = Annotated[str | None, Parameter(name="--params", allow_leading_hyphen=True)]  # - is standard input
 
 When = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d, as other tools write what is 7 days ago
 
@@ -73,8 +70,23 @@ DEFAULTS = {
 }
 """What is set before Prefect is imported, where the environment does not say otherwise."""
 
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]?)")
-_POWERS = ("", "k", "m", "g", "t")
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class InputOptions:
+    """The inputs of a Method, from `-p` and `--params`."""
+
+    param: Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)] = ()
+    """Set an input: name=value (repeatable)."""
+    params: Annotated[str | None, Parameter(name="--params", allow_leading_hyphen=True)] = None
+    """JSON file with an object of inputs; - reads standard input."""
+
+    def read(self) -> dict[str, Any]:
+        """Return the inputs, as `parameters` does."""
+        return parameters(self.param, self.params)
+
+
+NO_INPUTS = InputOptions()
 
 
 def set_defaults() -> None:
@@ -152,33 +164,6 @@ def moment(text: str, now: datetime) -> datetime:
     except ValueError as error:
         raise RequestError(f"'{text}' is no time; write 2026-09-01, 2026-09-01T12:00, 7d, 12h or 30m") from error
     return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
-
-
-def seconds(text: str) -> float:
-    """Return the seconds that *text* means: ``90``, ``90s``, ``30m``, ``2h``, ``1d``.
-
-    Raises:
-        RequestError: If it means none, or no time at all.
-    """
-    try:
-        duration = parse_duration(text, default_seconds=True)
-    except (ValueError, OverflowError):
-        duration = timedelta(0)
-    if duration <= timedelta(0):
-        raise RequestError(f"'{text}' is no length of time; write 90s, 30m, 2h or 1d")
-    return duration.total_seconds()
-
-
-def memory(text: str) -> int:
-    """Return the bytes that *text* means: ``512m``, ``4g``, ``4GiB``; a letter stands for a power of 1024.
-
-    Raises:
-        RequestError: If it means none, or no memory at all.
-    """
-    found = _NUMBER.fullmatch(text.strip().lower().removesuffix("b").removesuffix("i"))
-    if not found or found[2] not in _POWERS or float(found[1]) <= 0:
-        raise RequestError(f"'{text}' is no amount of memory; write 512m, 4g or a number of bytes")
-    return int(float(found[1]) * 1024 ** _POWERS.index(found[2]))
 
 
 def _object_in(file: str) -> dict[str, Any]:

@@ -1,92 +1,54 @@
-"""`executions deploy` and `executions submit`: a Method on a work pool, and a request to it.
-
-`executions cancel`: stop an execution, and keep what it has written.
-"""
+"""`executions deploy`, `submit`, `cancel`: a Method on a work pool, a run of it, and its cancellation."""
 
 from __future__ import annotations
 
-from math import inf
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import Json, Pairs, Params, memory, parameters, reader, seconds, set_defaults
-from prefect_executions.cli.exit_codes import FAILED, OK
+from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, parameters, reader, set_defaults
+from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
 from prefect_executions.cli.output import say, show_facts, show_json, warn, working
-from prefect_executions.errors import RequestError
+from prefect_executions.dispatch.options import DeployOptions, SubmitOptions
+from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
+    from prefect_executions.dispatch.cancel import CancelResult
     from prefect_executions.dispatch.deploy import Deployed
     from prefect_executions.dispatch.submit import FinishedRun, Submitted
 
-
-from datetime import timedelta
-from typing import TYPE_CHECKING
-
-from prefect_executions.cli.exit_codes import WORLD
-from prefect_executions.lifecycle.status import Status
-
-if TYPE_CHECKING:
-    from prefect_executions.dispatch.cancel import CancelResult
-
-N = TypeVar("N", int, float)
+_ANY_DEPLOYMENT = SubmitOptions()
 
 
 def deploy(
     method: str,
     /,
     *,
-    pool: str,
-    name: str | None = None,
-    image: str | None = None,
-    folder: str | None = None,
-    queue: str | None = None,
-    schedule: tuple[str, ...] = (),
-    timezone: str | None = None,
-    param: Pairs = (),
-    params: Params = None,
+    options: Annotated[DeployOptions, Parameter(name="*")],
+    inputs: InputOptions = NO_INPUTS,
     job_variable: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)] = (),
     as_json: Json = False,
 ) -> int:
-    """Deploy a Method on a work pool; done again it replaces what was there.
+    """Deploy a Method on a work pool, replacing its earlier deployment.
 
     Args:
         method: path.py:function, module:function, or the path of a descriptor.
-        pool: The work pool: process, docker or kubernetes.
-        name: The deployment's name; that of the pool when left out.
-        image: The container image, of a docker or kubernetes pool.
-        folder: Where the worker has the code; this folder, or /opt/executions in a container, when left out.
-        queue: The work queue of the pool, which has a priority of its own.
-        schedule: When it runs by itself: 15m, 2h, '0 6 * * *' or 'RRULE:…'; may be given several times.
-        timezone: The time zone of the schedules; UTC when left out.
-        param: An input that a run has when it names no other, as name=value; may be given several times.
-        params: A JSON file with an object of inputs; - is standard input.
-        job_variable: A variable of the pool's base job template, as name=value; may be given several times.
-        as_json: One JSON document.
+        inputs.param: Set a default input: name=value (repeatable).
+        job_variable: Set a variable of the pool's base job template: name=value (repeatable).
+        as_json: Print one JSON document.
     """
-    given, variables = parameters(param, params), parameters(job_variable, None)
+    given, variables = inputs.read(), parameters(job_variable, None)
     set_defaults()
     with working("Loading Prefect and the Method", quiet=as_json):
-        # Prefect takes seconds to import; only what asks it needs it.
-        from prefect_executions.dispatch.deploy import DeploymentOptions  # noqa: PLC0415
+        # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.dispatch.deploy import deploy as deploy_method  # noqa: PLC0415
         from prefect_executions.flow.entrypoints import load_deployable  # noqa: PLC0415
 
         flow = load_deployable(method)
-    wanted = DeploymentOptions(
-        pool=pool,
-        name=name,
-        image=image,
-        folder=folder,
-        queue=queue,
-        schedules=schedule,
-        timezone=timezone,
-        parameters=given,
-        job_variables=variables,
-    )
-    deployed = deploy_method(flow, method, wanted, here=Path.cwd())
+    deployed = deploy_method(flow, method, options, parameters=given, variables=variables, here=Path.cwd())
     _tell_deployed(deployed, as_json=as_json)
     return OK
 
@@ -95,50 +57,25 @@ def submit(
     method: str,
     /,
     *,
-    param: Pairs = (),
-    params: Params = None,
-    pool: str | None = None,
-    queue: str | None = None,
-    cpus: float | None = None,
-    memory_limit: Annotated[str | None, Parameter(name="--memory")] = None,
-    gpus: int | None = None,
-    time_limit: str | None = None,
-    idempotency_key: str | None = None,
+    inputs: InputOptions = NO_INPUTS,
+    options: Annotated[SubmitOptions, Parameter(name="*")] = _ANY_DEPLOYMENT,
     wait: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Start a run of a deployed Method, and say its id and its link.
+    """Start a run of a deployed Method and print its id and link.
 
     Args:
-        method: The deployment, as METHOD/NAME, or the Method alone where it has one on the pool.
-        param: An input, as name=value; may be given several times.
-        params: A JSON file with an object of inputs; - is standard input.
-        pool: The work pool, where the Method is deployed on several.
-        queue: The work queue of the pool, in place of the deployment's.
-        cpus: How many CPUs it may use.
-        memory_limit: How much memory it may use: 512m, 4g.
-        gpus: How many GPUs it gets.
-        time_limit: How long the Method's code may run: 90s, 30m, 2h.
-        idempotency_key: Text of your own; a second request with the same one starts nothing new.
-        wait: Return when it has ended, with 0 if it ended well.
-        as_json: One JSON document.
+        method: METHOD/DEPLOYMENT, or METHOD if it has one deployment on the pool.
+        wait: Return when the run has ended: 0 if it completed, else 1.
+        as_json: Print one JSON document.
     """
-    given = parameters(param, params)
-    settings = Settings.read()
+    given, settings = inputs.read(), Settings.read()
     set_defaults()
     with working("Loading Prefect", quiet=as_json):
-        # Prefect takes seconds to import; only what asks it needs it.
+        # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
-        from prefect_executions.runtimes.interface import Resources  # noqa: PLC0415
 
-    resources = Resources(
-        cpus=_positive("--cpus", cpus),
-        memory=memory(memory_limit) if memory_limit else None,
-        gpus=_positive("--gpus", gpus),
-        time_limit=seconds(time_limit) if time_limit else None,
-    )
-    request = submission.Request(parameters=given, resources=resources, pool=pool, queue=queue, key=idempotency_key)
-    submitted = submission.submit(method, request)
+    submitted = submission.submit(method, given, options)
     if not wait:
         tell_submitted(submitted, None, as_json=as_json)
         return OK
@@ -163,12 +100,6 @@ def _tell_deployed(deployed: Deployed, *, as_json: bool) -> None:
         ]
     )
     say(f"Next: executions submit {deployed.name}\n      prefect worker start --pool {deployed.pool}")
-
-
-def _positive(option: str, number: N | None) -> N | None:
-    if number is not None and not 0 < number < inf:
-        raise RequestError(f"{option} {number}: a number above 0 is wanted")
-    return number
 
 
 def tell_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: bool) -> None:

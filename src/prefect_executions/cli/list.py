@@ -57,7 +57,6 @@ def list_executions(
 
     Args:
         status: Only those with this status; may be given several times.
-        filters: The other filters.
         limit: How many at most; 50 when it is not said.
         after: The cursor that the page before ended with.
         as_json: One JSON document: executions, and after, the cursor of the next page.

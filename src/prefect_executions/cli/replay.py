@@ -1,12 +1,13 @@
-"""`executions diff`, `rerun`: two executions beside each other, and one once more.
-
-`executions replay`, `reproduce`: executions once more from their bundles alone, and how far they agree.
-"""
+"""`executions diff`, `rerun`, `replay`, `reproduce`: compare two executions, or run one again and judge the result."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,46 +16,43 @@ from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import (
     NO_FILTER,
+    NO_INPUTS,
     FilterOptions,
+    InputOptions,
     Json,
-    Pairs,
-    Params,
-    parameters,
     reader,
     set_defaults,
 )
 from prefect_executions.cli.deploy import tell_submitted
 from prefect_executions.cli.exit_codes import FAILED, OK
-from prefect_executions.cli.output import say, show_agreements, show_json, show_table, warn, working
-from prefect_executions.cli.run import run_here
-from prefect_executions.errors import RequestError
-
-if TYPE_CHECKING:
-    from prefect_executions.comparison.records import Difference
-    from prefect_executions.workbench.catalog import Catalog
-
-
-import os
-import subprocess
-import sys
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
-
 from prefect_executions.cli.output import (
     counting,
     pluralize,
+    say,
+    show_agreements,
     show_facts,
+    show_json,
+    show_table,
+    warn,
+    working,
 )
-from prefect_executions.cli.run import ran_here, tell_unrecorded
-from prefect_executions.errors import NotAvailableError
+from prefect_executions.cli.run import ran_here, run_here, tell_unrecorded
+from prefect_executions.comparison.verdict import Grade, ReplayGoal
+from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.query.filter import EVERYTHING
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.bundles.open_bundle import OpenBundle
+    from prefect_executions.comparison.records import Difference
     from prefect_executions.comparison.verdict import Verdict
     from prefect_executions.operations.replay import Replay
     from prefect_executions.operations.reproduce import Reproduced
+    from prefect_executions.workbench.catalog import Catalog
+
+_DEFAULT_GOAL = ReplayGoal()
+_SHOWN = 3
+"""Differences that the summary shows for each execution; its verdict has all of them."""
 
 
 def diff(
@@ -98,8 +96,7 @@ def rerun(
     execution: str,
     /,
     *,
-    param: Pairs = (),
-    params: Params = None,
+    inputs: InputOptions = NO_INPUTS,
     pool: str | None = None,
     method: str | None = None,
     wait: bool = False,
@@ -111,8 +108,7 @@ def rerun(
 
     Args:
         execution: The id, or its beginning.
-        param: An input that is to be another, as name=value; may be given several times.
-        params: A JSON file with an object of such inputs; - is standard input.
+        inputs.param: Override an input: name=value (repeatable).
         pool: Run it on this work pool, where its Method is deployed.
         method: Run it here, with the Method at path.py:function or module:function.
         wait: Of one on a work pool: return when it has ended, with 0 if it ended well.
@@ -120,7 +116,7 @@ def rerun(
     """
     if pool and method:
         raise RequestError("--pool runs what is deployed there, and --method what is here; leave one")
-    edits, catalog = parameters(param, params), reader()
+    edits, catalog = inputs.read(), reader()
     execution_id = catalog.find(execution)
     if pool or (method is None and catalog.record(execution_id).request.deployment is not None):
         return _submit_again(catalog, execution_id, edits, pool, wait=wait, as_json=as_json)
@@ -172,22 +168,12 @@ def _value(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-# `comparison.verdicts`' Grade, whose import is not needed for --help.
-GradeName = Literal["rerun", "repeat", "recompute", "reproduce"]
-
-_SHOWN = 3
-"""Differences of one execution that the summary of many tells; its verdict tells all."""
-
-
 def replay(
     target: str,
     /,
     *,
-    isolated: bool = False,
-    tolerance: float = 0.0,
-    grade: GradeName = "reproduce",
-    param: Pairs = (),
-    params: Params = None,
+    goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,
+    inputs: InputOptions = NO_INPUTS,
     as_json: Json = False,
 ) -> int:
     """Run an execution again from its bundle alone, compare the outputs, and give a verdict.
@@ -196,80 +182,61 @@ def replay(
 
     Args:
         target: A zip or folder with one bundle, or an execution's id or its beginning.
-        isolated: In a fresh environment with the recorded versions of all packages, not in this one.
-        tolerance: The relative difference up to which two numbers are the same.
-        grade: What must be reached for exit code 0: rerun, repeat, recompute or reproduce.
-        param: A secret's name, or an input that is to be another, as name=value; may be given several times.
-        params: A JSON file with an object of such inputs; - is standard input.
+        inputs.param: Name a secret, or override an input: name=value (repeatable).
         as_json: One JSON document.
     """
-    _check_tolerance(tolerance)
     # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
     from prefect_executions.operations.replay import open_replayable, prepare_replay  # noqa: PLC0415
 
-    edits, settings = parameters(param, params), Settings.read()
+    edits, settings = inputs.read(), Settings.read()
     with (
         open_replayable(reader(settings), target) as (record, source),
         prepare_replay(record, source, edits, runtime=settings.runtime) as ready,
     ):
-        if isolated:
-            return _elsewhere(ready, target, edits, tolerance, grade, as_json=as_json)
-        return _here(ready, tolerance, Grade(grade), as_json=as_json)
+        if goal.isolated:
+            return _elsewhere(ready, target, edits, goal, as_json=as_json)
+        return _here(ready, goal, as_json=as_json)
 
 
 def reproduce(
     *executions: str,
     filters: FilterOptions = NO_FILTER,
     limit: int | None = None,
-    isolated: bool = False,
-    tolerance: float = 0.0,
-    grade: GradeName = "reproduce",
+    goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,
     as_json: Json = False,
 ) -> int:
     """Replay many executions, one after the other, and sum up which of them still reproduce.
 
     Args:
         executions: Their ids, or beginnings of them; without any, those that completed, are no replay and fit.
-        filters: The filters.
         limit: At most so many, the newest.
-        isolated: Each in a fresh environment with the recorded versions of all packages.
-        tolerance: The relative difference up to which two numbers are the same.
-        grade: What each must reach for exit code 0: rerun, repeat, recompute or reproduce.
         as_json: One JSON document: each execution, its grade, and what differs or why there is no verdict.
     """
-    _check_tolerance(tolerance)
     criteria = filters.filter(datetime.now(UTC))
     if bool(executions) is (criteria != EVERYTHING or limit is not None):
         raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
     # Start-up time of the CLI, as above.
-    from prefect_executions.comparison.verdict import Grade  # noqa: PLC0415
-    from prefect_executions.operations.reproduce import ReplayGoal, reproducible  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
+    from prefect_executions.operations.reproduce import reproducible  # noqa: PLC0415
 
     catalog = reader()
     ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, criteria, limit=limit)
     if not ids:
         raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
-    wanted, done = ReplayGoal(grade=Grade(grade), tolerance=tolerance, isolated=isolated), []
+    done = []
     with counting(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
-        for one in replay_each(catalog, ids, wanted, command=_executions(sys.executable)):
+        for one in replay_each(catalog, ids, goal, command=_executions(sys.executable)):
             done.append(one)
             told(one.id)
-    _sum_up(done, grade, as_json=as_json)
+    _sum_up(done, goal.grade, as_json=as_json)
     return OK if all(one.reached for one in done) else FAILED
 
 
-def _check_tolerance(tolerance: float) -> None:
-    if not 0 <= tolerance < 1:
-        raise RequestError(f"--tolerance {tolerance}: a number from 0 to below 1 is wanted")
-
-
-def _here(ready: Replay, tolerance: float, grade: Any, *, as_json: bool) -> int:
+def _here(ready: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
     verdicts: list[Verdict] = []
 
     def judged(bundle: OpenBundle, error: BaseException | None) -> None:
-        verdicts.append(ready.verdict(bundle, tolerance=tolerance, well=error is None))
+        verdicts.append(ready.verdict(bundle, tolerance=goal.tolerance, well=error is None))
 
     sys.path[:0] = ready.paths
     tags = [ready.again.relative.tag]
@@ -288,8 +255,8 @@ def _here(ready: Replay, tolerance: float, grade: Any, *, as_json: bool) -> int:
         raise
     if ran.execution_id is None or not verdicts:
         return tell_unrecorded(flow, ran, quiet=False, as_json=as_json)
-    reached = verdicts[-1].reaches(grade)
-    _tell(ran.execution_id, verdicts[-1], grade, reached=reached, as_json=as_json)
+    reached = verdicts[-1].reaches(goal.grade)
+    _tell(ran.execution_id, verdicts[-1], goal.grade, reached=reached, as_json=as_json)
     return OK if reached else FAILED
 
 
@@ -303,11 +270,7 @@ def _check_module(ready: Replay, error: RequestError) -> None:
         ) from error
 
 
-def _elsewhere(
-    ready: Replay, target: str, edits: Mapping[str, Any], tolerance: float, grade: str, *, as_json: bool
-) -> int:
-    import json  # noqa: PLC0415 - only here
-
+def _elsewhere(ready: Replay, target: str, edits: Mapping[str, Any], goal: ReplayGoal, *, as_json: bool) -> int:
     # Start-up time of the CLI: only this needs it.
     from prefect_executions.operations.reproduce import make_environment  # noqa: PLC0415
 
@@ -316,7 +279,16 @@ def _elsewhere(
             python = make_environment(ready.record, Path(folder) / "venv")
         given = Path(folder) / "inputs.json"
         given.write_text(json.dumps(edits))
-        words = ["replay", target, "--tolerance", str(tolerance), "--grade", grade, "--params", str(given)]
+        words = [
+            "replay",
+            target,
+            "--tolerance",
+            str(goal.tolerance),
+            "--grade",
+            goal.grade.value,
+            "--params",
+            str(given),
+        ]
         # What would let packages of this environment in.
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
         command = [*_executions(python), *words, *(["--json"] if as_json else [])]
@@ -328,7 +300,7 @@ def _executions(python: Path | str) -> tuple[str, ...]:
     return (str(python), "-m", "prefect_executions.cli")
 
 
-def _sum_up(done: list[Reproduced], grade: str, *, as_json: bool) -> None:
+def _sum_up(done: list[Reproduced], grade: Grade, *, as_json: bool) -> None:
     reached = sum(one.reached for one in done)
     if as_json:
         show_json({"wanted": grade, "reached": reached, "executions": done})
@@ -343,7 +315,7 @@ def _row(one: Reproduced) -> tuple[str, ...]:
     return (one.id, one.method, one.grade or "none", one.problem or "; ".join(told))
 
 
-def _tell(execution_id: str, verdict: Verdict, grade: str, *, reached: bool, as_json: bool) -> None:
+def _tell(execution_id: str, verdict: Verdict, grade: Grade, *, reached: bool, as_json: bool) -> None:
     if as_json:
         show_json({"id": execution_id, "wanted": grade, "reached": reached, "verdict": verdict})
         return

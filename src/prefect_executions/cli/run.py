@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import Json, Pairs, Params, parameters, reader, set_defaults
+from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, reader, set_defaults
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import format_duration, say, show_facts, show_json, warn, working
 from prefect_executions.errors import ExecutionsError
@@ -32,8 +32,7 @@ def run(
     entrypoint: str,
     /,
     *,
-    param: Pairs = (),
-    params: Params = None,
+    inputs: InputOptions = NO_INPUTS,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     as_json: Json = False,
 ) -> int:
@@ -44,12 +43,10 @@ def run(
 
     Args:
         entrypoint: path.py:function, module:function or a descriptor; a plain flow or function is recorded as well.
-        param: An input, as name=value; may be given several times.
-        params: A JSON file with an object of inputs; - is standard input.
         quiet: Show nothing while it runs, and at its end the execution's id.
         as_json: One JSON document on standard output; all else goes to standard error.
     """
-    return run_here(entrypoint, parameters(param, params), quiet=quiet, as_json=as_json)
+    return run_here(entrypoint, inputs.read(), quiet=quiet, as_json=as_json)
 
 
 def run_here(entrypoint: str, given: Mapping[str, Any], *, tags: Sequence[str] = (), quiet: bool, as_json: bool) -> int:

@@ -50,7 +50,6 @@ def export(
         form: zip (a folder for each), bagit (a bag), crate (an RO-Crate).
         level: full, outputs (no staged inputs), or metadata (the record and the code alone).
         status: Those with this status; may be given several times.
-        filters: The other filters.
         as_json: One JSON document: the ids, the size in bytes, and the file.
     """
     criteria = filters.filter(datetime.now(UTC), status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from prefect_executions.comparison.records import Difference, compare
 from prefect_executions.documents import Document, Part
+from prefect_executions.errors import RequestError
 from prefect_executions.executions.record import ExecutionRecord, ScriptRun
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import Comparison
@@ -29,6 +31,22 @@ class Grade(StrEnum):
 
 
 GRADES = tuple(Grade)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayGoal:
+    """How a replay runs, and the grade that it must reach."""
+
+    isolated: bool = False
+    """Run in a fresh environment with the recorded package versions."""
+    tolerance: float = 0.0
+    """Relative difference up to which two numbers are equal (default: 0)."""
+    grade: Grade = Grade.REPRODUCE
+    """Grade required for exit code 0 (default: reproduce)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise RequestError(f"the tolerance must be at least 0 and below 1, not {self.tolerance}")
 
 
 class Agreement(StrEnum):

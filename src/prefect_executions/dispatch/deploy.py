@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
@@ -20,6 +19,7 @@ from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
 from prefect_executions.descriptors.schema import inputs_of
+from prefect_executions.dispatch.options import DeployOptions
 from prefect_executions.durations import parse_duration
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.methods.model import DESCRIPTOR_MODULE, descriptor_in
@@ -47,33 +47,6 @@ _KUBERNETES_VARIABLES = {"cpus": ("cpu_request", "cpu_limit"), "memory": ("memor
 _CONTAINER_POOLS = ("docker", "kubernetes")  # how the types of such pools end, both ours and Prefect's
 
 
-@dataclass(frozen=True, kw_only=True)
-class DeploymentOptions:
-    """An operator's options for a deployment.
-
-    Attributes:
-        pool: The work pool whose workers run it.
-        name: The deployment's name; the pool's name by default.
-        image: The container image.
-        folder: Where the worker has the code; by default this folder, or `IMAGE_CODE_FOLDER` in a container.
-        queue: The work queue, which has its own priority.
-        schedules: When it runs by itself, as `schedule_of` reads it.
-        timezone: The time zone of the schedules.
-        parameters: Default inputs of its runs.
-        job_variables: Other variables of the pool's base job template.
-    """
-
-    pool: str
-    name: str | None = None
-    image: str | None = None
-    folder: str | None = None
-    queue: str | None = None
-    schedules: tuple[str, ...] = ()
-    timezone: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    job_variables: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Deployed(NamedTuple):
     """A deployment as Prefect has it now; `name` is ``flow/deployment``."""
 
@@ -86,9 +59,18 @@ class Deployed(NamedTuple):
     link: str | None
 
 
-def deploy(flow: Flow[..., Any], entrypoint: str, options: DeploymentOptions, *, here: Path) -> Deployed:
+def deploy(
+    flow: Flow[..., Any],
+    entrypoint: str,
+    options: DeployOptions,
+    *,
+    parameters: Mapping[str, Any],
+    variables: Mapping[str, Any],
+    here: Path,
+) -> Deployed:
     """Deploy *flow*, whose *entrypoint* is relative to the folder *here*.
 
+    *parameters* are the default inputs of its runs, and *variables* its job variables.
     A second deployment of the same name replaces the first, with its schedules.
 
     Raises:
@@ -100,15 +82,14 @@ def deploy(flow: Flow[..., Any], entrypoint: str, options: DeploymentOptions, *,
     require_server()
     pool = work_pool(options.pool)
     entrypoint, folder = _location(pool, entrypoint, options.folder, here)
-    variables = with_image(pool, options.image, options.job_variables)
+    variables = with_image(pool, options.image, variables)
     schedules = [
-        DeploymentScheduleCreate(schedule=schedule_of(text, options.timezone), active=True)
-        for text in options.schedules
+        DeploymentScheduleCreate(schedule=schedule_of(text, options.timezone), active=True) for text in options.schedule
     ]
     form = flow.parameters.model_dump()
-    check_parameters(flow.name, form, options.parameters)
+    check_parameters(flow.name, form, parameters)
     name = options.name or pool.name
-    with api_client.translate_errors(f"the deployment {flow.name}/{name}", options.parameters):
+    with api_client.translate_errors(f"the deployment {flow.name}/{name}", parameters):
         flow_id = api_client.client().create_flow(flow)
         prefect_queries.mark_flows([flow_id])
         deployment_id = api_client.client().create_deployment(
@@ -121,7 +102,7 @@ def deploy(flow: Flow[..., Any], entrypoint: str, options: DeploymentOptions, *,
             pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": folder}}],
             work_pool_name=pool.name,
             work_queue_name=options.queue,
-            parameters=dict(options.parameters),
+            parameters=dict(parameters),
             parameter_openapi_schema=form,
             enforce_parameter_schema=flow.should_validate_parameters,
             job_variables=variables,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
@@ -14,6 +15,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.utilities.urls import url_for
 
 from prefect_executions.dispatch.deploy import check_parameters, job_variables, require_server, work_pool
+from prefect_executions.dispatch.options import SubmitOptions
+from prefect_executions.durations import parse_duration
 from prefect_executions.errors import ExecutionsError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import descriptor_in
@@ -30,23 +33,13 @@ if TYPE_CHECKING:
 SEAL_TIMEOUT = timedelta(seconds=20)
 """How long to wait for the seal after the end: as long as a state hook may take."""
 
+N = TypeVar("N", int, float)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]?)")
+_POWERS = ("", "k", "m", "g", "t")
+
 _POLL = 1.0  # seconds
 _DEPLOY = "Deploy it: executions deploy METHOD --pool POOL"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A request to a deployment: inputs, resources, and how to handle it.
-
-    `key` is an idempotency key: a second request with the key of an earlier one starts nothing.
-    """
-
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    resources: Resources = field(default_factory=Resources)
-    pool: str | None = None
-    queue: str | None = None
-    key: str | None = None
-    tags: tuple[str, ...] = ()
 
 
 class Submitted(NamedTuple):
@@ -71,10 +64,13 @@ class FinishedRun(NamedTuple):
         return self.state == "COMPLETED"
 
 
-def submit(name: str, request: Request) -> Submitted:
+def submit(
+    name: str, parameters: Mapping[str, Any], options: SubmitOptions, *, tags: tuple[str, ...] = ()
+) -> Submitted:
     """Start a run of the deployment called *name*, ``method/deployment`` or the Method's name alone.
 
-    Everything is checked before the flow run is created.
+    Everything is checked before the flow run is created. A second request with the
+    same idempotency key returns the first run.
 
     Raises:
         NotFoundError: If there is no such deployment.
@@ -83,16 +79,16 @@ def submit(name: str, request: Request) -> Submitted:
         OrchestratorError: If Prefect's API is unavailable.
     """
     require_server()
-    deployment, full_name = _deployment(name, request.pool)
-    check_parameters(full_name.partition("/")[0], deployment.parameter_openapi_schema or {}, request.parameters)
-    variables = _job_variables(deployment, full_name, request.resources)
-    with api_client.translate_errors(f"a run of {full_name}", request.parameters):
+    deployment, full_name = _deployment(name, options.pool)
+    check_parameters(full_name.partition("/")[0], deployment.parameter_openapi_schema or {}, parameters)
+    variables = _job_variables(deployment, full_name, resources_of(options))
+    with api_client.translate_errors(f"a run of {full_name}", parameters):
         run = api_client.client().create_flow_run_from_deployment(
             deployment.id,
-            parameters=dict(request.parameters),
-            idempotency_key=request.key,
-            work_queue_name=request.queue,
-            tags=request.tags,
+            parameters=dict(parameters),
+            idempotency_key=options.idempotency_key,
+            work_queue_name=options.queue,
+            tags=tags,
             job_variables=variables or None,
         )
     state = run.state.name if run.state and run.state.name else "Scheduled"
@@ -120,7 +116,7 @@ def submit_again(
         name = f"{name}/{deployment.name}"
     elif pool is None:
         pool = record.infrastructure.work_pool
-    return submit(name, Request(parameters=rerun.parameters, pool=pool, tags=(rerun.relative.tag,)))
+    return submit(name, rerun.parameters, SubmitOptions(pool=pool), tags=(rerun.relative.tag,))
 
 
 def wait(
@@ -142,6 +138,44 @@ def wait(
         time.sleep(_POLL)
         run = _flow_run(execution_id)
     return FinishedRun(run.state.type.value, _sealed_status(catalog, execution_id, sealing), run.state.message)
+
+
+def resources_of(options: SubmitOptions) -> Resources:
+    """Return the resource limits in *options*: memory in bytes, the time limit in seconds.
+
+    Raises:
+        RequestError: If a limit is not a positive amount; the message names its option.
+    """
+    return Resources(
+        cpus=_positive("--cpus", options.cpus),
+        memory=None if options.memory is None else _memory(options.memory),
+        gpus=_positive("--gpus", options.gpus),
+        time_limit=None if options.time_limit is None else _seconds(options.time_limit),
+    )
+
+
+def _positive(option: str, number: N | None) -> N | None:
+    if number is not None and not 0 < number < inf:
+        raise RequestError(f"{option} must be a number above 0, not {number}")
+    return number
+
+
+def _memory(text: str) -> int:
+    """The size in bytes; its letter is a power of 1024."""
+    match = _SIZE.fullmatch(text.strip().lower().removesuffix("b").removesuffix("i"))
+    if not match or match[2] not in _POWERS or float(match[1]) <= 0:
+        raise RequestError(f"--memory must be a size such as 512m or 4g, or a number of bytes, not '{text}'")
+    return int(float(match[1]) * 1024 ** _POWERS.index(match[2]))
+
+
+def _seconds(text: str) -> float:
+    try:
+        duration = parse_duration(text, default_seconds=True)
+    except (ValueError, OverflowError):
+        duration = timedelta(0)
+    if duration <= timedelta(0):
+        raise RequestError(f"--time-limit must be a duration such as 90s, 30m, 2h or 1d, not '{text}'")
+    return duration.total_seconds()
 
 
 def _flow_run(execution_id: str) -> FlowRun:

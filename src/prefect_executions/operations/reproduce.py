@@ -24,7 +24,7 @@ from signal import Signals
 
 from pydantic import BaseModel, ValidationError
 
-from prefect_executions.comparison.verdict import Grade, Verdict
+from prefect_executions.comparison.verdict import Grade, ReplayGoal, Verdict
 from prefect_executions.errors import ArchiveError, ExecutionsError, NotAvailableError, NotFoundError, RequestError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
@@ -102,21 +102,6 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayGoal:
-    """What a replay is to reach, and how it is done."""
-
-    grade: Grade = Grade.REPRODUCE
-    tolerance: float = 0.0
-    isolated: bool = False
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        """The options of `executions replay` for this goal."""
-        options = ("--grade", self.grade.value, "--tolerance", str(self.tolerance), "--json")
-        return ("--isolated", *options) if self.isolated else options
-
-
-@dataclass(frozen=True, kw_only=True)
 class Reproduced:
     """How far an execution reproduced: `differs` in words, or the `problem` where there is no verdict."""
 
@@ -146,8 +131,10 @@ def reproduce(
 
     *command* starts the `executions` command line; `replay`, the full id and the options of *goal* follow it.
     """
+    isolated = ["--isolated"] if goal.isolated else []
+    options = [*isolated, "--grade", goal.grade.value, "--tolerance", str(goal.tolerance), "--json"]
     for execution_id in ids:
-        yield _replayed(catalog, execution_id, [*command, "replay", execution_id, *goal.options])
+        yield _replayed(catalog, execution_id, [*command, "replay", execution_id, *options])
 
 
 def reproducible(catalog: Catalog, criteria: Filter = EVERYTHING, *, limit: int | None = None) -> tuple[str, ...]:
