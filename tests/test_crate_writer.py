@@ -129,7 +129,7 @@ def lay_out_crate(folder: Path, record: ExecutionRecord) -> Path:
 
 
 def read(document: bytes) -> RecordSummary:
-    return crate_reader.read(document).account
+    return crate_reader.read(document).summary
 
 
 def entities(data: bytes) -> dict[str, dict[str, Any]]:

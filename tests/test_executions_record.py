@@ -50,7 +50,7 @@ def test_any_values_survive_the_document(values: dict[str, Any]):
 def test_inputs_that_differ_from_the_values_are_refused():
     forged = a_request().to_json().replace(b'"threshold": 0.3', b'"threshold": 0.4', 1)
 
-    with pytest.raises(BundleError, match="inputs do not say what values and files say"):
+    with pytest.raises(BundleError, match="inputs do not match values and files"):
         ExecuteRequest.from_json(forged)
 
 

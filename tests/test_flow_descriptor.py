@@ -174,7 +174,7 @@ def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(describ
     assert found["stdout.log"] == f"{record.id}\ngiven\n"
     assert "to-stderr\n" in found["stderr.log"]
     for teller, read in (("metadata/provo.xml", prov_reader.read), ("ro-crate-metadata.json", crate_reader.read)):
-        in_order = sorted(read((folder / teller).read_bytes()).account.phases)
+        in_order = sorted(read((folder / teller).read_bytes()).summary.phases)
         assert [(one.phase, one.exit_code, one.image) for one in in_order] == [(one, 0, None) for one in ALL_PHASES]
     assert bundles.failed_checks() == []
     assert bundles.open_scratch() == []

@@ -119,7 +119,7 @@ def test_the_record_names_image_and_container_and_where_the_data_was(engine, bun
     assert plan["spec"]["HostConfig"]["Memory"] == 256 << 20
     assert (run.image, run.image_name) == (engine.inspect_image(IMAGE)["Id"], IMAGE)
     for teller, read in (("metadata/provo.xml", prov_reader.read), ("ro-crate-metadata.json", crate_reader.read)):
-        phases_told = sorted(read((bundles.one() / teller).read_bytes()).account.phases)
+        phases_told = sorted(read((bundles.one() / teller).read_bytes()).summary.phases)
         images = {one.phase: one.image and (one.image.id, one.image.name) for one in phases_told}
         assert images == {
             "launch": None,

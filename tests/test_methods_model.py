@@ -94,7 +94,7 @@ def test_a_password_is_a_secret_without_being_declared():
 
 
 def test_a_secret_that_is_no_parameter_is_named():
-    with pytest.raises(MethodError, match="secrets names no parameter of the function: tokn"):
+    with pytest.raises(MethodError, match="secrets has names that are not parameters of the function: tokn"):
         secret_inputs(schema_of(a_function), frozenset({"tokn"}), "m")
 
 

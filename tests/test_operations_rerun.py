@@ -16,7 +16,7 @@ from benches import bench_at, kept
 from flows.rerun import rerun
 from prefect_executions.cli.arguments import reader
 from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
-from prefect_executions.executions.record import Deployment, Relative, tagged
+from prefect_executions.executions.record import Deployment, Relative, relatives_from_tags
 from prefect_executions.methods.model import InputDescription
 from prefect_executions.operations.replay import copy_inputs, find_entrypoint, record_source, rerun_request
 from prefect_executions.workbench.catalog import Catalog
@@ -49,7 +49,7 @@ def test_the_same_inputs_are_an_exact_rerun_and_others_an_edited_one():
 )
 def test_a_tag_tells_what_is_run_again(relation, execution_id):
     relative = Relative(execution_id=execution_id, relation=relation)
-    assert tagged(["survey", relative.tag, "rerun-of:", "a rerun-of:b"]) == (relative,)
+    assert relatives_from_tags(["survey", relative.tag, "rerun-of:", "a rerun-of:b"]) == (relative,)
 
 
 def test_a_secret_is_asked_for_by_name_and_never_taken_from_the_record():
@@ -177,5 +177,5 @@ def test_an_execution_runs_again_through_its_deployment(told, pool, home):
     exact, edited = rerun(EXECUTION_ID[:8]), told("rerun", EXECUTION_ID, "-p", "times=9", "--pool", pool)["id"]
     found = [client.read_flow_run(UUID(one)) for one in (exact, edited)]
     assert [one.parameters for one in found] == [values, values | {"times": 9}]
-    assert [tagged(one.tags)[0].relation for one in found] == ["rerun-of", "edited-rerun-of"]
+    assert [relatives_from_tags(one.tags)[0].relation for one in found] == ["rerun-of", "edited-rerun-of"]
     assert {one.deployment_id for one in found} == {deployment.id}

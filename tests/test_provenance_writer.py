@@ -102,7 +102,7 @@ values = st.recursive(
 
 
 def read(document: bytes) -> RecordSummary:
-    return prov_reader.read(document).account
+    return prov_reader.read(document).summary
 
 
 def told(record: ExecutionRecord) -> bytes:

@@ -160,8 +160,8 @@ def _same_execution(evidence: Evidence) -> Findings:
         if of_method != f"{method.id} {method.version}":
             yield f"{path} belongs to Method {of_method}; {Method.file_name} to {method.id} {method.version}"
     for path, read in ((layout.PROVENANCE, evidence.provenance_summary), (layout.CRATE, evidence.crate_summary)):
-        if read.account.execution_id != status.job_id:
-            yield f"{path} belongs to execution {read.account.execution_id}; {JobStatus.file_name} to {status.job_id}"
+        if read.summary.execution_id != status.job_id:
+            yield f"{path} belongs to execution {read.summary.execution_id}; {JobStatus.file_name} to {status.job_id}"
 
 
 def _ogc_status(evidence: Evidence) -> Findings:
@@ -220,7 +220,7 @@ def _outputs(evidence: Evidence) -> Findings:
 
 def _provenance(evidence: Evidence) -> Findings:
     """`provo.xml` agrees with the documents."""
-    yield from _differences(evidence.summary, evidence.provenance_summary.account, layout.PROVENANCE)
+    yield from _differences(evidence.summary, evidence.provenance_summary.summary, layout.PROVENANCE)
 
 
 def _provenance_times(evidence: Evidence) -> Findings:
@@ -231,7 +231,7 @@ def _provenance_times(evidence: Evidence) -> Findings:
 
 def _crate(evidence: Evidence) -> Findings:
     """`ro-crate-metadata.json` agrees with the documents."""
-    differences = list(_differences(evidence.summary, evidence.crate_summary.account, layout.CRATE))
+    differences = list(_differences(evidence.summary, evidence.crate_summary.summary, layout.CRATE))
     yield from differences or _crate_rebuilt(evidence)
 
 

@@ -1,1 +1,1 @@
-"""The record of an execution as values, and what every document that tells of it must say alike."""
+"""The record of an execution: its id, its documents, and the summary that PROV and crate must agree with."""

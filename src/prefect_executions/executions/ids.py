@@ -41,7 +41,7 @@ def each_generation(flow_run_id: str) -> Iterator[str]:
 
 
 def normalize_prefix(prefix: str) -> str:
-    """Return the *prefix* of an id with small letters and a UUID's dashes; one that no UUID has stays as it is."""
+    """Return the *prefix* of an id in lower case with a UUID's dashes; unchanged if it cannot begin a UUID."""
     head, dot, generation = prefix.lower().partition(".")
     digits = head.replace("-", "")
     if not _HEX.fullmatch(digits):

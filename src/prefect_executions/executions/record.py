@@ -1,4 +1,4 @@
-"""The record of an execution: its documents as values."""
+"""The record of an execution: the models of its JSON documents, and the table of all documents."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from prefect_executions.methods.model import Method
 from prefect_executions.settings import ArchiveLevel
 
 NAMESPACE = "https://w3id.org/prefect-executions/"
-"""The beginning of every URI that this package gives to an execution or a Method."""
+"""The prefix of every URI that this package gives to an execution or a Method."""
 
 
 class StagedInput(Part):
     """A file that was staged for an input before the Method started.
 
-    `path` is relative to the bundle when the copy is kept there, and absent when
-    the input is kept by reference. `origin` carries no credentials.
+    `path` is relative to the bundle; it is absent if the input is recorded by
+    reference. `origin` has no credentials.
     """
 
     input: str
     name: str
-    """The file's own name, as it came."""
+    """The original file name."""
     path: str | None = None
     origin: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -43,25 +43,25 @@ class StagedInput(Part):
 
 
 class Relative(Part):
-    """Another execution that this one is linked to."""
+    """A link to another execution."""
 
     execution_id: str
     relation: Literal["parent", "rerun-of", "edited-rerun-of", "retry-of"]
-    """A ``rerun-of`` was asked for with the same inputs, an ``edited-rerun-of`` with other ones."""
+    """A ``rerun-of`` has the inputs of the other execution, an ``edited-rerun-of`` has changed inputs."""
 
     @property
     def tag(self) -> str:
-        """The tag of a flow run by which who asks for it links it."""
+        """The tag that links a requested flow run to the other execution."""
         return f"{self.relation}:{self.execution_id}"
 
 
-_ASKED_AGAIN = re.compile(r"(rerun-of|edited-rerun-of):(\S+)")
+_RERUN_TAG = re.compile(r"(rerun-of|edited-rerun-of):(\S+)")
 
 
-def tagged(tags: Iterable[str]) -> tuple[Relative, ...]:
-    """Return the executions that a flow run with *tags* runs again; tags that say anything else are none of it."""
-    found = (_ASKED_AGAIN.fullmatch(tag) for tag in tags)
-    return tuple(Relative.model_validate({"relation": one[1], "execution_id": one[2]}) for one in found if one)
+def relatives_from_tags(tags: Iterable[str]) -> tuple[Relative, ...]:
+    """Return the executions that a flow run with *tags* reruns; other tags are ignored."""
+    matches = filter(None, map(_RERUN_TAG.fullmatch, tags))
+    return tuple(Relative.model_validate({"relation": match[1], "execution_id": match[2]}) for match in matches)
 
 
 class Deployment(Part):
@@ -72,19 +72,19 @@ class Deployment(Part):
 
 
 class ExecuteRequest(Document):
-    """What was asked for: an OGC ``execute`` document and what Prefect was sent.
+    """The request: an OGC ``execute`` document, and the parameters that Prefect was sent.
 
-    `values` are the validated values of all inputs, with defaults filled in, taken
-    inside the run; a file is told by its URL or path. `inputs` are the same as OGC
-    API Processes 1.0 writes them, and follow from `values` and `files` (`as_ogc`).
-    `parameters` are the raw ones that were sent. A secret is told by the name it was
-    resolved from, or as withheld; never by its value.
+    `values` are the validated values of all inputs, with defaults, taken inside the
+    run; the value of a file is its URL or path. `inputs` are these values in the form of
+    OGC API Processes 1.0; they follow from `values` and `files` (`as_ogc`). `parameters`
+    are the raw parameters. A secret is recorded as its reference or as withheld, never
+    as its value.
     """
 
     file_name: ClassVar[str] = "metadata/request.json"
 
     inputs: dict[str, Any] = {}
-    """Left out by a writer: it is filled in from `values`; a reader refuses one that differs."""
+    """Writers leave this out: it is computed from `values`. Readers refuse other inputs."""
     values: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     response: Literal["raw", "document"] = "document"
@@ -93,7 +93,7 @@ class ExecuteRequest(Document):
     method_version: str
     parameters: dict[str, Any] = {}
     validated: bool = True
-    """False when Prefect could not validate the parameters, so that `inputs` are only what was sent."""
+    """False if Prefect could not validate the parameters; `inputs` are then the raw parameters."""
     files: tuple[StagedInput, ...] = ()
     archive: ArchiveLevel = ArchiveLevel.FULL
     relatives: tuple[Relative, ...] = ()
@@ -101,56 +101,55 @@ class ExecuteRequest(Document):
     deployment: Deployment | None = None
     tags: tuple[str, ...] = ()
     created_by: dict[str, str] | None = None
-    """What Prefect says created the flow run: the type, id and name of a schedule or automation."""
+    """What created the flow run, from Prefect: the type, id and name of a schedule or automation."""
 
     @model_validator(mode="before")
     @classmethod
-    def _write_as_ogc(cls, told: Any) -> Any:
-        if isinstance(told, dict) and "inputs" not in told:
-            files = tuple(StagedInput.model_validate(file) for file in told.get("files", ()))
-            return {"inputs": as_ogc(told.get("values", {}), files), **told}
-        return told
+    def _compute_inputs(cls, members: Any) -> Any:
+        if isinstance(members, dict) and "inputs" not in members:
+            files = tuple(StagedInput.model_validate(file) for file in members.get("files", ()))
+            return {"inputs": as_ogc(members.get("values", {}), files), **members}
+        return members
 
     @model_validator(mode="after")
-    def _tells_one_request(self) -> Self:
+    def _inputs_agree(self) -> Self:
         if self.inputs != as_ogc(self.values, self.files):
-            raise ValueError("inputs do not say what values and files say")
+            raise ValueError("inputs do not match values and files")
         return self
 
 
 def as_ogc(values: Mapping[str, Any], files: Sequence[StagedInput]) -> dict[str, Any]:
-    """Return input values as OGC API Processes 1.0, schema ``execute``, accepts them to the letter.
+    """Return input values in a form that is valid in OGC API Processes 1.0, schema ``execute``.
 
-    A file is a link. An object or array is wrapped in ``value``. A string or an
-    integer is a list of one occurrence, because as a bare value it matches two
-    branches of the schema's ``oneOf`` and is refused. Null has no form there: such
-    an input is left out, as one that was not given.
+    A file is a link. An object or array is wrapped in ``value``. A string or integer
+    becomes a list of one occurrence: as a bare value it is invalid, because it matches
+    two branches of the schema's ``oneOf``. Null has no form, so the input is left out.
     """
     links: dict[str, list[dict[str, str]]] = {}
     for file in files:
         links.setdefault(file.input, []).append({"href": file.origin, "type": file.media_type})
-    told: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for name, value in values.items():
         if name in links:
-            told[name] = links[name][0] if len(links[name]) == 1 else {"value": links[name]}
+            inputs[name] = links[name][0] if len(links[name]) == 1 else {"value": links[name]}
         elif isinstance(value, bool | float):
-            told[name] = value
+            inputs[name] = value
         elif isinstance(value, str | int):
-            told[name] = [value]
+            inputs[name] = [value]
         elif value is not None:
-            told[name] = {"value": value}
-    return told
+            inputs[name] = {"value": value}
+    return inputs
 
 
-def kept_files(request: ExecuteRequest, paths: Container[str]) -> ExecuteRequest:
-    """Return *request* with only the staged inputs at *paths* kept; the others are told by origin and digest alone."""
-    told = request.model_dump(exclude={"inputs"}, by_alias=False)
-    told["files"] = [file if file.path in paths else file.model_copy(update={"path": None}) for file in request.files]
-    return ExecuteRequest(**told)
+def keep_files(request: ExecuteRequest, paths: Container[str]) -> ExecuteRequest:
+    """Return *request* with the staged inputs at *paths*; the other inputs keep only origin and digest."""
+    members = request.model_dump(exclude={"inputs"}, by_alias=False)
+    files = [file if file.path in paths else file.model_copy(update={"path": None}) for file in request.files]
+    return ExecuteRequest(**members | {"files": files})
 
 
 class Infrastructure(Document):
-    """What the execution was assigned to; only what the worker and the platform really said."""
+    """The infrastructure of the execution, as the worker and the platform reported it."""
 
     file_name: ClassVar[str] = "metadata/infrastructure.json"
 
@@ -162,9 +161,9 @@ class Infrastructure(Document):
     worker_id: str | None = None
     image: str | None = None
     image_digest: str | None = None
-    """The digest under which the registry has the image; one that came from no registry has none."""
+    """The image's digest in its registry; absent if it was not pulled from a registry."""
     image_id: str | None = None
-    """The digest of the image's configuration, by which an engine knows it."""
+    """The digest of the image's configuration: the image id of a container engine."""
     job_variables: dict[str, Any] = {}
     identifier: str | None = None
     """Prefect's infrastructure id: a pid, ``<docker host>:<container id>`` or ``<namespace>:<job>``."""
@@ -198,7 +197,7 @@ class Raised(Part):
 
 
 class Usage(Part):
-    """What all attempts of the execution used together, in seconds and bytes, and how the last one ended."""
+    """The resource usage of all attempts together, in seconds and bytes, and how the last attempt ended."""
 
     wall_seconds: float | None = None
     cpu_seconds: float | None = None
@@ -208,12 +207,11 @@ class Usage(Part):
 
 
 class Process(Part):
-    """A process, told so that no other can be taken for it: a pid is given again when its process is gone.
+    """The identity of a process; a pid alone is not unique, because the system reuses it.
 
-    `boot` is the machine's boot, `pids` the namespace that `pid` is counted in (a
-    container has its own), `started` the start of the process in the system's own words.
-    `layout` is a digest of where its program lies in memory, drawn by lot at its start:
-    what it forks shares it, and nothing else does.
+    `boot` identifies the machine's boot, `pids` the PID namespace (a container has its
+    own), `started` is the start time in the system's notation. `layout` is a digest of
+    the program's memory layout, which is randomized at its start: only its forks share it.
     """
 
     host: str | None = None
@@ -225,10 +223,10 @@ class Process(Part):
 
 
 class ScriptRun(Part):
-    """One run of a descriptor Method's scripts: where it really was, as the machine or the engine says, and its end."""
+    """One run of a descriptor Method's scripts: its end, and where the machine or container engine says it ran."""
 
     id: str
-    """The id by which the runtime finds it."""
+    """The runtime's id of the run."""
     task: str
     """The task id of the replica."""
     runtime: str
@@ -238,22 +236,22 @@ class ScriptRun(Part):
     container: str | None = None
     node: str | None = None
     image: str | None = None
-    """The image's own id: the digest of its configuration."""
+    """The image id: the digest of the image's configuration."""
     image_name: str | None = None
-    """The name by which the image was asked for."""
+    """The requested name of the image."""
     image_digest: str | None = None
-    """``repository@sha256:…``, as a registry knows the image; absent when it came from none."""
+    """The image's digest in its registry, ``repository@sha256:…``; absent if it was not pulled from a registry."""
     started: Time | None = None
     ended: Time | None = None
     exit_code: int | None = None
     why: str | None = None
-    """What the exit code does not say, for example that the time limit ended it."""
+    """The reason for the end if the exit code does not show it, for example the time limit."""
     cpu_seconds: float | None = None
     peak_memory: int | None = None
 
 
 class Instance(Document):
-    """Where it really ran: host, process or container, system, Python, packages, usage."""
+    """Where the execution ran: host, process or container, system, Python, packages, usage."""
 
     file_name: ClassVar[str] = "metadata/instance.json"
 
@@ -261,9 +259,9 @@ class Instance(Document):
     pid: int | None = None
     process: Process | None = None
     own_process: bool | None = None
-    """True when the process was started for this execution alone, so that it may be ended with it."""
+    """True if the process was started for this execution only, so that it may be killed with it."""
     earlier_processes: tuple[Process, ...] | None = None
-    """Processes that it ran in before, each started for it alone, as far as their forks are known by their layout."""
+    """Processes of earlier attempts, each started for this execution only; their `layout` identifies their forks."""
     user: str | None = None
     working_directory: str | None = None
     container_id: str | None = None
@@ -281,7 +279,7 @@ class Instance(Document):
     environment: dict[str, str] = {}
     usage: Usage | None = None
     runs: tuple[ScriptRun, ...] | None = None
-    """The runs of a descriptor Method's scripts, in the order in which they ended; absent where there are none."""
+    """The runs of a descriptor Method's scripts, in the order of their ends; absent if there are none."""
 
 
 class Metric(Part):
@@ -296,7 +294,7 @@ class Metric(Part):
 
 
 class Metrics(Document):
-    """What the Method logged of itself: parameters and metrics, typed."""
+    """The parameters and metrics that the Method logged, typed."""
 
     file_name: ClassVar[str] = "metadata/metrics.json"
 
@@ -305,7 +303,7 @@ class Metrics(Document):
 
 
 class Agent(Document):
-    """Who asked. Claims are those of a verified token, or what the system itself says; never a token."""
+    """The requester. Claims come from a verified token or from the system; the token itself is never recorded."""
 
     file_name: ClassVar[str] = "auth/jwt.json"
 
@@ -317,7 +315,7 @@ class Agent(Document):
 
     @property
     def name(self) -> str | None:
-        """The subject's name, if anything said one."""
+        """The subject's name, if known."""
         subject = self.claims.get("name") or self.claims.get("sub")
         return str(subject) if subject else None
 
@@ -330,10 +328,13 @@ REQUIRED: dict[str, type[Document]] = {
     "instance": Instance,
     "job_status": JobStatus,
 }
-"""The documents that every record has, by their fields in `ExecutionRecord`, in the bundle's order."""
+"""The documents that every record has, by their fields in `ExecutionRecord`, in the bundle's order.
+
+Add a new document to this table or to `OPTIONAL`, and as a field to `ExecutionRecord`.
+"""
 
 OPTIONAL: dict[str, type[Document]] = {"metrics": Metrics}
-"""The documents that a record has when there is something to record."""
+"""The documents that a record has only if there is something to record."""
 
 DOCUMENTS = REQUIRED | OPTIONAL
 
@@ -403,14 +404,14 @@ class BundleFile(NamedTuple):
 
 
 def run_name(execution_id: str) -> str:
-    """Return the name of an execution after `NAMESPACE`: an XML NCName and a URI segment, whatever the id is."""
+    """Return the name of an execution in `NAMESPACE`: an XML NCName and a URI segment for any id."""
     if re.fullmatch(r"[A-Za-z0-9._-]+", execution_id):
         return f"run.{execution_id}"
     return f"run.{value_digest(execution_id)[:32]}"
 
 
 def method_name(method: Method) -> str:
-    """Return the name of a Method after `NAMESPACE`; another version or other code has another name."""
+    """Return the name of a Method in `NAMESPACE`; it depends on the Method's version and code."""
     return f"method.{value_digest([method.id, method.version, method.code and method.code.sha256])[:32]}"
 
 
@@ -420,9 +421,9 @@ def value_digest(value: object) -> str:
 
 
 class OpeningRecord(Document):
-    """All that is known when user code is about to run, as one object for the archive.
+    """The record before user code runs, as one object in the archive.
 
-    A worker that dies leaves it, so that the execution can be sealed without the worker's disk.
+    If the worker dies, settle can seal the execution from it without the worker's disk.
     """
 
     file_name: ClassVar[str] = "opening.json"
@@ -434,7 +435,7 @@ class OpeningRecord(Document):
     job_status: JobStatus
     agent: Agent
     code: dict[str, str] = {}
-    """The Method's own files, by their places in the bundle, so that they are not lost with the worker's disk."""
+    """The Method's source files, by their paths in the bundle."""
 
     @classmethod
     def of(cls, record: ExecutionRecord, *, code: Mapping[str, str] | None = None) -> OpeningRecord:
@@ -442,5 +443,5 @@ class OpeningRecord(Document):
         return cls(**{name: getattr(record, name) for name in REQUIRED}, code=dict(code or {}))
 
     def record(self) -> ExecutionRecord:
-        """Return the record that this one opened."""
+        """Return the record at its opening."""
         return ExecutionRecord(**{name: getattr(self, name) for name in REQUIRED})

@@ -1,4 +1,4 @@
-"""What every teller of one execution must say alike: the documents, PROV and the crate."""
+"""The summary of a record: the facts that the JSON documents, PROV and the crate must agree on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SCRIPTED = frozenset({Phase.DEPLOY, Phase.EXECUTE, Phase.UNDEPLOY})
 
 
 class ScriptPhase(NamedTuple):
-    """A phase that the scripts of a descriptor Method went through; what nobody saw is absent.
+    """A phase of a descriptor Method's scripts; unobserved facts are absent.
 
-    `number` counts them in the order in which they began. `run` is where its script
-    ran; a phase without a script has none.
+    `number` counts the phases in the order of their starts. `run` is the run of its
+    script; None for a phase without a script.
     """
 
     number: int
@@ -31,36 +31,32 @@ class ScriptPhase(NamedTuple):
 
 
 def phases_of(record: ExecutionRecord) -> tuple[ScriptPhase, ...]:
-    """Return the phases that the history of *record* tells, in the order in which they began."""
+    """Return the phases in the history of *record*, in the order of their starts."""
     runs = {run.id: run for run in record.instance.runs or ()}
-    found: list[ScriptPhase] = []
-    going: dict[tuple[str, Phase], int] = {}
+    phases: list[ScriptPhase] = []
+    open_phases: dict[tuple[str, Phase], int] = {}
     for entry in record.job_status.history:
         if entry.phase is None:
             continue
         key = task, phase = entry.task or "", entry.phase
         begins = entry.kind is EntryKind.PHASE
-        if begins or key not in going:
-            going[key] = len(found)
+        if begins or key not in open_phases:
+            open_phases[key] = len(phases)
             started = entry.time if begins else None
-            found.append(ScriptPhase(going[key], phase, task, started, run=_run_of(task, phase, runs)))
+            phases.append(ScriptPhase(open_phases[key], phase, task, started, run=_run_of(task, phase, runs)))
         if not begins:
-            number = going.pop(key)
-            told = found[number]
-            found[number] = told._replace(ended=entry.time, exit_code=entry.exit_code, message=entry.message)
-    return tuple(found)
+            number = open_phases.pop(key)
+            phases[number] = phases[number]._replace(ended=entry.time, exit_code=entry.exit_code, message=entry.message)
+    return tuple(phases)
 
 
 def _run_of(task: str, phase: Phase, runs: dict[str, ScriptRun]) -> ScriptRun | None:
-    # Deploy and Execute share one run, which has the task's own id.
+    # Deploy and Execute share one run, whose id is the task's.
     return runs.get(f"{task}.{phase}" if phase is Phase.UNDEPLOY else task) if phase in _SCRIPTED else None
 
 
 class Image(NamedTuple):
-    """The image of a container that scripts ran in: registry and name as it was asked for, its own id, its digest.
-
-    `sha256` is the digest by which a registry knows it, in hex.
-    """
+    """A container image: its requested registry and name, its image id, and its digest in the registry in hex."""
 
     registry: str | None = None
     name: str | None = None
@@ -69,30 +65,30 @@ class Image(NamedTuple):
 
 
 def image_of(run: ScriptRun | None) -> Image | None:
-    """Return the image that *run* was seen in; None where it ran in no container, or nobody saw the image."""
+    """Return the image that *run* ran in; None if there was no container or the image was not observed."""
     if run is None or not (run.image or run.image_digest):
         return None
     return named_image(run.image_name, run.image, run.image_digest)
 
 
 def named_image(name: str | None, image_id: str | None, digest: str | None) -> Image:
-    """Return an image by its *name*, with the *digest* ``[repository@]sha256:…``.
+    """Return the image with this *name* and *digest* (``[repository@]sha256:…``).
 
-    The grammar of image names (distribution/reference): a first part with a dot or a
-    port, or localhost, is the registry; docker.io is meant where there is none.
+    By the grammar of image names (distribution/reference), a first part with a dot or a
+    port, or ``localhost``, is the registry. The default registry is docker.io.
     """
     first, _, rest = (name or "").partition("/")
-    named = bool(rest) and ("." in first or ":" in first or first == "localhost")
+    has_registry = bool(rest) and ("." in first or ":" in first or first == "localhost")
     return Image(
-        registry=first if named else "docker.io" if name else None,
-        name=rest if named else name or None,
+        registry=first if has_registry else "docker.io" if name else None,
+        name=rest if has_registry else name or None,
         id=image_id,
         sha256=digest.rpartition("sha256:")[2] if digest else None,
     )
 
 
 class StepSummary(NamedTuple):
-    """What every teller of one execution must say alike of one of its steps."""
+    """The summary of one step."""
 
     id: str
     name: str
@@ -102,7 +98,7 @@ class StepSummary(NamedTuple):
 
 
 class PhaseSummary(NamedTuple):
-    """What every teller of one execution must say alike of one phase of its scripts."""
+    """The summary of one phase of scripts."""
 
     number: int
     phase: str
@@ -114,11 +110,11 @@ class PhaseSummary(NamedTuple):
 
 
 class RecordSummary(NamedTuple):
-    """What every teller of one execution must say alike; `verify` compares them.
+    """The facts that the JSON documents, PROV and the crate must agree on; `verify` compares them.
 
-    `inputs` are (input name, SHA-256) of staged files and (input name, digest of
-    the canonical JSON value) of the others; `outputs` are (path, SHA-256).
-    Times are cut to milliseconds, because a crate's validator takes no more.
+    `inputs` are (input name, SHA-256) for staged files and (input name, digest of
+    the canonical JSON value) for other inputs; `outputs` are (path, SHA-256).
+    Times are truncated to milliseconds, the limit of the crate's validator.
     """
 
     execution_id: str
@@ -133,14 +129,14 @@ class RecordSummary(NamedTuple):
 
 
 class ReadSummary(NamedTuple):
-    """What PROV or a crate tells: its account, and (path, SHA-256) of files of the bundle, to be held against them."""
+    """The summary in PROV or in a crate, and the (path, SHA-256) that it gives for files of the bundle."""
 
-    account: RecordSummary
+    summary: RecordSummary
     files: frozenset[tuple[str, str]]
 
 
 def summary_of(record: ExecutionRecord) -> RecordSummary:
-    """Return what the JSON documents of *record* tell, to be compared with PROV and crate."""
+    """Return the summary of the JSON documents of *record*."""
     staged = {(file.input, file.sha256) for file in record.request.files}
     files = {name for name, _ in staged}
     values = {(name, value_digest(value)) for name, value in record.request.values.items() if name not in files}
@@ -167,18 +163,18 @@ def summary_of(record: ExecutionRecord) -> RecordSummary:
 
 
 def _phases(record: ExecutionRecord) -> Iterator[PhaseSummary]:
-    for one in phases_of(record):
+    for phase in phases_of(record):
         yield PhaseSummary(
-            number=one.number,
-            phase=one.phase.value,
-            task=one.task,
-            started=in_milliseconds(one.started),
-            ended=in_milliseconds(one.ended),
-            exit_code=one.exit_code,
-            image=image_of(one.run),
+            number=phase.number,
+            phase=phase.phase.value,
+            task=phase.task,
+            started=in_milliseconds(phase.started),
+            ended=in_milliseconds(phase.ended),
+            exit_code=phase.exit_code,
+            image=image_of(phase.run),
         )
 
 
 def in_milliseconds(time: datetime | None) -> datetime | None:
-    """Return *time* cut (not rounded) to milliseconds."""
+    """Return *time* truncated (not rounded) to milliseconds."""
     return time and time.replace(microsecond=time.microsecond // 1000 * 1000)

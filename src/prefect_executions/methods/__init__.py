@@ -1,6 +1,4 @@
-"""What a Method is: an OGC process description, the code or scripts behind it, and the rules of its declaration.
+"""The model of a Method, and its secrets.
 
-A descriptor Method has modules of its own, which are not loaded for others:
-`reading` makes a Method of a file, `asking` its form and the values of its
-inputs, `scripts` what is run, `wishes` what the infrastructure is asked for.
+The package `descriptors` loads Methods from files; it is not imported for Python Methods.
 """

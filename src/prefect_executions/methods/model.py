@@ -1,11 +1,7 @@
-"""What a Method is: an OGC process description, the code behind it, and the rules of its declaration.
+"""The model of a Method: an OGC process description with type, limits, comparisons and code identity.
 
-Shapes follow OGC API Processes - Part 1: Core 1.0, schemas ``process`` and
-``inputDescription``; what is our own beside them has names that OGC does not use.
-
-A file that a Method reads, as its own code sees it.
-
-How a Method says that an output is to be compared when an execution of it is replayed.
+The shapes follow OGC API Processes - Part 1: Core 1.0, schemas ``process`` and
+``inputDescription``. Additional members have names that OGC does not use.
 """
 
 from __future__ import annotations
@@ -25,55 +21,72 @@ from prefect_executions.errors import InputError, MethodError
 from prefect_executions.settings import ArchiveLevel
 
 FILE_FORMAT = "uri-reference"
-"""JSON Schema format of an `InputFile`: a path or an fsspec URL."""
+"""The JSON Schema format of an `InputFile`: a path or an fsspec URL."""
+
+CCP_FILE = "file"
+"""CCP's format of a file: its placeholder becomes the content in base64."""
 
 DESCRIPTOR_MODULE = "prefect_executions.flow.file"
-"""The module by which Prefect loads a descriptor: ``<it>:<path>`` is an entrypoint."""
+"""The module that loads a descriptor for Prefect; the entrypoint is ``<module>:<path>``."""
 
 _ENDINGS = (".json", ".yaml", ".yml")
 
-CCP_FILE = "file"
-"""CCP's format of a file: its placeholder stands for the content in base64."""
+OUTPUTS = "outputs/"
+
+METHOD_TYPES = (
+    "Analysis",
+    "Annotation",
+    "Calibration",
+    "Conversion",
+    "Evaluation",
+    "Inference",
+    "Ingestion",
+    "Preprocessing",
+    "Simulation",
+    "Training",
+    "Visualization",
+)
+"""The vocabulary of every installation; EXECUTIONS_METHOD_TYPES adds terms."""
 
 
 def descriptor_in(entrypoint: str) -> str | None:
-    """Return the path of the descriptor that *entrypoint* names, or None where it names something else."""
+    """Return the path of the descriptor in *entrypoint*; None if it is another kind of entrypoint."""
     path = entrypoint.removeprefix(f"{DESCRIPTOR_MODULE}:")
     return path if path.lower().endswith(_ENDINGS) else None
 
 
 class InputFile(str):
-    """A file that a Method reads: given as a path or any fsspec URL, staged before the Method starts.
+    """An input file: a path or any fsspec URL, staged before the Method starts.
 
-    It is text, so that every library that opens a path takes it: what was given
-    before staging, the path of the staged copy inside the Method::
+    It is a `str`, so that every library that opens a path accepts it. Before staging it
+    is the given path or URL; inside the Method it is the path of the staged copy::
 
         @method(version="1.0.0")
         def count(text: InputFile):
             text.read_text()
 
     Attributes:
-        origin: The path or URL as it was given.
+        origin: The given path or URL.
     """
 
     __slots__ = ("origin",)
     origin: str
 
     def __new__(cls, place: str | os.PathLike[str], *, origin: str | None = None) -> Self:
-        """Name a file at *place*; *origin* is where a staged copy came from."""
-        made = super().__new__(cls, os.fspath(place))
-        made.origin = origin or (place.origin if isinstance(place, InputFile) else str(made))
-        return made
+        """Return the file at *place*; *origin* is the source of a staged copy."""
+        file = super().__new__(cls, os.fspath(place))
+        file.origin = origin or (place.origin if isinstance(place, InputFile) else str(file))
+        return file
 
     @property
     def path(self) -> Path:
         """The file as a path.
 
         Raises:
-            InputError: If it is a URL that nothing has staged.
+            InputError: If the file is a URL and is not staged.
         """
         if "://" in self:
-            raise InputError(f"{self.partition('?')[0]} is not staged: an InputFile is staged when its Method runs")
+            raise InputError(f"{self.partition('?')[0]} is not staged: read it inside the Method, which stages it")
         return Path(self)
 
     def open(self, mode: str = "r", **options: Any) -> IO[Any]:
@@ -104,23 +117,22 @@ class InputFile(str):
             return value
         if isinstance(value, str | os.PathLike):
             return cls(value)
-        raise ValueError("a file is given as a path or a URL")
+        raise ValueError("give a file as a path or a URL")
 
-
-OUTPUTS = "outputs/"
 
 Kind = Literal["bytes", "JSON", "table", "pixels", "lines"]
 
 
 class Comparison(Part):
-    """How an output is compared with that of another execution.
+    """How to compare an output with the output of another execution.
 
     Attributes:
-        by: What it is compared as; by its media type when left out. By ``bytes`` only the same bytes are the same.
-        tolerance: The relative difference up to which two numbers are the same.
-        absolute_tolerance: The difference up to which they are, too, however near to 0 they lie.
-        volatile: Columns or JSON members that differ in every run, by their names, in which * and ? stand for
-            anything; ``*`` is the whole output. They are told and not judged.
+        by: The kind of comparison; the media type decides if it is left out. With ``bytes``, only
+            identical bytes are equal.
+        tolerance: The relative difference up to which two numbers are equal.
+        absolute_tolerance: The absolute difference up to which two numbers are equal.
+        volatile: Names of columns or JSON members that differ in every run, with the wildcards * and ?;
+            ``*`` is the complete output. Their differences are reported but do not count.
     """
 
     by: Kind | None = None
@@ -130,50 +142,34 @@ class Comparison(Part):
 
     @property
     def is_volatile(self) -> bool:
-        """Whether the whole output is."""
+        """Whether the complete output is volatile."""
         return "*" in self.volatile
 
     def is_volatile_part(self, name: str) -> bool:
-        """Whether the column or member *name* is."""
+        """Whether the column or member *name* is volatile."""
         return any(fnmatchcase(name, pattern) for pattern in self.volatile)
 
     def at_least(self, tolerance: float) -> Comparison:
-        """Return the comparison with no smaller relative tolerance than *tolerance*."""
+        """Return the comparison with a relative tolerance of at least *tolerance*."""
         return self if tolerance <= self.tolerance else self.model_copy(update={"tolerance": tolerance})
 
 
 def comparison_of(path: str, declared: Mapping[str, Comparison] | None) -> Comparison | None:
-    """Return what is *declared* for the output at *path*: by its name, else by the first pattern that fits it."""
+    """Return the *declared* comparison for the output at *path*: by its name, else by the first matching pattern."""
     name = path.removeprefix(OUTPUTS)
     if not declared or name in declared:
         return declared[name] if declared else None
-    return next((one for pattern, one in declared.items() if fnmatchcase(name, pattern)), None)
-
-
-# The vocabulary that every installation knows; EXECUTIONS_METHOD_TYPES adds to it.
-METHOD_TYPES = (
-    "Analysis",
-    "Annotation",
-    "Calibration",
-    "Conversion",
-    "Evaluation",
-    "Inference",
-    "Ingestion",
-    "Preprocessing",
-    "Simulation",
-    "Training",
-    "Visualization",
-)
+    return next((comparison for pattern, comparison in declared.items() if fnmatchcase(name, pattern)), None)
 
 
 class OpenPart(Part):
-    """A part of a descriptor: what is unknown in it is kept."""
+    """A part of a descriptor; unknown members are preserved."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class MethodLink(OpenPart):
-    """OGC's ``link``; ``compatibleWith`` names in CCP an infrastructure that the Method runs on."""
+    """OGC's ``link``; in CCP, ``compatibleWith`` names an infrastructure for the Method."""
 
     href: str
     rel: str | None = None
@@ -190,7 +186,7 @@ class MetadataEntry(OpenPart):
 
 
 class InputDescription(OpenPart):
-    """One input of a Method, as OGC's ``inputDescription``."""
+    """One input of a Method: OGC's ``inputDescription``."""
 
     title: str | None = None
     description: str | None = None
@@ -200,37 +196,37 @@ class InputDescription(OpenPart):
 
     @property
     def is_file(self) -> bool:
-        """Whether the input's values name files that are staged before the Method starts.
+        """Whether the input's values are files, which are staged before the Method starts.
 
-        CCP's ``url`` is text that its scripts fetch themselves, so it is none.
+        CCP's ``url`` does not count: CCP's scripts download it themselves.
         """
         leaf = _leaf(self.json_schema)
         return _format(leaf) in {FILE_FORMAT, CCP_FILE} or (_format(leaf) == "uri" and bool(self.media_type))
 
     @property
     def media_type(self) -> str | None:
-        """What the author says of the values' media type."""
-        said = _leaf(self.json_schema).get("contentMediaType")
-        return said if isinstance(said, str) and said else None
+        """The media type of the values, if the author declared it."""
+        media_type = _leaf(self.json_schema).get("contentMediaType")
+        return media_type if isinstance(media_type, str) and media_type else None
 
     @property
     def is_bound(self) -> bool:
-        """Whether the author gave the value, so that no form asks for it."""
+        """Whether the author fixed the value, so that forms omit the input."""
         return self.json_schema.get("readOnly") is True
 
     @property
     def is_list(self) -> bool:
-        """Whether the input's value is a list because it may occur more than once."""
+        """Whether the input's value is a list, because the input may occur more than once."""
         return self.max_occurs != 1
 
     @property
     def is_secret(self) -> bool:
-        """Whether the input's value names a secret."""
+        """Whether the input's value is a reference to a secret."""
         return _format(self.json_schema) == "secret"
 
 
 class OutputDescription(OpenPart):
-    """One output of a Method, as OGC's ``outputDescription``."""
+    """One output of a Method: OGC's ``outputDescription``."""
 
     title: str | None = None
     description: str | None = None
@@ -238,14 +234,14 @@ class OutputDescription(OpenPart):
 
 
 class AdditionalParameter(OpenPart):
-    """A named list of values, as OGC's ``additionalParameter``."""
+    """A named list of values: OGC's ``additionalParameter``."""
 
     name: str
     value: tuple[Any, ...]
 
 
 class AdditionalParameters(OpenPart):
-    """OGC's ``additionalParameters``: here the scripts of a descriptor Method."""
+    """OGC's ``additionalParameters``, which hold the scripts of a descriptor Method."""
 
     title: str | None = None
     role: str | None = None
@@ -254,9 +250,9 @@ class AdditionalParameters(OpenPart):
 
 
 class SourceFile(Part):
-    """A file of the Method's own code, kept under ``code/``.
+    """A source file of the Method, recorded in ``code/``.
 
-    `git_object` is the hash that Git gives the file's content (``git hash-object``).
+    `git_object` is Git's hash of the content (``git hash-object``).
     """
 
     path: str
@@ -266,7 +262,7 @@ class SourceFile(Part):
 
 
 class Repository(Part):
-    """The Git repository that the code came from, read and never written."""
+    """The Git repository of the code; it is only read."""
 
     remote: str | None = None
     """The URL of ``origin``, without credentials."""
@@ -278,38 +274,38 @@ class Repository(Part):
     changed: tuple[str, ...] = ()
     diff_sha256: str | None = None
     diff_kept: bool | None = None
-    """False when the diff is larger than EXECUTIONS_DIFF_LIMIT, so that only its digest is kept."""
+    """False if only the digest of the diff is recorded, because it is larger than EXECUTIONS_DIFF_LIMIT."""
 
 
 class Notebook(Part):
-    """The notebook that the code was run from; its digest is taken with the cells' outputs stripped."""
+    """The notebook with the code; its digest excludes the outputs of cells."""
 
     path: str
     sha256: str
 
 
 class CodeIdentity(Part):
-    """Which code ran, as far as it could be observed."""
+    """The identity of the code that ran, as far as it was observed."""
 
     entrypoint: str | None = None
-    """``path.py:function``, as Prefect writes entrypoints; the path as in the repository."""
+    """Prefect's entrypoint, ``path.py:function``; the path is relative to the repository."""
     sha256: str | None = None
-    """Digest over the paths and digests of all `files`: equal digests mean equal code."""
+    """The digest of the paths and digests of all `files`: equal digests mean equal code."""
     repository: Repository | None = None
     files: tuple[SourceFile, ...] = ()
     package: str | None = None
-    """Name and version of the installed package that the Method comes from, ``name==version``."""
+    """The installed package of the Method, ``name==version``."""
     notebook: Notebook | None = None
     image: str | None = None
     image_digest: str | None = None
 
 
 class Method(Document):
-    """A Method, whole: OGC process description, type, limits and code."""
+    """A Method: OGC process description, type, limits and code."""
 
     model_config = ConfigDict(
         frozen=True,
-        extra="allow",  # CCP: what is unknown in a descriptor is kept
+        extra="allow",  # CCP: unknown members of a descriptor are preserved
         alias_generator=to_camel,
         populate_by_name=True,
         ser_json_inf_nan="strings",
@@ -319,7 +315,7 @@ class Method(Document):
 
     id: str
     version: str
-    title: str = Field(default_factory=lambda told: str(told.get("id", "")))
+    title: str = Field(default_factory=lambda members: str(members.get("id", "")))
     description: str | None = None
     keywords: tuple[str, ...] = ()
     metadata: tuple[MetadataEntry, ...] = ()
@@ -328,43 +324,43 @@ class Method(Document):
     inputs: dict[str, InputDescription] = {}
     outputs: dict[str, OutputDescription] = {}
     comparisons: dict[str, Comparison] | None = None
-    """How outputs are compared when an execution is replayed, by their names below ``outputs/`` or patterns of them."""
+    """How a replay compares outputs, by names in ``outputs/`` or patterns of names."""
     additional_parameters: AdditionalParameters | None = None
     links: tuple[MethodLink, ...] = ()
     type: str | None = None
     archive: ArchiveLevel | None = None
     time_limit: float | None = None
-    """Seconds that the Method's own code may take."""
+    """The time limit of the Method's own code, in seconds."""
     code: CodeIdentity | None = None
 
     @property
     def secrets(self) -> frozenset[str]:
-        """The names of the inputs that name a secret."""
+        """The names of the inputs that refer to a secret."""
         return frozenset(name for name, described in self.inputs.items() if described.is_secret)
 
     def script(self, name: str) -> tuple[str, ...]:
-        """Return the lines of the script *name*, for example ``execute-script``; none when there is no such script."""
-        told = self.additional_parameters.parameters if self.additional_parameters else ()
-        return next((tuple(map(str, one.value)) for one in told if one.name == name), ())
+        """Return the lines of the script *name*, for example ``execute-script``; none if it is missing."""
+        parameters = self.additional_parameters.parameters if self.additional_parameters else ()
+        return next((tuple(map(str, parameter.value)) for parameter in parameters if parameter.name == name), ())
 
 
 def check_type(term: str | None, further: Sequence[str]) -> str | None:
-    """Return *term* if the vocabulary, with the operator's *further* terms, knows it.
+    """Return *term* if it is in the vocabulary or in the operator's *further* terms.
 
     Raises:
-        MethodError: If it does not; the message lists the known terms.
+        MethodError: If it is not; the message lists the known terms.
     """
     known = sorted({*METHOD_TYPES, *further})
     if term is None or term in known:
         return term
     raise MethodError(
-        f"'{term}' is not a known type of a Method. Known: {', '.join(known)}. "
-        "An operator adds terms by EXECUTIONS_METHOD_TYPES."
+        f"'{term}' is not a known type of a Method. Known types: {', '.join(known)}. "
+        "The operator can add terms with EXECUTIONS_METHOD_TYPES."
     )
 
 
 def _format(schema: Mapping[str, Any]) -> str:
-    return str(schema.get("format") or "").lower()  # CCP writes "Secret" as well, and null for none
+    return str(schema.get("format") or "").lower()  # CCP also writes "Secret", and null for no format
 
 
 def _leaf(schema: Mapping[str, Any]) -> Mapping[str, Any]:

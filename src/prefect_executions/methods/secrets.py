@@ -1,4 +1,4 @@
-"""What a Method asks of its users: secrets by name, and the mark that a deployment's form carries."""
+"""The secrets of a Method, which are given by reference, and the mark of a Method in a Prefect deployment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from prefect_executions.errors import MethodError
 
 SECRET_REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|[a-z0-9][a-z0-9-]*)$"  # noqa: S105 - the form of a name, not a secret
-"""The name of a Prefect Secret block, or ``env:NAME`` for a variable of the worker."""
+"""A reference to a secret: the name of a Prefect Secret block, or ``env:NAME`` for a variable of the worker."""
 
 SECRET_FORM: Mapping[str, Any] = {
     "format": "secret",
@@ -17,69 +17,70 @@ SECRET_FORM: Mapping[str, Any] = {
     "description": "The name of a Prefect Secret block, or env:NAME for a variable of the worker; "
     "never the secret itself.",
 }
-"""How a secret input is told in a form: Prefect stores parameters in clear, so the form asks for a name."""
+"""The schema of a secret input in a form: it takes a reference, because Prefect stores parameters in plain text."""
 
 MARK = "x-prefect-executions"
-"""What says in a Prefect deployment that its flow is a Method: a member of the first parameter's schema, or where
-there is no parameter a comment in the description. Its value is the Method's version."""
+"""The mark of a Method in a Prefect deployment: a member of the first parameter's schema, or a comment in the
+description if there are no parameters. Its value is the Method's version."""
 
 _MARKED = re.compile(rf"\n*<!-- {MARK}: (?P<version>[^\n]*) -->")
 
 
 def marked(description: str | None, version: str) -> str:
-    """Return a Method's description with the mark in a comment, which no page shows."""
+    """Return a Method's description with the mark in a comment, which Prefect's pages do not show."""
     return f"{unmarked(description) or ''}\n\n<!-- {MARK}: {version} -->".lstrip()
 
 
 def marked_version(description: str | None) -> str | None:
-    """Return the version of the Method that a marked description tells."""
-    found = _MARKED.search(description or "")
-    return found["version"] if found else None
+    """Return the Method's version in a marked description; None if there is no mark."""
+    mark = _MARKED.search(description or "")
+    return mark["version"] if mark else None
 
 
 def unmarked(description: str | None) -> str | None:
-    """Return a Method's description as its author wrote it."""
+    """Return a Method's description without the mark."""
     return _MARKED.sub("", description).strip() or None if description else description
 
 
 def secret_inputs(schema: Mapping[str, Any], declared: frozenset[str], method_id: str) -> frozenset[str]:
-    """Return which parameters name a secret: the *declared* ones and those whose schema is a password.
+    """Return the parameters that refer to a secret: the *declared* parameters and those whose schema is a password.
 
     Raises:
-        MethodError: If a declared name is no parameter, or a password lies inside a nested model or a list.
+        MethodError: If a declared name is not a parameter, or a password is inside a nested model or a list.
     """
     properties = schema.get("properties", {})
     unknown = declared - properties.keys()
     if unknown:
         raise MethodError(
-            f"Method '{method_id}': secrets names no parameter of the function: {', '.join(sorted(unknown))}"
+            f"Method '{method_id}': secrets has names that are not parameters of the function: "
+            f"{', '.join(sorted(unknown))}"
         )
     if _has_password(schema.get("definitions", {})):
         raise MethodError(
-            f"Method '{method_id}': a secret lies inside a nested model, where Prefect would store it in clear. "
-            "Make it a parameter of its own."
+            f"Method '{method_id}': a secret is inside a nested model, where Prefect would store it in plain text. "
+            "Make it a separate parameter."
         )
-    found = {name for name, told in properties.items() if _has_password(told)}
-    several = sorted(name for name in found if not any(map(_is_password, _choices(properties[name]))))
+    passwords = {name for name, schema in properties.items() if _has_password(schema)}
+    several = sorted(name for name in passwords if not any(map(_is_password, _choices(properties[name]))))
     if several:
         raise MethodError(
-            f"Method '{method_id}': '{several[0]}' holds several secrets, and a parameter names one. "
-            "Make each a parameter of its own."
+            f"Method '{method_id}': '{several[0]}' holds several secrets, but a parameter can refer to only one. "
+            "Make each secret a separate parameter."
         )
-    return declared | found
+    return declared | passwords
 
 
 def is_secret_reference(value: object) -> bool:
-    """Whether *value* has the form of a secret's name."""
+    """Whether *value* has the form of a reference to a secret."""
     return isinstance(value, str) and re.fullmatch(SECRET_REFERENCE, value) is not None
 
 
-def _choices(told: Mapping[str, Any]) -> list[Any]:
-    return list(told.get("anyOf") or [told])
+def _choices(schema: Mapping[str, Any]) -> list[Any]:
+    return list(schema.get("anyOf") or [schema])
 
 
-def _is_password(told: Any) -> bool:
-    return isinstance(told, dict) and told.get("format") == "password"
+def _is_password(schema: Any) -> bool:
+    return isinstance(schema, dict) and schema.get("format") == "password"
 
 
 def _has_password(part: Any) -> bool:

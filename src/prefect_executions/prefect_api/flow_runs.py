@@ -26,7 +26,14 @@ from prefect_executions.documents import clean_text, in_utc, json_value
 from prefect_executions.errors import NotFoundError, OrchestratorError
 from prefect_executions.events import SeenLabel
 from prefect_executions.executions.ids import ExecutionId
-from prefect_executions.executions.record import Deployment, ExecuteRequest, Infrastructure, Instance, Relative, tagged
+from prefect_executions.executions.record import (
+    Deployment,
+    ExecuteRequest,
+    Infrastructure,
+    Instance,
+    Relative,
+    relatives_from_tags,
+)
 from prefect_executions.lifecycle.history import (
     JobStatus,
     ObservedState,
@@ -296,7 +303,7 @@ def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Rel
     retry_of = [Relative(execution_id=first, relation="retry-of")] if execution_id != first else []
     parents = [Relative(execution_id=parent, relation="parent")] if parent else []
     # A run that a Method calls inherits the tags of the calling run.
-    own_tags = () if run.parent_task_run_id else tagged(run.tags)
+    own_tags = () if run.parent_task_run_id else relatives_from_tags(run.tags)
     return (*retry_of, *parents, *own_tags)
 
 

@@ -25,7 +25,7 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.suspend import pack, unpack
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipReader
 from prefect_executions.errors import BundleError, ExecutionsError, NotFoundError
-from prefect_executions.executions.record import ExecutionRecord, OpeningRecord, kept_files
+from prefect_executions.executions.record import ExecutionRecord, OpeningRecord, keep_files
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.workbench.workbench import BundleSlot, Outcome, Workbench
@@ -119,7 +119,7 @@ def recover(archive: Archive, execution_id: str) -> Recovered | None:
     data = {info.key.rpartition("/")[2]: info for info in archive.store.list(folder_of(execution_id) + _DATA)}
     staged = {file.sha256 for file in record.request.files}
     inputs = {file.path: file.sha256 for file in record.request.files if file.path and file.sha256 in data}
-    record = replace(record, request=kept_files(record.request, inputs))
+    record = replace(record, request=keep_files(record.request, inputs))
     zips = sorted((info for digest, info in data.items() if digest not in staged), key=lambda info: str(info.modified))
     code = {path: text.encode() for path, text in opening.code.items()}
     return Recovered(record, code, inputs, zips[-1].key if zips else None)
