@@ -1,10 +1,10 @@
-"""What leaving and coming back costs: many small executions, and one of 1 GiB beside `zip -0` and `sha256sum`.
+"""Time of export and import: many small executions, and one of 1 GiB compared with `zip -0` and `sha256sum`.
 
 usage: bench_export.py [--executions 1000] [--megabytes 1024] [--rounds 3] [--aiida PYTHON] [FOLDER]
 
-The folder (default: the system's for temporary files) needs 8 GB of room. PYTHON is
-that of a virtual environment with aiida-core, by which as many calculations are
-exported and imported then. The other baselines run on the same files, in turns.
+The folder (default: the system's for temporary files) needs 8 GB of free space. PYTHON is
+the interpreter of a virtual environment with aiida-core, which then exports and imports
+as many calculations. The other baselines run on the same files, in interleaved rounds.
 """
 
 from __future__ import annotations
@@ -110,25 +110,25 @@ def many_small(here: Path, count: int, aiida: str | None) -> None:
     theirs, ours, target = bench_at(here / "theirs"), bench_at(here / "ours"), here / "many.zip"
     for _ in range(count):
         kept(theirs, str(uuid4()))
-    beside = "not measured: --aiida PYTHON"
-    leaves = seconds(lambda: exported(theirs, target))
-    comes = seconds(lambda: import_bundles(ours, str(target), ImportPolicy.of(Settings(), datetime.now(UTC))))
-    again = seconds(lambda: import_bundles(ours, str(target), ImportPolicy.of(Settings(), datetime.now(UTC))))
-    told = {"export": beside, "import": beside}
+    not_measured = "not measured: --aiida PYTHON"
+    exporting = seconds(lambda: exported(theirs, target))
+    importing = seconds(lambda: import_bundles(ours, str(target), ImportPolicy.of(Settings(), datetime.now(UTC))))
+    repeated = seconds(lambda: import_bundles(ours, str(target), ImportPolicy.of(Settings(), datetime.now(UTC))))
+    baselines = {"export": not_measured, "import": not_measured}
     if aiida:
         (here / "aiida").mkdir()
         environment = os.environ | {"AIIDA_PATH": str(here / "aiida")}
-        asked = [aiida, "-W", "ignore", "-c", AIIDA, str(count), str(here / "aiida")]
-        done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=True)
-        out, back, found = done.stdout.split()[-3:]
-        told = {
-            "export": f"aiida-core {float(out):.2f} s",
-            "import": f"aiida-core {float(back):.2f} s ({found} calculations)",
+        command = [aiida, "-W", "ignore", "-c", AIIDA, str(count), str(here / "aiida")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        export_time, import_time, count_found = done.stdout.split()[-3:]
+        baselines = {
+            "export": f"aiida-core {float(export_time):.2f} s",
+            "import": f"aiida-core {float(import_time):.2f} s ({count_found} calculations)",
         }
     what = f"{count:,} small executions"
-    row(f"export of {what}", f"{leaves:.2f} s", told["export"], "<= aiida-core")
-    row(f"import of {what} into an empty home", f"{comes:.2f} s", told["import"], "<= aiida-core")
-    row("the same import once more", f"{again:.2f} s", "", "")
+    row(f"export of {what}", f"{exporting:.2f} s", baselines["export"], "<= aiida-core")
+    row(f"import of {what} into an empty home", f"{importing:.2f} s", baselines["import"], "<= aiida-core")
+    row("the same import once more", f"{repeated:.2f} s", "", "")
 
 
 def one_large(here: Path, megabytes: int, rounds: int) -> None:
@@ -162,15 +162,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--aiida", default=None)
     parser.add_argument("folder", nargs="?", default=None)
-    told = parser.parse_args()
-    here = Path(tempfile.mkdtemp(dir=told.folder, prefix="export-"))
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="export-"))
     try:
-        row("measure", "figure", "beside", "goal")
+        row("measure", "figure", "baseline", "goal")
         row("---", "---", "---", "---")
-        many_small(here, told.executions, told.aiida)
-        one_large(here, told.megabytes, told.rounds)
+        many_small(folder, options.executions, options.aiida)
+        one_large(folder, options.megabytes, options.rounds)
     finally:
-        shutil.rmtree(here)
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What sealing costs beside `sha256sum` and `zip`, and how much memory it takes.
+"""Time and memory of sealing, compared with `sha256sum` and `zip`.
 
 usage: python tests/benchmarks/bench_seal.py [FOLDER]
 
-The folder (default: the system's for temporary files) needs 25 GB of room. Every
-figure is the median of interleaved rounds on the same files; what is compared is
-the whole seal: digests, output.zip, job status, PROV, crate and manifest.
+The folder (default: the system's for temporary files) needs 25 GB of free space.
+Every figure is the median of interleaved rounds on the same files. The time includes
+everything: digests, output.zip, job status, PROV, crate and manifest.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(command: str, folder: Path) -> None:
 
 
 def unseal(bundle: OpenBundle) -> None:
-    """Take away what sealing wrote, so that it can be measured again."""
+    """Remove the files that sealing wrote, so that it can be measured again."""
     for name in ("manifest-sha256.txt", "output.zip"):
         (bundle.folder / name).unlink(missing_ok=True)
     bundle.write_document(a_job_status(outputs=()))
@@ -98,16 +98,15 @@ def many_small_files(workbench: Path) -> None:
 
 
 def small_bundle(workbench: Path) -> None:
-    heavy, light = [], []
+    gathering, sealing = [], []
     for number in range(50):
         bundle = an_open_bundle(workbench / str(number))
-        heavy.append(seconds(lambda bundle=bundle: gather(bundle)))
-        told = bundle.read(JobStatus).model_copy(update={"outputs": gather(bundle).outputs})
-        bundle.write_document(told)
-        light.append(seconds(lambda bundle=bundle: seal(bundle)))
+        gathering.append(seconds(lambda bundle=bundle: gather(bundle)))
+        bundle.write_document(bundle.read(JobStatus).model_copy(update={"outputs": gather(bundle).outputs}))
+        sealing.append(seconds(lambda bundle=bundle: seal(bundle)))
         bundle.discard()
-    row("light half of sealing, 4 outputs", f"{median(light) * 1000:.1f} ms", "-", "< 3 ms")
-    row("heavy half of sealing, 4 outputs", f"{median(heavy) * 1000:.1f} ms", "-", "-")
+    row("sealing, 4 outputs", f"{median(sealing) * 1000:.1f} ms", "-", "< 3 ms")
+    row("gathering, 4 outputs", f"{median(gathering) * 1000:.1f} ms", "-", "-")
 
 
 def memory(workbench: Path) -> None:
@@ -120,7 +119,7 @@ def peak_memory(workbench: Path, megabytes: int) -> int:
     with (bundle.folder / "outputs/large.gz").open("wb") as sparse:
         sparse.truncate(megabytes * MEBIBYTE)
     path = str(Path(__file__).parents[1])
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", SEAL_IN_A_PROCESS_OF_ITS_OWN, str(workbench), bundle.id],
         check=True,
         capture_output=True,
@@ -128,7 +127,7 @@ def peak_memory(workbench: Path, megabytes: int) -> int:
         env={**os.environ, "PYTHONPATH": path},
     )
     bundle.discard()
-    return int(told.stdout) // 1024
+    return int(result.stdout) // 1024
 
 
 def compare(measure: str, ours: list[float], theirs: list[float], against: str) -> None:

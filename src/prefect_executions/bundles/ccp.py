@@ -179,15 +179,16 @@ class _Conversion:
         )
 
     def _infrastructure(self, image: object) -> tuple[Infrastructure, Instance]:
-        theirs, instance = self._json(Infrastructure.file_name), self._json(Instance.file_name)
-        variables = {"infrastructure": plain_value(theirs), "instance": plain_value(instance)}
+        infrastructure_json, instance_json = self._json(Infrastructure.file_name), self._json(Instance.file_name)
+        variables = {"infrastructure": plain_value(infrastructure_json), "instance": plain_value(instance_json)}
         infrastructure = Infrastructure(
-            type=_text(theirs.get("type")) or "unknown",
-            identifier=_text(theirs.get("id")),
+            type=_text(infrastructure_json.get("type")) or "unknown",
+            identifier=_text(infrastructure_json.get("id")),
             image=_text(image) if isinstance(image, str) and plain_value(image) == image else None,
             job_variables={name: value for name, value in variables.items() if value},
         )
-        return infrastructure, Instance(container_id=_text(instance.get("containerId") or instance.get("id")))
+        container_id = _text(instance_json.get("containerId") or instance_json.get("id"))
+        return infrastructure, Instance(container_id=container_id)
 
     def _agent(self) -> Agent:
         data = self._bytes(Agent.file_name)
@@ -233,17 +234,17 @@ class _Conversion:
         return str(uuid5(NAMESPACE_URL, _fingerprint(self.source)))
 
     def _job_status(
-        self, execution_id: str, method: Method, theirs: Mapping[str, Any], activity: Mapping[str, Any]
+        self, execution_id: str, method: Method, document: Mapping[str, Any], activity: Mapping[str, Any]
     ) -> JobStatus:
-        word = str(theirs.get("status") or activity.get("status") or "").strip().lower()
+        word = str(document.get("status") or activity.get("status") or "").strip().lower()
         end, reason = _ENDS.get(word, (Status.FAILED, Reason.LOST))
-        message = _text(theirs.get("message"))
+        message = _text(document.get("message"))
         if reason is Reason.LOST:
             message = f"the export has the status '{word}', which is not final" if word else "the export has no status"
-        created = self._time(theirs, "created")
-        started = self._time(theirs, "started") or activity.get("started")
-        finished = self._time(theirs, "finished") or activity.get("finished")
-        if finished is None and (finished := self._time(theirs, "updated")):
+        created = self._time(document, "created")
+        started = self._time(document, "started") or activity.get("started")
+        finished = self._time(document, "finished") or activity.get("finished")
+        if finished is None and (finished := self._time(document, "updated")):
             self._note("the export has no end time; the time of its last change is used")
         if not finished:
             self._note("the export has no end time; the time of the import is used")

@@ -33,7 +33,7 @@ def prepare_data_folder(
 
     The files that scripts leave in it go to *subfolder* of the outputs, or directly to
     the outputs if that is empty. *mount_path* is the folder's path as the scripts see it.
-    Everybody may write into the folder, because in a container the scripts may run as
+    Every user may write into the folder, because in a container the scripts may run as
     any user; the folder above it is closed to other users.
 
     Raises:

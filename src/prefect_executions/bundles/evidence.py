@@ -106,7 +106,7 @@ class Evidence:
 
     @cached_property
     def record(self) -> ExecutionRecord:
-        """All documents as a record.
+        """The record: all documents together.
 
         Raises:
             BundleError: If one is missing or damaged.

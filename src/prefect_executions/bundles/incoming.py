@@ -1,7 +1,7 @@
-"""Finds the bundles in a folder or zip to import: one, several side by side, in a bag, or exports of CCP.
+"""Finds the bundles in a folder or zip to import: one or several bundles, in a bag or not, or exports of CCP.
 
-Only file names are looked at, to assign each file to its bundle. A file that belongs
-to no bundle is an error, so that an import brings nothing unnoticed.
+It reads only file names, to assign each file to its bundle, and the manifests of a bag.
+A file that belongs to no bundle is an error, so that nothing is imported unnoticed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DEEPEST = 8
 
 
 class IncomingBundle(NamedTuple):
-    """A bundle in a folder or zip: its path there, and the level with which it was exported."""
+    """A bundle to import: its kind, its path in the folder or zip, and the level of its export."""
 
     kind: BundleKind
     path: str
@@ -66,17 +66,17 @@ def find_bundles(source: Source) -> tuple[IncomingBundle, ...]:
 
 def _find(source: Source, prefix: str) -> Iterator[IncomingBundle]:
     roots = _roots(source.files)
-    owned: dict[str, dict[str, int]] = {root: {} for root in roots}
-    beside: list[str] = []
+    files_below: dict[str, dict[str, int]] = {root: {} for root in roots}
+    unassigned: list[str] = []
     for path, size in source.files.items():
-        root = next((folder for folder in _folders_above(path) if folder in owned), None)
+        root = next((folder for folder in _folders_above(path) if folder in files_below), None)
         if root is None:
-            beside.append(path)
+            unassigned.append(path)
         else:
-            owned[root][path.removeprefix(root)] = size
-    export = _export(source, beside, prefix) if roots else None
+            files_below[root][path.removeprefix(root)] = size
+    export = _export(source, unassigned, prefix) if roots else None
     for root, kind in sorted(roots.items()):
-        part = SubfolderSource(source, root, owned[root])
+        part = SubfolderSource(source, root, files_below[root])
         if kind is None:
             if prefix:
                 raise BundleError(f"{prefix + root!r} is a bag in a bag, which is not supported")
@@ -117,9 +117,9 @@ def _folders_above(path: str) -> Iterator[str]:
         yield path[: end + 1]
 
 
-def _export(source: Source, beside: list[str], prefix: str) -> Export | None:
+def _export(source: Source, unassigned: list[str], prefix: str) -> Export | None:
     export: Export | None = None
-    for path in beside:
+    for path in unassigned:
         if path == Export.file_name:
             data = _read_document(source, path)
             strict_json(data, path)

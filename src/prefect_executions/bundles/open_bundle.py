@@ -195,7 +195,7 @@ class OpenBundle:
             raise BundleError(f"{self.id}: {kind.file_name} cannot be read: {error.strerror}") from error
 
     def record(self) -> ExecutionRecord:
-        """Return all documents as one value.
+        """Return the record: all documents together.
 
         Raises:
             BundleError: If one is missing or damaged; the message names it.
