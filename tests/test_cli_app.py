@@ -148,7 +148,7 @@ def test_a_single_input_goes_before_the_file_of_inputs(tmp_path):
         (["a=1", "a=2"], None, "twice"),
         (["a=@no/such/file"], None, "no/such/file cannot be read"),
         ([], "no/such/file", "cannot be read"),
-        ([], __file__, "no JSON object"),
+        ([], __file__, "is not a JSON object"),
     ],
 )
 def test_parameters_that_cannot_be_understood_are_refused(pairs, file, message):

@@ -1,7 +1,6 @@
-"""Run a scientific Method as a Prefect flow and keep one complete, verifiable record of every run.
+"""Run scientific Methods as Prefect flows and keep one complete, verifiable record of every run.
 
-The public names are loaded when they are first used, so that importing the
-package costs nothing: Prefect alone takes seconds.
+The public names load on first use: importing Prefect takes seconds.
 """
 
 from importlib import import_module as _import_module

@@ -1,1 +1,1 @@
-"""The terminal's door: it parses, calls the hall and shows the answer."""
+"""The command line `executions`: it parses options, calls the library and shows the result."""

@@ -1,4 +1,4 @@
-"""The `executions` command as a module: `python -m prefect_executions.cli`, for an interpreter without the script."""
+"""`python -m prefect_executions.cli`: the command line, for an interpreter without the script `executions`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The command `executions`: its commands, and how errors become a message and an exit code."""
+"""The application `executions`: its list of commands, its error messages and its exit codes."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     debug: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
 ) -> Any:
-    """Pass the command on.
+    """Run a command.
 
     Args:
         tokens: The command and its options.
-        debug: Show where in the program an error comes from.
+        debug: Print the traceback of an error.
     """
     try:
         return app(tokens)
@@ -86,10 +86,10 @@ def _launch(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line with *arguments*, those of the process when none are given, and return its exit code."""
+    """Run the command line with *arguments* (default: those of the process) and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
-            # A terminal that cannot show a character gets its code, and no error.
+            # If the terminal's encoding lacks a character, print its escape instead of failing.
             reconfigure(errors="backslashreplace")
     try:
         code = app.meta(sys.argv[1:] if arguments is None else arguments, result_action="return_value")
@@ -98,13 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warn(f"error: {error}")
         return code_of(error)
     except CycloptsError as error:
-        warn(f"error: {error}\nexecutions --help tells the commands, executions COMMAND --help their options")
+        warn(f"error: {error}\nNext: executions --help, or executions COMMAND --help")
         return REQUEST
     except KeyboardInterrupt:
         warn("interrupted")
         return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
-        # Rich, which writes the help, makes an end of the program of it.
+        # Rich, which writes the help, turns a broken pipe into SystemExit.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
         _drop_output()
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Give what is still buffered to nobody, so that the interpreter does not try again at its end."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Redirect buffered output to the null device, so that the interpreter does not flush it to the pipe at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

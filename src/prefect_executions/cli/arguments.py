@@ -1,4 +1,4 @@
-"""What the command line was asked for, as values: inputs of a Method, moments of time, the workbench."""
+"""Option types and parsers that several commands share: inputs, filters, times, and the workbench to open."""
 
 from __future__ import annotations
 
@@ -25,23 +25,20 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, Parameter(name="--json")]
 
-When = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d, as other tools write what is 7 days ago
+When = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d means 7 days ago, as in other tools
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class FilterOptions:
-    """The options that choose executions, shared by all commands that take a filter.
-
-    Args:
-        method: Only executions of the Method with this id.
-        since: Only executions from this time on: 2026-09-01, 2026-09-01T12:00 (UTC), or 7d, 12h, 30m ago.
-        until: Only executions before this time, in the same format.
-    """
+    """Options that choose executions, for all commands that take a filter."""
 
     method: str | None = None
+    """Only executions of the Method with this id."""
     since: When = None
+    """Only executions from this time on: 2026-09-01, 2026-09-01T12:00 (UTC), or 7d, 12h, 30m ago."""
     until: When = None
+    """Only executions before this time, in the same format."""
 
     def filter(self, now: datetime, status: Iterable[Status] = ()) -> Filter:
         """Return these options, and *status*, as one filter.
@@ -59,22 +56,22 @@ class FilterOptions:
 
 NO_FILTER = FilterOptions()
 
-READING_PATIENCE = timedelta(seconds=60)
-"""Somebody waits at the terminal: an archive that is away is told after this, not after an upload's time limit."""
+READ_TIMEOUT = timedelta(seconds=60)
+"""Upper limit of the archive timeout for reads: a person waits at the terminal, and the limit for uploads is longer."""
 
 DEFAULTS = {
-    # Prefect gives its embedded server 20 s; the first start on a slow disk makes a database and takes longer.
+    # Prefect allows its embedded server 20 s; the first start creates a database, which takes longer on a slow disk.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
-    # A run calls nobody whom its author does not know of.
+    # A run sends no data to third parties.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
-"""What is set before Prefect is imported, where the environment does not say otherwise."""
+"""Environment variables to set before Prefect is imported; the user's own values win."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class InputOptions:
-    """The inputs of a Method, from `-p` and `--params`."""
+    """Options that set inputs of a Method."""
 
     param: Annotated[tuple[str, ...], Parameter(name=["--param", "-p"], allow_leading_hyphen=True)] = ()
     """Set an input: name=value (repeatable)."""
@@ -82,7 +79,7 @@ class InputOptions:
     """JSON file with an object of inputs; - reads standard input."""
 
     def read(self) -> dict[str, Any]:
-        """Return the inputs, as `parameters` does."""
+        """Return the inputs by name; see `parameters`."""
         return parameters(self.param, self.params)
 
 
@@ -90,111 +87,111 @@ NO_INPUTS = InputOptions()
 
 
 def set_defaults() -> None:
-    """Set `DEFAULTS`, before Prefect is imported by a command that talks to its API."""
+    """Set `DEFAULTS` in the environment; call this before Prefect is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 def workbench(settings: Settings, *, telling: bool = False) -> Workbench:
-    """Return the workbench that *settings* describe; one that is *telling* imports Prefect and tells it of each end."""
-    # Start-up time of the CLI: archive, bundles and ledger come with it, and --help needs none.
+    """Return the workbench of *settings*; with *telling* it reports each end to Prefect, whose import takes seconds."""
+    # Start-up time of the CLI: it imports archive, bundles and ledger, which --help does not need.
     from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415
 
     if not telling:
         return Workbench.of(settings, archive_block=_archive_block)
-    from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - the same
+    from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - as above
 
     return Workbench.of(settings, archive_block=_archive_block, deliver_events=prefect_events.TerminalEvents)
 
 
 def reader(settings: Settings | None = None) -> Catalog:
-    """Return the reading side of the workbench that the environment describes."""
+    """Return the catalog of the workbench of *settings*, by default those of the environment."""
     # Start-up time of the CLI, as above.
     from prefect_executions.workbench.catalog import Catalog  # noqa: PLC0415
 
     settings = settings or Settings.read()
-    patience = min(settings.archive_timeout, READING_PATIENCE)
-    return Catalog(workbench(settings.model_copy(update={"archive_timeout": patience})))
+    timeout = min(settings.archive_timeout, READ_TIMEOUT)
+    return Catalog(workbench(settings.model_copy(update={"archive_timeout": timeout})))
 
 
 def _archive_block(name: str) -> tuple[str, Mapping[str, Any]]:
-    # Prefect takes seconds to import, and only an archive in one of its blocks needs it.
+    # Prefect takes seconds to import; only an archive in a Prefect block needs it.
     from prefect_executions.prefect_api import blocks  # noqa: PLC0415
 
     return blocks.archive_block(name)
 
 
 def parameters(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
-    """Return the inputs that ``-p name=value`` and ``--params file.json`` give; ``-p`` goes before the file.
+    """Return the inputs from ``-p name=value`` and ``--params file.json``; ``-p`` overrides the file.
 
-    A value is JSON if it parses, else text. ``@file`` reads it from a file in the
-    same way, ``@@…`` is text that begins with one @. The file ``-`` is standard input.
+    A value is JSON if it parses, else text. ``@file`` reads the value from a file by
+    the same rule; ``@@…`` is text that begins with one @. The file ``-`` is standard input.
 
     Raises:
-        RequestError: If a pair has no name, a name comes twice, or a file cannot be read.
+        RequestError: If a pair has no name, a name is repeated, or a file cannot be read.
     """
-    told = _object_in(file) if file else {}
-    given: dict[str, Any] = {}
+    defaults = _read_object(file) if file else {}
+    inputs: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or not name.strip():
             raise RequestError(f"-p {pair}: write -p name=value, or -p name=@file")
-        if name in given:
-            raise RequestError(f"-p {name}=… is given twice; give a list as one JSON value: -p '{name}=[1, 2]'")
-        given[name] = _value(name, text)
-    return told | given
+        if name in inputs:
+            raise RequestError(f"-p {name}=… is given twice; write a list as one JSON value: -p '{name}=[1, 2]'")
+        inputs[name] = _value(name, text)
+    return defaults | inputs
 
 
 def moment(text: str, now: datetime) -> datetime:
-    """Return the moment that *text* means: a date or time (UTC, where no offset is told), or ``7d``, ``12h`` ago.
+    """Return the time that *text* states: a date or time (UTC unless it has an offset), or ``7d``, ``12h`` ago.
 
-    ``-7d`` is the same as ``7d``.
+    ``-7d`` means ``7d``.
 
     Raises:
-        RequestError: If it means none.
+        RequestError: If *text* is not a time.
     """
     try:
         return now - parse_duration(text.strip().removeprefix("-"))
     except OverflowError as error:
-        raise RequestError(f"'{text}' ago is before all time") from error
+        raise RequestError(f"'{text}' ago is before the year 1; write a shorter age, such as 7d") from error
     except ValueError:
         pass
     try:
-        told = datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError as error:
-        raise RequestError(f"'{text}' is no time; write 2026-09-01, 2026-09-01T12:00, 7d, 12h or 30m") from error
-    return told.replace(tzinfo=UTC) if told.tzinfo is None else told.astimezone(UTC)
+        raise RequestError(f"'{text}' is not a time; write 2026-09-01, 2026-09-01T12:00, 7d, 12h or 30m") from error
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def _object_in(file: str) -> dict[str, Any]:
-    told = _json(_text_of(file, "--params"))
-    if not isinstance(told, dict):
-        raise RequestError(f'--params {file} holds no JSON object: write {{"name": value, …}}')
-    return told
+def _read_object(file: str) -> dict[str, Any]:
+    inputs = _json(_read_text(file, "--params"))
+    if not isinstance(inputs, dict):
+        raise RequestError(f'--params {file} is not a JSON object: write {{"name": value, …}}')
+    return inputs
 
 
 def _value(name: str, text: str) -> Any:
     if text.startswith("@@"):
         return text[1:]
-    return _json(_text_of(text[1:], f"-p {name}=")) if text.startswith("@") else _json(text)
+    return _json(_read_text(text[1:], f"-p {name}=")) if text.startswith("@") else _json(text)
 
 
-def _text_of(file: str, asked: str) -> str:
+def _read_text(file: str, option: str) -> str:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
         return data.decode()
     except OSError as error:
-        raise RequestError(f"{asked}: {file} cannot be read: {error.strerror}") from error
+        raise RequestError(f"{option}: {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{asked}: {file} is no UTF-8 text") from error
+        raise RequestError(f"{option}: {file} is not UTF-8 text") from error
 
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return text
 
 
-def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a JSON number")

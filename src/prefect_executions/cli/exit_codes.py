@@ -1,16 +1,16 @@
-"""The exit codes, and which error has which.
+"""The exit codes of `executions`, and the code of each error.
 
 ====  ==========================================================================
 code  means
 ====  ==========================================================================
-0     done
-1     the Method failed or was cancelled, one that was watched did, a replay did
-      not reach its grade, or a verification or audit failed
-2     the request is wrong: change it and ask again (`RequestError`)
-3     it is not there, or not allowed (`NotAvailableError`)
+0     success
+1     the Method or a watched execution failed or was cancelled, a replay missed
+      its grade, or a verification or audit failed
+2     the request is wrong: change it before you try again (`RequestError`)
+3     the object is missing, or the action is not allowed (`NotAvailableError`)
 4     the world failed: try again, or call the operator (`WorldError`)
 130   interrupted (Ctrl-C)
-141   the reader of our output went away
+141   the reader of the output closed the pipe
 ====  ==========================================================================
 """
 
@@ -28,7 +28,7 @@ NO_READER = 141
 
 
 def code_of(error: BaseException) -> int:
-    """Return the exit code that tells *error*; one that nobody foresaw is the world's."""
+    """Return the exit code of *error*; an unexpected error counts as a failure of the world."""
     if isinstance(error, RequestError):
         return REQUEST
     if isinstance(error, NotAvailableError):
