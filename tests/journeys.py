@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, State
 
 from homes import Bundles
 from prefect_executions import MethodFlow
-from prefect_executions.cli.arguments import workbench
+from prefect_executions.cli.arguments import open_workbench
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.prefect_api.events import flush_events
 from prefect_executions.settings import Settings
@@ -135,7 +135,7 @@ class Run:
 
     def _settle(self) -> None:
         with patch.dict(os.environ, self._environment):
-            workbench(Settings.read(), telling=True).settle(str(self.id))
+            open_workbench(Settings.read(), telling=True).settle(str(self.id))
             flush_events()
 
     def read(self, output: str) -> str:

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import app, main
-from prefect_executions.cli.arguments import moment, parameters
-from prefect_executions.cli.doctor import fastapi_break, runtime_findings, sqlalchemy_break, unknown_settings
-from prefect_executions.cli.output import as_text, format_duration, format_size, safe
+from prefect_executions.cli.arguments import parse_inputs, parse_time
+from prefect_executions.cli.doctor import check_fastapi, check_runtime, check_sqlalchemy, check_unknown_settings
+from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle.history import EntryKind, add_entry
 from prefect_executions.lifecycle.status import Observer, Status
@@ -114,17 +114,17 @@ def on_a_terminal(arguments: Sequence[str], home: Path) -> str:
     ],
 )
 def test_a_value_is_json_if_it_parses_else_text(pair, value):
-    assert parameters([pair], None) == {"n": value}
+    assert parse_inputs([pair], None) == {"n": value}
 
 
 @given(st.text().filter(lambda text: not text.startswith("@")))
 def test_any_text_can_be_given_as_a_json_string(text):
-    assert parameters([f"n={json.dumps(text)}"], None) == {"n": text}
+    assert parse_inputs([f"n={json.dumps(text)}"], None) == {"n": text}
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_no_text_breaks_the_reading_of_parameters(text):
-    value = parameters([f"n=@@{text}"], None)["n"]
+    value = parse_inputs([f"n=@@{text}"], None)["n"]
     assert value == f"@{text}"
 
 
@@ -132,12 +132,12 @@ def test_a_value_is_read_from_a_file(tmp_path):
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "prompt.txt").write_text("two\nlines")
     given_ = [f"a=@{tmp_path / 'list.json'}", f"b=@{tmp_path / 'prompt.txt'}"]
-    assert parameters(given_, None) == {"a": [1, 2], "b": "two\nlines"}
+    assert parse_inputs(given_, None) == {"a": [1, 2], "b": "two\nlines"}
 
 
 def test_a_single_input_goes_before_the_file_of_inputs(tmp_path):
     (tmp_path / "inputs.json").write_text('{"a": 1, "b": 2}')
-    assert parameters(["b=3"], str(tmp_path / "inputs.json")) == {"a": 1, "b": 3}
+    assert parse_inputs(["b=3"], str(tmp_path / "inputs.json")) == {"a": 1, "b": 3}
 
 
 @pytest.mark.parametrize(
@@ -153,23 +153,23 @@ def test_a_single_input_goes_before_the_file_of_inputs(tmp_path):
 )
 def test_parameters_that_cannot_be_understood_are_refused(pairs, file, message):
     with pytest.raises(RequestError, match=message):
-        parameters(pairs, file)
+        parse_inputs(pairs, file)
 
 
 def test_moments_are_dates_times_or_ago():
-    assert moment("2026-09-01", NOON) == datetime(2026, 9, 1, tzinfo=UTC)
-    assert moment("2026-09-01T12:00", NOON) == datetime(2026, 9, 1, 12, tzinfo=UTC)
-    assert moment("2026-09-01T12:00+02:00", NOON) == datetime(2026, 9, 1, 10, tzinfo=UTC)
-    assert moment("7d", NOON) == NOON - timedelta(days=7)
-    assert moment("12h", NOON) == NOON - timedelta(hours=12)
-    assert moment("2w", NOON) == NOON - timedelta(weeks=2)
-    assert moment("-7d", NOON) == NOON - timedelta(days=7)
+    assert parse_time("2026-09-01", NOON) == datetime(2026, 9, 1, tzinfo=UTC)
+    assert parse_time("2026-09-01T12:00", NOON) == datetime(2026, 9, 1, 12, tzinfo=UTC)
+    assert parse_time("2026-09-01T12:00+02:00", NOON) == datetime(2026, 9, 1, 10, tzinfo=UTC)
+    assert parse_time("7d", NOON) == NOON - timedelta(days=7)
+    assert parse_time("12h", NOON) == NOON - timedelta(hours=12)
+    assert parse_time("2w", NOON) == NOON - timedelta(weeks=2)
+    assert parse_time("-7d", NOON) == NOON - timedelta(days=7)
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7", "7y", "--7d", "--limit", "99999999999d", "2026-13-01"])
 def test_what_is_no_moment_is_refused(text):
     with pytest.raises(RequestError):
-        moment(text, NOON)
+        parse_time(text, NOON)
 
 
 # --- what is shown ---------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_what_is_no_moment_is_refused(text):
 
 @given(st.text(alphabet=st.characters()))
 def test_nothing_that_a_terminal_interprets_is_shown(text):
-    shown = safe(text)
+    shown = escape_controls(text)
     shown.encode()  # a half of a pair could not be written
     assert all(one.isprintable() or one.isspace() for one in shown)
     assert not set("\x1b\x07\x08\n\r\t\x9b\u202e\u2066\u2028").intersection(shown)
@@ -185,14 +185,14 @@ def test_nothing_that_a_terminal_interprets_is_shown(text):
 
 @given(st.lists(st.binary(max_size=50), max_size=8))
 def test_a_log_on_a_terminal_holds_no_control_character_however_it_is_cut(blocks):
-    whole, cut = "".join(as_text([b"".join(blocks)])), "".join(as_text(blocks))
-    assert whole == safe(whole, lines=True)
+    whole, cut = "".join(log_text([b"".join(blocks)])), "".join(log_text(blocks))
+    assert whole == escape_controls(whole, lines=True)
     assert not set("\x1b\x07\x08\r\x9b\u202e").intersection(whole)
     assert whole == cut
 
 
 def test_colours_are_taken_out_of_logs_and_the_rest_is_written_out():
-    assert "".join(as_text([b"\x1b[31mred\x1b[0m\x07 50%\r100%\r\n\x9b"])) == "red\\x07 50%\n100%\n\ufffd"
+    assert "".join(log_text([b"\x1b[31mred\x1b[0m\x07 50%\r100%\r\n\x9b"])) == "red\\x07 50%\n100%\n\ufffd"
 
 
 def test_sizes_and_durations_are_told_for_people():
@@ -550,18 +550,18 @@ def test_what_needs_no_prefect_imports_none(home, arguments):
     ],
 )
 def test_the_doctor_names_the_fastapi_that_breaks_prefect(version, outcome, word):
-    found = fastapi_break(version)
+    found = check_fastapi(version)
     assert found.outcome == outcome
     assert word in found.found
     assert (outcome == "ok") == (not found.advice)
 
 
 def test_the_doctor_knows_the_sqlalchemy_with_which_schedules_do_not_fire():
-    assert [sqlalchemy_break(version).outcome for version in ("2.0.58", "2.1.0", "2.1.9", "3.0")] == [
+    assert [check_sqlalchemy(version).outcome for version in ("2.0.58", "2.1.0", "2.1.9", "3.0")] == [
         "ok",
         *["warn"] * 3,
     ]
-    assert "schedule" in sqlalchemy_break("2.1.9").found
+    assert "schedule" in check_sqlalchemy("2.1.9").found
 
 
 @pytest.mark.parametrize(
@@ -581,7 +581,7 @@ def test_the_doctor_tells_whether_scripts_can_be_run(given, outcomes, words, mon
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     for name, value in given.items():
         monkeypatch.setenv(f"EXECUTIONS_{name}", value)
-    found = list(runtime_findings(Settings.read()))
+    found = list(check_runtime(Settings.read()))
     assert [one.outcome for one in found] == outcomes
     assert words in found[0].found
     assert all(one.advice for one in found if one.outcome != "ok")
@@ -600,7 +600,7 @@ def test_the_doctor_tells_whether_the_image_is_there(need, image, outcome, words
     told = {"RUNTIME": "docker", "RUNTIME_IMAGE": image, "RUNTIME_NETWORK": "host"}
     for name, value in told.items():
         monkeypatch.setenv(f"EXECUTIONS_{name}", value)
-    (found,) = runtime_findings(Settings.read())
+    (found,) = check_runtime(Settings.read())
     assert found.outcome == outcome
     assert words in found.found + found.advice
 
@@ -614,7 +614,7 @@ def test_the_doctor_names_a_setting_that_is_misspelt():
         "EXECUTIONS_QQQ",
         "EXECUTIONS_TEST_LONG",
     ]
-    near, far = unknown_settings(variables)
+    near, far = check_unknown_settings(variables)
     assert (near.outcome, near.subject, near.advice) == ("warn", "EXECUTIONS_ARCHIV", "Is EXECUTIONS_ARCHIVE meant?")
     assert (far.subject, far.advice) == ("EXECUTIONS_QQQ", "docs/settings.md tells all of them.")
 

@@ -18,7 +18,7 @@ from prefect.states import Completed, Crashed
 from homes import Bundles
 from prefect_executions import current_execution, method
 from prefect_executions.cli.app import main
-from prefect_executions.cli.arguments import reader
+from prefect_executions.cli.arguments import open_catalog
 from prefect_executions.dispatch.deploy import schedule_of
 from prefect_executions.dispatch.options import SubmitOptions
 from prefect_executions.dispatch.submit import resources_of, wait
@@ -313,7 +313,7 @@ def test_who_waits_is_told_how_it_ended(told, pool, client, state):
         seen.append(words)
         client.set_flow_run_state(run.id, state, force=True)
 
-    ended = wait(reader(), str(run.id), tell=go_on, sealing=timedelta(0))
+    ended = wait(open_catalog(), str(run.id), tell=go_on, sealing=timedelta(0))
     assert (ended.succeeded, ended.status, ended.message) == (state.is_completed(), None, state.message)
     assert [words.split()[2] for words in seen] == ["Scheduled"]
 

@@ -14,7 +14,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from benches import bench_at, kept
 from flows.rerun import rerun
-from prefect_executions.cli.arguments import reader
+from prefect_executions.cli.arguments import open_catalog
 from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
 from prefect_executions.executions.record import Deployment, Relative, relatives_from_tags
 from prefect_executions.methods.model import InputDescription
@@ -143,7 +143,7 @@ def test_an_execution_runs_again_here_and_both_tell_of_each_other(told, home, tm
         (exact, "rerun-of"),
         (edited, "edited-rerun-of"),
     }
-    assert b"wasInformedBy" in reader().read(edited, "metadata/provo.xml")
+    assert b"wasInformedBy" in open_catalog().read(edited, "metadata/provo.xml")
     for one in (exact, edited):
         told("verify", one)  # fails with another exit code
     differing = {(one["part"], one["name"]) for one in told("diff", first, edited)["differences"]}

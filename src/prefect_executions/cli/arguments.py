@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, Parameter(name="--json")]
 
-When = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d means 7 days ago, as in other tools
+TimeOption = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d means 7 days ago, as in other tools
 
 
 @Parameter(name="*")
@@ -35,9 +35,9 @@ class FilterOptions:
 
     method: str | None = None
     """Only executions of the Method with this id."""
-    since: When = None
+    since: TimeOption = None
     """Only executions from this time on: 2026-09-01, 2026-09-01T12:00 (UTC), or 7d, 12h, 30m ago."""
-    until: When = None
+    until: TimeOption = None
     """Only executions before this time, in the same format."""
 
     def filter(self, now: datetime, status: Iterable[Status] = ()) -> Filter:
@@ -49,8 +49,8 @@ class FilterOptions:
         return Filter(
             status=tuple(status),
             method=self.method or None,
-            since=moment(self.since, now) if self.since else None,
-            until=moment(self.until, now) if self.until else None,
+            since=parse_time(self.since, now) if self.since else None,
+            until=parse_time(self.until, now) if self.until else None,
         )
 
 
@@ -80,7 +80,7 @@ class InputOptions:
 
     def read(self) -> dict[str, Any]:
         """Return the inputs by name; see `parameters`."""
-        return parameters(self.param, self.params)
+        return parse_inputs(self.param, self.params)
 
 
 NO_INPUTS = InputOptions()
@@ -92,7 +92,7 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def workbench(settings: Settings, *, telling: bool = False) -> Workbench:
+def open_workbench(settings: Settings, *, telling: bool = False) -> Workbench:
     """Return the workbench of *settings*; with *telling* it reports each end to Prefect, whose import takes seconds."""
     # Start-up time of the CLI: it imports archive, bundles and ledger, which --help does not need.
     from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415
@@ -104,14 +104,14 @@ def workbench(settings: Settings, *, telling: bool = False) -> Workbench:
     return Workbench.of(settings, archive_block=_archive_block, deliver_events=prefect_events.TerminalEvents)
 
 
-def reader(settings: Settings | None = None) -> Catalog:
+def open_catalog(settings: Settings | None = None) -> Catalog:
     """Return the catalog of the workbench of *settings*, by default those of the environment."""
     # Start-up time of the CLI, as above.
     from prefect_executions.workbench.catalog import Catalog  # noqa: PLC0415
 
     settings = settings or Settings.read()
     timeout = min(settings.archive_timeout, READ_TIMEOUT)
-    return Catalog(workbench(settings.model_copy(update={"archive_timeout": timeout})))
+    return Catalog(open_workbench(settings.model_copy(update={"archive_timeout": timeout})))
 
 
 def _archive_block(name: str) -> tuple[str, Mapping[str, Any]]:
@@ -121,7 +121,7 @@ def _archive_block(name: str) -> tuple[str, Mapping[str, Any]]:
     return blocks.archive_block(name)
 
 
-def parameters(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
+def parse_inputs(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
     """Return the inputs from ``-p name=value`` and ``--params file.json``; ``-p`` overrides the file.
 
     A value is JSON if it parses, else text. ``@file`` reads the value from a file by
@@ -142,7 +142,7 @@ def parameters(pairs: Sequence[str], file: str | None) -> dict[str, Any]:
     return defaults | inputs
 
 
-def moment(text: str, now: datetime) -> datetime:
+def parse_time(text: str, now: datetime) -> datetime:
     """Return the time that *text* states: a date or time (UTC unless it has an offset), or ``7d``, ``12h`` ago.
 
     ``-7d`` means ``7d``.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, parameters, reader, set_defaults
+from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, open_catalog, parse_inputs, set_defaults
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
-from prefect_executions.cli.output import say, show_facts, show_json, warn, working
+from prefect_executions.cli.output import say, show_facts, show_json, status_line, warn
 from prefect_executions.dispatch.options import DeployOptions, SubmitOptions
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -40,9 +40,9 @@ def deploy(
         job_variable: Set a variable of the pool's base job template: name=value (repeatable).
         as_json: Print one JSON document.
     """
-    given, variables = inputs.read(), parameters(job_variable, None)
+    given, variables = inputs.read(), parse_inputs(job_variable, None)
     set_defaults()
-    with working("Loading Prefect and the Method", quiet=as_json):
+    with status_line("Loading Prefect and the Method", quiet=as_json):
         # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.dispatch.deploy import deploy as deploy_method  # noqa: PLC0415
         from prefect_executions.flow.entrypoints import load_deployable  # noqa: PLC0415
@@ -71,18 +71,18 @@ def submit(
     """
     given, settings = inputs.read(), Settings.read()
     set_defaults()
-    with working("Loading Prefect", quiet=as_json):
+    with status_line("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
     submitted = submission.submit(method, given, options)
     if not wait:
-        tell_submitted(submitted, None, as_json=as_json)
+        show_submitted(submitted, None, as_json=as_json)
         return OK
     if not as_json:
         warn(f"Execution {submitted.id} is submitted{f': {submitted.link}' if submitted.link else ''}")
-    ended = submission.wait(reader(settings), submitted.id, tell=warn)
-    tell_submitted(submitted, ended, as_json=as_json)
+    ended = submission.wait(open_catalog(settings), submitted.id, tell=warn)
+    show_submitted(submitted, ended, as_json=as_json)
     return OK if ended.succeeded else FAILED
 
 
@@ -102,7 +102,7 @@ def _tell_deployed(deployed: Deployed, *, as_json: bool) -> None:
     say(f"Next: executions submit {deployed.name}\n      prefect worker start --pool {deployed.pool}")
 
 
-def tell_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: bool) -> None:
+def show_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: bool) -> None:
     """Show what was submitted, and how it ended where that was waited for."""
     told = {**submitted._asdict(), **(ended._asdict() if ended else {})}
     if as_json:
@@ -137,8 +137,8 @@ def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> i
     """
     settings = Settings.read()
     set_defaults()
-    catalog = reader(settings)
-    with working("Loading Prefect", quiet=as_json):
+    catalog = open_catalog(settings)
+    with status_line("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
         from prefect_executions.capture.host import this_user  # noqa: PLC0415
         from prefect_executions.dispatch.cancel import cancel as cancel_execution  # noqa: PLC0415

@@ -21,19 +21,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from prefect_executions.cli.arguments import DEFAULTS, Json, workbench
+from prefect_executions.cli.arguments import DEFAULTS, Json, open_workbench
 from prefect_executions.cli.exit_codes import OK, WORLD
-from prefect_executions.cli.output import format_size, say, show_json, show_table, working
+from prefect_executions.cli.output import format_size, say, show_json, show_table, status_line
 from prefect_executions.errors import ExecutionsError, PlanError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.runtimes.interface import Runtime
 
-PATIENCE = timedelta(seconds=20)
+ARCHIVE_TIMEOUT = timedelta(seconds=20)
 """How long the archive may take to answer."""
 
-LITTLE_SPACE = 1 << 30
+LOW_DISK_SPACE = 1 << 30
 """Free bytes of the workbench below which a warning is due: outputs are there twice while they are zipped."""
 
 _SLOWEST = 180
@@ -81,15 +81,15 @@ def examine() -> Iterator[Diagnosis]:
         yield Diagnosis("fail", "settings", str(error), "Correct or unset the variable.")
         return
     yield from _settings(settings)
-    yield from unknown_settings(sorted(os.environ))
+    yield from check_unknown_settings(sorted(os.environ))
     yield from _workbench(settings)
     yield from _guarded("archive", lambda: _archive(settings))
     yield from _guarded("ledger", lambda: _ledger(settings))
-    yield from _guarded("runtime", lambda: runtime_findings(settings))
+    yield from _guarded("runtime", lambda: check_runtime(settings))
     yield from _programs()
 
 
-def fastapi_break(fastapi: str) -> Diagnosis:
+def check_fastapi(fastapi: str) -> Diagnosis:
     """Tell whether this version of FastAPI works with Prefect 3.8."""
     numbers = re.findall(r"\d+", fastapi)
     release = (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
@@ -106,7 +106,7 @@ def fastapi_break(fastapi: str) -> Diagnosis:
     return Diagnosis("ok", "fastapi", fastapi)
 
 
-def sqlalchemy_break(sqlalchemy: str) -> Diagnosis:
+def check_sqlalchemy(sqlalchemy: str) -> Diagnosis:
     """Tell whether this version of SQLAlchemy works with a server of Prefect 3.8."""
     release = tuple(int(number) for number in re.findall(r"\d+", sqlalchemy)[:2])
     if release >= _BREAKS_SCHEDULES:
@@ -118,7 +118,7 @@ def sqlalchemy_break(sqlalchemy: str) -> Diagnosis:
 def _versions() -> Iterator[Diagnosis]:
     yield Diagnosis("ok", "python", f"{platform.python_version()} at {sys.executable}")
     yield Diagnosis("ok", "prefect-executions", version("prefect-executions"))
-    told = {"prefect": _prefect_version, "fastapi": fastapi_break, "sqlalchemy": sqlalchemy_break}
+    told = {"prefect": _prefect_version, "fastapi": check_fastapi, "sqlalchemy": check_sqlalchemy}
     for package, tell in told.items():
         try:
             found = version(package)
@@ -158,7 +158,7 @@ def _prefect(cure: str) -> Iterator[Diagnosis]:
         yield Diagnosis("ok", "Prefect's API", "none is configured: each run starts an embedded server")
 
 
-def unknown_settings(variables: Iterable[str]) -> Iterator[Diagnosis]:
+def check_unknown_settings(variables: Iterable[str]) -> Iterator[Diagnosis]:
     """Tell which of *variables* look like settings and are none: what was meant by them has its default."""
     known = [name.upper() for name in Settings.model_fields]
     for variable in variables:
@@ -209,11 +209,11 @@ def _workbench(settings: Settings) -> Iterator[Diagnosis]:
         )
         return
     free = shutil.disk_usage(there).free
-    if free < LITTLE_SPACE:
+    if free < LOW_DISK_SPACE:
         yield Diagnosis("warn", "workbench", f"{folder} has {format_size(free)} left", "Free some space.")
     else:
         yield Diagnosis("ok", "workbench", f"{folder}, {format_size(free)} free")
-    left = len(list(workbench(settings).unfinished()))
+    left = len(list(open_workbench(settings).unfinished()))
     if left:
         yield Diagnosis("warn", "unfinished", f"{left} executions run or wait", "Run: executions settle --once")
 
@@ -222,8 +222,8 @@ def _archive(settings: Settings) -> Iterator[Diagnosis]:
     # Start-up time of the CLI: the storage's library comes with it.
     from prefect_executions.objectstore.interface import honours_create_if_absent  # noqa: PLC0415
 
-    patience = min(settings.archive_timeout, PATIENCE)
-    store = workbench(settings.model_copy(update={"archive_timeout": patience})).archive.store
+    patience = min(settings.archive_timeout, ARCHIVE_TIMEOUT)
+    store = open_workbench(settings.model_copy(update={"archive_timeout": patience})).archive.store
     if honours_create_if_absent(store):
         yield Diagnosis("ok", "archive", f"{store.url} is written to, and creates an object only where there is none")
     else:
@@ -240,7 +240,7 @@ def _ledger(settings: Settings) -> Iterator[Diagnosis]:
     from prefect_executions.ledger.database import redact_dsn  # noqa: PLC0415
     from prefect_executions.ledger.migrate import HEAD  # noqa: PLC0415
 
-    ledger = workbench(settings).ledger
+    ledger = open_workbench(settings).ledger
     waiting = len(ledger.pending())
     yield Diagnosis("ok", "ledger", f"{redact_dsn(settings.ledger_url)}, revision {HEAD}")
     if waiting:
@@ -249,7 +249,7 @@ def _ledger(settings: Settings) -> Iterator[Diagnosis]:
         )
 
 
-def runtime_findings(settings: Settings) -> Iterator[Diagnosis]:
+def check_runtime(settings: Settings) -> Iterator[Diagnosis]:
     """Tell whether the scripts of a descriptor Method could be run as these settings say; nothing is started."""
     # Start-up time of the CLI: the client of an engine comes with it.
     from prefect_executions.runtimes.registry import RUNTIMES, open_runtime  # noqa: PLC0415
@@ -365,6 +365,6 @@ def doctor(*, as_json: Json = False) -> int:
 
 
 def _examined(*, quiet: bool) -> Iterator[Diagnosis]:
-    with working("Examining this installation; Prefect takes some seconds", quiet=quiet or not sys.stderr.isatty()):
+    with status_line("Examining this installation; Prefect takes some seconds", quiet=quiet or not sys.stderr.isatty()):
         found = list(examine())
     yield from found

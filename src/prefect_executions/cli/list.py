@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, reader
+from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, open_catalog
 from prefect_executions.cli.output import (
+    escape_controls,
     format_duration,
-    plain,
-    safe,
+    format_time,
     say,
     show_facts,
     show_json,
     show_table,
+    to_json,
     warn,
-    when,
 )
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
@@ -65,7 +65,7 @@ def list_executions(
     if as_json and as_csv:
         raise RequestError("--json and --csv cannot both be had; leave one")
     criteria = filters.filter(datetime.now(UTC), status)
-    page = reader().workbench.ledger.list(criteria, limit=limit, after=after)
+    page = open_catalog().workbench.ledger.list(criteria, limit=limit, after=after)
     if as_json:
         show_json({"executions": page.rows, "after": page.after})
     elif as_csv:
@@ -86,13 +86,14 @@ def list_methods(*, as_json: Json = False) -> None:
     Args:
         as_json: One JSON document.
     """
-    rows = reader().workbench.ledger.methods()
+    rows = open_catalog().workbench.ledger.methods()
     if as_json:
         show_json({"methods": [_told(row) for row in rows]})
         return
     head = ("method", "version", "title", "type", "executions", "last run")
     show_table(
-        head, ((row.id, row.version, row.title, row.type or "", row.executions, when(row.last_seen)) for row in rows)
+        head,
+        ((row.id, row.version, row.title, row.type or "", row.executions, format_time(row.last_seen)) for row in rows),
     )
 
 
@@ -105,7 +106,7 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
         version: Its version; the one that was run last when none is given.
         as_json: One JSON document: the Method as OGC process description, and when it was run.
     """
-    row = reader().workbench.ledger.method(method, version)
+    row = open_catalog().workbench.ledger.method(method, version)
     if as_json:
         show_json(_told(row) | {"description": json.loads(row.descriptor)})
         return
@@ -123,8 +124,8 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
             ("code", code.get("sha256")),
             ("commit", repository.get("commit")),
             ("executions", row.executions),
-            ("first run", when(row.first_seen)),
-            ("last run", when(row.last_seen)),
+            ("first run", format_time(row.first_seen)),
+            ("last run", format_time(row.last_seen)),
         ]
     )
     show_table(("name", "schema"), _described(descriptor.get("inputs")), title="input")
@@ -149,7 +150,7 @@ def _cells(page: Page) -> Iterator[tuple[object, ...]]:
             row.status,
             row.method_id,
             row.method_version,
-            when(started),
+            format_time(started),
             format_duration(row.duration),
             row.archive,
         )
@@ -162,12 +163,12 @@ def _show_csv(page: Page) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(ROW_COLUMNS)
-    table.writerows([plain(getattr(row, name)) for name in ROW_COLUMNS] for row in page.rows)
-    sys.stdout.write(safe(text.getvalue(), lines=True))
+    table.writerows([to_json(getattr(row, name)) for name in ROW_COLUMNS] for row in page.rows)
+    sys.stdout.write(escape_controls(text.getvalue(), lines=True))
 
 
 def _told(row: MethodRow) -> dict[str, object]:
-    return {name: value for name, value in plain(row).items() if name != "descriptor"}
+    return {name: value for name, value in to_json(row).items() if name != "descriptor"}
 
 
 def _described(parts: dict[str, dict[str, object]] | None) -> list[tuple[str, str]]:

@@ -52,7 +52,7 @@ _THOUSAND = 1000
 _SHORT = 36  # characters of an id
 
 
-def safe(value: object, *, lines: bool = False) -> str:
+def escape_controls(value: object, *, lines: bool = False) -> str:
     """Return *value* as text that no terminal interprets; with *lines*, line ends and tabs stay."""
     text = str(value)
     if text.isascii() and text.isprintable():
@@ -61,7 +61,7 @@ def safe(value: object, *, lines: bool = False) -> str:
     return "".join(one if one in kept or _is_shown(one) else _written_out(one) for one in text)
 
 
-def when(time: datetime | None) -> str:
+def format_time(time: datetime | None) -> str:
     """Return *time* to the second in UTC, or nothing."""
     return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S}Z"
 
@@ -91,19 +91,19 @@ def pluralize(number: int, noun: str) -> str:
 
 def show_json(value: Any) -> None:
     """Write *value* as one JSON document."""
-    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+    text = json.dumps(to_json(value), indent=2, ensure_ascii=False)
     _write("".join(f"\\u{ord(one):04x}" if one != "\n" and not _is_shown(one) else one for one in text))
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Return *value* as JSON holds it: values of ours by camelCase names, times as documents write them."""
     if isinstance(value, Part):
         return value.model_dump(mode="json", by_alias=True, exclude_none=True)
     members = _members(value)
     if members is not None:
-        return {name: plain(one) for name, one in members}
+        return {name: to_json(one) for name, one in members}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [to_json(one) for one in value]
     return _scalar(value)
 
 
@@ -129,7 +129,7 @@ def _scalar(value: Any) -> Any:
 
 def show_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
     """Show *rows*: on a terminal under their *head*, in a pipe without it, each after the *title* if there is one."""
-    told = [[safe(cell) for cell in row] for row in rows]
+    told = [[escape_controls(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in told:
             _write("\t".join([*([title] if title else []), *row]))
@@ -146,7 +146,7 @@ def table_of(head: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     from rich.table import Table  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
     from rich.text import Text  # noqa: PLC0415 - the same
 
-    told = [[safe(cell) for cell in row] for row in rows]
+    told = [[escape_controls(cell) for cell in row] for row in rows]
     shown = bool(head)
     table = Table(box=None, title=title, title_justify="left", title_style="bold", pad_edge=False, show_header=shown)
     for number, cells in enumerate(zip(*told, strict=True)):
@@ -157,7 +157,7 @@ def table_of(head: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     return table
 
 
-def show_agreements(outputs: Iterable[OutputVerdict], *, title: str | None = None) -> None:
+def show_verdicts(outputs: Iterable[OutputVerdict], *, title: str | None = None) -> None:
     """Show how outputs agree, by what they were compared, and what differs."""
     rows = ((one.path, one.agreement, one.by, "; ".join(one.words)) for one in outputs)
     show_table(("output", "agreement", "by", "what"), rows, title=title)
@@ -172,30 +172,30 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
     told = [(name, value) for name, value in facts if value not in {None, ""}]
     if not sys.stdout.isatty():
         for name, value in told:
-            _write(f"{name}\t{safe(value)}")
+            _write(f"{name}\t{escape_controls(value)}")
         return
     from rich.text import Text  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
 
     console, width = _console(), max((len(name) for name, _ in told), default=0)
     for name, value in told:
-        text = safe(value, lines=True).replace("\n", "\n" + " " * (width + 2))
+        text = escape_controls(value, lines=True).replace("\n", "\n" + " " * (width + 2))
         line = Text.assemble((name.ljust(width), "dim"), "  ", (text, _COLOURS.get(str(value), "")))
         console.print(line, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Write a line of our own to standard output."""
-    _write(safe(text, lines=True))
+    _write(escape_controls(text, lines=True))
 
 
 def warn(text: str) -> None:
     """Write a line of our own to standard error."""
-    sys.stderr.write(safe(text, lines=True) + "\n")
+    sys.stderr.write(escape_controls(text, lines=True) + "\n")
     sys.stderr.flush()
 
 
 @contextmanager
-def working(text: str, *, quiet: bool = False) -> Iterator[None]:
+def status_line(text: str, *, quiet: bool = False) -> Iterator[None]:
     """Say on standard error what takes long, while it does: a moving line on a terminal, else one plain line."""
     if quiet:
         yield
@@ -206,30 +206,30 @@ def working(text: str, *, quiet: bool = False) -> Iterator[None]:
         return
     from rich.console import Console  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
 
-    with Console(stderr=True, markup=False).status(f"{safe(text)} …"):
+    with Console(stderr=True, markup=False).status(f"{escape_controls(text)} …"):
         yield
 
 
 @contextmanager
-def counting(text: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+def progress_bar(text: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
     """Say on standard error how far a work of *total* steps is; what is yielded is called after each.
 
     It takes what the step was about, and the number of all steps where that is known later only.
     On a terminal it is a bar, else one plain line.
     """
     if quiet or not sys.stderr.isatty():
-        with working(text, quiet=quiet):
+        with status_line(text, quiet=quiet):
             yield lambda _what, _of=None: None
         return
     from rich.console import Console  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
     from rich.progress import Progress  # noqa: PLC0415 - the same
 
     with Progress(console=Console(stderr=True, markup=False), transient=True) as progress:
-        task = progress.add_task(safe(text), total=total)
+        task = progress.add_task(escape_controls(text), total=total)
         yield lambda _what, of=None: progress.update(task, advance=1, total=of)
 
 
-def copy_out(blocks: Iterable[bytes]) -> None:
+def write_log(blocks: Iterable[bytes]) -> None:
     """Write bytes to standard output: as they are into a pipe, as safe text on a terminal."""
     if not sys.stdout.isatty():
         sys.stdout.flush()
@@ -237,12 +237,12 @@ def copy_out(blocks: Iterable[bytes]) -> None:
             sys.stdout.buffer.write(block)
             sys.stdout.buffer.flush()
         return
-    for text in as_text(blocks):
+    for text in log_text(blocks):
         sys.stdout.write(text)
         sys.stdout.flush()
 
 
-def as_text(blocks: Iterable[bytes]) -> Iterator[str]:
+def log_text(blocks: Iterable[bytes]) -> Iterator[str]:
     """Return a log as text for a terminal, line by line.
 
     Colours are taken away, a carriage return becomes a new line, so that no line
@@ -263,7 +263,7 @@ def as_text(blocks: Iterable[bytes]) -> Iterator[str]:
 
 
 def _as_line(text: str) -> str:
-    return safe(_BROKEN_LINE.sub("\n", _ESCAPES.sub("", text)), lines=True)
+    return escape_controls(_BROKEN_LINE.sub("\n", _ESCAPES.sub("", text)), lines=True)
 
 
 def _is_shown(character: str) -> bool:
@@ -288,21 +288,21 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-Target = Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)]
+OutputFile = Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)]
 
 
-def save(blocks: Iterable[bytes], target: Path) -> None:
+def write_file(blocks: Iterable[bytes], target: Path) -> None:
     """Write a file that is there whole or not at all.
 
     Raises:
         WorldError: If the disk refuses.
     """
-    with saved(target) as file:
+    with atomic_file(target) as file:
         file.writelines(blocks)
 
 
 @contextmanager
-def saved(target: Path) -> Iterator[BinaryIO]:
+def atomic_file(target: Path) -> Iterator[BinaryIO]:
     """Open a file to be written that takes the name *target* when the context is left well, and goes when not.
 
     Raises:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import Json, moment, reader, workbench
-from prefect_executions.cli.output import format_size, pluralize, say, show_json, show_table, when
+from prefect_executions.cli.arguments import Json, open_catalog, open_workbench, parse_time
+from prefect_executions.cli.output import format_size, format_time, pluralize, say, show_json, show_table
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -27,7 +27,7 @@ def remove(*executions: str, yes: bool = False, as_json: Json = False) -> None:
 
     if not executions:
         raise RequestError("name the executions that are to be removed")
-    catalog = reader()
+    catalog = open_catalog()
     ids = sorted({catalog.find(one) for one in executions})
     for execution_id in ids if yes else ():
         remove_one(catalog.workbench, execution_id, why="asked for", at=datetime.now(UTC))
@@ -57,8 +57,8 @@ def gc(
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.retention import clear_workbench  # noqa: PLC0415
 
-    before = moment(older_than, datetime.now(UTC))
-    told = list(clear_workbench(workbench(Settings.read()), before=before, status=status, dry=dry_run))
+    before = parse_time(older_than, datetime.now(UTC))
+    told = list(clear_workbench(open_workbench(Settings.read()), before=before, status=status, dry=dry_run))
     if as_json:
         show_json({"dryRun": dry_run, "bundles": told})
         return
@@ -87,7 +87,7 @@ def retain(*, yes: bool = False, as_json: Json = False) -> None:
     rules = parse_rules(settings.retention)
     if not rules:
         raise RequestError("there is no rule of retention; set EXECUTIONS_RETENTION, for example to 'count-words=90d'")
-    bench = workbench(settings)
+    bench = open_workbench(settings)
     over = list(expired(bench, rules, now))
     for one in over if yes else ():
         remove(bench, one.id, why=f"retention: {one.rule}", at=now)
@@ -95,6 +95,6 @@ def retain(*, yes: bool = False, as_json: Json = False) -> None:
         show_json({"executions": over, "removed": yes})
         return
     head = ("execution", "method", "status", "ended", "rule")
-    show_table(head, ((one.id, one.method, one.status, when(one.ended), one.rule) for one in over))
+    show_table(head, ((one.id, one.method, one.status, format_time(one.ended), one.rule) for one in over))
     what = pluralize(len(over), "execution")
     say(f"{what} removed" if yes else f"{what} would be removed; do it with --yes")

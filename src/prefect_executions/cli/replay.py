@@ -20,23 +20,23 @@ from prefect_executions.cli.arguments import (
     FilterOptions,
     InputOptions,
     Json,
-    reader,
+    open_catalog,
     set_defaults,
 )
-from prefect_executions.cli.deploy import tell_submitted
+from prefect_executions.cli.deploy import show_submitted
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import (
-    counting,
     pluralize,
+    progress_bar,
     say,
-    show_agreements,
     show_facts,
     show_json,
     show_table,
+    show_verdicts,
+    status_line,
     warn,
-    working,
 )
-from prefect_executions.cli.run import ran_here, run_here, tell_unrecorded
+from prefect_executions.cli.run import run_and_show, run_in_process, show_unrecorded
 from prefect_executions.comparison.verdict import Grade, ReplayGoal
 from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.query.filter import EVERYTHING
@@ -77,7 +77,7 @@ def diff(
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.compare import compare_executions  # noqa: PLC0415
 
-    catalog = reader()
+    catalog = open_catalog()
     compared = compare_executions(catalog, catalog.find(before), catalog.find(after))
     shown = [one for one in compared.differences if everything or not one.same]
     if as_json:
@@ -85,7 +85,7 @@ def diff(
         return
     head = ("part", "name", compared.before, compared.after)
     show_table((*head, "differs") if everything else head, _rows(shown, everything=everything))
-    show_agreements(compared.outputs, title="agreement")
+    show_verdicts(compared.outputs, title="agreement")
     for source in compared.sources:
         say((source.diff or f"{source.path}: {source.why}").rstrip("\n"))
     if not shown:
@@ -116,7 +116,7 @@ def rerun(
     """
     if pool and method:
         raise RequestError("--pool runs what is deployed there, and --method what is here; leave one")
-    edits, catalog = inputs.read(), reader()
+    edits, catalog = inputs.read(), open_catalog()
     execution_id = catalog.find(execution)
     if pool or (method is None and catalog.record(execution_id).request.deployment is not None):
         return _submit_again(catalog, execution_id, edits, pool, wait=wait, as_json=as_json)
@@ -127,13 +127,13 @@ def _submit_again(
     catalog: Catalog, execution_id: str, edits: Mapping[str, Any], pool: str | None, *, wait: bool, as_json: bool
 ) -> int:
     set_defaults()
-    with working("Loading Prefect", quiet=as_json):
+    with status_line("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only what asks it needs it.
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
     submitted = submission.submit_again(catalog, execution_id, edits, pool=pool)
     ended = submission.wait(catalog, submitted.id, tell=warn) if wait else None
-    tell_submitted(submitted, ended, as_json=as_json)
+    show_submitted(submitted, ended, as_json=as_json)
     return OK if ended is None or ended.succeeded else FAILED
 
 
@@ -155,7 +155,7 @@ def _run_again(
         source = record_source(catalog, execution_id)
         files = copy_inputs(record, source, Path(folder)) if source else {}
         again = rerun_request(record, edits, files)
-        return run_here(entrypoint, again.parameters, tags=[again.relative.tag], quiet=False, as_json=as_json)
+        return run_and_show(entrypoint, again.parameters, tags=[again.relative.tag], quiet=False, as_json=as_json)
 
 
 def _rows(shown: list[Difference], *, everything: bool) -> Iterator[tuple[str, ...]]:
@@ -190,7 +190,7 @@ def replay(
 
     edits, settings = inputs.read(), Settings.read()
     with (
-        open_replayable(reader(settings), target) as (record, source),
+        open_replayable(open_catalog(settings), target) as (record, source),
         prepare_replay(record, source, edits, runtime=settings.runtime) as ready,
     ):
         if goal.isolated:
@@ -219,12 +219,12 @@ def reproduce(
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproducible  # noqa: PLC0415
 
-    catalog = reader()
+    catalog = open_catalog()
     ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, criteria, limit=limit)
     if not ids:
         raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
     done = []
-    with counting(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
+    with progress_bar(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
         for one in replay_each(catalog, ids, goal, command=_executions(sys.executable)):
             done.append(one)
             told(one.id)
@@ -241,7 +241,7 @@ def _here(ready: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
     sys.path[:0] = ready.paths
     tags = [ready.again.relative.tag]
     try:
-        flow, ran = ran_here(
+        flow, ran = run_in_process(
             ready.entrypoint,
             ready.again.parameters,
             tags=tags,
@@ -254,7 +254,7 @@ def _here(ready: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
         _check_module(ready, error)
         raise
     if ran.execution_id is None or not verdicts:
-        return tell_unrecorded(flow, ran, quiet=False, as_json=as_json)
+        return show_unrecorded(flow, ran, quiet=False, as_json=as_json)
     reached = verdicts[-1].reaches(goal.grade)
     _tell(ran.execution_id, verdicts[-1], goal.grade, reached=reached, as_json=as_json)
     return OK if reached else FAILED
@@ -275,7 +275,7 @@ def _elsewhere(ready: Replay, target: str, edits: Mapping[str, Any], goal: Repla
     from prefect_executions.operations.reproduce import make_environment  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="executions-environment-") as folder:
-        with working(f"Installing {len(ready.record.instance.packages)} packages as recorded", quiet=as_json):
+        with status_line(f"Installing {len(ready.record.instance.packages)} packages as recorded", quiet=as_json):
             python = make_environment(ready.record, Path(folder) / "venv")
         given = Path(folder) / "inputs.json"
         given.write_text(json.dumps(edits))
@@ -319,7 +319,7 @@ def _tell(execution_id: str, verdict: Verdict, grade: Grade, *, reached: bool, a
     if as_json:
         show_json({"id": execution_id, "wanted": grade, "reached": reached, "verdict": verdict})
         return
-    show_agreements(verdict.outputs)
+    show_verdicts(verdict.outputs)
     for part in ("inputs", "code", "environment"):
         show_table(("what is not the same",), ((words,) for words in getattr(verdict, part)), title=part)
     show_facts(

@@ -1,4 +1,4 @@
-"""`executions run`: a Method here and now, with its record kept."""
+"""`executions run`: run a Method in this process and record it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, reader, set_defaults
+from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, open_catalog, set_defaults
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
-from prefect_executions.cli.output import format_duration, say, show_facts, show_json, warn, working
+from prefect_executions.cli.output import format_duration, say, show_facts, show_json, status_line, warn
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -36,29 +36,31 @@ def run(
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     as_json: Json = False,
 ) -> int:
-    """Run a Method and keep its record.
+    """Run a Method and record the execution.
 
     A value is JSON if it parses, else text: -p most=5, -p 'name="5"'.
     -p name=@file reads it from a file; -p name=@@text is text that begins with @.
 
     Args:
-        entrypoint: path.py:function, module:function or a descriptor; a plain flow or function is recorded as well.
-        quiet: Show nothing while it runs, and at its end the execution's id.
-        as_json: One JSON document on standard output; all else goes to standard error.
+        entrypoint: path.py:function, module:function, or the path of a descriptor; plain flows and functions work too.
+        quiet: Print nothing but the execution's id, at the end.
+        as_json: Print one JSON document to standard output; other output goes to standard error.
     """
-    return run_here(entrypoint, inputs.read(), quiet=quiet, as_json=as_json)
+    return run_and_show(entrypoint, inputs.read(), quiet=quiet, as_json=as_json)
 
 
-def run_here(entrypoint: str, given: Mapping[str, Any], *, tags: Sequence[str] = (), quiet: bool, as_json: bool) -> int:
-    """Run the Method at *entrypoint* in this process and tell what became of it; its flow run gets *tags*."""
+def run_and_show(
+    entrypoint: str, parameters: Mapping[str, Any], *, tags: Sequence[str] = (), quiet: bool, as_json: bool
+) -> int:
+    """Run the Method at *entrypoint* in this process, print its result and return the exit code."""
     settings = Settings.read()
-    flow, ran = ran_here(entrypoint, given, tags=tags, quiet=quiet, as_json=as_json)
-    return _tell(flow, ran, settings, quiet=quiet, as_json=as_json)
+    flow, ran = run_in_process(entrypoint, parameters, tags=tags, quiet=quiet, as_json=as_json)
+    return _show(flow, ran, settings, quiet=quiet, as_json=as_json)
 
 
-def ran_here(
+def run_in_process(
     entrypoint: str,
-    given: Mapping[str, Any],
+    parameters: Mapping[str, Any],
     *,
     tags: Sequence[str],
     on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
@@ -66,87 +68,87 @@ def ran_here(
     quiet: bool,
     as_json: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
-    """Run the Method at *entrypoint* in this process; *on_gathered* gets its bundle before it is sealed.
+    """Run the Method at *entrypoint* in this process; its flow run gets *tags*.
 
-    Scripts run in *image*, if one is given.
+    *on_gathered* receives the bundle before it is sealed. Scripts run in *image*, if given.
     """
     set_defaults()
-    with _result_alone(redirected=quiet or as_json, silent=quiet):
-        found = _run(entrypoint, given, tags, on_gathered, image, quiet=quiet)
+    with _redirected_output(redirect=quiet or as_json, discard=quiet):
+        result = _run(entrypoint, parameters, tags, on_gathered, image, quiet=quiet)
     if quiet:
-        # The embedded server says good-bye at the end of the process; by now the record is kept.
+        # The embedded server logs its shutdown when this process ends.
         logging.getLogger("prefect").setLevel(logging.WARNING)
-    return found
+    return result
 
 
 def _run(
     entrypoint: str,
-    given: Mapping[str, Any],
+    parameters: Mapping[str, Any],
     tags: Sequence[str],
     on_gathered: Callable[[OpenBundle, BaseException | None], None],
     image: ExactImage | None,
     *,
     quiet: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
-    with working("Loading Prefect and the Method", quiet=quiet):
-        # Prefect takes seconds to import; only what runs a Method needs it.
+    with status_line("Loading Prefect and the Method", quiet=quiet):
+        # Prefect takes seconds to import; only commands that run a Method need it.
         from prefect_executions.flow.entrypoints import load_method, run_method  # noqa: PLC0415
         from prefect_executions.flow.invocation import Invocation  # noqa: PLC0415
         from prefect_executions.prefect_api import client as api_client  # noqa: PLC0415
 
         flow = load_method(entrypoint)
     api = api_client.configured_api()
-    doing = (
+    activity = (
         f"Connecting to Prefect at {api}" if api else "Starting Prefect's embedded server (the first time takes longer)"
     )
-    with working(doing, quiet=quiet or bool(api)):
+    with status_line(activity, quiet=quiet or bool(api)):
         api_client.ping()
-    invocation = Invocation(partial(_say_begun, quiet=quiet), on_gathered, image)
-    return flow, run_method(flow, given, invocation, tags=tags)
+    invocation = Invocation(partial(_say_started, quiet=quiet), on_gathered, image)
+    return flow, run_method(flow, parameters, invocation, tags=tags)
 
 
-def _say_begun(execution_id: str, *, quiet: bool) -> None:
+def _say_started(execution_id: str, *, quiet: bool) -> None:
     if not quiet:
-        warn(f"Execution {execution_id} has begun")
+        warn(f"Execution {execution_id} started")
 
 
-def _tell(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bool, as_json: bool) -> int:
+def _show(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bool, as_json: bool) -> int:
     if ran.execution_id is None:
-        return tell_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
-    catalog = reader(settings)
-    record, standing = catalog.record(ran.execution_id), catalog.storage_state(ran.execution_id)
-    # Whoever cancelled it has interrupted it, too.
+        return show_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
+    catalog = open_catalog(settings)
+    record, storage = catalog.record(ran.execution_id), catalog.storage_state(ran.execution_id)
+    # A cancelled execution is also interrupted, but has its own status.
     interrupted = isinstance(ran.error, KeyboardInterrupt) and record.status is not Status.CANCELLED
     if as_json:
-        show_json(_as_json(record, standing))
+        show_json(_as_json(record, storage))
     elif quiet:
         say(record.id)
         if record.status is not Status.COMPLETED:
             warn(f"{record.status}: {_error_of(record) or ran.error}")
     else:
-        show_facts(_facts(record, standing))
-        say(_next(record))
+        show_facts(_facts(record, storage))
+        say(_next_commands(record))
     if interrupted and not as_json:
-        sealed = f"sealed as {record.status}" if standing.sealed else "not sealed yet; run: executions settle --once"
+        sealed = f"sealed as {record.status}" if storage.sealed else "not sealed yet. Next: executions settle --once"
         warn(f"Interrupted. The record of {record.id} is {sealed}.")
     return INTERRUPTED if interrupted else OK if record.status is Status.COMPLETED else FAILED
 
 
-def tell_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_json: bool) -> int:
-    """Tell that a run has left no record, with the reason where one is known, and return the exit code."""
+def show_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_json: bool) -> int:
+    """Report that a run has no record, with its error if there is one, and return the exit code."""
     if isinstance(ran.error, ExecutionsError | KeyboardInterrupt):
         raise ran.error
     error = {"type": type(ran.error).__name__, "message": str(ran.error)} if ran.error else None
     if as_json:
         show_json({"id": None, "method": flow.method.id, "error": error})
     else:
-        # Prefect's log told the error; when quiet, nobody did.
-        why = f": {error['type']}: {error['message']}" if quiet and error else ""
-        warn(f"Method '{flow.method.id}' did not start{why}\nNext: executions list --method {flow.method.id}")
+        # Prefect logs the error, except with --quiet.
+        reason = f": {error['type']}: {error['message']}" if quiet and error else ""
+        warn(f"Method '{flow.method.id}' did not start{reason}\nNext: executions list --method {flow.method.id}")
     return FAILED
 
 
-def _as_json(record: ExecutionRecord, standing: StorageState) -> dict[str, Any]:
+def _as_json(record: ExecutionRecord, storage: StorageState) -> dict[str, Any]:
     usage = record.instance.usage
     raised = usage.exception if usage else None
     return {
@@ -156,30 +158,30 @@ def _as_json(record: ExecutionRecord, standing: StorageState) -> dict[str, Any]:
         "method": f"{record.method.id} {record.method.version}",
         "started": record.started,
         "finished": record.finished,
-        "duration": _took(record),
-        "folder": standing.folder,
-        "sealed": standing.sealed,
-        "archive": standing.archive,
+        "duration": _duration(record),
+        "folder": storage.folder,
+        "sealed": storage.sealed,
+        "archive": storage.archive,
         "outputs": [output.path for output in record.job_status.outputs],
         "error": raised and {"type": raised.type, "message": raised.message},
     }
 
 
-def _facts(record: ExecutionRecord, standing: StorageState) -> Iterator[tuple[str, object]]:
+def _facts(record: ExecutionRecord, storage: StorageState) -> Iterator[tuple[str, object]]:
     yield "execution", record.id
     yield "status", record.status
     yield "reason", record.job_status.reason
     yield "message", record.job_status.message if record.status is Status.CANCELLED else None
-    yield "took", format_duration(_took(record))
-    yield "bundle", standing.folder
-    yield "archive", standing.archive
+    yield "took", format_duration(_duration(record))
+    yield "bundle", storage.folder
+    yield "archive", storage.archive
 
 
-def _took(record: ExecutionRecord) -> Any:
+def _duration(record: ExecutionRecord) -> Any:
     return record.finished - record.started if record.finished and record.started else None
 
 
-def _next(record: ExecutionRecord) -> str:
+def _next_commands(record: ExecutionRecord) -> str:
     return (
         f"Next: executions show {record.id}\n      executions verify {record.id}\n      executions outputs {record.id}"
     )
@@ -193,28 +195,28 @@ def _error_of(record: ExecutionRecord) -> str | None:
 
 
 @contextmanager
-def _result_alone(*, redirected: bool, silent: bool) -> Iterator[None]:
-    """Keep standard output for the result: what the Method writes there goes to standard error, or nowhere.
+def _redirected_output(*, redirect: bool, discard: bool) -> Iterator[None]:
+    """Keep standard output for the result: redirect what the Method prints to standard error, or discard it.
 
-    File descriptors are moved, because subprocesses and Prefect's console write to
-    them. The record is the same: it is kept before the terminal is written to.
+    This duplicates file descriptors, because subprocesses and Prefect's console write to
+    them. It does not change the record, which captures output before the terminal gets it.
     """
-    if not redirected:
+    if not redirect:
         yield
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = {1: os.dup(1), 2: os.dup(2)}
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    originals = {1: os.dup(1), 2: os.dup(2)}
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere if silent else 2, 1)
-        if silent:
-            os.dup2(nowhere, 2)
+        os.dup2(null if discard else 2, 1)
+        if discard:
+            os.dup2(null, 2)
         yield
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        for descriptor, original in kept.items():
+        for descriptor, original in originals.items():
             os.dup2(original, descriptor)
             os.close(original)
-        os.close(nowhere)
+        os.close(null)

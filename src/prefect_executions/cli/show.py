@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from prefect_executions.bundles.layout import PROVENANCE
-from prefect_executions.cli.arguments import Json, reader
+from prefect_executions.cli.arguments import Json, open_catalog
 from prefect_executions.cli.output import (
-    Target,
-    copy_out,
+    OutputFile,
     format_duration,
     format_size,
-    plain,
-    save,
+    format_time,
     say,
     show_facts,
     show_json,
     show_table,
-    when,
+    to_json,
+    write_file,
+    write_log,
 )
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.history import EntryKind
@@ -49,7 +49,7 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
         execution: The id, or its beginning.
         as_json: One JSON document: every document of the bundle, and where it is.
     """
-    catalog = reader()
+    catalog = open_catalog()
     execution_id = catalog.find(execution)
     record, standing, links = (
         catalog.record(execution_id),
@@ -63,7 +63,7 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
         show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came, "processGone": gone})
         return
     show_facts(_facts(record, standing, links, gone))
-    show_facts([("imported", when(came.imported)), ("origin", came.origin)] if came else [])
+    show_facts([("imported", format_time(came.imported)), ("origin", came.origin)] if came else [])
     show_table(("name", "value"), _inputs(record), title="input")
     show_table(("name", "size", "media type"), _outputs(catalog, execution_id), title="output")
     show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")
@@ -95,16 +95,16 @@ def logs(
     """
     if follow and as_json:
         raise RequestError("--follow shows a log as it grows, and --json the whole of it; leave one")
-    catalog = reader()
+    catalog = open_catalog()
     execution_id, stream = catalog.find(execution), _stream(stderr=stderr)
     if as_json:
         text = b"".join(catalog.blocks(execution_id, f"{stream}.log")).decode(errors="replace")
         show_json({"execution": execution_id, "stream": stream, "text": text})
         return
-    copy_out(catalog.follow(execution_id, stream) if follow else catalog.blocks(execution_id, f"{stream}.log"))
+    write_log(catalog.follow(execution_id, stream) if follow else catalog.blocks(execution_id, f"{stream}.log"))
 
 
-def outputs(execution: str, name: str | None = None, /, *, output: Target = None, as_json: Json = False) -> None:
+def outputs(execution: str, name: str | None = None, /, *, output: OutputFile = None, as_json: Json = False) -> None:
     """List the outputs of an execution, or bring one of them.
 
     The digest of what is brought is checked.
@@ -115,7 +115,7 @@ def outputs(execution: str, name: str | None = None, /, *, output: Target = None
         output: The file to write it to; - is standard output.
         as_json: One JSON document.
     """
-    catalog = reader()
+    catalog = open_catalog()
     execution_id = catalog.find(execution)
     if name is None:
         if output is not None:
@@ -131,12 +131,12 @@ def outputs(execution: str, name: str | None = None, /, *, output: Target = None
     if output == "-" and as_json:
         raise RequestError("-o - and --json cannot share standard output; leave one")
     if output not in {None, "-"}:
-        save(blocks, Path(str(output)))
+        write_file(blocks, Path(str(output)))
     elif not as_json:
-        copy_out(blocks)
+        write_log(blocks)
         return
     if as_json:
-        show_json({"execution": execution_id, **plain(found), "file": output})
+        show_json({"execution": execution_id, **to_json(found), "file": output})
     else:
         say(f"{found.path} of {execution_id}: {found.size} bytes in {output}")
 
@@ -146,7 +146,7 @@ def prov(
     /,
     *,
     form: Annotated[Form | None, Parameter(name="--format")] = None,
-    output: Target = None,
+    output: OutputFile = None,
     as_json: Json = False,
 ) -> None:
     """Show the provenance of an execution in W3C PROV.
@@ -162,13 +162,13 @@ def prov(
     # Start-up time of the CLI: lxml and prov come with it.
     from prefect_executions.provenance.convert import convert  # noqa: PLC0415
 
-    catalog = reader()
+    catalog = open_catalog()
     execution_id = catalog.find(execution)
     data = convert(catalog.read(execution_id, PROVENANCE), "json" if as_json else form or "xml")
     if output in {None, "-"}:
-        copy_out([data])
+        write_log([data])
     else:
-        save([data], Path(str(output)))
+        write_file([data], Path(str(output)))
         say(f"The provenance of {execution_id} is in {output}")
 
 
@@ -193,7 +193,7 @@ def _everything(record: ExecutionRecord, standing: StorageState, links: Links) -
 def _late(words: Iterable[LateSeal]) -> Iterator[tuple[object, ...]]:
     for word in words:
         told = f"it was sealed here too late, which changes nothing: {word.message}" if word.message else "too late"
-        yield when(word.noted), word.status, word.hostname, told
+        yield format_time(word.noted), word.status, word.hostname, told
 
 
 def _facts(
@@ -211,9 +211,9 @@ def _facts(
         yield relative.relation, relative.execution_id
     for named in links.named_by:
         yield _INVERSE.get(named.relation, named.relation), named.id
-    yield "created", when(told.created)
-    yield "started", when(told.started)
-    yield "finished", when(told.finished)
+    yield "created", format_time(told.created)
+    yield "started", format_time(told.started)
+    yield "finished", format_time(told.finished)
     yield "took", format_duration(told.finished - told.started) if told.finished and told.started else None
     yield "attempt", told.attempt if told.attempt > 1 else None
     yield "progress", None if told.progress is None else f"{told.progress} %"
@@ -278,7 +278,7 @@ def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:
 def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
     for step in record.job_status.steps or ():
         took = step.finished - step.started if step.started and step.finished else None
-        yield step.name, step.state, when(step.started), format_duration(took)
+        yield step.name, step.state, format_time(step.started), format_duration(took)
 
 
 def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:
@@ -293,7 +293,7 @@ def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, obj
         code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
         replica = f"of replica {entry.task.rpartition('.')[2]}" if several and entry.task else ""
         told = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, entry.message)))
-        yield when(entry.time), entry.status, entry.observer.value, told
+        yield format_time(entry.time), entry.status, entry.observer.value, told
 
 
 def _list_outputs(catalog: Catalog, execution_id: str, *, as_json: bool) -> None:

@@ -1,10 +1,8 @@
-"""`executions export`, `import`: executions as one file that leaves the house, and back.
-
-`executions share`, `shares`: a link to an execution or one of its outputs, for a while.
-"""
+"""`executions export`, `import`, `share`, `shares`: executions as one zip file, and presigned links to them."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,11 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
-from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, moment, reader, workbench
-from prefect_executions.cli.output import Target, counting, format_size, pluralize, saved, say, show_json, show_table
+from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, open_catalog, open_workbench, parse_time
+from prefect_executions.cli.output import (
+    OutputFile,
+    atomic_file,
+    format_size,
+    format_time,
+    pluralize,
+    progress_bar,
+    say,
+    show_facts,
+    show_json,
+    show_table,
+    status_line,
+    to_json,
+)
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import EVERYTHING
@@ -25,87 +36,85 @@ from prefect_executions.settings import Settings
 if TYPE_CHECKING:
     from prefect_executions.operations.export import Exported
 
-
-import os
-
-from cyclopts import App
-
-from prefect_executions.cli.output import plain, show_facts, when, working
+shares = App(name="shares", help="List and revoke shared links.")
 
 
 def export(
     *executions: str,
-    output: Target = None,
+    output: OutputFile = None,
     form: Annotated[ExportFormat, Parameter(name="--format")] = ExportFormat.ZIP,
     level: ExportLevel = ExportLevel.FULL,
     status: Annotated[tuple[Status, ...], Parameter(show_default=False)] = (),
     filters: FilterOptions = NO_FILTER,
     as_json: Json = False,
 ) -> None:
-    """Write executions as one zip, from the archive; the same executions give the same bytes.
+    """Export executions as one zip: bundles, a bag or an RO-Crate.
+
+    The same executions always give the same bytes.
 
     Args:
-        executions: Their ids, or beginnings of them; without any, those that the filters fit.
-        output: The file to write; - is standard output. When it is not said: <id>.zip, or executions.zip for several.
-        form: zip (a folder for each), bagit (a bag), crate (an RO-Crate).
-        level: full, outputs (no staged inputs), or metadata (the record and the code alone).
-        status: Those with this status; may be given several times.
-        as_json: One JSON document: the ids, the size in bytes, and the file.
+        executions: Ids or id prefixes; without any, the filters choose.
+        output: File to write, or - for standard output (default: <id>.zip, or executions.zip for several).
+        form: zip (a folder for each bundle), bagit (a bag) or crate (an RO-Crate).
+        level: full, outputs (without staged inputs) or metadata (only the record and the code).
+        status: Only executions with this status (repeatable).
+        as_json: Print one JSON document: the ids, the size in bytes, and the file.
     """
     criteria = filters.filter(datetime.now(UTC), status)
     if bool(executions) is (criteria != EVERYTHING):
-        raise RequestError("name executions by their ids, or by --status, --method, --since and --until; not both")
+        raise RequestError("give either execution ids, or filters: --status, --method, --since and --until")
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.export import export as write_export  # noqa: PLC0415
     from prefect_executions.operations.export import matching_ids  # noqa: PLC0415
 
-    catalog = reader()
+    catalog = open_catalog()
     ids = sorted({catalog.find(prefix) for prefix in executions} or matching_ids(catalog, criteria))
     target = output or (f"{ids[0]}.zip" if len(ids) == 1 else "executions.zip")
     if target == "-" and (as_json or sys.stdout.isatty()):
-        raise RequestError("-o - writes a zip to standard output, which is a terminal or has --json; give -o FILE")
-    exporting = partial(write_export, catalog, ids, form=form, level=level)
+        raise RequestError("-o - cannot write a zip to a terminal or beside --json; give -o FILE")
+    write = partial(write_export, catalog, ids, form=form, level=level)
     text = f"Exporting {pluralize(len(ids), 'execution')}"
-    with counting(text, len(ids), quiet=as_json) as told:
-        done = _written(target, partial(exporting, progress=told))
+    with progress_bar(text, len(ids), quiet=as_json) as progress:
+        exported = _write(target, partial(write, progress=progress))
     if as_json:
-        show_json({"executions": done.ids, "size": done.size, "file": target})
+        show_json({"executions": exported.ids, "size": exported.size, "file": target})
     elif target != "-":
-        say(f"{pluralize(len(done.ids), 'execution')}, {format_size(done.size)} in {target}")
+        say(f"{pluralize(len(exported.ids), 'execution')}, {format_size(exported.size)} in {target}")
 
 
 def import_executions(target: str, /, *, as_json: Json = False) -> None:
-    """Import executions: from a zip, a folder, or the address of a zip. All are verified before one is recorded.
+    """Import executions from a zip, a folder or the address of a zip.
+
+    Everything is verified before anything is recorded.
 
     Args:
-        target: A zip or folder, or the https://, http:// or s3:// address of a zip: bundles, a bag, or exports of CCP.
-        as_json: One JSON document: each execution, whether it is new, and the digest of its manifest.
+        target: A zip, a folder, or the https://, http:// or s3:// address of a zip, with bundles, a bag or CCP exports.
+        as_json: Print one JSON document: each execution, whether it is new, and the digest of its manifest.
     """
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.imports import ImportPolicy, import_bundles  # noqa: PLC0415
 
     settings = Settings.read()
-    with counting(f"Importing {target}", quiet=as_json) as told:
-        taken = import_bundles(workbench(settings), target, ImportPolicy.of(settings, datetime.now(UTC)), progress=told)
+    with progress_bar(f"Importing {target}", quiet=as_json) as progress:
+        results = import_bundles(
+            open_workbench(settings), target, ImportPolicy.of(settings, datetime.now(UTC)), progress=progress
+        )
     if as_json:
-        show_json({"target": target, "executions": taken})
+        show_json({"target": target, "executions": results})
         return
-    show_table(("id", "result", "kind", "manifest"), taken)
-    new = sum(one.result == "imported" for one in taken)
-    before = len(taken) - new
-    say(f"{pluralize(new, 'execution')} imported" + (f", {before} here already and unchanged" if before else ""))
+    show_table(("id", "result", "kind", "manifest"), results)
+    new = sum(result.result == "imported" for result in results)
+    present = len(results) - new
+    say(f"{pluralize(new, 'execution')} imported" + (f", {present} already present and unchanged" if present else ""))
 
 
-def _written(target: str, exporting: Callable[..., Exported]) -> Exported:
+def _write(target: str, write: Callable[..., Exported]) -> Exported:
     if target == "-":
-        done = exporting(write=sys.stdout.buffer.write)
+        exported = write(write=sys.stdout.buffer.write)
         sys.stdout.buffer.flush()
-        return done
-    with saved(Path(target)) as file:
-        return exporting(write=file.write)
-
-
-shares = App(name="shares", help="What is shared by a link.")
+        return exported
+    with atomic_file(Path(target)) as file:
+        return write(write=file.write)
 
 
 def share(
@@ -117,76 +126,80 @@ def share(
     level: ExportLevel = ExportLevel.FULL,
     as_json: Json = False,
 ) -> None:
-    """Share an execution, or one output of it, by a link that anybody can read until it expires.
+    """Share an execution or one of its outputs by a link that expires.
 
-    It is looked through for secrets before; a copy lies in the archive until it is revoked.
+    Anyone who has the link can read the copy in the archive. Before it is copied, the
+    content is scanned for secrets. A revoked share is removed from the archive.
 
     Args:
-        execution: The id, or its beginning.
-        output: The output to share; without one the exported bundle is.
-        expires: How long the link lasts: 7d at most, 12h, 30m.
-        level: Of the bundle: full, outputs (no staged inputs), or metadata (the record and the code alone).
-        as_json: One JSON document.
+        execution: The execution's id or an id prefix.
+        output: Output to share (default: the exported bundle).
+        expires: Lifetime of the link, at most 7d (default): 12h, 30m.
+        level: Level of the bundle: full, outputs (without staged inputs) or metadata (only the record and the code).
+        as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.share import share as share_it  # noqa: PLC0415
 
-    catalog, now = reader(), datetime.now(UTC)
-    execution_id, lasting = catalog.find(execution), now - moment(expires, now)
-    with working(f"Sharing {output or execution_id}", quiet=as_json):
-        told = share_it(
-            catalog, execution_id, now=now, expires=lasting, output=output, level=level, environment=os.environ
+    catalog, now = open_catalog(), datetime.now(UTC)
+    execution_id, lifetime = catalog.find(execution), now - parse_time(expires, now)
+    with status_line(f"Sharing {output or execution_id}", quiet=as_json):
+        shared = share_it(
+            catalog, execution_id, now=now, expires=lifetime, output=output, level=level, environment=os.environ
         )
     if as_json:
-        show_json({**plain(told.share), "url": told.url})
+        show_json({**to_json(shared.share), "url": shared.url})
         return
     show_facts(
         [
-            ("share", told.share.id),
+            ("share", shared.share.id),
             ("execution", execution_id),
-            ("what", told.share.what),
-            ("size", format_size(told.share.size)),
-            ("expires", when(told.share.expires)),
-            ("link", told.url),
+            ("what", shared.share.what),
+            ("size", format_size(shared.share.size)),
+            ("expires", format_time(shared.share.expires)),
+            ("link", shared.url),
         ]
     )
-    say(f"Next: executions shares revoke {told.share.id}")
+    say(f"Next: executions shares revoke {shared.share.id}")
 
 
 @shares.command(name="list")
 def list_shares(*, as_json: Json = False) -> None:
-    """List what is shared; copies whose time is over are removed.
+    """List shares, and remove expired copies.
 
     Args:
-        as_json: One JSON document.
+        as_json: Print one JSON document.
     """
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.share import shares as shares_in  # noqa: PLC0415
     from prefect_executions.operations.share import sweep  # noqa: PLC0415
 
-    store = reader().workbench.archive.store
+    store = open_catalog().workbench.archive.store
     sweep(store, datetime.now(UTC))
-    found = sorted(shares_in(store), key=lambda one: (one.created, one.id))
+    current = sorted(shares_in(store), key=lambda share: (share.created, share.id))
     if as_json:
-        show_json({"shares": found})
+        show_json({"shares": current})
         return
-    rows = ((one.id, one.execution_id, one.what, format_size(one.size), when(one.expires)) for one in found)
+    rows = (
+        (share.id, share.execution_id, share.what, format_size(share.size), format_time(share.expires))
+        for share in current
+    )
     show_table(("share", "execution", "what", "size", "expires"), rows)
 
 
 @shares.command
 def revoke(share_id: str, /, *, as_json: Json = False) -> None:
-    """End a share: its link reads nothing any more.
+    """Revoke a share: remove its copy, which invalidates its link.
 
     Args:
-        share_id: The id of the share.
-        as_json: One JSON document.
+        share_id: Id of the share.
+        as_json: Print one JSON document.
     """
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.share import revoke as revoke_it  # noqa: PLC0415
 
-    revoke_it(reader().workbench.archive.store, share_id)
+    revoke_it(open_catalog().workbench.archive.store, share_id)
     if as_json:
         show_json({"revoked": share_id})
     else:
-        say(f"The share {share_id} is revoked")
+        say(f"Share {share_id} is revoked")

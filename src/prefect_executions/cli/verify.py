@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from prefect_executions.cli.arguments import Json, When, moment, reader, set_defaults, workbench
+from prefect_executions.cli.arguments import Json, TimeOption, open_catalog, open_workbench, parse_time, set_defaults
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
-from prefect_executions.cli.output import pluralize, say, show_json, show_table, working
+from prefect_executions.cli.output import pluralize, say, show_json, show_table, status_line
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
@@ -39,7 +39,7 @@ from prefect_executions.cli.output import show_facts
 
 ledger = App(name="ledger", help="The index of executions.")
 
-PAUSE = 60.0
+SETTLE_INTERVAL = 60.0
 """Seconds between two rounds of `settle`."""
 
 
@@ -64,7 +64,7 @@ def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json
         )
     told, passed = [], True
     ring = KeyRing(Settings.read())
-    for one in verify_target(reader(), target, Trust(ring.trusted(), allowed_signers)):
+    for one in verify_target(open_catalog(), target, Trust(ring.trusted(), allowed_signers)):
         passed = passed and one.report.passed
         if as_json:
             told.append(_as_json(one))
@@ -76,7 +76,7 @@ def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json
     return OK if passed else FAILED
 
 
-def settle(*, once: bool = False, since: When = None, as_json: Json = False) -> int:
+def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = False) -> int:
     """Seal what has ended, whatever died: compare Prefect, the archive and this workbench.
 
     What lives is left alone. What has ended is sealed with its reason; what is
@@ -94,8 +94,8 @@ def settle(*, once: bool = False, since: When = None, as_json: Json = False) -> 
     from prefect_executions.workbench.recovery import sweep_uploads  # noqa: PLC0415
 
     settings = Settings.read()
-    bench = workbench(settings, telling=True)
-    after = moment(since, datetime.now(UTC)) if since else None
+    bench = open_workbench(settings, telling=True)
+    after = parse_time(since, datetime.now(UTC)) if since else None
     with suppress(ArchiveError):  # an archive that is away is told below, for each execution that waits for it
         swept = sweep_uploads(bench, datetime.now(UTC))
         if swept and not as_json:
@@ -105,7 +105,7 @@ def settle(*, once: bool = False, since: When = None, as_json: Json = False) -> 
         if once:
             return WORLD if any(one.result in {"pending", "failed"} for one in settled) else OK
         after = None
-        time.sleep(PAUSE)
+        time.sleep(SETTLE_INTERVAL)
 
 
 @ledger.command
@@ -115,8 +115,8 @@ def rebuild(*, as_json: Json = False) -> None:
     Args:
         as_json: One JSON document.
     """
-    catalog = reader()
-    with working("Reading the archive", quiet=as_json):
+    catalog = open_catalog()
+    with status_line("Reading the archive", quiet=as_json):
         count = catalog.workbench.rebuild_ledger()
     if as_json:
         show_json({"executions": count})
@@ -187,8 +187,8 @@ def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> 
     from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
     looked_at = [0]
-    catalog, trusted = reader(), KeyRing(Settings.read()).trusted()
-    with working("Reading the archive", quiet=as_json):
+    catalog, trusted = open_catalog(), KeyRing(Settings.read()).trusted()
+    with status_line("Reading the archive", quiet=as_json):
         found = list(audit_archive(catalog.workbench.archive, trusted, deep=deep, progress=looked_at.append))
     violations = [one for one in found if one.weight == "violation"]
     if as_json:

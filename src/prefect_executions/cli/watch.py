@@ -12,9 +12,9 @@ from uuid import UUID
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import Json, reader
+from prefect_executions.cli.arguments import Json, open_catalog
 from prefect_executions.cli.exit_codes import FAILED, OK
-from prefect_executions.cli.output import format_duration, plain, safe, say, table_of, warn
+from prefect_executions.cli.output import escape_controls, format_duration, say, table_of, to_json, warn
 from prefect_executions.errors import LedgerError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import Filter
@@ -47,7 +47,7 @@ def watch(
     """
     if everything == bool(executions):
         raise RequestError("name the executions to watch, or give --all")
-    catalog = reader()
+    catalog = open_catalog()
     watching = _Watching(catalog, None if everything else [_find(catalog, one) for one in executions])
     lines = as_json or not sys.stdout.isatty()
     with _lines(watching, as_json=as_json) if lines else _live(watching):
@@ -154,7 +154,7 @@ def _lines(watching: _Watching, *, as_json: bool) -> Iterator[None]:
         if as_json:
             say(json.dumps(_as_json(one, at)))
         else:
-            say("\t".join([f"{at:%Y-%m-%dT%H:%M:%SZ}", *map(safe, _cells(one, at))]))
+            say("\t".join([f"{at:%Y-%m-%dT%H:%M:%SZ}", *map(escape_controls, _cells(one, at))]))
 
     watching.changed = show
     yield
@@ -162,12 +162,12 @@ def _lines(watching: _Watching, *, as_json: bool) -> Iterator[None]:
 
 def _as_json(one: Watched, at: datetime) -> dict[str, Any]:
     return {
-        "time": plain(at),
+        "time": to_json(at),
         "id": one.id,
         "method": one.method,
-        "status": plain(one.status),
+        "status": to_json(one.status),
         "progress": one.progress,
-        "elapsed": plain(one.elapsed(at)),
+        "elapsed": to_json(one.elapsed(at)),
         "message": one.message,
     }
 
