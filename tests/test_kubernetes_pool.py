@@ -125,7 +125,7 @@ def test_a_run_whose_pod_is_deleted_is_one_execution_that_ends_in_another_pod(op
     first = operator.folder / "methods" / f"{execution_id}.begun"
     waited(lambda: first.exists() and operator.begun(execution_id), f"the Method's code in {execution_id}")
     deleted = operator.record(execution_id).instance.pod
-    cluster.ask("delete", f"core/pods/{deleted}", {"gracePeriodSeconds": grace})
+    cluster.request("delete", f"core/pods/{deleted}", {"gracePeriodSeconds": grace})
 
     # Kubernetes replaces the pod, and Prefect may send the run to another job besides: who ends first is the record.
     waited(lambda: operator.record(execution_id).instance.pod != deleted, f"another pod of {execution_id}")

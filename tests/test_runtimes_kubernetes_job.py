@@ -32,7 +32,7 @@ def test_a_pod_that_waits_for_room_or_its_image_has_not_ended():
     assert look().end() is None
     assert look({"waiting": {"reason": "ImagePullBackOff", "message": "dial tcp: connection refused"}}).end() is None
     assert look({"waiting": {"reason": "CreateContainerError", "message": "context deadline exceeded"}}).end() is None
-    assert not look({"waiting": {}}).begun
+    assert not look({"waiting": {}}).started
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def plan(runtime: KubernetesRuntime, tmp_path: Path) -> Iterator[Callable[..., P
 
 def of(cluster: Cluster, kind: str, run_id: str) -> list[dict]:
     """Return what the cluster has of one kind with the label of a run."""
-    return cluster.ask("get", kind, label_selector=f"{RUN_LABEL}={run_id}")["items"]
+    return cluster.request("get", kind, label_selector=f"{RUN_LABEL}={run_id}")["items"]
 
 
 def test_the_plan_is_what_the_cluster_has_made_and_the_pod_says_where_it_ran(runtime, plan, cluster, tmp_path):
@@ -115,7 +115,7 @@ def test_a_pod_that_somebody_deletes_in_mid_run_is_a_lost_run_and_nothing_begins
     pieces = run.logs()
     assert next(pieces).data == b"begun\n"
     pod = run.seen().pod
-    cluster.ask("delete", f"core/pods/{pod}")
+    cluster.request("delete", f"core/pods/{pod}")
 
     end = run.wait(PATIENT)
     assert end.status is RunStatus.LOST
@@ -134,7 +134,7 @@ def test_a_pod_that_is_gone_before_its_data_came_back_is_told(runtime, plan, clu
     until = time.monotonic() + PATIENT
     while not run.status().is_over and time.monotonic() < until:
         time.sleep(0.1)
-    cluster.ask("delete", f"core/pods/{run.seen().pod}", grace_period_seconds="1")
+    cluster.request("delete", f"core/pods/{run.seen().pod}", grace_period_seconds="1")
     while [pod for pod in of(cluster, "core/pods", run.id) if pod["status"]["phase"] == "Running"]:
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -145,7 +145,7 @@ def test_a_pod_that_is_gone_before_its_data_came_back_is_told(runtime, plan, clu
 
 def test_a_job_that_somebody_deleted_is_a_lost_run(runtime, plan, cluster):
     run = runtime.run(plan("sleep 300"))
-    cluster.ask("delete", f"batch/jobs/{run.id}", propagation_policy="Foreground")
+    cluster.request("delete", f"batch/jobs/{run.id}", propagation_policy="Foreground")
     end = run.wait(PATIENT)
     assert end.status is RunStatus.LOST
     assert list(run.logs()) == []
@@ -171,7 +171,7 @@ def test_an_image_without_a_shell_ends_the_run_and_says_why(runtime, plan, tmp_p
 
 
 def test_a_run_that_finds_no_room_waits_and_can_be_cancelled(runtime, plan, cluster):
-    (node,) = cluster.ask("get", "/api/v1/nodes")["items"]
+    (node,) = cluster.request("get", "/api/v1/nodes")["items"]
     all_of_it = Resources(cpus=float(node["status"]["allocatable"]["cpu"]))
     first = runtime.run(plan("echo begun; sleep 300", resources=all_of_it))
     next(first.logs())
@@ -208,8 +208,8 @@ def test_a_claim_that_both_see_needs_no_way_there_and_back(runtime, plan, cluste
     volume = {
         "spec": {"capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteMany"], "hostPath": {"path": str(shared)}}
     }
-    cluster.ask("post", "/api/v1/persistentvolumes", {"metadata": {"name": name}, **volume})
-    cluster.ask(
+    cluster.request("post", "/api/v1/persistentvolumes", {"metadata": {"name": name}, **volume})
+    cluster.request(
         "post", "core/persistentvolumeclaims", {"metadata": {"name": name}, "spec": size | {"volumeName": name}}
     )
     other = KubernetesRuntime(
@@ -226,8 +226,8 @@ def test_a_claim_that_both_see_needs_no_way_there_and_back(runtime, plan, cluste
     run.discard()
     other.close()
     assert sorted(path.name for path in (shared / "below").iterdir()) == ["go", "told"]
-    cluster.ask("delete", f"core/persistentvolumeclaims/{name}")
-    cluster.ask("delete", f"/api/v1/persistentvolumes/{name}")
+    cluster.request("delete", f"core/persistentvolumeclaims/{name}")
+    cluster.request("delete", f"/api/v1/persistentvolumes/{name}")
 
 
 def test_the_rights_that_the_page_asks_for_are_enough(plan, cluster, tmp_path):
@@ -235,14 +235,14 @@ def test_the_rights_that_the_page_asks_for_are_enough(plan, cluster, tmp_path):
     role = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
     name = f"test-{uuid4()}"
     rights = "/apis/rbac.authorization.k8s.io/v1/namespaces/default"
-    cluster.ask("post", "core/serviceaccounts", {"metadata": {"name": name}})
-    cluster.ask("post", f"{rights}/roles", role | {"metadata": {"name": name}})
+    cluster.request("post", "core/serviceaccounts", {"metadata": {"name": name}})
+    cluster.request("post", f"{rights}/roles", role | {"metadata": {"name": name}})
     binding = {
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}],
     }
-    cluster.ask("post", f"{rights}/rolebindings", {"metadata": {"name": name}, **binding})
-    token = cluster.ask("post", f"core/serviceaccounts/{name}/token", {"spec": {}})["status"]["token"]
+    cluster.request("post", f"{rights}/rolebindings", {"metadata": {"name": name}, **binding})
+    token = cluster.request("post", f"core/serviceaccounts/{name}/token", {"spec": {}})["status"]["token"]
     config = yaml.safe_load(Path(os.environ["EXECUTIONS_TEST_KUBERNETES"]).read_text(encoding="utf-8"))
     config["users"][0]["user"] = {"token": token}
     (tmp_path / "config").write_text(yaml.safe_dump(config))
@@ -256,8 +256,8 @@ def test_the_rights_that_the_page_asks_for_are_enough(plan, cluster, tmp_path):
         run.discard()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["left"]
     for kind in ("rolebindings", "roles"):
-        cluster.ask("delete", f"{rights}/{kind}/{name}")
-    cluster.ask("delete", f"core/serviceaccounts/{name}")
+        cluster.request("delete", f"{rights}/{kind}/{name}")
+    cluster.request("delete", f"core/serviceaccounts/{name}")
 
 
 def test_a_cluster_that_is_away_or_not_named_is_told(tmp_path):
@@ -274,7 +274,7 @@ def test_the_cluster_is_the_one_that_the_environment_names_when_it_is_asked_for(
     with closing(Cluster()) as named:
         assert named.namespace == "science"
         with pytest.raises(InfrastructureError, match="/version"):
-            named.ask("get", "/version")
+            named.request("get", "/version")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nowhere"))
     with pytest.raises(InfrastructureError, match=re.escape(f"is named by {tmp_path / 'nowhere'}")):
         Cluster()

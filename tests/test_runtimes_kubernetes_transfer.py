@@ -83,7 +83,7 @@ def test_nothing_is_written_outside_of_the_folder(members, tmp_path):
     (tmp_path / "given").write_text("untouched")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kept").touch()
-    with pytest.raises(InfrastructureError, match="cannot be brought back"):
+    with pytest.raises(InfrastructureError, match="cannot be fetched"):
         unpack(io.BytesIO(made.getvalue()), tmp_path / "data", check=fine)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "given", "kept"]
 
@@ -105,10 +105,10 @@ def test_a_tar_that_was_cut_leaves_the_folder_as_it_was(tmp_path):
     (tmp_path / "data" / "kept").touch()
 
     def check():
-        raise InfrastructureError("The data cannot be brought back: it was cut")
+        raise InfrastructureError("The data cannot be fetched: it was cut")
 
     for size in (0, 512, 700, 50_000):
-        with pytest.raises(InfrastructureError, match="cannot be brought back"):
+        with pytest.raises(InfrastructureError, match="cannot be fetched"):
             unpack(io.BytesIO(whole[:size]), tmp_path / "data", check=check)
         assert [path.name for path in (tmp_path / "data").iterdir()] == ["kept"]
 

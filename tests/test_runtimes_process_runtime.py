@@ -70,7 +70,7 @@ def test_a_launcher_that_is_told_to_stop_by_somebody_else_says_so(runtime, plan,
     os.kill(begun(run, tmp_path / "state")["launcher"]["pid"], signal.SIGTERM)
     end = run.wait(PATIENT)
     assert (end.status, end.code) == (RunStatus.FAILED, 143)
-    assert "told to stop" in end.why
+    assert "was stopped" in end.why
 
 
 def test_a_caller_that_died_before_it_could_start_anything_leaves_a_lost_run(runtime, tmp_path):

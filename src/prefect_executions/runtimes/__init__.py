@@ -1,4 +1,4 @@
-"""How scripts are run: as processes of this machine, or in containers; one interface for all."""
+"""Runtimes: scripts as processes of this machine, in Docker containers or in Kubernetes pods, behind one interface."""
 
 from prefect_executions.runtimes.interface import Exit, Resources, Run, RunRequest, RunStatus, Runtime
 from prefect_executions.runtimes.registry import open_runtime

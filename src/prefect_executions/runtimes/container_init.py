@@ -1,4 +1,4 @@
-"""The first process of a container: starts the script, hands signals on, keeps the time limit, ends what is left."""
+"""The init process of a container: run the script, forward signals, enforce the time limit, end child processes."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from math import ceil
 from prefect_executions.runtimes.interface import GRACE
 
 OWN_FOLDER = "/ccp_run"
-"""Where a container has what is ours, and none of the data."""
+"""The folder of a container for our own files, apart from the data."""
 
-# The first process of a container hears no SIGTERM unless it says so; when it ends, the kernel ends all others. A wait
-# that a signal interrupts answers 143 as well, and a second one for the same process 127.
+# The first process of a container ignores SIGTERM unless it handles it; when it ends, the kernel kills all others. A
+# `wait` that a signal interrupts also returns 143, and a second one for the same process 127.
 _ENTRY = """\
-trap 'heard=1; kill -TERM -1' TERM
+trap 'signalled=1; kill -TERM -1' TERM
 /bin/sh {script} &
 main=$!
 {limit}wait "$main"
 code=$?
-while [ "$code" = 143 ] && [ "$heard" ]; do
-  heard=
+while [ "$code" = 143 ] && [ "$signalled" ]; do
+  signalled=
   wait "$main"
-  again=$?
-  [ "$again" = 127 ] || code=$again
+  second=$?
+  [ "$second" = 127 ] || code=$second
 done
 {last}exit "$code"
 """
@@ -29,11 +29,11 @@ _LIMIT = "(sleep {seconds}; {expired}; kill -TERM -1; sleep {grace}; kill -KILL 
 
 
 def entry_script(script: str, *, time_limit: float | None, expired: str, last: str = "") -> str:
-    """Return the text of a container's first process.
+    """Return the shell text of a container's init process.
 
-    *script* is the script's path, with what redirects its output; *expired* the
-    command that notes that the time limit has ended it, *last* what is done
-    before the container ends.
+    *script* is the script's path, with redirections of its output. *expired* is the
+    command that records that the time limit ended it, *last* what runs before the
+    container ends.
     """
     limit = ""
     if time_limit is not None:

@@ -1,11 +1,8 @@
-"""A run while it runs and after it: its status, its end, its logs; and the one interface of all runtimes.
+"""The interface of all runtimes: the request for a run, the plan made from it, the run and its end.
 
-What a runtime is asked to run, and the plan that it makes of it: values, to be read before anything is started.
-
-Law: a plan says all that will happen and no secret. A runtime that cannot do
-what was asked refuses it; nothing is ever left out in silence.
-
-What is refused before anything is started, with all reasons at once.
+Law: a plan states everything that will happen, and no secret. A runtime that
+cannot do what was requested refuses it; it never ignores a part silently. A
+refusal comes before anything is started, with all reasons at once.
 """
 
 from __future__ import annotations
@@ -25,32 +22,51 @@ from prefect_executions.errors import NameRefusedError, PlanError
 from prefect_executions.executions.record import Process
 
 DATA = "/ccp_data"
-"""Where a container sees the data folder (CCP's contract with its scripts)."""
+"""The path of the data folder inside a container (CCP's contract with its scripts)."""
 
 RUN_ID_ENV = "EXECUTION_RUN"
-"""The environment variable that all processes of one run inherit: the id of the run."""
+"""The environment variable with the run's id, which all processes of the run inherit."""
 
 LABEL_PREFIX = "prefect-executions"
-"""The beginning of the names of all labels."""
+"""The prefix of all label names."""
 
 RUN_LABEL = f"{LABEL_PREFIX}.run"
-"""The label that holds the id of the run."""
+"""The label that holds the run's id."""
+
+GRACE = 3.0
+"""Seconds between SIGTERM and SIGKILL for the processes of a run."""
+
+MAX_VARIABLE_BYTES = 128 * 1024 - 1
+"""Bytes of ``NAME=value`` that Linux passes to a program (execve(2), MAX_ARG_STRLEN)."""
+
+MAX_ENVIRONMENT_BYTES = 1536 * 1024
+"""Bytes of all variables; Linux allows a quarter of the stack limit, which is 8 MiB nearly everywhere."""
+
+StreamName = Literal["stdout", "stderr"]
+STREAMS: tuple[StreamName, StreamName] = ("stdout", "stderr")
 
 # Kubernetes allows no more in a name or a label; an id that fits there fits everywhere.
 _ID = re.compile(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?")
+# A shell silently drops variables with other names.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Variables that dash or bash do not pass on unchanged.
+_SHELL_VARIABLES = frozenset(
+    {"_", "PWD", "OLDPWD", "PPID", "SHLVL", "OPTIND", "OPTERR", "IFS", "PS1", "PS2", "PS4", "LINENO", "RANDOM"}
+    | {"SRANDOM", "SHELLOPTS", "HISTCMD", "EPOCHSECONDS", "EPOCHREALTIME", "COMP_WORDBREAKS"}
+)
 
 
 class Network(StrEnum):
-    """What a script may reach."""
+    """What a script may connect to."""
 
     OPEN = "open"
-    """Whatever the infrastructure reaches."""
+    """Everything that the infrastructure can reach."""
     CLOSED = "closed"
-    """Itself alone."""
+    """Loopback only."""
 
 
 class Pull(StrEnum):
-    """When the image is asked for at its registry."""
+    """When the image is pulled from its registry."""
 
     MISSING = "missing"
     ALWAYS = "always"
@@ -58,10 +74,10 @@ class Pull(StrEnum):
 
 
 class Resources(Part):
-    """The limits of one run; what is not named is not limited.
+    """The limits of one run; an absent field is unlimited.
 
-    `memory` is in bytes, `time_limit` in seconds, `processes` counts processes
-    and threads that are alive together.
+    `memory` is in bytes, `time_limit` in seconds; `processes` counts processes and
+    threads that are alive at the same time.
     """
 
     cpus: float | None = Field(default=None, gt=0)
@@ -72,11 +88,11 @@ class Resources(Part):
 
 
 class RunRequest(Part):
-    """One script to run, with all that is asked of the runtime.
+    """One script to run, with everything that the runtime needs.
 
-    `id` is the caller's own, made before anything is started, so that a caller
-    that was killed can find its run again. The script is POSIX shell text and
-    begins in the folder `data`, which is absolute and exists.
+    The caller chooses `id` before anything is started, so that it finds its run again
+    if it was killed. The script is POSIX shell text, and starts in the folder `data`,
+    which is absolute and exists.
     """
 
     id: str
@@ -100,7 +116,7 @@ class RunRequest(Part):
 
 @dataclass(frozen=True, slots=True)
 class SharedClaim:
-    """A volume claim of a cluster that this machine sees as well: *root* is the folder that the claim *name* holds."""
+    """A volume claim of a cluster that this machine mounts, too: *root* is the folder with the claim's content."""
 
     name: str
     root: Path
@@ -126,7 +142,7 @@ class RuntimeOptions:
 
 
 class Capability(StrEnum):
-    """Something that a request may ask for, and that a runtime honours or refuses."""
+    """A part of a request that a runtime supports or refuses."""
 
     DATA = "data folder"
     ENVIRONMENT = "environment"
@@ -143,8 +159,8 @@ class Capability(StrEnum):
 
 
 def requested_capabilities(request: RunRequest) -> Iterator[Capability]:
-    """Yield what *request* asks for; the pull policy is a part of the image."""
-    asked: Mapping[Capability, object] = {
+    """Yield the capabilities that *request* needs; the pull policy is part of the image."""
+    values: Mapping[Capability, object] = {
         Capability.DATA: request.data,
         Capability.ENVIRONMENT: request.environment,
         Capability.SECRETS: request.secrets,
@@ -158,66 +174,45 @@ def requested_capabilities(request: RunRequest) -> Iterator[Capability]:
         Capability.PROCESSES: request.resources.processes,
         Capability.TIME_LIMIT: request.resources.time_limit,
     }
-    return (wish for wish, value in asked.items() if value)
+    return (capability for capability, value in values.items() if value)
 
 
 class Plan(Part):
-    """What a runtime will do, in its own words (`spec`), complete but for the values of secrets."""
+    """What a runtime will do, in its own terms (`spec`), complete except for the values of secrets."""
 
     runtime: str
     request: RunRequest
     secret_names: tuple[str, ...] = ()
     image_digest: str | None = None
-    """``repository@sha256:…``, as the registry knows the image that `spec` names; absent when it came from none."""
+    """``repository@sha256:…``, as the registry names the image of `spec`; absent if it came from none."""
     spec: dict[str, Any]
-    """For Docker the body of ``POST /containers/create``; for a process its command, folder and limits."""
+    """For Docker the body of ``POST /containers/create``, for a process its command, folder and limits."""
 
     @property
     def id(self) -> str:
-        """The id of the run that this plan is of."""
+        """The id of the planned run."""
         return self.request.id
 
     def to_json(self) -> bytes:
-        """Return the plan as it is shown and kept."""
+        """Return the plan as it is shown and stored."""
         return self.model_dump_json(by_alias=True, exclude_none=True, indent=2).encode() + b"\n"
 
-    def as_told(self) -> bytes:
-        """Return the one form that the plan's digest is made of."""
+    def canonical_bytes(self) -> bytes:
+        """Return the canonical form, from which the plan's digest is computed."""
         return canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     def write(self, folder: Path) -> None:
-        """Write ``plan.json`` and ``entrypoint.sh``, the script as it is run, into *folder*, which is made."""
+        """Create *folder* with ``plan.json`` and ``entrypoint.sh``, the script as it is run."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").write_bytes(self.to_json())
         (folder / "entrypoint.sh").write_text(self.request.script, encoding="utf-8", newline="")
 
 
-def check_run_id(name: str) -> str:
-    """Return *name* if it may be the id of a run on every runtime.
-
-    Raises:
-        NameRefusedError: If it may not.
-    """
-    if not _ID.fullmatch(name):
-        raise NameRefusedError(
-            f"{name!r} cannot be the id of a run: use at most 63 lower-case letters, digits, dots and hyphens, "
-            "with a letter or digit at both ends"
-        )
-    return name
-
-
-GRACE = 3.0
-"""Seconds that the processes of a run have to end by themselves after SIGTERM."""
-
-StreamName = Literal["stdout", "stderr"]
-STREAMS: tuple[StreamName, StreamName] = ("stdout", "stderr")
-
-
 class RunStatus(StrEnum):
-    """How a run stands."""
+    """The status of a run."""
 
     WAITING = "waiting"
-    """Made, and not begun."""
+    """Created, and not started."""
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -225,19 +220,19 @@ class RunStatus(StrEnum):
     EXPIRED = "expired"
     """The time limit ended it."""
     LOST = "lost"
-    """It runs no more, and nobody saw how it ended."""
+    """It is not running, and its end was not observed."""
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the run has ended."""
         return self not in {RunStatus.WAITING, RunStatus.RUNNING}
 
 
 class Exit(Part):
-    """How a run ended; what was not seen is absent.
+    """How a run ended; a value that was not observed is absent.
 
-    `code` is the script's own, or 128 and the number of the signal that ended it,
-    as a shell tells it. `why` says what the code does not.
+    `code` is the script's exit code, or 128 plus the signal that ended it, as in a
+    shell. `why` adds what the code does not say.
     """
 
     status: RunStatus
@@ -250,7 +245,7 @@ class Exit(Part):
 
 
 class RunLocation(Part):
-    """Where a run really is or was, as the machine or the platform says it; nothing is taken from the request."""
+    """Where a run is or was, as the machine or platform reports it; nothing is copied from the request."""
 
     process: Process | None = None
     job: dict[str, str] | None = None
@@ -259,52 +254,52 @@ class RunLocation(Part):
     pod: str | None = None
     node: str | None = None
     image: str | None = None
-    """The image's own id: the digest of its configuration."""
+    """The image's id: the digest of its configuration."""
     image_digest: str | None = None
-    """``repository@sha256:…``, as a registry knows the image; absent when it came from none."""
+    """``repository@sha256:…``, as a registry names the image; absent if it came from none."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogChunk:
-    """Some bytes of one stream, in their order; a line may be cut anywhere."""
+    """Some bytes of one stream, in order; a line may be cut anywhere."""
 
     stream: StreamName
     data: bytes
 
 
 class Run(Protocol):
-    """One run of a script; any process that knows its id can have one."""
+    """One run of a script; any process that has its id can open it."""
 
     @property
     def id(self) -> str:
-        """The id that the caller gave it."""
+        """The id that the caller chose."""
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code; None while it runs, and when nobody saw it."""
+        """The exit code; None while it runs, and if its end was not observed."""
 
     def status(self) -> RunStatus:
-        """Return how it stands now."""
+        """Return its status now."""
 
     def seen(self) -> RunLocation:
-        """Return where it really is or was."""
+        """Return where it is or was."""
 
     def wait(self, timeout: float | None = None) -> Exit:
         """Return how it ended, as soon as it has.
 
         Raises:
             TimeoutError: If it still runs after *timeout* seconds.
-            InfrastructureError: If the infrastructure is away.
+            InfrastructureError: If the infrastructure is unavailable.
         """
 
     def logs(self) -> Iterator[LogChunk]:
-        """Yield what it has written and will write, from its beginning, until it is over and all was told."""
+        """Yield its output from the beginning, live, until it has ended and everything was read."""
 
     def cancel(self, grace: float = GRACE) -> Exit:
-        """End every process of it; return its end when none is left. One that is over stays as it ended."""
+        """End all of its processes and return its end; a run that has ended keeps its own end."""
 
     def discard(self) -> None:
-        """Forget it: end what is left of it, remove its logs and its state; again changes nothing."""
+        """End what remains of it, and remove its logs and state; idempotent."""
 
 
 class Runtime(Protocol):
@@ -312,7 +307,7 @@ class Runtime(Protocol):
 
     name: str
     capabilities: Mapping[Capability, str]
-    """How it honours each wish; one that is not here is refused."""
+    """How it supports each capability; others are refused."""
 
     @classmethod
     def open(cls, options: RuntimeOptions) -> Runtime:
@@ -320,127 +315,127 @@ class Runtime(Protocol):
 
         Raises:
             RequestError: If it does not take an option.
-            InfrastructureError: If the infrastructure is away.
+            InfrastructureError: If the infrastructure is unavailable.
         """
 
     def mount_path(self, data: Path) -> str:
-        """Return how a script sees the folder *data* of the machine that asks."""
+        """Return the path at which a script sees the folder *data* of the calling machine."""
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
-        """Return the plan, and write it into the folder *into*; with an image this takes as long as its pull.
+        """Return the plan, and write it into the folder *into*; with an image this includes the pull.
 
         Raises:
-            PlanError: If something that is asked for cannot be honoured; all of it is told at once.
-            InfrastructureError: If the infrastructure is away.
+            PlanError: If the request cannot be met; the message lists all reasons.
+            InfrastructureError: If the infrastructure is unavailable.
         """
 
     def run(self, plan: Plan) -> Run:
-        """Start what *plan* says, and return at once. An id is started once and never again.
+        """Start *plan*, and return at once. Each id is started at most once.
 
         Raises:
             PlanError: If the id was used before, or the infrastructure refuses the plan.
-            InfrastructureError: If the infrastructure is away.
+            InfrastructureError: If the infrastructure is unavailable.
         """
 
     def find(self, run_id: str) -> Run:
-        """Return the run with this id, whoever started it.
+        """Return the run with this id, started by any process.
 
         Raises:
-            NotFoundError: If there is none.
+            NotFoundError: If there is no such run.
         """
 
     def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:
         """Return a name of exactly the image with this id or *digest* (``repository@sha256:…``).
 
-        It is pulled by its digest if it is not there; None when it is not to be had. A cluster pulls when it runs it.
+        A missing image is pulled by its digest; returns None if that fails. A cluster pulls it when it runs it.
 
         Raises:
-            InfrastructureError: If the infrastructure is away.
+            InfrastructureError: If the infrastructure is unavailable.
         """
 
     def close(self) -> None:
-        """Close the connections, if there are any; runs go on."""
+        """Close connections; runs continue."""
 
 
-MAX_VARIABLE_BYTES = 128 * 1024 - 1
-"""Bytes of ``NAME=value`` that Linux hands to a program (execve(2), MAX_ARG_STRLEN)."""
+def check_run_id(name: str) -> str:
+    """Return *name* if every runtime accepts it as the id of a run.
 
-MAX_ENVIRONMENT_BYTES = 1536 * 1024
-"""Bytes of all variables together; Linux takes a quarter of the stack's limit, which is 8 MiB nearly everywhere."""
+    Raises:
+        NameRefusedError: If not.
+    """
+    if not _ID.fullmatch(name):
+        raise NameRefusedError(
+            f"{name!r} cannot be the id of a run: use at most 63 lower-case letters, digits, dots and hyphens, "
+            "with a letter or digit at both ends"
+        )
+    return name
 
-# A shell passes on no other names, and says nothing.
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-# What dash or bash do not pass on as it came.
-_OF_THE_SHELL = frozenset(
-    {"_", "PWD", "OLDPWD", "PPID", "SHLVL", "OPTIND", "OPTERR", "IFS", "PS1", "PS2", "PS4", "LINENO", "RANDOM"}
-    | {"SRANDOM", "SHELLOPTS", "HISTCMD", "EPOCHSECONDS", "EPOCHREALTIME", "COMP_WORDBREAKS"}
-)
+
+def plan_environment(request: RunRequest) -> dict[str, str]:
+    """Return the variables that a plan shows: the request's, and those that identify the run's processes."""
+    return request.environment | {EXECUTION_ID_ENV: request.execution_id, RUN_ID_ENV: request.id}
 
 
 def full_environment(plan: Plan) -> dict[str, str]:
-    """Return all variables that the script gets from its caller, secrets too.
+    """Return all variables that the script gets from its caller, secrets included.
 
     Raises:
-        PlanError: If the plan was read from a file, so that the values of its secrets are not there.
+        PlanError: If the plan was read from a file, which has no values of secrets.
     """
     request = plan.request
     missing = sorted(set(plan.secret_names) - request.secrets.keys())
     if missing:
-        raise refusal(plan.runtime, request, [f"secrets: no value of {', '.join(missing)} is in a plan; compile anew"])
+        reason = f"secrets: a plan has no value of {', '.join(missing)}; compile the request again"
+        raise refusal(plan.runtime, request, [reason])
     return plan_environment(request) | {name: value.get_secret_value() for name, value in request.secrets.items()}
 
 
-def plan_environment(request: RunRequest) -> dict[str, str]:
-    """Return the variables that a plan shows: those of the request, and by which the run's processes are known."""
-    return request.environment | {EXECUTION_ID_ENV: request.execution_id, RUN_ID_ENV: request.id}
-
-
 def refusal(runtime: str, request: RunRequest, reasons: Iterable[str]) -> PlanError:
-    """Return the error that tells all *reasons*."""
-    listed = "\n  ".join(reasons)
-    return PlanError(f"The runtime '{runtime}' cannot run {request.id} as asked, and nothing was started:\n  {listed}")
+    """Return the error that lists all *reasons*."""
+    lines = "\n  ".join(reasons)
+    return PlanError(f"The runtime '{runtime}' cannot run {request.id} as requested; nothing was started:\n  {lines}")
 
 
 def common_reasons(request: RunRequest, capabilities: Mapping[Capability, str]) -> Iterator[str]:
-    """Yield what no runtime takes, and what the one that honours *honours* does not."""
-    for wish in requested_capabilities(request):
-        if wish not in capabilities:
-            yield f"{wish}: this runtime has no such thing; leave it out, or choose another runtime"
+    """Yield why no runtime could run *request*, and why one with these *capabilities* cannot."""
+    for capability in requested_capabilities(request):
+        if capability not in capabilities:
+            yield f"{capability}: this runtime does not support it; leave it out, or choose another runtime"
     if "\0" in request.script:
-        yield "script: it has a NUL character"
+        yield "script: it contains a NUL character"
     elif not _is_unicode(request.script):
-        yield "script: it cannot be written as UTF-8"
+        yield "script: it cannot be encoded as UTF-8"
     if not request.data.is_absolute() or not request.data.is_dir():
-        yield f"data folder: {request.data} is no folder with an absolute path"
-    yield from _of_environment(request)
+        yield f"data folder: {request.data} is not a folder with an absolute path"
+    yield from _environment_reasons(request)
 
 
-def _of_environment(request: RunRequest) -> Iterator[str]:
+def _environment_reasons(request: RunRequest) -> Iterator[str]:
     secrets = {name: value.get_secret_value() for name, value in request.secrets.items()}
     for name in sorted({EXECUTION_ID_ENV, RUN_ID_ENV} & (request.environment.keys() | secrets.keys())):
-        yield f"environment: {name} is given by the runtime"
+        yield f"environment: {name} is set by the runtime"
     for name in sorted(secrets.keys() & request.environment.keys()):
         yield f"environment: {name} is given twice, once as a secret"
-    together = 0
+    total = 0
     for name, value in (request.environment | secrets).items():
-        reason = _against(name, value)
+        reason = _variable_reason(name, value)
         if reason:
             yield f"environment: {reason}"
-        together += len(name) + len(value.encode(errors="replace"))
-    if together > MAX_ENVIRONMENT_BYTES:
-        yield f"environment: {together} bytes together are more than {MAX_ENVIRONMENT_BYTES}; give long values as files"
+        total += len(name) + len(value.encode(errors="replace"))
+    if total > MAX_ENVIRONMENT_BYTES:
+        yield f"environment: {total} bytes in total are more than {MAX_ENVIRONMENT_BYTES}; give long values as files"
 
 
-def _against(name: str, value: str) -> str | None:
-    """Why a variable cannot be handed on; the message never repeats the value."""
+def _variable_reason(name: str, value: str) -> str | None:
+    """Return why a variable cannot be passed on, or None; the message never repeats the value."""
     if not _NAME.fullmatch(name):
-        return f"{name!r} is no name of a variable: letters, digits and _ only, and no digit first"
-    if name in _OF_THE_SHELL or name.startswith("BASH"):
+        return f"{name!r} is not a name of a variable: use letters, digits and _, and no digit first"
+    if name in _SHELL_VARIABLES or name.startswith("BASH"):
         return f"{name} belongs to the shell, which changes it; choose another name"
     if "\0" in value:
-        return f"the value of {name} has a NUL character; give it as a file"
+        return f"the value of {name} contains a NUL character; give it as a file"
     if not _is_unicode(value):
-        return f"the value of {name} cannot be written as UTF-8; give it as a file"
+        return f"the value of {name} cannot be encoded as UTF-8; give it as a file"
     size = len(name) + 1 + len(value.encode())
     if size > MAX_VARIABLE_BYTES:
         return f"the value of {name} is too long ({size} bytes of at most {MAX_VARIABLE_BYTES}); give it as a file"

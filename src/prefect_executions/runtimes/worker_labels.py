@@ -1,4 +1,4 @@
-"""What an engine or a cluster says of a run's container, as labels that its worker gives to the flow run."""
+"""Labels of a flow run that describe its container: our workers set them from the engine or the cluster."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ _DIGEST = re.compile(r"@(sha256:[0-9a-f]{64})$")
 _ID = re.compile(r"(?:^|//)(sha256:[0-9a-f]{64})$")
 
 
-def label_values(seen: Mapping[SeenLabel, object]) -> dict[str, str]:
-    """Return what was *seen* as labels; what was not is no label."""
-    return {name.value: str(value) for name, value in seen.items() if value}
+def label_values(facts: Mapping[SeenLabel, object]) -> dict[str, str]:
+    """Return *facts* as labels; facts without a value are left out."""
+    return {name.value: str(value) for name, value in facts.items() if value}
 
 
 def pod_labels(pods: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Return what a cluster says of the newest of *pods* whose container has run; nothing where none has.
+    """Return the labels of the newest pod whose container has started; empty if there is none.
 
-    *pods* are told as Kubernetes' Python clients do. What a registry gave has a
-    digest; what was put on the node by hand has an id alone.
+    *pods* are dictionaries of Kubernetes' Python clients. An image from a registry has
+    a digest; one that was loaded onto the node has only an id.
     """
-    begun = [pod for pod in pods if any(one.get("image_id") for one in pod["status"].get("container_statuses") or ())]
-    if not begun:
+    started = [
+        pod for pod in pods if any(status.get("image_id") for status in pod["status"].get("container_statuses") or ())
+    ]
+    if not started:
         return {}
-    pod = max(begun, key=lambda one: one["metadata"]["creation_timestamp"])
+    pod = max(started, key=lambda pod: pod["metadata"]["creation_timestamp"])
     container = pod["status"]["container_statuses"][0]
     digest, image_id = _DIGEST.search(container["image_id"]), _ID.search(container["image_id"])
     return label_values(

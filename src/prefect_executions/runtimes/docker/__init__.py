@@ -1,1 +1,1 @@
-"""Runs scripts in Docker containers."""
+"""The runtime for Docker containers."""

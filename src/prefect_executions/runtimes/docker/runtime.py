@@ -1,11 +1,11 @@
-"""Scripts in containers of a Docker engine, reached by its API.
+"""The Docker runtime: scripts in containers, through the engine's API.
 
-The engine keeps all there is to know of a run: the container, found by its
-label, its state and its logs. So a caller that was killed finds its run again
-from any machine that reaches the engine.
+The engine keeps all state of a run: the container, found by its label, its status
+and its logs. So a caller that was killed finds its run again from any machine that
+can reach the engine.
 
-Law: what a plan says is what the engine took. A warning of the engine means
-that it left something out, and is a refusal.
+Law: a plan states what the engine accepted. A warning of the engine means that it
+ignored something, and counts as a refusal.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ from prefect_executions.runtimes.interface import (
     refusal,
 )
 
-# The driver that keeps bytes as they came; the engine's default one writes what is not UTF-8 as something else.
+# This log driver stores bytes unchanged; the default driver replaces bytes that are not UTF-8.
 _EXACT_LOGS = {"Type": "local", "Config": {"max-size": "1000g", "max-file": "1", "compress": "false"}}
 
-# How registries say that the name is wrong or not allowed; engines pass it on with one code or another.
-_NOT_THERE = re.compile("unknown|not found|denied|unauthorized|does not exist", re.IGNORECASE)
+# How registries report a wrong or forbidden name; engines forward it with varying codes.
+_NOT_FOUND = re.compile("unknown|not found|denied|unauthorized|does not exist", re.IGNORECASE)
 
 
 class DockerRuntime:
-    """Runs scripts with ``/bin/sh`` of an image, each in a container of its own."""
+    """Runs each script with ``/bin/sh`` of an image, in a container of its own."""
 
     name = "docker"
     capabilities: Mapping[Capability, str] = MappingProxyType(
         {
-            Capability.DATA: f"the script begins in it; it is seen as `{DATA}`",
-            Capability.ENVIRONMENT: "with the image's own, and nothing of the worker",
+            Capability.DATA: f"the script starts in it; mounted at `{DATA}`",
+            Capability.ENVIRONMENT: "with the image's own, and none of the worker's",
             Capability.SECRETS: "in the container's configuration, which the engine keeps until the run is discarded",
             Capability.IMAGE: "pulled by policy when the plan is made; "
-            "the plan names its id, and its digest if it has one",
-            Capability.USER: "a name or id, as the image knows it; otherwise the image's own user",
-            Capability.OPEN_NETWORK: "the network of the engine that the operator named, `bridge` by default",
-            Capability.CLOSED_NETWORK: "loopback alone",
+            "the plan has its id, and its digest if it has one",
+            Capability.USER: "a name or id in the image; the image's own user by default",
+            Capability.OPEN_NETWORK: "a network of the engine that the operator chose, `bridge` by default",
+            Capability.CLOSED_NETWORK: "loopback only",
             Capability.CPUS: "a share of time (CFS quota)",
-            Capability.MEMORY: "of the whole container, and no swap where the engine can say so",
-            Capability.GPUS: "where the engine has NVIDIA's runtime",
+            Capability.MEMORY: "of the whole container, without swap if the engine supports that",
+            Capability.GPUS: "if the engine has NVIDIA's runtime",
             Capability.PROCESSES: "of the whole container",
             Capability.TIME_LIMIT: "in seconds, rounded up; "
             "SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
@@ -75,14 +75,14 @@ class DockerRuntime:
     )
 
     def __init__(self, url: str | None = None, *, open_network: str = "bridge") -> None:
-        """Speak to the engine at *url*, or to the one that ``DOCKER_HOST`` and its kin name.
+        """Connect to the engine at *url*, or to the one that ``DOCKER_HOST`` and related variables name.
 
         Raises:
-            InfrastructureError: If it does not answer.
+            InfrastructureError: If it is unavailable.
         """
-        told = kwargs_from_env() if url is None else {"base_url": url}
+        options = kwargs_from_env() if url is None else {"base_url": url}
         with translate_errors("the engine's version"):
-            self._api = APIClient(version="auto", **told)
+            self._api = APIClient(version="auto", **options)
         self._open_network = open_network
 
     @classmethod
@@ -91,16 +91,16 @@ class DockerRuntime:
         return cls(options.engine, open_network=options.open_network or "bridge")
 
     def close(self) -> None:
-        """Close the connections; runs go on."""
+        """Close connections; runs continue."""
         self._api.close()
 
-    def mount_path(self, data: Path) -> str:  # noqa: ARG002 - it is seen alike whatever its path is here
+    def mount_path(self, data: Path) -> str:  # noqa: ARG002 - every data folder is mounted there
         """Return `DATA`."""
         return DATA
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
-        """Return the plan of *request*, its image at hand, and write it into the folder *into*."""
-        with translate_errors("what the engine can do"):
+        """Pull the image of *request* if needed; return the plan, and write it into the folder *into*."""
+        with translate_errors("its capabilities"):
             engine = self._api.info()
             networks = {network["Name"] for network in self._api.networks()}
         network = self._open_network if request.network is Network.OPEN else "none"
@@ -108,7 +108,7 @@ class DockerRuntime:
         if network not in networks:
             reasons.append(f"{request.network} network: the engine has no network '{network}'")
         if request.image is None:
-            reasons.append("image: none is named, and a container needs one")
+            reasons.append("image: a container needs an image, and none is given")
         if request.image is None or reasons:
             raise refusal(self.name, request, reasons)
         image = self._image(request, request.image)
@@ -122,21 +122,21 @@ class DockerRuntime:
         return plan
 
     def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:
-        """Return the name of exactly this image, which is pulled by its digest if the engine has not got it."""
+        """Return the name of exactly this image; a missing image is pulled by its digest."""
         with translate_errors(f"the image {digest or image_id}"):
             for name in (digest, image_id):
                 if name is not None and self._has(name):
                     return name
-            return digest if digest is not None and self._problem_of_pulling(digest) is None else None
+            return digest if digest is not None and self._pull_error(digest) is None else None
 
     def run(self, plan: Plan) -> ContainerRun:
-        """Start the container of *plan*; return once it has begun."""
+        """Start the container of *plan*; return once it has started."""
         values = full_environment(plan)
         with translate_errors(f"the container of {plan.id}"):
-            self._refuse_a_second(plan.id)
-            labels = plan.spec["Labels"] | {f"{LABEL_PREFIX}.plan": sha256(plan.as_told()).hexdigest()}
+            self._refuse_second_start(plan.id)
+            labels = plan.spec["Labels"] | {f"{LABEL_PREFIX}.plan": sha256(plan.canonical_bytes()).hexdigest()}
             config = plan.spec | {"Env": [f"{name}={value}" for name, value in values.items()], "Labels": labels}
-            container = self._created(plan, config)
+            container = self._create(plan, config)
             try:
                 self._api.put_archive(container, "/", _own_files(plan))
                 self._api.start(container)
@@ -147,33 +147,33 @@ class DockerRuntime:
 
     def find(self, run_id: str) -> ContainerRun:
         """Return the run with this id."""
-        found = self._containers(run_id)
-        if not found:
+        containers = self._containers(run_id)
+        if not containers:
             raise NotFoundError(f"The engine at {self._api.base_url} has no container of a run {run_id}")
-        return ContainerRun(self._api, run_id, found[0])
+        return ContainerRun(self._api, run_id, containers[0])
 
     def _containers(self, name: str) -> list[str]:
         with translate_errors(f"the containers of {name}"):
-            found = self._api.containers(all=True, filters={"label": f"{RUN_LABEL}={check_run_id(name)}"})
-        return [container["Id"] for container in found]
+            containers = self._api.containers(all=True, filters={"label": f"{RUN_LABEL}={check_run_id(name)}"})
+        return [container["Id"] for container in containers]
 
-    def _refuse_a_second(self, name: str) -> None:
+    def _refuse_second_start(self, name: str) -> None:
         if self._containers(name):
             raise PlanError(f"A run with the id {name} was started before; find it, or use another id")
 
-    def _created(self, plan: Plan, config: Mapping[str, Any]) -> str:
+    def _create(self, plan: Plan, config: Mapping[str, Any]) -> str:
         try:
-            made = _typed(self._api).create_container_from_config(config, name=f"execution-{plan.id}")
+            created = _typed(self._api).create_container_from_config(config, name=f"execution-{plan.id}")
         except APIError as error:
             if error.status_code == 409:  # noqa: PLR2004 - Conflict: the name is taken
                 raise PlanError(
                     f"A run with the id {plan.id} was started before; find it, or use another id"
                 ) from error
             raise refusal(self.name, plan.request, [str(error.explanation)]) from error
-        if made.get("Warnings"):
-            self._api.remove_container(made["Id"], force=True)
-            raise refusal(self.name, plan.request, made["Warnings"])
-        return str(made["Id"])
+        if created.get("Warnings"):
+            self._api.remove_container(created["Id"], force=True)
+            raise refusal(self.name, plan.request, created["Warnings"])
+        return str(created["Id"])
 
     def _image(self, request: RunRequest, name: str) -> dict[str, Any]:
         with translate_errors(f"the image {name}"):
@@ -184,7 +184,7 @@ class DockerRuntime:
             except ImageNotFound:
                 if request.pull is not Pull.MISSING:
                     raise refusal(
-                        self.name, request, [f"image: {name} is not here, and was not to be pulled"]
+                        self.name, request, [f"image: {name} is not here, and the request forbids a pull"]
                     ) from None
                 self._pull(request, name)
                 return dict(_typed(self._api).inspect_image(name))
@@ -196,43 +196,43 @@ class DockerRuntime:
             return False
         return True
 
-    def _problem_of_pulling(self, name: str) -> str | None:
+    def _pull_error(self, name: str) -> str | None:
         repository, tag = parse_repository_tag(name)
         try:
-            told = list(self._api.pull(repository, tag=tag or "latest", stream=True, decode=True))
+            progress = list(self._api.pull(repository, tag=tag or "latest", stream=True, decode=True))
         except APIError as error:
             return str(error.explanation)
-        return next((str(one["error"]) for one in told if "error" in one), None)
+        return next((str(entry["error"]) for entry in progress if "error" in entry), None)
 
     def _pull(self, request: RunRequest, name: str) -> None:
-        problem = self._problem_of_pulling(name)
-        if problem is None:
+        error = self._pull_error(name)
+        if error is None:
             return
-        if _NOT_THERE.search(problem):
-            raise refusal(self.name, request, [f"image: {name} cannot be pulled: {problem}"])
-        raise InfrastructureError(f"The image {name} cannot be pulled: {problem}")
+        if _NOT_FOUND.search(error):
+            raise refusal(self.name, request, [f"image: {name} cannot be pulled: {error}"])
+        raise InfrastructureError(f"The image {name} cannot be pulled: {error}")
 
 
 def _reasons_of_engine(request: RunRequest, engine: Mapping[str, Any]) -> Iterator[str]:
     limits = request.resources
-    asked = {
+    limited = {
         "cpus": (limits.cpus, "CpuCfsQuota"),
         "memory": (limits.memory, "MemoryLimit"),
         "processes": (limits.processes, "PidsLimit"),
     }
-    for word, (value, ability) in asked.items():
+    for word, (value, ability) in limited.items():
         if value is not None and not engine.get(ability):
-            yield f"{word}: the engine says that it cannot limit them ({ability})"
+            yield f"{word}: the engine cannot limit them ({ability})"
     if limits.cpus is not None and limits.cpus > engine["NCPU"]:
-        yield f"cpus: {limits.cpus:g} were asked for, and the engine has {engine['NCPU']}"
+        yield f"cpus: {limits.cpus:g} were requested, and the engine has {engine['NCPU']}"
     if limits.gpus is not None and "nvidia" not in engine.get("Runtimes", {}):
         yield "gpus: the engine has no NVIDIA runtime"
     if ":" in str(request.data) or "," in str(request.data):
-        yield f"data folder: {request.data} has a character that some engines take for a separator"
+        yield f"data folder: {request.data} has a character that some engines use as a separator"
 
 
 def _container(request: RunRequest, image_id: str, network: str, engine: Mapping[str, Any]) -> dict[str, Any]:
-    """The body of ``POST /containers/create``, but for the values of secrets."""
+    """Return the body of ``POST /containers/create``, except for the values of secrets."""
     limits = request.resources
     labels = {RUN_LABEL: request.id, f"{LABEL_PREFIX}.execution": request.execution_id}
     if limits.time_limit is not None:
@@ -265,15 +265,15 @@ def _container(request: RunRequest, image_id: str, network: str, engine: Mapping
 
 
 def _own_files(plan: Plan) -> bytes:
-    """The archive of what the container's first process reads, put into it before it starts."""
-    first = entry_script(
+    """Return a tar of the files for the container's init process, which it gets before it starts."""
+    init = entry_script(
         f"{OWN_FOLDER}/entrypoint.sh",
         time_limit=plan.request.resources.time_limit,
         expired=f": >{OWN_FOLDER}/expired",
     )
-    files = {"entry.sh": first, "entrypoint.sh": plan.request.script}
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as archive:
+    files = {"entry.sh": init, "entrypoint.sh": plan.request.script}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
         folder = tarfile.TarInfo(OWN_FOLDER.strip("/"))
         folder.type, folder.mode = tarfile.DIRTYPE, 0o1777
         archive.addfile(folder)
@@ -281,18 +281,18 @@ def _own_files(plan: Plan) -> bytes:
             member = tarfile.TarInfo(f"{folder.name}/{name}")
             member.mode, member.size = 0o555, len(text.encode())
             archive.addfile(member, io.BytesIO(text.encode()))
-    return made.getvalue()
+    return packed.getvalue()
 
 
 def _typed(api: APIClient) -> Any:
-    """The client for those of its functions that the published types leave out."""
+    """Return the client without its published types, which lack some of its functions."""
     return api
 
 
 def registry_digest(name: str, image: Mapping[str, Any]) -> str | None:
-    """Return the one digest under which the registry of *name* knows the image; None when it has none, or several."""
+    """Return the digest of the image at the registry of *name*; None if it has none there, or several."""
     repository, _ = parse_repository_tag(name)
     plain = repository.removeprefix("docker.io/").removeprefix("library/")
-    found = {told for told in image.get("RepoDigests") or () if told.partition("@")[0] in {repository, plain}}
-    asked = {told for told in found if name.partition("@")[2] in told}
-    return asked.pop() if len(asked) == 1 else None
+    digests = {digest for digest in image.get("RepoDigests") or () if digest.partition("@")[0] in {repository, plain}}
+    matching = {digest for digest in digests if name.partition("@")[2] in digest}
+    return matching.pop() if len(matching) == 1 else None

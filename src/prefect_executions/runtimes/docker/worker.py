@@ -1,7 +1,7 @@
-"""Prefect's worker for Docker, which tells the run what the engine says of its container before it starts it.
+"""A Prefect worker for Docker that labels each flow run with its container and image before the start.
 
-Law: it changes nothing of how Prefect runs a flow, and what it cannot find out it
-does not tell; no run fails for that.
+Law: it does not change how Prefect runs a flow. A fact that it cannot find is left
+out, and no run fails because of that.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLOW_RUN = "io.prefect.flow-run-id"  # Prefect's own label of the container
 
 
 class ExecutionsDockerWorker(DockerWorker):
-    """A worker for Docker whose executions know their image and container."""
+    """A Docker worker whose executions record their image and container."""
 
     type = "executions-docker"
     _display_name = "Docker, with records"
@@ -36,25 +36,25 @@ class ExecutionsDockerWorker(DockerWorker):
         if flow_run_id:
             try:
                 with get_client(sync_client=True) as client:
-                    told = seen(docker_client, container, str(settings.get("image", "")))
-                    client.update_flow_run_labels(UUID(flow_run_id), {**told})
-            except Exception as error:  # noqa: BLE001 - a run is worth more than what is known of its container
-                self._logger.warning("What the engine says of flow run %s is not told: %s", flow_run_id, error)
+                    labels = seen(docker_client, container, str(settings.get("image", "")))
+                    client.update_flow_run_labels(UUID(flow_run_id), {**labels})
+            except Exception as error:  # noqa: BLE001 - a missing label must not stop the run
+                self._logger.warning("Flow run %s gets no labels of its container: %s", flow_run_id, error)
         return container
 
 
 def seen(docker_client: DockerClient, container: Container, image: str) -> dict[str, str]:
-    """Return what the engine says of *container*, which was asked for with *image*, as labels of its flow run.
+    """Return the labels for *container*, which was requested with *image*.
 
-    An image that came from no registry has an id and no digest.
+    An image that did not come from a registry has an id and no digest.
     """
     api: Any = docker_client.api  # the published types leave functions out
-    told = api.inspect_image(container.attrs["Image"])
-    digest = registry_digest(image, told)
+    details = api.inspect_image(container.attrs["Image"])
+    digest = registry_digest(image, details)
     return label_values(
         {
             SeenLabel.IMAGE: image,
-            SeenLabel.IMAGE_ID: told["Id"],
+            SeenLabel.IMAGE_ID: details["Id"],
             SeenLabel.IMAGE_DIGEST: digest and digest.partition("@")[2],
             SeenLabel.CONTAINER: container.id,
             SeenLabel.NODE: api.info().get("Name"),

@@ -1,1 +1,1 @@
-"""Runs scripts in Kubernetes pods."""
+"""The runtime for Kubernetes pods."""

@@ -1,7 +1,7 @@
-"""A Kubernetes cluster as its API shows it: objects as JSON, and commands inside of containers.
+"""The Kubernetes API: objects as JSON, and commands in containers.
 
-The one module that speaks to the Kubernetes client. Objects are dictionaries as
-the server has them, so that what it has dropped can be seen.
+The only module that uses the Kubernetes client. Objects stay dictionaries as the
+server returns them, which shows the fields that it dropped.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from websocket import ABNF, WebSocketConnectionClosedException, WebSocketExcepti
 
 from prefect_executions.errors import InfrastructureError
 
-_PATIENCE = (10.0, 60.0)  # seconds for a connection, and for an answer
-_SILENCE = 300.0  # seconds without a byte from a command after which nobody is believed to be there
-_USUAL = "~/.kube/config"
+_TIMEOUTS = (10.0, 60.0)  # seconds for a connection, and for a response
+_IDLE_TIMEOUT = 300.0  # seconds without a byte from a command, after which the connection counts as lost
+_DEFAULT_KUBECONFIG = "~/.kube/config"
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 Json = dict[str, Any]
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer
-    """The API server answers no; `status` is HTTP's."""
+class Refused(Exception):  # noqa: N818 - a response, which callers handle
+    """The API server refused a request; `status` is the HTTP status."""
 
-    def __init__(self, status: int, said: str) -> None:
-        super().__init__(said)
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
         self.status = status
 
 
@@ -49,19 +49,20 @@ class Cluster:
     """One namespace of a cluster."""
 
     def __init__(self, kubeconfig: str | None = None) -> None:
-        """Speak to the cluster of *kubeconfig*, else ``KUBECONFIG``, else the pod we are in, else ``~/.kube/config``.
+        """Connect to the cluster of *kubeconfig*, else ``KUBECONFIG``, else the pod around us, else ``~/.kube/config``.
 
         Raises:
             InfrastructureError: If none of them names a cluster.
         """
         self._configuration = Configuration()
-        # Read here: the client itself reads it once, when it is imported.
-        named = kubeconfig or os.environ.get("KUBECONFIG")
+        # The client itself reads the variable only once, when it is imported.
+        path = kubeconfig or os.environ.get("KUBECONFIG")
         try:
-            self.namespace = _configure(self._configuration, named)
+            self.namespace = _configure(self._configuration, path)
         except (ConfigException, OSError) as error:
             raise InfrastructureError(
-                f"No Kubernetes cluster is named by {named or _USUAL}; set KUBECONFIG to a file that names one: {error}"
+                f"No Kubernetes cluster is named by {path or _DEFAULT_KUBECONFIG}; "
+                f"set KUBECONFIG to a file that names a cluster: {error}"
             ) from error
         self._api = ApiClient(self._configuration)
         self._client: Any = DynamicClient(self._api, discoverer=lambda *_: None)
@@ -70,40 +71,40 @@ class Cluster:
         """Close the connections."""
         self._api.rest_client.pool_manager.clear()
 
-    def ask(
+    def request(
         self,
         method: Literal["get", "post", "patch", "delete"],
         path: str,
         body: Mapping[str, Any] | None = None,
-        **wishes: str,
+        **options: str,
     ) -> Json:
-        """Return the answer to one request; *path* begins below the namespace, unless it begins with a slash.
+        """Return the response to one request; *path* is relative to the namespace, unless it begins with a slash.
 
         Raises:
-            Refused: If the server says no.
-            InfrastructureError: If the server cannot be reached, or has failed.
+            Refused: If the server refuses the request.
+            InfrastructureError: If the server is unavailable, or failed.
         """
         group, _, rest = path.partition("/")
-        whole = path if not group else f"/{_ROOT[group]}/namespaces/{self.namespace}/{rest}"
+        full_path = path if not group else f"/{_ROOT[group]}/namespaces/{self.namespace}/{rest}"
         if method == "patch":
-            wishes["content_type"] = "application/merge-patch+json"
-        with _reaching(whole):
-            told = self._client.request(
-                method, whole, body=body, serialize=False, _request_timeout=_PATIENCE, query_params=[], **wishes
+            options["content_type"] = "application/merge-patch+json"
+        with _translate_errors(full_path):
+            response = self._client.request(
+                method, full_path, body=body, serialize=False, _request_timeout=_TIMEOUTS, query_params=[], **options
             )
-            answer: Json = json.loads(told.data)
-        return answer
+            content: Json = json.loads(response.data)
+        return content
 
-    def command(self, pod: str, container: str, script: str, *arguments: str, talks: bool = False) -> Command:
-        """Start a shell's *script* in a container; with *talks* it has an input.
+    def command(self, pod: str, container: str, script: str, *arguments: str, stdin: bool = False) -> Command:
+        """Start the shell text *script* in a container; with *stdin* it has an input.
 
         Raises:
-            Refused: If the container is not there, or does not run.
-            InfrastructureError: If the server cannot be reached, or has failed.
+            Refused: If the container is missing, or does not run.
+            InfrastructureError: If the server is unavailable, or failed.
         """
-        # The client changes its own connection for this; others must go on with theirs.
+        # The client changes its connection for this, so it gets one of its own.
         api = CoreV1Api(ApiClient(self._configuration))
-        with _reaching(f"a command in {pod}"):
+        with _translate_errors(f"a command in {pod}"):
             return Command(
                 stream(
                     api.connect_get_namespaced_pod_exec,
@@ -111,7 +112,7 @@ class Cluster:
                     self.namespace,
                     container=container,
                     command=["/bin/sh", "-c", script, "sh", *arguments],
-                    stdin=talks,
+                    stdin=stdin,
                     stdout=True,
                     stderr=True,
                     tty=False,
@@ -125,29 +126,29 @@ _ROOT = {"batch": "apis/batch/v1", "core": "api/v1"}
 
 
 class Command:
-    """A command that runs in a container; what it writes is told by stream; `said` has what it complained of."""
+    """A command that runs in a container; `errors` collects its stderr and the reason of a failure."""
 
-    def __init__(self, told: WSClient) -> None:
-        self._told = told
-        # Read frame by frame: the client itself would first collect all that there is.
-        self._frames = told.sock
-        self._frames.settimeout(_SILENCE)
+    def __init__(self, client: WSClient) -> None:
+        self._client = client
+        # Read frame by frame: the client itself would first collect everything.
+        self._frames = client.sock
+        self._frames.settimeout(_IDLE_TIMEOUT)
         self._status = b""
-        self._over = False
-        self.said = ""
+        self._ended = False
+        self.errors = ""
 
     def send(self, data: bytes) -> None:
-        """Write to its input, which has no end: whoever reads has to know how much will come."""
-        with _reaching("the input of a command"):
-            self._told.write_stdin(data)
+        """Write to its input, which cannot be closed: the reader must know the length."""
+        with _translate_errors("the input of a command"):
+            self._client.write_stdin(data)
 
-    def pieces(self) -> Iterator[tuple[Literal["stdout", "stderr"], bytes]]:
-        """Yield what it writes until it has ended.
+    def output(self) -> Iterator[tuple[Literal["stdout", "stderr"], bytes]]:
+        """Yield its output until it has ended.
 
         Raises:
             InfrastructureError: If the connection is lost.
         """
-        while not self._over:
+        while not self._ended:
             channel, data = self._frame()
             if channel == ERROR_CHANNEL:
                 self._status += data
@@ -155,8 +156,8 @@ class Command:
                 yield _CHANNELS[channel], data
 
     def code(self) -> int | None:
-        """Wait for its end; return its exit code, None when the connection was lost before."""
-        self.said += b"".join(data for name, data in self.pieces() if name == "stderr").decode(errors="replace")
+        """Wait for its end; return its exit code, or None if the connection was lost first."""
+        self.errors += b"".join(data for name, data in self.output() if name == "stderr").decode(errors="replace")
         if not self._status:
             return None
         status = json.loads(self._status)
@@ -164,29 +165,29 @@ class Command:
         codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
         if status.get("status") == "Success":
             return 0
-        self.said += "" if codes else status.get("message", "")
+        self.errors += "" if codes else status.get("message", "")
         return next(iter(codes), 1)
 
     def _frame(self) -> tuple[int, bytes]:
         """Return the channel and the content of the next frame."""
         try:
-            with _reaching("a command"):
+            with _translate_errors("a command"):
                 kind, frame = self._frames.recv_data_frame(control_frame=True)
         except InfrastructureError as error:
-            self._over = True
+            self._ended = True
             if self._status and isinstance(error.__cause__, WebSocketConnectionClosedException):
                 return _NONE, b""
             raise
-        self._over = kind == ABNF.OPCODE_CLOSE
+        self._ended = kind == ABNF.OPCODE_CLOSE
         if kind not in {ABNF.OPCODE_BINARY, ABNF.OPCODE_TEXT} or not frame.data:
             return _NONE, b""
         return frame.data[0], frame.data[1:]
 
     def close(self) -> None:
-        """Leave it."""
+        """Close the connection."""
         with suppress(OSError, WebSocketException):
-            self._told.close()
-            self._frames.shutdown()  # what the other side has closed, the client leaves open
+            self._client.close()
+            self._frames.shutdown()  # the client leaves a socket open that the server has closed
 
 
 _NONE = -1
@@ -194,30 +195,30 @@ _CHANNELS: Mapping[int, Literal["stdout", "stderr"]] = {STDOUT_CHANNEL: "stdout"
 
 
 def _configure(configuration: Configuration, kubeconfig: str | None) -> str:
-    """Fill *configuration*; return the namespace that its source names."""
+    """Fill *configuration*; return the namespace of its source."""
     if kubeconfig is None and _OWN_NAMESPACE.exists():
         with suppress(ConfigException):
             load_incluster_config(client_configuration=configuration)
             return _OWN_NAMESPACE.read_text().strip()
-    load_kube_config(config_file=kubeconfig or _USUAL, client_configuration=configuration)
-    return str(list_kube_config_contexts(kubeconfig or _USUAL)[1]["context"].get("namespace") or "default")
+    load_kube_config(config_file=kubeconfig or _DEFAULT_KUBECONFIG, client_configuration=configuration)
+    return str(list_kube_config_contexts(kubeconfig or _DEFAULT_KUBECONFIG)[1]["context"].get("namespace") or "default")
 
 
 @contextmanager
-def _reaching(what: str) -> Iterator[None]:
-    """Tell apart that the server says no and that it is away."""
+def _translate_errors(what: str) -> Iterator[None]:
+    """Raise `Refused` if the server refuses *what*, InfrastructureError if it fails or is unavailable."""
     try:
         yield
     except ApiException as error:
-        said = _said(error)
-        if error.status and error.status < 500:  # noqa: PLR2004 - HTTP: from here on the server has failed
-            raise Refused(error.status, said) from error
-        raise InfrastructureError(f"Kubernetes failed when asked for {what}: {said}") from error
+        detail = _detail(error)
+        if error.status and error.status < 500:  # noqa: PLR2004 - HTTP: a server error
+            raise Refused(error.status, detail) from error
+        raise InfrastructureError(f"Kubernetes failed for {what}: {detail}") from error
     except (HTTPError, WebSocketException, OSError) as error:
-        raise InfrastructureError(f"Kubernetes failed when asked for {what}: {error}") from error
+        raise InfrastructureError(f"Kubernetes failed for {what}: {error}") from error
 
 
-def _said(error: ApiException) -> str:
+def _detail(error: ApiException) -> str:
     with suppress(ValueError, TypeError, AttributeError):
         return str(json.loads(error.body)["message"])
     return str(error.reason or error)

@@ -1,4 +1,4 @@
-"""The Job that a plan for Kubernetes is, and what a cluster makes of it: values, to be read before it is started."""
+"""The manifests of a run: its Job and Secret; and the check that a cluster accepted them unchanged."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from prefect_executions.runtimes.interface import (
 from prefect_executions.runtimes.kubernetes.job import DATA_FOLDER, EXPIRED, KEEPER, RECEIVER, SCRIPT
 
 GPU = "nvidia.com/gpu"
-"""What Kubernetes calls a GPU, where NVIDIA's device plug-in offers them."""
+"""Kubernetes' name of a GPU, with NVIDIA's device plug-in."""
 
 SCRIPT_KEY = "entrypoint.sh"
-"""The member of the run's Secret that is the script; all others are variables."""
+"""The key of the script in the run's Secret; all other keys are variables."""
 
 USER = re.compile(r"([0-9]+)(?::([0-9]+))?")
-"""A user as Kubernetes takes it."""
+"""A user as Kubernetes accepts it: an id, and optionally a group id."""
 
 _SCRIPTS = "/ccp_script"
 _PULL = {Pull.MISSING: "IfNotPresent", Pull.ALWAYS: "Always", Pull.NEVER: "Never"}
@@ -45,20 +45,20 @@ while [ "$kept" -lt {{keep}} ]; do
   if [ -e {OWN_FOLDER}/over ]; then kept=$((kept + 1)); fi
 done
 """
-# What carries the data takes its part of the node only where there is one to take.
+# The containers that move data request no share of the node.
 _SMALL = {"requests": {"cpu": "0", "memory": "0"}, "limits": {"memory": "256Mi"}}
 _QUANTITY = re.compile(r"([0-9.]+)([munkKMGTPE]?)(i?)")
 _POWER = {"n": -3, "u": -2, "m": -1, "": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
 
 
 def job_manifest(request: RunRequest, *, claim: SharedClaim | None, host_network: bool, keep: float) -> dict[str, Any]:
-    """Return the body of the request that creates the Job of *request*, complete but for the values of secrets."""
+    """Return the manifest of the Job for *request*, complete except for the values of secrets."""
     labels = {RUN_LABEL: request.id, f"{LABEL_PREFIX}.execution": request.execution_id}
-    notes = {DATA_FOLDER: str(request.data)} if claim is None else {}
+    annotations = {DATA_FOLDER: str(request.data)} if claim is None else {}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": request.id, "labels": labels, "annotations": notes},
+        "metadata": {"name": request.id, "labels": labels, "annotations": annotations},
         "spec": {
             "backoffLimit": 0,
             "parallelism": 1,
@@ -69,7 +69,7 @@ def job_manifest(request: RunRequest, *, claim: SharedClaim | None, host_network
 
 
 def secret_manifest(request: RunRequest, job: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the Secret of a run, which is removed with its Job *job*."""
+    """Return the manifest of a run's Secret, which Kubernetes removes together with *job*."""
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": request.id, "uid": job["metadata"]["uid"]}
     values = {name: value.get_secret_value() for name, value in request.secrets.items()}
     return {
@@ -81,26 +81,26 @@ def secret_manifest(request: RunRequest, job: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def dropped_fields(asked: object, told: object, at: str = "") -> Iterator[str]:
-    """Yield where *told*, what a cluster made of *asked*, lacks something of it; more may be there."""
-    if isinstance(asked, Mapping):
-        members = told if isinstance(told, Mapping) else {}
-        for name, value in asked.items():
-            yield from dropped_fields(value, members.get(name), f"{at}.{name}" if at else str(name))
-    elif isinstance(asked, list):
-        there = told if isinstance(told, list) else []
-        for number, value in enumerate(asked):
-            yield from dropped_fields(value, _same(value, number, there), f"{at}[{number}]")
-    elif asked != told and not (asked == "" and told is None) and not _equal(asked, told):
-        yield at
+def dropped_fields(sent: object, received: object, path: str = "") -> Iterator[str]:
+    """Yield the paths at which *received*, the cluster's version of *sent*, lacks or changes a field."""
+    if isinstance(sent, Mapping):
+        members = received if isinstance(received, Mapping) else {}
+        for name, value in sent.items():
+            yield from dropped_fields(value, members.get(name), f"{path}.{name}" if path else str(name))
+    elif isinstance(sent, list):
+        items = received if isinstance(received, list) else []
+        for number, value in enumerate(sent):
+            yield from dropped_fields(value, _counterpart(value, number, items), f"{path}[{number}]")
+    elif sent != received and not (sent == "" and received is None) and not _equal(sent, received):
+        yield path
 
 
-def parse_quantity(told: object) -> Decimal | None:
-    """Return a number as Kubernetes writes it, None when it is none."""
-    found = _QUANTITY.fullmatch(str(told))
-    if found is None:
+def parse_quantity(text: object) -> Decimal | None:
+    """Return the number of a Kubernetes quantity such as ``500m`` or ``2Gi``; None if *text* is not a quantity."""
+    match = _QUANTITY.fullmatch(str(text))
+    if match is None:
         return None
-    number, unit, binary = found.groups()
+    number, unit, binary = match.groups()
     return Decimal(number) * (Decimal(1024) if binary else Decimal(1000)) ** _POWER[unit]
 
 
@@ -114,8 +114,8 @@ def _pod(request: RunRequest, claim: SharedClaim | None, keep: float, *, host_ne
     if claim is not None:
         volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": claim.name}})
         data = {"name": "data", "mountPath": DATA}
-        below = request.data.relative_to(claim.root).as_posix()
-        data |= {} if below == "." else {"subPath": below}
+        sub_path = request.data.relative_to(claim.root).as_posix()
+        data |= {} if sub_path == "." else {"subPath": sub_path}
     scripts = {"name": "script", "mountPath": _SCRIPTS, "readOnly": True}
     limit = request.resources.time_limit
     pod = {
@@ -132,34 +132,34 @@ def _pod(request: RunRequest, claim: SharedClaim | None, keep: float, *, host_ne
         ],
     }
     if limit is not None:
-        # Where the script has ended its own clock, the node's is the last.
+        # If the script has stopped the timer in its container, the node's deadline remains.
         pod["activeDeadlineSeconds"] = ceil(limit) + ceil(GRACE) + ceil(keep)
     return pod | ({"hostNetwork": True} if host_network else {})
 
 
 def _script(request: RunRequest) -> dict[str, Any]:
-    first = entry_script(
+    init = entry_script(
         f"{_SCRIPTS}/{SCRIPT_KEY} >{OWN_FOLDER}/stdout 2>{OWN_FOLDER}/stderr",
         time_limit=request.resources.time_limit,
         expired=f"echo {EXPIRED} >/dev/termination-log",
-        # Nothing is written after it was said that all is.
+        # No process may write after the file that marks the end.
         last=f"kill -KILL -1\n: >{OWN_FOLDER}/over\n",
     )
-    told = [{"name": name, "value": _literal(value)} for name, value in plan_environment(request).items()]
-    withheld = [
+    env = [{"name": name, "value": _literal(value)} for name, value in plan_environment(request).items()]
+    secrets = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": request.id, "key": name}}}
         for name in sorted(request.secrets)
     ]
     limits = _limits(request.resources)
-    container = _container(request, SCRIPT, first) | {"workingDir": DATA, "env": told + withheld}
+    container = _container(request, SCRIPT, init) | {"workingDir": DATA, "env": env + secrets}
     return container | ({"resources": {"limits": limits, "requests": limits}} if limits else {})
 
 
 def _container(request: RunRequest, name: str, script: str) -> dict[str, Any]:
     security: dict[str, Any] = {"allowPrivilegeEscalation": False}
-    if request.user is not None and (found := USER.fullmatch(request.user)):
-        security["runAsUser"] = int(found[1])
-        security |= {} if found[2] is None else {"runAsGroup": int(found[2])}
+    if request.user is not None and (match := USER.fullmatch(request.user)):
+        security["runAsUser"] = int(match[1])
+        security |= {} if match[2] is None else {"runAsGroup": int(match[2])}
     return {
         "name": name,
         "image": request.image,
@@ -170,28 +170,28 @@ def _container(request: RunRequest, name: str, script: str) -> dict[str, Any]:
 
 
 def _limits(limits: Resources) -> dict[str, str]:
-    told = {}
+    values = {}
     if limits.cpus is not None:
-        told["cpu"] = f"{ceil(limits.cpus * 1000)}m"
+        values["cpu"] = f"{ceil(limits.cpus * 1000)}m"
     if limits.memory is not None:
-        told["memory"] = str(limits.memory)
+        values["memory"] = str(limits.memory)
     if limits.gpus is not None:
-        told[GPU] = str(limits.gpus)
-    return told
+        values[GPU] = str(limits.gpus)
+    return values
 
 
 def _literal(text: str) -> str:
-    """*text* as Kubernetes will give it, which puts variables in the place of ``$(NAME)`` and $ in the place of $$."""
+    """Escape *text*: Kubernetes replaces ``$(NAME)`` by variables, and $$ by $."""
     return text.replace("$", "$$")
 
 
-def _same(value: object, number: int, there: list[Any]) -> object:
-    """The member of a list that is meant: by its name, if it has one, because others may have been put before it."""
+def _counterpart(value: object, number: int, items: list[Any]) -> object:
+    """Return the item for *value*: by its name, if it has one, because a cluster may insert items."""
     if isinstance(value, Mapping) and "name" in value and "mountPath" not in value:
-        return next((one for one in there if isinstance(one, Mapping) and one.get("name") == value["name"]), None)
-    return there[number] if number < len(there) else None
+        return next((item for item in items if isinstance(item, Mapping) and item.get("name") == value["name"]), None)
+    return items[number] if number < len(items) else None
 
 
-def _equal(asked: object, told: object) -> bool:
-    number = parse_quantity(asked)
-    return number is not None and number == parse_quantity(told)
+def _equal(sent: object, received: object) -> bool:
+    number = parse_quantity(sent)
+    return number is not None and number == parse_quantity(received)

@@ -1,7 +1,7 @@
-"""The data folder on its way to a cluster that shares no disk with us, and back: as a tar, in one pass.
+"""The transfer of a data folder to a cluster without a shared disk, and back: as a tar stream, in one pass.
 
-What comes back was written by a script: it may name places outside of the
-folder, or be anything but files. Such a thing is refused, or left out.
+The tar that comes back was written by a script. It may name paths outside the
+folder, or contain special files; these are refused or left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prefect_executions.errors import InfrastructureError
 
 if TYPE_CHECKING or sys.version_info >= (3, 11, 4):
     import tarfile
-else:  # before it nothing kept what is unpacked inside its folder; Debian 12 has 3.11.2
+else:  # earlier versions have no extraction filter; Debian 12 has 3.11.2
     from backports import tarfile
 
 _CHUNK = 256 * 1024
@@ -29,28 +29,28 @@ _UNFINISHED = ".fetched-"
 
 
 def unsendable(folder: Path) -> Iterator[Path]:
-    """Yield what is in *folder* and is neither a file nor a folder nor a link."""
+    """Yield the paths in *folder* that are neither files nor folders nor links."""
     return (path for path in folder.rglob("*") if not (path.is_symlink() or path.is_file() or path.is_dir()))
 
 
 @dataclass(frozen=True)
 class TarStream:
-    """The tar of a folder: its size is known before it is read, because who receives it cannot be told its end."""
+    """The tar of a folder. Its size is known before it is read: the receiver cannot see the end of its input."""
 
     members: tuple[tuple[Path, tarfile.TarInfo], ...]
 
     @classmethod
     def of(cls, folder: Path) -> TarStream:
-        """Return the load of all that is in *folder*, and of its own mode."""
-        found = []
-        with tarfile.open(fileobj=io.BytesIO(), mode="w", format=tarfile.GNU_FORMAT) as made:
+        """Return the tar of all content of *folder*, with the folder's own mode."""
+        members = []
+        with tarfile.open(fileobj=io.BytesIO(), mode="w", format=tarfile.GNU_FORMAT) as archive:
             for path in (folder, *sorted(folder.rglob("*"))):
-                member = made.gettarinfo(path, path.relative_to(folder).as_posix())
-                # Whoever unpacks it there is the user who runs there.
+                member = archive.gettarinfo(path, path.relative_to(folder).as_posix())
+                # The user of the container owns the unpacked files.
                 member.uid = member.gid = 0
                 member.uname = member.gname = ""
-                found.append((path, member))
-        return cls(members=tuple(found))
+                members.append((path, member))
+        return cls(members=tuple(members))
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class TarStream:
         """Yield the tar.
 
         Raises:
-            InfrastructureError: If a file is not any more as long as it was.
+            InfrastructureError: If the size of a file has changed.
         """
         for path, member in self.members:
             yield _head(member)
@@ -72,49 +72,49 @@ class TarStream:
 
 
 class Readable(Protocol):
-    """Whatever bytes can be read from."""
+    """A source of bytes."""
 
     def read(self, size: int, /) -> bytes:
         """Return the next *size* bytes, fewer only at the end."""
 
 
 def unpack(packed: Readable, folder: Path, *, check: Callable[[], None]) -> None:
-    """Let *folder* have what the tar *packed* has, and nothing else; a second time gives the same.
+    """Replace the content of *folder* by that of the tar *packed*; idempotent.
 
-    *check* is called when all was read, and raises if it was not whole: a tar that
-    was cut between two files looks like one that ends there.
+    *check* is called after the last byte, and raises if the tar is incomplete: a tar
+    that was cut between two files looks complete.
 
     Raises:
-        InfrastructureError: If the tar ends too early, or wants to write elsewhere; *folder* is as it was.
+        InfrastructureError: If the tar is cut, or names a path elsewhere; *folder* is unchanged.
     """
-    made = folder / f"{_UNFINISHED}{uuid4().hex}"
-    made.mkdir()
+    new = folder / f"{_UNFINISHED}{uuid4().hex}"
+    new.mkdir()
     try:
         stream = cast("IO[bytes]", packed)  # a stream is only read
         with tarfile.open(fileobj=stream, mode="r|", encoding=_ENCODING[0], errors=_ENCODING[1]) as members:
-            members.extractall(made, filter=_safe)  # noqa: S202 - that is what the filter is for
+            members.extractall(new, filter=_safe)  # noqa: S202 - the filter makes it safe
         check()
     except (tarfile.TarError, EOFError) as error:
-        shutil.rmtree(made, ignore_errors=True)
-        raise InfrastructureError(f"The data cannot be brought back to {folder}: {error}") from error
+        shutil.rmtree(new, ignore_errors=True)
+        raise InfrastructureError(f"The data cannot be fetched into {folder}: {error}") from error
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
     for old in folder.iterdir():
-        if old == made:
+        if old == new:
             continue
         if old.is_dir() and not old.is_symlink():
             shutil.rmtree(old)
         else:
             old.unlink()
-    for new in made.iterdir():
-        new.rename(folder / new.name)
-    made.rmdir()
+    for path in new.iterdir():
+        path.rename(folder / path.name)
+    new.rmdir()
 
 
 def _safe(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
     if member.issym():
-        # A link may name any place, as it did where it was made; nothing is written through it.
+        # A link may have any target, as before; nothing is written through it.
         return tarfile.tar_filter(member, folder)
     return tarfile.data_filter(member, folder) if member.isreg() or member.isdir() or member.islnk() else None
 
@@ -129,9 +129,9 @@ def _padded(member: tarfile.TarInfo) -> int:
 
 def _read(path: Path, size: int) -> Iterator[bytes]:
     with path.open("rb") as file:
-        left = size
-        while left and (data := file.read(min(left, _CHUNK))):
-            left -= len(data)
+        remaining = size
+        while remaining and (data := file.read(min(remaining, _CHUNK))):
+            remaining -= len(data)
             yield data
-        if left or file.read(1):
-            raise InfrastructureError(f"{path} has changed while it was handed over; leave the data folder alone")
+        if remaining or file.read(1):
+            raise InfrastructureError(f"{path} has changed while it was sent; do not change the data folder")

@@ -1,7 +1,7 @@
-"""Prefect's worker for Kubernetes, which tells the run what the cluster says of its pod.
+"""A Prefect worker for Kubernetes that labels each flow run with its pod, node and image.
 
-Law: it changes nothing of how Prefect runs a flow, and what it cannot find out it
-does not tell; no run fails for that.
+Law: it does not change how Prefect runs a flow. A fact that it cannot find is left
+out, and no run fails because of that.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import anyio.abc
     from prefect.client.schemas.objects import FlowRun
 
-_PATIENCE = 600.0  # seconds; an image may have to be pulled first
-_ASK = 1.0
+_POD_TIMEOUT = 600.0  # seconds; the image may have to be pulled first
+_POLL = 1.0  # seconds
 _JOB = "job-name"  # Kubernetes' own label of a job's pods
 
 
 class ExecutionsKubernetesWorker(KubernetesWorker):
-    """A worker for Kubernetes whose executions know their image, pod and node."""
+    """A Kubernetes worker whose executions record their image, pod and node."""
 
     type = "executions-kubernetes"
     _display_name = "Kubernetes, with records"
@@ -37,27 +37,27 @@ class ExecutionsKubernetesWorker(KubernetesWorker):
         configuration: KubernetesWorkerJobConfiguration,
         task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> KubernetesWorkerResult:
-        """Create the job as Prefect's worker does, and tell of its pod once its container runs."""
+        """Create the job as Prefect's worker does, and label the flow run once the container runs."""
         result = await super().run(flow_run, configuration, task_status)
         try:
-            told = await self._seen(result.identifier, configuration)
-            if told:
-                await self.client.update_flow_run_labels(flow_run.id, {**told})
-        except Exception as error:  # noqa: BLE001 - a run is worth more than what is known of its pod
-            self._logger.warning("What the cluster says of flow run %s is not told: %s", flow_run.id, error)
+            labels = await self._labels(result.identifier, configuration)
+            if labels:
+                await self.client.update_flow_run_labels(flow_run.id, {**labels})
+        except Exception as error:  # noqa: BLE001 - a missing label must not stop the run
+            self._logger.warning("Flow run %s gets no labels of its pod: %s", flow_run.id, error)
         return result
 
-    async def _seen(self, identifier: str, configuration: KubernetesWorkerJobConfiguration) -> dict[str, str]:
-        """What is said of the pod of this job, and of no other that the same flow run was sent to before."""
+    async def _labels(self, identifier: str, configuration: KubernetesWorkerJobConfiguration) -> dict[str, str]:
+        """Return the labels of this job's pod, and of no earlier job of the same flow run."""
         job = identifier.rpartition(":")[2]
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _POD_TIMEOUT
         async with self._get_configured_kubernetes_client(configuration) as client:
             while time.monotonic() < until:
                 pods = await CoreV1Api(client).list_namespaced_pod(
                     configuration.namespace, label_selector=f"{_JOB}={job}"
                 )
-                told = pod_labels(pod.to_dict() for pod in pods.items)
-                if told:
-                    return told
-                await asyncio.sleep(_ASK)
+                labels = pod_labels(pod.to_dict() for pod in pods.items)
+                if labels:
+                    return labels
+                await asyncio.sleep(_POLL)
         return {}

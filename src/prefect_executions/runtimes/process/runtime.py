@@ -1,8 +1,8 @@
-"""Scripts as processes of this machine, each watched by a launcher that outlives whoever asked for it.
+"""The process runtime: scripts as processes of this machine, each with a launcher that outlives the caller.
 
-The state folder holds one folder for each run, which is all there is to know of
-it: any process that sees it can find the run, on this machine. It holds what the
-script wrote, and no secret.
+The state folder has one folder for each run with all of its state, so any process
+of this machine that can read it finds the run. It holds the script's output, and
+no secret.
 """
 
 from __future__ import annotations
@@ -48,29 +48,29 @@ from prefect_executions.runtimes.interface import (
 from prefect_executions.runtimes.process import launcher
 
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR")
-"""The variables of this process that a script gets, unless it was asked for others; no other one."""
+"""The only variables of this process that a script inherits; the request may override them."""
 
-_LOOK = (0.02, 0.25)  # seconds between two looks: at first, and in the end
+_POLL = (0.02, 0.25)  # seconds, at first and at most
 _CHUNK = 192 * 1024
-_BEFORE_KILL = 10.0  # what the launcher may need beyond the grace
-_MOMENT = 1.0  # what it may need to write the end, when it cannot be found any more
+_KILL_TIMEOUT = 10.0  # seconds that the launcher may need beyond the grace period
+_EXIT_TIMEOUT = 1.0  # seconds that a launcher that just ended may need to write the exit
 _STATUS_OF = {None: None, "cancelled": RunStatus.CANCELLED, "expired": RunStatus.EXPIRED, "stopped": RunStatus.FAILED}
 _WHY = {
     "cancelled": "it was cancelled",
-    "expired": "it ran longer than its time limit",
-    "stopped": "its launcher was told to stop, as when a machine is shut down",
+    "expired": "it exceeded its time limit",
+    "stopped": "its launcher was stopped, as when a machine shuts down",
 }
 
 
 class ProcessRuntime:
-    """Runs scripts with this machine's ``/bin/sh``, each in a session of its own, as the user who asks."""
+    """Runs each script with this machine's ``/bin/sh``, in a session of its own, as the calling user."""
 
     name = "process"
     capabilities: Mapping[Capability, str] = MappingProxyType(
         {
-            Capability.DATA: "the script begins in it; "
-            f"seen as `{DATA}` where the worker has one, else by its own path",
-            Capability.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and nothing else of it",
+            Capability.DATA: "the script starts in it; "
+            f"mounted at `{DATA}` if the worker has that folder, else at its own path",
+            Capability.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and no others",
             Capability.SECRETS: "on no disk",
             Capability.OPEN_NETWORK: "the machine's own",
             Capability.CPUS: "whole CPUs, as the affinity of each process; Linux",
@@ -80,10 +80,10 @@ class ProcessRuntime:
     )
 
     def __init__(self, state: Path, *, shown_at: str = DATA) -> None:
-        """Keep the runs under the folder *state*, which is made when it is first needed.
+        """Keep runs in the folder *state*, which is created on first use.
 
-        Where the folder *shown_at* exists, each script sees its own data there, and
-        nobody else does (a mount namespace; Linux).
+        If the folder *shown_at* exists, each script sees its own data there, in a mount
+        namespace (Linux).
         """
         self._state = state.absolute()
         self._shown_at = shown_at
@@ -94,19 +94,19 @@ class ProcessRuntime:
         return cls(options.state)
 
     def mount_path(self, data: Path) -> str:
-        """Return `DATA` where this machine has that folder, else *data* itself."""
-        return self._shown_at if self._can_show() else str(data)
+        """Return `DATA` if this machine has that folder, else *data* itself."""
+        return self._shown_at if self._can_mount() else str(data)
 
-    def _can_show(self) -> bool:
+    def _can_mount(self) -> bool:
         return sys.platform == "linux" and Path(self._shown_at).is_dir()
 
     def compile(self, request: RunRequest, into: Path) -> Plan:
         """Return the plan of *request*, and write it into the folder *into*."""
-        reasons = [*common_reasons(request, self.capabilities), *_reasons_of_machine(request)]
-        if self._shown_at in request.script and not self._can_show():
+        reasons = [*common_reasons(request, self.capabilities), *_machine_reasons(request)]
+        if self._shown_at in request.script and not self._can_mount():
             reasons.append(
-                f"data folder: the script names {self._shown_at}, which is not here; make that folder once, empty, "
-                "or let the script use the folder that it begins in"
+                f"data folder: the script uses {self._shown_at}, which is missing here; make that folder once, empty, "
+                "or let the script use the folder that it starts in"
             )
         if reasons:
             raise refusal(self.name, request, reasons)
@@ -114,7 +114,7 @@ class ProcessRuntime:
         spec = {
             "command": ["/bin/sh", str(self._folder(request.id) / "entrypoint.sh")],
             "data": str(request.data),
-            "shown_at": self._shown_at if self._can_show() else None,
+            "shown_at": self._shown_at if self._can_mount() else None,
             "working_folder": self.mount_path(request.data),
             "inherited": [name for name in INHERITED if name in os.environ],
             "cpus": None if limits.cpus is None else int(limits.cpus),
@@ -125,12 +125,12 @@ class ProcessRuntime:
         plan.write(into)
         return plan
 
-    def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a process has none
+    def ensure_image(self, image_id: str | None, digest: str | None) -> str | None:  # noqa: ARG002 - a process has no image
         """Return None."""
         return None
 
     def run(self, plan: Plan) -> ProcessRun:
-        """Start the script of *plan*; return once it has begun."""
+        """Start the script of *plan*; return once it has started."""
         environment = {name: os.environ[name] for name in plan.spec["inherited"] if name in os.environ}
         environment |= full_environment(plan)
         folder = self._folder(plan.id)
@@ -138,14 +138,14 @@ class ProcessRuntime:
             with _claimed(folder, plan) as lock:
                 _launch(plan, folder, environment, lock)
         except OSError as error:
-            raise InfrastructureError(f"The run {plan.id} cannot be kept in {folder}: {error}") from error
+            raise InfrastructureError(f"The run {plan.id} cannot be stored in {folder}: {error}") from error
         return ProcessRun(folder)
 
     def find(self, run_id: str) -> ProcessRun:
         """Return the run with this id."""
         folder = self._folder(run_id)
         if not folder.is_dir():
-            raise NotFoundError(f"No run {run_id} is kept in {self._state}; the runtime 'process' finds its own alone")
+            raise NotFoundError(f"There is no run {run_id} in {self._state}; the runtime 'process' finds its own only")
         return ProcessRun(folder)
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class ProcessRuntime:
 
 
 class ProcessRun:
-    """A run whose folder is at hand."""
+    """A run with its folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -164,20 +164,20 @@ class ProcessRun:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code; None while it runs, and when nobody saw it."""
+        """The exit code; None while it runs, and if its end was not observed."""
         end = self._end()
         return None if end is None else end.code
 
     def status(self) -> RunStatus:
-        """Return how it stands now."""
+        """Return its status now."""
         end = self._end()
         if end is not None:
             return end.status
-        return RunStatus.RUNNING if self._told("begun.json") else RunStatus.WAITING
+        return RunStatus.RUNNING if self._read("begun.json") else RunStatus.WAITING
 
     def seen(self) -> RunLocation:
-        """Return the process of the script itself."""
-        begun = self._told("begun.json")
+        """Return the script's process."""
+        begun = self._read("begun.json")
         if begun is None:
             return RunLocation()
         process = Process.model_validate(begun["script"])
@@ -196,13 +196,13 @@ class ProcessRun:
         raise AssertionError
 
     def logs(self) -> Iterator[LogChunk]:
-        """Yield what it has written and will write, until it is over and all was told."""
+        """Yield its output, live, until it has ended and everything was read."""
         offsets: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
         for pause in _pauses():
-            # Looked at before the files, so that what it wrote last is not missed.
+            # Checked before the files are read, so that the last output is not missed.
             over = self._end() is not None
             for stream, offset in offsets.items():
-                for data in self._written(stream, offset):
+                for data in self._read_log(stream, offset):
                     offsets[stream] += len(data)
                     yield LogChunk(stream, data)
             if over:
@@ -210,105 +210,105 @@ class ProcessRun:
             time.sleep(pause)
 
     def cancel(self, grace: float = GRACE) -> Exit:
-        """End every process of it; return its end when none is left."""
+        """End all of its processes; return its end when none is left."""
         end = self._end()
         if end is None:
             (self._folder / "cancel").write_text(str(grace))
             self._stop_launcher(grace)
             end = self._end() or _lost()
         if end.status is RunStatus.LOST:
-            # Nobody watches it: what carries its cookie is all that can be known of it.
+            # Its launcher is gone: the run id in their environment identifies the remaining processes.
             kill_execution_processes(self.id, grace=grace, cookie=RUN_ID_ENV)
         return end
 
     def discard(self) -> None:
-        """Forget it: end what is left of it, and remove its folder."""
+        """End what remains of it, and remove its folder."""
         if self._folder.is_dir():
             self.cancel()
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _stop_launcher(self, grace: float) -> None:
-        begun = self._told("begun.json")
+        begun = self._read("begun.json")
         try:
             sent = begun is not None and send(Process.model_validate(begun["launcher"]), signal.SIGTERM)
         except PermissionError:
             sent = False
         with suppress(TimeoutError):
-            self.wait(grace + _BEFORE_KILL if sent else _MOMENT)
+            self.wait(grace + _KILL_TIMEOUT if sent else _EXIT_TIMEOUT)
         if self._end() is None:
             raise InfrastructureError(
                 f"The run {self.id} cannot be ended from here: its launcher runs on another machine, in another "
-                "container or as another user, or a process of it hangs in the kernel; cancel it there, or later"
+                "container or as another user, or one of its processes hangs in the kernel; cancel it there, or later"
             )
 
     def _end(self) -> Exit | None:
-        """How it ended; None while somebody watches it."""
-        told = self._told("exit.json")
-        if told is None and not _is_held(self._folder):
-            # It may have been written between the two looks.
-            told = self._told("exit.json")
-            if told is None:
+        """Return how it ended; None while its launcher is alive."""
+        end = self._read("exit.json")
+        if end is None and not _is_held(self._folder):
+            # The file may have been written between the two checks.
+            end = self._read("exit.json")
+            if end is None:
                 return _lost()
-        return None if told is None else _exit_of(told)
+        return None if end is None else _exit_of(end)
 
-    def _told(self, name: str) -> dict[str, Any] | None:
+    def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            told: dict[str, Any] = json.loads((self._folder / name).read_bytes())
+            content: dict[str, Any] = json.loads((self._folder / name).read_bytes())
         except FileNotFoundError:
             return None
-        return told
+        return content
 
-    def _written(self, stream: StreamName, offset: int) -> Iterator[bytes]:
+    def _read_log(self, stream: StreamName, offset: int) -> Iterator[bytes]:
         with suppress(FileNotFoundError), (self._folder / stream).open("rb") as log:
             log.seek(offset)
             while data := log.read(_CHUNK):
                 yield data
 
 
-def _reasons_of_machine(request: RunRequest) -> Iterator[str]:
+def _machine_reasons(request: RunRequest) -> Iterator[str]:
     limits = request.resources
     if limits.cpus is not None:
         if not hasattr(os, "sched_setaffinity"):
-            yield "cpus: this system has no affinity of processes"
+            yield "cpus: this system has no process affinity"
         elif limits.cpus != int(limits.cpus):
-            yield f"cpus: {limits.cpus:g} is no whole number, and a process has whole CPUs"
+            yield f"cpus: {limits.cpus:g} is not a whole number, and a process has whole CPUs"
         elif limits.cpus > len(os.sched_getaffinity(0)):
-            yield f"cpus: {limits.cpus:g} were asked for, and {len(os.sched_getaffinity(0))} are here"
-    most = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if limits.memory is not None and most != resource.RLIM_INFINITY and limits.memory > most:
-        yield f"memory: {limits.memory} bytes are more than this process may have ({most})"
+            yield f"cpus: {limits.cpus:g} were requested, and {len(os.sched_getaffinity(0))} are available"
+    maximum = resource.getrlimit(resource.RLIMIT_AS)[1]
+    if limits.memory is not None and maximum != resource.RLIM_INFINITY and limits.memory > maximum:
+        yield f"memory: {limits.memory} bytes are more than the limit of this process ({maximum})"
 
 
 def _launch(plan: Plan, folder: Path, environment: Mapping[str, str], lock: int) -> None:
     order = plan.spec | {"folder": str(folder), "environment": environment, "grace": GRACE}
-    done = subprocess.run(  # noqa: S603 - our own program
+    result = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-I", "-S", "-X", "utf8", launcher.__file__],
         input=json.dumps(order).encode(),
         capture_output=True,
         check=False,
-        # What the launcher inherits it would show to whoever looks for processes of the execution.
+        # An inherited environment would make the launcher look like a process of the execution.
         env={},
         pass_fds=[lock],
     )
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if result.returncode:
+        last = result.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         shutil.rmtree(folder, ignore_errors=True)
         raise InfrastructureError(f"The script of {plan.id} cannot be started: {last}")
 
 
 @contextmanager
 def _claimed(folder: Path, plan: Plan) -> Iterator[int]:
-    """Make the run's folder, which nobody sees before it is locked; yield the lock, which the launcher inherits."""
-    made = folder.with_name(f".{folder.name}.{uuid4().hex}")
-    made.mkdir(parents=True, mode=0o700)
-    lock = os.open(made / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Create the run's folder, locked before it gets its name; yield the lock, which the launcher inherits."""
+    new = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    new.mkdir(parents=True, mode=0o700)
+    lock = os.open(new / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        plan.write(made)
+        plan.write(new)
         try:
-            made.rename(folder)
+            new.rename(folder)
         except OSError as error:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(new, ignore_errors=True)
             if error.errno not in {errno.EEXIST, errno.ENOTEMPTY}:
                 raise
             raise PlanError(f"A run with the id {plan.id} was started before; find it, or use another id") from None
@@ -331,26 +331,26 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _exit_of(told: Mapping[str, Any]) -> Exit:
-    code = told["code"]
-    status = _STATUS_OF[told["ended_by"]] or (RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED)
+def _exit_of(end: Mapping[str, Any]) -> Exit:
+    code = end["code"]
+    status = _STATUS_OF[end["ended_by"]] or (RunStatus.SUCCEEDED if code == 0 else RunStatus.FAILED)
     return Exit(
         status=status,
         code=code,
-        why=_WHY.get(told["ended_by"]),
-        started=told["started"],
-        ended=told["ended"],
-        cpu_seconds=told["cpu_seconds"],
-        peak_memory=told["peak_memory"],
+        why=_WHY.get(end["ended_by"]),
+        started=end["started"],
+        ended=end["ended"],
+        cpu_seconds=end["cpu_seconds"],
+        peak_memory=end["peak_memory"],
     )
 
 
 def _lost() -> Exit:
-    return Exit(status=RunStatus.LOST, why="nobody watches it any more: its launcher was killed, or never started")
+    return Exit(status=RunStatus.LOST, why="its end was not observed: its launcher was killed, or never started")
 
 
 def _pauses() -> Iterator[float]:
-    pause, longest = _LOOK
+    pause, longest = _POLL
     while True:
         yield pause
         pause = min(pause * 1.3, longest)
