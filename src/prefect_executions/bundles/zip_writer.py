@@ -2,7 +2,7 @@
 
 Format: PKWARE APPNOTE 6.3.10, with zip64 only where a size, an offset or the number of
 entries needs it. Every name is UTF-8, every time is the earliest that a zip can hold
-(1980-01-01), every mode is 0644 or 0755: only content makes two zips differ.
+(1980-01-01), every mode is 0644 or 0755: only names and contents make two zips differ.
 
 Why not `zipfile`: it takes 2.6 times as long for small entries (10,000 of 1 kB with
 SHA-256: 97 ms against 38 ms of CPU time) and writes other bytes, which depend on Python's version.
