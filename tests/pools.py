@@ -1,4 +1,4 @@
-"""Work pools whose runs share nothing but the archive: an operator's machine, and a pool as deployments/ has it."""
+"""Work pools whose runs share only the archive: an operator's machine, and a pool from deployments/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes for settle: a deployed Method, runs of it in any state and of any age, records left open by the dead."""
+"""Scenes for settle: a deployed Method, its runs in any state and of any age, and open records of killed processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cancelled by whatever way: the record says so and who asked, what was written is kept, and no process is left."""
+"""Every way to cancel: the record has the request and its author, outputs are kept, and no process remains."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def prefects_state(record: ExecutionRecord) -> StateType | None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("shell", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["terminal", "background"])
-def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running, told, bundles, shell):
+def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, told, bundles, shell):
     process, record = running(*shell)
     assert (record.instance.pid, record.instance.own_process) == (process.pid, True)
     assert record.instance.process.layout
@@ -141,7 +141,7 @@ def test_a_run_in_another_process_is_cancelled_with_all_that_it_started(running,
 
 
 @pytest.mark.long
-def test_a_deaf_process_is_told_and_then_ended_but_only_one_that_is_the_executions_own(running, told, bundles):
+def test_signals_escalate_only_for_the_executions_own_process(running, told, bundles):
     process, record = running()
     catalog = Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     os.kill(process.pid, signal.SIGSTOP)
@@ -198,7 +198,7 @@ def inner() -> None:
 
 
 @pytest.mark.long
-def test_prefects_own_way_cancels_a_call_and_the_method_that_it_called(bundles, soon):
+def test_cancelling_in_prefect_cancels_a_call_and_the_method_that_it_called(bundles, soon):
     @method(version="1")
     def outer() -> None:
         soon(cancelling)
@@ -228,7 +228,7 @@ def test_an_async_call_is_cancelled_by_the_command(bundles, told, soon):
     assert (record.instance.own_process, record.instance.process.layout) == (False, None)
 
 
-def test_what_an_author_makes_of_an_interruption_is_cancelled_as_well(bundles, told, soon):
+def test_an_error_that_follows_an_interruption_is_cancelled_as_well(bundles, told, soon):
     @method(version="1")
     def stubborn() -> None:
         soon(lambda execution_id: told("cancel", execution_id))
@@ -245,7 +245,7 @@ def test_what_an_author_makes_of_an_interruption_is_cancelled_as_well(bundles, t
     assert record.instance.usage.exception.message == "interrupted"
 
 
-def test_a_method_that_comes_to_its_end_all_the_same_is_cancelled_as_prefect_has_it(bundles):
+def test_a_method_that_completes_despite_the_request_is_cancelled_as_in_prefect(bundles):
     @method(version="1")
     def quick() -> None:
         cancelling(current_execution().id)
@@ -283,7 +283,7 @@ def test_a_time_limit_ends_the_children_and_an_error_does_not(bundles):
 # --- what is not running -------------------------------------------------------------
 
 
-def test_a_run_that_nobody_has_picked_up_is_cancelled_at_once(told):
+def test_a_run_that_no_worker_picked_up_is_cancelled_at_once(told):
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(inner, state=Scheduled())
     shown = json.loads(told("cancel", str(run.id), "--json").partition("Prefect says")[0])
@@ -295,7 +295,7 @@ def test_a_run_that_nobody_has_picked_up_is_cancelled_at_once(told):
     assert (state.type, state.message) == (StateType.CANCELLED, "cancelled by ada")
 
 
-def test_a_run_that_is_about_to_begin_is_told_and_waited_for_no_longer_than_one_likes(told):
+def test_cancelling_a_starting_run_returns_after_the_wait(told):
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(inner, state=Pending())
 
@@ -303,7 +303,7 @@ def test_a_run_that_is_about_to_begin_is_told_and_waited_for_no_longer_than_one_
     assert "settle --once" in told("cancel", str(run.id), "--wait", "1", code=exit_codes.WORLD)
 
 
-def test_what_has_ended_or_is_unknown_or_ends_with_another_is_refused(bundles, told):
+def test_an_ended_unknown_or_nested_execution_is_refused(bundles, told):
     @method(version="1")
     def ends() -> None:
         within.append(told("cancel", current_execution().id, code=exit_codes.REQUEST))

@@ -1,4 +1,4 @@
-"""Methods are deployed and requests submitted on a real Prefect server; what a pool cannot honour is refused before."""
+"""Deployments and requests on a real Prefect server; a resource that a pool cannot guarantee is refused."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def run_of(client: SyncPrefectClient, shown: str) -> FlowRun:
     return client.read_flow_run(UUID(json.loads(shown)["id"]))
 
 
-def test_a_method_is_deployed_and_a_request_starts_a_run_of_it(told, pool, client, tmp_path):
+def test_a_deployed_method_runs_on_request(told, pool, client, tmp_path):
     name = pool()
     shown = json.loads(
         told("deploy", "methods/greet.py:greet", "--pool", name, "-p", "times=3", "--schedule", "15m", "--json")
@@ -142,7 +142,7 @@ def test_a_descriptor_is_deployed_by_its_path(told, pool, client, monkeypatch):
     assert "rosa" in refused
 
 
-def test_a_file_elsewhere_is_deployed_where_it_lies_unless_the_worker_has_another_folder(told, pool, client, tmp_path):
+def test_a_file_elsewhere_is_deployed_from_its_own_folder_unless_another_is_given(told, pool, client, tmp_path):
     name = pool()
     elsewhere = tmp_path.parent / f"{name}.py"
     elsewhere.write_text(METHOD)
@@ -154,7 +154,7 @@ def test_a_file_elsewhere_is_deployed_where_it_lies_unless_the_worker_has_anothe
     assert "outside" in told("deploy", f"{elsewhere}:greet", "--pool", name, "--folder", "/code", code=2)
 
 
-def test_to_deploy_it_again_replaces_what_was_there(told, pool, client):
+def test_a_second_deployment_replaces_the_first(told, pool, client):
     name = pool()
     told("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "0 6 * * *", "--timezone", "Europe/Berlin")
     (before,) = client.read_deployment_by_name(f"greet/{name}").schedules
@@ -164,7 +164,7 @@ def test_to_deploy_it_again_replaces_what_was_there(told, pool, client):
     assert after.schedule.rrule.endswith("RRULE:FREQ=DAILY")
 
 
-def test_a_request_with_the_key_of_another_is_that_one(told, pool, client):
+def test_an_idempotency_key_starts_one_run(told, pool, client):
     name = pool()
     told("deploy", "methods/greet.py:greet", "--pool", name)
     first, again, other = (
@@ -185,7 +185,7 @@ def test_a_container_pool_needs_an_image_and_has_the_code_elsewhere(told, pool, 
     assert step["prefect.deployments.steps.set_working_directory"] == {"directory": "/opt/executions"}
 
 
-def test_wishes_become_job_variables_of_the_pools_type(told, pool, client):
+def test_resources_become_job_variables_of_the_pools_type(told, pool, client):
     docker, kubernetes = pool("docker", CONTAINERS), pool("kubernetes", SIZED)
     for name in (docker, kubernetes):
         told("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1")
@@ -206,7 +206,7 @@ def test_wishes_become_job_variables_of_the_pools_type(told, pool, client):
 OF_SCRIPTS = {"EXECUTIONS_CPUS": "1.5", "EXECUTIONS_MEMORY": str(512 << 20), "EXECUTIONS_GPUS": "1"}
 
 
-def test_what_a_pool_of_processes_cannot_promise_the_scripts_of_a_descriptor_are_told(told, pool, client, monkeypatch):
+def test_a_process_pool_passes_resources_on_to_a_descriptors_scripts(told, pool, client, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = pool()
     told("deploy", "flows/separate_irises/method.yaml", "--pool", name)
@@ -215,7 +215,7 @@ def test_what_a_pool_of_processes_cannot_promise_the_scripts_of_a_descriptor_are
     assert run.job_variables == {"env": {**OF_SCRIPTS, "EXECUTIONS_TIME_LIMIT": "1800"}}
 
 
-def test_a_wish_that_the_pool_cannot_honour_is_refused_before_a_run_is_created(told, pool, client):
+def test_a_resource_that_the_pool_cannot_guarantee_is_refused_before_a_run_is_created(told, pool, client):
     names = pool(), pool("kubernetes", CONTAINERS)
     for name, image in zip(names, ([], ["--image", "here:1"]), strict=True):
         told("deploy", "methods/greet.py:greet", "--pool", name, *image)
@@ -226,7 +226,7 @@ def test_a_wish_that_the_pool_cannot_honour_is_refused_before_a_run_is_created(t
         assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
 
 
-def test_a_secret_in_clear_is_refused_and_not_repeated(told, pool, client):
+def test_a_secret_in_plain_text_is_refused_and_not_repeated(told, pool, client):
     name = pool()
     told("deploy", "methods/greet.py:greet", "--pool", name)
     for words in (
@@ -242,7 +242,7 @@ def test_a_secret_in_clear_is_refused_and_not_repeated(told, pool, client):
     assert run.parameters["token"] == "env:SESAME"
 
 
-def test_a_value_that_prefect_does_not_take_is_told_and_starts_nothing(told, pool, client, tmp_path):
+def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(told, pool, client, tmp_path):
     name = pool()
     told("deploy", "methods/greet.py:greet", "--pool", name)
     (tmp_path / "long").write_text("$(touch executed)'\"\n" * 60_000)
@@ -279,7 +279,7 @@ def test_a_value_that_prefect_does_not_take_is_told_and_starts_nothing(told, poo
         ),
     ],
 )
-def test_what_is_wrong_is_refused_in_words(told, pool, words, code, said):
+def test_a_wrong_request_is_refused_with_a_message(told, pool, words, code, said):
     name = pool()
     told("deploy", "methods/greet.py:greet", "--pool", name)
     assert said in told(*(word.replace("POOL", name) for word in words), code=code)
@@ -294,7 +294,7 @@ def test_one_of_several_deployments_has_to_be_named(told, pool):
     assert "greet/other" in refused
 
 
-def test_without_a_server_of_its_own_nothing_is_deployed(told, monkeypatch):
+def test_without_a_configured_server_nothing_is_deployed(told, monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415 - Prefect is imported by now
 
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
@@ -303,7 +303,7 @@ def test_without_a_server_of_its_own_nothing_is_deployed(told, monkeypatch):
 
 
 @pytest.mark.parametrize("state", [Completed(), Crashed(message="it fell")])
-def test_who_waits_is_told_how_it_ended(told, pool, client, state):
+def test_wait_returns_how_the_run_ended(told, pool, client, state):
     name = pool()
     told("deploy", "methods/greet.py:greet", "--pool", name)
     run = run_of(client, told("submit", f"greet/{name}", "-p", "name=A", "--json"))
@@ -318,7 +318,7 @@ def test_who_waits_is_told_how_it_ended(told, pool, client, state):
     assert [words.split()[2] for words in seen] == ["Scheduled"]
 
 
-def test_the_operators_time_limit_holds_beside_the_methods_own(home, monkeypatch, prefect_server):
+def test_the_operators_time_limit_holds_in_addition_to_the_methods(home, monkeypatch, prefect_server):
     @method(version="1")
     def waits() -> None:
         current_execution().output("half.txt").write_text("half")
@@ -350,13 +350,13 @@ def test_a_memory_limit_is_read_as_bytes(text, told):
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1", "0", "1x", "1 m m"])
-def test_what_is_no_number_with_a_unit_is_refused(text):
+def test_a_value_without_a_valid_number_and_unit_is_refused(text):
     for option in ("time_limit", "memory"):
         with pytest.raises(RequestError, match=f"--{option.replace('_', '-')} must be"):
             resources_of(SubmitOptions(**{option: text}))
 
 
 @pytest.mark.parametrize("text", ["", "0s", "often", "61 * * * *", "RRULE:FREQ=NEVER"])
-def test_what_is_no_schedule_is_refused(text):
+def test_an_invalid_schedule_is_refused(text):
     with pytest.raises(RequestError):
         schedule_of(text)

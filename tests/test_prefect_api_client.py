@@ -1,4 +1,4 @@
-"""The way to Prefect's API: what it says where there is none."""
+"""The client of Prefect's API: errors when there is no server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect_executions.errors import OrchestratorError
 from prefect_executions.prefect_api.client import ping
 
 
-def test_an_embedded_server_without_a_folder_is_told_and_not_tried_for_ever(tmp_path: Path) -> None:
+def test_an_embedded_server_without_a_folder_fails_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     home = tmp_path / "file" / "prefect"
     with (

@@ -1,4 +1,4 @@
-"""Prefect's event stream: heard as it happens, and again when the server went away and came back."""
+"""Prefect's event stream: live events, and reconnection after the server was unavailable."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def until(stream: Iterator[StreamState | ExecutionEvent], wanted: str) -> list[S
     raise AssertionError(f"the stream ended before {wanted}")
 
 
-def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_is_heard_again(relay):
+def test_only_the_events_of_the_execution_arrive_and_the_stream_reconnects(relay):
     mine, other = str(uuid4()), str(uuid4())
 
     def tell(execution_id: str, status: Status) -> None:
@@ -128,7 +128,7 @@ def test_an_execution_is_heard_and_others_are_not_and_a_server_that_comes_back_i
         assert (end.name, end.method_id) == (EventName.COMPLETED, "segment-coins")
 
 
-def test_what_was_told_just_before_is_heard_too(prefect_server):
+def test_events_emitted_just_before_the_connection_arrive_too(prefect_server):
     execution_id, then = str(uuid4()), datetime.now(UTC) - timedelta(seconds=10)
     prefect_events.emit(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
     with closing(prefect_events.listen([execution_id])) as stream:
@@ -138,7 +138,7 @@ def test_what_was_told_just_before_is_heard_too(prefect_server):
     assert end.execution_id == execution_id
 
 
-def test_a_server_that_is_not_there_is_an_error_at_once(prefect_server):
+def test_an_unavailable_server_is_an_error_at_once(prefect_server):
     away = temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"})
     with (
         away,
@@ -148,7 +148,7 @@ def test_a_server_that_is_not_there_is_an_error_at_once(prefect_server):
         next(stream)
 
 
-def test_without_a_server_nothing_can_be_heard(prefect_server):
+def test_without_a_configured_server_there_is_no_stream(prefect_server):
     nowhere = temporary_settings(restore_defaults={PREFECT_API_URL})
     with (
         nowhere,

@@ -1,4 +1,4 @@
-"""Prefect is told of ends, acknowledged: after the shortest run, after a kill, and where the server was away."""
+"""Acknowledged events of ends in Prefect: after the shortest run, after a kill, with an unavailable server."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def names(told: list[Mapping[str, Any]]) -> list[str]:
 STATUSES = [f"execution.{status.lower()}" for status in [*WHOLE_WAY, "COMPLETED"]]
 
 
-def test_a_run_tells_its_statuses_behind_prefects_and_then_the_archive(home):
+def test_a_run_emits_its_statuses_after_prefects_events_and_then_the_archives(home):
     @method(version="1")
     def counts(token: str) -> None:
         current_execution().output("counts.csv").write_text(token)
@@ -102,7 +102,7 @@ works()
 
 
 @pytest.mark.long
-def test_a_kill_at_the_moment_after_loses_no_event(home, tmp_path):
+def test_a_kill_right_after_the_end_loses_no_event(home, tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     done = subprocess.run(
@@ -121,7 +121,7 @@ def test_a_kill_at_the_moment_after_loses_no_event(home, tmp_path):
 
 
 @pytest.mark.long
-def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(tmp_path):
+def test_an_unavailable_server_delays_a_run_little_and_settle_emits_the_events_later(tmp_path):
     execution_id, now = str(uuid4()), datetime.now(UTC)
     # Prefect does not list events of the future, and the last status of `a_job_status` is seconds after the first.
     began = now - timedelta(minutes=1)
@@ -147,7 +147,7 @@ def test_a_server_that_is_away_holds_up_little_and_settle_tells_when_it_is_back(
     assert sorted(names(ours)) == sorted([*STATUSES, "archive.completed", "record.settled"])
 
 
-def test_an_end_that_prefect_would_have_forgotten_is_not_told_any_more():
+def test_an_end_older_than_prefects_retention_is_not_emitted():
     done: list[str] = []
     prefect_events.TerminalEvents(a_job_status()).on_acknowledged(lambda: done.append("at once"))
 

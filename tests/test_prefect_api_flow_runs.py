@@ -1,4 +1,4 @@
-"""What Prefect and its workers say of where a run was sent: told where it was seen, and nowhere else."""
+"""Facts about a flow run's infrastructure from Prefect and its workers."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def a_pod(name: str, image_id: str | None, at: datetime = NOON) -> dict[str, Any
     }
 
 
-def test_what_a_worker_saw_is_told():
+def test_the_labels_of_a_worker_are_recorded():
     run = a_run({SeenLabel.IMAGE: "coins:1", SeenLabel.IMAGE_ID: SHA, SeenLabel.IMAGE_DIGEST: SHA})
     told = flow_runs.infrastructure(run, {})
     assert (told.type, told.image, told.image_id, told.image_digest) == ("executions-docker", "coins:1", SHA, SHA)
 
 
-def test_what_no_worker_saw_is_absent():
+def test_without_labels_of_a_worker_the_fields_are_absent():
     told = flow_runs.infrastructure(a_run({}), {})
     assert (told.image, told.image_id, told.image_digest) == (None, None, None)
     assert flow_runs.with_worker_labels(Instance(), a_run({})) == Instance()
 
 
-def test_what_the_run_saw_itself_goes_before_what_its_worker_saw():
+def test_the_runs_own_observation_overrides_its_workers():
     run = a_run({SeenLabel.CONTAINER: "outside", SeenLabel.NODE: "node-1", SeenLabel.POD: "pod-1"})
     told = flow_runs.with_worker_labels(Instance(container_id="inside"), run)
     assert (told.container_id, told.node, told.pod) == ("inside", "node-1", "pod-1")
 
 
-def test_what_its_worker_saw_of_another_pod_is_not_told_of_this_one():
+def test_labels_of_another_pod_are_ignored():
     seen_there = {SeenLabel.IMAGE_ID: SHA, SeenLabel.POD: "coins-x7-abcde", SeenLabel.CONTAINER: "c0ffee"}
     run = a_run({"prefect.worker.type": "executions-kubernetes", **seen_there})
     run.infrastructure_pid = "science:coins-x7"
@@ -65,7 +65,7 @@ def test_what_its_worker_saw_of_another_pod_is_not_told_of_this_one():
     assert flow_runs.with_worker_labels(Instance(pod="coins-x7-fghij"), run) == Instance(pod="coins-x7-fghij")
 
 
-def test_of_several_pods_the_newest_that_has_run_is_told():
+def test_of_several_pods_the_newest_started_one_is_labelled():
     pods = [
         a_pod("first", f"docker-pullable://science/coins@{SHA}"),
         a_pod("second", f"docker://{SHA}", NOON + timedelta(minutes=1)),

@@ -1,4 +1,4 @@
-"""How a deployment of a Method is recognised: by a mark that every way to deploy sends along."""
+"""Recognition of a Method's deployment by the mark that every way to deploy sends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def nothing(): ...
 
 
 @pytest.mark.parametrize("function", [enum, model, file, bare, described, optional, nothing])
-def test_what_is_deployed_of_a_method_says_that_it_is_one(function):
+def test_a_deployment_of_a_method_carries_its_mark(function):
     flow = method(version="3")(function)
     sent = parameter_schema(flow).model_dump_for_openapi()  # as `prefect deploy`, `.deploy()` and `.serve()` do
     assert is_method(sent, flow.description)
@@ -63,5 +63,5 @@ def test_the_mark_changes_nothing_else_in_the_form():
 
 
 @pytest.mark.parametrize("schema", [None, {}, {"properties": {"x": {"type": "string"}}}])
-def test_another_flow_is_no_method(schema):
+def test_another_flow_is_not_a_method(schema):
     assert not is_method(schema, "It counts words.")

@@ -1,4 +1,4 @@
-"""Containers as a runtime, on a real engine: images, who runs in them, what they reach, and what the engine says."""
+"""The Docker runtime on a real engine: images, users, networks, limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def plan(runtime: DockerRuntime, tmp_path: Path) -> Iterator[Callable[..., Plan]
         yield compiled
 
 
-def test_the_plan_is_what_the_engine_has_made(runtime, plan, engine, tmp_path):
+def test_the_engine_creates_exactly_the_planned_container(runtime, plan, engine, tmp_path):
     limits = Resources(cpus=0.5, memory=64 << 20, processes=40, time_limit=600)
     made = plan("sleep 300", resources=limits, user="1234:1234", environment={"A": "b"})
     run = runtime.run(made)
@@ -54,14 +54,14 @@ def test_the_plan_is_what_the_engine_has_made(runtime, plan, engine, tmp_path):
     assert run.seen().node == engine.info()["Name"]
 
 
-def test_an_image_that_came_from_no_registry_has_an_id_and_no_digest(runtime, plan):
+def test_a_local_image_has_an_id_and_no_digest(runtime, plan):
     made = plan()
     seen = runtime.run(made).seen()
     assert (made.image_digest, seen.image_digest) == (None, None)
     assert seen.image.startswith("sha256:")
 
 
-def test_an_image_is_pulled_by_policy_and_its_digest_is_the_registrys(plan, engine):
+def test_an_image_is_pulled_by_policy_and_has_the_registrys_digest(plan, engine):
     with registry.serving("science/hello") as (address, digest):
         name = f"{address}/science/hello"
         with pytest.raises(PlanError, match="forbids a pull"):
@@ -77,7 +77,7 @@ def test_an_image_is_pulled_by_policy_and_its_digest_is_the_registrys(plan, engi
     engine.remove_image(made.spec["Image"], force=True)
 
 
-def test_the_very_image_is_found_by_its_id_or_brought_by_its_digest(runtime, engine):
+def test_exactly_the_same_image_is_found_by_id_or_pulled_by_digest(runtime, engine):
     here = engine.inspect_image("executions-test")["Id"]
     assert runtime.ensure_image(here, None) == here
     assert runtime.ensure_image(f"sha256:{'0' * 64}", None) is None
@@ -90,7 +90,7 @@ def test_the_very_image_is_found_by_its_id_or_brought_by_its_digest(runtime, eng
     assert runtime.ensure_image(here, name) == here
 
 
-def test_an_image_without_a_shell_is_refused_and_leaves_nothing(runtime, plan, engine):
+def test_an_image_without_a_shell_is_refused_and_leaves_no_container(runtime, plan, engine):
     with registry.serving("science/empty") as (address, _):
         made = plan(image=f"{address}/science/empty:1", pull=Pull.MISSING)
         with pytest.raises(PlanError, match="/bin/sh"):
@@ -100,37 +100,37 @@ def test_an_image_without_a_shell_is_refused_and_leaves_nothing(runtime, plan, e
         engine.remove_image(made.spec["Image"], force=True)
 
 
-def test_who_runs_inside_is_who_was_asked_for(runtime, plan):
+def test_the_script_runs_as_the_requested_user(runtime, plan):
     (tell,) = runtime.run(plan("id -u", user="somebody")).logs()
     assert tell.data == b"1234\n"
 
 
-def test_a_closed_network_has_loopback_alone(runtime, plan):
+def test_a_closed_network_has_only_loopback(runtime, plan):
     (tell,) = runtime.run(plan("ls /sys/class/net", network=Network.CLOSED)).logs()
     assert tell.data == b"lo\n"
 
 
-def test_a_network_that_the_engine_does_not_have_is_refused(engine, plan, tmp_path):
+def test_a_missing_network_is_refused(engine, plan, tmp_path):
     other = DockerRuntime(os.environ["EXECUTIONS_TEST_DOCKER"], open_network="nowhere")
     with pytest.raises(PlanError, match="nowhere"):
         other.compile(plan().request, tmp_path / "other")
     other.close()
 
 
-def test_a_limit_of_processes_is_kept(runtime, plan):
+def test_the_process_limit_is_enforced(runtime, plan):
     script = "for i in $(seq 60); do sleep 60 & done; exit 0"
     end = runtime.run(plan(script, resources=Resources(processes=20))).wait(PATIENT)
     assert end.status is RunStatus.FAILED
 
 
-def test_a_script_that_wants_too_much_memory_is_told_why_it_died(runtime, plan):
+def test_a_script_that_exceeds_its_memory_fails_with_the_reason(runtime, plan):
     greedy = "exec perl -e 'my $x = q(x) x 200_000_000'"
     end = runtime.run(plan(greedy, resources=Resources(memory=32 << 20))).wait(PATIENT)
     assert (end.status, end.code) == (RunStatus.FAILED, 137)
     assert "memory" in end.why
 
 
-def test_a_container_that_somebody_removed_is_a_lost_run(runtime, plan, engine):
+def test_a_run_whose_container_was_removed_is_lost(runtime, plan, engine):
     run = runtime.run(plan("sleep 300"))
     engine.remove_container(run.seen().container, force=True)
     end = run.wait(PATIENT)
@@ -140,14 +140,14 @@ def test_a_container_that_somebody_removed_is_a_lost_run(runtime, plan, engine):
     run.discard()
 
 
-def test_a_container_that_somebody_killed_is_a_failed_run(runtime, plan, engine):
+def test_a_run_whose_container_was_killed_has_failed(runtime, plan, engine):
     run = runtime.run(plan("sleep 300"))
     engine.kill(run.seen().container)
     end = run.wait(PATIENT)
     assert (end.status, end.code) == (RunStatus.FAILED, 137)
 
 
-def test_a_container_that_was_made_and_not_begun_waits_and_can_be_cancelled(runtime, plan, engine):
+def test_a_created_container_waits_and_can_be_cancelled(runtime, plan, engine):
     made = plan("true")
     engine.create_container_from_config(made.spec)
     run = runtime.find(made.id)
@@ -157,7 +157,7 @@ def test_a_container_that_was_made_and_not_begun_waits_and_can_be_cancelled(runt
         runtime.find(made.id)
 
 
-def test_a_data_folder_that_the_engine_does_not_see_is_refused(runtime, plan, tmp_path):
+def test_a_data_folder_that_the_engine_cannot_see_is_refused(runtime, plan, tmp_path):
     made = plan()
     (tmp_path / "data").rmdir()
     with pytest.raises(PlanError, match="data"):
@@ -165,12 +165,12 @@ def test_a_data_folder_that_the_engine_does_not_see_is_refused(runtime, plan, tm
     (tmp_path / "data").mkdir()
 
 
-def test_an_engine_that_is_away_is_told(tmp_path):
+def test_an_unavailable_engine_is_an_error(tmp_path):
     with pytest.raises(InfrastructureError, match="engine"):
         DockerRuntime(f"unix://{tmp_path}/nobody")
 
 
-def test_logs_can_be_left_in_the_middle(runtime, plan):
+def test_logs_can_be_abandoned_halfway(runtime, plan):
     run = runtime.run(plan("while :; do echo more; sleep 0.05; done"))
     pieces = run.logs()
     assert next(pieces).data.startswith(b"more")

@@ -1,4 +1,4 @@
-"""What every runtime keeps: one test for all, on real processes, a real Docker engine and a real Kubernetes cluster."""
+"""The contract of every runtime, on real processes, a real Docker engine and a real Kubernetes cluster."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def written(run: Run) -> dict[str, bytes]:
     return told
 
 
-def test_a_script_that_fails_is_followed_to_its_end_and_told_with_its_exit_code(start, nudge):
+def test_the_logs_and_exit_code_of_a_failing_script_are_complete(start, nudge):
     run = start("echo begun; echo apart >&2; while [ ! -e go ]; do sleep 0.05; done; sleep 1; echo over; exit 7")
     assert run.exit_code is None
     assert begun(run) is RunStatus.RUNNING
@@ -154,7 +154,7 @@ def test_a_script_that_fails_is_followed_to_its_end_and_told_with_its_exit_code(
     assert written(run) == {"stdout": b"begun\nover\n", "stderr": b"apart\n"}, "the logs are there afterwards, too"
 
 
-def test_cancel_ends_every_process_however_deaf_and_wherever_it_went(start):
+def test_cancel_ends_detached_processes_and_those_that_ignore_sigterm(start):
     mark = f"{time.time_ns()}"  # a time to sleep that no other process has
     run = start(
         f"""
@@ -176,7 +176,7 @@ def test_cancel_ends_every_process_however_deaf_and_wherever_it_went(start):
     assert run.cancel() == run.wait() == end, "once more changes nothing"
 
 
-def test_a_script_that_hears_the_signal_ends_in_its_own_way(start, tmp_path):
+def test_a_script_that_handles_sigterm_chooses_its_exit_code(start, tmp_path):
     run = start("trap 'echo heard > heard; exit 3' TERM; echo ready; sleep 300 & wait")
     next(run.logs())
     end = run.cancel(grace=PATIENT)
@@ -184,14 +184,14 @@ def test_a_script_that_hears_the_signal_ends_in_its_own_way(start, tmp_path):
     assert (tmp_path / "data" / "heard").exists()
 
 
-def test_what_is_over_stays_as_it_ended(start):
+def test_a_run_that_has_ended_keeps_its_end(start):
     run = start("exit 4")
     end = run.wait(PATIENT)
     assert run.cancel() == end
     assert end.status is RunStatus.FAILED
 
 
-def test_a_script_that_leaves_processes_behind_takes_them_with_it(start):
+def test_processes_that_a_script_leaves_behind_are_ended(start):
     mark = f"{time.time_ns()}"
     run = start(f"setsid sleep {mark} & exit 0")
     assert run.wait(PATIENT).status is RunStatus.SUCCEEDED
@@ -208,15 +208,15 @@ def test_the_time_limit_ends_every_process(start):
     assert not sleepers(mark)
 
 
-def test_a_script_that_ends_in_time_has_not_expired(start):
+def test_a_script_within_its_time_limit_has_not_expired(start):
     assert start("exit 0", resources=Resources(time_limit=60)).wait(PATIENT).status is RunStatus.SUCCEEDED
 
 
-def test_a_signal_that_ends_the_script_is_told_as_a_shell_tells_it(start):
+def test_a_signal_that_ends_the_script_becomes_a_shells_exit_code(start):
     assert start("kill -9 $$").wait(PATIENT).code == 137
 
 
-def test_environment_and_secrets_arrive_unchanged_and_nothing_of_the_worker_does(start, monkeypatch, tmp_path):
+def test_environment_and_secrets_arrive_unchanged_without_the_workers_variables(start, monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_API_KEY", "the worker's own")
     run = start("env -0 > seen", environment=HOSTILE, secrets={"TOKEN": "'$(id)'\n"})
     assert run.wait(PATIENT).code == 0
@@ -228,21 +228,21 @@ def test_environment_and_secrets_arrive_unchanged_and_nothing_of_the_worker_does
     assert not (tmp_path / "data" / "hacked").exists()
 
 
-def test_the_script_begins_in_the_data_folder_and_what_it_leaves_there_stays(runtime, start, tmp_path):
+def test_the_script_starts_in_the_data_folder_and_its_files_stay(runtime, start, tmp_path):
     (tmp_path / "data" / "given.txt").write_text("given")
     run = start('pwd; cp given.txt "$SEEN/left.txt"', environment={"SEEN": runtime.mount_path(tmp_path / "data")})
     assert written(run) == {"stdout": f"{runtime.mount_path(tmp_path / 'data')}\n".encode(), "stderr": b""}
     assert (tmp_path / "data" / "left.txt").read_text() == "given"
 
 
-def test_bytes_of_any_kind_and_number_are_told_as_they_came(start):
+def test_logs_return_all_bytes_unchanged(start):
     script = "perl -e 'print pack(q(C*), 0..255) x 4000; print STDERR pack(q(C*), reverse 0..255)'"
     told = written(start(script))
     assert told["stdout"] == bytes(range(256)) * 4000
     assert told["stderr"] == bytes(reversed(range(256)))
 
 
-def test_limits_are_seen_inside(runtime, start):
+def test_limits_apply_inside_the_run(runtime, start):
     quota = "cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu.max 2>/dev/null | grep -q ^100000"
     seen = "test $(nproc) = 1" if runtime.name == "process" else quota
     # More memory than it may have, while what a shell takes is allowed.
@@ -252,7 +252,7 @@ def test_limits_are_seen_inside(runtime, start):
     assert end.code == 5, end
 
 
-def test_a_caller_that_was_killed_finds_its_run_again(runtime, engine, ask, nudge, tmp_path):
+def test_a_killed_caller_finds_its_run_again(runtime, engine, ask, nudge, tmp_path):
     plan = runtime.compile(ask("echo begun; echo apart >&2; while [ ! -e go ]; do sleep 0.1; done; exit 9"), tmp_path)
     told = {"state": str(tmp_path / "state"), "engine": engine[1]}
     code = f"""
@@ -291,7 +291,7 @@ def test_an_id_is_started_once_and_found_until_it_is_discarded(runtime, ask, tmp
         runtime.find(plan.id)
 
 
-def test_what_runs_is_ended_when_it_is_discarded(runtime, start):
+def test_discarding_a_running_run_ends_it(runtime, start):
     mark = f"{time.time_ns()}"
     run = start(f"echo ready; sleep {mark}")
     next(run.logs())
@@ -299,7 +299,7 @@ def test_what_runs_is_ended_when_it_is_discarded(runtime, start):
     assert not sleepers(mark)
 
 
-def test_a_plan_shows_all_but_secrets_and_runs_only_with_them(runtime, ask, tmp_path):
+def test_a_plan_shows_everything_but_secrets_and_needs_them_to_run(runtime, ask, tmp_path):
     request = ask("echo $TOKEN", secrets={"TOKEN": "tr0ub4dor"}, environment={"PLAIN": "seen"})
     plan = runtime.compile(request, tmp_path / "plan")
     assert (tmp_path / "plan" / "plan.json").read_bytes() == plan.to_json()
@@ -314,7 +314,7 @@ def test_a_plan_shows_all_but_secrets_and_runs_only_with_them(runtime, ask, tmp_
 
 
 @pytest.mark.parametrize("wish", Capability)
-def test_what_a_runtime_does_not_honour_it_refuses_before_anything_is_started(wish, runtime, ask, tmp_path):
+def test_an_unsupported_capability_is_refused_before_anything_is_started(wish, runtime, ask, tmp_path):
     asked = {
         Capability.DATA: {},
         Capability.ENVIRONMENT: {"environment": {"A": "b"}},
@@ -362,24 +362,24 @@ def test_what_a_runtime_does_not_honour_it_refuses_before_anything_is_started(wi
     ],
     ids=lambda case: case if isinstance(case, str) else "",
 )
-def test_what_would_be_changed_or_dropped_on_the_way_is_refused(wishes, told, runtime, ask, tmp_path):
+def test_values_that_cannot_be_passed_on_unchanged_are_refused(wishes, told, runtime, ask, tmp_path):
     with pytest.raises(PlanError, match=told) as refused:
         runtime.compile(ask(**wishes), tmp_path / "plan")
     assert "sesame" not in str(refused.value)
 
 
-def test_all_reasons_are_told_at_once(runtime, ask, tmp_path):
+def test_a_refusal_lists_all_reasons(runtime, ask, tmp_path):
     with pytest.raises(PlanError, match=r"(?s)NUL.*4096"):
         runtime.compile(ask(environment={"A": "\0"}, resources=Resources(cpus=4096)), tmp_path / "plan")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../a", "A", "a/b", "-a", "a" * 64, "ä", ".a"])
-def test_an_id_is_one_that_every_infrastructure_takes(name, tmp_path):
+def test_an_id_that_some_infrastructure_rejects_is_refused(name, tmp_path):
     with pytest.raises(NameRefusedError, match="id of a run"):
         RunRequest(id=name, execution_id="e", script="true", data=tmp_path)
 
 
-def test_a_runtime_that_there_is_not_is_told_with_those_that_are(tmp_path):
+def test_an_unknown_runtime_is_refused_with_the_list_of_runtimes(tmp_path):
     with pytest.raises(RequestError, match="process, docker"):
         open_runtime("quantum", state=tmp_path)
 

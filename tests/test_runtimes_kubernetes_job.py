@@ -1,4 +1,4 @@
-"""What the API says of a pod, judged: the answers of clusters that no test can make at will."""
+"""The end of a Kubernetes run, from API responses that no test can provoke at will."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def look(
     return JobSnapshot(job={"metadata": {"annotations": notes}}, pods=(pod,))
 
 
-def test_a_pod_that_waits_for_room_or_its_image_has_not_ended():
+def test_a_pod_that_waits_for_resources_or_its_image_has_not_ended():
     assert look().end() is None
     assert look({"waiting": {"reason": "ImagePullBackOff", "message": "dial tcp: connection refused"}}).end() is None
     assert look({"waiting": {"reason": "CreateContainerError", "message": "context deadline exceeded"}}).end() is None
@@ -45,7 +45,7 @@ def test_a_pod_that_waits_for_room_or_its_image_has_not_ended():
         ("CreateContainerError", "no such user"),
     ],
 )
-def test_what_never_gets_better_is_a_failure_that_says_why(reason, message):
+def test_a_permanent_problem_is_a_failure_with_its_reason(reason, message):
     end = look({"waiting": {"reason": reason, "message": message}}).end()
     assert (end.status, end.code) == (RunStatus.FAILED, None)
     assert message in end.why
@@ -55,7 +55,7 @@ def test_what_never_gets_better_is_a_failure_that_says_why(reason, message):
     ("reason", "status"),
     [("Evicted", RunStatus.LOST), ("NodeLost", RunStatus.LOST), ("DeadlineExceeded", RunStatus.EXPIRED)],
 )
-def test_a_pod_that_its_node_gave_up_says_so_whatever_its_containers_say(reason, status):
+def test_a_pod_that_its_node_gave_up_has_failed_despite_its_containers(reason, status):
     gone = {"phase": "Failed", "reason": reason, "message": "The node was low on resource: memory."}
     for state in (None, {"terminated": {"exitCode": 137, "reason": "Error"}}):
         end = look(state, status=gone).end()
@@ -63,7 +63,7 @@ def test_a_pod_that_its_node_gave_up_says_so_whatever_its_containers_say(reason,
         assert reason in end.why
 
 
-def test_a_pod_that_cannot_begin_is_a_failure_with_what_its_containers_say():
+def test_a_pod_that_cannot_start_fails_with_its_containers_messages():
     receiver = {"terminated": {"exitCode": 127, "reason": "ContainerCannotRun", "message": "/bin/sh: not found"}}
     status = {"phase": "Failed", "initContainerStatuses": [{"name": "receiver", "state": receiver}]}
     end = look(status=status).end()
@@ -71,7 +71,7 @@ def test_a_pod_that_cannot_begin_is_a_failure_with_what_its_containers_say():
     assert "/bin/sh: not found" in end.why
 
 
-def test_a_script_that_ended_well_in_a_pod_that_is_deleted_is_lost_unless_what_it_left_came_back():
+def test_a_successful_script_in_a_deleted_pod_is_lost_unless_its_data_was_fetched():
     deleted = {"deletionTimestamp": "2026-01-01T11:00:00Z", "deletionGracePeriodSeconds": 0}
     given = {ASSIGNED_POD: "a-pod 1"}
     assert look({"terminated": ENDED}, notes=given).end().status is RunStatus.SUCCEEDED
@@ -82,14 +82,14 @@ def test_a_script_that_ended_well_in_a_pod_that_is_deleted_is_lost_unless_what_i
     assert unseen.end().status is RunStatus.LOST, "a container that is removed with its pod has no end that anybody saw"
 
 
-def test_what_was_noted_as_the_end_stays_the_end():
+def test_the_annotated_end_never_changes():
     noted = Exit(status=RunStatus.FAILED, code=3)
     notes = {END: noted.model_dump_json(exclude_none=True), CANCELLED: "then"}
     assert look({"terminated": ENDED}, notes=notes).end() == noted
     assert JobSnapshot(job={"metadata": {"annotations": notes}}).end() == noted
 
 
-def test_a_pod_in_the_place_of_the_one_that_was_given_the_data_is_none_of_the_run():
+def test_a_pod_that_replaces_the_assigned_one_does_not_count():
     replaced = look({"running": {}}, notes={ASSIGNED_POD: "first 0"})
     assert replaced.pod is None
     assert replaced.end().status is RunStatus.LOST
@@ -107,7 +107,7 @@ def test_a_pod_in_the_place_of_the_one_that_was_given_the_data_is_none_of_the_ru
         ("", None, None),
     ],
 )
-def test_an_image_is_told_as_each_kind_of_node_says_it(told, image, digest):
+def test_the_image_is_read_from_the_status_of_each_kind_of_node(told, image, digest):
     container = {"name": "script", "imageID": told, "containerID": "containerd://cc", "state": {"running": {}}}
     seen = look(status={"containerStatuses": [container]}).seen()
     assert (seen.image, seen.image_digest) == (image, digest)

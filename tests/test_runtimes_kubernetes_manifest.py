@@ -1,4 +1,4 @@
-"""The Job of a plan: what the schemas of newer clusters say of it, and whether a cluster left anything out."""
+"""The manifest of a Kubernetes Job: the schemas of newer clusters, and fields that a cluster drops."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ CLAIM = SharedClaim(name="shared", root=Path("/shared"))
 
 @pytest.mark.parametrize("version", ["1.27", "1.32", kubernetes_validate.latest_version()])
 @pytest.mark.parametrize("claim", [None, CLAIM])
-def test_the_schemas_of_newer_clusters_know_every_field(version, claim):
+def test_the_schemas_of_newer_clusters_have_every_field(version, claim):
     job = job_manifest(ALL, claim=claim, host_network=True, keep=60)
     kubernetes_validate.validate(job, version, strict=True)
     kubernetes_validate.validate(secret_manifest(ALL, {"metadata": {"uid": "1"}}), version, strict=True)
 
 
-def test_a_job_says_all_that_was_asked_and_no_secret():
+def test_a_job_states_the_whole_request_and_no_secret():
     job = job_manifest(ALL, claim=CLAIM, host_network=False, keep=60)
     pod = job["spec"]["template"]["spec"]
     script = pod["containers"][-1]
@@ -59,13 +59,13 @@ def test_a_job_says_all_that_was_asked_and_no_secret():
 
 @settings(deadline=None)
 @given(st.text(alphabet="$()AB {}", max_size=12))
-def test_values_arrive_as_they_are_where_kubernetes_puts_variables_into_them(value):
+def test_dollar_signs_survive_kubernetes_variable_expansion(value):
     job = job_manifest(ALL.model_copy(update={"environment": {"V": value}}), claim=None, host_network=False, keep=60)
     (told,) = (one for one in job["spec"]["template"]["spec"]["containers"][-1]["env"] if one["name"] == "V")
     assert expanded(told["value"]) == value
 
 
-def test_what_a_cluster_left_out_or_changed_is_named_and_what_it_added_is_not():
+def test_dropped_and_changed_fields_are_named_and_added_ones_are_not():
     asked = job_manifest(ALL, claim=None, host_network=False, keep=60)
     assert list(dropped_fields(asked, asked)) == []
     assert (
@@ -85,7 +85,7 @@ def test_what_a_cluster_left_out_or_changed_is_named_and_what_it_added_is_not():
     ("told", "number"),
     [("1", 1), ("1500m", Decimal("1.5")), ("1Ki", 1024), ("2M", 2_000_000), ("24614916Ki", 24614916 * 1024), (0, 0)],
 )
-def test_a_quantity_is_read_as_kubernetes_writes_it(told, number):
+def test_a_quantity_is_parsed_as_kubernetes_writes_it(told, number):
     assert parse_quantity(told) == number
     assert parse_quantity("a text") is None
 

@@ -1,4 +1,4 @@
-"""Pods as a runtime, on a real cluster: what it says, what it loses, what it may not do twice, and what it shares."""
+"""The Kubernetes runtime on a real cluster: plans, data transfer, lost pods, permissions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def of(cluster: Cluster, kind: str, run_id: str) -> list[dict]:
     return cluster.request("get", kind, label_selector=f"{RUN_LABEL}={run_id}")["items"]
 
 
-def test_the_plan_is_what_the_cluster_has_made_and_the_pod_says_where_it_ran(runtime, plan, cluster, tmp_path):
+def test_the_cluster_creates_the_planned_job_and_the_pod_gives_the_location(runtime, plan, cluster, tmp_path):
     limits = Resources(cpus=0.5, memory=64 << 20, time_limit=600)
     made = plan("exec perl -e 'my $x = q(x) x 200_000_000'", resources=limits, user="1234:1234", secrets={"TOKEN": "t"})
     run = runtime.run(made)
@@ -79,7 +79,7 @@ def test_the_plan_is_what_the_cluster_has_made_and_the_pod_says_where_it_ran(run
     assert [of(cluster, kind, made.id) for kind in ("batch/jobs", "core/pods", "core/secrets")] == [[], [], []]
 
 
-def test_what_the_data_folder_has_goes_there_and_comes_back_and_the_script_begins_once(runtime, plan, tmp_path):
+def test_the_data_folder_is_sent_and_fetched_and_the_script_starts_once(runtime, plan, tmp_path):
     data = tmp_path / "data"
     (data / "deep" / "er").mkdir(parents=True)
     (data / "empty").mkdir()
@@ -110,7 +110,7 @@ def test_what_the_data_folder_has_goes_there_and_comes_back_and_the_script_begin
     assert (data / "later").exists(), "it came back once and for all"
 
 
-def test_a_pod_that_somebody_deletes_in_mid_run_is_a_lost_run_and_nothing_begins_in_its_place(runtime, plan, cluster):
+def test_a_run_whose_pod_is_deleted_is_lost_and_is_not_started_again(runtime, plan, cluster):
     run = runtime.run(plan("echo begun; sleep 300"))
     pieces = run.logs()
     assert next(pieces).data == b"begun\n"
@@ -129,7 +129,7 @@ def test_a_pod_that_somebody_deletes_in_mid_run_is_a_lost_run_and_nothing_begins
     assert run.seen().pod == pod
 
 
-def test_a_pod_that_is_gone_before_its_data_came_back_is_told(runtime, plan, cluster):
+def test_a_pod_that_is_gone_before_its_data_was_fetched_is_an_error(runtime, plan, cluster):
     run = runtime.run(plan("exit 0"))
     until = time.monotonic() + PATIENT
     while not run.status().is_over and time.monotonic() < until:
@@ -143,7 +143,7 @@ def test_a_pod_that_is_gone_before_its_data_came_back_is_told(runtime, plan, clu
     assert (run.status(), run.exit_code) == (RunStatus.SUCCEEDED, 0)
 
 
-def test_a_job_that_somebody_deleted_is_a_lost_run(runtime, plan, cluster):
+def test_a_run_whose_job_was_deleted_is_lost(runtime, plan, cluster):
     run = runtime.run(plan("sleep 300"))
     cluster.request("delete", f"batch/jobs/{run.id}", propagation_policy="Foreground")
     end = run.wait(PATIENT)
@@ -152,14 +152,14 @@ def test_a_job_that_somebody_deleted_is_a_lost_run(runtime, plan, cluster):
     run.discard()
 
 
-def test_an_image_that_cannot_be_had_ends_the_run_and_says_why(runtime, plan):
+def test_an_image_that_cannot_be_pulled_ends_the_run_with_the_reason(runtime, plan):
     run = runtime.run(plan(image="there-is-no-such-image"))
     end = run.wait(PATIENT)
     assert (end.status, end.code) == (RunStatus.FAILED, None)
     assert "there-is-no-such-image" in end.why
 
 
-def test_an_image_without_a_shell_ends_the_run_and_says_why(runtime, plan, tmp_path):
+def test_an_image_without_a_shell_ends_the_run_with_the_reason(runtime, plan, tmp_path):
     with closing(APIClient(os.environ["EXECUTIONS_TEST_DOCKER"], version="auto")) as engine:
         with tarfile.open(fileobj=(packed := io.BytesIO()), mode="w") as files:
             files.add(__file__, "a-file")
@@ -170,7 +170,7 @@ def test_an_image_without_a_shell_ends_the_run_and_says_why(runtime, plan, tmp_p
     assert "/bin/sh" in end.why
 
 
-def test_a_run_that_finds_no_room_waits_and_can_be_cancelled(runtime, plan, cluster):
+def test_an_unschedulable_run_waits_and_can_be_cancelled(runtime, plan, cluster):
     (node,) = cluster.request("get", "/api/v1/nodes")["items"]
     all_of_it = Resources(cpus=float(node["status"]["allocatable"]["cpu"]))
     first = runtime.run(plan("echo begun; sleep 300", resources=all_of_it))
@@ -185,7 +185,7 @@ def test_a_run_that_finds_no_room_waits_and_can_be_cancelled(runtime, plan, clus
     assert first.cancel(grace=1).status is RunStatus.CANCELLED
 
 
-def test_what_the_cluster_would_leave_out_is_refused_and_leaves_nothing(runtime, plan, cluster):
+def test_a_field_that_the_cluster_drops_is_refused_and_no_job_remains(runtime, plan, cluster):
     made = plan()
     newer = made.spec | {"spec": made.spec["spec"] | {"aFieldOfTomorrow": True}}
     with pytest.raises(PlanError, match="aFieldOfTomorrow"):
@@ -194,13 +194,13 @@ def test_what_the_cluster_would_leave_out_is_refused_and_leaves_nothing(runtime,
         runtime.find(made.id)
 
 
-def test_users_have_numbers_and_data_is_files(plan, tmp_path):
+def test_a_user_name_and_a_pipe_in_the_data_are_refused(plan, tmp_path):
     os.mkfifo(tmp_path / "data" / "pipe")
     with pytest.raises(PlanError, match=r"(?s)'somebody'.*pipe"):
         plan(user="somebody")
 
 
-def test_a_claim_that_both_see_needs_no_way_there_and_back(runtime, plan, cluster, tmp_path):
+def test_a_shared_claim_needs_no_transfer(runtime, plan, cluster, tmp_path):
     name = f"test-{uuid4()}"
     shared = tmp_path / "data"
     (shared / "below").mkdir()
@@ -230,7 +230,7 @@ def test_a_claim_that_both_see_needs_no_way_there_and_back(runtime, plan, cluste
     cluster.request("delete", f"/api/v1/persistentvolumes/{name}")
 
 
-def test_the_rights_that_the_page_asks_for_are_enough(plan, cluster, tmp_path):
+def test_the_documented_permissions_are_enough(plan, cluster, tmp_path):
     page = (Path(__file__).parents[1] / "docs" / "runtimes.md").read_text(encoding="utf-8")
     role = yaml.safe_load(page.partition("```yaml\n")[2].partition("```")[0])
     name = f"test-{uuid4()}"
@@ -260,7 +260,7 @@ def test_the_rights_that_the_page_asks_for_are_enough(plan, cluster, tmp_path):
     cluster.request("delete", f"core/serviceaccounts/{name}")
 
 
-def test_a_cluster_that_is_away_or_not_named_is_told(tmp_path):
+def test_an_unavailable_or_missing_cluster_is_an_error(tmp_path):
     with pytest.raises(InfrastructureError, match="No Kubernetes cluster is named"):
         KubernetesRuntime(str(tmp_path / "nowhere"))
     with pytest.raises(InfrastructureError, match="Kubernetes failed"):
@@ -269,7 +269,7 @@ def test_a_cluster_that_is_away_or_not_named_is_told(tmp_path):
         open_runtime("kubernetes", state=tmp_path, open_network="bridge")
 
 
-def test_the_cluster_is_the_one_that_the_environment_names_when_it_is_asked_for(tmp_path, monkeypatch):
+def test_kubeconfig_is_read_when_the_runtime_is_opened(tmp_path, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", _away(tmp_path, namespace="science"))
     with closing(Cluster()) as named:
         assert named.namespace == "science"

@@ -1,4 +1,4 @@
-"""The data folder as a tar: what goes is what comes, and what a script made of it can do no harm."""
+"""The tar of a data folder: complete in both directions, and harmless whatever a script put into it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def packed(folder: Path) -> bytes:
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(NAMES, st.binary(max_size=2000), max_size=5))
-def test_files_of_any_name_and_content_arrive_as_they_were(tmp_path_factory, files):
+def test_files_of_any_name_and_content_arrive_unchanged(tmp_path_factory, files):
     here, there = tmp_path_factory.mktemp("here"), tmp_path_factory.mktemp("there")
     for name, content in files.items():
         (here / os.fsdecode(name)).write_bytes(content)
@@ -35,7 +35,7 @@ def test_files_of_any_name_and_content_arrive_as_they_were(tmp_path_factory, fil
     assert {os.fsencode(path.name): path.read_bytes() for path in there.iterdir()} == files
 
 
-def test_what_we_pack_tar_unpacks_and_the_other_way_round(tmp_path, need_program):
+def test_our_tar_and_the_tar_command_read_each_other(tmp_path, need_program):
     here, there, back = (tmp_path / name for name in ("here", "there", "back"))
     for folder in (here / ("deep" * 40) / ("er" * 60), there, back):
         folder.mkdir(parents=True)
@@ -75,7 +75,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     ],
     ids=["up", "up again", "through a link", "a hard link"],
 )
-def test_nothing_is_written_outside_of_the_folder(members, tmp_path):
+def test_nothing_is_written_outside_the_folder(members, tmp_path):
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
         for one in members:
@@ -88,7 +88,7 @@ def test_nothing_is_written_outside_of_the_folder(members, tmp_path):
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "given", "kept"]
 
 
-def test_devices_and_pipes_do_not_come_back(tmp_path):
+def test_devices_and_pipes_are_not_unpacked(tmp_path):
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
         for name, kind in (("pipe", tarfile.FIFOTYPE), ("disk", tarfile.BLKTYPE), ("file", tarfile.REGTYPE)):
@@ -97,7 +97,7 @@ def test_devices_and_pipes_do_not_come_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_tar_that_was_cut_leaves_the_folder_as_it_was(tmp_path):
+def test_a_cut_tar_leaves_the_folder_unchanged(tmp_path):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "file").write_bytes(b"x" * 100_000)
     whole = packed(tmp_path / "here")
@@ -113,7 +113,7 @@ def test_a_tar_that_was_cut_leaves_the_folder_as_it_was(tmp_path):
         assert [path.name for path in (tmp_path / "data").iterdir()] == ["kept"]
 
 
-def test_a_file_that_changes_on_its_way_is_an_error(tmp_path):
+def test_a_file_that_changes_while_it_is_sent_is_an_error(tmp_path):
     (tmp_path / "file").write_bytes(b"x" * 1000)
     for now in (b"y" * 10, b"y" * 2000):
         load = TarStream.of(tmp_path)
@@ -122,7 +122,7 @@ def test_a_file_that_changes_on_its_way_is_an_error(tmp_path):
             list(load.chunks())
 
 
-def test_what_cannot_be_sent_is_named(tmp_path):
+def test_files_that_cannot_be_sent_are_named(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe")

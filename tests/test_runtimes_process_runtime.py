@@ -1,4 +1,4 @@
-"""Processes as a runtime: what watches them, and what is left when that dies."""
+"""The process runtime: the launcher, and what remains after it dies."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def begun(run: Run, state: Path) -> dict[str, dict[str, int]]:
     return told
 
 
-def test_a_launcher_that_was_killed_takes_the_script_along_and_the_run_is_lost(runtime, plan, tmp_path):
+def test_a_killed_launcher_ends_the_script_and_the_run_is_lost(runtime, plan, tmp_path):
     run = runtime.run(plan("echo ready; setsid sleep 300 & sleep 300"))
     told = begun(run, tmp_path / "state")
     os.kill(told["launcher"]["pid"], signal.SIGKILL)
@@ -65,7 +65,7 @@ def test_a_launcher_that_was_killed_takes_the_script_along_and_the_run_is_lost(r
     assert kill_execution_processes(run.id, cookie=RUN_ID_ENV) == 0, "what it had started was found by its cookie"
 
 
-def test_a_launcher_that_is_told_to_stop_by_somebody_else_says_so(runtime, plan, tmp_path):
+def test_a_launcher_stopped_from_outside_records_that(runtime, plan, tmp_path):
     run = runtime.run(plan("echo ready; sleep 300"))
     os.kill(begun(run, tmp_path / "state")["launcher"]["pid"], signal.SIGTERM)
     end = run.wait(PATIENT)
@@ -73,19 +73,19 @@ def test_a_launcher_that_is_told_to_stop_by_somebody_else_says_so(runtime, plan,
     assert "was stopped" in end.why
 
 
-def test_a_caller_that_died_before_it_could_start_anything_leaves_a_lost_run(runtime, tmp_path):
+def test_a_caller_killed_before_the_start_leaves_a_lost_run(runtime, tmp_path):
     (tmp_path / "state" / "a-run").mkdir(parents=True)
     (tmp_path / "state" / "a-run" / "lock").touch()
     assert runtime.find("a-run").status() is RunStatus.LOST
 
 
-def test_what_a_script_used_is_told(runtime, plan):
+def test_the_usage_of_a_script_is_measured(runtime, plan):
     end = runtime.run(plan("perl -e 'my $x = q(x) x 60_000_000; 1 for 1..2_000_000'")).wait(PATIENT)
     assert end.cpu_seconds > 0.01
     assert end.peak_memory > 60_000_000
 
 
-def test_of_the_worker_a_script_sees_only_what_is_listed(runtime, plan, monkeypatch, tmp_path):
+def test_a_script_inherits_only_the_listed_variables(runtime, plan, monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not for scripts")
     run = runtime.run(plan("env > seen", environment={"HOME": "/elsewhere"}))
     run.wait(PATIENT)
@@ -94,7 +94,7 @@ def test_of_the_worker_a_script_sees_only_what_is_listed(runtime, plan, monkeypa
     assert seen["HOME"] == "/elsewhere"
 
 
-def test_no_secret_is_on_the_disk_nor_with_the_launcher(runtime, plan, tmp_path):
+def test_no_secret_is_on_disk_or_in_the_launchers_environment(runtime, plan, tmp_path):
     run = runtime.run(plan("echo ready; sleep 300", secrets={"TOKEN": "tr0ub4dor"}))
     told = begun(run, tmp_path / "state")
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
@@ -106,7 +106,7 @@ def test_no_secret_is_on_the_disk_nor_with_the_launcher(runtime, plan, tmp_path)
     run.discard()
 
 
-def test_the_launcher_has_left_its_caller(runtime, plan, tmp_path):
+def test_the_launcher_is_detached_from_its_caller(runtime, plan, tmp_path):
     run = runtime.run(plan("echo ready; sleep 300"))
     pid = begun(run, tmp_path / "state")["launcher"]["pid"]
     assert os.getsid(pid) not in {os.getsid(0), os.getsid(run.seen().process.pid)}
@@ -117,12 +117,12 @@ def test_the_launcher_has_left_its_caller(runtime, plan, tmp_path):
 @pytest.mark.parametrize(
     ("limits", "told"), [(Resources(cpus=0.5), "whole"), (Resources(gpus=1), "gpus"), (Resources(processes=9), "proc")]
 )
-def test_a_limit_that_a_process_cannot_have_is_refused(limits, told, plan):
+def test_a_limit_that_a_process_does_not_support_is_refused(limits, told, plan):
     with pytest.raises(PlanError, match=told):
         plan("true", resources=limits)
 
 
-def test_a_folder_that_is_gone_is_told_and_the_id_is_free_again(runtime, plan, tmp_path):
+def test_a_missing_data_folder_is_an_error_and_frees_the_id(runtime, plan, tmp_path):
     made = plan("true")
     (tmp_path / "data").rmdir()
     with pytest.raises(InfrastructureError, match=r"a-run cannot be started.*data"):
@@ -132,7 +132,7 @@ def test_a_folder_that_is_gone_is_told_and_the_id_is_free_again(runtime, plan, t
 
 
 @pytest.mark.parametrize("less", [[], ["setpriv", "--bounding-set", "-sys_admin"]], ids=["as-it-is", "without-right"])
-def test_scripts_that_run_together_see_their_own_data_at_one_place(less, tmp_path):
+def test_parallel_scripts_see_their_own_data_at_the_same_path(less, tmp_path):
     if less and os.geteuid():
         pytest.skip("only root can give up a right")
     namespace = [*less, "unshare", "--user", "--map-root-user", "--mount", "true"]
@@ -164,14 +164,14 @@ assert not list(Path({str(place)!r}).iterdir())
     subprocess.run([*less, sys.executable, "-c", code], check=True)
 
 
-def test_a_script_that_names_a_place_which_is_not_here_is_refused(tmp_path):
+def test_a_script_that_uses_a_missing_mount_path_is_refused(tmp_path):
     runtime = ProcessRuntime(tmp_path / "state", shown_at="/is/not/here")
     request = RunRequest(id="a-run", execution_id="e", data=tmp_path, script="ls /is/not/here")
     with pytest.raises(PlanError, match="make that folder"):
         runtime.compile(request, tmp_path / "plan")
 
 
-def test_the_example_of_the_documents_runs():
+def test_the_documented_example_runs():
     page = (Path(__file__).parents[1] / "docs" / "runtimes.md").read_text(encoding="utf-8")
     example = page.partition("```python\n")[2].partition("```")[0]
     subprocess.run([sys.executable, "-c", example], check=True)

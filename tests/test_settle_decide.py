@@ -1,4 +1,4 @@
-"""What settle does with an execution that has no seal, by what is known of it."""
+"""The decisions of settle about an execution without a seal."""
 
 from __future__ import annotations
 
@@ -154,6 +154,6 @@ def test_a_second_settle_gives_a_run_that_the_first_ended_the_same_end(dead):
     assert judge(left).end.message == first.end.message
 
 
-def test_a_crash_after_the_code_had_ended_well_says_so():
+def test_a_crash_after_the_code_succeeded_records_both():
     judgement = judge(run("CRASHED", alive=False, message="Process exited", usage=WELL, **RUNS))
     assert judgement.end.message == "Process exited (the Method's own code had ended well before)"

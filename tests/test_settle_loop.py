@@ -1,4 +1,4 @@
-"""Settle on a real server: each way to die or never to begin ends in one true, verified record."""
+"""Settle on a real server: each way to die or never to start ends in one true, verified record."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def elsewhere(tmp_path: Path) -> Path:
 # --- runs for which our code never ran -----------------------------------------
 
 
-def test_what_ended_before_it_began_is_sealed_from_prefect_alone(scene):
+def test_a_run_that_ended_before_it_started_is_sealed_from_prefects_data(scene):
     numbers, nothing = scene.deploy(measures), scene.deploy(rests)
     unpicked = scene.run(numbers, Cancelling(), ago=A_WHILE, parameters={"number": 7})
     refused = scene.run(nothing, Pending(), Crashed(message=NO_INFRASTRUCTURE), ago=A_WHILE)
@@ -110,7 +110,7 @@ def test_what_ended_before_it_began_is_sealed_from_prefect_alone(scene):
     assert scene.settle() == {}
 
 
-def test_what_was_removed_is_not_sealed_anew(scene):
+def test_a_removed_execution_is_not_sealed_again(scene):
     run = scene.run(scene.deploy(rests), Pending(), Cancelled(), ago=A_WHILE)
     scene.settle()
     assert scene.seals() == [str(run.id)]
@@ -120,7 +120,7 @@ def test_what_was_removed_is_not_sealed_anew(scene):
     assert scene.bench.ledger.list().rows == ()
 
 
-def test_a_run_that_is_kept_in_another_archive_is_left_to_that(scene):
+def test_a_run_recorded_in_another_archive_is_left_to_its_settle(scene):
     run = scene.run(scene.deploy(measures), Pending(), Running(), ago=A_WHILE)
     prefect_events.emit([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
     waited(lambda: prefect_events.has_events(str(run.id)), "the event")  # Prefect writes events down some seconds late
@@ -130,7 +130,7 @@ def test_a_run_that_is_kept_in_another_archive_is_left_to_that(scene):
     assert scene.state(run).is_running()
 
 
-def test_what_nobody_picks_up_is_reported_on_each_round_and_not_sealed(scene):
+def test_a_run_that_no_worker_picks_up_is_reported_on_each_round(scene):
     late = scene.run(scene.deploy(measures), Late(), ago=A_WHILE)
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="unserved", type="process"), overwrite=True)
@@ -145,7 +145,7 @@ def test_what_nobody_picks_up_is_reported_on_each_round_and_not_sealed(scene):
     assert scene.settle()[str(late.id)].status is Status.CANCELLED
 
 
-def test_a_run_whose_worker_died_before_it_began_is_given_up(scene):
+def test_a_run_whose_worker_died_before_the_start_is_given_up(scene):
     labels = {"prefect.worker.name": "gone", "prefect.worker.type": "process", "prefect.work-pool.name": "scenes"}
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="scenes", type="process"), overwrite=True)
@@ -162,7 +162,7 @@ def test_a_run_whose_worker_died_before_it_began_is_given_up(scene):
     assert scene.state(run).is_crashed()
 
 
-def test_a_run_that_its_worker_took_and_died_before_it_could_say_so_is_given_up(scene):
+def test_a_run_whose_worker_died_before_it_claimed_the_run_is_given_up(scene):
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="unsaid", type="process"), overwrite=True)
     deployment = scene.deploy(measures, "unsaid", pool="unsaid")
@@ -200,7 +200,7 @@ def test_a_method_is_recognised_when_its_deployment_is_renamed_or_gone(scene):
 # --- runs that died --------------------------------------------------------------
 
 
-def test_what_was_killed_here_keeps_what_it_had_written(scene):
+def test_a_run_killed_on_this_machine_keeps_its_output(scene):
     deployment = scene.deploy(measures)
     killed, bundle = scene.opened(deployment)
     stopped, _ = scene.opened(deployment)
@@ -231,7 +231,7 @@ def hook(scene: Scene, run: FlowRun) -> None:
 
 
 @pytest.mark.parametrize("end", [hook, lambda scene, _: scene.settle()], ids=["hook", "settle"])
-def test_what_a_killed_process_forked_is_ended_where_the_process_was_the_executions_own(scene, end):
+def test_forks_of_a_killed_process_are_ended_if_it_was_the_executions_own(scene, end):
     deployment = scene.deploy(measures)
     with family() as mine, family() as shared:
         for one, own in ((mine, True), (shared, False)):
@@ -246,7 +246,7 @@ def test_what_a_killed_process_forked_is_ended_where_the_process_was_the_executi
             assert one.living == (0 if own else 2)
 
 
-def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):
+def test_a_run_on_a_lost_machine_is_sealed_from_the_archive(scene, elsewhere):
     deployment = scene.deploy(measures)
     there, away = scene.home.with_name("there"), scene.home.with_name("away")
     gone, _ = scene.opened(deployment, process=FAR, at=there)
@@ -288,7 +288,7 @@ def test_of_a_machine_that_is_gone_the_archive_tells(scene, elsewhere):
     assert scene.settle(there).keys() == {str(alive.id)}
 
 
-def test_an_opening_record_that_a_power_cut_took_is_made_up_from_prefect(scene, elsewhere):
+def test_an_opening_record_lost_in_a_power_cut_is_rebuilt_from_prefect(scene, elsewhere):
     there = scene.home.with_name("there")
     run, _ = scene.opened(scene.deploy(measures), process=FAR, at=there)
     scene.bench.archive.open_record(str(run.id), b"", place=str(there))  # what the file system has after it
@@ -305,7 +305,7 @@ def test_an_opening_record_that_a_power_cut_took_is_made_up_from_prefect(scene, 
     assert scene.settle(elsewhere) == {}
 
 
-def test_the_run_itself_finds_the_seal_of_another_and_leaves_a_late_word(scene, elsewhere):
+def test_a_run_that_loses_the_race_to_seal_leaves_a_late_seal(scene, elsewhere):
     @method(version="1")
     def comes_late() -> str:
         execution = current_execution()
@@ -330,7 +330,7 @@ def test_the_run_itself_finds_the_seal_of_another_and_leaves_a_late_word(scene, 
     assert scene.settle() == {}
 
 
-def test_what_prefect_forgot_is_sealed_by_what_we_saw_ourselves(scene):
+def test_a_run_missing_in_prefect_is_sealed_from_our_own_record(scene):
     deployment = scene.deploy(measures)
     error = Raised(type="KeyError", message="x", traceback="")
     here = [(*scene.opened(deployment), usage) for usage in (Usage(exit_code=0), Usage(exception=error), None)]
@@ -349,7 +349,7 @@ def test_what_prefect_forgot_is_sealed_by_what_we_saw_ourselves(scene):
     assert "Prefect no longer knows this flow run" in scene.record(gone).job_status.message
 
 
-def test_a_sealing_that_crashed_is_done_as_it_was_meant(scene):
+def test_an_interrupted_sealing_is_completed_with_its_own_end(scene):
     run, bundle = scene.opened(scene.deploy(measures))
     scene.put(run, Completed(message="well"))
     job_status = bundle.record().job_status
@@ -374,7 +374,7 @@ def test_a_seal_wins_over_a_later_crash(scene):
     assert scene.record(run).status is Status.COMPLETED
 
 
-def test_a_second_life_that_never_began_is_sealed_as_well(scene):
+def test_a_second_generation_that_never_started_is_sealed_as_well(scene):
     run = scene.run(scene.deploy(measures), Pending(), Crashed(message="first"), ago=A_WHILE)
     scene.settle()
     for state in (AwaitingRetry(message="Retry from the UI"), Pending(), Failed(message="second")):
@@ -389,7 +389,7 @@ def test_a_second_life_that_never_began_is_sealed_as_well(scene):
     assert scene.settle() == {}
 
 
-def test_a_log_that_may_hold_a_secret_nobody_can_tell_is_withheld(scene):
+def test_a_log_that_may_hold_an_unavailable_secret_is_withheld(scene):
     run, bundle = scene.opened(scene.deploy(measures))
     kept = a_method(inputs={**a_method().inputs, "token": opens.method.inputs["token"]})
     request = bundle.record().request
@@ -412,7 +412,7 @@ def test_a_log_that_may_hold_a_secret_nobody_can_tell_is_withheld(scene):
 # --- many settlers, and few questions --------------------------------------------
 
 
-def test_what_another_machine_sealed_comes_into_the_ledger_here(scene, elsewhere):
+def test_an_execution_sealed_by_another_machine_is_indexed(scene, elsewhere):
     run = scene.run(scene.deploy(measures), Pending(), Crashed(message="no"), ago=A_WHILE)
     assert scene.settle(elsewhere)[str(run.id)].result == "archived"
     assert scene.bench.ledger.list().rows == ()
@@ -423,7 +423,7 @@ def test_what_another_machine_sealed_comes_into_the_ledger_here(scene, elsewhere
     assert scene.settle() == {}
 
 
-def test_a_round_looks_only_at_what_happened_since_the_last(scene, requests):
+def test_a_round_reads_only_what_changed_since_the_last(scene, requests):
     deployment = scene.deploy(measures)
     for _ in range(12):
         scene.run(deployment, Pending(), Crashed(message="no"), ago=A_WHILE)
@@ -440,7 +440,7 @@ def test_a_round_looks_only_at_what_happened_since_the_last(scene, requests):
     assert scene.settle(since=run.created - 2 * A_WHILE) == {}
 
 
-def test_a_round_writes_down_what_was_sealed_where_there_is_a_key(scene):
+def test_a_round_writes_a_checkpoint_if_there_is_a_key(scene):
     KeyRing(Settings(home=scene.home)).create("own")
     run = scene.run(scene.deploy(measures), Pending(), Crashed(message="no"), ago=A_WHILE)
     assert scene.settle()[str(run.id)].result == "archived"
@@ -517,7 +517,7 @@ def settlers(scene: Scene, what: str, flag: Path, *homes: Path) -> subprocess.Po
 
 
 @pytest.mark.long
-def test_many_settlers_and_the_runs_own_hook_at_once_give_one_seal(scene, elsewhere, tmp_path):
+def test_parallel_settles_and_the_runs_own_hook_make_one_seal(scene, elsewhere, tmp_path):
     deployment = scene.deploy(measures)
     never = [scene.run(deployment, Pending(), Crashed(message="no"), ago=A_WHILE) for _ in range(3)]
     runs = [*never, *(run for run, _ in (scene.opened(deployment) for _ in range(3)))]

@@ -1,4 +1,4 @@
-"""Nobody who lives is declared dead: suspended processes, slow disks, servers that were away, clocks that stand."""
+"""A running execution is never declared dead: suspended process, slow disk, unavailable server, stopped clock."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def left(scene: Scene, run: FlowRun, home: Path | None = None, pause: Callable[[
     return (told is None or told.result == "open") and unsealed and scene.state(run).is_running()
 
 
-def test_a_suspended_process_is_left_alone_here_until_it_is_gone(scene):
+def test_a_suspended_process_on_this_machine_is_left_alone_until_it_is_gone(scene):
     with suspended() as (process, popen):
         run, _ = scene.opened(scene.deploy(lives), process=process)
         age(run.id, TEN_MINUTES)
@@ -90,7 +90,7 @@ def test_a_suspended_process_is_left_alone_here_until_it_is_gone(scene):
     assert scene.record(run).job_status.reason is Reason.CRASHED
 
 
-def test_a_process_that_is_suspended_or_waits_for_its_disk_elsewhere_is_left_to_its_worker(scene, elsewhere):
+def test_a_suspended_process_elsewhere_is_left_to_its_worker(scene, elsewhere):
     run, _ = scene.opened(scene.deploy(lives), process=FAR, at=elsewhere.with_name("there"))
     worked(run, "watches")
     scene.silence(run)
@@ -101,7 +101,7 @@ def test_a_process_that_is_suspended_or_waits_for_its_disk_elsewhere_is_left_to_
     assert scene.record(run).job_status.reason is Reason.LOST
 
 
-def test_a_prefect_server_that_is_or_was_away_for_ten_minutes_kills_nobody(scene, elsewhere):
+def test_ten_minutes_without_prefects_server_declare_no_run_dead(scene, elsewhere):
     run, _ = scene.opened(scene.deploy(lives), process=FAR, at=elsewhere.with_name("there"))
     worked(run, "unheard")
     scene.silence(run, -600)  # it is heard, however slow this machine is
@@ -112,7 +112,7 @@ def test_a_prefect_server_that_is_or_was_away_for_ten_minutes_kills_nobody(scene
     assert left(scene, run, elsewhere)
 
 
-def test_an_archive_that_was_away_for_ten_minutes_kills_nobody(scene, elsewhere):
+def test_ten_minutes_without_the_archive_declare_no_run_dead(scene, elsewhere):
     there = elsewhere.with_name("there")
     run, _ = scene.opened(scene.deploy(lives), process=FAR, at=there)
     there.rename(there.with_name("away"))
@@ -153,7 +153,7 @@ time.sleep(600)
 
 
 @pytest.mark.long
-def test_a_clock_that_stands_still_silences_nobody(scene, elsewhere, tmp_path, need_program):
+def test_a_clock_that_stands_still_declares_no_run_dead(scene, elsewhere, tmp_path, need_program):
     library = tmp_path / "clock.so"
     compiled = [need_program("cc"), "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
     subprocess.run(compiled, input=STANDING, text=True, check=True)
