@@ -1,4 +1,4 @@
-"""`executions list`, `executions methods`: what the ledger knows."""
+"""`executions list`, `executions methods`: queries of the ledger."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from prefect_executions.lifecycle.status import Status
 if TYPE_CHECKING:
     from prefect_executions.ledger.rows import MethodRow, Page
 
-methods = App(name="methods", help="The Methods that executions ran.")
+methods = App(name="methods", help="List and show recorded Methods.")
 
 _HEAD = ("id", "status", "method", "version", "started", "took", "archive")
 
 _WIDE = 120
-"""Columns of a terminal that has room for whole ids."""
+"""Columns of a terminal from which on tables show full ids."""
 
-_BEGINNING = 8
+_ID_PREFIX = 8
 
 
 def list_executions(
@@ -56,14 +56,14 @@ def list_executions(
     """List executions, newest first.
 
     Args:
-        status: Only those with this status; may be given several times.
-        limit: How many at most; 50 when it is not said.
-        after: The cursor that the page before ended with.
-        as_json: One JSON document: executions, and after, the cursor of the next page.
-        as_csv: Comma-separated values with a head line.
+        status: Only executions with this status (repeatable).
+        limit: Largest number of executions (default: 50).
+        after: Cursor at the end of the previous page.
+        as_json: Print one JSON document: executions, and after, the cursor of the next page.
+        as_csv: Print comma-separated values with a header line.
     """
     if as_json and as_csv:
-        raise RequestError("--json and --csv cannot both be had; leave one")
+        raise RequestError("--json and --csv exclude each other; give one of them")
     criteria = filters.filter(datetime.now(UTC), status)
     page = open_catalog().workbench.ledger.list(criteria, limit=limit, after=after)
     if as_json:
@@ -73,22 +73,22 @@ def list_executions(
     else:
         show_table(_HEAD, _cells(page))
     if page.after and not as_json:
-        asked = {**asdict(filters), "limit": limit, "after": page.after}
-        warn(f"There are more: executions list{_options(status, asked, as_csv=as_csv)}")
+        options = {**asdict(filters), "limit": limit, "after": page.after}
+        warn(f"There are more: executions list{_options(status, options, as_csv=as_csv)}")
     elif not page.rows and sys.stdout.isatty():
-        say("No executions here. Run one: executions run path.py:function; a lost ledger: executions ledger rebuild")
+        say("No executions found. Next: executions run METHOD; if the ledger is lost: executions ledger rebuild")
 
 
 @methods.command(name="list")
 def list_methods(*, as_json: Json = False) -> None:
-    """List the Methods that executions ran, with their versions.
+    """List recorded Methods and their versions.
 
     Args:
-        as_json: One JSON document.
+        as_json: Print one JSON document.
     """
     rows = open_catalog().workbench.ledger.methods()
     if as_json:
-        show_json({"methods": [_told(row) for row in rows]})
+        show_json({"methods": [_as_json(row) for row in rows]})
         return
     head = ("method", "version", "title", "type", "executions", "last run")
     show_table(
@@ -102,13 +102,13 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
     """Show a Method: its inputs, outputs and code.
 
     Args:
-        method: The id of the Method.
-        version: Its version; the one that was run last when none is given.
-        as_json: One JSON document: the Method as OGC process description, and when it was run.
+        method: Id of the Method.
+        version: Version of the Method (default: the last one that ran).
+        as_json: Print one JSON document: the Method as an OGC process description, and its run times.
     """
     row = open_catalog().workbench.ledger.method(method, version)
     if as_json:
-        show_json(_told(row) | {"description": json.loads(row.descriptor)})
+        show_json(_as_json(row) | {"description": json.loads(row.descriptor)})
         return
     descriptor = json.loads(row.descriptor)
     code = descriptor.get("code") or {}
@@ -132,18 +132,18 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
     show_table(("name", "schema"), _described(descriptor.get("outputs")), title="output")
 
 
-def _options(status: Iterable[Status], asked: Mapping[str, object], *, as_csv: bool) -> str:
-    words = [word for one in status for word in ("--status", one.lower())]
-    words += [word for name, value in asked.items() if value is not None for word in (f"--{name}", str(value))]
+def _options(status: Iterable[Status], options: Mapping[str, object], *, as_csv: bool) -> str:
+    words = [word for value in status for word in ("--status", value.lower())]
+    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     return "".join(f" {shlex.quote(word)}" for word in [*words, *(["--csv"] if as_csv else [])])
 
 
 def _cells(page: Page) -> Iterator[tuple[object, ...]]:
     narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
-    beginnings = Counter(row.id[:_BEGINNING] for row in page.rows)
+    prefixes = Counter(row.id[:_ID_PREFIX] for row in page.rows)
     for row in page.rows:
-        beginning = row.id[:_BEGINNING]
-        shown = beginning if narrow and beginnings[beginning] == 1 and "." not in row.id else row.id
+        prefix = row.id[:_ID_PREFIX]
+        shown = prefix if narrow and prefixes[prefix] == 1 and "." not in row.id else row.id
         started = row.started or row.first_known
         yield (
             shown,
@@ -157,7 +157,7 @@ def _cells(page: Page) -> Iterator[tuple[object, ...]]:
 
 
 def _show_csv(page: Page) -> None:
-    # Imported here for the columns alone; the ledger is open by now.
+    # Start-up time of the CLI: the open ledger has imported it already.
     from prefect_executions.ledger.rows import ROW_COLUMNS  # noqa: PLC0415
 
     text = io.StringIO()
@@ -167,7 +167,7 @@ def _show_csv(page: Page) -> None:
     sys.stdout.write(escape_controls(text.getvalue(), lines=True))
 
 
-def _told(row: MethodRow) -> dict[str, object]:
+def _as_json(row: MethodRow) -> dict[str, object]:
     return {name: value for name, value in to_json(row).items() if name != "descriptor"}
 
 

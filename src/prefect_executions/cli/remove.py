@@ -1,4 +1,4 @@
-"""`executions remove`, `gc`, `retain`: executions and copies that are not needed any more."""
+"""`executions remove`, `gc`, `retain`: deletion of executions, and of bundles that the archive has."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from prefect_executions.settings import Settings
 
 
 def remove(*executions: str, yes: bool = False, as_json: Json = False) -> None:
-    """Remove executions for good: from the archive, this workbench and the ledger.
+    """Remove executions from the archive, the workbench and the ledger.
 
     Args:
-        executions: Their ids, or beginnings of them.
-        yes: Do it; without, it is only shown what would be removed.
-        as_json: One JSON document.
+        executions: Ids or id prefixes.
+        yes: Remove them; without --yes, only list them.
+        as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.retention import remove as remove_one  # noqa: PLC0415
 
     if not executions:
-        raise RequestError("name the executions that are to be removed")
+        raise RequestError("give the ids of the executions to remove")
     catalog = open_catalog()
-    ids = sorted({catalog.find(one) for one in executions})
+    ids = sorted({catalog.find(prefix) for prefix in executions})
     for execution_id in ids if yes else ():
         remove_one(catalog.workbench, execution_id, why="asked for", at=datetime.now(UTC))
     if as_json:
@@ -46,39 +46,40 @@ def gc(
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Remove bundles from the workbench that the archive has whole; the executions stay.
+    """Remove bundles from the workbench that the archive has completely.
 
     Args:
-        older_than: Those that ended so long ago: 30d, 12h, or before a date.
-        status: Those with this status; may be given several times.
-        dry_run: Show what would go, and remove nothing.
-        as_json: One JSON document: each bundle, whether it goes, and why it stays.
+        older_than: Only bundles that ended so long ago (default: 30d), such as 12h, or before a date.
+        status: Only bundles with this status (repeatable).
+        dry_run: List what would be removed, and remove nothing.
+        as_json: Print one JSON document: each bundle, whether it is removed, and why not.
     """
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.retention import clear_workbench  # noqa: PLC0415
 
     before = parse_time(older_than, datetime.now(UTC))
-    told = list(clear_workbench(open_workbench(Settings.read()), before=before, status=status, dry=dry_run))
+    results = list(clear_workbench(open_workbench(Settings.read()), before=before, status=status, dry=dry_run))
     if as_json:
-        show_json({"dryRun": dry_run, "bundles": told})
+        show_json({"dryRun": dry_run, "bundles": results})
         return
     head = ("execution", "status", "size", "result", "why")
     words = {"removed": "would be removed"} if dry_run else {}
-    show_table(
-        head,
-        ((one.id, one.status or "", format_size(one.size), words.get(one.result, one.result), one.why) for one in told),
+    rows = (
+        (bundle.id, bundle.status or "", format_size(bundle.size), words.get(bundle.result, bundle.result), bundle.why)
+        for bundle in results
     )
-    gone = [one for one in told if one.result == "removed"]
-    what = f"{pluralize(len(gone), 'bundle')} of {format_size(sum(one.size for one in gone))}"
+    show_table(head, rows)
+    removed = [bundle for bundle in results if bundle.result == "removed"]
+    what = f"{pluralize(len(removed), 'bundle')} of {format_size(sum(bundle.size for bundle in removed))}"
     say(f"{what} would be removed" if dry_run else f"{what} removed from the workbench")
 
 
 def retain(*, yes: bool = False, as_json: Json = False) -> None:
-    """Remove the executions whose time is over by the rules of EXECUTIONS_RETENTION.
+    """Remove executions that have expired by EXECUTIONS_RETENTION.
 
     Args:
-        yes: Do it; without, it is only shown what would be removed.
-        as_json: One JSON document: each execution, with the rule that removes it.
+        yes: Remove them; without --yes, only list them.
+        as_json: Print one JSON document: each execution, with the rule that removes it.
     """
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.retention import expired, parse_rules, remove  # noqa: PLC0415
@@ -86,15 +87,16 @@ def retain(*, yes: bool = False, as_json: Json = False) -> None:
     settings, now = Settings.read(), datetime.now(UTC)
     rules = parse_rules(settings.retention)
     if not rules:
-        raise RequestError("there is no rule of retention; set EXECUTIONS_RETENTION, for example to 'count-words=90d'")
+        raise RequestError("no retention rule is set; set EXECUTIONS_RETENTION, for example to 'count-words=90d'")
     bench = open_workbench(settings)
-    over = list(expired(bench, rules, now))
-    for one in over if yes else ():
-        remove(bench, one.id, why=f"retention: {one.rule}", at=now)
+    removable = list(expired(bench, rules, now))
+    for entry in removable if yes else ():
+        remove(bench, entry.id, why=f"retention: {entry.rule}", at=now)
     if as_json:
-        show_json({"executions": over, "removed": yes})
+        show_json({"executions": removable, "removed": yes})
         return
     head = ("execution", "method", "status", "ended", "rule")
-    show_table(head, ((one.id, one.method, one.status, format_time(one.ended), one.rule) for one in over))
-    what = pluralize(len(over), "execution")
+    rows = ((entry.id, entry.method, entry.status, format_time(entry.ended), entry.rule) for entry in removable)
+    show_table(head, rows)
+    what = pluralize(len(removable), "execution")
     say(f"{what} removed" if yes else f"{what} would be removed; do it with --yes")

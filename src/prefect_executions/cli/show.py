@@ -1,4 +1,4 @@
-"""`executions show`, `logs`, `outputs`, `prov`: one execution, and what it left."""
+"""`executions show`, `logs`, `outputs`, `prov`: the record, logs, outputs and provenance of one execution."""
 
 from __future__ import annotations
 
@@ -35,44 +35,46 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.catalog import Catalog, Links, StorageState, Stream
     from prefect_executions.workbench.sealing import LateSeal
 
-# `provenance.Form`, which brings lxml and prov along.
+# As `provenance.convert.Form`, whose import loads lxml and prov.
 Form = Literal["xml", "json", "n", "ttl", "svg"]
 
-# What the one that is named is to the one that names it, told from the other side.
+# Relations as the other execution sees them.
 _INVERSE = {"parent": "child", "rerun-of": "rerun", "edited-rerun-of": "edited rerun", "retry-of": "retry"}
 
 
 def show(execution: str, /, *, as_json: Json = False) -> None:
-    """Show an execution: status, history, inputs, outputs, params, metrics, steps.
+    """Show an execution: status, inputs, outputs, metrics, steps, history.
 
     Args:
-        execution: The id, or its beginning.
-        as_json: One JSON document: every document of the bundle, and where it is.
+        execution: The execution's id or an id prefix.
+        as_json: Print one JSON document: every document of the bundle, and its location.
     """
     catalog = open_catalog()
     execution_id = catalog.find(execution)
-    record, standing, links = (
+    record, storage, links = (
         catalog.record(execution_id),
         catalog.storage_state(execution_id),
         catalog.links(execution_id),
     )
-    late = catalog.late_seals(execution_id) if standing.sealed else ()
-    came = catalog.imported(execution_id) if standing.folder is None else None
-    gone = catalog.dead_process(execution_id)
+    late = catalog.late_seals(execution_id) if storage.sealed else ()
+    imported = catalog.imported(execution_id) if storage.folder is None else None
+    gone_process = catalog.dead_process(execution_id)
     if as_json:
-        show_json(_everything(record, standing, links) | {"lateWords": late, "imported": came, "processGone": gone})
+        show_json(
+            _as_json(record, storage, links) | {"lateWords": late, "imported": imported, "processGone": gone_process}
+        )
         return
-    show_facts(_facts(record, standing, links, gone))
-    show_facts([("imported", format_time(came.imported)), ("origin", came.origin)] if came else [])
+    show_facts(_facts(record, storage, links, gone_process))
+    show_facts([("imported", format_time(imported.imported)), ("origin", imported.origin)] if imported else [])
     show_table(("name", "value"), _inputs(record), title="input")
     show_table(("name", "size", "media type"), _outputs(catalog, execution_id), title="output")
-    show_table(("execution", "output", "input"), _handed(links.made_from), title="made from")
-    show_table(("execution", "output", "input"), _handed(links.used_by), title="used by")
+    show_table(("execution", "output", "input"), _file_edges(links.made_from), title="made from")
+    show_table(("execution", "output", "input"), _file_edges(links.used_by), title="used by")
     show_table(("name", "value"), _params(record), title="param")
     show_table(("name", "value", "step"), _metrics(record), title="metric")
     show_table(("name", "state", "started", "took"), _steps(record), title="step")
     show_table(("time", "status", "by", "what"), _history(record), title="history")
-    show_table(("time", "status", "by", "what"), _late(late), title="late word")
+    show_table(("time", "status", "by", "what"), _late_seals(late), title="late seal")
 
 
 def logs(
@@ -85,16 +87,16 @@ def logs(
 ) -> None:
     """Show what an execution wrote to standard output.
 
-    Into a pipe it goes as it is; on a terminal control characters are written out.
+    A pipe gets the unchanged bytes; on a terminal, control characters are escaped.
 
     Args:
-        execution: The id, or its beginning.
-        stderr: Standard error instead, which holds the lines of Prefect's loggers too.
-        follow: Go on until the execution is sealed.
-        as_json: One JSON document with the whole text.
+        execution: The execution's id or an id prefix.
+        stderr: Show standard error instead; it also has the lines of Prefect's loggers.
+        follow: Continue until the execution is sealed.
+        as_json: Print one JSON document with the whole text.
     """
     if follow and as_json:
-        raise RequestError("--follow shows a log as it grows, and --json the whole of it; leave one")
+        raise RequestError("--follow and --json exclude each other; give one of them")
     catalog = open_catalog()
     execution_id, stream = catalog.find(execution), _stream(stderr=stderr)
     if as_json:
@@ -105,40 +107,38 @@ def logs(
 
 
 def outputs(execution: str, name: str | None = None, /, *, output: OutputFile = None, as_json: Json = False) -> None:
-    """List the outputs of an execution, or bring one of them.
+    """List the outputs of an execution, or fetch one of them.
 
-    The digest of what is brought is checked.
+    The digest of a fetched output is checked.
 
     Args:
-        execution: The id, or its beginning.
-        name: The output to bring; of an archived one only its own bytes are read.
-        output: The file to write it to; - is standard output.
-        as_json: One JSON document.
+        execution: The execution's id or an id prefix.
+        name: Output to fetch; from the archive, only its own bytes are read.
+        output: File to write, or - for standard output.
+        as_json: Print one JSON document.
     """
     catalog = open_catalog()
     execution_id = catalog.find(execution)
     if name is None:
         if output is not None:
-            raise RequestError(
-                f"-o {output} needs the name of an output: 'executions outputs {execution_id}' lists them"
-            )
+            raise RequestError(f"-o {output} needs the name of an output. Next: executions outputs {execution_id}")
         _list_outputs(catalog, execution_id, as_json=as_json)
         return
-    found = catalog.output(execution_id, name)
-    blocks = catalog.blocks(execution_id, found.name)
+    entry = catalog.output(execution_id, name)
+    blocks = catalog.blocks(execution_id, entry.name)
     if output is None and not as_json and sys.stdout.isatty():
-        raise RequestError(f"say where '{found.name}' goes: -o FILE, or -o - for the terminal")
+        raise RequestError(f"give a file for '{entry.name}': -o FILE, or -o - for the terminal")
     if output == "-" and as_json:
-        raise RequestError("-o - and --json cannot share standard output; leave one")
+        raise RequestError("-o - and --json both write to standard output; give one of them")
     if output not in {None, "-"}:
         write_file(blocks, Path(str(output)))
     elif not as_json:
         write_log(blocks)
         return
     if as_json:
-        show_json({"execution": execution_id, **to_json(found), "file": output})
+        show_json({"execution": execution_id, **to_json(entry), "file": output})
     else:
-        say(f"{found.path} of {execution_id}: {found.size} bytes in {output}")
+        say(f"{entry.path} of {execution_id}: {entry.size} bytes in {output}")
 
 
 def prov(
@@ -152,13 +152,13 @@ def prov(
     """Show the provenance of an execution in W3C PROV.
 
     Args:
-        execution: The id, or its beginning.
-        form: PROV-XML as it is in the bundle (when nothing is said), PROV-JSON, PROV-N, Turtle (PROV-O), or a picture.
-        output: The file to write it to.
-        as_json: The same as --format json.
+        execution: The execution's id or an id prefix.
+        form: xml (PROV-XML as in the bundle, default), json (PROV-JSON), n (PROV-N), ttl (PROV-O) or svg (a picture).
+        output: File to write.
+        as_json: Short for --format json.
     """
     if as_json and form not in {None, "json"}:
-        raise RequestError(f"--json and --format {form} cannot both be had; leave one")
+        raise RequestError(f"--json and --format {form} exclude each other; give one of them")
     # Start-up time of the CLI: lxml and prov come with it.
     from prefect_executions.provenance.convert import convert  # noqa: PLC0415
 
@@ -169,20 +169,20 @@ def prov(
         write_log([data])
     else:
         write_file([data], Path(str(output)))
-        say(f"The provenance of {execution_id} is in {output}")
+        say(f"Provenance of {execution_id} in {output}")
 
 
 def _stream(*, stderr: bool) -> Stream:
     return "stderr" if stderr else "stdout"
 
 
-def _everything(record: ExecutionRecord, standing: StorageState, links: Links) -> dict[str, Any]:
+def _as_json(record: ExecutionRecord, storage: StorageState, links: Links) -> dict[str, Any]:
     return {
         "id": record.id,
         "status": record.status,
-        "folder": standing.folder,
-        "sealed": standing.sealed,
-        "archive": standing.archive,
+        "folder": storage.folder,
+        "sealed": storage.sealed,
+        "archive": storage.archive,
         **record.documents(),
         "namedBy": links.named_by,
         "madeFrom": links.made_from,
@@ -190,34 +190,34 @@ def _everything(record: ExecutionRecord, standing: StorageState, links: Links) -
     }
 
 
-def _late(words: Iterable[LateSeal]) -> Iterator[tuple[object, ...]]:
-    for word in words:
-        told = f"it was sealed here too late, which changes nothing: {word.message}" if word.message else "too late"
-        yield format_time(word.noted), word.status, word.hostname, told
+def _late_seals(seals: Iterable[LateSeal]) -> Iterator[tuple[object, ...]]:
+    for seal in seals:
+        reason = f": {seal.message}" if seal.message else ""
+        yield format_time(seal.noted), seal.status, seal.hostname, f"sealed too late, ignored{reason}"
 
 
 def _facts(
-    record: ExecutionRecord, standing: StorageState, links: Links, gone: str | None
+    record: ExecutionRecord, storage: StorageState, links: Links, gone_process: str | None
 ) -> Iterator[tuple[str, object]]:
-    told, usage = record.job_status, record.instance.usage
+    status, usage = record.job_status, record.instance.usage
     yield "execution", record.id
     yield "status", record.status
-    yield "reason", told.reason
-    yield "message", told.message
-    yield "process", f"{gone} is gone; 'executions settle --once' seals what no hook does" if gone else None
+    yield "reason", status.reason
+    yield "message", status.message
+    yield "process", f"{gone_process} is gone; 'executions settle --once' seals the record" if gone_process else None
     yield "method", f"{record.method.id} {record.method.version}"
     yield "title", record.method.title
     for relative in record.request.relatives:
         yield relative.relation, relative.execution_id
     for named in links.named_by:
         yield _INVERSE.get(named.relation, named.relation), named.id
-    yield "created", format_time(told.created)
-    yield "started", format_time(told.started)
-    yield "finished", format_time(told.finished)
-    yield "took", format_duration(told.finished - told.started) if told.finished and told.started else None
-    yield "attempt", told.attempt if told.attempt > 1 else None
-    yield "progress", None if told.progress is None else f"{told.progress} %"
-    yield "asked by", record.agent.name
+    yield "created", format_time(status.created)
+    yield "started", format_time(status.started)
+    yield "finished", format_time(status.finished)
+    yield "took", format_duration(status.finished - status.started) if status.finished and status.started else None
+    yield "attempt", status.attempt if status.attempt > 1 else None
+    yield "progress", None if status.progress is None else f"{status.progress} %"
+    yield "requested by", record.agent.name
     yield "flow run", record.request.flow_run_name
     yield "deployment", record.request.deployment and (record.request.deployment.name or record.request.deployment.id)
     yield "infrastructure", " ".join(filter(None, (record.infrastructure.type, record.infrastructure.work_pool)))
@@ -228,16 +228,17 @@ def _facts(
     yield from _code(record)
     yield "CPU time", None if usage is None or usage.cpu_seconds is None else f"{usage.cpu_seconds:.2f} s"
     yield "peak memory", None if usage is None or usage.peak_memory is None else format_size(usage.peak_memory)
-    yield "bundle", standing.folder
-    yield "archive", standing.archive
+    yield "bundle", storage.folder
+    yield "archive", storage.archive
     yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
 
 
-def _image(there: Infrastructure) -> str | None:
-    return " ".join(filter(None, (there.image, there.image_digest or there.image_id))) or None
+def _image(infrastructure: Infrastructure) -> str | None:
+    digest = infrastructure.image_digest or infrastructure.image_id
+    return " ".join(filter(None, (infrastructure.image, digest))) or None
 
 
-def _handed(files: Iterable[FileEdge]) -> Iterator[tuple[str, str, str]]:
+def _file_edges(files: Iterable[FileEdge]) -> Iterator[tuple[str, str, str]]:
     for file in files:
         yield file.id, file.output, file.input
 
@@ -259,8 +260,8 @@ def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
 
 
 def _outputs(catalog: Catalog, execution_id: str) -> Iterator[tuple[str, object, object]]:
-    for found in catalog.outputs(execution_id):
-        yield found.name, format_size(found.size), found.media_type
+    for output in catalog.outputs(execution_id):
+        yield output.name, format_size(output.size), output.media_type
 
 
 def _params(record: ExecutionRecord) -> Iterator[tuple[str, str]]:
@@ -282,26 +283,26 @@ def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:
-    """Every entry, but of progress after progress only the last: a long run would fill screens with it."""
+    """Every entry, but only the last of consecutive progress entries, of which a long run has thousands."""
     history = record.job_status.history
     several = len({entry.task for entry in history if entry.task}) > 1
-    for entry, then in zip_longest(history, history[1:]):
-        if then is not None and entry.kind is then.kind is EntryKind.PROGRESS:
+    for entry, following in zip_longest(history, history[1:]):
+        if following is not None and entry.kind is following.kind is EntryKind.PROGRESS:
             continue
         kind = "" if entry.kind is EntryKind.STATUS else entry.kind.value
         progress = "" if entry.progress is None else f"{entry.progress:g} %"
         code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
         replica = f"of replica {entry.task.rpartition('.')[2]}" if several and entry.task else ""
-        told = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, entry.message)))
-        yield format_time(entry.time), entry.status, entry.observer.value, told
+        what = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, entry.message)))
+        yield format_time(entry.time), entry.status, entry.observer.value, what
 
 
 def _list_outputs(catalog: Catalog, execution_id: str, *, as_json: bool) -> None:
-    found = catalog.outputs(execution_id)
+    entries = catalog.outputs(execution_id)
     if as_json:
-        show_json({"execution": execution_id, "outputs": found})
+        show_json({"execution": execution_id, "outputs": entries})
         return
     show_table(
         ("name", "bytes", "media type", "sha-256"),
-        ((one.name, one.size, one.media_type, one.sha256 or "") for one in found),
+        ((entry.name, entry.size, entry.media_type, entry.sha256 or "") for entry in entries),
     )
