@@ -254,6 +254,8 @@ def test_the_command_writes_the_file_and_says_what_is_in_it(home, tmp_path, told
     assert (tmp_path / f"{EXECUTION_ID}.zip").read_bytes() == exported(bench)
     shown = json.loads(told("export", "--status", "COMPLETED", "-o", "all.zip", "--format", "bagit", "--json"))
     assert shown == {"executions": [EXECUTION_ID], "size": (tmp_path / "all.zip").stat().st_size, "file": "all.zip"}
-    assert re.search("not both", told("export", EXECUTION_ID, "--status", "FAILED", code=2))
+    assert re.search(
+        "give either execution ids, or filters", told("export", EXECUTION_ID, "--status", "FAILED", code=2)
+    )
     assert "no execution is to be exported" in told("export", "--status", "FAILED", code=2)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [f"{EXECUTION_ID}.zip", "all.zip"]

@@ -118,7 +118,7 @@ def test_a_module_that_is_not_here_is_named_with_the_way_out(home, capsys):
     assert bench.settle(EXECUTION_ID).archived
     assert main(["replay", EXECUTION_ID]) == 3
     told = capsys.readouterr().err
-    assert "nothing was run: there is no module 'no_such_module'. --isolated" in told
+    assert "nothing was run: module 'no_such_module' is missing. --isolated" in told
 
 
 def test_a_damaged_bundle_is_not_replayed(home):

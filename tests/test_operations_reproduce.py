@@ -143,7 +143,7 @@ def test_a_request_that_means_nothing_is_refused(home, words):
 
 def test_nothing_that_fits_is_an_error_and_no_success(home, capsys):
     assert main(["reproduce", "--limit", "3"]) == 2
-    assert "no execution that completed fits" in capsys.readouterr().err
+    assert "no completed execution matches the filters" in capsys.readouterr().err
 
 
 # --- with Prefect ----------------------------------------------------------------

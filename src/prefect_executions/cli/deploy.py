@@ -49,7 +49,7 @@ def deploy(
 
         flow = load_deployable(method)
     deployed = deploy_method(flow, method, options, parameters=given, variables=variables, here=Path.cwd())
-    _tell_deployed(deployed, as_json=as_json)
+    _show_deployed(deployed, as_json=as_json)
     return OK
 
 
@@ -86,7 +86,7 @@ def submit(
     return OK if ended.succeeded else FAILED
 
 
-def _tell_deployed(deployed: Deployed, *, as_json: bool) -> None:
+def _show_deployed(deployed: Deployed, *, as_json: bool) -> None:
     if as_json:
         show_json(deployed)
         return
@@ -103,10 +103,10 @@ def _tell_deployed(deployed: Deployed, *, as_json: bool) -> None:
 
 
 def show_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: bool) -> None:
-    """Show what was submitted, and how it ended where that was waited for."""
-    told = {**submitted._asdict(), **(ended._asdict() if ended else {})}
+    """Show a submitted run, and its end if the command waited for it."""
+    facts = {**submitted._asdict(), **(ended._asdict() if ended else {})}
     if as_json:
-        show_json(told)
+        show_json(facts)
         return
     show_facts(
         [
@@ -114,7 +114,7 @@ def show_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: 
             ("deployment", submitted.deployment),
             ("pool", submitted.pool),
             ("status", ended.status if ended else None),
-            ("Prefect", told["state"]),
+            ("Prefect", facts["state"]),
             ("message", ended.message if ended and not ended.succeeded else None),
             ("link", submitted.link),
         ]
@@ -122,28 +122,28 @@ def show_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: 
     if ended is None:
         say(f"Next: executions watch {submitted.id}")
     elif ended.status is None:
-        say("Its record is not sealed yet, or cannot be reached from here. Next: executions settle --once")
+        say("The record is not sealed yet, or not reachable from this machine. Next: executions settle --once")
     else:
         say(f"Next: executions show {submitted.id}")
 
 
 def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> int:
-    """Cancel an execution: stop it, with all that it has started, and keep what it has written.
+    """Cancel an execution: stop its processes and keep its outputs.
 
     Args:
-        execution: The id, or its beginning; of one that has not begun yet, the whole id of the flow run.
-        wait: How many seconds its record is waited for; 60 when it is not said.
-        as_json: One JSON document.
+        execution: The execution's id or an id prefix; for a flow run that has not started, its full id.
+        wait: Seconds to wait for the sealed record (default: 60).
+        as_json: Print one JSON document.
     """
     settings = Settings.read()
     set_defaults()
     catalog = open_catalog(settings)
     with status_line("Loading Prefect", quiet=as_json):
-        # Prefect takes seconds to import; only what asks it needs it.
+        # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.capture.host import this_user  # noqa: PLC0415
         from prefect_executions.dispatch.cancel import cancel as cancel_execution  # noqa: PLC0415
 
-    cancelled = cancel_execution(
+    result = cancel_execution(
         catalog,
         execution,
         by=settings.agent or this_user(),
@@ -151,30 +151,30 @@ def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> i
         tell=warn,
     )
     if as_json:
-        show_json(cancelled)
+        show_json(result)
     else:
-        _show(cancelled)
-    return _code(cancelled, asked_only=wait <= 0)
+        _show_cancelled(result)
+    return _exit_code(result, waited=wait > 0)
 
 
-def _show(cancelled: CancelResult) -> None:
+def _show_cancelled(result: CancelResult) -> None:
     show_facts(
         [
-            ("execution", cancelled.id),
-            ("status", cancelled.status),
-            ("Prefect", cancelled.state),
-            ("message", cancelled.message),
+            ("execution", result.id),
+            ("status", result.status),
+            ("Prefect", result.state),
+            ("message", result.message),
         ]
     )
-    if not cancelled.sealed:
-        say("Its record is not sealed yet. Next: executions settle --once")
-    elif cancelled.status is not Status.CANCELLED:
-        say("It had ended before it could be cancelled.")
+    if not result.sealed:
+        say("The record is not sealed yet. Next: executions settle --once")
+    elif result.status is not Status.CANCELLED:
+        say("The execution ended before it could be cancelled.")
     else:
-        say(f"Next: executions show {cancelled.id}")
+        say(f"Next: executions show {result.id}")
 
 
-def _code(cancelled: CancelResult, *, asked_only: bool) -> int:
-    if cancelled.sealed:
-        return OK if cancelled.status is Status.CANCELLED else FAILED
-    return OK if asked_only or cancelled.state == "Cancelled" else WORLD
+def _exit_code(result: CancelResult, *, waited: bool) -> int:
+    if result.sealed:
+        return OK if result.status is Status.CANCELLED else FAILED
+    return OK if not waited or result.state == "Cancelled" else WORLD

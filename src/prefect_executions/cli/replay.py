@@ -63,23 +63,23 @@ def diff(
     everything: Annotated[bool, Parameter(name="--all")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compare two executions: inputs, params, metrics, code, packages, environment, outputs, timings.
+    """Compare two executions: inputs, code, environment, outputs, timings.
 
-    Files are compared by their digests, outputs that differ by their content, too. What only one of them tells has
-    nothing on the other side.
+    Files are compared by digest; outputs that differ also by content. A value that
+    only one execution has is empty on the other side.
 
     Args:
-        before: The id of the first, or its beginning.
-        after: The id of the second.
-        everything: Also what is the same in both.
-        as_json: One JSON document.
+        before: Id or id prefix of the first execution.
+        after: Id or id prefix of the second execution.
+        everything: Also show equal values.
+        as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.compare import compare_executions  # noqa: PLC0415
 
     catalog = open_catalog()
     compared = compare_executions(catalog, catalog.find(before), catalog.find(after))
-    shown = [one for one in compared.differences if everything or not one.same]
+    shown = [difference for difference in compared.differences if everything or not difference.same]
     if as_json:
         show_json({**compared._asdict(), "differences": shown})
         return
@@ -89,7 +89,7 @@ def diff(
     for source in compared.sources:
         say((source.diff or f"{source.path}: {source.why}").rstrip("\n"))
     if not shown:
-        say(f"{compared.before} and {compared.after} tell the same")
+        say(f"{compared.before} and {compared.after} do not differ")
 
 
 def rerun(
@@ -102,20 +102,21 @@ def rerun(
     wait: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Run an execution again, with the same or edited inputs; the new execution is linked to it.
+    """Run an execution again, with its recorded or edited inputs.
 
-    It runs as it ran before: through its deployment, or here. A secret is named anew by -p.
+    It runs through its deployment, or else here. The new execution is linked to the
+    old one. Secrets are not recorded: name them again with -p.
 
     Args:
-        execution: The id, or its beginning.
+        execution: The execution's id or an id prefix.
         inputs.param: Override an input: name=value (repeatable).
-        pool: Run it on this work pool, where its Method is deployed.
-        method: Run it here, with the Method at path.py:function or module:function.
-        wait: Of one on a work pool: return when it has ended, with 0 if it ended well.
-        as_json: One JSON document.
+        pool: Run through the Method's deployment on this work pool.
+        method: Run here, with the Method at path.py:function or module:function.
+        wait: With a deployment: return when the run has ended: 0 if it completed, else 1.
+        as_json: Print one JSON document.
     """
     if pool and method:
-        raise RequestError("--pool runs what is deployed there, and --method what is here; leave one")
+        raise RequestError("--pool and --method exclude each other; give one of them")
     edits, catalog = inputs.read(), open_catalog()
     execution_id = catalog.find(execution)
     if pool or (method is None and catalog.record(execution_id).request.deployment is not None):
@@ -128,7 +129,7 @@ def _submit_again(
 ) -> int:
     set_defaults()
     with status_line("Loading Prefect", quiet=as_json):
-        # Prefect takes seconds to import; only what asks it needs it.
+        # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
     submitted = submission.submit_again(catalog, execution_id, edits, pool=pool)
@@ -150,18 +151,18 @@ def _run_again(
 
     record = catalog.record(execution_id)
     entrypoint = method or find_entrypoint(record, Path.cwd())
-    rerun_request(record, edits)  # what is refused is refused before files are brought
+    rerun_request(record, edits)  # refuse a wrong request before copying files
     with TemporaryDirectory(prefix="executions-") as folder:
         source = record_source(catalog, execution_id)
         files = copy_inputs(record, source, Path(folder)) if source else {}
-        again = rerun_request(record, edits, files)
-        return run_and_show(entrypoint, again.parameters, tags=[again.relative.tag], quiet=False, as_json=as_json)
+        request = rerun_request(record, edits, files)
+        return run_and_show(entrypoint, request.parameters, tags=[request.relative.tag], quiet=False, as_json=as_json)
 
 
 def _rows(shown: list[Difference], *, everything: bool) -> Iterator[tuple[str, ...]]:
-    for one in shown:
-        row = (one.part, one.name, _value(one.before), _value(one.after))
-        yield (*row, "" if one.same else "yes") if everything else row
+    for difference in shown:
+        row = (difference.part, difference.name, _value(difference.before), _value(difference.after))
+        yield (*row, "" if difference.same else "yes") if everything else row
 
 
 def _value(value: Any) -> str:
@@ -176,14 +177,15 @@ def replay(
     inputs: InputOptions = NO_INPUTS,
     as_json: Json = False,
 ) -> int:
-    """Run an execution again from its bundle alone, compare the outputs, and give a verdict.
+    """Replay an execution from its bundle and judge how its outputs agree.
 
-    The verdict is part of the new execution's bundle. What is missing is named before anything runs.
+    Anything missing is reported before the Method runs. The verdict is recorded in the
+    new execution's bundle.
 
     Args:
-        target: A zip or folder with one bundle, or an execution's id or its beginning.
+        target: A zip or folder with one bundle, or an execution's id or id prefix.
         inputs.param: Name a secret, or override an input: name=value (repeatable).
-        as_json: One JSON document.
+        as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.replay import open_replayable, prepare_replay  # noqa: PLC0415
@@ -191,11 +193,11 @@ def replay(
     edits, settings = inputs.read(), Settings.read()
     with (
         open_replayable(open_catalog(settings), target) as (record, source),
-        prepare_replay(record, source, edits, runtime=settings.runtime) as ready,
+        prepare_replay(record, source, edits, runtime=settings.runtime) as prepared,
     ):
         if goal.isolated:
-            return _elsewhere(ready, target, edits, goal, as_json=as_json)
-        return _here(ready, goal, as_json=as_json)
+            return _replay_isolated(prepared, target, edits, goal, as_json=as_json)
+        return _replay_here(prepared, goal, as_json=as_json)
 
 
 def reproduce(
@@ -205,16 +207,16 @@ def reproduce(
     goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,
     as_json: Json = False,
 ) -> int:
-    """Replay many executions, one after the other, and sum up which of them still reproduce.
+    """Replay many executions in sequence and report which still reproduce.
 
     Args:
-        executions: Their ids, or beginnings of them; without any, those that completed, are no replay and fit.
-        limit: At most so many, the newest.
-        as_json: One JSON document: each execution, its grade, and what differs or why there is no verdict.
+        executions: Ids or id prefixes; without any, the filters choose among completed executions that are no replays.
+        limit: Largest number of executions, the newest first.
+        as_json: Print one JSON document: each execution, its grade, and the differences or the problem.
     """
     criteria = filters.filter(datetime.now(UTC))
     if bool(executions) is (criteria != EVERYTHING or limit is not None):
-        raise RequestError("name executions by their ids, or by --method, --since, --until and --limit; not both")
+        raise RequestError("give either execution ids, or filters: --method, --since, --until and --limit")
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproducible  # noqa: PLC0415
@@ -222,111 +224,112 @@ def reproduce(
     catalog = open_catalog()
     ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, criteria, limit=limit)
     if not ids:
-        raise RequestError("no execution that completed fits; 'executions list' shows those that are there")
-    done = []
-    with progress_bar(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as told:
-        for one in replay_each(catalog, ids, goal, command=_executions(sys.executable)):
-            done.append(one)
-            told(one.id)
-    _sum_up(done, goal.grade, as_json=as_json)
-    return OK if all(one.reached for one in done) else FAILED
+        raise RequestError("no completed execution matches the filters. Next: executions list")
+    results = []
+    with progress_bar(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as progress:
+        for result in replay_each(catalog, ids, goal, command=_executions(sys.executable)):
+            results.append(result)
+            progress(result.id)
+    _show_summary(results, goal.grade, as_json=as_json)
+    return OK if all(result.reached for result in results) else FAILED
 
 
-def _here(ready: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
+def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
     verdicts: list[Verdict] = []
 
-    def judged(bundle: OpenBundle, error: BaseException | None) -> None:
-        verdicts.append(ready.verdict(bundle, tolerance=goal.tolerance, well=error is None))
+    def judge(bundle: OpenBundle, error: BaseException | None) -> None:
+        verdicts.append(prepared.verdict(bundle, tolerance=goal.tolerance, well=error is None))
 
-    sys.path[:0] = ready.paths
-    tags = [ready.again.relative.tag]
+    sys.path[:0] = prepared.paths
+    tags = [prepared.again.relative.tag]
     try:
         flow, ran = run_in_process(
-            ready.entrypoint,
-            ready.again.parameters,
+            prepared.entrypoint,
+            prepared.again.parameters,
             tags=tags,
-            on_gathered=judged,
-            image=ready.image,
+            on_gathered=judge,
+            image=prepared.image,
             quiet=False,
             as_json=as_json,
         )
     except RequestError as error:
-        _check_module(ready, error)
+        _check_module(prepared, error)
         raise
     if ran.execution_id is None or not verdicts:
         return show_unrecorded(flow, ran, quiet=False, as_json=as_json)
     reached = verdicts[-1].reaches(goal.grade)
-    _tell(ran.execution_id, verdicts[-1], goal.grade, reached=reached, as_json=as_json)
+    _show_verdict(ran.execution_id, verdicts[-1], goal.grade, reached=reached, as_json=as_json)
     return OK if reached else FAILED
 
 
-def _check_module(ready: Replay, error: RequestError) -> None:
-    """Refuse where the code could not be loaded for want of a module, which is no fault of the request."""
-    why = getattr(error.__cause__, "user_exc", error.__cause__)
-    if isinstance(why, ModuleNotFoundError):
+def _check_module(prepared: Replay, error: RequestError) -> None:
+    """Report a missing module as unavailable: the request is right, but this environment cannot run it."""
+    cause = getattr(error.__cause__, "user_exc", error.__cause__)
+    if isinstance(cause, ModuleNotFoundError):
         raise NotAvailableError(
-            f"execution {ready.record.id} cannot be replayed here; nothing was run: there is no module '{why.name}'. "
-            "--isolated makes an environment with the recorded packages"
+            f"execution {prepared.record.id} cannot be replayed here; nothing was run: "
+            f"module '{cause.name}' is missing. --isolated creates an environment with the recorded packages"
         ) from error
 
 
-def _elsewhere(ready: Replay, target: str, edits: Mapping[str, Any], goal: ReplayGoal, *, as_json: bool) -> int:
+def _replay_isolated(
+    prepared: Replay, target: str, edits: Mapping[str, Any], goal: ReplayGoal, *, as_json: bool
+) -> int:
     # Start-up time of the CLI: only this needs it.
     from prefect_executions.operations.reproduce import make_environment  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="executions-environment-") as folder:
-        with status_line(f"Installing {len(ready.record.instance.packages)} packages as recorded", quiet=as_json):
-            python = make_environment(ready.record, Path(folder) / "venv")
-        given = Path(folder) / "inputs.json"
-        given.write_text(json.dumps(edits))
-        words = [
+        with status_line(f"Installing the {len(prepared.record.instance.packages)} recorded packages", quiet=as_json):
+            python = make_environment(prepared.record, Path(folder) / "venv")
+        file = Path(folder) / "inputs.json"
+        file.write_text(json.dumps(edits))
+        required = ["--tolerance", str(goal.tolerance), "--grade", goal.grade.value]
+        # These variables would add packages of this environment.
+        environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+        command = [
+            *_executions(python),
             "replay",
             target,
-            "--tolerance",
-            str(goal.tolerance),
-            "--grade",
-            goal.grade.value,
+            *required,
             "--params",
-            str(given),
+            str(file),
+            *(["--json"] if as_json else []),
         ]
-        # What would let packages of this environment in.
-        environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
-        command = [*_executions(python), *words, *(["--json"] if as_json else [])]
-        return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - words of our own
+        return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own command line
 
 
 def _executions(python: Path | str) -> tuple[str, ...]:
-    """The command `executions`, run by that interpreter."""
+    """The command line `executions` for this interpreter."""
     return (str(python), "-m", "prefect_executions.cli")
 
 
-def _sum_up(done: list[Reproduced], grade: Grade, *, as_json: bool) -> None:
-    reached = sum(one.reached for one in done)
+def _show_summary(results: list[Reproduced], grade: Grade, *, as_json: bool) -> None:
+    reached = sum(result.reached for result in results)
     if as_json:
-        show_json({"wanted": grade, "reached": reached, "executions": done})
+        show_json({"wanted": grade, "reached": reached, "executions": results})
         return
-    show_table(("execution", "method", "grade", "what differs"), map(_row, done))
-    say(f"{reached} of {pluralize(len(done), 'execution')} reached {grade}")
+    show_table(("execution", "method", "grade", "what differs"), map(_row, results))
+    say(f"{reached} of {pluralize(len(results), 'execution')} reached {grade}")
 
 
-def _row(one: Reproduced) -> tuple[str, ...]:
-    more = len(one.differs) - _SHOWN
-    told = [*one.differs[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-    return (one.id, one.method, one.grade or "none", one.problem or "; ".join(told))
+def _row(result: Reproduced) -> tuple[str, ...]:
+    more = len(result.differs) - _SHOWN
+    differences = [*result.differs[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    return (result.id, result.method, result.grade or "none", result.problem or "; ".join(differences))
 
 
-def _tell(execution_id: str, verdict: Verdict, grade: Grade, *, reached: bool, as_json: bool) -> None:
+def _show_verdict(execution_id: str, verdict: Verdict, grade: Grade, *, reached: bool, as_json: bool) -> None:
     if as_json:
         show_json({"id": execution_id, "wanted": grade, "reached": reached, "verdict": verdict})
         return
     show_verdicts(verdict.outputs)
     for part in ("inputs", "code", "environment"):
-        show_table(("what is not the same",), ((words,) for words in getattr(verdict, part)), title=part)
+        show_table(("difference",), ((text,) for text in getattr(verdict, part)), title=part)
     show_facts(
         [
             ("execution", execution_id),
             ("replay of", verdict.replay_of),
-            ("grade", verdict.grade or "none: the Method did not run to its end"),
-            ("wanted", f"{grade}, which is {'reached' if reached else 'not reached'}"),
+            ("grade", verdict.grade or "none: the Method did not complete"),
+            ("required", f"{grade}: {'reached' if reached else 'not reached'}"),
         ]
     )
