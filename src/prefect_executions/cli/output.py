@@ -1,28 +1,31 @@
-"""What the terminal sees: tables on a terminal, tab-separated text in a pipe, JSON when asked for.
+"""Output of commands: tables on a terminal, tab-separated text in a pipe, JSON with `--json`, and atomic files.
 
-Law: nothing that is shown is interpreted. Names, messages and logs come from
-others, so control characters are written out, and no text is markup.
-
-Where a command's result goes: a file that is there whole or not at all.
+Law: no output is interpreted. Names, messages and logs are foreign text, so
+control characters are escaped, and no text is markup.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import sys
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 
+from cyclopts import Parameter
 from pydantic.alias_generators import to_camel
 
 from prefect_executions.documents import Part, text_of_time
+from prefect_executions.errors import WorldError
 from prefect_executions.lifecycle.status import Status
 
 if TYPE_CHECKING:
@@ -32,14 +35,7 @@ if TYPE_CHECKING:
     from prefect_executions.comparison.verdict import OutputVerdict
 
 
-import os
-import tempfile
-from pathlib import Path
-from typing import Annotated, BinaryIO, cast
-
-from cyclopts import Parameter
-
-from prefect_executions.errors import WorldError
+OutputFile = Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)]
 
 # ECMA-48: control sequences (colours, cursor) and operating system commands (titles, links).
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
@@ -53,21 +49,21 @@ _SHORT = 36  # characters of an id
 
 
 def escape_controls(value: object, *, lines: bool = False) -> str:
-    """Return *value* as text that no terminal interprets; with *lines*, line ends and tabs stay."""
+    """Return *value* with control characters escaped; with *lines*, line ends and tabs stay."""
     text = str(value)
     if text.isascii() and text.isprintable():
         return text
-    kept = "\n\t" if lines else ""
-    return "".join(one if one in kept or _is_shown(one) else _written_out(one) for one in text)
+    allowed = "\n\t" if lines else ""
+    return "".join(char if char in allowed or _is_printable(char) else _escape(char) for char in text)
 
 
 def format_time(time: datetime | None) -> str:
-    """Return *time* to the second in UTC, or nothing."""
+    """Return *time* in UTC to the second, or an empty text."""
     return "" if time is None else f"{time:%Y-%m-%d %H:%M:%S}Z"
 
 
 def format_duration(duration: timedelta | None) -> str:
-    """Return *duration* for people, or nothing."""
+    """Return *duration* as text for people, or an empty text."""
     if duration is None:
         return ""
     seconds = duration.total_seconds()
@@ -77,7 +73,7 @@ def format_duration(duration: timedelta | None) -> str:
 
 
 def format_size(size: int) -> str:
-    """Return *size* in bytes for people, in powers of a thousand."""
+    """Return *size* in bytes as text for people, in powers of 1000."""
     number, unit = float(size), 0
     while number >= _THOUSAND and unit < len(_UNITS) - 1:
         number, unit = number / _THOUSAND, unit + 1
@@ -85,31 +81,31 @@ def format_size(size: int) -> str:
 
 
 def pluralize(number: int, noun: str) -> str:
-    """Return *number* with its noun, whose plural ends in s."""
+    """Return *number* and *noun*, with a plural s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def show_json(value: Any) -> None:
-    """Write *value* as one JSON document."""
+    """Write *value* to standard output as one JSON document."""
     text = json.dumps(to_json(value), indent=2, ensure_ascii=False)
-    _write("".join(f"\\u{ord(one):04x}" if one != "\n" and not _is_shown(one) else one for one in text))
+    _write("".join(f"\\u{ord(char):04x}" if char != "\n" and not _is_printable(char) else char for char in text))
 
 
 def to_json(value: Any) -> Any:
-    """Return *value* as JSON holds it: values of ours by camelCase names, times as documents write them."""
+    """Return *value* as JSON types: fields with camelCase names, times as in the bundle's documents."""
     if isinstance(value, Part):
         return value.model_dump(mode="json", by_alias=True, exclude_none=True)
     members = _members(value)
     if members is not None:
-        return {name: to_json(one) for name, one in members}
+        return {name: to_json(member) for name, member in members}
     if isinstance(value, list | tuple):
-        return [to_json(one) for one in value]
+        return [to_json(item) for item in value]
     return _scalar(value)
 
 
 def _members(value: Any) -> list[tuple[str, Any]] | None:
     if isinstance(value, dict):
-        return [(str(name), one) for name, one in value.items()]
+        return [(str(name), member) for name, member in value.items()]
     if is_dataclass(value):
         return [(to_camel(field.name), getattr(value, field.name)) for field in fields(value)]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
@@ -128,75 +124,76 @@ def _scalar(value: Any) -> Any:
 
 
 def show_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """Show *rows*: on a terminal under their *head*, in a pipe without it, each after the *title* if there is one."""
-    told = [[escape_controls(cell) for cell in row] for row in rows]
+    """Show *rows*: on a terminal below *head*, in a pipe without a header, each line after *title*."""
+    cells = [[escape_controls(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        for row in told:
+        for row in cells:
             _write("\t".join([*([title] if title else []), *row]))
         return
-    if not told:
+    if not cells:
         return
     if title:
         _write("")
-    _console().print(table_of(head, told, title=title))
+    _console().print(table_of(head, cells, title=title))
 
 
 def table_of(head: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
-    """Return *rows* as a terminal's table under their *head*."""
+    """Return *rows* as a table for a terminal, below *head*."""
     from rich.table import Table  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
-    from rich.text import Text  # noqa: PLC0415 - the same
+    from rich.text import Text  # noqa: PLC0415 - as above
 
-    told = [[escape_controls(cell) for cell in row] for row in rows]
-    shown = bool(head)
-    table = Table(box=None, title=title, title_justify="left", title_style="bold", pad_edge=False, show_header=shown)
-    for number, cells in enumerate(zip(*told, strict=True)):
-        # Where the terminal is narrow, what is long is folded and what is short stays whole.
-        table.add_column(head[number] if shown else "", no_wrap=max(map(len, cells)) <= _SHORT, overflow="fold")
-    for row in told:
+    escaped = [[escape_controls(cell) for cell in row] for row in rows]
+    with_header = bool(head)
+    table = Table(
+        box=None, title=title, title_justify="left", title_style="bold", pad_edge=False, show_header=with_header
+    )
+    for number, cells in enumerate(zip(*escaped, strict=True)):
+        # On a narrow terminal only long cells are folded; short ones such as ids are not.
+        table.add_column(head[number] if with_header else "", no_wrap=max(map(len, cells)) <= _SHORT, overflow="fold")
+    for row in escaped:
         table.add_row(*(Text(cell, _COLOURS.get(cell, ""), overflow="fold") for cell in row))
     return table
 
 
 def show_verdicts(outputs: Iterable[OutputVerdict], *, title: str | None = None) -> None:
-    """Show how outputs agree, by what they were compared, and what differs."""
-    rows = ((one.path, one.agreement, one.by, "; ".join(one.words)) for one in outputs)
+    """Show how each output agrees, how it was compared, and its differences."""
+    rows = ((output.path, output.agreement, output.by, "; ".join(output.words)) for output in outputs)
     show_table(("output", "agreement", "by", "what"), rows, title=title)
 
 
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Show names and values, one pair a line; a pair without a value is left out.
+    """Show names and values, one pair per line, without pairs that have no value.
 
-    What is longer than a line of the terminal is wrapped by the terminal alone, so
-    that a link or a path that is copied is whole.
+    Only the terminal wraps long lines, so that a link or a path can be copied.
     """
-    told = [(name, value) for name, value in facts if value not in {None, ""}]
+    pairs = [(name, value) for name, value in facts if value not in {None, ""}]
     if not sys.stdout.isatty():
-        for name, value in told:
+        for name, value in pairs:
             _write(f"{name}\t{escape_controls(value)}")
         return
     from rich.text import Text  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
 
-    console, width = _console(), max((len(name) for name, _ in told), default=0)
-    for name, value in told:
+    console, width = _console(), max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
         text = escape_controls(value, lines=True).replace("\n", "\n" + " " * (width + 2))
         line = Text.assemble((name.ljust(width), "dim"), "  ", (text, _COLOURS.get(str(value), "")))
         console.print(line, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Write a line of our own to standard output."""
+    """Write *text* to standard output as a line."""
     _write(escape_controls(text, lines=True))
 
 
 def warn(text: str) -> None:
-    """Write a line of our own to standard error."""
+    """Write *text* to standard error as a line."""
     sys.stderr.write(escape_controls(text, lines=True) + "\n")
     sys.stderr.flush()
 
 
 @contextmanager
 def status_line(text: str, *, quiet: bool = False) -> Iterator[None]:
-    """Say on standard error what takes long, while it does: a moving line on a terminal, else one plain line."""
+    """Show *text* on standard error during the block: a spinner on a terminal, else one plain line."""
     if quiet:
         yield
         return
@@ -212,25 +209,25 @@ def status_line(text: str, *, quiet: bool = False) -> Iterator[None]:
 
 @contextmanager
 def progress_bar(text: str, total: int | None = None, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """Say on standard error how far a work of *total* steps is; what is yielded is called after each.
+    """Show progress on standard error: a bar on a terminal, else one plain line.
 
-    It takes what the step was about, and the number of all steps where that is known later only.
-    On a terminal it is a bar, else one plain line.
+    Call the yielded function after each step, with the step's subject and, if *total*
+    is not known at the start, the number of all steps.
     """
     if quiet or not sys.stderr.isatty():
         with status_line(text, quiet=quiet):
-            yield lambda _what, _of=None: None
+            yield lambda _subject, _total=None: None
         return
     from rich.console import Console  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
-    from rich.progress import Progress  # noqa: PLC0415 - the same
+    from rich.progress import Progress  # noqa: PLC0415 - as above
 
     with Progress(console=Console(stderr=True, markup=False), transient=True) as progress:
         task = progress.add_task(escape_controls(text), total=total)
-        yield lambda _what, of=None: progress.update(task, advance=1, total=of)
+        yield lambda _subject, total=None: progress.update(task, advance=1, total=total)
 
 
 def write_log(blocks: Iterable[bytes]) -> None:
-    """Write bytes to standard output: as they are into a pipe, as safe text on a terminal."""
+    """Write bytes to standard output: unchanged to a pipe, as escaped text to a terminal."""
     if not sys.stdout.isatty():
         sys.stdout.flush()
         for block in blocks:
@@ -245,14 +242,14 @@ def write_log(blocks: Iterable[bytes]) -> None:
 def log_text(blocks: Iterable[bytes]) -> Iterator[str]:
     """Return a log as text for a terminal, line by line.
 
-    Colours are taken away, a carriage return becomes a new line, so that no line
-    hides another, and other control characters are written out.
+    Colours are removed, a carriage return becomes a new line, so that no line hides
+    another, and other control characters are escaped.
     """
     decoder, rest = codecs.getincrementaldecoder("utf-8")("replace"), ""
     for block in blocks:
         rest += decoder.decode(block)
         cut = rest.rfind("\n") + 1
-        if len(rest) - cut > _LONGEST_LINE:  # a line may never end
+        if len(rest) - cut > _LONGEST_LINE:  # a log may lack line ends
             cut = len(rest)
         if cut:
             yield _as_line(rest[:cut])
@@ -266,12 +263,12 @@ def _as_line(text: str) -> str:
     return escape_controls(_BROKEN_LINE.sub("\n", _ESCAPES.sub("", text)), lines=True)
 
 
-def _is_shown(character: str) -> bool:
-    """Whether it stands for itself: no control character, no change of direction, no half of a pair."""
+def _is_printable(character: str) -> bool:
+    """Whether *character* is not a control character, a change of text direction or a lone surrogate."""
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
-def _written_out(character: str) -> str:
+def _escape(character: str) -> str:
     code = ord(character)
     short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(character)
     return short or (f"\\x{code:02x}" if code < 1 << 8 else f"\\u{code:04x}" if code < 1 << 16 else f"\\U{code:08x}")
@@ -288,14 +285,11 @@ def _console() -> Console:
     return Console(highlight=False, markup=False, emoji=False)
 
 
-OutputFile = Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)]
-
-
 def write_file(blocks: Iterable[bytes], target: Path) -> None:
-    """Write a file that is there whole or not at all.
+    """Write the file *target* atomically: completely or not at all.
 
     Raises:
-        WorldError: If the disk refuses.
+        WorldError: If the file cannot be written.
     """
     with atomic_file(target) as file:
         file.writelines(blocks)
@@ -303,10 +297,10 @@ def write_file(blocks: Iterable[bytes], target: Path) -> None:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[BinaryIO]:
-    """Open a file to be written that takes the name *target* when the context is left well, and goes when not.
+    """Open a temporary file that is renamed to *target* if the block succeeds, and else is removed.
 
     Raises:
-        WorldError: If the disk refuses.
+        WorldError: If the file cannot be written.
     """
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", suffix=".part", delete=False) as file:
