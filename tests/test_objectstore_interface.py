@@ -26,7 +26,7 @@ from prefect_executions.errors import ArchiveError, NameRefusedError, NotAvailab
 from prefect_executions.objectstore.interface import (
     Durability,
     Store,
-    checked_key,
+    check_key,
     honours_create_if_absent,
 )
 from prefect_executions.objectstore.open import open_store
@@ -172,7 +172,7 @@ def test_only_the_first_of_two_creates(store: Store) -> None:
 def test_what_speaks_of_others_is_created_after_them(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"z")
     named = {"one/a": b"x", "one/deep/b": b"", "two/c": tmp_path / "file"}
-    store.put_many(named, lasts=Durability.WITH_SEAL)
+    store.put_many(named, durability=Durability.WITH_SEAL)
     assert store.put_if_absent("one/seal", b"first", after=named)
     assert not store.put_if_absent("one/seal", b"second", after=named)
     assert store.get_many([*named, "one/seal"]) == {
@@ -412,7 +412,7 @@ def test_a_url_that_cannot_be_an_archive_is_refused_with_its_reason() -> None:
     for url, reason in (
         ("s3://", "names no bucket"),
         ("no-such-protocol://a", "cannot be used"),
-        ("http://host/path", "only where there is none"),
+        ("http://host/path", "create-if-absent"),
     ):
         with pytest.raises(SettingsError, match=reason):
             open_store(url)
@@ -438,7 +438,7 @@ def test_parts_are_within_what_s3_allows(size: int) -> None:
 @given(key=st.text(min_size=1))
 def test_a_key_is_either_refused_or_stays_below_its_folder(key: str) -> None:
     try:
-        checked_key(key)
+        check_key(key)
     except NameRefusedError:
         return
     assert Path("/root", key).is_relative_to("/root")

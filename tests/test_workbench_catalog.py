@@ -31,7 +31,7 @@ from prefect_executions.errors import (
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.objectstore.interface import Store
-from prefect_executions.objectstore.local import UNFINISHED
+from prefect_executions.objectstore.local import TEMP_PREFIX
 from prefect_executions.objectstore.open import open_store
 from prefect_executions.operations.download import downloaded
 from prefect_executions.operations.verify import Verified, verify_target
@@ -484,7 +484,7 @@ def test_one_output_is_read_from_s3_by_its_range(need, tmp_path):
 def test_what_a_dead_upload_left_is_swept_and_a_young_one_is_not(tmp_path):
     bench = bench_at(tmp_path)
     bench.archive.store.put("executions/x/opening.json", b"{}")
-    left = tmp_path / "archive" / "executions" / "x" / f"{UNFINISHED}0123456789abcdef"
+    left = tmp_path / "archive" / "executions" / "x" / f"{TEMP_PREFIX}0123456789abcdef"
     left.write_bytes(b"half")
     begun = datetime.fromtimestamp(left.stat().st_mtime, UTC)
 

@@ -15,7 +15,7 @@ from prefect_executions.errors import ExecutionsError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Reason, Status
-from prefect_executions.objectstore.interface import UNFINISHED
+from prefect_executions.objectstore.interface import TEMP_PREFIX
 from prefect_executions.operations.verify import verify_execution
 
 Ends = Collection[tuple[Status, Reason | None]]
@@ -143,7 +143,7 @@ def _rests(world: World, execution_id: str, workbench: Mapping[str, str]) -> Ite
 
 def unfinished(world: World) -> list[str]:
     """Return what broken-off writers have left in the archive's store and on the workbench."""
-    left = [str(path) for path in world.folder.rglob(f"{UNFINISHED}*")]
+    left = [str(path) for path in world.folder.rglob(f"{TEMP_PREFIX}*")]
     left += [str(path) for path in (world.folder / "home").rglob("*.new")]
     return left
 

@@ -116,7 +116,7 @@ class Archive:
         """
         objects = {folder_of(execution_id) + OPENING: data, open_key(execution_id): place.encode()}
         # User code would wait for the disk, for the case that the power fails in its first moment.
-        self.store.put_many(objects, lasts=Durability.ASYNC)
+        self.store.put_many(objects, durability=Durability.ASYNC)
 
     def opening(self, execution_id: str) -> bytes | None:
         """Return the opening record, or None where none was kept, or a power cut left nothing in it."""
@@ -185,7 +185,7 @@ class Archive:
             folder = folder_of(execution_id)
             objects = {folder + ours.object_of(file.path): _load(content, file) for file in files}
             objects |= {folder + name: data for name, data in content.beside.items()}
-            self.store.put_many(objects, lasts=Durability.WITH_SEAL)
+            self.store.put_many(objects, durability=Durability.WITH_SEAL)
             trace_point(TracePoint.FILES_SENT, execution_id)
             if self.store.put_if_absent(folder + SEAL, ours.to_json(), after=objects):
                 trace_point(TracePoint.SEALED, execution_id)
@@ -214,7 +214,7 @@ class Archive:
     def keep_inclusions(self, proofs: Sequence[Inclusion]) -> None:
         """Keep the proof of each seal that is in a checkpoint beside it."""
         objects = {folder_of(one.seal.execution_id) + INCLUSION: one.to_json() for one in proofs}
-        self.store.put_many(objects, lasts=Durability.ASYNC)
+        self.store.put_many(objects, durability=Durability.ASYNC)
 
     def inclusion(self, execution_id: str) -> bytes | None:
         """Return the proof that the seal of an execution is in a checkpoint, or None where it is in none yet."""

@@ -62,7 +62,9 @@ class Marks:
 
     def renew(self, places: Mapping[str, str]) -> None:
         """Say of executions, each with the path of its Workbench, that they are open and alive."""
-        self._store.put_many({open_key(one): place.encode() for one, place in places.items()}, lasts=Durability.ASYNC)
+        self._store.put_many(
+            {open_key(one): place.encode() for one, place in places.items()}, durability=Durability.ASYNC
+        )
 
     def places(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the paths of the Workbenches, on whatever machine, that have these open executions."""
@@ -79,7 +81,7 @@ class Marks:
     def close(self, execution_id: str, manifest_sha256: str, at: datetime) -> None:
         """Say that an execution is sealed, at about *at*; doing it again changes nothing that matters."""
         hour = in_utc(at).strftime(_HOUR)
-        self._store.put_many({f"{_SEALED}{hour}/{execution_id}-{manifest_sha256}": b""}, lasts=Durability.ASYNC)
+        self._store.put_many({f"{_SEALED}{hour}/{execution_id}-{manifest_sha256}": b""}, durability=Durability.ASYNC)
         self._store.delete(open_key(execution_id))
 
     def sealed_since(self, when: datetime) -> Iterator[SealMark]:
@@ -94,7 +96,7 @@ class Marks:
 
     def clock(self) -> datetime:
         """Return the time by the store's clock."""
-        self._store.put_many({_CLOCK: b""}, lasts=Durability.ASYNC)
+        self._store.put_many({_CLOCK: b""}, durability=Durability.ASYNC)
         found = self._store.head(_CLOCK)
         if found is None or found.modified is None:
             raise ArchiveError(f"{self._store.url} tells no times, so nobody can say which executions are alive")
@@ -110,7 +112,7 @@ class Marks:
 
     def settle_until(self, when: datetime) -> None:
         """Remember that every execution that ended before *when* is sealed."""
-        self._store.put_many({_SETTLED: in_utc(when).isoformat().encode()}, lasts=Durability.ASYNC)
+        self._store.put_many({_SETTLED: in_utc(when).isoformat().encode()}, durability=Durability.ASYNC)
 
 
 def open_key(execution_id: str) -> str:

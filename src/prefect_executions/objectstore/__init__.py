@@ -1,1 +1,1 @@
-"""Object storage behind one narrow interface: a local folder, S3, or any other fsspec filesystem."""
+"""Object stores behind one interface: a local folder, S3, or another fsspec filesystem."""

@@ -1,16 +1,11 @@
-"""The narrow interface to object storage: all that the archive asks of a store.
+"""The object store interface: the `Store` protocol, the retry budget, and verified downloads.
 
-Law: an object under its key is whole or it is not there; a reader never meets
-half of one, whatever happened to its writer. Only a power cut of the store's own
-machine may halve what does not last yet.
+Law: a reader sees a complete object or none, even if its writer crashed. Only a
+power cut of the store's own machine can truncate an object that is not durable yet.
 
-How long a store is tried: exponential pauses with jitter, within one total time limit.
-
-Bringing an object to a file that appears only when its size and digest are right.
-
-No client of an object store notices a flipped bit by itself (measured with
-s3fs, boto3 and obstore), and a download that was cut leaves a file of the right
-size with holes. So what arrives is counted and hashed here.
+Downloads are counted and hashed here, because no object store client does it: a
+flipped bit goes unnoticed (measured with s3fs, boto3 and obstore), and an
+interrupted download leaves a file of the right size with holes.
 """
 
 from __future__ import annotations
@@ -30,15 +25,18 @@ from typing import NamedTuple, Protocol, Self
 
 from prefect_executions.errors import ArchiveError, NameRefusedError
 
-_REFUSED = re.compile(r"[\\\x00-\x1f\x7f]")
-UNFINISHED = ".~"
-"""How the names of a store's own unfinished files begin; no key may use it."""
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]")
+TEMP_PREFIX = ".~"
+"""The prefix of a store's temporary files. No key may contain it at the start of a segment."""
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
 
 
 class ObjectInfo(NamedTuple):
-    """What a store says of an object without reading it; size in bytes.
+    """An object's metadata; `size` is in bytes.
 
-    `etag` and `modified` are absent where the store does not tell them.
+    `etag` and `modified` are None if the store does not report them.
     """
 
     key: str
@@ -48,118 +46,119 @@ class ObjectInfo(NamedTuple):
 
 
 class Durability(Enum):
-    """From when on an object outlives a power cut of the store's own machine."""
+    """When an object becomes durable, that is, survives a power cut of the store's own machine."""
 
-    SYNCED = "when the call returns"
-    ASYNC = "in a moment; nobody waits for it"
-    WITH_SEAL = "when an object is created after it"
+    SYNCED = "before the call returns"
+    ASYNC = "soon after the call returns"
+    WITH_SEAL = "before `put_if_absent` creates an object that names it in `after`"
 
 
 class Store(Protocol):
-    """A place for objects under keys such as ``executions/<id>/seal.json``.
+    """A store of objects under keys such as ``executions/<id>/seal.json``.
 
-    A store may be used by several threads at once. Each call tries for the
-    store's time limit and then raises `ArchiveError`, which names the object and
-    the cause and carries no credentials.
+    A store is safe for use by several threads. Each call retries until the store's
+    time limit, then raises `ArchiveError`, which names the object and the cause but
+    contains no credentials.
     """
 
     @property
     def url(self) -> str:
-        """Where the store is, without credentials."""
+        """The store's URL, without credentials."""
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Keep *data*, or the content of the file at that path, under *key*; the old object is replaced."""
+        """Store *data*, or the content of the file at that path, under *key*; replace an existing object."""
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Durability = Durability.SYNCED) -> None:
-        """Keep several objects; when this returns all of them are kept, when it raises some may be.
-
-        *lasts* says from when on a power cut may not touch them.
-        """
+    def put_many(self, objects: Mapping[str, bytes | Path], *, durability: Durability = Durability.SYNCED) -> None:
+        """Store several objects. If the call fails, some of them may have been stored."""
 
     def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:
-        """Keep *data* under *key* unless there is an object; return whether this call made it.
+        """Create an object only if *key* is free; return whether this call created it.
 
-        Of any number of callers, in any number of processes, one gets True. What *data*
-        speaks of is named in *after*, keys of objects that need not last yet: a power
-        cut never leaves the new object without them.
+        If any number of processes race, exactly one gets True. *after* lists the keys
+        that *data* refers to; they are made durable first, so that a power cut never
+        leaves the new object without them.
         """
 
     def get(self, key: str) -> bytes:
-        """Return an object.
+        """Return the content of an object.
 
         Raises:
-            NotFoundError: If there is none.
+            NotFoundError: If there is no such object.
         """
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """Return several objects by key; those that are not there are left out."""
+        """Return the contents of several objects by key; missing objects are left out."""
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
-        """Return the bytes from *start* up to, not including, *end*; fewer where the object ends before.
+        """Return the bytes from *start* up to, not including, *end*; fewer if the object is shorter.
 
         Raises:
             NotFoundError: If there is no such object.
         """
 
     def download(self, key: str, to: Path, size: int, sha256: str) -> None:
-        """Bring an object to the file *to*, which appears only when size and digest are right.
+        """Download an object to the file *to*, which appears only if size and digest match.
 
         Raises:
             NotFoundError: If there is no such object.
+            ArchiveError: If size or digest differ.
         """
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Return what is known of an object, or None where there is none."""
+        """Return the metadata of an object, or None if there is no such object."""
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield every object whose key begins with *prefix*, which ends in a slash or is empty."""
+        """Yield every object whose key begins with *prefix*, which must be empty or end with a slash."""
 
     def list_children(self, prefix: str) -> Iterator[str]:
-        """Yield the names of the folders right under *prefix*, in an order that each store has of its own.
+        """Yield the names of the folders directly below *prefix*, in the store's own order.
 
-        A folder whose last object was just removed may still be among them.
+        A folder whose last object was just deleted may still be listed.
         """
 
     def delete(self, *keys: str) -> None:
-        """Remove objects; one that is not there is no error."""
+        """Delete objects; missing objects are ignored."""
 
     def abort_stale(self, older_than: datetime) -> int:
-        """Remove what uploads begun before *older_than* left behind, and return how many there were.
+        """Remove the remains of interrupted uploads that began before *older_than*; return how many.
 
-        Where the store can tell that an upload's process is gone, its age does not matter.
+        If the store can see that the uploading process has ended, the upload's age does not matter.
         """
 
     def presign(self, key: str, seconds: int) -> str:
-        """Return a URL that reads the object without credentials for that long.
+        """Return a URL that reads the object without credentials for *seconds*.
 
         Raises:
-            NotAvailableError: If this kind of store has no such URLs.
+            NotAvailableError: If this kind of store has no presigned URLs.
         """
 
 
-def checked_key(key: str) -> str:
-    """Return *key* if every store can hold it as it is.
+def check_key(key: str) -> str:
+    """Return *key* if every kind of store accepts it unchanged.
 
     Raises:
-        NameRefusedError: If it has an empty, ``.`` or ``..`` step, a step beginning with
-            ``.~``, a backslash or control character, or is no Unicode text.
+        NameRefusedError: If it has an empty, ``.`` or ``..`` segment, a segment that begins with
+            ``.~``, a backslash or a control character, or is not valid Unicode.
     """
-    steps = key.split("/")
-    # SeaweedFS lists a backslash as a slash.
-    if _REFUSED.search(key) or any(step in {"", ".", ".."} or step.startswith(UNFINISHED) for step in steps):
-        raise NameRefusedError(f"{key!r} cannot be the key of an archived object")
+    segments = key.split("/")
+    # A backslash is refused because SeaweedFS lists it as a slash.
+    if _FORBIDDEN.search(key) or any(name in {"", ".", ".."} or name.startswith(TEMP_PREFIX) for name in segments):
+        raise NameRefusedError(
+            f"{key!r} cannot be the key of an archived object: it has an empty, '.' or '..' segment, a segment that "
+            "begins with '.~', a backslash or a control character"
+        )
     try:
         key.encode()
     except UnicodeEncodeError as error:
-        raise NameRefusedError(f"{key!r} is no Unicode text, so it cannot be the key of an archived object") from error
+        raise NameRefusedError(f"{key!r} cannot be the key of an archived object: it is not valid Unicode") from error
     return key
 
 
 def honours_create_if_absent(store: Store) -> bool:
-    """Try whether *store* really refuses to create an object a second time.
+    """Check that *store* really refuses to create an object that exists already.
 
-    Some S3-compatible servers accept the condition and ignore it; two sealers
-    could then both believe that the seal is theirs.
+    Some S3-compatible servers accept the condition but ignore it. Two processes
+    that seal the same execution could then both believe that they won.
     """
     key = f"probe/{secrets.token_hex(8)}"
     try:
@@ -168,12 +167,8 @@ def honours_create_if_absent(store: Store) -> bool:
         store.delete(key)
 
 
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
-
-
 class RetryBudget:
-    """The time left for one call, which all its requests share."""
+    """The time limit of one store call, shared by all its requests; pauses grow exponentially, with jitter."""
 
     def __init__(self, limit: timedelta) -> None:
         self.limit = limit.total_seconds()
@@ -185,15 +180,15 @@ class RetryBudget:
         return max(0.0, self._end - time.monotonic())
 
     def pause(self, attempt: int) -> float | None:
-        """Return how many seconds to wait after failed *attempt* (from 1), or None when no time is left for another."""
+        """Return the seconds to wait after the failed *attempt* (from 1), or None if the time is used up."""
         longest = min(FIRST_PAUSE * 2.0 ** min(attempt - 1, 16), LONGEST_PAUSE)
-        # Half of it is by chance, so that many runs that failed together do not come back together.
+        # Jitter keeps many runs that failed together from retrying together.
         pause = random.uniform(longest / 2, longest)  # noqa: S311 - not for secrets
         return pause if pause < self.left else None
 
 
 class Expected(NamedTuple):
-    """What an object must be: the name that errors tell, its size in bytes and its SHA-256 in hex."""
+    """What a download must match: the size in bytes and the SHA-256 in hex; errors use `name`."""
 
     name: str
     size: int
@@ -201,11 +196,11 @@ class Expected(NamedTuple):
 
 
 class VerifiedDownload:
-    """The file ``<name>.part`` beside the one that is brought; left well, it takes the name."""
+    """A context that writes ``<name>.<pid>.part`` and renames it to *to* if size and digest match."""
 
     def __init__(self, to: Path, expected: Expected) -> None:
         self._to = to
-        # Two processes may bring the same file: each writes its own.
+        # Two processes may download the same file, so each writes its own.
         self._part = to.with_name(f"{to.name}.{os.getpid()}.part")
         self._expected = expected
         self._digest = sha256()
@@ -216,25 +211,26 @@ class VerifiedDownload:
             self._to.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._part.open("wb")
         except OSError as error:
-            raise self._cannot(error) from error
+            raise self._write_error(error) from error
         return self
 
-    def take(self, piece: bytes) -> None:
-        """Append the next piece.
+    def write(self, chunk: bytes) -> None:
+        """Append the next chunk.
 
         Raises:
-            ArchiveError: If the piece cannot be written, or more arrives than was expected.
+            ArchiveError: If the chunk cannot be written, or the object is longer than expected.
         """
-        self._size += len(piece)
+        self._size += len(chunk)
         if self._size > self._expected.size:
             raise ArchiveError(
-                f"{self._expected.name} is longer than the {self._expected.size} bytes that were archived"
+                f"{self._expected.name} is longer than the {self._expected.size} bytes that were archived. "
+                "Run 'executions audit'."
             )
-        self._digest.update(piece)
+        self._digest.update(chunk)
         try:
-            self._file.write(piece)
+            self._file.write(chunk)
         except OSError as error:
-            raise self._cannot(error) from error
+            raise self._write_error(error) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -245,30 +241,30 @@ class VerifiedDownload:
                 self._check()
                 self._part.replace(self._to)
         except OSError as failure:
-            raise self._cannot(failure) from failure
+            raise self._write_error(failure) from failure
         finally:
             self._part.unlink(missing_ok=True)
 
     def _check(self) -> None:
         name, size, digest = self._expected
         if self._size != size:
-            raise ArchiveError(f"{name} ended after {self._size} of {size} bytes")
+            raise ArchiveError(f"{name} ended after {self._size} of {size} bytes. Try again.")
         if self._digest.hexdigest() != digest:
             raise ArchiveError(
-                f"{name} arrived damaged: its SHA-256 is {self._digest.hexdigest()} and should be {digest}. "
-                "Try again; if it stays so, the archived object itself is damaged."
+                f"The download of {name} is damaged: its SHA-256 is {self._digest.hexdigest()}, expected {digest}. "
+                "Try again; if the error persists, the archived object itself is damaged."
             )
 
-    def _cannot(self, error: OSError) -> ArchiveError:
+    def _write_error(self, error: OSError) -> ArchiveError:
         return ArchiveError(f"{self._expected.name} cannot be written to {self._to}: {error.strerror or error}")
 
 
-def download_verified(pieces: Iterable[bytes], to: Path, expected: Expected) -> None:
-    """Write *pieces* to the file *to*, if together they are what is expected.
+def download_verified(chunks: Iterable[bytes], to: Path, expected: Expected) -> None:
+    """Write *chunks* to the file *to* if size and digest match.
 
     Raises:
-        ArchiveError: If they are not; the file *to* is then as it was before.
+        ArchiveError: If they do not match, or the file cannot be written; *to* is then unchanged.
     """
-    with VerifiedDownload(to, expected) as arriving:
-        for piece in pieces:
-            arriving.take(piece)
+    with VerifiedDownload(to, expected) as download:
+        for chunk in chunks:
+            download.write(chunk)

@@ -1,4 +1,4 @@
-"""Which store a URL means."""
+"""Opening an object store by its URL."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def open_store(url: str, *, options: Mapping[str, Any] = NO_OPTIONS, timeout: ti
 
     *options* are fsspec storage options, for example those of a Prefect block;
     without them S3 finds credentials, region and endpoint by the usual AWS chain.
-    *timeout* is the total time that one call of the store is tried. Nothing is
-    connected to before the first call.
+    *timeout* limits one call of the store, retries included. The first call connects,
+    not this function.
 
     Raises:
-        SettingsError: If nothing can be kept at such a URL; the message says why.
+        SettingsError: If *url* cannot hold an archive; the message says why.
     """
     scheme, _, rest = url.partition("://")
     if not rest and "://" not in url:
@@ -48,7 +48,7 @@ def _s3(url: str, options: Mapping[str, Any], timeout: timedelta) -> Store:
 
     bucket, _, prefix = url.partition("://")[2].rpartition("@")[2].partition("/")
     if not bucket:
-        raise SettingsError(f"The archive {redact_url(url, query=False)} names no bucket; write s3://bucket/prefix")
+        raise SettingsError(f"The archive {redact_url(url, query=False)} names no bucket. Use s3://bucket/prefix")
     return S3Store(bucket, prefix.strip("/"), options, timeout)
 
 
@@ -58,10 +58,10 @@ def _filesystem(url: str, options: Mapping[str, Any], timeout: timedelta) -> Sto
 
     from prefect_executions.objectstore.fsspec import FilesystemStore  # noqa: PLC0415
 
-    # The file system in memory is one for the process; others would remember listings and outlive a fork.
-    ours = {} if url.startswith("memory:") else {"use_listings_cache": False, "skip_instance_cache": True}
+    # memory:// is one file system for the whole process. The others would cache listings and be reused after a fork.
+    defaults = {} if url.startswith("memory:") else {"use_listings_cache": False, "skip_instance_cache": True}
     try:
-        filesystem, root = url_to_fs(url, **{**ours, **options})
+        filesystem, root = url_to_fs(url, **{**defaults, **options})
     except (ImportError, ValueError) as error:
         raise SettingsError(f"The archive {redact_url(url, query=False)} cannot be used: {error}") from error
     return FilesystemStore(filesystem, root, url, timeout)

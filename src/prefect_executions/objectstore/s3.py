@@ -1,15 +1,12 @@
-"""Objects in an S3 bucket, through s3fs.
+"""The object store in an S3 bucket, through s3fs, with resumable multipart uploads.
 
-The coroutines run in the event loop of fsspec's own thread, so a call may come
-from any thread, also from one in which an event loop runs (which then waits).
+The coroutines run in the event loop of fsspec's own thread, so any thread may call
+the store, even one with a running event loop (which blocks meanwhile).
 
-One big file to S3 in parts: bounded in memory, and resumed where an interrupted upload left it.
-
-s3fs's own loop holds 500 MiB in memory, sends in lock-step and leaves what was
-sent behind when it is cancelled (measured). Here an upload that was broken off is
-left open on purpose: the next try finds it and sends only what is missing.
-
-Several coroutines at once, but never more than a number of them.
+Large files are uploaded in parts with bounded memory. s3fs's own upload holds
+500 MiB in memory, waits for each batch of parts, and leaves parts behind when it is
+cancelled (measured). Here an interrupted upload stays open on purpose: the next
+attempt finds it and sends only the missing parts.
 """
 
 from __future__ import annotations
@@ -36,183 +33,35 @@ from prefect_executions.objectstore.interface import (
     ObjectInfo,
     RetryBudget,
     VerifiedDownload,
-    checked_key,
+    check_key,
 )
-from prefect_executions.objectstore.s3_client import MISSING, Bucket, RefusedError, connect, secrets_of
+from prefect_executions.objectstore.s3_client import MISSING, Bucket, RefusedError, connect, credentials_in
 from prefect_executions.tracepoints import TracePoint, trace_point
+
+PART = 8 * 1024**2
+# The measured peak is three times this: aiohttp copies each body, and the C library keeps some freed memory.
+_UPLOAD_BUFFER = 4 * PART
+_MAX_PARTS = 10_000  # S3's limit
+_CHUNK = 8 * 1024**2
+_CHUNKS_AHEAD = 4
+_CONCURRENT_OBJECTS = 8
+
+_UPLOAD_GONE = frozenset({"NoSuchUpload", "InvalidPart", "404"})
+_EXISTS = frozenset({"PreconditionFailed", "412"})
+_PAST_THE_END = frozenset({"InvalidRange", "416"})
+_CLAIM = "claim"  # the metadata field by which `put_if_absent` recognises its own object
 
 _T = TypeVar("_T")
 
 
-async def all_of(works: Iterable[Awaitable[_T]], at_once: int) -> list[_T]:
-    """Await *works*, at most *at_once* at a time, and return their results in the same order.
-
-    *works* is drawn from only as fast as it is worked on. At the first failure the
-    others are cancelled, and nothing of them runs any more when it is raised.
-    """
-    results: dict[int, _T] = {}
-    numbered = enumerate(works)
-
-    async def work_on() -> None:
-        for number, work in numbered:
-            results[number] = await work
-
-    workers = [asyncio.ensure_future(work_on()) for _ in range(at_once)]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-    return [results[number] for number in sorted(results)]
-
-
-PART = 8 * 1024**2
-_IN_FLIGHT = 4 * PART
-# aiohttp makes a second copy of each body and the C library keeps some of what is freed: three times this is measured.
-_MOST_PARTS = 10_000  # S3's limit
-_GONE = frozenset({"NoSuchUpload", "InvalidPart", "404"})
-
-
-class Finished(NamedTuple):
-    """A part that the server has."""
-
-    etag: str
-    size: int
-
-
-async def upload(bucket: Bucket, key: str, path: Path, size: int) -> None:
-    """Send the file at *path*, of *size* bytes, to *key*.
-
-    Raises:
-        ArchiveError: If it fails; what was sent stays and the next call goes on from there.
-    """
-    while True:
-        upload_id, finished = await _interrupted(bucket, key) or (await _begin(bucket, key), {})
-        try:
-            etags = await _send(_Sending(bucket, key, upload_id, path, size, part_size(size), finished))
-            listed = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, start=1)]
-            request = {"UploadId": upload_id, "MultipartUpload": {"Parts": listed}}
-            await bucket.ask("complete_multipart_upload", key, request, allowed=_GONE)
-        except RefusedError:
-            # Another process completed or swept this upload, or the reply to our own completion was lost.
-            if await _is_there(bucket, key, size):
-                return
-            await _abort(bucket, key, upload_id)
-        else:
-            return
-
-
-def part_size(size: int) -> int:
-    """Return the size of the parts of a file: 8 MiB, or what 10,000 parts need."""
-    mebibyte = 1024**2
-    return max(PART, -(-size // _MOST_PARTS // mebibyte) * mebibyte)
-
-
-class _Sending(NamedTuple):
-    bucket: Bucket
-    key: str
-    upload_id: str
-    path: Path
-    size: int
-    part: int
-    finished: Mapping[int, Finished]
-
-
-async def _send(sending: _Sending) -> list[str]:
-    at_once = max(1, _IN_FLIGHT // sending.part)
-    numbers = range(1, max(1, -(-sending.size // sending.part)) + 1)
-    return await all_of((_send_part(sending, number) for number in numbers), at_once)
-
-
-async def _send_part(sending: _Sending, number: int) -> str:
-    start = (number - 1) * sending.part
-    data = await asyncio.to_thread(_read, sending.path, start, min(sending.part, sending.size - start))
-    finished = sending.finished.get(number)
-    if finished and finished.size == len(data) and finished.etag == await asyncio.to_thread(_md5, data):
-        return finished.etag
-    request = {"UploadId": sending.upload_id, "PartNumber": number, "Body": data}
-    reply = await sending.bucket.ask("upload_part", sending.key, request, allowed=_GONE)
-    trace_point(TracePoint.PART_SENT, sending.key, str(number))
-    return str(reply.members["ETag"]).strip('"')
-
-
-def _read(path: Path, start: int, size: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            data = file.read(size)
-    except OSError as error:
-        raise ArchiveError(f"{path} cannot be read while it is archived: {error.strerror}") from error
-    if len(data) != size:
-        raise ArchiveError(f"{path} became shorter while it was archived")
-    return data
-
-
-def _md5(data: bytes) -> str:
-    return md5(data, usedforsecurity=False).hexdigest()
-
-
-async def _begin(bucket: Bucket, key: str) -> str:
-    return str((await bucket.ask("create_multipart_upload", key, {})).members["UploadId"])
-
-
-async def _interrupted(bucket: Bucket, key: str) -> tuple[str, dict[int, Finished]] | None:
-    """Return the newest open upload of *key* and its finished parts."""
-    reply = await bucket.ask("list_multipart_uploads", key, {"Prefix": key})
-    opened = [one for one in reply.members.get("Uploads") or () if one["Key"] == key]
-    if not opened:
-        return None
-    newest = str(max(opened, key=lambda one: one["Initiated"])["UploadId"])
-    try:
-        return newest, await _parts(bucket, key, newest)
-    except RefusedError:
-        return None
-
-
-async def _parts(bucket: Bucket, key: str, upload_id: str) -> dict[int, Finished]:
-    finished: dict[int, Finished] = {}
-    more: dict[str, Any] = {}
-    while True:
-        reply = await bucket.ask("list_parts", key, {"UploadId": upload_id, **more}, allowed=_GONE)
-        for part in reply.members.get("Parts") or ():
-            finished[part["PartNumber"]] = Finished(part["ETag"].strip('"'), part["Size"])
-        if not reply.members.get("IsTruncated"):
-            return finished
-        more = {"PartNumberMarker": reply.members["NextPartNumberMarker"]}
-
-
-async def _is_there(bucket: Bucket, key: str, size: int) -> bool:
-    try:
-        about = (await bucket.ask("head_object", key, {}, allowed=MISSING)).members
-    except RefusedError:
-        return False
-    return bool(about["ContentLength"] == size)
-
-
-async def _abort(bucket: Bucket, key: str, upload_id: str) -> None:
-    try:
-        await bucket.ask("abort_multipart_upload", key, {"UploadId": upload_id}, allowed=_GONE)
-    except RefusedError:
-        return  # it is gone already
-
-
-_AT_ONCE = 8
-_PIECE = 8 * 1024**2
-_PIECES_AHEAD = 4
-_TAKEN = frozenset({"PreconditionFailed", "412"})
-_PAST_THE_END = frozenset({"InvalidRange", "416"})
-_CLAIM = "claim"
-
-
 class S3Store:
-    """A `Store` in a bucket, below *prefix*; *options* are those of s3fs."""
+    """A `Store` in a bucket, below *prefix*; *options* are s3fs options."""
 
     def __init__(self, bucket: str, prefix: str, options: Mapping[str, Any], timeout: timedelta) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._options = dict(options)
-        self._hidden = secrets_of(options)
+        self._credentials = credentials_in(options)
         self._timeout = timeout
         self._lock = threading.Lock()
         self._connected: tuple[int, S3FileSystem] | None = None
@@ -224,69 +73,75 @@ class S3Store:
     def put(self, key: str, data: bytes | Path) -> None:
         self.put_many({key: data})
 
-    def put_many(self, objects: Mapping[str, bytes | Path], *, lasts: Durability = Durability.SYNCED) -> None:  # noqa: ARG002 - S3 keeps whatever it took
+    def put_many(self, objects: Mapping[str, bytes | Path], *, durability: Durability = Durability.SYNCED) -> None:  # noqa: ARG002 - S3 is durable at once
         sized = [(self._name(key), data, _size(data)) for key, data in objects.items()]
-        self._run(lambda bucket: all_of((_put(bucket, *one) for one in sized), _AT_ONCE))
+        self._run(lambda bucket: gather_bounded((_put(bucket, *item) for item in sized), _CONCURRENT_OBJECTS))
 
-    def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:  # noqa: ARG002 - S3 keeps whatever it took
+    def put_if_absent(self, key: str, data: bytes, *, after: Iterable[str] = ()) -> bool:  # noqa: ARG002 - S3 is durable at once
         name = self._name(key)
         return self._run(lambda bucket: _create(bucket, name, data))
 
     def get(self, key: str) -> bytes:
-        found = self.get_many([key])
-        if key not in found:
-            raise self._absent(key)
-        return found[key]
+        objects = self.get_many([key])
+        if key not in objects:
+            raise self._not_found(key)
+        return objects[key]
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         names = {key: self._name(key) for key in keys}
-        bodies = self._run(lambda bucket: all_of((_get(bucket, name) for name in names.values()), _AT_ONCE))
+        bodies = self._run(
+            lambda bucket: gather_bounded((_get(bucket, name) for name in names.values()), _CONCURRENT_OBJECTS)
+        )
         return {key: body for key, body in zip(names, bodies, strict=True) if body is not None}
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         name = self._name(key)
-        found = self._run(lambda bucket: _get_range(bucket, name, start, end)) if end > start else b""
-        if found is None:
-            raise self._absent(key)
-        return found
+        data = self._run(lambda bucket: _get_range(bucket, name, start, end)) if end > start else b""
+        if data is None:
+            raise self._not_found(key)
+        return data
 
     def download(self, key: str, to: Path, size: int, sha256: str) -> None:
         name = self._name(key)
         expected = Expected(f"{self.url}/{key}", size, sha256)
         if not self._run(lambda bucket: _download(bucket, name, to, expected)):
-            raise self._absent(key)
+            raise self._not_found(key)
 
     def head(self, key: str) -> ObjectInfo | None:
         name = self._name(key)
-        about = self._run(lambda bucket: _head(bucket, name))
-        if about is None:
+        head = self._run(lambda bucket: _head(bucket, name))
+        if head is None:
             return None
-        return ObjectInfo(key, about["ContentLength"], about["ETag"].strip('"'), about["LastModified"])
+        return ObjectInfo(key, head["ContentLength"], head["ETag"].strip('"'), head["LastModified"])
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for page in self._pages("list_objects_v2", Prefix=self._prefix + prefix):
-            for one in page.get("Contents") or ():
-                key = one["Key"].removeprefix(self._prefix)
-                yield ObjectInfo(key, one["Size"], one["ETag"].strip('"'), one["LastModified"])
+            for item in page.get("Contents") or ():
+                key = item["Key"].removeprefix(self._prefix)
+                yield ObjectInfo(key, item["Size"], item["ETag"].strip('"'), item["LastModified"])
 
     def list_children(self, prefix: str) -> Iterator[str]:
         full = self._prefix + prefix
         for page in self._pages("list_objects_v2", Prefix=full, Delimiter="/"):
-            for one in page.get("CommonPrefixes") or ():
-                yield one["Prefix"].removeprefix(full).rstrip("/")
+            for item in page.get("CommonPrefixes") or ():
+                yield item["Prefix"].removeprefix(full).rstrip("/")
 
     def delete(self, *keys: str) -> None:
         names = [self._name(key) for key in keys]
-        self._run(lambda bucket: all_of((_delete(bucket, name) for name in names), _AT_ONCE))
+        self._run(lambda bucket: gather_bounded((_delete(bucket, name) for name in names), _CONCURRENT_OBJECTS))
 
     def abort_stale(self, older_than: datetime) -> int:
         stale = [
-            (one["Key"], one["UploadId"])
+            (upload["Key"], upload["UploadId"])
             for page in self._pages("list_multipart_uploads", Prefix=self._prefix)
-            for one in page.get("Uploads") or ()
-            if one["Initiated"] < older_than
+            for upload in page.get("Uploads") or ()
+            if upload["Initiated"] < older_than
         ]
-        self._run(lambda bucket: all_of((_abort_stale(bucket, name, upload_id) for name, upload_id in stale), _AT_ONCE))
+        self._run(
+            lambda bucket: gather_bounded(
+                (_abort(bucket, name, upload_id) for name, upload_id in stale), _CONCURRENT_OBJECTS
+            )
+        )
         return len(stale)
 
     def presign(self, key: str, seconds: int) -> str:
@@ -294,50 +149,50 @@ class S3Store:
         return self._run(lambda bucket: bucket.presign(name, seconds))
 
     def _name(self, key: str) -> str:
-        return self._prefix + checked_key(key)
+        return self._prefix + check_key(key)
 
-    def _absent(self, key: str) -> NotFoundError:
+    def _not_found(self, key: str) -> NotFoundError:
         return NotFoundError(f"There is no object {self.url}/{key} in the archive")
 
     def _pages(self, method: str, **request: Any) -> Iterator[Mapping[str, Any]]:
-        more: dict[str, Any] = {}
+        position: dict[str, Any] = {}
         while True:
-            page = self._page(method, {**request, **more})
+            page = self._page(method, {**request, **position})
             yield page
             if not page.get("IsTruncated"):
                 return
-            more = _marks(page)
+            position = _next_page(page)
 
     def _page(self, method: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        what = str(request["Prefix"])
-        return self._run(lambda bucket: bucket.ask(method, what, request)).members
+        prefix = str(request["Prefix"])
+        return self._run(lambda bucket: bucket.call(method, prefix, request)).members
 
     def _filesystem(self) -> S3FileSystem:
         with self._lock:
-            # An event loop and its connections do not live on in the child of a fork.
+            # The event loop and its connections do not work in a forked child.
             if self._connected is None or self._connected[0] != os.getpid():
                 self._connected = (os.getpid(), connect(self._options))
             return self._connected[1]
 
     def _run(self, work: Callable[[Bucket], Awaitable[_T]]) -> _T:
-        filesystem, patience = self._filesystem(), RetryBudget(self._timeout)
-        bucket = Bucket(filesystem, self._bucket, patience, self._hidden)
+        filesystem, budget = self._filesystem(), RetryBudget(self._timeout)
+        bucket = Bucket(filesystem, self._bucket, budget, self._credentials)
 
         async def bounded() -> _T:
             try:
-                async with asyncio.timeout(patience.left) as limit:
+                async with asyncio.timeout(budget.left) as limit:
                     return await work(bucket)
             except TimeoutError:
                 if limit.expired():
-                    raise bucket.time_is_over() from None
+                    raise bucket.timeout_error() from None
                 raise
 
-        running = asyncio.run_coroutine_threadsafe(bounded(), filesystem.loop)
+        future = asyncio.run_coroutine_threadsafe(bounded(), filesystem.loop)
         try:
-            return running.result()
+            return future.result()
         except BaseException:
-            # Prefect ends a run by an exception in the caller's thread; nothing may go on behind it.
-            running.cancel()
+            # Prefect cancels a run by raising in the caller's thread; the request must not continue after that.
+            future.cancel()
             raise
 
 
@@ -354,83 +209,219 @@ async def _put(bucket: Bucket, name: str, data: bytes | Path, size: int) -> None
         await upload(bucket, name, data, size)
     else:
         body = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
-        await bucket.ask("put_object", name, {"Body": body})
+        await bucket.call("put_object", name, {"Body": body})
     trace_point(TracePoint.OBJECT_KEPT, name)
 
 
 async def _create(bucket: Bucket, name: str, data: bytes) -> bool:
-    # The mark tells our own object from another's: the reply to a first attempt may be lost, and aiohttp tries again.
+    # The claim identifies our own object: the reply to a first attempt may be lost, and aiohttp retries by itself.
     claim = secrets.token_hex(16)
     try:
-        # A single PutObject: some servers (Ceph 16) do not hold the condition for an upload in parts.
+        # A single PutObject, because some servers (Ceph 16) ignore the condition for multipart uploads.
         request = {"Body": data, "IfNoneMatch": "*", "Metadata": {_CLAIM: claim}}
-        await bucket.ask("put_object", name, request, allowed=_TAKEN)
+        await bucket.call("put_object", name, request, allowed=_EXISTS)
     except RefusedError:
-        about = await _head(bucket, name)
-        return about is not None and about["Metadata"].get(_CLAIM) == claim
+        head = await _head(bucket, name)
+        return head is not None and head["Metadata"].get(_CLAIM) == claim
     trace_point(TracePoint.OBJECT_KEPT, name)
     return True
 
 
 async def _get(bucket: Bucket, name: str) -> bytes | None:
     try:
-        return (await bucket.ask("get_object", name, {}, allowed=MISSING, body=True)).body
+        return (await bucket.call("get_object", name, {}, allowed=MISSING, body=True)).body
     except RefusedError:
         return None
 
 
 async def _get_range(bucket: Bucket, name: str, start: int, end: int) -> bytes | None:
-    asked = {"Range": f"bytes={start}-{end - 1}"}
+    request = {"Range": f"bytes={start}-{end - 1}"}
     try:
-        return (await bucket.ask("get_object", name, asked, allowed=MISSING | _PAST_THE_END, body=True)).body
+        return (await bucket.call("get_object", name, request, allowed=MISSING | _PAST_THE_END, body=True)).body
     except RefusedError as refusal:
         return b"" if refusal.code in _PAST_THE_END else None
 
 
 async def _head(bucket: Bucket, name: str) -> Mapping[str, Any] | None:
     try:
-        return (await bucket.ask("head_object", name, {}, allowed=MISSING)).members
+        return (await bucket.call("head_object", name, {}, allowed=MISSING)).members
     except RefusedError:
         return None
 
 
 async def _download(bucket: Bucket, name: str, to: Path, expected: Expected) -> bool:
-    about = await _head(bucket, name)
-    if about is None:
+    head = await _head(bucket, name)
+    if head is None:
         return False
-    if about["ContentLength"] != expected.size:
-        raise ArchiveError(f"{expected.name} has {about['ContentLength']} bytes and should have {expected.size}")
-    starts = iter(range(0, expected.size, _PIECE))
+    if head["ContentLength"] != expected.size:
+        raise ArchiveError(f"{expected.name} has {head['ContentLength']} bytes, expected {expected.size}")
+    starts = iter(range(0, expected.size, _CHUNK))
     ahead: deque[asyncio.Future[bytes | None]] = deque()
-    with VerifiedDownload(to, expected) as arriving:
+    with VerifiedDownload(to, expected) as download:
         try:
             while True:
-                for start in islice(starts, _PIECES_AHEAD - len(ahead)):
-                    asked = _get_range(bucket, name, start, min(start + _PIECE, expected.size))
-                    ahead.append(asyncio.ensure_future(asked))
+                for start in islice(starts, _CHUNKS_AHEAD - len(ahead)):
+                    chunk = _get_range(bucket, name, start, min(start + _CHUNK, expected.size))
+                    ahead.append(asyncio.ensure_future(chunk))
                 if not ahead:
                     return True
-                await asyncio.to_thread(arriving.take, await ahead.popleft() or b"")
+                await asyncio.to_thread(download.write, await ahead.popleft() or b"")
         finally:
-            for piece in ahead:
-                piece.cancel()
+            for pending in ahead:
+                pending.cancel()
             await asyncio.gather(*ahead, return_exceptions=True)
 
 
 async def _delete(bucket: Bucket, name: str) -> None:
     with suppress(RefusedError):
-        await bucket.ask("delete_object", name, {}, allowed=MISSING)
+        await bucket.call("delete_object", name, {}, allowed=MISSING)
         trace_point(TracePoint.OBJECT_REMOVED, name)
 
 
-async def _abort_stale(bucket: Bucket, name: str, upload_id: str) -> None:
-    with suppress(RefusedError):  # its owner finished it, or another sweep was here
-        gone = frozenset({"NoSuchUpload", *MISSING})
-        await bucket.ask("abort_multipart_upload", name, {"UploadId": upload_id}, allowed=gone)
-
-
-def _marks(page: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what to ask for the page after *page*."""
+def _next_page(page: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request members that fetch the page after *page*."""
     if "NextContinuationToken" in page:
         return {"ContinuationToken": page["NextContinuationToken"]}
     return {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+class UploadedPart(NamedTuple):
+    """A part of a multipart upload that the server has received."""
+
+    etag: str
+    size: int
+
+
+async def upload(bucket: Bucket, key: str, path: Path, size: int) -> None:
+    """Upload the file at *path*, of *size* bytes, to *key* in parts.
+
+    Raises:
+        ArchiveError: If it fails; the uploaded parts stay, and the next call resumes from them.
+    """
+    while True:
+        upload_id, uploaded = await _find_interrupted(bucket, key) or (await _create_upload(bucket, key), {})
+        try:
+            etags = await _send(_Upload(bucket, key, upload_id, path, size, part_size(size), uploaded))
+            parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, start=1)]
+            request = {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
+            await bucket.call("complete_multipart_upload", key, request, allowed=_UPLOAD_GONE)
+        except RefusedError:
+            # Another process completed or aborted this upload, or the reply to our completion was lost.
+            if await _exists(bucket, key, size):
+                return
+            await _abort(bucket, key, upload_id)
+        else:
+            return
+
+
+def part_size(size: int) -> int:
+    """Return the part size for a file of *size* bytes: 8 MiB, or more to stay within 10,000 parts."""
+    mebibyte = 1024**2
+    return max(PART, -(-size // _MAX_PARTS // mebibyte) * mebibyte)
+
+
+class _Upload(NamedTuple):
+    bucket: Bucket
+    key: str
+    upload_id: str
+    path: Path
+    size: int
+    part_size: int
+    uploaded: Mapping[int, UploadedPart]
+
+
+async def _send(upload: _Upload) -> list[str]:
+    limit = max(1, _UPLOAD_BUFFER // upload.part_size)
+    numbers = range(1, max(1, -(-upload.size // upload.part_size)) + 1)
+    return await gather_bounded((_send_part(upload, number) for number in numbers), limit)
+
+
+async def _send_part(upload: _Upload, number: int) -> str:
+    start = (number - 1) * upload.part_size
+    data = await asyncio.to_thread(_read, upload.path, start, min(upload.part_size, upload.size - start))
+    part = upload.uploaded.get(number)
+    if part and part.size == len(data) and part.etag == await asyncio.to_thread(_md5, data):
+        return part.etag
+    request = {"UploadId": upload.upload_id, "PartNumber": number, "Body": data}
+    reply = await upload.bucket.call("upload_part", upload.key, request, allowed=_UPLOAD_GONE)
+    trace_point(TracePoint.PART_SENT, upload.key, str(number))
+    return str(reply.members["ETag"]).strip('"')
+
+
+def _read(path: Path, start: int, size: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size)
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read during its upload to the archive: {error.strerror}") from error
+    if len(data) != size:
+        raise ArchiveError(f"{path} was truncated during its upload to the archive")
+    return data
+
+
+def _md5(data: bytes) -> str:
+    return md5(data, usedforsecurity=False).hexdigest()
+
+
+async def _create_upload(bucket: Bucket, key: str) -> str:
+    return str((await bucket.call("create_multipart_upload", key, {})).members["UploadId"])
+
+
+async def _find_interrupted(bucket: Bucket, key: str) -> tuple[str, dict[int, UploadedPart]] | None:
+    """Return the newest open upload of *key* and its uploaded parts."""
+    reply = await bucket.call("list_multipart_uploads", key, {"Prefix": key})
+    uploads = [upload for upload in reply.members.get("Uploads") or () if upload["Key"] == key]
+    if not uploads:
+        return None
+    newest = str(max(uploads, key=lambda upload: upload["Initiated"])["UploadId"])
+    try:
+        return newest, await _list_parts(bucket, key, newest)
+    except RefusedError:
+        return None
+
+
+async def _list_parts(bucket: Bucket, key: str, upload_id: str) -> dict[int, UploadedPart]:
+    parts: dict[int, UploadedPart] = {}
+    position: dict[str, Any] = {}
+    while True:
+        reply = await bucket.call("list_parts", key, {"UploadId": upload_id, **position}, allowed=_UPLOAD_GONE)
+        for part in reply.members.get("Parts") or ():
+            parts[part["PartNumber"]] = UploadedPart(part["ETag"].strip('"'), part["Size"])
+        if not reply.members.get("IsTruncated"):
+            return parts
+        position = {"PartNumberMarker": reply.members["NextPartNumberMarker"]}
+
+
+async def _exists(bucket: Bucket, key: str, size: int) -> bool:
+    head = await _head(bucket, key)
+    return head is not None and head["ContentLength"] == size
+
+
+async def _abort(bucket: Bucket, key: str, upload_id: str) -> None:
+    with suppress(RefusedError):  # another process has completed or aborted it
+        request = {"UploadId": upload_id}
+        await bucket.call("abort_multipart_upload", key, request, allowed=_UPLOAD_GONE | MISSING)
+
+
+async def gather_bounded(awaitables: Iterable[Awaitable[_T]], limit: int) -> list[_T]:
+    """Await *awaitables*, at most *limit* at a time, and return their results in order.
+
+    The iterable is consumed lazily. If one fails, the others are cancelled and have
+    ended before the error is raised.
+    """
+    results: dict[int, _T] = {}
+    numbered = enumerate(awaitables)
+
+    async def work() -> None:
+        for number, awaitable in numbered:
+            results[number] = await awaitable
+
+    workers = [asyncio.ensure_future(work()) for _ in range(limit)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+    return [results[number] for number in sorted(results)]
