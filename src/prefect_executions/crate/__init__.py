@@ -1,5 +1,5 @@
-"""Tell an execution as a Workflow Run RO-Crate (Process Run Crate 0.5 on RO-Crate 1.1), and read it back.
+"""The Workflow Run RO-Crate of an execution (Process Run Crate 0.5 on RO-Crate 1.1): writer and reader.
 
-Law: the crate says what the JSON documents say. Where the profile wants what
-nobody stated (a licence, an organisation), it says that nobody stated it.
+Law: the crate agrees with the JSON documents. If the profile requires a fact that is
+unknown (a licence, an organization), the crate says that it was not stated.
 """

@@ -1,9 +1,7 @@
-"""Read what the crate tells of its execution, as hostile input.
+"""The reader of a crate, as hostile input, and its comparison with the record and files, entity by entity.
 
-Hold a crate against the record and the files that it was built of, entity by entity and word by word.
-
-Law: a crate is a function of record and files. What `build` says in another way some
-day is another way for bundles that are sealed already, too; they must still pass.
+Law: a crate is a function of record and files. `verify` builds the crate of a sealed
+bundle again, so a change to the text that `build` writes must keep old bundles valid.
 """
 
 from __future__ import annotations
@@ -30,27 +28,28 @@ from prefect_executions.executions.summary import (
 )
 
 SIZE_LIMIT = 256 * 1024**2
-"""A larger crate document is refused; one of 100,000 outputs has 27 MB."""
+"""The largest crate document, in bytes; with 100,000 outputs it has 27 MB."""
 
 
 def read(data: bytes) -> ReadSummary:
-    """Return what `ro-crate-metadata.json` tells of its execution and the bundle's files.
+    """Return the summary in `ro-crate-metadata.json`, and its digests of the bundle's files.
 
     Raises:
-        BundleError: If *data* is not JSON, says a member twice, or does not tell one whole execution.
+        BundleError: If *data* is not JSON, has a duplicate member, or does not describe
+            exactly one complete execution.
     """
     if len(data) > SIZE_LIMIT:
-        _refuse(f"it has {len(data)} bytes; more than {SIZE_LIMIT} are not read")
+        _refuse(f"it has {len(data)} bytes; the limit is {SIZE_LIMIT}")
     entities = entities_of(strict_json(data, vocabulary.FILE))
     action = _action(entities)
     instrument = _one(action, "instrument", entities)
     execution_id = _text(action, "identifier")
     if action["@id"] != f"#{run_name(execution_id)}":
-        _refuse(f"the action {action['@id']} is not named after its execution {execution_id}")
+        _refuse(f"the id of the action {action['@id']} does not match its execution {execution_id}")
     published = _time(entities.get("./", {}), "datePublished")
     if "endTime" in action and published != _time(action, "endTime"):
-        _refuse(f"it was published at {published}, which is not when the execution ended")
-    account = RecordSummary(
+        _refuse(f"datePublished is {published}, not the end of the execution")
+    summary = RecordSummary(
         execution_id=execution_id,
         method=f"{_text(instrument, 'identifier')} {_text(instrument, 'version')}",
         status=_status(action, entities),
@@ -61,14 +60,14 @@ def read(data: bytes) -> ReadSummary:
         steps=frozenset(_steps(entities)),
         phases=frozenset(_phases(entities)),
     )
-    return ReadSummary(account, frozenset(_files(entities)))
+    return ReadSummary(summary, frozenset(_files(entities)))
 
 
 def entities_of(document: Any) -> dict[str, Entity]:
-    """Return what a crate's *document* tells of, by its id.
+    """Return the entities of a crate's *document*, by id.
 
     Raises:
-        BundleError: If it has no graph, or an entity in it no id of its own.
+        BundleError: If the document has no graph, or an entity has no unique id.
     """
     graph = document.get("@graph") if isinstance(document, dict) else None
     if not isinstance(graph, list):
@@ -77,7 +76,7 @@ def entities_of(document: Any) -> dict[str, Entity]:
     for entity in graph:
         name = entity.get("@id") if isinstance(entity, dict) else None
         if not isinstance(name, str) or name in entities:
-            _refuse(f"an entity has no @id of its own: {str(name)[:80]}")
+            _refuse(f"an entity has no unique @id: {str(name)[:80]}")
         entities[name] = entity
     return entities
 
@@ -85,7 +84,7 @@ def entities_of(document: Any) -> dict[str, Entity]:
 def _action(entities: Mapping[str, Entity]) -> Entity:
     actions = [entity for entity in entities.values() if entity.get("@type") == "CreateAction"]
     if len(actions) != 1:
-        _refuse(f"it tells {len(actions)} actions; there must be one")
+        _refuse(f"it has {len(actions)} actions; there must be one")
     mentioned = [entity["@id"] for entity in _all(entities.get("./", {}), "mentions", entities)]
     steps = [entity["@id"] for entity in entities.values() if entity.get("@type") == "Action"]
     if mentioned != [actions[0]["@id"], *steps]:
@@ -95,8 +94,9 @@ def _action(entities: Mapping[str, Entity]) -> Entity:
 
 def _status(action: Entity, entities: Mapping[str, Entity]) -> str:
     status = _text(_one(action, "additionalProperty", entities), "value")
-    if action.get("actionStatus") != {told.value: said for told, said in vocabulary.ACTION_STATUS.items()}.get(status):
-        _refuse(f"the action says {action.get('actionStatus')} and {status}")
+    terms = {known.value: term for known, term in vocabulary.ACTION_STATUS.items()}
+    if action.get("actionStatus") != terms.get(status):
+        _refuse(f"the action has actionStatus {action.get('actionStatus')} and status {status}")
     return status
 
 
@@ -127,7 +127,7 @@ def _steps(entities: Mapping[str, Entity]) -> Iterator[StepSummary]:
         if entity.get("@type") == "Action" and not name.startswith(vocabulary.PHASE):
             state = _text(_one(entity, "additionalProperty", entities), "value")
             if entity.get("actionStatus") != vocabulary.STEP_STATUS.get(state, vocabulary.POTENTIAL):
-                _refuse(f"the step {entity['@id']} says {entity.get('actionStatus')} and {state}")
+                _refuse(f"the step {entity['@id']} has actionStatus {entity.get('actionStatus')} and state {state}")
             yield StepSummary(
                 id=_text(entity, "identifier"),
                 name=_text(entity, "name"),
@@ -145,7 +145,7 @@ def _phases(entities: Mapping[str, Entity]) -> Iterator[PhaseSummary]:
         if "additionalProperty" in entity:
             code = _number(_text(_one(entity, "additionalProperty", entities), "value"), name)
         if entity.get("actionStatus") != vocabulary.phase_status(code, ended="endTime" in entity):
-            _refuse(f"the phase {name} says {entity.get('actionStatus')} and the exit code {code}")
+            _refuse(f"the phase {name} has actionStatus {entity.get('actionStatus')} and exit code {code}")
         yield PhaseSummary(
             number=number,
             phase=_text(entity, "name"),
@@ -158,13 +158,13 @@ def _phases(entities: Mapping[str, Entity]) -> Iterator[PhaseSummary]:
 
 
 def _image(entity: Entity) -> Image:
-    told = {key: _text(entity, key) if key in entity else None for key in ("registry", "name", "identifier", "sha256")}
-    return Image(told["registry"], told["name"], told["identifier"], told["sha256"])
+    keys = ("registry", "name", "identifier", "sha256")
+    return Image(*(_text(entity, key) if key in entity else None for key in keys))
 
 
 def _number(text: str, name: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        _refuse(f"the phase {name} has '{text[:40]}' where a number is wanted")
+        _refuse(f"the phase {name} has '{text[:40]}' instead of an integer")
     return int(text)
 
 
@@ -180,31 +180,31 @@ def _value_digest(entity: Entity) -> str:
 def _digest(entity: Entity) -> str:
     digest = _text(entity, "sha256")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        _refuse(f"the entity {entity['@id']} has '{digest[:80]}' as sha256")
+        _refuse(f"sha256 of the entity {entity['@id']} is '{digest[:80]}', not a digest")
     return digest
 
 
 def _one(entity: Entity, key: str, entities: Mapping[str, Entity]) -> Entity:
-    found = _all(entity, key, entities)
-    if len(found) != 1:
-        _refuse(f"the entity {entity['@id']} says {len(found)} times {key}; once is wanted")
-    return found[0]
+    referenced = _all(entity, key, entities)
+    if len(referenced) != 1:
+        _refuse(f"the entity {entity['@id']} has {len(referenced)} references as {key}; there must be one")
+    return referenced[0]
 
 
 def _all(entity: Entity, key: str, entities: Mapping[str, Entity]) -> list[Entity]:
-    told = entity.get(key, [])
-    refs = told if isinstance(told, list) else [told]
+    value = entity.get(key, [])
+    refs = value if isinstance(value, list) else [value]
     names = [ref.get("@id") if isinstance(ref, dict) else None for ref in refs]
     for name in names:
         if not isinstance(name, str) or name not in entities:
-            _refuse(f"{key} of {entity.get('@id')} refers to {str(name)[:80]}, which is not told")
+            _refuse(f"{key} of {entity.get('@id')} refers to {str(name)[:80]}, which is missing")
     return [entities[name] for name in names if isinstance(name, str)]
 
 
 def _text(entity: Entity, key: str) -> str:
     value = entity.get(key)
     if not isinstance(value, str):
-        _refuse(f"the entity {entity['@id']} has no text as {key}")
+        _refuse(f"{key} of the entity {entity['@id']} is not text")
     return value
 
 
@@ -215,7 +215,7 @@ def _time(entity: Entity, key: str) -> datetime | None:
     try:
         return in_milliseconds(in_utc(datetime.fromisoformat(text)))
     except (ValueError, OverflowError) as error:
-        raise BundleError(f"{vocabulary.FILE}: '{text[:40]}' is not a {key}: {error}") from error
+        raise BundleError(f"{vocabulary.FILE}: '{text[:40]}' is not a valid {key}: {error}") from error
 
 
 def _refuse(message: str) -> NoReturn:
@@ -228,10 +228,10 @@ _SHOWN = 200
 def differences(
     data: bytes, record: ExecutionRecord, files: Sequence[BundleFile], unmeasured: frozenset[str] = frozenset()
 ) -> Iterator[str]:
-    """Yield one sentence for each word in which the crate *data* differs from what *record* and *files* say.
+    """Yield one sentence for each member of the crate *data* that differs from a crate of *record* and *files*.
 
-    *files* are those that `build` was given. The sizes of those at the paths *unmeasured*
-    are not known, and not looked at. The order of entities and of references says nothing.
+    *files* are the files that `build` was given. Sizes at the paths *unmeasured* are
+    unknown and not compared. The order of entities and of references does not matter.
 
     Raises:
         BundleError: If *data* is not the document of a crate.
@@ -239,31 +239,31 @@ def differences(
     built = build(record, files)
     if data == built:
         return
-    told, said = strict_json(data, vocabulary.FILE), strict_json(built, vocabulary.FILE, bounded=False)
-    there, ours = entities_of(told), entities_of(said)
+    actual, expected = strict_json(data, vocabulary.FILE), strict_json(built, vocabulary.FILE, bounded=False)
+    theirs, ours = entities_of(actual), entities_of(expected)
     for path in unmeasured:
-        there.get(uri(path), {}).pop("contentSize", None)
+        theirs.get(uri(path), {}).pop("contentSize", None)
         ours[uri(path)].pop("contentSize", None)
-    yield from _members(_without_graph(told), _without_graph(said), "the document")
-    for name in there.keys() - ours.keys():
-        yield f"{vocabulary.FILE}: it tells of {name[:_SHOWN]}; the documents do not"
+    yield from _member_differences(_without_graph(actual), _without_graph(expected), "the document")
+    for name in theirs.keys() - ours.keys():
+        yield f"{vocabulary.FILE}: it has {name[:_SHOWN]}; the documents do not"
     for name, entity in ours.items():
-        if name in there:
-            yield from _members(there[name], entity, name)
+        if name in theirs:
+            yield from _member_differences(theirs[name], entity, name)
         else:
-            yield f"{vocabulary.FILE}: it does not tell of {name}; the documents do"
+            yield f"{vocabulary.FILE}: it lacks {name}, which the documents have"
 
 
 def _without_graph(document: Entity) -> Entity:
     return {key: value for key, value in document.items() if key != "@graph"}
 
 
-def _members(told: Entity, said: Entity, name: str) -> Iterator[str]:
-    for key in told | said:
-        if _unordered(told.get(key)) != _unordered(said.get(key)):
+def _member_differences(actual: Entity, expected: Entity, name: str) -> Iterator[str]:
+    for key in actual | expected:
+        if _unordered(actual.get(key)) != _unordered(expected.get(key)):
             yield (
-                f"{vocabulary.FILE}: {key[:_SHOWN]} of {name} is {_words(told.get(key))}; "
-                f"the documents say {_words(said.get(key))}"
+                f"{vocabulary.FILE}: {key[:_SHOWN]} of {name} is {_shown(actual.get(key))}; "
+                f"the documents say {_shown(expected.get(key))}"
             )
 
 
@@ -271,5 +271,5 @@ def _unordered(value: Any) -> Any:
     return sorted(map(canonical, value)) if isinstance(value, list) else value
 
 
-def _words(value: Any) -> str:
+def _shown(value: Any) -> str:
     return "absent" if value is None else json.dumps(value, ensure_ascii=False)[:_SHOWN]

@@ -1,4 +1,4 @@
-"""The words of the crate: contexts, profile, and how a path becomes an id."""
+"""The vocabulary of the crate: contexts, profile, statuses, and the conversion between paths and ids."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ CRATE = "https://w3id.org/ro/crate/1.1"
 PROFILE = "https://w3id.org/ro/wfrun/process/0.5"
 
 PHASE = "#phase."
-"""How the id of a phase of scripts begins; its number follows."""
+"""The prefix of a phase's id; its number follows."""
 
 VALUE_LIMIT = 64 * 1024
-"""A longer input value, in characters of canonical JSON, is told by its digest and read in `request.json`."""
+"""The longest input value in characters of canonical JSON; for a longer value, only the digest is written."""
 
 JSON = "application/json"
-"""The encoding of a value that is not told as its own text."""
+"""The encoding of a value that is not text."""
 
-# schema.org has two statuses for what has ended, and the profile takes no third.
+# schema.org has two statuses for an ended action, and the profile does not allow others.
 ACTION_STATUS = {
     Status.COMPLETED: "http://schema.org/CompletedActionStatus",
     Status.FAILED: "http://schema.org/FailedActionStatus",
     Status.CANCELLED: "http://schema.org/FailedActionStatus",
 }
 
-# The same for steps, by Prefect's types; one that has not ended may have no more than begun.
+# The statuses of steps by Prefect's state types; all other types count as potential.
 POTENTIAL = "http://schema.org/PotentialActionStatus"
 STEP_STATUS = {
     "COMPLETED": "http://schema.org/CompletedActionStatus",
@@ -44,7 +44,7 @@ STEP_STATUS = {
 
 
 def phase_status(exit_code: int | None, *, ended: bool) -> str:
-    """Return the status of a phase of scripts; an end that says no exit code was no good one."""
+    """Return the status of a phase of scripts; an end without an exit code is a failure."""
     if not ended:
         return STEP_STATUS["RUNNING"]
     return STEP_STATUS["COMPLETED" if exit_code == 0 else "FAILED"]
@@ -54,11 +54,11 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*")  # RFC 3986, unreserved characters and
 
 
 def uri(path: str) -> str:
-    """Return a path of the bundle as the id of its file: a relative URI, percent-encoded."""
-    # Almost every path is its own URI; `quote` would take most of the time of a crate of 10,000 files.
+    """Return the id of the file at *path* in the bundle: a relative URI, percent-encoded."""
+    # Almost every path needs no quoting; `quote` would take most of the time for a crate of 10,000 files.
     return path if _PLAIN.fullmatch(path) else quote(path, errors="surrogatepass")
 
 
 def path(file_id: str) -> str:
-    """Return the path that `uri` was given."""
+    """Return the path of a file's id: the inverse of `uri`."""
     return unquote(file_id, errors="surrogatepass")

@@ -1,6 +1,7 @@
-"""Build the crate's one document from a record and the files that lie beside it.
+"""The writer of `ro-crate-metadata.json`: the crate of one execution, and the crate of several exported crates.
 
-The crate around several crates: its document names each and its own document.
+`verify` builds the crate of a sealed bundle again and compares every text: the texts
+below are part of the bundle format.
 """
 
 from __future__ import annotations
@@ -36,33 +37,33 @@ _ROOT = {"@id": "./"}
 NOT_STATED = {"@id": "#not-stated"}
 NO_LICENSE = {"@id": "#no-license-stated"}
 
-# RFC 6838, as far as the crate's validator takes it.
+# RFC 6838, as far as the crate's validator accepts it.
 _MEDIA_TYPE = re.compile(r"\w*/\w[\w.-]*(?:\+\w[\w.-]*)?(?:;\w+=[^;]+)*")
 
 
 def build(record: ExecutionRecord, files: Sequence[BundleFile]) -> bytes:
-    """Return `ro-crate-metadata.json` for *record*; *files* are all files of the bundle that lie beside it.
+    """Return `ro-crate-metadata.json` for *record*; *files* are all other files of the bundle.
 
-    An output or staged input that is not among *files* (the archive level left it
-    out) is told by name, digest and size as a work outside of the crate. The same
-    record and files give the same bytes.
+    An output or staged input that is not in *files*, because of the archive level, is
+    described by name, digest and size as a work outside the crate. Equal records and
+    files have equal bytes.
     """
     return rendered(_entities(record, files))
 
 
 def rendered(entities: Iterable[Entity]) -> bytes:
-    """Return the document of these *entities*; a member without a value is left out."""
+    """Return the document of *entities*; members without a value are left out."""
     encode = json.JSONEncoder(ensure_ascii=False).encode
     lines = ",\n".join(encode(_compact(entity)) for entity in entities)
     text = f'{{"@context": {json.dumps(vocabulary.CONTEXT)}, "@graph": [\n{lines}\n]}}\n'
-    return text.encode(errors="backslashreplace")  # a lone surrogate becomes the JSON escape of itself
+    return text.encode(errors="backslashreplace")  # a lone surrogate becomes its JSON escape
 
 
 def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[Entity]:
-    here = {file.path for file in files}
+    paths = {file.path for file in files}
     action = _ref(f"#{run_name(record.id)}")
-    inputs = list(_inputs(record.request, here))
-    outputs = list(_outputs(record, here))
+    inputs = list(_inputs(record.request, paths))
+    outputs = list(_outputs(record, paths))
     measured = list(_measurements(record))
     yield {**_METADATA, "@type": "CreativeWork", "about": _ROOT, "conformsTo": _ref(vocabulary.CRATE)}
     images = _images(record)
@@ -94,7 +95,7 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
 
 
 def not_stated() -> Iterator[Entity]:
-    """Yield what stands for the licence and the organization that nobody stated."""
+    """Yield the entities for an unknown licence and an unknown organization."""
     yield {
         **NO_LICENSE,
         "@type": "CreativeWork",
@@ -113,8 +114,9 @@ def not_stated() -> Iterator[Entity]:
 
 def _root(record: ExecutionRecord, files: Sequence[BundleFile], actions: list[Entity]) -> Entity:
     end = record.finished or record.job_status.updated
-    earlier = [_other(told.execution_id) for told in record.request.relatives if told.relation != "parent"]
-    parents = [_other(told.execution_id) for told in record.request.relatives if told.relation == "parent"]
+    relatives = record.request.relatives
+    earlier = [_other(relative.execution_id) for relative in relatives if relative.relation != "parent"]
+    parents = [_other(relative.execution_id) for relative in relatives if relative.relation == "parent"]
     return {
         **_ROOT,
         "@type": "Dataset",
@@ -136,7 +138,7 @@ def _root(record: ExecutionRecord, files: Sequence[BundleFile], actions: list[En
 
 
 def _action(record: ExecutionRecord) -> Entity:
-    told = record.job_status
+    failed = record.status in {Status.FAILED, Status.CANCELLED}
     return {
         "@type": "CreateAction",
         "name": f"Execution {record.id}",
@@ -149,7 +151,7 @@ def _action(record: ExecutionRecord) -> Entity:
         "endTime": time_text(record.finished),
         "actionStatus": vocabulary.ACTION_STATUS.get(record.status),
         "additionalProperty": _ref("#status"),
-        "error": _error(record) if told.execution_status in {Status.FAILED, Status.CANCELLED} else None,
+        "error": _error(record) if failed else None,
         "environment": [_ref(_variable(name)) for name in record.instance.environment],
     }
 
@@ -211,8 +213,8 @@ def _error(record: ExecutionRecord) -> str:
     raised = record.instance.usage.exception if record.instance.usage else None
     if raised:
         return f"{raised.type}: {raised.message}"
-    told = record.job_status
-    return ": ".join(text for text in (told.reason or told.execution_status.lower(), told.message) if text)
+    end = record.job_status
+    return ": ".join(text for text in (end.reason or end.execution_status.lower(), end.message) if text)
 
 
 def _instrument(method: Method) -> Entity:
@@ -246,9 +248,11 @@ def _environment(record: ExecutionRecord) -> Iterator[Entity]:
 
 
 def _images(record: ExecutionRecord) -> dict[Image, str]:
-    """Return the ids of all images: the one that the flow's code ran in, and those of its scripts."""
-    there = record.infrastructure
-    images = {named_image(there.image, None, there.image_digest): "#image"} if there.image else {}
+    """Return the ids of all images: the image of the flow's code and the images of its scripts."""
+    infrastructure = record.infrastructure
+    images = {}
+    if infrastructure.image:
+        images[named_image(infrastructure.image, None, infrastructure.image_digest)] = "#image"
     for run in record.instance.runs or ():
         image = image_of(run)
         if image is not None:
@@ -269,7 +273,7 @@ def _image(name: str, image: Image) -> Entity:
 
 
 def _relatives(record: ExecutionRecord) -> Iterator[Entity]:
-    for other in dict.fromkeys(told.execution_id for told in record.request.relatives):
+    for other in dict.fromkeys(relative.execution_id for relative in record.request.relatives):
         yield {**_other(other), "@type": "CreativeWork", "name": f"Execution {other}", "identifier": other}
 
 
@@ -282,17 +286,16 @@ def _parameters(request: ExecuteRequest) -> Iterator[Entity]:
         yield {"@id": _parameter(name), "@type": "FormalParameter", "name": name}
 
 
-def _inputs(request: ExecuteRequest, here: set[str]) -> Iterator[Entity]:
-    by_path: dict[str, list[StagedInput]] = {}
+def _inputs(request: ExecuteRequest, paths: set[str]) -> Iterator[Entity]:
+    by_id: dict[str, list[StagedInput]] = {}
     for number, staged in enumerate(request.files):
-        there = by_path.setdefault(
-            uri(staged.path) if staged.path is not None and staged.path in here else f"#input.{number}", []
-        )
-        if there and there[0].sha256 != staged.sha256:
-            there = by_path.setdefault(f"#input.{number}", [])
-        there.append(staged)
-    for name, there in by_path.items():
-        yield _staged(name, there)
+        in_crate = staged.path is not None and staged.path in paths
+        group = by_id.setdefault(uri(staged.path) if in_crate and staged.path else f"#input.{number}", [])
+        if group and group[0].sha256 != staged.sha256:
+            group = by_id.setdefault(f"#input.{number}", [])
+        group.append(staged)
+    for name, group in by_id.items():
+        yield _staged(name, group)
     by_file = {staged.input for staged in request.files}
     for name, value in request.values.items():
         if name not in by_file:
@@ -309,12 +312,12 @@ def _staged(name: str, staged: Sequence[StagedInput]) -> Entity:
         "sha256": first.sha256,
         "contentSize": str(first.size),
         "encodingFormat": _encoding(first.media_type),
-        "exampleOfWork": [_ref(_parameter(told)) for told in dict.fromkeys(one.input for one in staged)],
+        "exampleOfWork": [_ref(_parameter(input_name)) for input_name in dict.fromkeys(file.input for file in staged)],
     }
 
 
 def _value(name: str, value: object) -> Entity:
-    told: Entity = {
+    entity: Entity = {
         "@id": f"#value.{quote(name, safe='')}",
         "@type": "PropertyValue",
         "name": name,
@@ -323,20 +326,20 @@ def _value(name: str, value: object) -> Entity:
     text = canonical(value).decode()
     if len(text) > vocabulary.VALUE_LIMIT:
         digest = sha256(text.encode()).hexdigest()
-        return {**told, "sha256": digest, "description": f"too long to repeat; see {ExecuteRequest.file_name}"}
+        return {**entity, "sha256": digest, "description": f"too long to repeat; see {ExecuteRequest.file_name}"}
     if isinstance(value, str):
-        return {**told, "value": value}
-    return {**told, "value": text, "encodingFormat": vocabulary.JSON}
+        return {**entity, "value": value}
+    return {**entity, "value": text, "encodingFormat": vocabulary.JSON}
 
 
-def _outputs(record: ExecutionRecord, here: set[str]) -> Iterator[Entity]:
+def _outputs(record: ExecutionRecord, paths: set[str]) -> Iterator[Entity]:
     for number, output in enumerate(record.job_status.outputs):
-        inside = output.path in here
+        in_crate = output.path in paths
         yield {
-            "@id": uri(output.path) if inside else f"#output.{number}",
+            "@id": uri(output.path) if in_crate else f"#output.{number}",
             "@type": "CreativeWork",
             "name": output.path.removeprefix("outputs/"),
-            "identifier": None if inside else output.path,
+            "identifier": None if in_crate else output.path,
             "sha256": output.sha256,
             "contentSize": str(output.size),
             "encodingFormat": _encoding(output.media_type),
@@ -344,7 +347,7 @@ def _outputs(record: ExecutionRecord, here: set[str]) -> Iterator[Entity]:
 
 
 def _measurements(record: ExecutionRecord) -> Iterator[Entity]:
-    # The profile wants a result even where nothing came out; then the number of files, zero, is the true one.
+    # The profile requires a result even if there are no outputs; the number of files, zero, is always true.
     last = {metric.name: metric for metric in (record.metrics.metrics if record.metrics else ())}
     for number, metric in enumerate(last.values()):
         yield {
@@ -357,17 +360,17 @@ def _measurements(record: ExecutionRecord) -> Iterator[Entity]:
     yield {"@id": "#output-count", "@type": "PropertyValue", "name": "number of output files", "value": count}
 
 
-def _file(file: BundleFile, told: Entity, action: Entity) -> Entity:
-    known = {
+def _file(file: BundleFile, described: Entity, action: Entity) -> Entity:
+    entity = {
         "@id": uri(file.path),
         "@type": "File",
         "name": file.path.rpartition("/")[2],
         "sha256": file.sha256,
         "contentSize": str(file.size),
-        "encodingFormat": told.get("encodingFormat") or _encoding(media_type(file.path)),
+        "encodingFormat": described.get("encodingFormat") or _encoding(media_type(file.path)),
         "about": action if file.path.startswith("metadata/") or file.path.endswith(".log") else None,
     }
-    return known | told | {"@type": "File"}
+    return entity | described | {"@type": "File"}
 
 
 @lru_cache(maxsize=256)
@@ -376,7 +379,7 @@ def _encoding(media: str) -> str:
 
 
 def _compact(entity: Entity) -> Entity:
-    # A list of one is unwrapped, as RO-Crate 1.1 recommends; what was not observed is left out.
+    # A list of one value is unwrapped, as RO-Crate 1.1 recommends; unobserved facts are left out.
     return {
         key: value[0] if isinstance(value, list) and len(value) == 1 else value
         for key, value in entity.items()
@@ -397,15 +400,15 @@ def _variable(name: str) -> str:
 
 
 def time_text(time: datetime | None) -> str | None:
-    """Return *time* as the crate's validator takes it, or None where there is none."""
-    # The validator takes milliseconds at most; isoformat cuts, it does not round.
+    """Return *time* in the form that the crate's validator accepts."""
+    # The validator accepts at most milliseconds; isoformat truncates, it does not round.
     return in_utc(time).isoformat(timespec="milliseconds") if time else None
 
 
 def collect(ids: Sequence[str], newest: datetime | None) -> bytes:
-    """Return `ro-crate-metadata.json` for a folder that holds the crate of each of *ids* in a folder of its name.
+    """Return `ro-crate-metadata.json` for a folder with one crate for each of *ids*, in a subfolder with this name.
 
-    *newest* is when the last of them ended. The same ids and time give the same bytes.
+    *newest* is the end of the last execution. Equal ids and times have equal bytes.
     """
     return rendered(_collection(ids, newest))
 

@@ -1,1 +1,1 @@
-"""Tell an execution as W3C PROV-XML (`provo.xml`), read it back, check its times, convert it."""
+"""W3C PROV (`provo.xml`): write PROV-XML, read it, check its times, and convert it."""

@@ -1,4 +1,4 @@
-"""Tell `provo.xml` in another form of PROV, or as a picture, by the `prov` library."""
+"""Conversion of `provo.xml` to other forms of PROV and to a picture, with the `prov` library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Form = Literal["xml", "json", "n", "ttl", "svg"]
 
 DRAWABLE = 1000
-"""Graphviz takes 10 s for a picture of 1,000 records, and much longer for more."""
+"""The most records in a picture: Graphviz takes 10 s for 1,000 records, and much longer for more."""
 
 
 def convert(data: bytes, to: Form) -> bytes:
@@ -24,7 +24,7 @@ def convert(data: bytes, to: Form) -> bytes:
 
     Raises:
         BundleError: If *data* is not a PROV-XML document or has a DTD.
-        RequestError: If the form needs something that is not installed, or the picture would be too large.
+        RequestError: If a package for the form is not installed, or the picture would be too large.
     """
     count = sum(1 for _ in records(data))
     match to:
@@ -41,12 +41,12 @@ def convert(data: bytes, to: Form) -> bytes:
 
 
 def _document(data: bytes) -> ProvDocument:
-    # The library takes 50 ms to import, and only this function needs it.
+    # Importing the library takes 50 ms, and only this function needs it.
     from prov.model import ProvDocument  # noqa: PLC0415
 
     try:
         return ProvDocument.deserialize(BytesIO(data), format="xml")
-    except Exception as error:  # the library lets errors of many kinds through
+    except Exception as error:  # the library raises errors of many types
         raise BundleError(f"{vocabulary.FILE}: the prov library cannot read it: {error}") from error
 
 
@@ -57,7 +57,7 @@ def _serialized(data: bytes, form: str, **options: str) -> bytes:
 
 def _turtle(data: bytes) -> bytes:
     try:
-        import rdflib  # noqa: F401, PLC0415 - an extra that only this form needs
+        import rdflib  # noqa: F401, PLC0415 - an optional package for this form only
     except ImportError as error:
         raise RequestError("Turtle needs rdflib: pip install 'prov[rdf]'") from error
     return _serialized(data, "rdf", rdf_format="turtle")
@@ -65,17 +65,17 @@ def _turtle(data: bytes) -> bytes:
 
 def _picture(data: bytes, count: int) -> bytes:
     if count > DRAWABLE:
-        raise RequestError(f"A picture of {count} records is not drawn (at most {DRAWABLE}); take json, n or ttl.")
+        raise RequestError(f"A picture can show at most {DRAWABLE} records, not {count}; use json, n or ttl.")
     try:
-        from prov.dot import prov_to_dot  # noqa: PLC0415 - an extra that only this form needs
+        from prov.dot import prov_to_dot  # noqa: PLC0415 - an optional package for this form only
     except ImportError as error:
         raise RequestError("An SVG picture needs pydot: pip install 'prov[dot]', and Graphviz") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it draws a step's start, which has no trigger, and warns of that
+            warnings.simplefilter("ignore")  # it warns that the start of a step has no trigger
             picture = prov_to_dot(_document(data)).create(format="svg")
     except FileNotFoundError as error:
         raise RequestError(
-            "An SVG picture needs Graphviz's program dot: install the package graphviz of your system"
+            "An SVG picture needs Graphviz's program dot: install your system's package graphviz"
         ) from error
     return picture.encode() if isinstance(picture, str) else picture

@@ -1,9 +1,6 @@
-"""Read what `provo.xml` tells of its execution.
+"""The reader of `provo.xml`: PROV-XML as hostile input, parsed record by record, and its summary.
 
-Read PROV-XML as hostile input, one record after the other.
-
-Law: a DTD is refused, whatever it holds; nothing is fetched; memory does not
-grow with the document.
+Law: any DTD is refused; nothing is fetched; memory does not grow with the document.
 """
 
 from __future__ import annotations
@@ -32,13 +29,13 @@ if TYPE_CHECKING:
     from lxml.etree import _Element
 
 SIZE_LIMIT = 256 * 1024**2
-"""A larger `provo.xml` is refused; one of 100,000 outputs has 58 MB."""
+"""The largest `provo.xml`, in bytes; with 100,000 outputs it has 58 MB."""
 
 RECORD_LIMIT = 16 * 1024**2
-"""Bytes between two records, at most: a text in XML has 10 MB here at most (libxml2)."""
+"""The most bytes between two records; libxml2 limits one text to 10 MB."""
 
 ELEMENT_LIMIT = 100_000
-"""Elements between two records, counted by ``<``: one takes 200 bytes of memory, whatever is in it."""
+"""The most elements between two records, counted by ``<``; each takes at least 200 bytes of memory."""
 
 _PREFIXES = {vocabulary.PROV: "prov:", vocabulary.TERMS: "exe:", NAMESPACE: "px:"}
 
@@ -58,7 +55,7 @@ _KINDS = (
 
 
 class Record(NamedTuple):
-    """One record of the document: its kind, its id, what it refers to, its types and its other attributes."""
+    """One record of the document: its kind, id, references, types and other attributes."""
 
     kind: str
     id: str
@@ -67,42 +64,42 @@ class Record(NamedTuple):
     texts: Mapping[str, str]
 
     def text(self, name: str) -> str:
-        """Return an attribute that must be there."""
+        """Return a required attribute."""
         if name not in self.texts:
-            raise fault(f"the {self.kind} {self.id} says no {name}")
+            raise fault(f"the {self.kind} {self.id} has no {name}")
         return self.texts[name]
 
     def number(self, name: str) -> int | None:
-        """Return a whole number, or None where the record says none."""
+        """Return an integer; None if the record does not have it."""
         text = self.texts.get(name)
         if text is not None and not _NUMBER.fullmatch(text):
-            raise fault(f"the {self.kind} {self.id} has '{text[:40]}' as {name}, which is no number")
+            raise fault(f"{name} of the {self.kind} {self.id} is '{text[:40]}', not an integer")
         return None if text is None else int(text)
 
     def time(self, name: str) -> datetime | None:
-        """Return a time in UTC, or None where the record says none."""
+        """Return a time in UTC; None if the record does not have it."""
         text = self.texts.get(name)
         if text is None:
             return None
         try:
             return in_utc(datetime.fromisoformat(text.strip()))
         except (ValueError, OverflowError) as error:
-            raise fault(f"the {self.kind} {self.id} has '{text[:40]}' as {name}: {error}") from error
+            raise fault(f"{name} of the {self.kind} {self.id} is '{text[:40]}': {error}") from error
 
 
 def records(data: bytes) -> Iterator[Record]:
-    """Return the records at the top of a PROV-XML document, one after the other.
+    """Yield the top-level records of a PROV-XML document.
 
     Raises:
         BundleError: If *data* is not a PROV-XML document, has a DTD, or is too large.
     """
-    # lxml takes 20 ms to import, and only those who read PROV need it.
+    # Importing lxml takes 20 ms, and only readers of PROV need it.
     from lxml import etree  # noqa: PLC0415
 
     if len(data) > SIZE_LIMIT:
-        raise fault(f"it has {len(data)} bytes; more than {SIZE_LIMIT} are not read")
+        raise fault(f"it has {len(data)} bytes; the limit is {SIZE_LIMIT}")
     tags = [f"{{{vocabulary.PROV}}}{kind}" for kind in (*_KINDS, "document")]
-    source = _Metered(data)
+    source = _LimitedSource(data)
     parts = etree.iterparse(
         cast("Any", source),
         events=("start-ns", "start", "end"),
@@ -117,11 +114,11 @@ def records(data: bytes) -> Iterator[Record]:
     try:
         yield from _records(parts, source)
     except etree.XMLSyntaxError as error:
-        raise fault(f"it is no XML: {error}") from error
+        raise fault(f"invalid XML: {error}") from error
 
 
-class _Metered:
-    """The document, in pieces, of which not many come before a record is whole and forgotten."""
+class _LimitedSource:
+    """The document as a stream, with limits on the bytes and elements between two complete records."""
 
     def __init__(self, data: bytes) -> None:
         self._stream = BytesIO(data)
@@ -132,14 +129,14 @@ class _Metered:
         self._bytes += len(piece)
         self._elements += piece.count(b"<")
         if self._bytes > RECORD_LIMIT or self._elements > ELEMENT_LIMIT:
-            raise fault("it holds too much that is no record, or a record is too large")
+            raise fault("a record is too large, or too much lies between records")
         return piece
 
-    def begin_again(self) -> None:
+    def reset(self) -> None:
         self._bytes = self._elements = 0
 
 
-def _records(parts: Any, source: _Metered) -> Iterator[Record]:
+def _records(parts: Any, source: _LimitedSource) -> Iterator[Record]:
     namespaces: dict[str, str] = {}
     root: _Element | None = None
     for event, part in parts:
@@ -151,26 +148,26 @@ def _records(parts: Any, source: _Metered) -> Iterator[Record]:
                 _check_document(root)
         elif part.getparent() is root and root is not None:
             yield _record(part, namespaces)
-            _forget(part)
-            source.begin_again()
+            _free(part)
+            source.reset()
     if root is None:
-        raise fault("it is no PROV document")
+        raise fault("it is not a PROV document")
 
 
 def _declare(namespaces: dict[str, str], prefix: str, uri: str) -> None:
-    # Ids are compared by their prefixes, so a prefix must mean one thing everywhere.
+    # Ids are compared with their prefixes, so each prefix must have one namespace.
     if namespaces.setdefault(prefix, uri) != uri:
-        raise fault(f"the prefix '{prefix}' stands for two namespaces")
+        raise fault(f"the prefix '{prefix}' has two namespaces")
 
 
 def _check_document(root: _Element) -> None:
     if root.getroottree().docinfo.internalDTD is not None:
-        raise fault("it has a DTD, which is never read")
+        raise fault("it has a DTD, which is not allowed")
     if root.tag != f"{{{vocabulary.PROV}}}document" or root.getparent() is not None:
-        raise fault("it is no PROV document")
+        raise fault("it is not a PROV document")
 
 
-def _forget(element: _Element) -> None:
+def _free(element: _Element) -> None:
     element.clear()
     parent = element.getparent()
     while parent is not None and element.getprevious() is not None:
@@ -181,7 +178,7 @@ def _record(element: _Element, namespaces: Mapping[str, str]) -> Record:
     refs: dict[str, str] = {}
     types: set[str] = set()
     texts: dict[str, str] = {}
-    told: set[str] = set()
+    seen: set[str] = set()
     kind = element.tag.rpartition("}")[2]
     name = _resolve(element.get(f"{{{vocabulary.PROV}}}id", ""), namespaces)
     for child in element:
@@ -192,13 +189,13 @@ def _record(element: _Element, namespaces: Mapping[str, str]) -> Record:
             raise fault(f"the {kind} {name} has an element inside {tag}")
         if tag == "prov:type":
             types.add(_resolve(text, namespaces))
-        elif tag in told and tag != "prov:label":
-            raise fault(f"the {kind} {name} says {tag} twice")
+        elif tag in seen and tag != "prov:label":
+            raise fault(f"the {kind} {name} has {tag} twice")
         elif ref is not None:
             refs[tag] = _resolve(ref, namespaces)
         else:
             texts[tag] = text
-        told.add(tag)
+        seen.add(tag)
     return Record(kind, name, refs, frozenset(types), texts)
 
 
@@ -214,25 +211,25 @@ def _resolve(qname: str, namespaces: Mapping[str, str]) -> str:
 
 
 def fault(message: str) -> BundleError:
-    """Return the error that says what is wrong in `provo.xml`."""
+    """Return the error for a fault in `provo.xml`."""
     return BundleError(f"{vocabulary.FILE}: {message}")
 
 
 def read(data: bytes) -> ReadSummary:
-    """Return what `provo.xml` tells of its execution and the bundle's files.
+    """Return the summary in `provo.xml`, and its digests of the bundle's files.
 
     Raises:
-        BundleError: If *data* is not XML, has a DTD, or does not tell one whole execution.
+        BundleError: If *data* is not XML, has a DTD, or does not describe exactly one complete execution.
     """
-    story = _Story()
+    collected = _Collected()
     for record in records(data):
-        story.hear(record)
-    return ReadSummary(story.account(), frozenset(story.files()))
+        collected.add(record)
+    return ReadSummary(collected.summary(), frozenset(collected.files()))
 
 
 @dataclass
-class _Story:
-    """What was heard of the one execution that the document is about."""
+class _Collected:
+    """The records of a document, sorted by kind."""
 
     runs: list[Record] = field(default_factory=list)
     steps: dict[str, Record] = field(default_factory=dict)
@@ -243,19 +240,19 @@ class _Story:
     used: list[tuple[str, str, str]] = field(default_factory=list)
     generated: list[tuple[str, str]] = field(default_factory=list)
 
-    def hear(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         refs = record.refs
         match record.kind:
             case "activity" if "exe:status" in record.texts:
                 self.runs.append(record)
             case "activity" if f"exe:{vocabulary.STEP}" in record.types:
-                _keep(record, self.steps)
+                _add_unique(record, self.steps)
             case "activity" if f"exe:{vocabulary.PHASE}" in record.types:
-                _keep(record, self.phases)
+                _add_unique(record, self.phases)
             case "wasStartedBy":
                 self.started.add((refs.get("prov:activity", ""), refs.get("prov:starter", "")))
             case "entity":
-                _keep(record, self.entities)
+                _add_unique(record, self.entities)
             case "wasAssociatedWith" if "prov:plan" in refs:
                 self.plans.add((refs.get("prov:activity", ""), refs["prov:plan"]))
             case "used":
@@ -264,13 +261,13 @@ class _Story:
             case "wasGeneratedBy":
                 self.generated.append((refs.get("prov:entity", ""), refs.get("prov:activity", "")))
 
-    def account(self) -> RecordSummary:
+    def summary(self) -> RecordSummary:
         if len(self.runs) != 1:
-            raise fault(f"it tells {len(self.runs)} executions with a status; there must be one")
+            raise fault(f"it has {len(self.runs)} executions with a status; there must be one")
         run = self.runs[0]
         execution_id = vocabulary.from_text(run.text("exe:executionId"))
         if run.id != f"px:{run_name(execution_id)}":
-            raise fault(f"the activity {run.id} is not named after its execution {execution_id}")
+            raise fault(f"the name of the activity {run.id} does not match its execution {execution_id}")
         return RecordSummary(
             execution_id=execution_id,
             method=self._method(run.id),
@@ -302,16 +299,16 @@ class _Story:
 
     def _phases(self, run: str) -> Iterator[PhaseSummary]:
         images = {name: _image(entity) for name, entity in self.entities.items() if _IMAGE in entity.types}
-        seen: dict[str, Image] = {}
+        used: dict[str, Image] = {}
         for activity, name, _ in self.used:
-            if name in images and (activity not in self.phases or activity in seen):
-                raise fault(f"the image {name} is used by {activity}, which is no phase or has one already")
+            if name in images and (activity not in self.phases or activity in used):
+                raise fault(f"the image {name} is used by {activity}, which is not a phase or has another image")
             if name in images:
-                seen[activity] = images[name]
+                used[activity] = images[name]
         for name, phase in self.phases.items():
             number = _PHASE.fullmatch(name)
             if number is None or (name, run) not in self.started:
-                raise fault(f"the phase {name} has no number, or was not started by the execution")
+                raise fault(f"the phase {name} has no number or was not started by the execution")
             yield PhaseSummary(
                 number=int(number[1]),
                 phase=vocabulary.from_text(phase.text("prov:label")),
@@ -319,54 +316,54 @@ class _Story:
                 started=in_milliseconds(phase.time("prov:startTime")),
                 ended=in_milliseconds(phase.time("prov:endTime")),
                 exit_code=phase.number("exe:exitCode"),
-                image=seen.get(name),
+                image=used.get(name),
             )
 
     def _method(self, run: str) -> str:
         plans = {plan for activity, plan in self.plans if activity == run}
         if len(plans) != 1:
-            raise fault(f"it tells {len(plans)} Methods of the execution; there must be one")
+            raise fault(f"the execution has {len(plans)} Methods; there must be one")
         method = self._entity(plans.pop())
         return f"{vocabulary.from_text(method.text('exe:methodId'))} {vocabulary.from_text(method.text('exe:version'))}"
 
     def _inputs(self, run: str) -> Iterator[tuple[str, str]]:
-        told: set[str] = set()
+        used: set[str] = set()
         for activity, name, role in self.used:
             entity = self._entity(name)
             if activity != run or not entity.types & {f"exe:{vocabulary.INPUT_FILE}", f"exe:{vocabulary.INPUT_VALUE}"}:
                 continue
-            told.add(name)
+            used.add(name)
             yield role, _digest(entity)
-        self._check_all(told, "used", vocabulary.INPUT_FILE, vocabulary.INPUT_VALUE)
+        self._check_all(used, "used", vocabulary.INPUT_FILE, vocabulary.INPUT_VALUE)
 
     def _outputs(self, run: str) -> Iterator[tuple[str, str]]:
-        told: set[str] = set()
+        generated: set[str] = set()
         for name, activity in self.generated:
             entity = self._entity(name)
             if activity != run or f"exe:{vocabulary.OUTPUT}" not in entity.types:
                 continue
-            if name in told:
+            if name in generated:
                 raise fault(f"the entity {name} is generated twice")
-            told.add(name)
+            generated.add(name)
             yield vocabulary.from_text(entity.text("prov:location")), _digest(entity)
-        self._check_all(told, "generated", vocabulary.OUTPUT)
+        self._check_all(generated, "generated", vocabulary.OUTPUT)
 
     def _entity(self, name: str) -> Record:
         if name not in self.entities:
-            raise fault(f"the entity {name or '(without a name)'} is not told")
+            raise fault(f"the entity {name or '(without a name)'} is missing")
         return self.entities[name]
 
-    def _check_all(self, told: set[str], how: Literal["used", "generated"], *types: str) -> None:
-        wanted = {f"exe:{kind}" for kind in types}
+    def _check_all(self, names: set[str], how: Literal["used", "generated"], *types: str) -> None:
+        checked = {f"exe:{kind}" for kind in types}
         for name, entity in self.entities.items():
-            if entity.types & wanted and name not in told:
+            if entity.types & checked and name not in names:
                 raise fault(f"the entity {name} is not {how} by the execution")
 
 
-def _keep(record: Record, among: dict[str, Record]) -> None:
-    if record.id in among:
-        raise fault(f"the {record.kind} {record.id} is told twice")
-    among[record.id] = record
+def _add_unique(record: Record, records_by_id: dict[str, Record]) -> None:
+    if record.id in records_by_id:
+        raise fault(f"the {record.kind} {record.id} occurs twice")
+    records_by_id[record.id] = record
 
 
 _IMAGE = f"exe:{vocabulary.IMAGE}"
@@ -377,12 +374,12 @@ _PHASE = re.compile(r".*/phase\.([0-9]{1,9})")
 
 
 def _image(entity: Record) -> Image:
-    told = {name: vocabulary.from_text(text) for name, text in entity.texts.items()}
-    digest = told.get("exe:imageDigest")
+    texts = {name: vocabulary.from_text(text) for name, text in entity.texts.items()}
+    digest = texts.get("exe:imageDigest")
     return Image(
-        registry=told.get("exe:registry"),
-        name=told.get("exe:image"),
-        id=told.get("exe:imageId"),
+        registry=texts.get("exe:registry"),
+        name=texts.get("exe:image"),
+        id=texts.get("exe:imageId"),
         sha256=digest and digest.removeprefix("sha256:"),
     )
 
@@ -392,5 +389,5 @@ def _digest(entity: Record) -> str:
         return value_digest(strict_json(entity.texts["prov:value"], f"{vocabulary.FILE}: {entity.id}"))
     digest = entity.text("exe:sha256")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise fault(f"the entity {entity.id} has '{digest[:80]}' as exe:sha256")
+        raise fault(f"exe:sha256 of the entity {entity.id} is '{digest[:80]}', not a digest")
     return digest

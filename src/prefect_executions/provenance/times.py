@@ -1,4 +1,4 @@
-"""Find where the times in a PROV-XML document contradict each other."""
+"""The check of times in a PROV-XML document: it finds contradictions."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from prefect_executions.provenance.reader import Record, records
 
 
 def time_faults(data: bytes) -> Iterator[str]:
-    """Tell, one sentence each, where times contradict each other; nothing when they do not.
+    """Yield one sentence for each contradiction between times.
 
-    No PROV validator compares times: the standard orders events. Here an activity
-    starts before it ends, uses and generates in between, an entity is not used
-    before it is generated, and what is derived is generated after its source was
-    used. Two clocks may have been read, so a difference up to `lifecycle.CLOCK_SKEW`
-    is no fault.
+    PROV validators do not compare times, because the standard only orders events. This
+    check requires that an activity starts before it ends; that it uses and generates
+    entities in between; that an entity is generated before it is used; and that a
+    derived entity is generated after the first use of its source. The times may come
+    from two clocks, so a difference of up to `CLOCK_SKEW` is allowed.
 
     Raises:
-        BundleError: If *data* is not XML, has a DTD, or holds a time that is none.
+        BundleError: If *data* is not XML, has a DTD, or has an invalid time.
     """
     times = _Times()
     for record in records(data):
-        times.hear(record)
+        times.add(record)
     for earlier, later in times.pairs():
-        if earlier.at - later.at > CLOCK_SKEW:  # a sum may lie beyond the year 9999
+        if earlier.at - later.at > CLOCK_SKEW:  # earlier.at + CLOCK_SKEW could be after the year 9999
             yield f"{later.what} at {later.at.isoformat()}, before {earlier.what} at {earlier.at.isoformat()}"
 
 
@@ -38,7 +38,7 @@ class _Event(NamedTuple):
 
 @dataclass
 class _Times:
-    """The times that a document tells, by what they belong to."""
+    """The times in a document, with the activities and entities that they belong to."""
 
     starts: list[tuple[str, _Event]] = field(default_factory=list)
     ends: list[tuple[str, _Event]] = field(default_factory=list)
@@ -47,11 +47,11 @@ class _Times:
     generated: dict[str, _Event] = field(default_factory=dict)
     derived: list[tuple[str, str]] = field(default_factory=list)
 
-    def hear(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         activity, entity = record.refs.get("prov:activity", ""), record.refs.get("prov:entity", "")
         match record.kind:
             case "activity":
-                self._hear_span(record)
+                self._add_span(record)
             case "wasDerivedFrom":
                 ends = record.refs.get("prov:usedEntity", ""), record.refs.get("prov:generatedEntity", "")
                 self.derived.append(ends)
@@ -68,14 +68,14 @@ class _Times:
                 self.generated[entity] = event
                 self.inside.append((activity, event))
 
-    def _hear_span(self, record: Record) -> None:
+    def _add_span(self, record: Record) -> None:
         if at := record.time("prov:startTime"):
             self.starts.append((record.id, _Event(f"{record.id} started", at)))
         if at := record.time("prov:endTime"):
             self.ends.append((record.id, _Event(f"{record.id} ended", at)))
 
     def pairs(self) -> Iterator[tuple[_Event, _Event]]:
-        """Return each (earlier, later) that the order of events demands."""
+        """Yield each pair (earlier, later) that the order of events requires."""
         starts, ends = dict(self.starts), dict(self.ends)
         for name, event in self.ends:
             if name in starts:

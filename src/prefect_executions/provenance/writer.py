@@ -1,8 +1,8 @@
-"""Tell a record as W3C PROV-XML, one record after the other, in the same bytes each time.
+"""The writer of `provo.xml`: an execution's record as W3C PROV-XML.
 
-The text is written directly: ids are made of safe characters only, every other
-text goes through one escape, and the order of elements is the schema's. Tests
-hold the result against the W3C schema and two other readers.
+Equal records have equal bytes. The text is written directly: ids have safe characters
+only, every other text is escaped, and elements are in the schema's order. Tests check
+the result with the W3C schema and two other readers.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ _FLOW_RUN = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[0-9]
 def write(record: ExecutionRecord, files: Sequence[BundleFile], stream: BinaryIO) -> None:
     """Write `provo.xml` for *record* to *stream*; *files* give the digests of the bundle's documents and code.
 
-    What the record does not say is absent: an execution that never started has no
-    start, and one that nobody is named for has an agent without a name.
+    Facts that the record lacks are absent: an execution that never started has no start
+    time, and without a known requester the agent has no name.
 
-    The relations to other executions are kept apart by what they mean. A
-    re-execution (``rerun-of``, ``edited-rerun-of``, ``retry-of``) was informed by the earlier execution
-    and its request was derived from the earlier request; a parent started this one.
-    Steps (task runs of the flow) and the phases of a descriptor's scripts are activities
-    that the execution started; a phase used the image that its script ran in.
+    A re-execution (``rerun-of``, ``edited-rerun-of``, ``retry-of``) was informed by the
+    earlier execution, and its request was derived from the earlier request. A parent
+    started this execution. Steps (task runs of the flow) and phases of scripts are
+    activities that the execution started. A phase used the image that its script ran in.
     """
     known = {file.path: file for file in files}
     stream.writelines(part.encode() for part in _document(record, known))
@@ -79,7 +78,7 @@ def _document(record: ExecutionRecord, known: Mapping[str, BundleFile]) -> Itera
 
 
 def _activity(run: str, record: ExecutionRecord) -> str:
-    told, deployment = record.job_status, record.request.deployment
+    job_status, deployment = record.job_status, record.request.deployment
     flow_run = _FLOW_RUN.fullmatch(record.id)
     return _record(
         "activity",
@@ -90,12 +89,12 @@ def _activity(run: str, record: ExecutionRecord) -> str:
         _type("exe:Execution"),
         _text("exe:executionId", record.id),
         _text("exe:status", record.status),
-        _text("exe:reason", told.reason),
-        _text("exe:message", told.message),
-        _number("exe:attempt", told.attempt),
+        _text("exe:reason", job_status.reason),
+        _text("exe:message", job_status.message),
+        _number("exe:attempt", job_status.attempt),
         ""
-        if told.partial is None
-        else f'<exe:partial xsi:type="xsd:boolean">{str(told.partial).lower()}</exe:partial>',
+        if job_status.partial is None
+        else f'<exe:partial xsi:type="xsd:boolean">{str(job_status.partial).lower()}</exe:partial>',
         _text("exe:flowRunId", flow_run[1] if flow_run else None),
         _text("exe:flowRunName", record.request.flow_run_name),
         _text("exe:deployment", str(deployment.id) if deployment else None),
@@ -126,18 +125,18 @@ def _method(method: Method, known: Mapping[str, BundleFile]) -> Iterator[str]:
         _as_file(known.get(Method.file_name)),
     )
     for source in code.files:
-        there = f"here:f.{source.sha256[:16]}.{_short('code', source.path)}"
+        entity = f"here:f.{source.sha256[:16]}.{_short('code', source.path)}"
         file = known.get(source.path)
         yield _record(
             "entity",
-            there,
+            entity,
             _text("prov:location", source.path),
             _type(f"exe:{vocabulary.SOURCE}"),
             _text("exe:sha256", source.sha256),
             _number("exe:byteCount", file.size if file else None),
             _text("exe:gitObject", source.git_object),
         )
-        yield _relation("hadMember", ("collection", this), ("entity", there))
+        yield _relation("hadMember", ("collection", this), ("entity", entity))
 
 
 def _agents(run: str, record: ExecutionRecord) -> Iterator[str]:
@@ -147,7 +146,7 @@ def _agents(run: str, record: ExecutionRecord) -> Iterator[str]:
         "agent",
         person,
         _text("prov:label", record.agent.name),
-        # What Prefect started by itself (a schedule, an automation) may have no person behind it.
+        # A run that Prefect started (by a schedule or an automation) may have no person behind it.
         "" if record.agent.source == "prefect" else _type("prov:Person"),
         _text("exe:subject", _claim(record.agent, "sub")),
         _text("exe:issuer", _claim(record.agent, "iss")),
@@ -155,7 +154,7 @@ def _agents(run: str, record: ExecutionRecord) -> Iterator[str]:
         f'<exe:verified xsi:type="xsd:boolean">{str(record.agent.verified).lower()}</exe:verified>',
     )
     yield _relation("wasAssociatedWith", ("activity", run), ("agent", person), more=plan + _role("requester"))
-    worker = _worker_if_observed(record)
+    worker = _worker(record)
     if worker:
         yield _record("agent", "here:worker", *worker)
         yield _relation("wasAssociatedWith", ("activity", run), ("agent", "here:worker"), more=plan + _role("worker"))
@@ -174,24 +173,24 @@ def _claim(agent: Agent, name: str) -> str | None:
     return None if value is None else str(value)
 
 
-def _worker_if_observed(record: ExecutionRecord) -> tuple[str, ...]:
-    there, instance = record.infrastructure, record.instance
-    if not (there.worker or there.identifier or instance.hostname or instance.pid):
+def _worker(record: ExecutionRecord) -> tuple[str, ...]:
+    infrastructure, instance = record.infrastructure, record.instance
+    if not (infrastructure.worker or infrastructure.identifier or instance.hostname or instance.pid):
         return ()
     return (
-        _text("prov:label", there.worker or instance.hostname),
+        _text("prov:label", infrastructure.worker or instance.hostname),
         _text("prov:location", instance.hostname),
         _type("prov:SoftwareAgent"),
-        _text("exe:infrastructure", there.type),
-        _text("exe:workPool", there.work_pool),
-        _text("exe:worker", there.worker),
-        _text("exe:infrastructureId", there.identifier),
-        _text("exe:image", there.image),
-        _text("exe:imageDigest", there.image_digest),
+        _text("exe:infrastructure", infrastructure.type),
+        _text("exe:workPool", infrastructure.work_pool),
+        _text("exe:worker", infrastructure.worker),
+        _text("exe:infrastructureId", infrastructure.identifier),
+        _text("exe:image", infrastructure.image),
+        _text("exe:imageDigest", infrastructure.image_digest),
         _number("exe:pid", instance.pid),
         _text("exe:containerId", instance.container_id),
         _text("exe:pod", instance.pod),
-        _text("exe:prefectVersion", there.prefect_version),
+        _text("exe:prefectVersion", infrastructure.prefect_version),
     )
 
 
@@ -245,8 +244,8 @@ def _staged(run: str, staged: StagedInput, index: int) -> str:
 
 def _value(run: str, name: str, value: object) -> str:
     this = f"here:v.{_short('value', name)}"
-    told = canonical(value)
-    text = vocabulary.as_json_text(told.decode())
+    data = canonical(value)
+    text = vocabulary.as_json_text(data.decode())
     short = len(text) <= vocabulary.VALUE_LIMIT
     entity = _record(
         "entity",
@@ -254,7 +253,7 @@ def _value(run: str, name: str, value: object) -> str:
         "" if short else _text("prov:location", ExecuteRequest.file_name),
         _type(f"exe:{vocabulary.INPUT_VALUE}"),
         f"<prov:value>{escape(text)}</prov:value>" if short else "",
-        "" if short else _text("exe:sha256", sha256(told).hexdigest()),
+        "" if short else _text("exe:sha256", sha256(data).hexdigest()),
     )
     return entity + _relation("used", ("activity", run), ("entity", this), more=_role(name))
 
@@ -330,7 +329,8 @@ def _image(this: str, image: Image) -> str:
 
 
 def _relatives(run: str, record: ExecutionRecord) -> Iterator[str]:
-    relations: list[tuple[str, str]] = [(told.relation, told.execution_id) for told in record.request.relatives]
+    relatives = record.request.relatives
+    relations: list[tuple[str, str]] = [(relative.relation, relative.execution_id) for relative in relatives]
     if record.job_status.cached_from:
         relations.append(("cached-from", record.job_status.cached_from))
     for other in dict.fromkeys(other for _, other in relations if other != record.id):
@@ -340,15 +340,15 @@ def _relatives(run: str, record: ExecutionRecord) -> Iterator[str]:
         yield from _relative(run, relation, f"px:{run_name(other)}")
 
 
-def _relative(run: str, relation: str, there: str) -> Iterator[str]:
-    told = _text("exe:relation", relation)
+def _relative(run: str, relation: str, other: str) -> Iterator[str]:
+    kind = _text("exe:relation", relation)
     if relation == "parent":
-        yield _relation("wasStartedBy", ("activity", run), ("starter", there), more=told)
+        yield _relation("wasStartedBy", ("activity", run), ("starter", other), more=kind)
         return
-    yield _relation("wasInformedBy", ("informed", run), ("informant", there), more=told)
+    yield _relation("wasInformedBy", ("informed", run), ("informant", other), more=kind)
     if relation in {"rerun-of", "edited-rerun-of", "retry-of"}:
-        ends = ("generatedEntity", f"{run}.request"), ("usedEntity", f"{there}.request")
-        yield _relation("wasDerivedFrom", *ends, more=told)
+        ends = ("generatedEntity", f"{run}.request"), ("usedEntity", f"{other}.request")
+        yield _relation("wasDerivedFrom", *ends, more=kind)
 
 
 def _short(*names: str) -> str:
@@ -360,8 +360,8 @@ def _record(kind: str, name: str, *content: str) -> str:
 
 
 def _relation(kind: str, *ends: tuple[str, str], more: str = "") -> str:
-    told = "".join(f'<prov:{end} prov:ref="{name}"/>' for end, name in ends)
-    return f"<prov:{kind}>{told}{more}</prov:{kind}>\n"
+    refs = "".join(f'<prov:{end} prov:ref="{name}"/>' for end, name in ends)
+    return f"<prov:{kind}>{refs}{more}</prov:{kind}>\n"
 
 
 def _text(tag: str, text: str | None) -> str:
