@@ -88,7 +88,7 @@ def test_one_that_fails_or_dies_hinders_no_other(home, replaying):
         Reproduced(
             id=THIRD_ID,
             method="segment-coins",
-            problem="the replay was ended by SIGKILL and gave no verdict",
+            problem="the replay was killed by SIGKILL and gave no verdict",
         ),
     ]
 

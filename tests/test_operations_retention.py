@@ -91,7 +91,7 @@ def test_a_bundle_that_waits_for_the_archive_is_kept(tmp_path):
     bench = bench_at(tmp_path)
     bundle = kept(bench)
     bundle.scratch.mkdir()
-    assert cleared(bench) == {EXECUTION_ID: ("kept", "it waits for the archive")}
+    assert cleared(bench) == {EXECUTION_ID: ("kept", "it is not archived yet")}
 
 
 def test_age_and_status_choose_what_is_cleared(tmp_path):

@@ -401,7 +401,7 @@ def test_a_zip_on_the_web_is_verified(bench, reader, web, tmp_path):
     ("path", "kind", "message"),
     [
         ("nothing.zip", NotFoundError, "404"),
-        ("cut", WorldError, "broke off after 9 of 1000 bytes"),
+        ("cut", WorldError, "stopped after 9 of 1000 bytes"),
         ("elsewhere", WorldError, "cannot be read"),
     ],
 )
@@ -412,7 +412,7 @@ def test_a_download_that_fails_is_told_without_the_query(web, path, kind, messag
 
 
 def test_a_download_ends_at_the_limit(web):
-    with pytest.raises(RequestError, match="at most 1000"), downloaded(f"{web}/endless", largest=1000):
+    with pytest.raises(RequestError, match="limit here is 1000"), downloaded(f"{web}/endless", largest=1000):
         pass
 
 

@@ -1,9 +1,7 @@
-"""Write down which seals there are: signed checkpoints in the archive, each over the seals since the one before.
+"""Checkpoints: signed Merkle trees over the seals of an archive, in a chain (`write_checkpoints`, `read_seal_history`).
 
-Law: a checkpoint is created only where there is none, so that of two writers one
-wins; the other reads the winner's and writes what is still missing after it.
-
-What the checkpoints of an archive witness, as far as they are sound: which seals there were, and when.
+Law: a checkpoint is created only if it does not exist, so one of two racing writers
+wins; the loser reads the winner's checkpoint and writes the seals that it lacks.
 """
 
 from __future__ import annotations
@@ -21,20 +19,23 @@ from prefect_executions.attestation.transparency import Checkpoint, SealEntry, c
 from prefect_executions.errors import BundleError
 from prefect_executions.workbench.workbench import Workbench
 
-_MOST = 10_000
-"""Seals in one checkpoint: it is read as a whole."""
+CheckpointFinding = tuple[Literal["violation", "incomplete"], str]
 
-_AT_ONCE = 500
+_MAX_SEALS = 10_000
+"""Seals in one checkpoint, which is read as a whole."""
 
-_HOUR = timedelta(hours=1)
-"""How exactly marks tell the time of their seals."""
+_BATCH = 500
+"""Seals that are read together."""
+
+_MARK_PRECISION = timedelta(hours=1)
+"""Precision of the times of seal marks."""
 
 
 def write_checkpoints(workbench: Workbench, *, since: datetime | None = None) -> int:
-    """Write the seals that are in no checkpoint yet into new ones; return how many seals there were.
+    """Write new checkpoints with the seals that are in none yet; return the number of seals.
 
-    Without a signing key, and where nothing is new, nothing is written. Seals are looked for
-    among the marks since the last checkpoint, or since *since*.
+    Without a signing key or without new seals nothing is written. New seals are found by
+    their marks since the last checkpoint, or since *since*.
 
     Raises:
         ArchiveError: If the archive fails.
@@ -42,92 +43,90 @@ def write_checkpoints(workbench: Workbench, *, since: datetime | None = None) ->
         BundleError: If the last checkpoint is damaged.
     """
     key = workbench.signing_key()
-    return _Writing(workbench.archive, key).run(since) if key is not None else 0
+    return _Writer(workbench.archive, key).run(since) if key is not None else 0
 
 
-class _Writing:
+class _Writer:
     def __init__(self, archive: Archive, key: SigningKey) -> None:
         self._archive, self._key = archive, key
-        self._kept = archive.checkpoints
+        self._checkpoints = archive.checkpoints
 
     def run(self, since: datetime | None) -> int:
         written = 0
         now = self._archive.marks.clock()
         start = min(now, since or self._watermark())
         while True:
-            number, new = self._new(start)
+            number, new = self._new_seals(start)
             if not new:
                 return written
-            # Where somebody else wrote one meanwhile, the number is taken and the seals are looked at anew.
-            previous = sha256(self._kept.get(number)).hexdigest() if number else None
-            told = checkpoint_of(new[:_MOST], number=number + 1, previous=previous, until=now, key=self._key)
-            if self._kept.add(number + 1, told.to_json()):
-                self._archive.keep_inclusions(list(inclusions(told)))
-                written += len(told.seals)
+            # If another writer took the number meanwhile, `add` refuses and the seals are read again.
+            previous = sha256(self._checkpoints.get(number)).hexdigest() if number else None
+            checkpoint = checkpoint_of(new[:_MAX_SEALS], number=number + 1, previous=previous, until=now, key=self._key)
+            if self._checkpoints.add(number + 1, checkpoint.to_json()):
+                self._archive.keep_inclusions(list(inclusions(checkpoint)))
+                written += len(checkpoint.seals)
 
-    def _new(self, start: datetime) -> tuple[int, list[SealEntry]]:
-        """The last checkpoint, and the seals that neither it nor any before has, as marks and seals tell them alike."""
-        marks = {(one.id, one.manifest_sha256) for one in self._archive.marks.sealed_since(start)}
+    def _new_seals(self, start: datetime) -> tuple[int, list[SealEntry]]:
+        """The number of the last checkpoint, and the seals that have a mark since *start* and no checkpoint."""
+        marks = {(mark.id, mark.manifest_sha256) for mark in self._archive.marks.sealed_since(start)}
         if not marks:
             return 0, []
-        last = self._kept.last()
-        marks -= self._known(start, last)
-        return last, [
-            SealEntry(execution_id=one, manifest_sha256=digest) for one, digest in self._sealed(sorted(marks))
-        ]
+        last = self._checkpoints.last()
+        marks -= self._in_checkpoints(start, last)
+        seals = self._sealed(sorted(marks))
+        return last, [SealEntry(execution_id=id_, manifest_sha256=digest) for id_, digest in seals]
 
     def _watermark(self) -> datetime:
-        number = self._kept.last()
+        number = self._checkpoints.last()
         if not number:
             return LONG_AGO
-        return Checkpoint.from_json(self._kept.get(number)).parsed_head().until - SKEW
+        return Checkpoint.from_json(self._checkpoints.get(number)).parsed_head().until - SKEW
 
-    def _known(self, start: datetime, last: int) -> set[tuple[str, str]]:
-        """What the checkpoints up to *last* say that may speak of marks since *start*, the newest first."""
-        known: set[tuple[str, str]] = set()
+    def _in_checkpoints(self, start: datetime, last: int) -> set[tuple[str, str]]:
+        """The seals in the checkpoints up to *last* that may contain marks since *start*, newest first."""
+        seals: set[tuple[str, str]] = set()
         for number in range(last, 0, -1):
-            told = Checkpoint.from_json(self._kept.get(number))
-            if start > LONG_AGO and told.parsed_head().until < start - SKEW - _HOUR:
+            checkpoint = Checkpoint.from_json(self._checkpoints.get(number))
+            if start > LONG_AGO and checkpoint.parsed_head().until < start - SKEW - _MARK_PRECISION:
                 break
-            known |= {(one.execution_id, one.manifest_sha256) for one in told.seals}
-        return known
+            seals |= {(seal.execution_id, seal.manifest_sha256) for seal in checkpoint.seals}
+        return seals
 
     def _sealed(self, marks: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        for start in range(0, len(marks), _AT_ONCE):
-            batch = marks[start : start + _AT_ONCE]
+        """Those of *marks* that agree with the seal in the archive."""
+        for start in range(0, len(marks), _BATCH):
+            batch = marks[start : start + _BATCH]
             seals = self._archive.seals_of([execution_id for execution_id, _ in batch])
-            yield from (one for one in batch if one[0] in seals and seals[one[0]].manifest_sha256 == one[1])
-
-
-CheckpointFinding = tuple[Literal["violation", "incomplete"], str]
+            yield from ((id_, digest) for id_, digest in batch if id_ in seals and seals[id_].manifest_sha256 == digest)
 
 
 @dataclass
 class SealHistory:
-    """The seals of all checkpoints, by execution."""
+    """The seals in all valid checkpoints of an archive, by execution id."""
 
     sealed: dict[str, set[str]] = field(default_factory=dict)
-    """The digests of the manifests that were sealed."""
+    """Digests of the sealed manifests."""
     number: dict[str, int] = field(default_factory=dict)
-    """In which checkpoint it is first."""
+    """The first checkpoint that contains a seal."""
     when: dict[str, tuple[datetime | None, datetime]] = field(default_factory=dict)
-    """The times of the checkpoint before and of that one, between which it was sealed."""
+    """The times of the checkpoint before and of the first one: the execution was sealed between them."""
     last: int = 0
+    """The number of the newest checkpoint."""
 
 
 def read_seal_history(
     archive: Archive, trusted: Mapping[str, VerifyingKey]
 ) -> tuple[SealHistory, list[CheckpointFinding]]:
-    """Read every checkpoint, and return what those that are sound witness, and what is wrong with the chain.
+    """Read all checkpoints; return the seals of the valid ones and the findings on the chain.
 
     Raises:
-        ArchiveError: If the archive cannot be asked.
+        ArchiveError: If the archive is unavailable.
     """
     numbers = archive.checkpoints.numbers()
     chain = _Chain(trusted)
-    for kept in archive.checkpoints.read(numbers):
-        chain.add(kept.number, kept.data)
-    return chain.witness, chain.faults
+    for stored in archive.checkpoints.read(numbers):
+        chain.add(stored.number, stored.data)
+    return chain.history, chain.findings
 
 
 class _Chain:
@@ -135,47 +134,49 @@ class _Chain:
         self._trusted = trusted
         self._previous: str | None = None
         self._until: datetime | None = None
-        self.witness = SealHistory()
-        self.faults: list[CheckpointFinding] = []
+        self.history = SealHistory()
+        self.findings: list[CheckpointFinding] = []
 
     def add(self, number: int, data: bytes) -> None:
-        """Take in the next checkpoint."""
-        expected = self.witness.last + 1
+        """Check the next checkpoint and take in its seals."""
+        expected = self.history.last + 1
         if number != expected:
-            self.faults.append(("violation", f"checkpoint {expected} is gone; there is {number}"))
+            self.findings.append(("violation", f"checkpoint {expected} is missing; the next one is {number}"))
         try:
-            told = Checkpoint.from_json(data)
-            wrong = list(self._wrong(told, number, linked=number == expected))
-            until = told.parsed_head().until
+            checkpoint = Checkpoint.from_json(data)
+            findings = list(self._check(checkpoint, number, linked=number == expected))
+            until = checkpoint.parsed_head().until
         except BundleError as error:
-            self.faults.append(("violation", f"checkpoint {number} is damaged: {error}"))
+            self.findings.append(("violation", f"checkpoint {number} is damaged: {error}"))
         else:
-            self.faults += wrong
-            if not any(weight == "violation" for weight, _ in wrong):
-                self._witness(told, number, until)
+            self.findings += findings
+            if not any(weight == "violation" for weight, _ in findings):
+                self._add_seals(checkpoint, number, until)
             self._until = until
         self._previous = sha256(data).hexdigest()
-        self.witness.last = number
+        self.history.last = number
 
-    def _wrong(self, told: Checkpoint, number: int, *, linked: bool) -> Iterator[CheckpointFinding]:
-        head, envelope = told.parsed_head(), told.head.envelope
+    def _check(self, checkpoint: Checkpoint, number: int, *, linked: bool) -> Iterator[CheckpointFinding]:
+        head, envelope = checkpoint.parsed_head(), checkpoint.head.envelope
         if head.number != number:
-            yield "violation", f"checkpoint {number} says that it is {head.number}"
+            yield "violation", f"checkpoint {number} contains the number {head.number}"
         if linked and head.previous != self._previous:
-            yield "violation", f"checkpoint {number} names {head.previous} as the one before, which is {self._previous}"
-        for fault in told.faults():
+            what = f"checkpoint {number} names the previous checkpoint {head.previous}; that has {self._previous}"
+            yield "violation", what
+        for fault in checkpoint.faults():
             yield "violation", f"checkpoint {number}: {fault}"
-        for one in envelope.signatures:
-            key = self._trusted.get(one.key_id)
-            if key is not None and not key.signed(envelope.signed, one.data):
-                yield "violation", f"checkpoint {number}: the signature is not that of the key {one.key_id}"
+        for signature in envelope.signatures:
+            key = self._trusted.get(signature.key_id)
+            if key is not None and not key.signed(envelope.signed, signature.data):
+                yield "violation", f"checkpoint {number}: the signature is not from the key {signature.key_id}"
             elif key is None and self._trusted:
-                yield "violation", f"checkpoint {number} is signed with the key {one.key_id}, which is not trusted here"
+                what = f"checkpoint {number} is signed with the key {signature.key_id}, which is not trusted here"
+                yield "violation", what
             elif key is None:
                 yield "incomplete", f"checkpoint {number}: no key is trusted here, so its signature was not checked"
 
-    def _witness(self, told: Checkpoint, number: int, until: datetime) -> None:
-        for seal in told.seals:
-            self.witness.sealed.setdefault(seal.execution_id, set()).add(seal.manifest_sha256)
-            self.witness.number.setdefault(seal.execution_id, number)
-            self.witness.when.setdefault(seal.execution_id, (self._until, until))
+    def _add_seals(self, checkpoint: Checkpoint, number: int, until: datetime) -> None:
+        for seal in checkpoint.seals:
+            self.history.sealed.setdefault(seal.execution_id, set()).add(seal.manifest_sha256)
+            self.history.number.setdefault(seal.execution_id, number)
+            self.history.when.setdefault(seal.execution_id, (self._until, until))

@@ -1,7 +1,4 @@
-"""Compare two executions, wherever their records are kept.
-
-How the outputs of two executions agree, each compared as the Method of the first has declared.
-"""
+"""Comparison of two executions, on the workbench or in the archive: their records, sources and outputs."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ from prefect_executions.methods.model import Comparison, comparison_of
 from prefect_executions.workbench.catalog import Catalog
 
 _COMPARED = 64 << 20
-"""Bytes of an output up to which its content is compared; a larger one by its digest alone."""
+"""Largest output in bytes whose content is compared; larger outputs are compared by digest only."""
 
 Content = Callable[[str], bytes]
-"""What gives the content of the output at a path."""
+"""Returns the content of the output at a path."""
 
 
 def compare_outputs(
@@ -34,9 +31,11 @@ def compare_outputs(
     declared: Mapping[str, Comparison] | None,
     tolerance: float = 0,
 ) -> Iterator[OutputVerdict]:
-    """Yield how each output of *after* agrees with that of *before*, in the order of their paths.
+    """Yield the agreement of each output in *after* with that in *before*, sorted by path.
 
-    *contents* give what the two have written. What cannot be read is told to differ, with the reason.
+    Outputs with different bytes are read through *contents*, one reader for each side,
+    and compared by the Method's *declared* comparison. An unreadable output counts as
+    different, with the reason.
     """
     first, second = ({file.path: file for file in files} for files in (before, after))
     for path in sorted({*first, *second}):
@@ -48,62 +47,62 @@ def compare_outputs(
         elif first[path].sha256 == second[path].sha256:
             yield OutputVerdict(path=path, agreement=Agreement.SAME, by="bytes")
         elif max(first[path].size, second[path].size) > _COMPARED:
-            yield judged(path, Agreement.DIFFERS, ("too large to be compared by its content",), declared=how)
+            yield judged(path, Agreement.DIFFERS, ("too large to compare its content",), declared=how)
         else:
             yield _compared(path, contents, how, tolerance)
 
 
 def _compared(path: str, contents: tuple[Content, Content], how: Comparison | None, tolerance: float) -> OutputVerdict:
     try:
-        one, other = (content(path) for content in contents)
+        first, second = (content(path) for content in contents)
     except ExecutionsError as error:
         return judged(path, Agreement.DIFFERS, (str(error),), declared=how)
-    return compare_output(path, media_type(path), one, other, tolerance=tolerance, declared=how)
+    return compare_output(path, media_type(path), first, second, tolerance=tolerance, declared=how)
 
 
 class Compared(NamedTuple):
-    """What two executions tell, equal or not, and the source files and outputs that are not the same."""
+    """All compared fields of two executions, and the source files and outputs that differ."""
 
     before: str
     after: str
     differences: tuple[Difference, ...]
     sources: tuple[Changed, ...]
     outputs: tuple[OutputVerdict, ...]
-    """How the outputs agree that have other bytes."""
+    """The agreement of each output whose bytes differ."""
 
 
-def compare_executions(reader: Catalog, before: str, after: str) -> Compared:
-    """Compare the executions *before* and *after*, given by their full ids.
+def compare_executions(catalog: Catalog, before: str, after: str) -> Compared:
+    """Compare the executions with the full ids *before* and *after*.
 
     Raises:
-        NotFoundError: If there is no such execution.
+        NotFoundError: If an execution does not exist.
         BundleError: If a document is damaged.
     """
-    first, second = reader.record(before), reader.record(after)
-    sources = tuple(_source(reader, first, second, path) for path in changed_sources(first, second))
-    told = tuple(compare(first, second))
-    return Compared(before, after, told, sources, tuple(_outputs(reader, first, second)))
+    first, second = catalog.record(before), catalog.record(after)
+    sources = tuple(_source(catalog, first, second, path) for path in changed_sources(first, second))
+    differences = tuple(compare(first, second))
+    return Compared(before, after, differences, sources, tuple(_outputs(catalog, first, second)))
 
 
-def _outputs(reader: Catalog, before: ExecutionRecord, after: ExecutionRecord) -> Iterator[OutputVerdict]:
-    contents = (partial(_output, reader, before.id), partial(_output, reader, after.id))
+def _outputs(catalog: Catalog, before: ExecutionRecord, after: ExecutionRecord) -> Iterator[OutputVerdict]:
+    contents = (partial(_output, catalog, before.id), partial(_output, catalog, after.id))
     written = (before.job_status.outputs, after.job_status.outputs)
-    for one in compare_outputs(*written, contents, declared=before.method.comparisons):
-        if one.agreement not in {Agreement.SAME, Agreement.GONE, Agreement.NEW}:
-            yield one
+    for verdict in compare_outputs(*written, contents, declared=before.method.comparisons):
+        if verdict.agreement not in {Agreement.SAME, Agreement.GONE, Agreement.NEW}:
+            yield verdict
 
 
-def _output(reader: Catalog, execution_id: str, path: str) -> bytes:
-    return b"".join(reader.blocks(execution_id, path))
+def _output(catalog: Catalog, execution_id: str, path: str) -> bytes:
+    return b"".join(catalog.blocks(execution_id, path))
 
 
-def _source(reader: Catalog, before: ExecutionRecord, after: ExecutionRecord, path: str) -> Changed:
-    found = []
+def _source(catalog: Catalog, before: ExecutionRecord, after: ExecutionRecord, path: str) -> Changed:
+    texts: list[bytes | None] = []
     for record in (before, after):
         files = record.method.code.files if record.method.code else ()
-        told = any(file.path == path for file in files)
+        recorded = any(file.path == path for file in files)
         try:
-            found.append(reader.read(record.id, path) if told else None)
+            texts.append(catalog.read(record.id, path) if recorded else None)
         except NotFoundError:
             return Changed(path, None, f"execution {record.id} does not keep it")
-    return source_diff(path, *found)
+    return source_diff(path, *texts)

@@ -1,4 +1,4 @@
-"""A zip from the web or from object storage, brought to a temporary file to be verified or imported."""
+"""Download of a zip from the web or an object store into a temporary file, to verify or import it."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from prefect_executions.errors import ExecutionsError, NotFoundError, RequestErr
 from prefect_executions.objectstore.open import open_store
 
 MAX_DOWNLOAD = 20 << 30
-"""Bytes that are downloaded at most: what a verification would unfold a zip to."""
+"""Largest download in bytes: the limit of a verification on the unpacked size of a zip."""
 
-_PIECE = 8 << 20
+_BLOCK = 8 << 20
 _SILENCE = 60.0
-"""Seconds without a byte after which a web server is given up."""
+"""Seconds to wait for the next byte of a web server."""
 
 _GONE = frozenset({404, 410})
 _STORE_PATIENCE = timedelta(seconds=60)
 
 
 def is_url(text: str) -> bool:
-    """Whether *text* is an address and no path or id."""
+    """Whether *text* is a URL, not a path or an id."""
     return "://" in text
 
 
 @contextmanager
 def downloaded(url: str, *, largest: int = MAX_DOWNLOAD) -> Iterator[Path]:
-    """Bring what *url* (``https://``, ``http://``, ``s3://``) leads to into a file that lives as long as the context.
+    """Download *url* (``https://``, ``http://``, ``s3://``) into a file that is removed when the context ends.
 
     Raises:
-        RequestError: If the address is of another kind, or it is larger than *largest* bytes or the free space.
-        NotFoundError: If there is nothing at it.
-        WorldError: If its server fails.
+        RequestError: If the URL has another scheme, or the file exceeds *largest* bytes or the free disk space.
+        NotFoundError: If the URL does not exist.
+        WorldError: If the server fails.
     """
     scheme = url.partition("://")[0].lower()
     if scheme not in {"http", "https", "s3"}:
         raise RequestError(
-            f"{redact_url(url, query=False)} cannot be read: give an https://, http:// or s3:// address of a zip"
+            f"{redact_url(url, query=False)} cannot be read: give the https://, http:// or s3:// URL of a zip"
         )
     with tempfile.TemporaryDirectory(prefix="executions-") as folder:
         path = Path(folder) / "bundle.zip"
@@ -63,40 +63,42 @@ def _from_store(url: str, file: BinaryIO, limit: int) -> None:
     store = open_store(place, timeout=_STORE_PATIENCE)
     head = store.head(key)
     if head is None:
-        raise NotFoundError(f"There is nothing at {redact_url(url, query=False)}")
+        raise NotFoundError(f"{redact_url(url, query=False)} does not exist")
     _check_size(redact_url(url, query=False), head.size, limit)
-    starts = range(0, head.size, _PIECE)
-    file.writelines(store.get_range(key, start, min(start + _PIECE, head.size)) for start in starts)
+    starts = range(0, head.size, _BLOCK)
+    file.writelines(store.get_range(key, start, min(start + _BLOCK, head.size)) for start in starts)
 
 
 def _from_web(url: str, file: BinaryIO, limit: int) -> None:
     shown = redact_url(url, query=False)
     try:
-        with urlopen(Request(url), timeout=_SILENCE) as answer:  # noqa: S310 - the scheme was looked at
-            _copy(answer, file, shown, limit)
+        with urlopen(Request(url), timeout=_SILENCE) as response:  # noqa: S310 - the scheme was checked
+            _copy(response, file, shown, limit)
     except HTTPError as error:
         kind = NotFoundError if error.code in _GONE else WorldError
-        raise kind(f"{shown} answers {error.code} {error.reason}") from None
+        raise kind(f"{shown} answered {error.code} {error.reason}") from None
     except ExecutionsError:
         raise
-    except Exception as error:  # noqa: BLE001 - what the web answers with has no common root
+    except Exception as error:  # noqa: BLE001 - the errors of urllib and its protocols have no common root
         raise WorldError(f"{shown} cannot be read: {getattr(error, 'reason', error)}") from None
 
 
-def _copy(answer: addinfourl, file: BinaryIO, shown: str, limit: int) -> None:
-    # urllib follows a redirection to FTP as well.
-    if not answer.geturl().lower().startswith(("http://", "https://")):
-        raise RequestError(f"{shown} leads to {redact_url(answer.geturl(), query=False)}, which is no web address")
-    told = answer.headers.get("Content-Length", "")
-    announced = int(told) if told.isdigit() else None
+def _copy(response: addinfourl, file: BinaryIO, shown: str, limit: int) -> None:
+    # urllib would follow a redirect to FTP.
+    if not response.geturl().lower().startswith(("http://", "https://")):
+        raise RequestError(
+            f"{shown} redirects to {redact_url(response.geturl(), query=False)}, which is not an HTTP URL"
+        )
+    length = response.headers.get("Content-Length", "")
+    announced = int(length) if length.isdigit() else None
     _check_size(shown, announced or 0, limit)
-    while block := answer.read(_PIECE):
+    while block := response.read(_BLOCK):
         _check_size(shown, file.tell() + len(block), limit)
         file.write(block)
     if announced is not None and file.tell() != announced:
-        raise WorldError(f"{shown} broke off after {file.tell()} of {announced} bytes; try again")
+        raise WorldError(f"the download of {shown} stopped after {file.tell()} of {announced} bytes; try again")
 
 
 def _check_size(shown: str, size: int, limit: int) -> None:
     if size > limit:
-        raise RequestError(f"{shown} has {size} bytes or more; at most {limit} are taken here")
+        raise RequestError(f"{shown} has {size} bytes or more; the limit here is {limit}")

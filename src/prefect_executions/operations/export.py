@@ -1,4 +1,4 @@
-"""Write executions as one zip, from the archive; one that is not there yet, from this workbench."""
+"""Export executions as one zip, from the archive, or from this workbench before they are archived."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from prefect_executions.query.filter import Filter
 from prefect_executions.workbench.catalog import ArchivedSource, Catalog
 
 _AHEAD = 4
-"""How many bundles are asked for before their turn: an archive far away answers slowly, but many at once."""
+"""Bundles that are fetched ahead in parallel, because a remote archive has a high latency."""
 
 _HELD = 16 << 20
-"""Bytes of a bundle's small files that are fetched together and held in memory."""
+"""Largest total size of a bundle's small files to fetch together and hold in memory."""
 
 
 class Exported(NamedTuple):
-    """What was written: which executions, and how many bytes."""
+    """The ids of the exported executions, and the size of the zip in bytes."""
 
     ids: tuple[str, ...]
     size: int
@@ -48,14 +48,14 @@ def export(
     does not grow with the size of a bundle.
 
     Raises:
-        RequestError: If no id is given, or the level does not fit the form.
-        NotFoundError: If there is no such execution.
-        NotAvailableError: If one is not sealed yet.
-        BundleError: If a file of a bundle is missing or damaged; what was written is not to be used.
+        RequestError: If no id is given, or *level* does not fit *form*.
+        NotFoundError: If an execution does not exist.
+        NotAvailableError: If an execution is not sealed yet.
+        BundleError: If a file of a bundle is missing or damaged; discard the output then.
     """
     wanted = sorted(set(ids))
     if not wanted:
-        raise RequestError("no execution is to be exported; name one, or give a filter that fits some")
+        raise RequestError("no execution is to be exported; name one, or give a filter that matches some")
     exporter = Exporter(write, form, level, only=wanted[0] if len(wanted) == 1 else None)
     for bundle in _ahead(reader, wanted):
         exporter.add(bundle)
@@ -67,7 +67,7 @@ def matching_ids(catalog: Catalog, criteria: Filter) -> Iterator[str]:
     """Yield the ids of all sealed executions that meet *criteria*, newest first.
 
     Raises:
-        LedgerError: If the ledger cannot be read.
+        LedgerError: If the ledger is unavailable.
     """
     return (row.id for row in catalog.workbench.ledger.search(criteria) if row.manifest_sha256)
 
@@ -113,7 +113,7 @@ def _leaving(reader: Catalog, execution_id: str) -> BundleToExport:
 
 
 class _Fetched(ArchivedSource):
-    """An archived bundle whose small files were fetched in one go."""
+    """An archived bundle with its small files prefetched."""
 
     def __init__(self, archive: Archive, bundle: ArchivedBundle) -> None:
         super().__init__(archive, bundle)

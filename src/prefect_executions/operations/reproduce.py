@@ -1,8 +1,8 @@
-"""Replay many executions, each in a process of its own, and tell of each how far it agrees.
+"""Replay many executions, each in a process of its own, and report which of them still reproduce.
 
-Law: one that fails, or ends its process, hinders no other.
+With `--isolated` each replay runs in a virtual environment with the recorded packages (`make_environment`).
 
-A Python environment of its own with exactly the packages that a record names, and this package to run it with.
+Law: a replay that fails, or whose process dies, does not affect the others.
 """
 
 from __future__ import annotations
@@ -33,77 +33,21 @@ from prefect_executions.operations.replay import requirements_of
 from prefect_executions.query.filter import EVERYTHING, Filter
 from prefect_executions.workbench.catalog import Catalog
 
-_OURS = "prefect-executions"
-_TOLD = 3
-"""Lines of an installer's complaint that are told."""
-_SAYS_WHY = re.compile(r"error|because|cause", re.IGNORECASE)
+_DISTRIBUTION = "prefect-executions"
 
+_INSTALLER_LINES = 3
+"""Lines of an installer's error output in our message."""
+_EXPLAINS = re.compile(r"error|because|cause", re.IGNORECASE)
 
-def make_environment(record: ExecutionRecord, folder: Path) -> Path:
-    """Make an environment like that of *record* in *folder*, and return its interpreter.
-
-    The packages come from where pip, or uv where there is no pip, is set to get them;
-    this package is copied from here, because it only has to read the bundle's format.
-
-    Raises:
-        NotAvailableError: If the interpreter or a package is not to be had; the message names it.
-    """
-    asked = record.instance.python.version if record.instance.python else None
-    uv = shutil.which("uv")
-    here = ".".join(map(str, sys.version_info[:3]))
-    if asked in {None, here}:
-        _do([sys.executable, "-m", "venv", "--without-pip", str(folder)], "a virtual environment")
-    elif uv:
-        _do([uv, "venv", "--quiet", "--python", str(asked), str(folder)], f"Python {asked}")
-    else:
-        raise NotAvailableError(
-            f"the record names Python {asked} and this is {here}; install uv, which finds or brings interpreters"
-        )
-    python = folder / "bin" / "python"
-    requirements = folder / "requirements.txt"
-    requirements.write_text("".join(f"{line}\n" for line in requirements_of(record)))
-    if find_spec("pip"):
-        # Most of what is installed is never imported, and what is, the interpreter compiles then.
-        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
-    elif uv:
-        command = [uv, "pip", "install", "--quiet", "--python", str(python)]
-    else:
-        raise NotAvailableError("neither pip nor uv is here to install the recorded packages; install one")
-    _do([*command, "--no-deps", "-r", str(requirements)], "the recorded packages")
-    _copy_ours(python)
-    return python
-
-
-def _copy_ours(python: Path) -> None:
-    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    place = Path(_do(asked, "its folder of packages").strip())
-    shutil.copytree(
-        Path(__file__).parents[1], place / "prefect_executions", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    found = distribution(_OURS)
-    told = place / f"prefect_executions-{found.version}.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text(found.read_text("METADATA") or f"Name: {_OURS}\nVersion: {found.version}\n")
-
-
-def _do(command: list[str], what: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - words of our own
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        told = "\n  ".join([line for line in lines if _SAYS_WHY.search(line)][-_TOLD:] or lines[-_TOLD:])
-        raise NotAvailableError(f"{what} cannot be had, so nothing was run:\n  {told}")
-    return done.stdout
-
-
-_ERROR = "error: "
-"""How the command line begins what it tells of an error; what follows it belongs to it."""
-_SHOWN = 3
-"""Lines that are told of a process that ended without a word."""
+_ERROR_PREFIX = "error: "
+"""Prefix of an error message on the command line; the lines after it belong to it."""
+_STDERR_LINES = 3
+"""Last lines of standard error in the problem of a replay without an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduced:
-    """How far an execution reproduced: `differs` in words, or the `problem` where there is no verdict."""
+    """How far an execution reproduced: the differences as sentences, or the `problem` if there is no verdict."""
 
     id: str
     method: str
@@ -116,7 +60,7 @@ class Reproduced:
 
 
 class _ReplayResult(BaseModel):
-    """What `executions replay --json` writes, as far as it matters here."""
+    """The fields used here of `executions replay --json`."""
 
     id: str | None = None
     reached: bool = False
@@ -134,7 +78,7 @@ def reproduce(
     isolated = ["--isolated"] if goal.isolated else []
     options = [*isolated, "--grade", goal.grade.value, "--tolerance", str(goal.tolerance), "--json"]
     for execution_id in ids:
-        yield _replayed(catalog, execution_id, [*command, "replay", execution_id, *options])
+        yield _replay(catalog, execution_id, [*command, "replay", execution_id, *options])
 
 
 def reproducible(catalog: Catalog, criteria: Filter = EVERYTHING, *, limit: int | None = None) -> tuple[str, ...]:
@@ -152,42 +96,41 @@ def reproducible(catalog: Catalog, criteria: Filter = EVERYTHING, *, limit: int 
     return tuple(islice((execution_id for execution_id in ids if not _is_replay(catalog, execution_id)), limit))
 
 
-def _is_replay(reader: Catalog, execution_id: str) -> bool:
+def _is_replay(catalog: Catalog, execution_id: str) -> bool:
     try:
-        reader.read(execution_id, Verdict.file_name)
-    except (NotFoundError, ArchiveError):  # what is damaged is to be seen when it is replayed
+        catalog.read(execution_id, Verdict.file_name)
+    except (NotFoundError, ArchiveError):  # a damaged bundle must be reported by its replay
         return False
     return True
 
 
-def _replayed(reader: Catalog, execution_id: str, command: Sequence[str]) -> Reproduced:
+def _replay(catalog: Catalog, execution_id: str, command: Sequence[str]) -> Reproduced:
     code, out, err = _run(command)
     method = ""
-    with suppress(ExecutionsError):  # of what is damaged the replay has told why
-        method = reader.record(execution_id).method.id
+    with suppress(ExecutionsError):  # the replay has reported the damage
+        method = catalog.record(execution_id).method.id
     try:
-        answer = _ReplayResult.model_validate_json(out)
+        result = _ReplayResult.model_validate_json(out)
     except ValidationError:
         return Reproduced(id=execution_id, method=method, problem=_problem(code, err))
-    if answer.verdict is None:
-        told = answer.error or {}
-        problem = ": ".join(told.values()) or _problem(code, err)
+    if result.verdict is None:
+        problem = ": ".join((result.error or {}).values()) or _problem(code, err)
         return Reproduced(id=execution_id, method=method, problem=problem)
     return Reproduced(
         id=execution_id,
         method=method,
-        replay=answer.id,
-        grade=answer.verdict.grade,
-        reached=answer.reached,
-        differs=answer.verdict.differs,
+        replay=result.id,
+        grade=result.verdict.grade,
+        reached=result.reached,
+        differs=result.verdict.differs,
     )
 
 
 def _run(command: Sequence[str]) -> tuple[int, bytes, str]:
-    # Of a worker's process: a replay is no run of the flow that started it.
+    # A worker sets these variables; with them the replay would take itself for the worker's flow run.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment) as process:  # noqa: S603 - words of our own
+        with subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment) as process:  # noqa: S603 - our own arguments
             _wait(process)
         out.seek(0)
         err.seek(0)
@@ -198,7 +141,7 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait()
     except KeyboardInterrupt:
-        process.wait()  # the terminal has told it as well, and it seals its record
+        process.wait()  # the terminal has interrupted it as well, and it seals its record
         raise
     except BaseException:
         process.terminate()
@@ -208,8 +151,65 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
 
 def _problem(code: int, err: str) -> str:
     lines = [line.rstrip() for line in err.splitlines() if line.strip()]
-    begin = next((number for number in reversed(range(len(lines))) if lines[number].startswith(_ERROR)), None)
-    if begin is not None:
-        return "\n".join(lines[begin:]).removeprefix(_ERROR)
-    ended = f"was ended by {Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return "\n".join([f"the replay {ended} and gave no verdict", *lines[-_SHOWN:]])
+    last = next((number for number in reversed(range(len(lines))) if lines[number].startswith(_ERROR_PREFIX)), None)
+    if last is not None:
+        return "\n".join(lines[last:]).removeprefix(_ERROR_PREFIX)
+    ended = f"was killed by {Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return "\n".join([f"the replay {ended} and gave no verdict", *lines[-_STDERR_LINES:]])
+
+
+def make_environment(record: ExecutionRecord, folder: Path) -> Path:
+    """Create a virtual environment with the Python and the packages of *record* in *folder*; return its interpreter.
+
+    pip, or else uv, installs the recorded packages from its configured index. This
+    package is copied from here, because it only has to read the bundle's format.
+
+    Raises:
+        NotAvailableError: If the interpreter or a package is unavailable; the message names it.
+    """
+    recorded = record.instance.python.version if record.instance.python else None
+    current = ".".join(map(str, sys.version_info[:3]))
+    uv = shutil.which("uv")
+    if recorded in {None, current}:
+        _check_output([sys.executable, "-m", "venv", "--without-pip", str(folder)], "a virtual environment")
+    elif uv:
+        _check_output([uv, "venv", "--quiet", "--python", str(recorded), str(folder)], f"Python {recorded}")
+    else:
+        raise NotAvailableError(
+            f"the record needs Python {recorded}, this is {current}; install uv, which finds or installs interpreters"
+        )
+    python = folder / "bin" / "python"
+    requirements = folder / "requirements.txt"
+    requirements.write_text("".join(f"{line}\n" for line in requirements_of(record)))
+    if find_spec("pip"):
+        # Most modules are never imported; the interpreter compiles the others when it imports them.
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
+    elif uv:
+        command = [uv, "pip", "install", "--quiet", "--python", str(python)]
+    else:
+        raise NotAvailableError("installing the recorded packages needs pip or uv; install one of them")
+    _check_output([*command, "--no-deps", "-r", str(requirements)], "the recorded packages")
+    _copy_this_package(python)
+    return python
+
+
+def _copy_this_package(python: Path) -> None:
+    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    site_packages = Path(_check_output(command, "the folder site-packages").strip())
+    source = Path(__file__).parents[1]
+    shutil.copytree(source, site_packages / "prefect_executions", ignore=shutil.ignore_patterns("__pycache__"))
+    installed = distribution(_DISTRIBUTION)
+    metadata = installed.read_text("METADATA") or f"Name: {_DISTRIBUTION}\nVersion: {installed.version}\n"
+    dist_info = site_packages / f"prefect_executions-{installed.version}.dist-info"
+    dist_info.mkdir()
+    (dist_info / "METADATA").write_text(metadata)
+
+
+def _check_output(command: list[str], what: str) -> str:
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
+    if completed.returncode:
+        lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
+        reasons = [line for line in lines if _EXPLAINS.search(line)] or lines
+        why = "\n  ".join(reasons[-_INSTALLER_LINES:])
+        raise NotAvailableError(f"{what} cannot be installed, so nothing was run:\n  {why}")
+    return completed.stdout

@@ -1,7 +1,7 @@
-"""Remove executions: one that somebody names, what the Workbench need not keep, and what the rules of retention say.
+"""Removal of executions: a named one, the local copies of archived ones, and those that retention rules expire.
 
-Law: what is not in the archive is never taken from the Workbench by itself, and an
-execution that has not ended is never removed.
+Law: a bundle that is not in the archive is never removed from the workbench alone,
+and an execution that has not ended is never removed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EVERY = "*"
 
 
 class Cleared(NamedTuple):
-    """A bundle of the Workbench, and whether it goes; `why` says why it stays."""
+    """A bundle on the workbench, and whether it is removed; `why` is the reason for keeping it."""
 
     id: str
     status: Status | None
@@ -37,7 +37,7 @@ class Cleared(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How long the archive keeps the executions of a Method, or of every one (``*``), with a status or any."""
+    """A retention rule: how long to keep executions of a Method (or of all, ``*``) with a status (or any)."""
 
     method: str
     status: Status | None
@@ -45,12 +45,12 @@ class Rule(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The rule as the operator writes it."""
+        """The rule as it is written in the setting."""
         return f"{self.method}{f':{self.status}' if self.status else ''}={self.age.days}d"
 
 
 class Expired(NamedTuple):
-    """An execution that a rule of retention removes."""
+    """An execution that a retention rule removes."""
 
     id: str
     method: str
@@ -60,9 +60,9 @@ class Expired(NamedTuple):
 
 
 def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -> None:
-    """Remove an execution from the archive, this Workbench and the ledger, and note that it was removed.
+    """Remove an execution from the archive, this workbench and the ledger, and note its removal in the archive.
 
-    Broken off, the same call goes on.
+    After an interruption, a second call continues.
 
     Raises:
         NotAvailableError: If it has not ended.
@@ -70,30 +70,30 @@ def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -
     """
     archive = workbench.archive
     sealed = archive.seal_of(execution_id)
-    here = OpenBundle(workbench.folder, execution_id)
-    if sealed is None and not here.sealed and (here.folder.is_dir() or archive.opening(execution_id) is not None):
+    bundle = OpenBundle(workbench.folder, execution_id)
+    if sealed is None and not bundle.sealed and (bundle.folder.is_dir() or archive.opening(execution_id) is not None):
         raise NotAvailableError(
-            f"execution {execution_id} has not been sealed and is not removed; cancel it, or let "
-            "'executions settle --once' seal it"
+            f"execution {execution_id} has not been sealed and is not removed; cancel it, or seal it with "
+            "'executions settle --once'"
         )
     digest = sealed.manifest_sha256 if sealed else None
     if sealed is not None or archive.removed(execution_id) is None:
         archive.note_removal(Removed(execution_id=execution_id, manifest_sha256=digest, removed=at, why=why))
     archive.remove(execution_id)
-    here.discard()
+    bundle.discard()
     workbench.ledger.remove(execution_id)
 
 
 def clear_workbench(
     workbench: Workbench, *, before: datetime, status: Collection[Status] = (), dry: bool
 ) -> Iterator[Cleared]:
-    """Remove from the Workbench the bundles that ended before a time, with one of these statuses or any.
+    """Remove from the workbench the sealed bundles that ended before *before*, with one of the statuses or any.
 
-    One stays whose archived form is not whole: that waits for the archive, or of which
-    the archive level left data out. With *dry* nothing is removed.
+    A bundle stays if its copy in the archive is incomplete: it is not archived yet, or
+    its archive level leaves out data. With *dry* nothing is removed.
 
     Raises:
-        ArchiveError: If the archive cannot be asked.
+        ArchiveError: If the archive is unavailable.
     """
     unfinished = set(workbench.unfinished())
     for execution_id in sorted(local_ids(workbench)):
@@ -106,7 +106,7 @@ def clear_workbench(
         ended = record.finished or record.job_status.updated
         if not bundle.sealed or ended >= before or (status and record.status not in status):
             continue
-        why = "it waits for the archive" if execution_id in unfinished else _only_here(workbench, bundle, record)
+        why = "it is not archived yet" if execution_id in unfinished else _missing_in_archive(workbench, bundle, record)
         size = _size(bundle.folder)
         if not why and not dry:
             bundle.discard()
@@ -114,48 +114,48 @@ def clear_workbench(
 
 
 def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
-    """Return the rules that *texts* say, such as ``count-words=90d`` or ``*:FAILED=14d``.
+    """Parse retention rules such as ``count-words=90d`` or ``*:FAILED=14d``.
 
     Raises:
-        SettingsError: If one is no rule.
+        SettingsError: If a text is not a rule.
     """
     rules = []
     for text in texts:
-        found = _RULE.fullmatch(text.strip())
-        status = (found["status"] or "").upper() if found else ""
-        if found is None or (status and status not in Status.__members__):
+        match = _RULE.fullmatch(text.strip())
+        status = (match["status"] or "").upper() if match else ""
+        if match is None or (status and status not in Status.__members__):
             raise SettingsError(
-                f"EXECUTIONS_RETENTION: '{text}' is no rule; write METHOD=90d, METHOD:FAILED=14d, or * for every Method"
+                f"EXECUTIONS_RETENTION: '{text}' is not a rule; write METHOD=90d, METHOD:FAILED=14d or *=90d"
             )
         try:
-            age = parse_duration(found["age"])
+            age = parse_duration(match["age"])
         except OverflowError:
             age = timedelta.max
-        rules.append(Rule(found["method"].strip(), Status(status) if status else None, age))
+        rules.append(Rule(match["method"].strip(), Status(status) if status else None, age))
     return tuple(rules)
 
 
 def expired(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Iterator[Expired]:
-    """Yield the archived executions that the *rules* remove; of several that fit one, the most special decides.
+    """Yield the archived executions that the *rules* remove; if several rules match, the most specific one decides.
 
-    A rule for a Method goes before one for all, and one for a status before one for any.
+    A rule for a Method precedes a rule for all; then a rule for a status precedes a rule for any.
 
     Raises:
-        LedgerError: If the ledger cannot be asked.
+        LedgerError: If the ledger is unavailable.
     """
     for row in workbench.ledger.search():
-        matching = [rule for rule in rules if _fits(rule, row.method_id, row.status)]
+        matching = [rule for rule in rules if _matches(rule, row.method_id, row.status)]
         ended = row.finished or row.updated
         rule = max(matching, key=lambda rule: (rule.method != EVERY, rule.status is not None), default=None)
         if rule is not None and row.manifest_sha256 and row.archive == "archived" and now - ended > rule.age:
             yield Expired(row.id, row.method_id, row.status, ended, rule.text)
 
 
-def _fits(rule: Rule, method: str, status: Status) -> bool:
+def _matches(rule: Rule, method: str, status: Status) -> bool:
     return rule.method in {EVERY, method} and rule.status in {None, status}
 
 
-def _only_here(workbench: Workbench, bundle: OpenBundle, record: ExecutionRecord) -> str:
+def _missing_in_archive(workbench: Workbench, bundle: OpenBundle, record: ExecutionRecord) -> str:
     sealed = workbench.archive.seal_of(record.id)
     if sealed is None:
         return "it is not in the archive"

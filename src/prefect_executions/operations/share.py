@@ -1,7 +1,7 @@
-"""Share an execution, or one output of it, by a link that expires: a copy in the archive, and its presigned address.
+"""Shares: a copy of an execution or of one output in the archive, read through a presigned URL that expires.
 
-Law: what is shared is looked through for secrets once more, byte by byte; where
-there is one nothing is shared. The address is told once and kept nowhere.
+Law: the copy is scanned for secrets once more, byte by byte; one hit, and nothing
+is shared. The URL is returned once and stored nowhere.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from prefect_executions.operations.export import export
 from prefect_executions.workbench.catalog import Catalog
 
 MAX_LIFETIME = timedelta(days=7)
-"""S3 takes no presigned address that lasts longer (AWS, signature version 4)."""
+"""Longest lifetime of a presigned S3 URL (AWS signature version 4)."""
 
 _ROOT = "shared/"
 _NOTE = "share.json"
+_NAMED = 5
+"""Files that the message on a secret names."""
 
 
 class Share(Document):
-    """What is shared and until when; it lies beside the copy, without the address."""
+    """The note on a share, stored beside the copy; it does not contain the URL."""
 
     file_name: ClassVar[str] = _NOTE
 
@@ -45,7 +47,7 @@ class Share(Document):
 
 
 class Shared(NamedTuple):
-    """A share, and the address that whoever knows may read it by."""
+    """A share, and its presigned URL: everyone who has the URL can read the copy."""
 
     share: Share
     url: str
@@ -61,15 +63,15 @@ def share(
     level: ExportLevel = ExportLevel.FULL,
     environment: Mapping[str, str],
 ) -> Shared:
-    """Put a copy of an execution, or of one *output*, into the archive and return an address that reads it until then.
+    """Copy an execution, or one *output*, to the shares of the archive and return its presigned URL.
 
-    What the *environment* holds of secrets, and those that the execution was given from it, may not be in it.
+    The copy may contain no secret: none of the *environment*, and none that the execution received from it.
 
     Raises:
-        RequestError: If it would last too long or no time at all.
-        NotAvailableError: If the archive has no such addresses, as a folder has none.
-        NotFoundError: If there is no such execution or output.
-        SecretError: If something in it looks like a secret; the message names the files.
+        RequestError: If *expires* is not positive or exceeds the limit.
+        NotAvailableError: If the archive has no presigned URLs, for example a folder.
+        NotFoundError: If the execution or output does not exist.
+        SecretError: If the copy contains something that looks like a secret; the message names the files.
     """
     if not timedelta(0) < expires <= MAX_LIFETIME:
         raise RequestError(f"a link lasts up to {MAX_LIFETIME.days} days, not {expires}; share it again later")
@@ -85,7 +87,7 @@ def share(
             else:
                 export(reader, [execution_id], file.write, level=level)
         _check(copy, name, zipped=output is None, mask=_mask(reader, execution_id, environment))
-        told = Share(
+        note = Share(
             id=share_id,
             execution_id=execution_id,
             what=output or str(level),
@@ -94,14 +96,14 @@ def share(
             created=now,
             expires=now + expires,
         )
-        # The note first: what has one can be revoked.
-        store.put(f"{_ROOT}{share_id}/{_NOTE}", told.to_json())
+        # The note first: only a copy with a note can be revoked.
+        store.put(f"{_ROOT}{share_id}/{_NOTE}", note.to_json())
         store.put(key, copy)
-    return Shared(told, url)
+    return Shared(note, url)
 
 
 def shares(store: Store) -> Iterator[Share]:
-    """Yield what is shared, expired or not, in no order.
+    """Yield all shares, expired or not, unsorted.
 
     Raises:
         ArchiveError: If the archive fails, or a note is damaged.
@@ -117,31 +119,31 @@ def shares(store: Store) -> Iterator[Share]:
 
 
 def revoke(store: Store, share_id: str) -> None:
-    """Remove the copy that is shared, so that its address reads nothing any more.
+    """Delete the copy of a share, so that its URL stops working.
 
     Raises:
-        NotFoundError: If there is no such share.
+        NotFoundError: If the share does not exist.
     """
-    if share_id not in {one.id for one in shares(store)}:
-        raise NotFoundError(f"nothing is shared as '{share_id}'. 'executions shares list' shows what is.")
-    found = [one.key for one in store.list(f"{_ROOT}{share_id}/")]
-    store.delete(*sorted(found, key=lambda key: key.endswith(f"/{_NOTE}")))
+    if share_id not in {share.id for share in shares(store)}:
+        raise NotFoundError(f"share '{share_id}' does not exist. 'executions shares list' shows the shares.")
+    keys = [info.key for info in store.list(f"{_ROOT}{share_id}/")]
+    store.delete(*sorted(keys, key=lambda key: key.endswith(f"/{_NOTE}")))
 
 
 def sweep(store: Store, now: datetime) -> int:
-    """Remove the copies whose time is over; return how many there were."""
-    over = [one.id for one in shares(store) if one.expires <= now]
-    for share_id in over:
+    """Delete the expired shares; return their number."""
+    expired = [share.id for share in shares(store) if share.expires <= now]
+    for share_id in expired:
         revoke(store, share_id)
-    return len(over)
+    return len(expired)
 
 
 def _mask(reader: Catalog, execution_id: str, environment: Mapping[str, str]) -> SecretMask:
     mask = secrets_around(environment)
     for value in reader.record(execution_id).request.values.values():
-        named = value.get("secret") if isinstance(value, dict) else None
-        if isinstance(named, str) and named.startswith("env:"):
-            mask.add(environment.get(named.removeprefix("env:"), ""))
+        reference = value.get("secret") if isinstance(value, dict) else None
+        if isinstance(reference, str) and reference.startswith("env:"):
+            mask.add(environment.get(reference.removeprefix("env:"), ""))
     return mask
 
 
@@ -149,14 +151,14 @@ def _check(copy: Path, name: str, *, zipped: bool, mask: SecretMask) -> None:
     with copy.open("rb") as stream:
         if zipped:
             reader = ZipReader.open(stream, TRUSTED_LIMITS)
-            # output.zip holds, packed, what lies beside it.
-            entries = [one for one in reader.entries.values() if not one.name.endswith(f"/{OUTPUT_ZIP}")]
-            found = [one.name for one in entries if reveals(reader.blocks(one), mask)]
+            # output.zip repeats, compressed, the outputs beside it.
+            entries = [entry for entry in reader.entries.values() if not entry.name.endswith(f"/{OUTPUT_ZIP}")]
+            names = [entry.name for entry in entries if reveals(reader.blocks(entry), mask)]
         else:
-            found = [name] if reveals(iter(lambda: stream.read(1 << 20), b""), mask) else []
-    if found:
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""  # noqa: PLR2004 - as many as are named
+            names = [name] if reveals(iter(lambda: stream.read(1 << 20), b""), mask) else []
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise SecretError(
-            f"nothing is shared: something that looks like a secret is in {', '.join(found[:5])}{more}. "
+            f"nothing is shared: something that looks like a secret is in {', '.join(names[:_NAMED])}{more}. "
             "Share a single output, or --level metadata, without it."
         )

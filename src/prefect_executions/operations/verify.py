@@ -1,6 +1,6 @@
-"""Verify what somebody names: an execution where it is kept, a folder, a zip, or the address of a zip.
+"""Verification of a target: an execution on the workbench and in the archive, a folder, a zip, or the URL of a zip.
 
-A manifest that somebody signed with ``ssh-keygen -Y sign``, checked against a file of allowed signers.
+`ssh_check` checks a signature of ``ssh-keygen -Y sign`` on the manifest against a file of allowed signers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prefect_executions.workbench.catalog import ArchivedSource, Catalog
 from prefect_executions.workbench.lookup import path_of
 
 NAMESPACE = "prefect-executions"
-"""What such a signature is for; one that was made for something else does not count."""
+"""The namespace of an SSH signature (``ssh-keygen -n``); signatures for other purposes are rejected."""
 
 SSH_CHECK = "ssh-signature"
 _LARGEST = 1 << 26
@@ -32,7 +32,7 @@ _SECONDS = 60
 
 
 def ssh_check(source: Source, allowed: Path) -> Check:
-    """Return whether the manifest in *source* is signed by one of those in the file *allowed*."""
+    """Check that the manifest in *source* is signed by one of the signers in the file *allowed*."""
     try:
         missing = [path for path in (MANIFEST, SSH_SIGNATURE) if not 0 < source.files.get(path, 0) <= _LARGEST]
         if missing:
@@ -46,19 +46,19 @@ def ssh_check(source: Source, allowed: Path) -> Check:
 
 
 def _faults(folder: Path, allowed: Path) -> tuple[str, ...]:
-    asked = ["-f", str(allowed.absolute()), "-s", str(folder / SSH_SIGNATURE)]
-    found = _ssh_keygen(["find-principals", *asked], folder / MANIFEST)
-    principals = found.stdout.split("\n")[0].strip()
-    if found.returncode or not principals:
-        return (f"{SSH_SIGNATURE} is of nobody whom {allowed} allows: {found.stderr.strip()}",)
-    told = _ssh_keygen(["verify", "-I", principals.split(",")[0], "-n", NAMESPACE, *asked], folder / MANIFEST)
-    return (f"{SSH_SIGNATURE}: {(told.stderr or told.stdout).strip()}",) if told.returncode else ()
+    files = ["-f", str(allowed.absolute()), "-s", str(folder / SSH_SIGNATURE)]
+    search = _ssh_keygen(["find-principals", *files], folder / MANIFEST)
+    principals = search.stdout.split("\n")[0].strip()
+    if search.returncode or not principals:
+        return (f"the signer of {SSH_SIGNATURE} is not in {allowed}: {search.stderr.strip()}",)
+    check = _ssh_keygen(["verify", "-I", principals.split(",")[0], "-n", NAMESPACE, *files], folder / MANIFEST)
+    return (f"{SSH_SIGNATURE}: {(check.stderr or check.stdout).strip()}",) if check.returncode else ()
 
 
-def _ssh_keygen(words: list[str], manifest: Path) -> subprocess.CompletedProcess[str]:
+def _ssh_keygen(arguments: list[str], manifest: Path) -> subprocess.CompletedProcess[str]:
     with manifest.open("rb") as stdin:
-        return subprocess.run(  # noqa: S603 - no shell, and every word is ours or a path
-            ["ssh-keygen", "-Y", *words],  # noqa: S607 - the user's own
+        return subprocess.run(  # noqa: S603 - no shell; every argument is ours or a path
+            ["ssh-keygen", "-Y", *arguments],  # noqa: S607 - the one on the user's PATH
             stdin=stdin,
             capture_output=True,
             text=True,
@@ -69,7 +69,7 @@ def _ssh_keygen(words: list[str], manifest: Path) -> subprocess.CompletedProcess
 
 
 class Trust(NamedTuple):
-    """Whose signatures are believed: the keys, by their ids, and a file of allowed signers as ssh-keygen reads it."""
+    """The accepted signers: trusted keys by their ids, and a file of allowed signers in the format of ssh-keygen."""
 
     keys: Mapping[str, VerifyingKey] = NO_KEYS
     allowed: Path | None = None
@@ -79,73 +79,75 @@ NO_TRUST = Trust()
 
 
 class Verified(NamedTuple):
-    """One copy of a bundle, and what its verification found."""
+    """The verification report of one copy of a bundle."""
 
     place: str
     report: Report
 
 
-def verify_target(reader: Catalog, text: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
-    """Verify every copy of what *text* names: a folder, a zip or a URL with bundles, or an execution by its id.
+def verify_target(catalog: Catalog, text: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+    """Verify every copy of a target: all bundles of a folder, zip or URL, or an execution by its id.
 
-    A path that exists is meant before an id. Of an execution both copies are
-    verified, that on this workbench first: either may be damaged alone.
+    An existing path precedes an id. Both copies of an execution are verified, first
+    the one on this workbench: each may be damaged alone.
 
     Raises:
-        NotFoundError: If there is no such thing.
+        NotFoundError: If the target does not exist.
         NotAvailableError: If the execution is not sealed yet.
-        ArchiveError: If the archive cannot be asked; the copy here was verified before.
+        ArchiveError: If the archive is unavailable; the local copy has been verified then.
     """
     if is_url(text):
-        with downloaded(text) as path:
-            yield from _verify_place(path, "download", trust)
-    elif place := path_of(text):
-        yield from _verify_place(place, "folder" if place.is_dir() else "zip", trust)
+        with downloaded(text) as file:
+            yield from _verify_path(file, "download", trust)
+    elif path := path_of(text):
+        yield from _verify_path(path, "folder" if path.is_dir() else "zip", trust)
     else:
-        yield from verify_execution(reader, reader.find(text), trust)
+        yield from verify_execution(catalog, catalog.find(text), trust)
 
 
-def verify_execution(reader: Catalog, execution_id: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+def verify_execution(catalog: Catalog, execution_id: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
     """Verify the sealed copies of an execution, on this workbench and in the archive.
 
     Raises:
         NotAvailableError: If it is not sealed yet.
-        ArchiveError: If the archive cannot be asked; the copy here was verified before.
+        ArchiveError: If the archive is unavailable; the local copy has been verified then.
     """
-    local = reader.local_source(execution_id)
+    local = catalog.local_source(execution_id)
     if local is not None:
-        yield Verified("workbench", _judged(local, trust))
-    archived = reader.bundle_source(execution_id)
+        yield Verified("workbench", _report(local, trust))
+    archived = catalog.bundle_source(execution_id)
     if archived is not None:
-        yield Verified("archive", _with_seal(archived, trust))
+        yield Verified("archive", _report_with_seal(archived, trust))
     elif local is None:
-        status = reader.record(execution_id).status
+        status = catalog.record(execution_id).status
         cure = "'executions settle --once' seals it" if status.terminal else "verify it when it has ended"
         raise NotAvailableError(f"execution {execution_id} is {status} and not sealed yet; {cure}.")
 
 
-def _verify_place(path: Path, what: str, trust: Trust) -> Iterator[Verified]:
-    """Verify each bundle of a folder or zip, in a bag or not; what is no whole export is verified as one bundle."""
-    with suppress(BundleError), open_container(path, DEFAULT_LIMITS) as whole:
-        found = find_bundles(whole)
-        if all(one.kind is BundleKind.BUNDLE for one in found):
-            for one in found:
-                report = _judged(one.source, trust)
-                yield Verified(what if len(found) == 1 else f"{what} {one.path}", report)
+def _verify_path(path: Path, what: str, trust: Trust) -> Iterator[Verified]:
+    """Verify each bundle of a folder or zip, with or without a bag; anything else is verified as one bundle."""
+    with suppress(BundleError), open_container(path, DEFAULT_LIMITS) as container:
+        bundles = find_bundles(container)
+        if all(bundle.kind is BundleKind.BUNDLE for bundle in bundles):
+            for bundle in bundles:
+                report = _report(bundle.source, trust)
+                yield Verified(what if len(bundles) == 1 else f"{what} {bundle.path}", report)
             return
     report = verify(path, trusted=trust.keys)
     if trust.allowed is not None:
-        report = replace(report, checks=(*report.checks, Check(SSH_CHECK, ("it is no whole bundle that was signed",))))
+        report = replace(
+            report, checks=(*report.checks, Check(SSH_CHECK, ("the target is not a complete signed bundle",)))
+        )
     yield Verified(what, report)
 
 
-def _judged(source: Source, trust: Trust) -> Report:
+def _report(source: Source, trust: Trust) -> Report:
     report = verify(source, trusted=trust.keys)
     if trust.allowed is None:
         return report
     return replace(report, checks=(*report.checks, ssh_check(source, trust.allowed)))
 
 
-def _with_seal(source: ArchivedSource, trust: Trust) -> Report:
-    report = _judged(source, trust)
+def _report_with_seal(source: ArchivedSource, trust: Trust) -> Report:
+    report = _report(source, trust)
     return replace(report, checks=(Check("seal", tuple(source.seal_faults())), *report.checks))

@@ -1,7 +1,7 @@
-"""What is shown of an execution that is watched, and how it changes with what is heard.
+"""The state of a watched execution, and how events change it.
 
-Law: an execution that has ended has ended; a word that comes late or twice
-changes nothing. Values in, values out.
+Law: a terminal status never changes; a late or repeated event changes nothing.
+Values in, values out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """One execution as a watcher sees it; `status` is None before anything was heard of it."""
+    """The state of one watched execution; `status` is None before its first event."""
 
     id: str
     method: str = ""
@@ -36,26 +36,25 @@ class Watched:
         return self.status is not None and self.status.terminal
 
     def elapsed(self, now: datetime) -> timedelta | None:
-        """Return how long it ran, or runs."""
+        """Return how long it ran, or has been running."""
         return None if self.begun is None else max((self.ended or now) - self.begun, timedelta(0))
 
 
 def from_record(record: ExecutionRecord) -> Watched:
-    """Return what the record of an execution, open or sealed, tells a watcher."""
-    told = record.job_status
+    """Return the watched state in the record of an open or sealed execution."""
     return Watched(
         id=record.id,
         method=record.method.id,
         status=record.status,
-        progress=told.progress,
-        message=told.message,
+        progress=record.job_status.progress,
+        message=record.job_status.message,
         begun=record.started,
         ended=record.finished,
     )
 
 
 def from_row(row: Row) -> Watched:
-    """Return what the ledger tells a watcher of an execution."""
+    """Return the watched state in a row of the ledger."""
     return Watched(
         id=row.id,
         method=row.method_id,
@@ -67,29 +66,29 @@ def from_row(row: Row) -> Watched:
     )
 
 
-def newer(before: Watched, found: Watched) -> Watched:
-    """Return whichever of the two knows more: what was heard may be ahead of what was read."""
-    return found if _may_follow(before.status, found.status) else before
+def newer(watched: Watched, read: Watched) -> Watched:
+    """Return the state that is further ahead: events in *watched* may be newer than the stored state in *read*."""
+    return read if _may_follow(watched.status, read.status) else watched
 
 
-def apply_event(before: Watched, heard: ExecutionEvent) -> Watched:
-    """Return the execution as it is after *heard*."""
-    began = heard.time if heard.status is Status.STARTED else None  # it may be heard late
-    known = replace(before, method=before.method or heard.method_id, begun=before.begun or began)
-    if heard.name is EventName.ARCHIVE_FAILED:
-        return replace(known, message=f"not archived: {heard.message}")
-    if known.over:
-        return known
-    if heard.name is EventName.PROGRESS:
-        message = heard.message or known.message
-        return replace(known, status=known.status or Status.EXECUTING, progress=heard.progress, message=message)
-    if heard.status is None or not _may_follow(known.status, heard.status):
-        return known
-    if heard.status.terminal:
-        whole = heard.status is Status.COMPLETED and known.progress is not None
-        progress = 100.0 if whole else known.progress
-        return replace(known, status=heard.status, ended=heard.time, message=heard.message, progress=progress)
-    return replace(known, status=heard.status)
+def apply_event(watched: Watched, event: ExecutionEvent) -> Watched:
+    """Return *watched* after *event*."""
+    begun = event.time if event.status is Status.STARTED else None  # events may arrive out of order
+    watched = replace(watched, method=watched.method or event.method_id, begun=watched.begun or begun)
+    if event.name is EventName.ARCHIVE_FAILED:
+        return replace(watched, message=f"not archived: {event.message}")
+    if watched.over:
+        return watched
+    if event.name is EventName.PROGRESS:
+        message = event.message or watched.message
+        return replace(watched, status=watched.status or Status.EXECUTING, progress=event.progress, message=message)
+    if event.status is None or not _may_follow(watched.status, event.status):
+        return watched
+    if event.status.terminal:
+        complete = event.status is Status.COMPLETED and watched.progress is not None
+        progress = 100.0 if complete else watched.progress
+        return replace(watched, status=event.status, ended=event.time, message=event.message, progress=progress)
+    return replace(watched, status=event.status)
 
 
 def _may_follow(before: Status | None, status: Status | None) -> bool:
