@@ -17,9 +17,9 @@ from journeys import waited
 from prefect_executions.capture.processes import (
     EXECUTION_ID_ENV,
     alive,
+    clock_ticks_since_boot,
     end_descendants,
     kill_execution_processes,
-    moment_of_processes,
     send,
     this_process,
 )
@@ -129,7 +129,7 @@ def test_all_that_carries_the_cookie_is_ended_however_deaf_and_wherever_it_went(
 def test_who_asks_is_spared_with_all_above_it(started):
     script = (
         "from prefect_executions.capture.processes import kill_execution_processes; import subprocess;"
-        "child = subprocess.Popen(['sleep', '300']); print(end_carriers('mine', grace=5), child.wait())"
+        "child = subprocess.Popen(['sleep', '300']); print(kill_execution_processes('mine', grace=5), child.wait())"
     )
     # The shell carries it, too, and waits for what it has started.
     command = ["sh", "-c", f'"$0" -c "{script}"; echo alive', sys.executable]
@@ -143,7 +143,7 @@ def test_who_asks_is_spared_with_all_above_it(started):
 def test_what_was_started_before_is_spared_with_what_it_starts_later(started):
     server = started(LOUD)
     time.sleep(0.05)  # the system counts starts in hundredths of a second
-    since = moment_of_processes()
+    since = clock_ticks_since_boot()
     deep = started("sh -c 'sleep 300 & wait' & echo ready; wait")
 
     assert end_descendants(since) >= 1

@@ -504,7 +504,7 @@ from prefect_executions.operations.verify import verify_execution
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.workbench.catalog import Catalog
 
-TERMS = Terms(Limits(), ImportNames.PORTABLE, datetime(2026, 10, 1, tzinfo=UTC))
+TERMS = ImportPolicy(Limits(), ImportNames.PORTABLE, datetime(2026, 10, 1, tzinfo=UTC))
 target, home, execution_id = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 step = {"left": -1}
 
@@ -524,14 +524,14 @@ for number in range(0, 1000, 3):
     child = os.fork()
     if child == 0:
         step["left"] = number
-        take_in(bench_at(here), target, TERMS)
+        import_bundles(bench_at(here), target, TERMS)
         os._exit(0)
     killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     bench = bench_at(here)
     before = bench.archive.seal_of(execution_id)
     if before is not None:
-        assert all(copy.report.passed for copy in verify_execution(Reader(bench), execution_id)), number
-    (taken,) = take_in(bench, target, TERMS)
+        assert all(copy.report.passed for copy in verify_execution(Catalog(bench), execution_id)), number
+    (taken,) = import_bundles(bench, target, TERMS)
     assert (taken.result == "unchanged") is (before is not None), number
     assert bench.archive.imported(execution_id).imported == TERMS.at, number
     assert [row.id for row in bench.ledger.list().rows] == [execution_id], number

@@ -1,9 +1,7 @@
-"""Where a run really is: host, container or pod, system, CPUs, memory, GPUs, Python, packages; and what it uses.
+"""Observes where a run is (host, container or pod, CPUs, memory, GPUs, Python, packages) and what it uses.
 
-What the system does not say is absent. Facts that cannot change while a process
-lives are found out once.
-
-The GPUs that a run can see; nothing is started on a machine that has none.
+Facts that the system does not provide are absent. Facts that cannot change while a process
+lives are read once. No program is started on a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -29,77 +27,6 @@ from prefect_executions.capture.processes import this_process
 from prefect_executions.capture.procfs import content, cpu_count, facts
 from prefect_executions.capture.secrets import MASK, looks_secret
 from prefect_executions.executions.record import Gpu, Instance, Usage
-
-_GPU_LIMIT = 20.0
-
-
-@cache
-def installed_gpus() -> tuple[Gpu, ...]:
-    """Return all NVIDIA GPUs of the machine, asked once."""
-    program = shutil.which("nvidia-smi")
-    if program is None or not (Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()):
-        return _gpus_of_driver()
-    query = [program, "--query-gpu=name,uuid,memory.total,driver_version", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=_GPU_LIMIT, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return _gpus_of_driver()
-    return gpus_in(done.stdout)
-
-
-def gpus_in(table: str) -> tuple[Gpu, ...]:
-    """Return the GPUs in the CSV that ``nvidia-smi`` prints for name, uuid, memory.total (MiB), driver_version."""
-    gpus = []
-    for row in csv.reader(table.splitlines(), skipinitialspace=True):
-        if len(row) == 4:  # noqa: PLR2004 - the four fields that were asked for
-            name, uuid, memory, driver = (field if field and not field.startswith("[") else None for field in row)
-            size = int(memory) * 1024**2 if memory and memory.isdigit() else None
-            gpus.append(Gpu(name=name or "NVIDIA GPU", uuid=uuid, memory=size, driver=driver))
-    return tuple(gpus)
-
-
-def visible_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> tuple[Gpu, ...]:
-    """Return those of *gpus* that ``CUDA_VISIBLE_DEVICES`` lets a program see.
-
-    A number means a place in CUDA's own order, which is the driver's only with
-    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. Where it cannot be said which GPUs are
-    meant, all of them are told.
-    """
-    told = environment.get("CUDA_VISIBLE_DEVICES")
-    if told is None:
-        return tuple(gpus)
-    ordered = environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len(gpus) == 1
-    chosen: list[Gpu] = []
-    for word in (word.strip() for word in told.split(",") if word.strip()):
-        if word.isdigit() and ordered:
-            if int(word) >= len(gpus):
-                break  # CUDA ignores a wrong number and all that follow it
-            chosen.append(gpus[int(word)])
-        elif word.startswith("-") or word in {"NoDevFiles", "none", "void"}:
-            break
-        else:
-            meant = [gpu for gpu in gpus if gpu.uuid and gpu.uuid.startswith(word)]
-            if len(meant) != 1:
-                return tuple(gpus)
-            chosen += meant
-    return tuple(chosen)
-
-
-def _gpus_of_driver() -> tuple[Gpu, ...]:
-    version = re.search(r"Kernel Module[^\d]*([\d.]+)", content("/proc/driver/nvidia/version"))
-    found = []
-    for told in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        fields = dict(re.findall(r"^([^:\n]+):\s*(.*?)\s*$", content(told), re.MULTILINE))
-        uuid = fields.get("GPU UUID", "")
-        found.append(
-            Gpu(
-                name=fields.get("Model", "NVIDIA GPU"),
-                uuid=uuid if uuid and "?" not in uuid else None,
-                driver=version[1] if version else None,
-            )
-        )
-    return tuple(found)
-
 
 ENVIRONMENT = (
     "LANG",
@@ -131,11 +58,13 @@ ENVIRONMENT = (
     "SLURM_CPUS_PER_TASK",
     "SLURM_JOB_NODELIST",
 )
-"""The variables that are recorded; a ``*`` stands for any ending."""
+"""The environment variables that are recorded; ``*`` matches any suffix."""
 
-# Kubernetes tells a pod about itself only by variables that its template fills (the downward API).
+# In Kubernetes a pod learns its name only from variables of its template (the downward API).
 _POD = ("POD_NAME", "MY_POD_NAME", "K8S_POD_NAME", "KUBERNETES_POD_NAME")
 _NODE = ("NODE_NAME", "MY_NODE_NAME", "K8S_NODE_NAME", "KUBERNETES_NODE_NAME")
+
+_GPU_QUERY_SECONDS = 20.0
 
 # getrusage(2): kilobytes on Linux, bytes on macOS.
 _UNIT = 1 if sys.platform == "darwin" else 1024
@@ -144,43 +73,42 @@ _PROCESS = Packages()
 
 
 def observe(*, environment: Mapping[str, str], allowed: Sequence[str], packages: Packages = _PROCESS) -> Instance:
-    """Return where this process runs; without usage, which a `Meter` measures.
+    """Return the environment of this process; a `Meter` measures its usage.
 
-    Of *environment* only the variables of `ENVIRONMENT` and *allowed* (names, or
-    patterns with ``*``) are recorded, and of these a value that looks like a
-    secret is withheld. GPUs are those of `CUDA_VISIBLE_DEVICES`, as far as that
-    can be said; no program is started where there is no GPU.
+    Only the variables of `ENVIRONMENT` and *allowed* (names, or patterns with ``*``) are recorded,
+    and values that look secret are withheld. GPUs are limited to `CUDA_VISIBLE_DEVICES` as far
+    as possible.
     """
-    known = facts()
+    system = facts()
     return Instance(
         hostname=socket.gethostname() or None,
         pid=os.getpid(),
         process=this_process(),
         user=this_user(),
         working_directory=_working_directory(),
-        container_id=known.container_id,
+        container_id=system.container_id,
         pod=pod_of(environment),
         node=_first(environment, _NODE),
-        os=known.os,
-        kernel=known.kernel,
-        architecture=known.architecture,
-        cpu_model=known.cpu_model,
-        cpu_count=cpu_count(known.cpu_limit),
-        memory=known.memory,
+        os=system.os,
+        kernel=system.kernel,
+        architecture=system.architecture,
+        cpu_model=system.cpu_model,
+        cpu_count=cpu_count(system.cpu_limit),
+        memory=system.memory,
         gpus=visible_gpus(installed_gpus(), environment),
-        python=known.python,
+        python=system.python,
         packages=dict(packages.versions()),
         environment=recorded_environment(environment, allowed),
     )
 
 
 def pod_of(environment: Mapping[str, str]) -> str | None:
-    """Return the name of the pod that a process with this environment runs in; None where no variable tells it."""
+    """Return the pod name from the environment of a process; None if no variable contains it."""
     return _first(environment, _POD)
 
 
 def recorded_environment(environment: Mapping[str, str], allowed: Sequence[str]) -> dict[str, str]:
-    """Return the variables that may be told, sorted; what looks like a secret is withheld by `MASK`."""
+    """Return the recorded variables, sorted; values that look secret are replaced by `MASK`."""
     patterns = (*ENVIRONMENT, *allowed)
     exact = {name for name in patterns if "*" not in name} & environment.keys()
     families = [pattern for pattern in patterns if "*" in pattern]
@@ -189,20 +117,18 @@ def recorded_environment(environment: Mapping[str, str], allowed: Sequence[str])
 
 
 class Meter:
-    """Measures what the process uses from `start` to `stop`.
+    """Measures the usage of the process between `start` and `stop`.
 
-    CPU seconds are those of the process, all its threads, and the children that
-    it has waited for meanwhile. The operating system counts by process: where
-    executions share one at the same time, each is charged what all of them used.
+    CPU seconds include all threads and the children that the process waited for. The operating
+    system counts per process: executions that share a process are each charged the total.
 
-    Peak memory is the largest resident size that the process, or one child that
-    it has waited for, reached meanwhile; not their sum. Linux is asked to count
-    the peak anew at each start (proc(5), clear_refs); where it refuses, the figure
-    is the peak since the process began.
+    Peak memory is the largest resident size of the process or of one child that it waited for,
+    not their sum. The peak is reset at each start (proc(5), clear_refs); where Linux refuses the
+    reset, the figure is the peak since the process started.
     """
 
     _lock = threading.Lock()
-    _running: set[Meter] = set()  # of all, because they share the one peak
+    _running: set[Meter] = set()  # all meters, because they share one peak
 
     def __init__(self) -> None:
         self._wall = self._cpu = 0.0
@@ -210,10 +136,10 @@ class Meter:
         self._peak: int | None = None
 
     def start(self) -> None:
-        """Measure from now on."""
+        """Start measuring."""
         with Meter._lock:
             if Meter._running:
-                _remember_peak(Meter._running)
+                _record_peak(Meter._running)
             _reset_peak()
             Meter._running.add(self)
         self._peak = None
@@ -221,31 +147,31 @@ class Meter:
         self._wall, self._cpu = time.monotonic(), _cpu_seconds()
 
     def stop(self) -> Usage:
-        """Return what was used since `start`; nothing if the meter does not run."""
+        """Return the usage since `start`; empty if the meter is not running."""
         wall, cpu = time.monotonic(), _cpu_seconds()
         with Meter._lock:
             if self not in Meter._running:
                 return Usage()
-            _remember_peak(Meter._running)
+            _record_peak(Meter._running)
             Meter._running.discard(self)
         children = _peak_of_children()
-        # Until it execs, a child is as large as the process it was forked from, and Linux counts that as its peak.
+        # Before its exec, a child is as large as its parent, and Linux counts that as the child's peak.
         if children > max(self._children, self._peak or 0):
             self._peak = children
         return Usage(
             wall_seconds=wall - self._wall, cpu_seconds=max(0.0, cpu - self._cpu), peak_memory=self._peak or None
         )
 
-    def remember(self, peak: int) -> None:
-        """Take note of a resident size that the process has reached."""
+    def add_peak(self, peak: int) -> None:
+        """Record a resident size that the process reached."""
         self._peak = max(self._peak or 0, peak)
 
 
-def _remember_peak(meters: set[Meter]) -> None:
-    found = re.search(r"^VmHWM:\s+(\d+) kB", content("/proc/self/status"), re.MULTILINE)
-    peak = int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
+def _record_peak(meters: set[Meter]) -> None:
+    match = re.search(r"^VmHWM:\s+(\d+) kB", content("/proc/self/status"), re.MULTILINE)
+    peak = int(match[1]) * 1024 if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
     for meter in meters:
-        meter.remember(peak)
+        meter.add_peak(peak)
 
 
 def _reset_peak() -> None:
@@ -265,7 +191,7 @@ def _peak_of_children() -> int:
 
 
 def this_user() -> str:
-    """Return the name of the user whom this process acts for, or the number where there is no name."""
+    """Return the name of the effective user, or the uid if it has no name."""
     return _user(os.geteuid())
 
 
@@ -279,7 +205,7 @@ def _user(uid: int) -> str:
 
 def _working_directory() -> str | None:
     try:
-        return _text(os.getcwd())  # noqa: PTH109 - as text
+        return _text(os.getcwd())  # noqa: PTH109 - text is needed
     except OSError:
         return None
 
@@ -294,5 +220,72 @@ def _matching(environment: Mapping[str, str], pattern: str) -> list[str]:
 
 
 def _text(value: str) -> str:
-    # Bytes that are no UTF-8 cannot stand in JSON; they are told escaped.
+    # Bytes that are not UTF-8 have no JSON form; escape them.
     return os.fsencode(value).decode("utf-8", "backslashreplace")
+
+
+@cache
+def installed_gpus() -> tuple[Gpu, ...]:
+    """Return all NVIDIA GPUs of the machine; queried once."""
+    program = shutil.which("nvidia-smi")
+    if program is None or not (Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()):
+        return _gpus_of_driver()
+    query = [program, "--query-gpu=name,uuid,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_GPU_QUERY_SECONDS, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return _gpus_of_driver()
+    return gpus_in(done.stdout)
+
+
+def gpus_in(table: str) -> tuple[Gpu, ...]:
+    """Return the GPUs in the CSV that ``nvidia-smi`` prints for name, uuid, memory.total (MiB), driver_version."""
+    gpus = []
+    for row in csv.reader(table.splitlines(), skipinitialspace=True):
+        if len(row) == 4:  # noqa: PLR2004 - the four queried fields
+            name, uuid, memory, driver = (field if field and not field.startswith("[") else None for field in row)
+            size = int(memory) * 1024**2 if memory and memory.isdigit() else None
+            gpus.append(Gpu(name=name or "NVIDIA GPU", uuid=uuid, memory=size, driver=driver))
+    return tuple(gpus)
+
+
+def visible_gpus(gpus: Sequence[Gpu], environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` makes visible.
+
+    A number is an index in CUDA's order, which equals the driver's order only with
+    ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. If the selection is ambiguous, all GPUs are returned.
+    """
+    selection = environment.get("CUDA_VISIBLE_DEVICES")
+    if selection is None:
+        return tuple(gpus)
+    ordered = environment.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len(gpus) == 1
+    chosen: list[Gpu] = []
+    for word in (word.strip() for word in selection.split(",") if word.strip()):
+        if word.isdigit() and ordered:
+            if int(word) >= len(gpus):
+                break  # CUDA ignores an invalid index and everything after it
+            chosen.append(gpus[int(word)])
+        elif word.startswith("-") or word in {"NoDevFiles", "none", "void"}:
+            break
+        else:
+            matching = [gpu for gpu in gpus if gpu.uuid and gpu.uuid.startswith(word)]
+            if len(matching) != 1:
+                return tuple(gpus)
+            chosen += matching
+    return tuple(chosen)
+
+
+def _gpus_of_driver() -> tuple[Gpu, ...]:
+    version = re.search(r"Kernel Module[^\d]*([\d.]+)", content("/proc/driver/nvidia/version"))
+    gpus = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        fields = dict(re.findall(r"^([^:\n]+):\s*(.*?)\s*$", content(path), re.MULTILINE))
+        uuid = fields.get("GPU UUID", "")
+        gpus.append(
+            Gpu(
+                name=fields.get("Model", "NVIDIA GPU"),
+                uuid=uuid if uuid and "?" not in uuid else None,
+                driver=version[1] if version else None,
+            )
+        )
+    return tuple(gpus)

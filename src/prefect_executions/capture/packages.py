@@ -1,4 +1,4 @@
-"""The installed packages, from their metadata; read once, and again when something was installed."""
+"""Reads names and versions of the installed packages from their metadata, and caches them per folder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _VERSION = re.compile(r"^Version:[ \t]*(\S+)", re.MULTILINE)
 
 
 class _Folder(NamedTuple):
-    """What a folder of ``sys.path`` held when it last changed: names and versions by the normalized name."""
+    """The packages in a folder of ``sys.path``: name and version by normalized name, and the folder's mtime."""
 
     changed: int
     packages: Mapping[str, tuple[str, str]]
 
 
 class Packages:
-    """What is installed; thread-safe.
+    """The installed packages; thread-safe.
 
-    What was read of a folder on ``sys.path`` is kept while the folder has not
-    changed: every installer adds, removes or renames a folder there. A folder to
-    which the Method writes changes with every run; it is read again, and no other.
+    Each folder on ``sys.path`` is cached until its mtime changes, because every installer adds,
+    removes or renames a folder there. A folder to which the Method writes changes with every
+    run; only that folder is read again.
     """
 
     def __init__(self) -> None:
@@ -40,46 +40,46 @@ class Packages:
         self._requirements = b""
 
     def versions(self) -> Mapping[str, str]:
-        """Return the version of each package, by its name, sorted as pip sorts them."""
+        """Return the version of each package by name, sorted like pip."""
         with self._lock:
             self._renew()
             return self._versions
 
     def requirements(self) -> bytes:
-        """Return a requirements file that names each package in its exact version."""
+        """Return a requirements file with the exact version of each package."""
         with self._lock:
             self._renew()
             return self._requirements
 
     def _renew(self) -> None:
         before, self._folders = self._folders, {path: _read(path, self._folders.get(path)) for path in sys.path}
-        if _held(before) != _held(self._folders):
-            self._versions = MappingProxyType(_installed(_held(self._folders)))
+        if _packages_of(before) != _packages_of(self._folders):
+            self._versions = MappingProxyType(_installed(_packages_of(self._folders)))
             lines = (f"{name}=={version}\n" for name, version in self._versions.items())
             self._requirements = "".join(lines).encode()
 
 
 def package_of(module: str, file: str) -> str | None:
-    """Return ``name==version`` of the installed package that the *module* in *file* comes from, if one is known.
+    """Return ``name==version`` of the installed package that contains *module* in *file*, or None.
 
-    An editable installation counts when its project holds the file.
+    An editable installation counts if its project folder contains the file.
     """
     top = module.partition(".")[0]
     try:
-        found = importlib.metadata.distribution(top)
+        distribution = importlib.metadata.distribution(top)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         names = importlib.metadata.packages_distributions().get(top, ())
         if not names:
             return None
-        found = importlib.metadata.distribution(names[0])
-    holds = _editable_project(found) or str(Path(str(found.locate_file(""))).resolve())
-    return f"{found.name}=={found.version}" if Path(file).is_relative_to(holds) else None
+        distribution = importlib.metadata.distribution(names[0])
+    folder = _editable_project(distribution) or str(Path(str(distribution.locate_file(""))).resolve())
+    return f"{distribution.name}=={distribution.version}" if Path(file).is_relative_to(folder) else None
 
 
 def _editable_project(distribution: importlib.metadata.Distribution) -> str | None:
-    told = distribution.read_text("direct_url.json") or ""
-    match = re.search(r'"url":\s*"(file:[^"]+)"', told)
-    if match is None or not re.search(r'"editable":\s*true', told):
+    direct_url = distribution.read_text("direct_url.json") or ""
+    match = re.search(r'"url":\s*"(file:[^"]+)"', direct_url)
+    if match is None or not re.search(r'"editable":\s*true', direct_url):
         return None
     return str(Path(unquote(urlsplit(match[1]).path)).resolve())
 
@@ -91,21 +91,21 @@ def _read(folder: str, before: _Folder | None) -> _Folder:
         changed = 0
     if before is not None and before.changed == changed:
         return before
-    found: dict[str, tuple[str, str]] = {}
+    packages: dict[str, tuple[str, str]] = {}
     for distribution in importlib.metadata.distributions(path=[folder]):
-        # Only the two lines that are needed: to parse every message takes ten times as long.
+        # Search the two needed lines; parsing every message takes ten times as long.
         text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
         name, version = _NAME.search(text), _VERSION.search(text)
         if name and version:
-            found.setdefault(re.sub(r"[-_.]+", "-", name[1]).lower(), (name[1], version[1]))
-    return _Folder(changed, found)
+            packages.setdefault(re.sub(r"[-_.]+", "-", name[1]).lower(), (name[1], version[1]))
+    return _Folder(changed, packages)
 
 
-def _held(folders: Mapping[str, _Folder]) -> list[Mapping[str, tuple[str, str]]]:
+def _packages_of(folders: Mapping[str, _Folder]) -> list[Mapping[str, tuple[str, str]]]:
     return [folder.packages for folder in folders.values()]
 
 
-def _installed(held: Iterable[Mapping[str, tuple[str, str]]]) -> dict[str, str]:
-    # The first on sys.path is the one that is imported.
-    found = ChainMap(*map(dict, held))
-    return dict(found[key] for key in sorted(found))
+def _installed(folders: Iterable[Mapping[str, tuple[str, str]]]) -> dict[str, str]:
+    # The first package on sys.path is imported.
+    packages = ChainMap(*map(dict, folders))
+    return dict(packages[key] for key in sorted(packages))

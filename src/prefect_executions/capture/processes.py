@@ -1,14 +1,12 @@
-"""Processes of this machine: which one is meant, whether it lives, and how what a run has left behind is ended.
+"""Identifies processes of this machine, tests whether they are alive, and kills the processes that a run left behind.
 
-Law: a pid alone names nobody, because it is given again. A process is named by
-its start and the boot of the machine as well, and only one that is so named is
-ever sent a signal.
+Law: a pid alone does not identify a process, because pids are reused. A process is identified by
+its pid, its start time and the boot of the machine; only such a process ever gets a signal.
 
-What a dead process forked is known by its layout in memory, which the system draws
-by lot for each program that it starts and which only a fork shares; Prefect's own
-variables name a run's hooks and supervisors, too. So no layout is told of a process
-that is itself a fork, or that was laid out without chance, and none but a fork
-is ended for it.
+Forks of a dead process are recognised by their memory layout: the kernel randomises it for each
+exec, and only a fork shares it. (Environment variables of Prefect are not enough: hooks and
+supervisors have them too.) A process that is itself a fork, or whose layout is not randomised,
+records no layout, and only forks are killed by layout.
 """
 
 from __future__ import annotations
@@ -31,43 +29,42 @@ from prefect_executions.capture.procfs import content
 from prefect_executions.executions.record import Instance, Process
 
 EXECUTION_ID_ENV = "EXECUTION_ID"
-"""The environment variable that a run's processes inherit: the id of the execution that they work for."""
+"""The environment variable with the execution id that all processes of a run inherit."""
 
 GRACE = 3.0
-"""Seconds that a process has to end by itself after SIGTERM."""
+"""Seconds between SIGTERM and SIGKILL."""
 
-_LOOK = 0.05
-_ROUNDS = 3  # a process may fork while it is being ended
+_POLL_SECONDS = 0.05
+_ROUNDS = 3  # a process may fork while it is being killed
 _ZOMBIES = frozenset("ZXx")
-# The kernel's include/linux/sched.h: forked but did not exec; the address space was drawn by lot.
+# include/linux/sched.h of the kernel: forked without exec; randomised address space.
 _PF_FORKNOEXEC = 0x00000040
 _PF_RANDOMIZE = 0x00400000
-# It ends by itself when the process is gone that it serves, and removes what that one left in shared memory.
+# The resource tracker ends by itself after its process, and removes shared memory that the process left.
 _TRACKER = b"multiprocessing.resource_tracker"
 
 
 def this_process() -> Process:
-    """Return the process that is calling, told so that no other can be taken for it."""
+    """Return the identity of the calling process."""
     pid = os.getpid()
     if pid not in _own:
-        _own.clear()  # that of a parent, before it forked
-        _own[pid] = _named(pid)
+        _own.clear()  # inherited from the parent at a fork
+        _own[pid] = _identity(pid)
     return _own[pid]
 
 
 def this_process_with_layout() -> Process:
-    """Return the process that is calling, with its layout in memory where that tells its forks from all others."""
-    named, row = this_process(), _row(os.getpid()) if sys.platform == "linux" else None
+    """Return the identity of the calling process, with its memory layout if that identifies its forks."""
+    process, row = this_process(), _row(os.getpid()) if sys.platform == "linux" else None
     if row is None or row.flags & _PF_FORKNOEXEC or not row.flags & _PF_RANDOMIZE:
-        return named
-    return named.model_copy(update={"layout": _layout(named.pid)})
+        return process
+    return process.model_copy(update={"layout": _layout(process.pid)})
 
 
 def alive(process: Process) -> bool | None:
-    """Return whether *process* still runs, or None when that cannot be said from here.
+    """Return whether *process* is running, or None if that is unknown here.
 
-    It cannot of a process of another machine, of another boot, or of another
-    container, whose pids mean nothing here.
+    It is unknown for processes of another machine, another boot, or another container.
     """
     if process.boot is None or (process.boot, process.pids) != (_boot(), _pids()):
         return None
@@ -75,53 +72,53 @@ def alive(process: Process) -> bool | None:
 
 
 def mark() -> str:
-    """Return a short name of the calling process that a file's name may hold, so that `gone` can tell whose it is."""
+    """Return a short identity of the calling process for file names, to be tested with `gone`."""
     pid = os.getpid()
     if pid not in _marks:
-        _marks.clear()  # those of a parent, before it forked
+        _marks.clear()  # inherited from the parent at a fork
         _marks[pid] = _mark(pid, _started(pid))
     return _marks[pid]
 
 
-def gone(told: str) -> bool:
-    """Return whether the process of the mark *told* is known to be gone; False also where that cannot be said."""
-    place, _, pid = told.rpartition("-")[0].partition("-")
-    if _boot() is None or place != _place() or not pid.isdigit():
+def gone(process_mark: str) -> bool:
+    """Whether the process of *process_mark* has certainly ended; False if that is unknown."""
+    namespace, _, pid = process_mark.rpartition("-")[0].partition("-")
+    if _boot() is None or namespace != _namespace() or not pid.isdigit():
         return False
     started = _started(int(pid))
-    return started is None or _mark(int(pid), started) != told
+    return started is None or _mark(int(pid), started) != process_mark
 
 
 def send(process: Process, number: signal.Signals) -> bool:
-    """Send *process* a signal; return False when it is gone, or when it cannot be said that it is this one.
+    """Send *process* a signal; return False if it has ended or cannot be identified.
 
     Raises:
-        PermissionError: If it belongs to somebody else.
+        PermissionError: If it belongs to another user.
     """
     try:
-        # Taken before the look, so that the pid cannot be given to another in between (pidfd_open(2)).
-        taken = os.pidfd_open(process.pid) if sys.platform == "linux" else None
+        # Opened before the check, so that the pid cannot be reused in between (pidfd_open(2)).
+        pidfd = os.pidfd_open(process.pid) if sys.platform == "linux" else None
     except ProcessLookupError:
         return False
     except OSError:  # an old kernel
-        taken = None
+        pidfd = None
     try:
         if not alive(process):
             return False
-        if taken is None:
+        if pidfd is None:
             os.kill(process.pid, number)
         else:
-            signal.pidfd_send_signal(taken, number)
+            signal.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:
         return False
     finally:
-        if taken is not None:
-            os.close(taken)
+        if pidfd is not None:
+            os.close(pidfd)
     return True
 
 
-def moment_of_processes() -> int:
-    """Return this moment as the start of a process is told (proc(5): clock ticks since boot); 0 where there is none."""
+def clock_ticks_since_boot() -> int:
+    """Return the current time in the unit of process start times (proc(5)); 0 on systems without that clock."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
@@ -130,59 +127,59 @@ def moment_of_processes() -> int:
 def kill_execution_processes(
     execution_id: str, *, instance: Instance | None = None, grace: float = GRACE, cookie: str = EXECUTION_ID_ENV
 ) -> int:
-    """End every process of this user whose variable *cookie* is *execution_id*; return how many there were.
+    """Kill every process of this user whose environment variable *cookie* is *execution_id*; return their number.
 
-    So is what the process of *instance* forked, dead as it may be, and those before it,
-    where they were started for the execution alone. This process and those above it are spared.
-    Nothing is done where there is no ``/proc``. A process that shows nothing of its
-    environment or its layout is not found.
+    Also kill the forks of the process of *instance* and of its earlier processes, dead or alive,
+    if these processes were started for the execution alone. The calling process and its ancestors
+    are spared. Does nothing without ``/proc``. A process whose environment and layout are
+    unreadable is not found.
     """
     own = tuple(_own_processes(instance)) if instance else ()
 
-    def found(table: Mapping[int, _Row]) -> Iterator[int]:
-        yield from _carriers(table, f"{cookie}={execution_id}".encode())
+    def find(table: Mapping[int, _Row]) -> Iterator[int]:
+        yield from _with_variable(table, f"{cookie}={execution_id}".encode())
         for process in own:
             yield from _forks(table, process)
 
-    return _end(found, grace)
+    return _kill(find, grace)
 
 
 def end_descendants(since: int, *, grace: float = GRACE) -> int:
-    """End what this process has started since the moment *since*, with all below it; return how many there were."""
-    return _end(lambda table: _below(table, os.getpid(), since), grace)
+    """Kill the descendants that this process started since *since* (clock ticks); return their number."""
+    return _kill(lambda table: _descendants(table, os.getpid(), since), grace)
 
 
 class _Row(NamedTuple):
-    """A line of the table of processes."""
+    """A row of the process table."""
 
     parent: int
     started: int
     flags: int
 
 
-def _end(find: Callable[[Mapping[int, _Row]], Iterable[int]], grace: float) -> int:
-    ended: set[tuple[int, int]] = set()
+def _kill(find: Callable[[Mapping[int, _Row]], Iterable[int]], grace: float) -> int:
+    killed: set[tuple[int, int]] = set()
     for _ in range(_ROUNDS):
         table = _table()
-        spared = {os.getpid(), *_above(table, os.getpid())}
+        spared = {os.getpid(), *_ancestors(table, os.getpid())}
         found = {pid: table[pid] for pid in find(table) if pid not in spared and not _is_tracker(pid)}
         if not found:
             break
-        ended |= {(pid, row.started) for pid, row in found.items()}
-        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 1.0)):
+        killed |= {(pid, row.started) for pid, row in found.items()}
+        for number, timeout in ((signal.SIGTERM, grace), (signal.SIGKILL, 1.0)):
             for pid, row in found.items():
                 with suppress(OSError):
-                    send(_named(pid, row.started), number)
-            found = _after(found, patience)
-    return len(ended)
+                    send(_identity(pid, row.started), number)
+            found = _survivors(found, timeout)
+    return len(killed)
 
 
-def _after(found: Mapping[int, _Row], patience: float) -> dict[int, _Row]:
-    """Return those of *found* that still run after *patience* seconds, or nothing as soon as none does."""
-    until = time.monotonic() + patience
+def _survivors(found: Mapping[int, _Row], timeout: float) -> dict[int, _Row]:
+    """Wait up to *timeout* seconds for the processes to end; return those that are still running."""
+    until = time.monotonic() + timeout
     left = dict(found)
     while left and time.monotonic() < until:
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
         left = {pid: row for pid, row in left.items() if (now := _row(pid)) and now.started == row.started}
     return left
 
@@ -193,21 +190,21 @@ def _own_processes(instance: Instance) -> Iterator[Process]:
         yield instance.process
 
 
-def _carriers(table: Mapping[int, _Row], cookie: bytes) -> Iterator[int]:
+def _with_variable(table: Mapping[int, _Row], cookie: bytes) -> Iterator[int]:
     for pid in table:
-        with suppress(OSError):  # it is gone, or somebody else's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if _is_ours(pid) and cookie in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 yield pid
 
 
 def _forks(table: Mapping[int, _Row], process: Process) -> Iterator[int]:
-    """The processes that *process* forked, and their forks, as far as they have started no program of their own."""
+    """Yield the forks of *process*, and their forks, that have not called exec."""
     if process.layout is None or not (process.started or "").isdigit() or alive(process) is None:
         return
     since = int(process.started or 0)
     for pid, row in table.items():
         if pid != process.pid and row.flags & _PF_FORKNOEXEC and row.started >= since:
-            with suppress(OSError):  # it is gone, or somebody else's
+            with suppress(OSError):  # it has ended, or belongs to another user
                 if _is_ours(pid) and _layout(pid) == process.layout:
                     yield pid
 
@@ -217,20 +214,20 @@ def _is_ours(pid: int) -> bool:
 
 
 def _layout(pid: int) -> str | None:
-    """A digest of where a process's program, its libraries' loader and its stack were laid when it was started.
+    """Return a digest of the addresses of a process's program, loader and stack.
 
-    The auxiliary vector (getauxval(3)) tells these addresses, and a fork has that of
-    its parent. They stay secret: an attacker of the process could use them.
+    The auxiliary vector (getauxval(3)) contains these addresses, and a fork inherits it. Only
+    a digest is recorded, because the addresses would help an attacker of the process.
     """
     try:
-        told = Path(f"/proc/{pid}/auxv").read_bytes()
-    except OSError:  # it is gone, or not to be looked into
+        auxv = Path(f"/proc/{pid}/auxv").read_bytes()
+    except OSError:  # it has ended, or is not readable
         return None
-    return sha256(f"{_boot()} {_pids()} ".encode() + told).hexdigest() if told else None
+    return sha256(f"{_boot()} {_pids()} ".encode() + auxv).hexdigest() if auxv else None
 
 
-def _below(table: Mapping[int, _Row], top: int, since: int) -> set[int]:
-    """The processes under *top* whose way up to it leads only through those that started after *since*."""
+def _descendants(table: Mapping[int, _Row], top: int, since: int) -> set[int]:
+    """Return the descendants of *top* that are linked to it only by processes started since *since*."""
     found: set[int] = set()
     level = {top}
     while level:
@@ -239,7 +236,7 @@ def _below(table: Mapping[int, _Row], top: int, since: int) -> set[int]:
     return found
 
 
-def _above(table: Mapping[int, _Row], pid: int) -> Iterator[int]:
+def _ancestors(table: Mapping[int, _Row], pid: int) -> Iterator[int]:
     seen = {pid}
     while pid in table and (pid := table[pid].parent) not in seen:
         seen.add(pid)
@@ -248,15 +245,16 @@ def _above(table: Mapping[int, _Row], pid: int) -> Iterator[int]:
 
 def _table() -> dict[int, _Row]:
     try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - names are enough
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208 - only names are needed
     except OSError:
         return {}
     return {pid: row for pid in pids if (row := _row(pid)) is not None}
 
 
 def _row(pid: int) -> _Row | None:
-    """The line of a process that runs; one that has ended and was not waited for runs no more."""
-    # proc(5), /proc/pid/stat: the name in parentheses may hold anything; state, parent, flags, start are 3, 4, 9, 22.
+    """Return the row of a running process; None for zombies and ended processes."""
+    # proc(5), /proc/pid/stat: the name in parentheses may contain anything; fields 3, 4, 9, 22 are state, parent, flags
+    # and start.
     fields = content(f"/proc/{pid}/stat").rpartition(")")[2].split()
     if len(fields) < 20 or fields[0] in _ZOMBIES:  # noqa: PLR2004 - proc(5)
         return None
@@ -269,7 +267,7 @@ def _is_tracker(pid: int) -> bool:
     return False
 
 
-def _named(pid: int, started: int | None = None) -> Process:
+def _identity(pid: int, started: int | None = None) -> Process:
     return Process(
         host=socket.gethostname(),
         boot=_boot(),
@@ -284,11 +282,11 @@ _marks: dict[int, str] = {}
 
 
 def _mark(pid: int, started: str | None) -> str:
-    return f"{_place()}-{pid}-{_short(str(started))}"
+    return f"{_namespace()}-{pid}-{_short(str(started))}"
 
 
-def _place() -> str:
-    """What pids are counted in: this boot of this machine, and in it this container."""
+def _namespace() -> str:
+    """Return a short id of the scope of pids: this boot of this machine, and this container."""
     return _short(f"{_boot()} {_pids()}")
 
 
@@ -297,12 +295,12 @@ def _short(text: str) -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process started, in the system's own words; None when there is none that runs."""
+    """Return the start time of a process in the system's format; None if it is not running."""
     if sys.platform == "linux":
         row = _row(pid)
         return None if row is None else str(row.started)
-    told = _said("ps", "-o", "stat=,lstart=", "-p", str(pid)).strip()
-    state, _, started = told.partition(" ")
+    output = _output_of("ps", "-o", "stat=,lstart=", "-p", str(pid)).strip()
+    state, _, started = output.partition(" ")
     return None if not started or state.startswith("Z") else re.sub(r"\s+", " ", started.strip())
 
 
@@ -310,19 +308,19 @@ def _started(pid: int) -> str | None:
 def _boot() -> str | None:
     if sys.platform == "linux":
         return content("/proc/sys/kernel/random/boot_id").strip() or None
-    return _said("sysctl", "-n", "kern.bootsessionuuid").strip() or None
+    return _output_of("sysctl", "-n", "kern.bootsessionuuid").strip() or None
 
 
 def _pids() -> str | None:
-    """The namespace that this process's pids are counted in; on Linux each container has its own."""
+    """Return the pid namespace of this process; on Linux each container has its own."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return None
 
 
-def _said(*words: str) -> str:
+def _output_of(*words: str) -> str:
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=5).stdout  # noqa: S603 - our own words
+        return subprocess.run(words, capture_output=True, text=True, check=False, timeout=5).stdout  # noqa: S603 - constant commands
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -1,4 +1,4 @@
-"""The system under a run: its container, its limits, its CPUs and memory, as ``/proc`` and cgroups tell them."""
+"""Reads facts about the system from ``/proc`` and cgroups: container, limits, CPUs, memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _CONTAINER_IN_MOUNT = re.compile(r"/(?:overlay-)?containers/([0-9a-f]{64})/")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What the system says of itself and of this process, once and for all."""
+class SystemFacts:
+    """Facts about the system and this process that do not change while the process lives."""
 
     os: str | None
     kernel: str | None
@@ -32,10 +32,10 @@ class Facts:
 
 
 @cache
-def facts() -> Facts:
-    """Return the facts of this process."""
+def facts() -> SystemFacts:
+    """Return the facts for this process, read once."""
     cgroup = content("/proc/self/cgroup")
-    return Facts(
+    return SystemFacts(
         os=_system(),
         kernel=platform.release() or None,
         architecture=platform.machine() or None,
@@ -52,10 +52,10 @@ def facts() -> Facts:
 
 
 def cpu_limit_in(cgroup: str, mounted: Path) -> int | None:
-    """Return how many CPUs the cgroups of this process allow, rounded up, or None without a limit.
+    """Return the number of CPUs that the cgroups of this process allow, rounded up; None without a limit.
 
-    Read from ``cpu.max`` (version 2) or ``cpu.cfs_quota_us`` (version 1) below *mounted*; the
-    strictest of the cgroup and those around it holds.
+    Read from ``cpu.max`` (version 2) or ``cpu.cfs_quota_us`` (version 1) below *mounted*. The
+    strictest limit of the cgroup and its parents applies.
     """
     limits = []
     for folder in _cgroup_folders(cgroup, mounted, "cpu"):
@@ -68,13 +68,13 @@ def cpu_limit_in(cgroup: str, mounted: Path) -> int | None:
 
 
 def memory_limit_in(cgroup: str, mounted: Path) -> int | None:
-    """Return how many bytes the cgroups of this process allow, or None without a limit."""
+    """Return the number of bytes that the cgroups of this process allow; None without a limit."""
     limits = []
     for folder in _cgroup_folders(cgroup, mounted, "memory"):
         for name in ("memory.max", "memory.limit_in_bytes"):
-            told = content(folder / name).strip()
-            if told.isdigit():
-                limits.append(int(told))
+            limit = content(folder / name).strip()
+            if limit.isdigit():
+                limits.append(int(limit))
     return min(limits, default=None)
 
 
@@ -94,20 +94,20 @@ def _cgroup_folders(cgroup: str, mounted: Path, controller: str) -> list[Path]:
 
 
 def cpu_count(limit: int | None) -> int | None:
-    """Return how many CPUs this process may use now: its affinity, and the *limit* of its cgroups."""
+    """Return the number of CPUs that this process may use now, by its affinity and the *limit* of its cgroups."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(usable, limit) if usable and limit else usable
 
 
 def _memory(meminfo: str, limit: int | None) -> int | None:
-    found = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
-    total = int(found[1]) * 1024 if found else None
+    match = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
+    total = int(match[1]) * 1024 if match else None
     return min(total, limit) if total and limit else total
 
 
 def _cpu_model(cpuinfo: str) -> str | None:
-    found = re.search(r"^(?:model name|Model|cpu model|cpu)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return found[1].strip() if found else None
+    match = re.search(r"^(?:model name|Model|cpu model|cpu)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return match[1].strip() if match else None
 
 
 def _system() -> str | None:
@@ -120,22 +120,22 @@ def _system() -> str | None:
 def container_id_in(cgroup: str, mountinfo: str) -> str | None:
     """Return the container's id from the texts of ``/proc/self/cgroup`` and ``/proc/self/mountinfo``.
 
-    Docker, containerd, CRI-O and podman name the cgroup after it. In a cgroup
-    namespace only the files that the engine mounts (``/etc/hostname``) tell it.
+    Docker, containerd, CRI-O and Podman name the cgroup after the container. In a cgroup
+    namespace, only the files that the engine mounts (``/etc/hostname``) contain the id.
     """
     for line in cgroup.splitlines():
-        if found := _CONTAINER_IN_CGROUP.search(line):
-            return found[1]
+        if match := _CONTAINER_IN_CGROUP.search(line):
+            return match[1]
     for line in mountinfo.splitlines():
         fields = line.split(" ")
-        # The fourth field is where the mount comes from; the fifth, on a host, names other people's containers.
-        if len(fields) > 4 and fields[4].startswith("/etc/") and (found := _CONTAINER_IN_MOUNT.search(fields[3])):  # noqa: PLR2004
-            return found[1]
+        # Field 4 is the source of the mount; field 5 on a host may name unrelated containers.
+        if len(fields) > 4 and fields[4].startswith("/etc/") and (match := _CONTAINER_IN_MOUNT.search(fields[3])):  # noqa: PLR2004
+            return match[1]
     return None
 
 
 def content(path: str | Path) -> str:
-    """Return the text of *path*, or nothing where it cannot be read."""
+    """Return the text of *path*, or an empty string if it is unreadable."""
     try:
         return Path(path).read_text(errors="replace")
     except OSError:

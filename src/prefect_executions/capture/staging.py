@@ -1,7 +1,7 @@
-"""Input files, copied into the bundle before the Method starts: with digest, size, origin and media type.
+"""Stages input files: copies them into the bundle before the Method starts, with digest, size, origin and media type.
 
-Law: a staged file is a copy, never a link, because its origin may change; and
-what an origin's URL grants access with is used and told nowhere.
+Law: a staged file is a copy, never a link, because its origin may change. Credentials in the
+URL of an origin are used, and recorded nowhere.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem  # type: ignore[import-untyped]  # fsspec has no type information
 
 BLOCK = 1 << 22
-# 255 bytes is the limit of most file systems; ".part" and a number must still fit.
+# Most file systems allow 255 bytes; ".part" and a number must fit as well.
 LONGEST_NAME = 200
 _LONGEST_SUFFIX = 40
-# What an HTTP server says where nothing is, or nothing is any more (RFC 9110, 15.5.5 and 15.5.11).
-_NOT_THERE = (404, 410)
-# Control characters, what some file systems refuse, and separators of paths.
+# HTTP status Not Found and Gone (RFC 9110, 15.5.5 and 15.5.11).
+_NOT_FOUND = (404, 410)
+# Control characters, path separators, and characters that some file systems refuse.
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"/\\|?*\ud800-\udfff]')
 
 Progress = Callable[[str, int, int | None], None]
@@ -39,11 +39,11 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Staged:
-    """A staged input, and where its copy lies; `origin` carries no credentials."""
+    """A staged input and the path of its copy; `origin` contains no credentials."""
 
     input: str
     name: str
-    """The file's own name, as it came."""
+    """The original file name."""
     path: Path
     origin: str
     sha256: str
@@ -54,9 +54,9 @@ class Staged:
 
 @dataclass(frozen=True, kw_only=True)
 class _Origin:
-    """An opened origin: what it tells of itself, and its bytes."""
+    """An opened origin: its metadata and its bytes."""
 
-    told: str
+    url: str
     name: str
     size: int | None
     etag: str | None
@@ -66,31 +66,31 @@ class _Origin:
 def stage(
     inputs: Mapping[str, str | Sequence[str]], to: Path, *, progress: Progress | None = None
 ) -> tuple[Staged, ...]:
-    """Copy each input into the folder *to*, as ``<input>/<file name>``, and digest it on the way.
+    """Copy each input to ``<to>/<input>/<file name>`` and compute its digest.
 
-    An input is a path, any URL of fsspec, or several of them. *progress* is told
-    the input, the bytes done and, where it is known, their number. A file is
-    there whole or not at all. To stage again replaces the files.
+    An input is a path, an fsspec URL, or several of them. *progress* is called with the input, the
+    copied bytes and, if known, the total. A copy appears completely or not at all. Staging again
+    replaces the files.
 
     Raises:
-        InputError: If an input is missing, unreadable, no file, or ends before
-            its announced size; the message names it without credentials.
+        InputError: If an input is missing, unreadable, not a file, or shorter than announced; the
+            message names it without credentials.
         BundleError: If the copy cannot be written.
     """
     staged: list[Staged] = []
     folders: set[str] = set()
-    for name, places in inputs.items():
+    for name, sources in inputs.items():
         folder = to / _free_name(safe_name(name), folders)
         files: set[str] = set()
-        listed = [places] if isinstance(places, str) else places
-        staged += [_stage_one(name, place, folder, files, progress) for place in listed]
+        listed = [sources] if isinstance(sources, str) else sources
+        staged += [_stage_file(name, source, folder, files, progress) for source in listed]
     return tuple(staged)
 
 
 def safe_name(name: str) -> str:
-    """Return a file name for *name* that every common file system takes: never empty, a path, or too long.
+    """Return a file name for *name* that every common file system accepts: not empty, not a path, not too long.
 
-    A name that is safe already is not changed.
+    A safe name is returned unchanged.
     """
     clean = _UNSAFE.sub("_", name).rstrip(". ").lstrip(" ") or "_"
     if len(clean.encode()) <= LONGEST_NAME:
@@ -100,21 +100,21 @@ def safe_name(name: str) -> str:
     return clean.encode()[: LONGEST_NAME - len(ending.encode())].decode(errors="ignore") + ending
 
 
-def _stage_one(name: str, place: str, folder: Path, taken: set[str], progress: Progress | None) -> Staged:
-    origin = _open(name, place)
+def _stage_file(name: str, source: str, folder: Path, taken: set[str], progress: Progress | None) -> Staged:
+    origin = _open(name, source)
     file_name = _free_name(safe_name(origin.name), taken)
     location = folder / file_name
     digest, size = _copy(name, origin, location, progress)
     if origin.size is not None and size != origin.size:
         location.unlink()
         raise InputError(
-            f"Input '{name}': {origin.told} ended after {size} of {origin.size} bytes. Nothing was computed; try again."
+            f"Input '{name}': {origin.url} ended after {size} of {origin.size} bytes. Nothing was run; try again."
         )
     return Staged(
         input=name,
         name=origin.name.encode("utf-8", "backslashreplace").decode(),
         path=location,
-        origin=origin.told,
+        origin=origin.url,
         sha256=digest,
         size=size,
         media_type=media_type(file_name),
@@ -145,46 +145,46 @@ def _copy(name: str, origin: _Origin, location: Path, progress: Progress | None)
     return digest.hexdigest(), size
 
 
-def _open(name: str, place: str) -> _Origin:
-    if not place:
+def _open(name: str, source: str) -> _Origin:
+    if not source:
         raise InputError(f"Input '{name}' is empty; give a path or a URL.")
-    path = _local_path(place)
-    return _open_remote(name, place) if path is None else _open_local(name, path)
+    path = _local_path(source)
+    return _open_remote(name, source) if path is None else _open_local(name, path)
 
 
-def _local_path(place: str) -> Path | None:
-    if "::" in place:
+def _local_path(source: str) -> Path | None:
+    if "::" in source:
         return None
-    scheme, separator, rest = place.partition("://")
+    scheme, separator, rest = source.partition("://")
     if not separator:
-        return Path(place).expanduser()
+        return Path(source).expanduser()
     if scheme not in {"file", "local"}:
         return None
     path = Path(rest)
-    return path if path.exists() else Path(unquote(urlsplit(place).path))
+    return path if path.exists() else Path(unquote(urlsplit(source).path))
 
 
 def _open_local(name: str, path: Path) -> _Origin:
     path = path.absolute()
     blocks = _blocks_of_file(name, path)
-    # What is wrong with the file shows before anything is written.
+    # Read the first block now, so that a bad file is reported before anything is written.
     first = next(blocks, b"")
     return _Origin(
-        told=path.as_uri(), name=path.name, size=None, etag=None, blocks=chain((first,) if first else (), blocks)
+        url=path.as_uri(), name=path.name, size=None, etag=None, blocks=chain((first,) if first else (), blocks)
     )
 
 
 def _blocks_of_file(name: str, path: Path) -> Iterator[bytes]:
     shown = str(path).encode("utf-8", "backslashreplace").decode()
     try:
-        # Without O_NONBLOCK a named pipe would wait for its writer for ever.
+        # Without O_NONBLOCK, opening a named pipe waits for a writer.
         with open(path, "rb", buffering=0, opener=lambda file, flags: os.open(file, flags | os.O_NONBLOCK)) as source:
             if not stat.S_ISREG(os.fstat(source.fileno()).st_mode):
-                raise _no_file(name, shown, is_folder=False)
+                raise _not_a_file(name, shown, is_folder=False)
             while block := source.read(BLOCK):
                 yield block
     except IsADirectoryError:
-        raise _no_file(name, shown, is_folder=True) from None
+        raise _not_a_file(name, shown, is_folder=True) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"Input '{name}': {shown} cannot be read: {reason}. Nothing was computed.") from error
@@ -192,19 +192,19 @@ def _blocks_of_file(name: str, path: Path) -> Iterator[bytes]:
 
 def _open_remote(name: str, url: str) -> _Origin:
     try:
-        # Only here, because fsspec's backends take long to import and most inputs are local.
+        # Imported late: fsspec's backends are slow to import, and most inputs are local.
         from fsspec.core import url_to_fs  # type: ignore[import-untyped]  # noqa: PLC0415
 
         system, path = url_to_fs(url)
-        told = system.info(path)
+        info = system.info(path)
     except Exception as error:  # noqa: BLE001 - a backend of fsspec may raise any type
         raise _unreadable(name, url, error) from None
-    if told.get("type") == "directory":
-        raise _no_file(name, redact_url(url), is_folder=True)
-    size = told.get("size")
-    etag = told.get("ETag") or told.get("etag")
+    if info.get("type") == "directory":
+        raise _not_a_file(name, redact_url(url), is_folder=True)
+    size = info.get("size")
+    etag = info.get("ETag") or info.get("etag")
     return _Origin(
-        told=redact_url(url),
+        url=redact_url(url),
         name=_name_in(url),
         size=size if isinstance(size, int) else None,
         etag=str(etag).removeprefix("W/").strip('"') if etag else None,
@@ -228,13 +228,13 @@ def _blocks_of_url(name: str, url: str, system: AbstractFileSystem, path: str) -
 def _opened(system: AbstractFileSystem, path: str) -> Any:
     protocols = (system.protocol,) if isinstance(system.protocol, str) else system.protocol
     if "http" in protocols:
-        # One request for the whole file as it is, not one for each block, and not compressed on the way.
+        # One request for the whole uncompressed file instead of one request per block.
         return system.open(path, "rb", block_size=0, headers={"Accept-Encoding": "identity"})
     return system.open(path, "rb", block_size=2 * BLOCK)
 
 
 def _unreadable(name: str, url: str, error: Exception) -> InputError:
-    # The cause is told in words only: its traceback would carry the URL with its credentials.
+    # Report the cause as text only: its traceback would contain the URL with its credentials.
     shown = redact_url(url)
     reason = redact_urls(_reason(error)).strip().rstrip(".").replace(url, shown)
     return InputError(f"Input '{name}': {shown} cannot be read: {reason}. Nothing was computed.")
@@ -243,16 +243,16 @@ def _unreadable(name: str, url: str, error: Exception) -> InputError:
 def _reason(error: Exception) -> str:
     if not isinstance(error, FileNotFoundError):
         return str(error) or type(error).__name__
-    # fsspec says of HTTP that there is no file, whatever the server answers and also when there is no server.
+    # For HTTP, fsspec raises FileNotFoundError for every answer of the server, and also without a server.
     cause = error.__cause__
     status = getattr(cause, "status", None)
-    if status is not None and status not in _NOT_THERE:
+    if status is not None and status not in _NOT_FOUND:
         return f"the server answers {status} {getattr(cause, 'message', '')}"
-    told = status is None and (isinstance(cause, ValueError) or type(cause).__module__.startswith("aiohttp"))
-    return str(cause) if told else "there is no such file"
+    has_reason = status is None and (isinstance(cause, ValueError) or type(cause).__module__.startswith("aiohttp"))
+    return str(cause) if has_reason else "there is no such file"
 
 
-def _no_file(name: str, shown: str, *, is_folder: bool) -> InputError:
+def _not_a_file(name: str, shown: str, *, is_folder: bool) -> InputError:
     kind = "a folder" if is_folder else "not a regular file"
     return InputError(f"Input '{name}': {shown} is {kind}; give a file, such as an archive of the folder.")
 
@@ -263,7 +263,7 @@ def _name_in(url: str) -> str:
     if scheme in {"http", "https"}:
         rest = unquote(urlsplit(first).path)
     elif "://" not in first:
-        # A chain that begins with a bare protocol (simplecache::s3://…) is named by what it leads to.
+        # A chain that starts with a bare protocol (simplecache::s3://…) is named by its target.
         return _name_in(url.partition("::")[2]) if "::" in url else first
     return rest.rstrip("/").rpartition("/")[2] or "file"
 
@@ -272,7 +272,7 @@ def _free_name(name: str, taken: set[str]) -> str:
     stem, dot, suffix = name.rpartition(".")
     stem, ending = (stem, dot + suffix) if stem else (name, "")
     free, number = name, 1
-    # Some file systems do not tell upper from lower case.
+    # Some file systems are case-insensitive.
     while free.casefold() in taken:
         number += 1
         free = f"{stem}-{number}{ending}"

@@ -21,9 +21,9 @@ from prefect.exceptions import Pause
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import (
     EXECUTION_ID_ENV,
+    clock_ticks_since_boot,
     end_descendants,
     kill_execution_processes,
-    moment_of_processes,
 )
 from prefect_executions.executions.record import Instance
 from prefect_executions.flow.context import current_id
@@ -63,7 +63,7 @@ class CancellationWatcher:
         """Mark the processes that are started from now on."""
         if not self._outermost:
             return
-        self._processes_since, self._started = moment_of_processes(), time.monotonic()
+        self._processes_since, self._started = clock_ticks_since_boot(), time.monotonic()
         if self._own:
             self._previous_id = os.environ.get(EXECUTION_ID_ENV)
             os.environ[EXECUTION_ID_ENV] = self._bundle.id

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.parameters import WITHHELD, plain_value, resolved_name, tell_credentials
+from prefect_executions.capture.parameters import WITHHELD, plain_value, register_credentials, resolved_name
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.staging import Staged, stage
 from prefect_executions.documents import json_value
@@ -78,7 +78,7 @@ class Inputs:
         Raises:
             SecretError: If a name resolves to nothing.
         """
-        tell_credentials([json_value(value) for _, value in self._given()], mask)
+        register_credentials([json_value(value) for _, value in self._given()], mask)
         told = {}
         for name in sorted(self._declared.method.secrets & self.bound.arguments.keys()):
             reference = self.bound.arguments[name]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture import host as host_facts
 from prefect_executions.capture.code import DIFF, REQUIREMENTS, identify
-from prefect_executions.capture.parameters import clear_defaults, recorded_method
+from prefect_executions.capture.parameters import plain_text_defaults, recorded_method
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.errors import ArchiveError, OrchestratorError
 from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance, Process, Usage
@@ -220,7 +220,7 @@ def resolve_method(declared: Declared, run: FlowRun, settings: Settings) -> tupl
     identity, code = identify(declared.source, settings=settings, environment=os.environ, since=called_at(declared))
     if declared.withheld:
         code = {path: data for path, data in code.items() if path == REQUIREMENTS}
-    clear = clear_defaults(declared.method)
+    clear = plain_text_defaults(declared.method)
     kept = {path: data for path, data in code.items() if not clear.holds(data)}
     if DIFF in code.keys() - kept.keys() and identity.repository:
         repository = identity.repository.model_copy(update={"diff_kept": False})

@@ -9,7 +9,7 @@ from typing import Any
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.logfiles import seal_log
-from prefect_executions.capture.parameters import tell_credentials
+from prefect_executions.capture.parameters import register_credentials
 from prefect_executions.capture.secrets import SecretMask, mask_names
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.executions.record import ExecuteRequest
@@ -63,5 +63,5 @@ def secret_mask(bundle: OpenBundle, parameters: Mapping[str, Any], environment: 
     for name in bundle.read(Method).secrets & values.keys():
         if values[name] is not None and "secret" in values[name]:  # else it was never resolved
             mask.add(resolve_secret(name, values[name]["secret"], environment).get_secret_value())
-    tell_credentials(parameters, mask)
+    register_credentials(parameters, mask)
     return mask
