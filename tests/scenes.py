@@ -66,8 +66,10 @@ def age(what: UUID | str, by: timedelta, table: str = "flow_run_state", *, home:
     with engine.begin() as database:
         for column in columns:
             moved = _MOVED[engine.dialect.name].format(column=column)
-            told = f"UPDATE {table} SET {column} = {moved} WHERE CAST({key} AS TEXT) = :what AND {column} IS NOT NULL"  # noqa: S608 - our own words
-            database.execute(text(told), {"by": -by.total_seconds(), "what": str(what)})
+            statement = (
+                f"UPDATE {table} SET {column} = {moved} WHERE CAST({key} AS TEXT) = :what AND {column} IS NOT NULL"  # noqa: S608 - our own words
+            )
+            database.execute(text(statement), {"by": -by.total_seconds(), "what": str(what)})
 
 
 def forget_flows() -> None:
@@ -121,9 +123,9 @@ class Scene:
 
     def state(self, run: FlowRun) -> State[Any]:
         with get_client(sync_client=True) as client:
-            found = client.read_flow_run(run.id).state
-        assert found is not None
-        return found
+            state = client.read_flow_run(run.id).state
+        assert state is not None
+        return state
 
     # --- what is left of a run ---------------------------------------------------
 
@@ -142,12 +144,12 @@ class Scene:
         execution_id = str(run.id)
         bench = self.bench if at is None else self.bench_at(at)
         begins = datetime.now(UTC) - timedelta(hours=1)
-        told = a_job_status(status, execution_id=execution_id, started=status is Status.EXECUTING, begins=begins)
+        job_status = a_job_status(status, execution_id=execution_id, started=status is Status.EXECUTING, begins=begins)
         process = process or dead_process()
         where = an_instance(hostname=process.host, pid=process.pid, process=process, usage=None)
         record = record_of(
             execution_id,
-            job_status=told.model_copy(update={"outputs": ()}),
+            job_status=job_status.model_copy(update={"outputs": ()}),
             request=a_request(execution_id=execution_id, relatives=()),
             instance=where,
             **changes,
@@ -157,10 +159,10 @@ class Scene:
         return run, bundle
 
     def silence(self, run: FlowRun, seconds: float = 600) -> None:
-        """Let the archive have heard nothing of an execution for that long, from a Workbench that nobody reaches."""
-        heard, mark = time.time() - seconds, self.archive / "open" / str(run.id)
+        """Make the last heartbeat of an execution that old, on a workbench that cannot be reached."""
+        heartbeat, mark = time.time() - seconds, self.archive / "open" / str(run.id)
         mark.write_text("/nowhere")
-        os.utime(mark, (heard, heard))
+        os.utime(mark, (heartbeat, heartbeat))
 
     def bench_at(self, home: Path) -> Workbench:
         """Return the workbench of another machine with the same archive."""
@@ -186,7 +188,7 @@ class Scene:
         since: datetime | None = None,
         pause: Callable[[float], None] = lambda _: None,
     ) -> dict[str, Settled]:
-        """Go one round from *home* and return what it told, by ids; between two looks it calls *pause*."""
+        """Run one round from *home* and return its results by id; it calls *pause* before the second look."""
         bench = self.bench if home is None else self.bench_at(home)
         return {one.id: one for one in settle(bench, Settings(home=self.home), since=since, pause=pause)}
 
@@ -209,6 +211,6 @@ class Scene:
     def seen_to_have_been(self, run: FlowRun, process: Process) -> None:
         """Write into the opening record of an execution that another process had opened it."""
         place = self.archive / "executions" / str(run.id) / "opening.json"
-        told = json.loads(place.read_text())
-        told["instance"]["process"] = json.loads(process.model_dump_json(by_alias=True))
-        place.write_text(json.dumps(told))
+        content = json.loads(place.read_text())
+        content["instance"]["process"] = json.loads(process.model_dump_json(by_alias=True))
+        place.write_text(json.dumps(content))

@@ -65,7 +65,7 @@ def bundles(home: Path) -> Bundles:
 
 
 @pytest.fixture
-def told(home: Path, capsys, monkeypatch) -> Callable[..., str]:
+def cli(home: Path, capsys, monkeypatch) -> Callable[..., str]:
     """Return a function that runs the command line as Ada, checks its exit code and returns what it shows."""
     monkeypatch.setenv("EXECUTIONS_AGENT", "ada")
 
@@ -108,8 +108,8 @@ def text(path: Path) -> str:
 
 
 def children(bundles: Bundles, record: ExecutionRecord) -> list[Path]:
-    told = (bundles.home / "workbench" / record.id / "outputs/children.txt").read_text()
-    return [Path(f"/proc/{pid}") for pid in told.split()]
+    pids = (bundles.home / "workbench" / record.id / "outputs/children.txt").read_text()
+    return [Path(f"/proc/{pid}") for pid in pids.split()]
 
 
 def prefects_state(record: ExecutionRecord) -> StateType | None:
@@ -122,11 +122,11 @@ def prefects_state(record: ExecutionRecord) -> StateType | None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("shell", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["terminal", "background"])
-def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, told, bundles, shell):
+def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, cli, bundles, shell):
     process, record = running(*shell)
     assert (record.instance.pid, record.instance.own_process) == (process.pid, True)
     assert record.instance.process.layout
-    shown = told("cancel", record.id[:13])
+    shown = cli("cancel", record.id[:13])
     sealed = bundles.record(bundles.home / "workbench" / record.id)
 
     assert (sealed.status, sealed.job_status.reason, sealed.job_status.partial) == (Status.CANCELLED, None, True)
@@ -136,12 +136,12 @@ def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, to
     assert (bundles.home / "workbench" / record.id / "outputs/half.txt").read_text() == "half"
     assert process.wait(60) == (exit_codes.FAILED if not shell else -signal.SIGTERM)
     waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
-    assert "verified" in told("verify", record.id)
-    assert "ada" in told("cancel", record.id)  # again
+    assert "verified" in cli("verify", record.id)
+    assert "ada" in cli("cancel", record.id)  # again
 
 
 @pytest.mark.long
-def test_signals_escalate_only_for_the_executions_own_process(running, told, bundles):
+def test_signals_escalate_only_for_the_executions_own_process(running, cli, bundles):
     process, record = running()
     catalog = Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     os.kill(process.pid, signal.SIGSTOP)
@@ -149,16 +149,16 @@ def test_signals_escalate_only_for_the_executions_own_process(running, told, bun
     list(KillEscalation(catalog, replace(record, instance=shared)).step(100))
     assert record.instance.process is not None
     assert alive(record.instance.process) is True
-    pressure = KillEscalation(catalog, record)
+    escalation = KillEscalation(catalog, record)
 
-    assert ["SIGTERM" in words for words in pressure.step(10)] == [False, True]
-    assert list(pressure.step(11)) == []
-    assert not pressure.dead
-    assert ["SIGKILL" in words for words in pressure.step(40)] == [True]
+    assert ["SIGTERM" in words for words in escalation.step(10)] == [False, True]
+    assert list(escalation.step(11)) == []
+    assert not escalation.dead
+    assert ["SIGKILL" in words for words in escalation.step(40)] == [True]
     assert process.wait() == -signal.SIGKILL
-    assert pressure.dead
+    assert escalation.dead
     waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
-    assert "executions settle --once" in told("cancel", record.id, code=exit_codes.NOT_THERE)
+    assert "executions settle --once" in cli("cancel", record.id, code=exit_codes.NOT_THERE)
     assert prefects_state(record) is StateType.RUNNING
 
 
@@ -166,7 +166,7 @@ def test_signals_escalate_only_for_the_executions_own_process(running, told, bun
 
 
 @pytest.fixture
-def soon(home: Path, told: Callable[..., str]) -> Iterator[Callable[[Callable[[str], object]], None]]:
+def soon(home: Path, cli: Callable[..., str]) -> Iterator[Callable[[Callable[[str], object]], None]]:
     """Return a function that a Method calls so that its execution is cancelled while it goes on."""
     threads: list[threading.Thread] = []
 
@@ -214,10 +214,10 @@ def test_cancelling_in_prefect_cancels_a_call_and_the_method_that_it_called(bund
     assert bundles.failed_checks() == []
 
 
-def test_an_async_call_is_cancelled_by_the_command(bundles, told, soon):
+def test_an_async_call_is_cancelled_by_the_command(bundles, cli, soon):
     @method(version="1")
     async def naps() -> None:
-        soon(lambda execution_id: told("cancel", execution_id))
+        soon(lambda execution_id: cli("cancel", execution_id))
         await asyncio.sleep(LONGEST)
 
     with pytest.raises(asyncio.CancelledError):
@@ -228,10 +228,10 @@ def test_an_async_call_is_cancelled_by_the_command(bundles, told, soon):
     assert (record.instance.own_process, record.instance.process.layout) == (False, None)
 
 
-def test_an_error_that_follows_an_interruption_is_cancelled_as_well(bundles, told, soon):
+def test_an_error_that_follows_an_interruption_is_cancelled_as_well(bundles, cli, soon):
     @method(version="1")
     def stubborn() -> None:
-        soon(lambda execution_id: told("cancel", execution_id))
+        soon(lambda execution_id: cli("cancel", execution_id))
         try:
             nap()
         except KeyboardInterrupt:
@@ -283,10 +283,10 @@ def test_a_time_limit_ends_the_children_and_an_error_does_not(bundles):
 # --- what is not running -------------------------------------------------------------
 
 
-def test_a_run_that_no_worker_picked_up_is_cancelled_at_once(told):
+def test_a_run_that_no_worker_picked_up_is_cancelled_at_once(cli):
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(inner, state=Scheduled())
-    shown = json.loads(told("cancel", str(run.id), "--json").partition("Prefect says")[0])
+    shown = json.loads(cli("cancel", str(run.id), "--json").partition("Prefect says")[0])
 
     assert (shown["state"], shown["message"], shown["status"]) == ("Cancelled", "cancelled by ada", None)
     with get_client(sync_client=True) as client:
@@ -295,18 +295,18 @@ def test_a_run_that_no_worker_picked_up_is_cancelled_at_once(told):
     assert (state.type, state.message) == (StateType.CANCELLED, "cancelled by ada")
 
 
-def test_cancelling_a_starting_run_returns_after_the_wait(told):
+def test_cancelling_a_starting_run_returns_after_the_wait(cli):
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(inner, state=Pending())
 
-    assert "Cancelling" in told("cancel", str(run.id), "--wait", "0")
-    assert "settle --once" in told("cancel", str(run.id), "--wait", "1", code=exit_codes.WORLD)
+    assert "Cancelling" in cli("cancel", str(run.id), "--wait", "0")
+    assert "settle --once" in cli("cancel", str(run.id), "--wait", "1", code=exit_codes.WORLD)
 
 
-def test_an_ended_unknown_or_nested_execution_is_refused(bundles, told):
+def test_an_ended_unknown_or_nested_execution_is_refused(bundles, cli):
     @method(version="1")
     def ends() -> None:
-        within.append(told("cancel", current_execution().id, code=exit_codes.REQUEST))
+        within.append(cli("cancel", current_execution().id, code=exit_codes.REQUEST))
 
     @method(version="1")
     def calls() -> None:
@@ -317,7 +317,7 @@ def test_an_ended_unknown_or_nested_execution_is_refused(bundles, told):
     ended = bundles.folders()
 
     assert "cancel that one" in within[0]
-    assert "COMPLETED" in told("cancel", ended[0].name, code=exit_codes.NOT_THERE)
-    assert "no execution" in told("cancel", str(uuid4()), code=exit_codes.NOT_THERE)
-    refused = told("cancel", "ffff", code=exit_codes.NOT_THERE)
+    assert "COMPLETED" in cli("cancel", ended[0].name, code=exit_codes.NOT_THERE)
+    assert "no execution" in cli("cancel", str(uuid4()), code=exit_codes.NOT_THERE)
+    refused = cli("cancel", "ffff", code=exit_codes.NOT_THERE)
     assert "reads the archive again. For a run that has not begun, give the whole flow run id." in refused

@@ -87,7 +87,7 @@ def pool(client: SyncPrefectClient) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def told(home, tmp_path, monkeypatch, capsys, prefect_server) -> Callable[..., str]:
+def cli(home, tmp_path, monkeypatch, capsys, prefect_server) -> Callable[..., str]:
     """Return a function that runs the command line beside greet.py, checks its exit code and returns what it shows."""
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "greet.py").write_text(METHOD)
@@ -107,10 +107,10 @@ def run_of(client: SyncPrefectClient, shown: str) -> FlowRun:
     return client.read_flow_run(UUID(json.loads(shown)["id"]))
 
 
-def test_a_deployed_method_runs_on_request(told, pool, client, tmp_path):
+def test_a_deployed_method_runs_on_request(cli, pool, client, tmp_path):
     name = pool()
     shown = json.loads(
-        told("deploy", "methods/greet.py:greet", "--pool", name, "-p", "times=3", "--schedule", "15m", "--json")
+        cli("deploy", "methods/greet.py:greet", "--pool", name, "-p", "times=3", "--schedule", "15m", "--json")
     )
     deployment = client.read_deployment_by_name(f"greet/{name}")
     assert (shown["name"], UUID(shown["id"])) == (f"greet/{name}", deployment.id)
@@ -123,7 +123,7 @@ def test_a_deployed_method_runs_on_request(told, pool, client, tmp_path):
     assert prefect_queries.is_method(deployment.parameter_openapi_schema, deployment.description)
     assert prefect_queries.TAG in client.read_flow(deployment.flow_id).tags
 
-    submitted = told("submit", "greet", "--pool", name, "-p", "name=Ada", "--time-limit", "2m", "--json")
+    submitted = cli("submit", "greet", "--pool", name, "-p", "name=Ada", "--time-limit", "2m", "--json")
     run = run_of(client, submitted)
     assert run.deployment_id == deployment.id
     assert run.parameters == {"name": "Ada", "times": 3}
@@ -131,66 +131,66 @@ def test_a_deployed_method_runs_on_request(told, pool, client, tmp_path):
     assert json.loads(submitted)["link"].endswith(str(run.id))
 
 
-def test_a_descriptor_is_deployed_by_its_path(told, pool, client, monkeypatch):
+def test_a_descriptor_is_deployed_by_its_path(cli, pool, client, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = pool()
-    told("deploy", "flows/separate_irises/method.yaml", "--pool", name)
+    cli("deploy", "flows/separate_irises/method.yaml", "--pool", name)
     deployment = client.read_deployment_by_name(f"separate-irises/{name}")
     assert deployment.entrypoint == "prefect_executions.flow.file:flows/separate_irises/method.yaml"
     assert deployment.parameter_openapi_schema["properties"]["one"]["enum"] == ["setosa", "versicolor", "virginica"]
-    refused = told("submit", f"separate-irises/{name}", "-p", "one=rosa", code=2)
+    refused = cli("submit", f"separate-irises/{name}", "-p", "one=rosa", code=2)
     assert "rosa" in refused
 
 
-def test_a_file_elsewhere_is_deployed_from_its_own_folder_unless_another_is_given(told, pool, client, tmp_path):
+def test_a_file_elsewhere_is_deployed_from_its_own_folder_unless_another_is_given(cli, pool, client, tmp_path):
     name = pool()
     elsewhere = tmp_path.parent / f"{name}.py"
     elsewhere.write_text(METHOD)
-    told("deploy", f"{elsewhere}:greet", "--pool", name)
+    cli("deploy", f"{elsewhere}:greet", "--pool", name)
     deployment = client.read_deployment_by_name(f"greet/{name}")
     assert deployment.entrypoint == f"{name}.py:greet"
     (step,) = deployment.pull_steps
     assert step["prefect.deployments.steps.set_working_directory"] == {"directory": str(elsewhere.parent.resolve())}
-    assert "outside" in told("deploy", f"{elsewhere}:greet", "--pool", name, "--folder", "/code", code=2)
+    assert "outside" in cli("deploy", f"{elsewhere}:greet", "--pool", name, "--folder", "/code", code=2)
 
 
-def test_a_second_deployment_replaces_the_first(told, pool, client):
+def test_a_second_deployment_replaces_the_first(cli, pool, client):
     name = pool()
-    told("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "0 6 * * *", "--timezone", "Europe/Berlin")
+    cli("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "0 6 * * *", "--timezone", "Europe/Berlin")
     (before,) = client.read_deployment_by_name(f"greet/{name}").schedules
-    told("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "RRULE:FREQ=DAILY")
+    cli("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "RRULE:FREQ=DAILY")
     (after,) = client.read_deployment_by_name(f"greet/{name}").schedules
     assert (before.schedule.cron, before.schedule.timezone) == ("0 6 * * *", "Europe/Berlin")
     assert after.schedule.rrule.endswith("RRULE:FREQ=DAILY")
 
 
-def test_an_idempotency_key_starts_one_run(told, pool, client):
+def test_an_idempotency_key_starts_one_run(cli, pool, client):
     name = pool()
-    told("deploy", "methods/greet.py:greet", "--pool", name)
+    cli("deploy", "methods/greet.py:greet", "--pool", name)
     first, again, other = (
-        run_of(client, told("submit", f"greet/{name}", "-p", "name=A", "--idempotency-key", key, "--json")).id
+        run_of(client, cli("submit", f"greet/{name}", "-p", "name=A", "--idempotency-key", key, "--json")).id
         for key in ("a", "a", "b")
     )
     assert first == again != other
 
 
-def test_a_container_pool_needs_an_image_and_has_the_code_elsewhere(told, pool, client):
+def test_a_container_pool_needs_an_image_and_has_the_code_elsewhere(cli, pool, client):
     name = pool("docker", CONTAINERS)
-    refused = told("deploy", "methods/greet.py:greet", "--pool", name, code=2)
+    refused = cli("deploy", "methods/greet.py:greet", "--pool", name, code=2)
     assert "give --image" in refused
-    told("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1", "--job-variable", 'env={"A": "b"}')
+    cli("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1", "--job-variable", 'env={"A": "b"}')
     deployment = client.read_deployment_by_name(f"greet/{name}")
     assert deployment.job_variables == {"image": "here:1", "env": {"A": "b"}}
     (step,) = deployment.pull_steps
     assert step["prefect.deployments.steps.set_working_directory"] == {"directory": "/opt/executions"}
 
 
-def test_resources_become_job_variables_of_the_pools_type(told, pool, client):
+def test_resources_become_job_variables_of_the_pools_type(cli, pool, client):
     docker, kubernetes = pool("docker", CONTAINERS), pool("kubernetes", SIZED)
     for name in (docker, kubernetes):
-        told("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1")
+        cli("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1")
     wishes = ("-p", "name=A", "--cpus", "1.5", "--memory", "512m", "--gpus", "1", "--json")
-    assert run_of(client, told("submit", "greet", "--pool", docker, *wishes)).job_variables == {
+    assert run_of(client, cli("submit", "greet", "--pool", docker, *wishes)).job_variables == {
         "mem_limit": "536870912b",
         "container_create_kwargs": {
             "shm_size": "1g",
@@ -199,55 +199,55 @@ def test_resources_become_job_variables_of_the_pools_type(told, pool, client):
         },
         "env": OF_SCRIPTS,
     }
-    sized = run_of(client, told("submit", "greet", "--pool", kubernetes, *wishes))
+    sized = run_of(client, cli("submit", "greet", "--pool", kubernetes, *wishes))
     assert sized.job_variables == {"cpus": 1.5, "memory": 512 << 20, "gpus": 1, "env": OF_SCRIPTS}
 
 
 OF_SCRIPTS = {"EXECUTIONS_CPUS": "1.5", "EXECUTIONS_MEMORY": str(512 << 20), "EXECUTIONS_GPUS": "1"}
 
 
-def test_a_process_pool_passes_resources_on_to_a_descriptors_scripts(told, pool, client, monkeypatch):
+def test_a_process_pool_passes_resources_on_to_a_descriptors_scripts(cli, pool, client, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = pool()
-    told("deploy", "flows/separate_irises/method.yaml", "--pool", name)
+    cli("deploy", "flows/separate_irises/method.yaml", "--pool", name)
     wishes = ("--cpus", "1.5", "--memory", "512m", "--gpus", "1", "--time-limit", "30m", "--json")
-    run = run_of(client, told("submit", f"separate-irises/{name}", *wishes))
+    run = run_of(client, cli("submit", f"separate-irises/{name}", *wishes))
     assert run.job_variables == {"env": {**OF_SCRIPTS, "EXECUTIONS_TIME_LIMIT": "1800"}}
 
 
-def test_a_resource_that_the_pool_cannot_guarantee_is_refused_before_a_run_is_created(told, pool, client):
+def test_a_resource_that_the_pool_cannot_guarantee_is_refused_before_a_run_is_created(cli, pool, client):
     names = pool(), pool("kubernetes", CONTAINERS)
     for name, image in zip(names, ([], ["--image", "here:1"]), strict=True):
-        told("deploy", "methods/greet.py:greet", "--pool", name, *image)
-        refused = told("submit", f"greet/{name}", "-p", "name=A", "--gpus", "2", "--memory", "1g", code=2)
+        cli("deploy", "methods/greet.py:greet", "--pool", name, *image)
+        refused = cli("submit", f"greet/{name}", "-p", "name=A", "--gpus", "2", "--memory", "1g", code=2)
         assert f"'{name}'" in refused
         assert "memory, gpus" in refused
         deployment = client.read_deployment_by_name(f"greet/{name}")
         assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
 
 
-def test_a_secret_in_plain_text_is_refused_and_not_repeated(told, pool, client):
+def test_a_secret_in_plain_text_is_refused_and_not_repeated(cli, pool, client):
     name = pool()
-    told("deploy", "methods/greet.py:greet", "--pool", name)
+    cli("deploy", "methods/greet.py:greet", "--pool", name)
     for words in (
         ("submit", f"greet/{name}", "-p", "name=A"),
         ("deploy", "methods/greet.py:greet", "--pool", name),
     ):
-        refused = told(*words, "-p", "token=Sesame, open!", code=2)
+        refused = cli(*words, "-p", "token=Sesame, open!", code=2)
         assert "Sesame" not in refused
         assert "token" in refused
     deployment = client.read_deployment_by_name(f"greet/{name}")
     assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
-    run = run_of(client, told("submit", f"greet/{name}", "-p", "name=A", "-p", "token=env:SESAME", "--json"))
+    run = run_of(client, cli("submit", f"greet/{name}", "-p", "name=A", "-p", "token=env:SESAME", "--json"))
     assert run.parameters["token"] == "env:SESAME"
 
 
-def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(told, pool, client, tmp_path):
+def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(cli, pool, client, tmp_path):
     name = pool()
-    told("deploy", "methods/greet.py:greet", "--pool", name)
+    cli("deploy", "methods/greet.py:greet", "--pool", name)
     (tmp_path / "long").write_text("$(touch executed)'\"\n" * 60_000)
     for words in (("submit", f"greet/{name}"), ("deploy", "methods/greet.py:greet", "--pool", name, "--name", "other")):
-        refused = told(*words, "-p", "name=@long", code=2)
+        refused = cli(*words, "-p", "name=@long", code=2)
         assert "at most 524,288 bytes" in refused
         assert "the largest is 'name'" in refused
         assert "file" in refused
@@ -257,7 +257,7 @@ def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(told, pool
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("deploy", "methods/greet.py:plain", "--pool", "POOL"), 2, "put @method above it"),
         (("deploy", "methods/nothing.py:greet", "--pool", "POOL"), 3, "there is no file"),
@@ -279,34 +279,34 @@ def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(told, pool
         ),
     ],
 )
-def test_a_wrong_request_is_refused_with_a_message(told, pool, words, code, said):
+def test_a_wrong_request_is_refused_with_a_message(cli, pool, words, code, message):
     name = pool()
-    told("deploy", "methods/greet.py:greet", "--pool", name)
-    assert said in told(*(word.replace("POOL", name) for word in words), code=code)
+    cli("deploy", "methods/greet.py:greet", "--pool", name)
+    assert message in cli(*(word.replace("POOL", name) for word in words), code=code)
 
 
-def test_one_of_several_deployments_has_to_be_named(told, pool):
+def test_one_of_several_deployments_has_to_be_named(cli, pool):
     name = pool()
     for deployment in ("one", "other"):
-        told("deploy", "methods/greet.py:greet", "--pool", name, "--name", deployment)
-    refused = told("submit", "greet", "--pool", name, "-p", "name=A", code=2)
+        cli("deploy", "methods/greet.py:greet", "--pool", name, "--name", deployment)
+    refused = cli("submit", "greet", "--pool", name, "-p", "name=A", code=2)
     assert "greet/one" in refused
     assert "greet/other" in refused
 
 
-def test_without_a_configured_server_nothing_is_deployed(told, monkeypatch):
+def test_without_a_configured_server_nothing_is_deployed(cli, monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415 - Prefect is imported by now
 
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
-        assert "prefect server start" in told("deploy", "methods/greet.py:greet", "--pool", "p", code=2)
-        assert "prefect server start" in told("submit", "greet", code=2)
+        assert "prefect server start" in cli("deploy", "methods/greet.py:greet", "--pool", "p", code=2)
+        assert "prefect server start" in cli("submit", "greet", code=2)
 
 
 @pytest.mark.parametrize("state", [Completed(), Crashed(message="it fell")])
-def test_wait_returns_how_the_run_ended(told, pool, client, state):
+def test_wait_returns_how_the_run_ended(cli, pool, client, state):
     name = pool()
-    told("deploy", "methods/greet.py:greet", "--pool", name)
-    run = run_of(client, told("submit", f"greet/{name}", "-p", "name=A", "--json"))
+    cli("deploy", "methods/greet.py:greet", "--pool", name)
+    run = run_of(client, cli("submit", f"greet/{name}", "-p", "name=A", "--json"))
     seen: list[str] = []
 
     def go_on(words: str) -> None:
@@ -334,19 +334,19 @@ def test_the_operators_time_limit_holds_in_addition_to_the_methods(home, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "value"),
     [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1d", 86400)],
 )
-def test_a_time_limit_is_read_as_seconds(text, told):
-    assert resources_of(SubmitOptions(time_limit=text)).time_limit == told
+def test_a_time_limit_is_read_as_seconds(text, value):
+    assert resources_of(SubmitOptions(time_limit=text)).time_limit == value
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "value"),
     [("100", 100), ("1k", 1024), ("512m", 512 << 20), ("4g", 4 << 30), ("4GiB", 4 << 30), ("1.5G", 3 << 29)],
 )
-def test_a_memory_limit_is_read_as_bytes(text, told):
-    assert resources_of(SubmitOptions(memory=text)).memory == told
+def test_a_memory_limit_is_read_as_bytes(text, value):
+    assert resources_of(SubmitOptions(memory=text)).memory == value
 
 
 @pytest.mark.parametrize("text", ["", "m", "-1", "0", "1x", "1 m m"])

@@ -75,9 +75,9 @@ def container_of(api: APIClient, execution_id: str) -> Mapping[str, str]:
 @pytest.mark.timeout(1800)
 def test_a_method_in_a_container_leaves_a_record_that_says_where_it_ran(operator, api):
     place = operator
-    place.told("deploy", "flows/count_words.py:count_words", "--pool", POOL)
+    place.cli("deploy", "flows/count_words.py:count_words", "--pool", POOL)
     wishes = ("-p", "most=3", "--cpus", "1", "--memory", "512m", "--time-limit", "10m")
-    submitted = json.loads(place.told("submit", "count-words", "--pool", POOL, *wishes, "--wait", "--json"))
+    submitted = json.loads(place.cli("submit", "count-words", "--pool", POOL, *wishes, "--wait", "--json"))
     assert (submitted["state"], submitted["status"]) == ("COMPLETED", "COMPLETED"), (
         place.folder / "worker.log"
     ).read_text()
@@ -92,19 +92,19 @@ def test_a_method_in_a_container_leaves_a_record_that_says_where_it_ran(operator
     assert (here.cpu_count, here.memory, here.own_process) == (1, 512 << 20, True)
     assert record.method.code.image == IMAGE
     assert record.method.code.repository.commit == images.COMMIT
-    place.told("verify", submitted["id"])
-    assert place.told("outputs", submitted["id"], "counts.csv").startswith("word,count")
+    place.cli("verify", submitted["id"])
+    assert place.cli("outputs", submitted["id"], "counts.csv").startswith("word,count")
 
-    assert submitted["id"] not in place.told("list"), "its ledger was the container's own"
-    place.told("settle", "--once")
-    assert submitted["id"] in place.told("list")
+    assert submitted["id"] not in place.cli("list"), "its ledger was the container's own"
+    place.cli("settle", "--once")
+    assert submitted["id"] in place.cli("list")
 
     command("prefect", "deployment", "run", f"count-words/{POOL}", "--param", "most=2", "--watch")
-    place.told("settle", "--once")
-    (newest, *_) = json.loads(place.told("list", "--json"))["executions"]
+    place.cli("settle", "--once")
+    (newest, *_) = json.loads(place.cli("list", "--json"))["executions"]
     assert place.record(newest["id"]).request.values["most"] == 2
     assert way(place.record(newest["id"])) == [*WHOLE_WAY, "COMPLETED"]
-    place.told("verify", newest["id"])
+    place.cli("verify", newest["id"])
 
 
 @pytest.mark.long
@@ -117,8 +117,8 @@ def test_a_container_that_is_killed_leaves_a_true_record(operator, api, monkeypa
     monkeypatch.chdir(methods)
     volumes = [f"{folder}:{folder}" for folder in (place.archive, methods)]
     variables = ("--folder", str(methods), "--job-variable", f"volumes={json.dumps(volumes)}")
-    place.told("deploy", "waits.py:waits", "--pool", POOL, *variables)
-    execution_id = json.loads(place.told("submit", f"waits/{POOL}", "--json"))["id"]
+    place.cli("deploy", "waits.py:waits", "--pool", POOL, *variables)
+    execution_id = json.loads(place.cli("submit", f"waits/{POOL}", "--json"))["id"]
 
     waited(lambda: place.begun(execution_id), f"the Method's code in {execution_id}")
     container = container_of(api, execution_id)
@@ -135,8 +135,8 @@ def test_a_container_that_is_killed_leaves_a_true_record(operator, api, monkeypa
     assert "137" in record.job_status.message
     assert record.instance.container_id == container["Id"]
     assert record.infrastructure.image_id == api.inspect_image(IMAGE)["Id"]
-    place.told("verify", execution_id)
-    assert execution_id in place.told("list")
+    place.cli("verify", execution_id)
+    assert execution_id in place.cli("list")
 
 
 def test_the_digest_of_an_image_is_that_of_its_registry(address, api):

@@ -80,9 +80,9 @@ def operator(place: Place, home: Path, monkeypatch) -> Place:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_method_in_a_pod_leaves_a_record_that_says_where_it_ran(operator, api):
-    operator.told("deploy", "flows/count_words.py:count_words", "--pool", POOL)
+    operator.cli("deploy", "flows/count_words.py:count_words", "--pool", POOL)
     wishes = ("-p", "most=3", "--cpus", "1", "--memory", "700m", "--wait", "--json")
-    submitted = json.loads(operator.told("submit", "count-words", "--pool", POOL, *wishes))
+    submitted = json.loads(operator.cli("submit", "count-words", "--pool", POOL, *wishes))
     assert (submitted["state"], submitted["status"]) == ("COMPLETED", "COMPLETED"), operator.folder
 
     record = operator.record(submitted["id"])
@@ -94,10 +94,10 @@ def test_a_method_in_a_pod_leaves_a_record_that_says_where_it_ran(operator, api)
     assert here.node == os.uname().nodename
     assert (here.cpu_count, here.memory, here.own_process) == (1, 700 << 20, True)
     assert [one["Id"] for one in api.containers(all=True) if one["Id"] == here.container_id]
-    assert f"pod\t{here.pod} on {here.node}\n" in operator.told("show", submitted["id"])
-    operator.told("verify", submitted["id"])
+    assert f"pod\t{here.pod} on {here.node}\n" in operator.cli("show", submitted["id"])
+    operator.cli("verify", submitted["id"])
     waited(lambda: operator.settled(submitted["id"]), "a round of settle")
-    assert submitted["id"] in operator.told("list")
+    assert submitted["id"] in operator.cli("list")
     assert record.status is Status.COMPLETED
 
 
@@ -113,7 +113,7 @@ def deploy_waits(operator: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     told = [word for name, value in variables.items() for word in ("--job-variable", f"{name}={json.dumps(value)}")]
     monkeypatch.chdir(methods)
-    operator.told("deploy", "waits.py:waits", "--pool", POOL, "--folder", str(methods), *told)
+    operator.cli("deploy", "waits.py:waits", "--pool", POOL, "--folder", str(methods), *told)
 
 
 @pytest.mark.long
@@ -121,7 +121,7 @@ def deploy_waits(operator: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("grace", [240, 0])  # seconds: with time to tell Prefect, and without
 def test_a_run_whose_pod_is_deleted_is_one_execution_that_ends_in_another_pod(operator, cluster, grace, monkeypatch):
     deploy_waits(operator, monkeypatch)
-    execution_id = json.loads(operator.told("submit", f"waits/{POOL}", "--json"))["id"]
+    execution_id = json.loads(operator.cli("submit", f"waits/{POOL}", "--json"))["id"]
     first = operator.folder / "methods" / f"{execution_id}.begun"
     waited(lambda: first.exists() and operator.begun(execution_id), f"the Method's code in {execution_id}")
     deleted = operator.record(execution_id).instance.pod
@@ -140,6 +140,6 @@ def test_a_run_whose_pod_is_deleted_is_one_execution_that_ends_in_another_pod(op
     assert [one.path for one in record.job_status.outputs if not one.path.endswith(".log")] == [f"outputs/{here.pod}"]
     job = record.infrastructure.identifier
     assert job is None or here.pod.startswith(job.partition(":")[2])
-    operator.told("verify", execution_id)
-    listed = [line.split("\t")[0] for line in operator.told("list").splitlines()]
+    operator.cli("verify", execution_id)
+    listed = [line.split("\t")[0] for line in operator.cli("list").splitlines()]
     assert listed.count(execution_id) == 1

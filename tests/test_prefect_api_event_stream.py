@@ -92,12 +92,12 @@ THERE = {True: "there", False: "away"}
 
 
 def until(stream: Iterator[StreamState | ExecutionEvent], wanted: str) -> list[StreamState | ExecutionEvent]:
-    """Return what the stream gives until a status, or a word about the connection, comes."""
-    found = []
+    """Return what the stream yields up to a status, or a state of the connection."""
+    words = []
     for word in stream:
-        found.append(word)
+        words.append(word)
         if (word.status if isinstance(word, ExecutionEvent) else THERE[word.connected]) == wanted:
-            return found
+            return words
     raise AssertionError(f"the stream ended before {wanted}")
 
 
@@ -112,8 +112,8 @@ def test_only_the_events_of_the_execution_arrive_and_the_stream_reconnects(relay
         assert next(stream) == StreamState(connected=True)
         tell(other, Status.FAILED)
         tell(mine, Status.EXECUTING)
-        heard = until(stream, Status.EXECUTING)
-        assert {word.execution_id for word in heard if isinstance(word, ExecutionEvent)} == {mine}
+        words = until(stream, Status.EXECUTING)
+        assert {word.execution_id for word in words if isinstance(word, ExecutionEvent)} == {mine}
 
         relay.go_away()
         *_, broken = until(stream, "away")

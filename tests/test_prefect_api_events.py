@@ -38,15 +38,15 @@ def stored(resource: str, until: str) -> list[Mapping[str, Any]]:
     """Return the events of a resource, in the order of their times, when *until* is there."""
     wanted = {"filter": {"resource": {"id": [resource]}}, "limit": 50}
 
-    def told() -> list[Mapping[str, Any]] | None:
-        found = api_client.client().request("POST", "/events/filter", json=wanted).json()["events"]
-        return found if until in {event["event"] for event in found} else None
+    def read() -> list[Mapping[str, Any]] | None:
+        events = api_client.client().request("POST", "/events/filter", json=wanted).json()["events"]
+        return events if until in {event["event"] for event in events} else None
 
-    return sorted(waited(told, f"{until} of {resource}"), key=lambda event: (event["occurred"], event["event"]))
+    return sorted(waited(read, f"{until} of {resource}"), key=lambda event: (event["occurred"], event["event"]))
 
 
-def names(told: list[Mapping[str, Any]]) -> list[str]:
-    return [event["event"] for event in told]
+def names(stored_events: list[Mapping[str, Any]]) -> list[str]:
+    return [event["event"] for event in stored_events]
 
 
 STATUSES = [f"execution.{status.lower()}" for status in [*WHOLE_WAY, "COMPLETED"]]

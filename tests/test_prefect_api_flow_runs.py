@@ -35,20 +35,25 @@ def a_pod(name: str, image_id: str | None, at: datetime = NOON) -> dict[str, Any
 
 def test_the_labels_of_a_worker_are_recorded():
     run = a_run({SeenLabel.IMAGE: "coins:1", SeenLabel.IMAGE_ID: SHA, SeenLabel.IMAGE_DIGEST: SHA})
-    told = flow_runs.infrastructure(run, {})
-    assert (told.type, told.image, told.image_id, told.image_digest) == ("executions-docker", "coins:1", SHA, SHA)
+    infrastructure = flow_runs.infrastructure(run, {})
+    assert (infrastructure.type, infrastructure.image, infrastructure.image_id, infrastructure.image_digest) == (
+        "executions-docker",
+        "coins:1",
+        SHA,
+        SHA,
+    )
 
 
 def test_without_labels_of_a_worker_the_fields_are_absent():
-    told = flow_runs.infrastructure(a_run({}), {})
-    assert (told.image, told.image_id, told.image_digest) == (None, None, None)
+    infrastructure = flow_runs.infrastructure(a_run({}), {})
+    assert (infrastructure.image, infrastructure.image_id, infrastructure.image_digest) == (None, None, None)
     assert flow_runs.with_worker_labels(Instance(), a_run({})) == Instance()
 
 
 def test_the_runs_own_observation_overrides_its_workers():
     run = a_run({SeenLabel.CONTAINER: "outside", SeenLabel.NODE: "node-1", SeenLabel.POD: "pod-1"})
-    told = flow_runs.with_worker_labels(Instance(container_id="inside"), run)
-    assert (told.container_id, told.node, told.pod) == ("inside", "node-1", "pod-1")
+    instance = flow_runs.with_worker_labels(Instance(container_id="inside"), run)
+    assert (instance.container_id, instance.node, instance.pod) == ("inside", "node-1", "pod-1")
 
 
 def test_labels_of_another_pod_are_ignored():

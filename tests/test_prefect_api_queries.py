@@ -57,9 +57,9 @@ def test_a_deployment_of_a_method_carries_its_mark(function):
 def test_the_mark_changes_nothing_else_in_the_form():
     def plain(shade: Shade = Shade.LIGHT, size: Size | None = None): ...
 
-    told = parameter_schema(method(version="3")(plain)).model_dump()
-    assert told["properties"]["shade"].pop(MARK) == "3"
-    assert told == parameter_schema(plain).model_dump()
+    schema = parameter_schema(method(version="3")(plain)).model_dump()
+    assert schema["properties"]["shade"].pop(MARK) == "3"
+    assert schema == parameter_schema(plain).model_dump()
 
 
 @pytest.mark.parametrize("schema", [None, {}, {"properties": {"x": {"type": "string"}}}])

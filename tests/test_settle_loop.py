@@ -81,8 +81,8 @@ def test_a_run_that_ended_before_it_started_is_sealed_from_prefects_data(scene):
     vanished = scene.run(numbers, Pending(), Running(), ago=A_WHILE)
     fresh = scene.run(numbers, Pending(), Cancelled())
 
-    told = scene.settle()
-    assert {one.id: one.result for one in told.values()} == {
+    results = scene.settle()
+    assert {result.id: result.result for result in results.values()} == {
         str(run.id): "archived" for run in (unpicked, refused, pending, vanished)
     }
     ends = {
@@ -124,8 +124,8 @@ def test_a_run_recorded_in_another_archive_is_left_to_its_settle(scene):
     run = scene.run(scene.deploy(measures), Pending(), Running(), ago=A_WHILE)
     prefect_events.emit([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
     waited(lambda: prefect_events.has_events(str(run.id)), "the event")  # Prefect writes events down some seconds late
-    told = scene.settle()[str(run.id)]
-    assert (told.result, "another archive" in told.message) == ("report", True)
+    result = scene.settle()[str(run.id)]
+    assert (result.result, "another archive" in result.message) == ("report", True)
     assert scene.seals() == []
     assert scene.state(run).is_running()
 
@@ -137,10 +137,13 @@ def test_a_run_that_no_worker_picks_up_is_reported_on_each_round(scene):
     # A pool without workers may be one that Prefect itself serves.
     stuck = scene.run(scene.deploy(measures, "stuck", pool="unserved"), Pending(), ago=A_WHILE)
     for _ in range(2):
-        told = scene.settle()
-        assert {one.id: one.result for one in told.values()} == {str(late.id): "report", str(stuck.id): "report"}
-        assert "no worker has picked it up" in told[str(late.id)].message
-        assert "it is pending for" in told[str(stuck.id)].message
+        results = scene.settle()
+        assert {result.id: result.result for result in results.values()} == {
+            str(late.id): "report",
+            str(stuck.id): "report",
+        }
+        assert "no worker has picked it up" in results[str(late.id)].message
+        assert "it is pending for" in results[str(stuck.id)].message
     scene.put(late, Cancelled(), A_MINUTE)
     assert scene.settle()[str(late.id)].status is Status.CANCELLED
 
@@ -149,8 +152,8 @@ def test_a_run_whose_worker_died_before_the_start_is_given_up(scene):
     labels = {"prefect.worker.name": "gone", "prefect.worker.type": "process", "prefect.work-pool.name": "scenes"}
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="scenes", type="process"), overwrite=True)
-        told = {"json": {"name": "gone"}, "path_params": {"work_pool_name": "scenes"}}
-        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **told)
+        request = {"json": {"name": "gone"}, "path_params": {"work_pool_name": "scenes"}}
+        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **request)
     run = scene.run(scene.deploy(measures), Pending(), ago=A_WHILE, labels=labels)
     assert scene.settle()[str(run.id)].result == "report"
     age("gone", A_WHILE, "worker")
@@ -169,12 +172,12 @@ def test_a_run_whose_worker_died_before_it_claimed_the_run_is_given_up(scene):
     run, young = (scene.run(deployment, Pending(), ago=ago) for ago in (A_WHILE, A_MINUTE))
     assert scene.settle()[str(run.id)].result == "report"  # a pool without workers may have taken it
     with get_client(sync_client=True) as client:
-        told = {"json": {"name": "another"}, "path_params": {"work_pool_name": "unsaid"}}
-        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **told)
-    told = scene.settle()
+        request = {"json": {"name": "another"}, "path_params": {"work_pool_name": "unsaid"}}
+        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **request)
+    results = scene.settle()
 
-    assert told[str(run.id)].result == "archived"
-    assert str(young.id) not in told
+    assert results[str(run.id)].result == "archived"
+    assert str(young.id) not in results
     record = scene.record(run)
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.INFRASTRUCTURE)
     assert "no worker took it within" in record.job_status.message
@@ -186,11 +189,14 @@ def test_a_method_is_recognised_when_its_deployment_is_renamed_or_gone(scene):
     runs = [scene.run(one, Pending(), Crashed(message="no"), ago=A_MINUTE) for one in (renamed, deleted)]
     with get_client(sync_client=True) as client:
         client.delete_deployment(deleted)
-        told = client.read_deployment(renamed).model_dump(mode="json") | {"name": "second name"}
-        fields = DeploymentUpdate.model_fields.keys() & told.keys() | {"name"}
+        deployment = client.read_deployment(renamed).model_dump(mode="json") | {"name": "second name"}
+        fields = DeploymentUpdate.model_fields.keys() & deployment.keys() | {"name"}
         client.delete_deployment(renamed)
-        again = {name: told[name] for name in fields} | {"flow_id": told["flow_id"], "parameter_openapi_schema": None}
-        client.request("POST", "/deployments/", json=again)
+        update = {name: deployment[name] for name in fields} | {
+            "flow_id": deployment["flow_id"],
+            "parameter_openapi_schema": None,
+        }
+        client.request("POST", "/deployments/", json=update)
 
     assert {one.status for one in scene.settle().values()} == {Status.FAILED}
     assert scene.seals() == sorted(str(run.id) for run in runs)
@@ -206,9 +212,9 @@ def test_a_run_killed_on_this_machine_keeps_its_output(scene):
     stopped, _ = scene.opened(deployment)
     scene.put(stopped, Cancelling())
     early, _ = scene.opened(deployment, status=Status.STARTED)
-    told = scene.settle()
+    results = scene.settle()
 
-    assert {one.result for one in told.values()} == {"archived"}
+    assert {result.result for result in results.values()} == {"archived"}
     record = scene.record(killed)
     assert (record.status, record.job_status.reason, record.job_status.partial) == (Status.FAILED, Reason.CRASHED, True)
     assert "is gone; it was killed in the Method's own code" in record.job_status.message
@@ -258,9 +264,9 @@ def test_a_run_on_a_lost_machine_is_sealed_from_the_archive(scene, elsewhere):
     there.rename(away)
     for run in (gone, sent):
         scene.silence(run)
-    told = scene.settle(elsewhere)
+    results = scene.settle(elsewhere)
 
-    assert {one.id: one.result for one in told.values()} == {
+    assert {result.id: result.result for result in results.values()} == {
         str(gone.id): "archived",
         str(sent.id): "archived",
         str(alive.id): "open",
@@ -294,9 +300,9 @@ def test_an_opening_record_lost_in_a_power_cut_is_rebuilt_from_prefect(scene, el
     scene.bench.archive.open_record(str(run.id), b"", place=str(there))  # what the file system has after it
     there.rename(scene.home.with_name("away"))
     scene.silence(run)
-    told = scene.settle(elsewhere)
+    results = scene.settle(elsewhere)
 
-    assert [(one.id, one.result) for one in told.values()] == [(str(run.id), "archived")]
+    assert [(result.id, result.result) for result in results.values()] == [(str(run.id), "archived")]
     record = scene.record(run)
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.LOST)
     assert [one.message for one in record.job_status.history if one.kind is EntryKind.NOTE] == [
@@ -391,10 +397,10 @@ def test_a_second_generation_that_never_started_is_sealed_as_well(scene):
 
 def test_a_log_that_may_hold_an_unavailable_secret_is_withheld(scene):
     run, bundle = scene.opened(scene.deploy(measures))
-    kept = a_method(inputs={**a_method().inputs, "token": opens.method.inputs["token"]})
+    recorded = a_method(inputs={**a_method().inputs, "token": opens.method.inputs["token"]})
     request = bundle.record().request
     values = {**request.values, "token": {"secret": "env:TOKEN_THAT_IS_GONE"}}
-    for document in (kept, a_request(execution_id=str(run.id), values=values, relatives=())):
+    for document in (recorded, a_request(execution_id=str(run.id), values=values, relatives=())):
         bundle.write_document(document)
     (bundle.folder / "outputs/stdout.log").write_text("the token is Sesame")
     scene.settle()
@@ -405,8 +411,8 @@ def test_a_log_that_may_hold_an_unavailable_secret_is_withheld(scene):
     assert (bundle.folder / "outputs/stdout.log").read_text() == ""
     [note] = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
     assert "logs may hold a secret" in note
-    found = [path for path in scene.home.rglob("*") if path.is_file() and b"Sesame" in path.read_bytes()]
-    assert found == [aside / "stdout.log"]
+    paths = [path for path in scene.home.rglob("*") if path.is_file() and b"Sesame" in path.read_bytes()]
+    assert paths == [aside / "stdout.log"]
 
 
 # --- many settlers, and few questions --------------------------------------------
@@ -472,7 +478,7 @@ from prefect_executions.workbench import background
 
 steps = 0
 
-def die(event, told):
+def die(event, arguments):
     global steps
     if event == EVENT:
         steps -= 1
@@ -533,9 +539,9 @@ def test_parallel_settles_and_the_runs_own_hook_make_one_seal(scene, elsewhere, 
         thread.start()
     for thread in (*hooks, settling):
         thread.join()
-    said = started.communicate()[0]
+    output = started.communicate()[0]
 
-    assert started.returncode == 0, said
+    assert started.returncode == 0, output
     scene.settle()
     there = scene.bench_at(elsewhere)
     for run in runs:
@@ -556,9 +562,9 @@ def test_settle_may_be_killed_and_run_again(scene, tmp_path):
     scene.put(killed, Crashed(message="no"), A_WHILE)
     gone, _ = scene.opened(deployment, process=FAR, at=tmp_path / "there")
     scene.silence(gone, 24 * 3600)
-    said = settlers(scene, "in a row", tmp_path / "flag", scene.home).communicate()[0]
+    output = settlers(scene, "in a row", tmp_path / "flag", scene.home).communicate()[0]
 
-    assert int(said.splitlines()[-1]) > 3, said
+    assert int(output.splitlines()[-1]) > 3, output
     age(gone.id, A_MINUTE)
     scene.settle()
     reasons = [scene.record(run).job_status.reason for run in (never, killed, gone)]

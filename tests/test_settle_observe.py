@@ -58,11 +58,11 @@ def suspended() -> Iterator[tuple[Process, subprocess.Popen[bytes]]]:
 
 
 def heartbeat(worker: str) -> dict[str, str]:
-    """Let a worker of a process pool be heard now; the labels that Prefect gives to its runs."""
+    """Record a heartbeat of a process pool's worker; return the labels that Prefect gives to its runs."""
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name="living", type="process"), overwrite=True)
-        told = {"json": {"name": worker}, "path_params": {"work_pool_name": "living"}}
-        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **told)
+        request = {"json": {"name": worker}, "path_params": {"work_pool_name": "living"}}
+        client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **request)
     return {"prefect.worker.name": worker, "prefect.worker.type": "process", "prefect.work-pool.name": "living"}
 
 
@@ -74,9 +74,9 @@ def worked(run: FlowRun, worker: str) -> None:
 
 def left(scene: Scene, run: FlowRun, home: Path | None = None, pause: Callable[[float], None] = lambda _: None) -> bool:
     """Whether a round leaves the run alone, in Prefect as in the archive."""
-    told = scene.settle(home, pause=pause).get(str(run.id))
+    result = scene.settle(home, pause=pause).get(str(run.id))
     unsealed = scene.bench.archive.seal_of(str(run.id)) is None
-    return (told is None or told.result == "open") and unsealed and scene.state(run).is_running()
+    return (result is None or result.result == "open") and unsealed and scene.state(run).is_running()
 
 
 def test_a_suspended_process_on_this_machine_is_left_alone_until_it_is_gone(scene):
@@ -94,7 +94,7 @@ def test_a_suspended_process_elsewhere_is_left_to_its_worker(scene, elsewhere):
     run, _ = scene.opened(scene.deploy(lives), process=FAR, at=elsewhere.with_name("there"))
     worked(run, "watches")
     scene.silence(run)
-    age("watches", -TEN_MINUTES, "worker")  # it is heard, however slow this machine is
+    age("watches", -TEN_MINUTES, "worker")  # its heartbeat stays recent, however slow this machine is
     assert left(scene, run, elsewhere)
     age("watches", 2 * TEN_MINUTES, "worker")
     assert not left(scene, run, elsewhere)
@@ -104,9 +104,9 @@ def test_a_suspended_process_elsewhere_is_left_to_its_worker(scene, elsewhere):
 def test_ten_minutes_without_prefects_server_declare_no_run_dead(scene, elsewhere):
     run, _ = scene.opened(scene.deploy(lives), process=FAR, at=elsewhere.with_name("there"))
     worked(run, "unheard")
-    scene.silence(run, -600)  # it is heard, however slow this machine is
+    scene.silence(run, -600)  # its heartbeat stays recent, however slow this machine is
     age(run.id, TEN_MINUTES)
-    age("unheard", TEN_MINUTES, "worker")  # it could not be heard either
+    age("unheard", TEN_MINUTES, "worker")  # its heartbeat is missing, too
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         assert [one.result for one in scene.settle(elsewhere).values()] == ["failed"]
     assert left(scene, run, elsewhere)
