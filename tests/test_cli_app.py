@@ -714,7 +714,7 @@ def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
     ("arguments", "code", "word"),
     [
         (["{flow}", "-p", "bogus=1"], exit_codes.REQUEST, "bogus"),
-        (["{file}:nobody"], exit_codes.NOT_THERE, "has no 'nobody'. What is a flow there: greet."),
+        (["{file}:nobody"], exit_codes.NOT_THERE, "has no 'nobody'. Its flows: greet."),
         (["{file}:sys"], exit_codes.REQUEST, "is a module"),
         (["{file}"], exit_codes.REQUEST, "names no function. Give path.py:function"),
         (["{file}:"], exit_codes.REQUEST, "names no function"),

@@ -217,7 +217,7 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     said = (outputs / "stdout.log").read_text().splitlines()
     assert [line.partition(",")[0] for line in said] == ["doing one", "--- resumed", "doing two", "--- resumed"]
     notes = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
-    assert [note.startswith("goes on in process") for note in notes] == [True, True]
+    assert [note.startswith("continues in process") for note in notes] == [True, True]
     assert record.instance.pid == os.getpid()
     assert record.instance.usage.cpu_seconds > 0
     assert not kept.exists()
@@ -266,7 +266,10 @@ def test_a_run_that_begins_anew_elsewhere_keeps_its_history_and_tells_that_its_o
     assert record.job_status.history[3].status is Status.EXECUTING
     assert (begun.kind, begun.attempt, note.kind) == (EntryKind.ATTEMPT, 2, EntryKind.NOTE)
     here = f"process {os.getpid()} of {record.instance.hostname}"
-    assert note.message == f"goes on in {here}; before, it ran in {here}, and what it wrote there is not here"
+    assert (
+        note.message
+        == f"continues in {here}; it ran in {here} before, and the outputs of that process are missing here"
+    )
     assert sorted(path.name for path in (Bundles(there).one() / "outputs").iterdir()) == ["stderr.log", "stdout.log"]
     assert Bundles(there).failed_checks() == []
 

@@ -106,7 +106,7 @@ def test_an_id_that_no_flow_can_have_is_told_with_its_place_and_one_that_it_can(
     path = described().place
     path.write_text(path.read_text().replace('"described"', '"a/b"'))
 
-    with pytest.raises(MethodError, match=r"/id: 'a/b' names a flow, too, which has none of .*; write 'a-b'"):
+    with pytest.raises(MethodError, match=r"/id: 'a/b' is also the flow name, which must not contain .*; write 'a-b'"):
         Method.from_file(path)
 
 

@@ -257,7 +257,7 @@ def test_an_archive_that_hangs_holds_it_up_no_longer_than_told_and_settle_does_t
         AWS_SECRET_ACCESS_KEY="secret",
     )
 
-    assert "is not done in time; 'executions settle' does what is left" in said
+    assert "was not finished in time; 'executions settle' finishes it" in said
     assert bundles.failed_checks() == []
     assert bundles.open_scratch() == [str(run.id)]
 
@@ -312,7 +312,9 @@ def test_it_says_that_the_rest_is_left_when_the_author_took_away_what_only_the_r
     script.write_text(CLEARS)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
 
-    told = f"execution {bundles.one().name} is sealed, and the rest is left to 'executions settle': No module named"
+    told = (
+        f"execution {bundles.one().name} is sealed but not finished; 'executions settle' finishes it: No module named"
+    )
     assert told in done.stderr
     assert bundles.failed_checks() == []
 

@@ -606,7 +606,7 @@ def test_a_line_that_logging_cannot_write_ends_no_run(bundles, token):
     assert done.stdout == "3\n"
     assert told.count(f"| WARNING | '%d words of %s' with ('no', '{secret}')\n") == 1
     assert told.count(f"| WARNING | a.library - '%d words of %s' with ('no', '{secret}')\n") == 1
-    assert told.count("a line that cannot be written\n") == 2
+    assert told.count("a log record that cannot be formatted\n") == 2
     assert told.count("and on it goes\n") == 2
     assert PLANTED not in done.stderr + told
     assert bundles.failed_checks() == []

@@ -80,7 +80,7 @@ def test_a_source_file_with_a_password_is_told_by_its_digest_and_the_history_say
     assert not (bundles.one() / "code/uncommitted.diff").exists()
     assert (bundles.one() / "code/requirements.txt").exists()
     (told,) = notes(bundles)
-    assert "code/careless.py is told by its digest alone" in told
+    assert "the record has only the digest of code/careless.py" in told
 
 
 @method(version="1")

@@ -136,7 +136,7 @@ def test_a_run_whose_pod_is_deleted_is_one_execution_that_ends_in_another_pod(op
     began = next(number for number, entry in enumerate(history) if entry.status is Status.EXECUTING)
     again = next(number for number, entry in enumerate(history) if entry.kind is EntryKind.ATTEMPT)
     assert began < again
-    assert any(f"before, it ran in pod {deleted}" in (entry.message or "") for entry in history)
+    assert any(f"it ran in pod {deleted} before" in (entry.message or "") for entry in history)
     assert [one.path for one in record.job_status.outputs if not one.path.endswith(".log")] == [f"outputs/{here.pod}"]
     job = record.infrastructure.identifier
     assert job is None or here.pod.startswith(job.partition(":")[2])

@@ -1,4 +1,4 @@
-"""A declared Method as the rest of the run needs it: its function and its descriptor, without Prefect."""
+"""`Declared`: a Method's function and descriptor, for the modules that run, record and seal it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from prefect_executions.methods.model import Method
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """The author's function and all that is declared of it.
+    """The author's function and its descriptor.
 
-    `method` is without its code, which is looked at when it runs; `wrapped` are
+    `method` lacks the identity of its code, which each run determines. `wrapped` are
     the secret inputs that the function takes as `SecretStr`.
 
-    Of a Method from a descriptor `descriptor` is the file, and `function` only says
-    what may be asked. It is phased: its scripts say when EXECUTING begins, and keep
-    its time limit, so that undeploy is left some time.
+    For a Method from a descriptor, `descriptor` is the file, and `function` only has the
+    signature. Its scripts set the start of EXECUTING and enforce its time limit, so
+    that the undeploy script has some time left.
     """
 
     function: Callable[..., Any]
@@ -27,14 +27,14 @@ class Declared:
     wrapped: frozenset[str]
     descriptor: Path | None = None
     withheld: bool = False
-    """Whether the descriptor holds a secret in clear, so that the file itself is not kept."""
+    """Whether the descriptor contains a secret in plain text, so that the record leaves out the file."""
 
     @property
     def source(self) -> Callable[..., Any] | Path:
-        """What its code identity is that of."""
+        """The function or file whose code identity the record has."""
         return self.descriptor or self.function
 
     @property
     def is_scripted(self) -> bool:
-        """Whether it is made of scripts, which go through phases."""
+        """Whether the Method consists of scripts, which run in phases."""
         return self.descriptor is not None

@@ -20,7 +20,7 @@ from prefect_executions.descriptors.schema import inputs_of
 from prefect_executions.errors import MethodError
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.hooks import hooked
+from prefect_executions.flow.hooks import with_sealing_hook
 from prefect_executions.flow.opening import prefetch_code_identity
 from prefect_executions.flow.recording import recorded
 from prefect_executions.methods.model import Comparison, Method, OutputDescription, check_type
@@ -117,7 +117,7 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         self.fn.__signature__ = signature  # type: ignore[attr-defined]  # a function takes any attribute
         for name in _FLOW_HOOKS:
             hooks = getattr(self, f"{name}_hooks")
-            hooks[:] = hooked(hooks, declared)
+            hooks[:] = with_sealing_hook(hooks, declared)
 
     @property
     def call_signature(self) -> inspect.Signature:

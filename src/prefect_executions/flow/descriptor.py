@@ -1,7 +1,7 @@
-"""`Method.from_file`: a descriptor declared as a Method, which is a Prefect flow that keeps its record.
+"""`Method.from_file`: declares a descriptor as a Method, a Prefect flow that records each of its runs.
 
-Its form and its values are the descriptor's own (`methods`); its scripts are
-run by `phases`; all else is as of any `@method`.
+`descriptors` defines its form and its values, and `script_flow` runs its scripts. In all other
+respects it is a Method like any `@method`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from prefect_executions.methods.model import Method as Described
 from prefect_executions.methods.secrets import marked
 from prefect_executions.settings import Settings
 
-_NOT_IN_NAMES = "/%&<>"
-# Of Prefect, or of Python's calls.
-_TAKEN = frozenset({"return_state", "wait_for", "self", "cls"})
+_NOT_IN_FLOW_NAMES = "/%&<>"
+# Arguments of Prefect's `Flow.__call__`, and of bound methods.
+_RESERVED = frozenset({"return_state", "wait_for", "self", "cls"})
 
 
 class DescriptorMethod(MethodFlow[..., None]):
@@ -43,89 +43,91 @@ class DescriptorMethod(MethodFlow[..., None]):
     """
 
     def __init__(
-        self, described: Described, place: Path, *, timeout_seconds: float | None = None, withheld: bool, **options: Any
+        self, described: Described, path: Path, *, timeout_seconds: float | None = None, withheld: bool, **options: Any
     ) -> None:
         prefect_logs.shield()
-        asked = _signature(described, form_of(described), asked_only=True)
-        function = _function(described, place)
-        options |= {"name": options.get("name") or _flow_name(described.id, place), "validate_parameters": False}
+        asked = _signature(described, form_of(described), form_only=True)
+        function = _function(described, path)
+        options |= {"name": options.get("name") or _flow_name(described.id, path), "validate_parameters": False}
         options |= {"version": options.get("version") or described.version}
         options |= {"description": options.get("description") or described.description or described.title}
         try:
             Flow.__init__(self, function, **options)
         except ValueError as error:
-            raise MethodError(f"{place}: {error}") from error
-        self.should_validate_parameters = True  # by `validate_parameters` below, and not by annotations
-        self.place, self._withheld = place, withheld
+            raise MethodError(f"{path}: {error}") from error
+        self.should_validate_parameters = True  # with `validate_parameters` below, instead of annotations
+        self.place, self._withheld = path, withheld
         self.time_limit = float(timeout_seconds) if timeout_seconds else described.time_limit
         self.__signature__ = asked
         self.parameters = parameter_schema(self)
         if not asked.parameters:
             self.description = marked(self.description, str(self.version))
-        told = {"id": self.name, "version": self.version, "time_limit": self.time_limit}
+        options_in_effect = {"id": self.name, "version": self.version, "time_limit": self.time_limit}
         declared = Declared(
             function=function,
-            method=described.model_copy(update=told),
+            method=described.model_copy(update=options_in_effect),
             wrapped=described.secrets,
-            descriptor=place,
+            descriptor=path,
             withheld=withheld,
         )
         self._record(declared, scripted(declared), inspect.signature(function))
-        # What a deployment makes its entrypoint of: Prefect looks for a file that a function came from.
+        # Prefect builds the entrypoint of a deployment from the file of the function.
         self.__globals__ = {"__file__": DESCRIPTOR_MODULE}
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Self:
-        """Return the Method that the descriptor at *path*, ``.json`` or ``.yaml``, tells.
+        """Return the Method of the descriptor at *path*, a ``.json`` or ``.yaml`` file.
 
         Raises:
-            NotFoundError: If there is no such file.
-            MethodError: If it is wrong; the message names each fault with its place.
+            NotFoundError: If the file does not exist or cannot be read.
+            MethodError: If the descriptor is invalid; the message lists each fault with its location.
         """
-        place = Path(path)
+        file = Path(path)
         try:
-            data = place.read_bytes()
+            data = file.read_bytes()
         except OSError as error:
-            raise NotFoundError(f"The descriptor {place} cannot be read: {error.strerror}") from error
-        read = read_method(data, place.name)
-        if read.type is not None:
-            check_type(read.type, Settings.read().method_types)
-        described = without_clear_secrets(read)
-        return cls(described, place.absolute(), withheld=described != read)
+            raise NotFoundError(f"The descriptor {file} cannot be read: {error.strerror}") from error
+        parsed = read_method(data, file.name)
+        if parsed.type is not None:
+            check_type(parsed.type, Settings.read().method_types)
+        described = without_clear_secrets(parsed)
+        return cls(described, file.absolute(), withheld=described != parsed)
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Return the values of all inputs: as given, bound, or by default; what was left out is None.
+        """Return the values of all inputs: given, bound or default; None for an omitted input.
 
         Raises:
-            InputError: If a value does not fit; the message names every such input.
-            SecretError: If a secret is given in clear.
+            InputError: If values are invalid; the message names each of these inputs.
+            SecretError: If a secret is given in plain text.
         """
         values = values_of(self.method, parameters)
         infrastructure_request(values)
-        return {name: self._found(described, values.get(name)) for name, described in self.method.inputs.items()}
+        return {
+            name: self._default_beside(described, values.get(name)) for name, described in self.method.inputs.items()
+        }
 
-    def _found(self, described: InputDescription, value: Any) -> Any:
-        """Return *value*; a file that is there by default is looked for beside the descriptor, unless it is here."""
+    def _default_beside(self, described: InputDescription, value: Any) -> Any:
+        """Return *value*; resolve a default file against the descriptor's folder if the working directory lacks it."""
         if not described.is_file or value != default_of(described) or not isinstance(value, str):
             return value
         beside = Path(os.path.normpath(self.place.parent / value))
         return str(beside) if "://" not in value and not Path(value).exists() and beside.is_file() else value
 
     def with_options(self, **options: Any) -> Self:
-        """Return this Method with other flow options; takes what `Flow.with_options` takes."""
+        """Return this Method with other flow options; takes the arguments of `Flow.with_options`."""
         changed = Flow.with_options(self, **options | {"validate_parameters": False})
-        given = options.get("timeout_seconds")
+        time_limit = options.get("timeout_seconds")
         return type(self)(
             self.method,
             self.place,
-            timeout_seconds=given if given is not None else self.time_limit,
+            timeout_seconds=time_limit if time_limit is not None else self.time_limit,
             withheld=self._withheld,
             **options_of(cast("Flow[Any, Any]", changed)),
         )
 
 
 class _Input(inspect.Parameter):
-    """A parameter that is only ever given by its name, which may be one that Python has no word for."""
+    """A keyword-only parameter whose name need not be a Python identifier."""
 
     _name: str
 
@@ -134,43 +136,47 @@ class _Input(inspect.Parameter):
         self._name = name
 
 
-def _flow_name(method_id: str, place: Path) -> str:
-    """Return the id, which is the name of the flow as well, where Prefect takes it as one."""
-    fit = "".join("-" if letter in _NOT_IN_NAMES else letter for letter in method_id)
-    if fit != method_id:
-        told = " ".join(_NOT_IN_NAMES)
-        raise MethodError(f"{place}: /id: '{method_id}' names a flow, too, which has none of {told}; write '{fit}'")
+def _flow_name(method_id: str, path: Path) -> str:
+    """Return the id as the name of the flow; refuse characters that Prefect does not allow in flow names."""
+    allowed = "".join("-" if letter in _NOT_IN_FLOW_NAMES else letter for letter in method_id)
+    if allowed != method_id:
+        characters = " ".join(_NOT_IN_FLOW_NAMES)
+        raise MethodError(
+            f"{path}: /id: '{method_id}' is also the flow name, which must not contain {characters}; write '{allowed}'"
+        )
     return method_id
 
 
-def _function(described: Described, place: Path) -> Callable[..., None]:
-    def run(**inputs: Any) -> None:  # noqa: ARG001 - it only says what may be asked
-        raise RequestError(f"Method '{described.id}' is made of scripts and runs as a flow: call the Method itself")
+def _function(described: Described, path: Path) -> Callable[..., None]:
+    def run(**inputs: Any) -> None:  # noqa: ARG001 - only its signature is used
+        raise RequestError(
+            f"Method '{described.id}' consists of scripts and runs only as a flow: call the Method itself"
+        )
 
     run.__name__, run.__module__ = described.id, DESCRIPTOR_MODULE
-    run.__qualname__ = os.path.relpath(place) if place.is_relative_to(Path.cwd()) else str(place)
+    run.__qualname__ = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
     run.__doc__ = described.description
-    run.__signature__ = _signature(described, form_of(described), asked_only=False)  # type: ignore[attr-defined]
+    run.__signature__ = _signature(described, form_of(described), form_only=False)  # type: ignore[attr-defined]
     return run
 
 
-def _signature(described: Described, form: Mapping[str, Any], *, asked_only: bool) -> inspect.Signature:
-    """Return the signature that makes the form; or with all inputs, also those that the author bound."""
+def _signature(described: Described, form: Mapping[str, Any], *, form_only: bool) -> inspect.Signature:
+    """Return the signature with all inputs; with *form_only*, without those that the author bound, for the form."""
     parameters = []
-    for name, one in described.inputs.items():
-        if name in _TAKEN or name.startswith("_"):
-            raise MethodError(f"Method '{described.id}': an input cannot be called '{name}'; rename it")
-        if one.is_bound and asked_only:
+    for name, description in described.inputs.items():
+        if name in _RESERVED or name.startswith("_"):
+            raise MethodError(f"Method '{described.id}': an input cannot have the reserved name '{name}'; rename it")
+        if description.is_bound and form_only:
             continue
-        told = form["properties"].get(name, {})
-        default = default_of(one)
-        required = one.min_occurs and default is ABSENT and not one.is_bound
+        schema = form["properties"].get(name, {})
+        default = default_of(description)
+        required = description.min_occurs and default is ABSENT and not description.is_bound
         parameters.append(
             _Input(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=inspect.Parameter.empty if required else None if default is ABSENT else default,
-                annotation=Annotated[Any, Field(json_schema_extra=dict(told))],
+                annotation=Annotated[Any, Field(json_schema_extra=dict(schema))],
             )
         )
     return inspect.Signature(parameters)

@@ -1,4 +1,4 @@
-"""Run a Method from an entrypoint, in a process that does nothing else."""
+"""Entrypoints: load a Method from `path.py:function`, a module or a descriptor, and run it in this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORMS = "Give path.py:function or module:function."
 
 
 class Ran(NamedTuple):
-    """One run of a Method: the ids of its executions so far, and what it raised."""
+    """One run of a Method: the id of its last execution, and the exception that it raised."""
 
     execution_id: str | None
     error: BaseException | None
@@ -33,71 +33,70 @@ class Ran(NamedTuple):
 def load_method(entrypoint: str) -> MethodFlow[Any, Any]:
     """Return the Method at *entrypoint*: ``path.py:function``, ``module:function``, or the path of a descriptor.
 
-    A plain flow or function becomes a Method as it is: a run is kept without
-    its author learning anything new.
+    A plain flow or function becomes a Method, so that its runs are recorded without any change to it.
 
     Raises:
-        NotFoundError: If there is nothing there; the message names it.
-        RequestError: If the file cannot be run, or what is there is no function.
+        NotFoundError: If the file, module or function does not exist.
+        RequestError: If the file cannot be run, or its member is not a function.
     """
-    found = _found(entrypoint)
-    return found if isinstance(found, MethodFlow) else method(cast("Flow[Any, Any]", found))
+    loaded = _load(entrypoint)
+    return loaded if isinstance(loaded, MethodFlow) else method(cast("Flow[Any, Any]", loaded))
 
 
 def load_deployable(entrypoint: str) -> MethodFlow[Any, Any]:
-    """Return the Method at *entrypoint* as a worker finds it there, where nobody makes a Method of a plain flow.
+    """Return the Method at *entrypoint*; refuse a plain flow, because a worker would run it without a record.
 
     Raises:
-        NotFoundError: If there is nothing there; the message names it.
+        NotFoundError: If the file, module or function does not exist.
         RequestError: If the file cannot be run.
-        MethodError: If what is there is no Method: its runs would leave no record.
+        MethodError: If it is not a Method.
     """
-    found = _found(entrypoint)
-    if not isinstance(found, MethodFlow):
-        raise MethodError(f"{entrypoint} is no Method, so a worker would keep no record of it: put @method above it")
-    return found
+    loaded = _load(entrypoint)
+    if not isinstance(loaded, MethodFlow):
+        raise MethodError(f"{entrypoint} is not a Method, so a worker would not record its runs: put @method above it")
+    return loaded
 
 
-def _found(entrypoint: str) -> Any:
+def _load(entrypoint: str) -> Any:
     descriptor = descriptor_in(entrypoint)
     if descriptor is not None:
-        # Most Methods have none, and with the runtimes it takes a tenth of a second to import.
+        # Few Methods have a descriptor, and with the runtimes this takes a tenth of a second to import.
         from prefect_executions.flow.descriptor import DescriptorMethod  # noqa: PLC0415
 
         return DescriptorMethod.from_file(descriptor)
-    place, _, name = entrypoint.rpartition(":" if ":" in entrypoint else ".")
-    if not place or not name or entrypoint.endswith(".py"):
+    source, _, name = entrypoint.rpartition(":" if ":" in entrypoint else ".")
+    if not source or not name or entrypoint.endswith(".py"):
         raise RequestError(f"'{entrypoint}' names no function. {_FORMS}")
-    module = _module(entrypoint, place)
-    found: Any = module
+    module = _load_module(entrypoint, source)
+    member: Any = module
     for part in name.split("."):
-        found = getattr(found, part, None)
-    if isinstance(found, Flow) or inspect.isfunction(found):
-        return found
-    if found is None:
-        raise NotFoundError(f"{entrypoint}: {place} has no '{name}'. {_flows_of(module)}")
-    raise RequestError(f"{entrypoint} is a {type(found).__name__}; a Method is a function or a flow")
+        member = getattr(member, part, None)
+    if isinstance(member, Flow) or inspect.isfunction(member):
+        return member
+    if member is None:
+        raise NotFoundError(f"{entrypoint}: {source} has no '{name}'. {_list_flows(module)}")
+    raise RequestError(f"{entrypoint} is a {type(member).__name__}; a Method is a function or a flow")
 
 
-def _module(entrypoint: str, place: str) -> ModuleType:
-    if place.endswith(".py") and not Path(place).is_file():
-        raise NotFoundError(f"{entrypoint}: there is no file {place}. {_FORMS}")
+def _load_module(entrypoint: str, source: str) -> ModuleType:
+    if source.endswith(".py") and not Path(source).is_file():
+        raise NotFoundError(f"{entrypoint}: there is no file {source}. {_FORMS}")
     try:
-        return load_script_as_module(place) if place.endswith(".py") else load_module(place)
+        return load_script_as_module(source) if source.endswith(".py") else load_module(source)
     except ScriptError as error:
-        raise RequestError(f"{entrypoint}: {place} cannot be run: {_words(error.user_exc)}") from error
-    except Exception as error:  # it is the author's own code that runs here
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
-            raise NotFoundError(f"{entrypoint}: there is no module '{place}'. {_FORMS}") from error
-        raise RequestError(f"{entrypoint}: {place} cannot be run: {_words(error)}") from error
+        raise RequestError(f"{entrypoint}: {source} cannot be run: {_describe(error.user_exc)}") from error
+    except Exception as error:  # importing runs the author's code
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
+            raise NotFoundError(f"{entrypoint}: there is no module '{source}'. {_FORMS}") from error
+        raise RequestError(f"{entrypoint}: {source} cannot be run: {_describe(error)}") from error
 
 
-def _flows_of(module: ModuleType) -> str:
-    names = [name for name, one in vars(module).items() if isinstance(one, Flow)]
-    return f"What is a flow there: {', '.join(names)}." if names else "Nothing there is a flow."
+def _list_flows(module: ModuleType) -> str:
+    names = [name for name, member in vars(module).items() if isinstance(member, Flow)]
+    return f"Its flows: {', '.join(names)}." if names else "It has no flows."
 
 
-def _words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

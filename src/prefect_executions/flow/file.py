@@ -1,8 +1,8 @@
-"""The module whose attributes are the files of descriptors, so that one can be the entrypoint of a deployment.
+"""Module whose attributes are descriptor files, so that a descriptor can be the entrypoint of a deployment.
 
 Prefect loads ``prefect_executions.flow.file:flows/sky/method.json`` as it loads
-any ``module:name``: it imports the module and asks for the attribute
-``flows/sky/method`` and of that for ``json``, because a dot parts names.
+any ``module:name``: it imports the module, and gets the attribute ``flows/sky/method`` and
+then its attribute ``json``, because a dot separates names.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from prefect_executions.methods.model import descriptor_in as _descriptor_in
 
 
 class _Path:
-    """The beginning of a path."""
+    """The part of a path before a dot."""
 
-    def __init__(self, begun: str) -> None:
-        self._begun = begun
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
 
     def __getattr__(self, name: str) -> Any:
-        return _at(f"{self._begun}.{name}")
+        return _at(f"{self._prefix}.{name}")
 
 
 def _at(path: str) -> Any:
     if path.rpartition(".")[2].startswith("__"):
-        raise AttributeError(f"{path!r} is no file of a descriptor")
+        raise AttributeError(f"{path!r} is not a descriptor file")
     return _descriptor.DescriptorMethod.from_file(path) if _descriptor_in(path) else _Path(path)
 
 

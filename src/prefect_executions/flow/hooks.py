@@ -1,8 +1,8 @@
-"""The state hooks of a Method: the light, last part of its record, when the final state is known.
+"""The state hook of a Method, which seals the record when Prefect has set the final state of the flow run.
 
-Law: a hook never raises, never exits, bounds its own time, needs no run
-context, and may run twice, in another process and folder, with a stale
-`flow_run`. What it cannot finish is left to `settle`.
+Law: a hook never raises, never exits, has a time limit, needs no run context, and
+may run twice, in another process and folder, with a stale `flow_run`. `settle`
+finishes what it cannot.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 
 class SealingHook:
-    """The hook for every kind of end: it seals the execution of the flow run that ended."""
+    """The hook for completion, failure, cancellation and crash: it seals the execution of the flow run."""
 
     __name__ = prefect_logs.HOOK
 
@@ -60,73 +60,75 @@ class SealingHook:
     def __call__(self, flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
         """Seal the execution of *flow_run*, which ended in *state*.
 
-        It returns when the bundle is sealed on this machine; archive, ledger and
-        events follow in a thread that the end of the process waits for, for a bounded
-        time. Of a run that was stopped it waits for them, because a signal may be about
-        to end the process. What is left undone `settle` finishes.
+        Return when the bundle is sealed on this machine. A background thread then updates
+        archive and ledger and sends the events; the interpreter waits for it at exit, up to the time
+        limit of hooks. If the run was stopped, the hook itself waits for the thread,
+        because a signal may kill the process at any moment. `settle` finishes the rest.
         """
         with suppress(Exception):
             prefect_logs.shield()
             log = flow_run_logger(flow_run, flow)
             sealing = _Sealing(self._declared, flow_run, state, log)
             patience = _patience()
-            until = time.monotonic() + patience
-            thread = background.submit(sealing.go, name="seal", patience=patience)
-            in_time = sealing.here.wait(until - time.monotonic())
+            deadline = time.monotonic() + patience
+            thread = background.submit(sealing.run, name="seal", patience=patience)
+            in_time = sealing.sealed_or_failed.wait(deadline - time.monotonic())
             if _is_stopped(state):
-                thread.join(max(0.0, until - time.monotonic()))
+                thread.join(max(0.0, deadline - time.monotonic()))
                 in_time = not thread.is_alive()
             if not in_time:
-                log.warning("execution %s is not done in time; 'executions settle' does what is left", flow_run.id)
+                log.warning("execution %s was not finished in time; 'executions settle' finishes it", flow_run.id)
 
 
-def hooked(hooks: Sequence[Hook], declared: Declared) -> list[Hook]:
-    """Return *hooks* with ours first, once: a later hook that exits skips those behind it."""
+def with_sealing_hook(hooks: Sequence[Hook], declared: Declared) -> list[Hook]:
+    """Return *hooks* with one sealing hook, in first place: a hook that exits skips the hooks after it."""
     return [SealingHook(declared), *(hook for hook in hooks if not isinstance(hook, SealingHook))]
 
 
 def _patience() -> float:
     try:
         return Settings.read().hook_timeout.total_seconds()
-    except SettingsError:  # the thread meets it, too, and tells it
+    except SettingsError:  # the background thread logs the error
         return 1.0
 
 
 class _Sealing:
-    """The sealing of one run's execution; `here` is set when its bundle is sealed on this machine, or never will be."""
+    """The sealing of one execution; `sealed_or_failed` is set when this machine has sealed the bundle, or cannot."""
 
     def __init__(self, declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger]) -> None:
         self._declared = declared
         self._flow_run = flow_run
         self._state = state
         self._log = log
-        self._stopped_here = False
-        self.here = threading.Event()
+        self._crashed_here = False
+        self._sealed = False
+        self.sealed_or_failed = threading.Event()
 
-    def go(self) -> None:
-        """Seal, archive, index and tell; never raises."""
+    def run(self) -> None:
+        """Seal, archive, index and send events; never raises."""
         try:
-            outcome = _sealed(self._declared, self._flow_run, self._state, Settings.read(), self._is_here)
+            outcome = _seal(self._declared, self._flow_run, self._state, Settings.read(), self._on_sealed)
             if outcome is not None and not outcome.archived:
-                self._log.warning(
-                    "execution %s is not archived yet; 'executions settle' does it", outcome.job_status.job_id
-                )
-        except Exception as error:  # noqa: BLE001 - a hook never raises; settle does what is missing
-            undone = "sealed, and the rest is left" if self.here.is_set() else "not sealed yet, which is left"
-            self._log.warning("execution %s is %s to 'executions settle': %s", self._flow_run.id, undone, error)
+                execution_id = outcome.job_status.job_id
+                self._log.warning("execution %s is not archived yet; 'executions settle' archives it", execution_id)
+        except Exception as error:  # noqa: BLE001 - a hook never raises; settle finishes the rest
+            progress = "sealed but not finished" if self._sealed else "not sealed yet"
+            message = "execution %s is %s; 'executions settle' finishes it: %s"
+            self._log.warning(message, self._flow_run.id, progress, error)
         finally:
-            self.here.set()
+            self.sealed_or_failed.set()
         with suppress(Exception):
-            if self._stopped_here:
-                prefect_logs.send_now()
+            if self._crashed_here:
+                prefect_logs.flush()
             prefect_events.flush_events()
 
-    def _is_here(self, outcome: Outcome) -> None:
-        told = outcome.job_status
-        self._log.info("Execution %s %s: %s", told.job_id, told.execution_status, outcome.folder)
-        # A signal may be about to end this process, with all that Prefect has not sent yet.
-        self._stopped_here = self._state.is_crashed() and _ran_here(outcome.folder)
-        self.here.set()
+    def _on_sealed(self, outcome: Outcome) -> None:
+        job_status = outcome.job_status
+        self._log.info("Execution %s %s: %s", job_status.job_id, job_status.execution_status, outcome.folder)
+        # A signal may kill this process soon, before Prefect has sent its log records.
+        self._crashed_here = self._state.is_crashed() and _ran_in_this_process(outcome.folder)
+        self._sealed = True
+        self.sealed_or_failed.set()
         if not _is_stopped(self._state):
             background.yield_briefly()
 
@@ -135,90 +137,91 @@ def _is_stopped(state: State[Any]) -> bool:
     return state.is_crashed() or state.is_cancelling() or state.is_cancelled()
 
 
-def _ran_here(folder: Path) -> bool:
+def _ran_in_this_process(folder: Path) -> bool:
     return Instance.from_json((folder / Instance.file_name).read_bytes()).pid == os.getpid()
 
 
-def _sealed(
+def _seal(
     declared: Declared,
     flow_run: FlowRun,
     state: State[Any],
     settings: Settings,
     on_sealed: Callable[[Outcome], None],
 ) -> Outcome | None:
-    """Seal what the state ends; None when it ends nothing or the execution was sealed before."""
+    """Seal the execution; return None if it is sealed already or *state* does not end it."""
     workbench = workbench_for(settings)
-    place = workbench.latest(str(flow_run.id))
-    if place.bundle is not None and place.bundle.sealed:
-        if not _lives_again(place.bundle.read(JobStatus), flow_run, state):
-            return None  # heard before, or a late word: a sealed record changes no more
-        place = workbench.next_slot(str(flow_run.id), revisited=True)
-    seen = _heard(flow_run, state, place.bundle)
-    decided = terminal_status_of(seen.state.type, seen.state.name, seen.message, started=place.bundle is not None)
-    if decided is None:
+    slot = workbench.latest(str(flow_run.id))
+    if slot.bundle is not None and slot.bundle.sealed:
+        if not _is_new_generation(slot.bundle.read(JobStatus), flow_run, state):
+            return None  # a repeated or late state: a sealed record does not change
+        slot = workbench.next_slot(str(flow_run.id), revisited=True)
+    final = _final_state(flow_run, state, slot.bundle)
+    decision = terminal_status_of(final.state.type, final.state.name, final.message, started=slot.bundle is not None)
+    if decision is None:
         return None
     before_seal: Callable[[OpenBundle], Sequence[str]] = _nothing
-    if place.bundle is None:
-        opened = _fresh(declared, flow_run, place.id, settings)
+    if slot.bundle is None:
+        opened = _open_never_started(declared, flow_run, slot.id, settings)
         workbench.begin(opened.record, opened.code)
         current_invocation().on_opened(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
-        kill_execution_processes(place.id, instance=place.bundle.read(Instance))
-        before_seal = partial(_finish, flow_run.parameters)
-    status, reason = decided
-    take_deferred(place.id)
-    end = Ending(status, reason, seen.time, Observer.HOOK, seen.state, seen.message)
-    return workbench.seal(place.id, end, before_seal=before_seal, on_sealed=on_sealed)
+        kill_execution_processes(slot.id, instance=slot.bundle.read(Instance))
+        before_seal = partial(_finish_interrupted, flow_run.parameters)
+    status, reason = decision
+    take_deferred(slot.id)
+    end = Ending(status, reason, final.time, Observer.HOOK, final.state, final.message)
+    return workbench.seal(slot.id, end, before_seal=before_seal, on_sealed=on_sealed)
 
 
 def _nothing(_: OpenBundle) -> tuple[str, ...]:
     return ()
 
 
-def _finish(parameters: Mapping[str, Any], bundle: OpenBundle) -> tuple[str, ...]:
-    """Do what a process that was stopped could not do, and return notes on it."""
+def _finish_interrupted(parameters: Mapping[str, Any], bundle: OpenBundle) -> tuple[str, ...]:
+    """Do what the stopped process could not do; return notes about it."""
     notes = end_script_runs(bundle)
     prefect_finish.finish_interrupted(bundle, parameters, os.environ)
     return notes
 
 
-def _lives_again(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> bool:
-    """Whether the run was retried by hand since it was sealed, and ended again before its body could begin."""
-    known = {entry.prefect_state.id for entry in sealed.history if entry.prefect_state}
-    if state.id in known:
+def _is_new_generation(sealed: JobStatus, flow_run: FlowRun, state: State[Any]) -> bool:
+    """Whether the run was retried manually after the seal, and ended again before its body could begin."""
+    recorded = {entry.prefect_state.id for entry in sealed.history if entry.prefect_state}
+    if state.id in recorded:
         return False
     try:
-        told = flow_runs.generations(flow_runs.state_history(flow_run.id))
+        generations = flow_runs.generations(flow_runs.state_history(flow_run.id))
     except OrchestratorError:
         return False
-    return len(told) > 1 and known.isdisjoint(one.state.id for one in told[-1])
+    return len(generations) > 1 and recorded.isdisjoint(observed.state.id for observed in generations[-1])
 
 
-def _heard(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> ObservedState:
-    """The state as Prefect keeps it; of a run that nobody watches over, as Prefect is told that it ended.
+def _final_state(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None) -> ObservedState:
+    """Return the state as Prefect has it; end a cancelled run that no runner or worker supervises.
 
-    A runner calls the cancellation hooks with a state that it makes up when the
-    process is gone. Its time is that of the end; its id means nothing to Prefect.
+    A runner calls the cancellation hooks with a state that it creates when the process
+    is gone. Its time is the time of the end, but Prefect does not have its id.
     """
-    seen = flow_runs.observed_state(state)
+    observed = flow_runs.observed_state(state)
     if not (state.is_cancelling() or state.is_crashed()):
-        return seen
-    asked = _asked_to_cancel(flow_run.id)
+        return observed
+    request = _cancel_request(flow_run.id)
     if state.is_cancelling() and not is_unsupervised(flow_run):
-        kept = asked.state if asked else PrefectState(type=seen.state.type, name=seen.state.name)
-        return seen._replace(state=kept, message=asked.message if asked and asked.message else seen.message)
-    caller = _caller(bundle) if bundle and not asked and is_unsupervised(flow_run) else None
+        prefect_state = request.state if request else PrefectState(type=observed.state.type, name=observed.state.name)
+        message = request.message if request and request.message else observed.message
+        return observed._replace(state=prefect_state, message=message)
+    caller = _caller(bundle) if bundle and not request and is_unsupervised(flow_run) else None
     if caller is not None:  # it ends with the Method that called it
-        asked = _asked_to_cancel(caller)
-    return _cancelled(flow_run, seen, asked.message) if asked else seen
+        request = _cancel_request(caller)
+    return _set_cancelled(flow_run, observed, request.message) if request else observed
 
 
-def _cancelled(flow_run: FlowRun, seen: ObservedState, message: str | None) -> ObservedState:
-    """Tell Prefect that the run is cancelled, which has only noted the wish, and return that state."""
+def _set_cancelled(flow_run: FlowRun, observed: ObservedState, message: str | None) -> ObservedState:
+    """Move the flow run from Cancelling to Cancelled in Prefect and return the new state."""
     try:
         return flow_runs.set_cancelled(flow_run.id, message)
-    except ExecutionsError:  # settle tells it later
-        return seen._replace(state=PrefectState(type="CANCELLED", name="Cancelled"), message=message)
+    except ExecutionsError:  # settle repeats it later
+        return observed._replace(state=PrefectState(type="CANCELLED", name="Cancelled"), message=message)
 
 
 def _caller(bundle: OpenBundle) -> UUID | None:
@@ -227,14 +230,14 @@ def _caller(bundle: OpenBundle) -> UUID | None:
     return next((ExecutionId.parse(parent).flow_run_uuid for parent in parents), None)
 
 
-def _asked_to_cancel(flow_run_id: UUID) -> ObservedState | None:
+def _cancel_request(flow_run_id: UUID) -> ObservedState | None:
     with suppress(OrchestratorError):
         return flow_runs.cancel_request(flow_runs.state_history(flow_run_id))
     return None
 
 
-def _fresh(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:
-    """The record of a run whose body never ran; the flow run at hand may be stale, so Prefect is asked first."""
+def _open_never_started(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:
+    """Return the record of a run whose body never ran; refresh *flow_run* first, because it may be stale."""
     with suppress(OrchestratorError):
         flow_run = flow_runs.flow_run(flow_run.id) or flow_run
     return never_started(declared, flow_run, execution_id, settings)

@@ -1,4 +1,4 @@
-"""The arguments of one call: which are files and secrets, and what stands for them in the record."""
+"""The arguments of one call: staging of files, resolution of secrets, and their values in the record."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ from prefect_executions.settings import ArchiveLevel, Settings
 
 Visit = Callable[[str, InputFile], Any]
 Shape = Mapping[str, Any]
-"""The JSON Schema of a value; empty where nothing is known of it."""
+"""The JSON Schema of a value; empty if there is none."""
 
 _SEVERAL = (list, tuple, set, frozenset)
 
 _RECEIVERS = frozenset({"self", "cls"})
-"""Parameters that Python fills in, and Prefect leaves out of the form: what a method is called on."""
+"""Parameters that Python fills in and Prefect's form omits."""
 
 
 class Inputs:
-    """The bound arguments of a Method's function, on their way to it.
+    """The bound arguments of a Method's function, changed in place until the function is called.
 
     Attributes:
         bound: The arguments as the function gets them.
-        staged: The staged files, by the name of their input; a file inside a
-            model has a name like ``options.scene``.
+        staged: The staged files by input name; a file inside a model has a name like ``options.scene``.
     """
 
     def __init__(self, declared: Declared, bound: inspect.BoundArguments) -> None:
@@ -51,7 +50,7 @@ class Inputs:
                 bound.arguments[name] = _as_file(value)
 
     def values(self) -> dict[str, Any]:
-        """Return the JSON values of all inputs; secrets are withheld until they are resolved."""
+        """Return the JSON values of all inputs, with secrets withheld."""
         secrets = self._declared.method.secrets
         return {
             name: dict(WITHHELD) if name in secrets and value is not None else plain_value(value)
@@ -59,37 +58,37 @@ class Inputs:
         }
 
     def files(self) -> dict[str, list[str]]:
-        """Return the paths and URLs of all files that are to be staged, by the name of their input."""
-        asked: dict[str, list[str]] = {}
+        """Return the paths and URLs of all files to stage, by input name."""
+        origins: dict[str, list[str]] = {}
 
-        def noted(path: str, file: InputFile) -> InputFile:
-            asked.setdefault(path, []).append(file.origin)
+        def add(path: str, file: InputFile) -> InputFile:
+            origins.setdefault(path, []).append(file.origin)
             return file
 
         for name, value in self._given():
-            _walk(name, value, noted, self._shape(name))
-        return asked
+            _walk(name, value, add, self._shape(name))
+        return origins
 
     def resolve_secrets(self, environment: Mapping[str, str], mask: SecretMask) -> dict[str, Any]:
-        """Put each secret's value in the place of its name, and return how the record tells it.
+        """Replace the name of each secret by its value; return the names for the record.
 
-        *mask* is told these values, and what the URLs among all arguments grant access with.
+        Add these values and the credentials of all URLs among the arguments to *mask*.
 
         Raises:
-            SecretError: If a name resolves to nothing.
+            SecretError: If no secret has that name.
         """
         register_credentials([json_value(value) for _, value in self._given()], mask)
-        told = {}
+        names = {}
         for name in sorted(self._declared.method.secrets & self.bound.arguments.keys()):
             reference = self.bound.arguments[name]
             if reference is None:
                 continue
             value = blocks.resolve_secret(name, reference, environment)
             mask.add(value.get_secret_value())
-            told[name] = resolved_name(reference)
+            names[name] = resolved_name(reference)
             wrapped = name in self._declared.wrapped
             self.bound.arguments[name] = value if wrapped else value.get_secret_value()
-        return told
+        return names
 
     def stage(
         self,
@@ -98,55 +97,55 @@ class Inputs:
         settings: Settings,
         progress: Callable[[str, int, int | None], None],
     ) -> tuple[StagedInput, ...]:
-        """Stage all files, hand their copies to the function, and return what the record tells of them.
+        """Stage all files, replace them by their copies in the arguments, and return their records.
 
-        A copy is kept in the bundle at the archive level ``full`` and up to the
-        size limit; a larger one lies in the scratch folder until the end.
+        At archive level ``full``, copies up to the size limit go into the bundle. Others
+        stay in the scratch folder until the end of the execution.
 
         Raises:
             InputError: If a file is missing or cannot be read; the message names the input.
         """
-        asked = self.files()
-        if not asked:
+        origins = self.files()
+        if not origins:
             return ()
-        waiting: dict[str, Iterator[tuple[StagedInput, Path]]] = {}
-        told: list[StagedInput] = []
-        arrived = stage(asked, bundle.scratch / "inputs", progress=progress)
-        for name in asked:
-            placed = [_place(one, bundle, level, settings) for one in arrived if one.input == name]
-            waiting[name] = iter(placed)
+        copies: dict[str, Iterator[tuple[StagedInput, Path]]] = {}
+        records: list[StagedInput] = []
+        all_staged = stage(origins, bundle.scratch / "inputs", progress=progress)
+        for name in origins:
+            placed = [_place(staged, bundle, level, settings) for staged in all_staged if staged.input == name]
+            copies[name] = iter(placed)
             self.staged[name] = tuple(path for _, path in placed)
-            told += [record for record, _ in placed]
+            records += [record for record, _ in placed]
         for name, value in self._given():
-            self.bound.arguments[name] = _walk(name, value, lambda path, _: _copy(waiting[path]), self._shape(name))
-        return tuple(told)
+            self.bound.arguments[name] = _walk(name, value, lambda path, _: _copy(copies[path]), self._shape(name))
+        return tuple(records)
 
     def _given(self) -> list[tuple[str, Any]]:
         return [(name, value) for name, value in self.bound.arguments.items() if name not in _RECEIVERS]
 
     def _shape(self, name: str) -> Shape:
-        """The schema that an input's annotation gave; that of a descriptor says nothing of files inside a value."""
+        """Return the schema from the input's annotation; a descriptor's schema does not describe files in values."""
         described = self._declared.method.inputs.get(name)
         return described.json_schema if described is not None and not self._declared.is_scripted else {}
 
 
 def _as_file(value: Any) -> Any:
-    """A default is not validated by Prefect, so a path may stand where an `InputFile` is declared."""
+    """Convert paths to `InputFile`: Prefect does not validate defaults, so a default may be a plain path."""
     if isinstance(value, _SEVERAL) and not hasattr(value, "_fields"):
         return type(value)(_as_file(part) for part in value)
     return InputFile(value) if isinstance(value, str | os.PathLike) else value
 
 
 def _walk(name: str, value: Any, visit: Visit, shape: Shape) -> Any:
-    """Return *value* with each file in it replaced by what *visit* returns for it; what has none stays itself.
+    """Return *value* with each file in it replaced by the result of *visit*; return *value* itself if it has none.
 
-    Nobody validates what a dataclass was made with or a model holds by default, so
-    where *shape* says that a file is, a path is one.
+    Fields of dataclasses and defaults of models are not validated. So a plain path
+    counts as a file if *shape* declares a file there.
     """
     if isinstance(value, InputFile):
         return visit(name, value)
     if isinstance(value, str | os.PathLike):
-        return visit(name, InputFile(value)) if _says_file(shape) else value
+        return visit(name, InputFile(value)) if _is_file_schema(shape) else value
     if isinstance(value, _SEVERAL):
         parts = [_walk(name, part, visit, _inside(shape)) for part in value]
         return value if _same(parts, value) else _like(value, parts)
@@ -155,8 +154,8 @@ def _walk(name: str, value: Any, visit: Visit, shape: Shape) -> Any:
         return value if _same(named.values(), value.values()) else named
     members = _members(value)
     walked = {
-        field: _walk(f"{name}.{told}", getattr(value, field), visit, _inside(shape, told))
-        for field, told in members.items()
+        field: _walk(f"{name}.{alias}", getattr(value, field), visit, _inside(shape, alias))
+        for field, alias in members.items()
     }
     changed = {field: part for field, part in walked.items() if part is not getattr(value, field)}
     if not changed:
@@ -165,30 +164,31 @@ def _walk(name: str, value: Any, visit: Visit, shape: Shape) -> Any:
 
 
 def _members(value: Any) -> dict[str, str]:
-    """The fields of a model or dataclass, each with the name by which the record tells it; none of anything else."""
+    """Return the fields of a model or dataclass with their names in the record; empty for other values."""
     if isinstance(value, BaseModel):
-        return {field: told.serialization_alias or field for field, told in type(value).model_fields.items()}
+        return {name: field.serialization_alias or name for name, field in type(value).model_fields.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: field.name for field in dataclasses.fields(value)}
     return {}
 
 
 def _choices(shape: Shape) -> list[Shape]:
-    return [one for one in shape.get("anyOf") or shape.get("oneOf") or [shape] if isinstance(one, dict)]
+    choices = shape.get("anyOf") or shape.get("oneOf") or [shape]
+    return [choice for choice in choices if isinstance(choice, dict)]
 
 
-def _says_file(shape: Shape) -> bool:
-    texts = [one for one in _choices(shape) if one.get("type") == "string"]
-    return bool(texts) and all(one.get("format") == FILE_FORMAT for one in texts)
+def _is_file_schema(shape: Shape) -> bool:
+    strings = [choice for choice in _choices(shape) if choice.get("type") == "string"]
+    return bool(strings) and all(choice.get("format") == FILE_FORMAT for choice in strings)
 
 
 def _inside(shape: Shape, name: str | None = None) -> Shape:
-    """Return the schema of the member *name*, or of each part where there are no names; empty where none is told."""
-    for one in _choices(shape):
-        members = one.get("properties", {})
-        found = one.get("items") if name is None else members.get(name, one.get("additionalProperties"))
-        if isinstance(found, dict):
-            return found
+    """Return the schema of the member *name*, or of the items if *name* is None; empty if there is none."""
+    for choice in _choices(shape):
+        members = choice.get("properties", {})
+        inner = choice.get("items") if name is None else members.get(name, choice.get("additionalProperties"))
+        if isinstance(inner, dict):
+            return inner
     return {}
 
 
@@ -197,29 +197,29 @@ def _like(value: Any, parts: list[Any]) -> Any:
 
 
 def _same(left: Iterable[Any], right: Iterable[Any]) -> bool:
-    return all(one is other for one, other in zip(left, right, strict=True))
+    return all(first is second for first, second in zip(left, right, strict=True))
 
 
-def _place(one: Staged, bundle: OpenBundle, level: ArchiveLevel, settings: Settings) -> tuple[StagedInput, Path]:
-    """Move a staged file into the bundle if it is to be kept there; return its record and where it lies."""
-    kept: Path | None = None
-    if level is ArchiveLevel.FULL and one.size <= settings.input_limit:
-        kept = bundle.paths.inputs / one.path.relative_to(bundle.scratch / "inputs")
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        one.path.replace(kept)
+def _place(staged: Staged, bundle: OpenBundle, level: ArchiveLevel, settings: Settings) -> tuple[StagedInput, Path]:
+    """Move a staged file into the bundle if level and limit allow it; return its record and its path."""
+    in_bundle: Path | None = None
+    if level is ArchiveLevel.FULL and staged.size <= settings.input_limit:
+        in_bundle = bundle.paths.inputs / staged.path.relative_to(bundle.scratch / "inputs")
+        in_bundle.parent.mkdir(parents=True, exist_ok=True)
+        staged.path.replace(in_bundle)
     record = StagedInput(
-        input=one.input,
-        name=one.name,
-        path=kept and kept.relative_to(bundle.folder).as_posix(),
-        origin=one.origin,
-        sha256=one.sha256,
-        size=one.size,
-        media_type=one.media_type,
-        etag=one.etag,
+        input=staged.input,
+        name=staged.name,
+        path=in_bundle and in_bundle.relative_to(bundle.folder).as_posix(),
+        origin=staged.origin,
+        sha256=staged.sha256,
+        size=staged.size,
+        media_type=staged.media_type,
+        etag=staged.etag,
     )
-    return record, kept or one.path
+    return record, in_bundle or staged.path
 
 
-def _copy(waiting: Iterator[tuple[StagedInput, Path]]) -> InputFile:
-    record, path = next(waiting)
+def _copy(copies: Iterator[tuple[StagedInput, Path]]) -> InputFile:
+    record, path = next(copies)
     return InputFile(path, origin=record.origin)

@@ -69,10 +69,10 @@ def prefetch_code_identity(declared: Declared) -> Iterator[None]:
         _called.reset(token)
 
 
-def called_at(declared: Declared) -> float | None:
-    """Return since when what was seen of the Method's code is true of the run that begins; None if only now is.
+def _prefetched_since(declared: Declared) -> float | None:
+    """Return when the prefetch for this call started, by the monotonic clock; None without a prefetch.
 
-    A second attempt in the same call begins later, so it is told once.
+    It is returned once: a second attempt in the same call begins later and must identify the code again.
     """
     called = _called.get()
     if called is None or called[0] is not declared:
@@ -85,21 +85,21 @@ _workbenches: dict[tuple[int, str], Workbench] = {}
 
 
 class Opening(NamedTuple):
-    """A record about to be opened, and the files of the Method's code that go with it."""
+    """A record about to be opened, and the files of the Method's code, by path."""
 
     record: ExecutionRecord
     code: Mapping[str, bytes]
 
 
 def now() -> datetime:
-    """Return this moment in UTC; the one clock of a run."""
+    """Return the current time in UTC; the only clock of a run."""
     return datetime.now(UTC)
 
 
 def workbench_for(settings: Settings) -> Workbench:
-    """Return the workbench that *settings* describe, one for each process.
+    """Return the workbench for *settings*, shared within the process.
 
-    Connections do not survive a fork, so a child makes its own.
+    Connections do not survive a fork, so a forked process opens its own workbench.
     """
     places = (settings.workbench_folder, settings.archive_url, settings.ledger_url, settings.signing_key_file)
     key = (os.getpid(), repr(places))
@@ -117,16 +117,16 @@ def opening(
     values: Mapping[str, Any],
     settings: Settings,
     *,
-    heard: Sequence[ObservedState],
+    states: Sequence[ObservedState],
 ) -> Opening:
     """Return the record of a run whose parameters are valid and whose Method is about to start.
 
-    *heard* are Prefect's states so far.
+    *states* are Prefect's states of the run so far.
     """
     method, code = resolve_method(declared, run, settings)
-    job_status = flow_runs.job_status_from_prefect(execution_id, method.id, run, heard)
-    if told := _told_of_clear_defaults(declared, method, code):
-        job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=told)
+    job_status = flow_runs.job_status_from_prefect(execution_id, method.id, run, states)
+    if warning := _plain_text_warning(declared, method, code):
+        job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=warning)
     return Opening(
         ExecutionRecord(
             method=method,
@@ -149,20 +149,20 @@ def opening(
 
 
 def instance(run: FlowRun, settings: Settings) -> Instance:
-    """Return where this process runs, and whether it was started for *run* alone."""
-    here = host_facts.observe(environment=os.environ, allowed=settings.environment)
+    """Return the host and process of this run, and whether the process was started for *run* alone."""
+    observed = host_facts.observe(environment=os.environ, allowed=settings.environment)
     own = current_id() is None and owns_process(run)
-    process = this_process_with_layout() if own else here.process
-    return flow_runs.with_worker_labels(here, run).model_copy(update={"process": process, "own_process": own})
+    process = this_process_with_layout() if own else observed.process
+    return flow_runs.with_worker_labels(observed, run).model_copy(update={"process": process, "own_process": own})
 
 
 def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:
     """Return the record of a run that ended before the Method's code could start.
 
-    What it would have run on was not observed, so `Instance` is empty; its inputs
-    are the raw parameters, because none were validated.
+    `Instance` is empty, because no process was observed. The inputs are the raw
+    parameters, because they were not validated.
     """
-    # A dirty tree that is refused is the end that is to be told here, not a reason to tell nothing.
+    # A dirty tree may be the very reason why the run was refused; it must not prevent the record.
     method, code = resolve_method(declared, run, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
     return Opening(
         ExecutionRecord(
@@ -186,12 +186,12 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
 
 
 def agent(run: FlowRun, settings: Settings) -> Agent:
-    """Return who asked, as far as anything says it: the operator's setting, Prefect, or the system's user."""
+    """Return the agent that started the run: from the settings, else from Prefect, else the user of the process."""
     if settings.agent:
         return Agent(source="setting", claims={"sub": settings.agent})
-    maker = flow_runs.created_by(run)
-    if maker and "name" in maker:
-        return Agent(source="prefect", claims={"sub": maker["name"], **maker})
+    creator = flow_runs.created_by(run)
+    if creator and "name" in creator:
+        return Agent(source="prefect", claims={"sub": creator["name"], **creator})
     try:
         return Agent(source="system", claims={"sub": getpass.getuser()})
     except (KeyError, OSError):  # a container's user without a name
@@ -199,166 +199,167 @@ def agent(run: FlowRun, settings: Settings) -> Agent:
 
 
 def _parent(run: FlowRun, settings: Settings) -> str | None:
-    """The execution whose Method asked for this run: the one around us, or one that Prefect tells of."""
-    if (around := current_id()) is not None:
-        return around
+    """Return the id of the execution that started this run: in this process, or as Prefect records it."""
+    if (parent := current_id()) is not None:
+        return parent
     try:
-        called_by = flow_runs.parent_run_id(run)
-        return None if called_by is None else newest_id(workbench_for(settings), str(called_by))
-    except (OrchestratorError, ArchiveError):  # what cannot be observed is absent
+        parent_run = flow_runs.parent_run_id(run)
+        return None if parent_run is None else newest_id(workbench_for(settings), str(parent_run))
+    except (OrchestratorError, ArchiveError):  # the record leaves out what could not be observed
         return None
 
 
 def resolve_method(declared: Declared, run: FlowRun, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
     """Return the Method with the identity of its code, and the files of that code.
 
-    A file in which the author left a key, or the credentials of a URL, as the default
-    of an input is told by its digest alone. So is the diff.
+    Files that contain a key, or the credentials of a URL, as the default of an input are left
+    out: the record has only their digests. This includes the diff.
     """
-    there = infrastructure(run, settings)
-    settings = settings.model_copy(update={"image": there.image or "", "image_digest": there.image_digest or ""})
-    identity, code = identify(declared.source, settings=settings, environment=os.environ, since=called_at(declared))
+    sent = infrastructure(run, settings)
+    settings = settings.model_copy(update={"image": sent.image or "", "image_digest": sent.image_digest or ""})
+    identity, code = identify(
+        declared.source, settings=settings, environment=os.environ, since=_prefetched_since(declared)
+    )
     if declared.withheld:
         code = {path: data for path, data in code.items() if path == REQUIREMENTS}
-    clear = plain_text_defaults(declared.method)
-    kept = {path: data for path, data in code.items() if not clear.holds(data)}
-    if DIFF in code.keys() - kept.keys() and identity.repository:
+    plain_text = plain_text_defaults(declared.method)
+    allowed = {path: data for path, data in code.items() if not plain_text.holds(data)}
+    if DIFF in code.keys() - allowed.keys() and identity.repository:
         repository = identity.repository.model_copy(update={"diff_kept": False})
         identity = identity.model_copy(update={"repository": repository})
-    return recorded_method(declared.method).model_copy(update={"code": identity}), kept
+    return recorded_method(declared.method).model_copy(update={"code": identity}), allowed
 
 
-def _told_of_clear_defaults(declared: Declared, method: Method, code: Mapping[str, bytes]) -> str | None:
+def _plain_text_warning(declared: Declared, method: Method, code: Mapping[str, bytes]) -> str | None:
     if method.inputs == declared.method.inputs:
         return None
     missing = [file.path for file in method.code.files if file.path not in code] if method.code else []
-    kept = f"; so {', '.join(missing)} is told by its digest alone" if missing else ""
-    return f"the default of an input holds a key or password in clear{kept}. Make it a secret input."
+    consequence = f"; the record has only the digest of {', '.join(missing)}" if missing else ""
+    return f"the default of an input holds a key or password in plain text{consequence}. Make it a secret input."
 
 
 def infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
-    """Return what Prefect, its worker and the operator say about where *run* was sent."""
-    told = flow_runs.infrastructure(run, os.environ)
-    image, digest = settings.image or told.image, settings.image_digest or told.image_digest
-    return told.model_copy(update={"image": image, "image_digest": digest})
+    """Return where *run* was sent: from Prefect and its worker; the operator's settings override the image."""
+    sent = flow_runs.infrastructure(run, os.environ)
+    image, digest = settings.image or sent.image, settings.image_digest or sent.image_digest
+    return sent.model_copy(update={"image": image, "image_digest": digest})
 
 
-def seen_late(
-    bundle: OpenBundle, told: Infrastructure, run: FlowRun, settings: Settings
+def late_worker_facts(
+    bundle: OpenBundle, recorded: Infrastructure, run: FlowRun, settings: Settings
 ) -> tuple[Infrastructure, Instance] | None:
-    """Return what a worker told of *run* after its record was opened with *told*; None where there is nothing to ask.
+    """Return what a worker reported about *run* after its record was opened with *recorded*; None if nothing is due.
 
-    On Kubernetes the image is known when the container runs, and the Method may be faster.
+    On Kubernetes, the worker learns the image when the container runs, perhaps after the Method began.
 
     Raises:
-        OrchestratorError: If Prefect's API cannot be asked.
+        OrchestratorError: If Prefect's API is unavailable.
     """
-    if not told.type.endswith("kubernetes") or told.image_id or told.image_digest:
+    if not recorded.type.endswith("kubernetes") or recorded.image_id or recorded.image_digest:
         return None
-    newest = flow_runs.flow_run(run.id)
-    return (
-        (infrastructure(newest, settings), flow_runs.with_worker_labels(bundle.read(Instance), newest))
-        if newest
-        else None
-    )
+    current = flow_runs.flow_run(run.id)
+    if current is None:
+        return None
+    return infrastructure(current, settings), flow_runs.with_worker_labels(bundle.read(Instance), current)
 
 
 class Resumption(NamedTuple):
-    """The record as it goes on, and the line that tells in the logs where that is."""
+    """The record of an execution that continues, and the headline of its next attempt in the logs."""
 
     record: ExecutionRecord
     headline: str
 
 
 def continued(
-    record: ExecutionRecord, declared: Declared, run: FlowRun, heard: Sequence[ObservedState], settings: Settings
+    record: ExecutionRecord, declared: Declared, run: FlowRun, states: Sequence[ObservedState], settings: Settings
 ) -> Resumption:
-    """Return the *record* of an open execution whose Method begins once more; *heard* are Prefect's states so far.
+    """Return the *record* of an open execution with its next attempt, or its resumption.
 
-    Where it runs is told anew when it is another process, with a note that says
-    where it ran before. What was used before stays in `usage`; how the attempt
-    before ended is in the history, and in `usage` no more.
+    If another process continues it, the record gets the new host and process, and a note
+    on the previous one. The usage so far stays; exit code and exception of the previous
+    attempt are removed from it, because the history has them. *states* are Prefect's states so far.
     """
-    here, before = instance(run, settings), record.instance
-    job_status = _begun(record.job_status, heard)
-    if (here.hostname, here.pid) != (before.hostname, before.pid):
-        job_status = _moved(job_status, before, here)
-        for changed in _changed(record.method.code, resolve_method(declared, run, settings)[0].code):
-            note = f"{changed} was changed since it began; the bundle keeps it as it was then"
+    current, previous = instance(run, settings), record.instance
+    job_status = _with_start(record.job_status, states)
+    if (current.hostname, current.pid) != (previous.hostname, previous.pid):
+        job_status = _with_new_process(job_status, previous, current)
+        for path in _changed_files(record.method.code, resolve_method(declared, run, settings)[0].code):
+            note = f"{path} has changed since the execution began; the bundle has the first version"
             job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
-    used = (before.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})
+    usage = (previous.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})
+    processes = _earlier_processes(previous, current)
     return Resumption(
         replace(
             record,
             job_status=job_status,
             infrastructure=infrastructure(run, settings),
-            instance=here.model_copy(update={"usage": used, "earlier_processes": _earlier(before, here)}),
+            instance=current.model_copy(update={"usage": usage, "earlier_processes": processes}),
         ),
         _headline(job_status),
     )
 
 
-def taken_over(opened: ExecutionRecord, before: ExecutionRecord, heard: Sequence[ObservedState]) -> Resumption:
-    """Return the record that was *opened* here with the history of *before*, which another machine left in the archive.
+def taken_over(opened: ExecutionRecord, archived: ExecutionRecord, states: Sequence[ObservedState]) -> Resumption:
+    """Return the record *opened* on this machine with the history that another machine has *archived*.
 
-    What was written there is on a disk that cannot be reached from here. Whether
-    that process has ended is not known, so nothing is said of it.
+    The outputs so far are on a disk that this machine cannot read. The record does not say
+    whether the other process has ended, because this is unknown.
     """
-    job_status = _begun(before.job_status, heard, unheard="it was begun again elsewhere")
-    there, here = _place(before.instance), _place(opened.instance)
-    note = f"goes on in {here}; before, it ran in {there}, and what it wrote there is not here"
+    job_status = _with_start(archived.job_status, states, default="another machine started it again")
+    before, current = _process(archived.instance), _process(opened.instance)
+    note = f"continues in {current}; it ran in {before} before, and the outputs of that process are missing here"
     job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
     return Resumption(replace(opened, job_status=job_status), _headline(job_status))
 
 
-def _place(instance: Instance) -> str:
+def _process(instance: Instance) -> str:
     return f"pod {instance.pod}" if instance.pod else f"process {instance.pid} of {instance.hostname}"
 
 
-def _begun(
+def _with_start(
     job_status: JobStatus,
-    heard: Sequence[ObservedState],
+    states: Sequence[ObservedState],
     *,
-    unheard: str = "the process before it ended without a word",
+    default: str = "the previous process ended without a report",
 ) -> JobStatus:
-    """Tell that it goes on; where Prefect tells no reason, tell what is *unheard* of."""
-    told = merge_states(job_status, heard)
-    if any(_is_turn(entry) for entry in told.history[len(job_status.history) :]):
-        return told
-    lost: dict[str, Any] = {"attempt": told.attempt + 1, "message": unheard}
-    if heard and heard[-1].state.type == "RUNNING":
-        state, at, _ = heard[-1]
-        return add_entry(told, EntryKind.ATTEMPT, at, observer=Observer.PREFECT, prefect_state=state, **lost)
-    return add_entry(told, EntryKind.ATTEMPT, now(), observer=Observer.HOOK, **lost)
+    """Return *job_status* with an attempt or resumption; *default* is the reason if Prefect has none."""
+    merged = merge_states(job_status, states)
+    if any(_is_start(entry) for entry in merged.history[len(job_status.history) :]):
+        return merged
+    lost: dict[str, Any] = {"attempt": merged.attempt + 1, "message": default}
+    if states and states[-1].state.type == "RUNNING":
+        state, at, _ = states[-1]
+        return add_entry(merged, EntryKind.ATTEMPT, at, observer=Observer.PREFECT, prefect_state=state, **lost)
+    return add_entry(merged, EntryKind.ATTEMPT, now(), observer=Observer.HOOK, **lost)
 
 
-def _moved(job_status: JobStatus, before: Instance, here: Instance) -> JobStatus:
-    note = f"goes on in {_place(here)}"
-    if before.pid is not None:
-        note += f"; before, it ran in {_place(before)}"
+def _with_new_process(job_status: JobStatus, previous: Instance, current: Instance) -> JobStatus:
+    note = f"continues in {_process(current)}"
+    if previous.pid is not None:
+        note += f"; it ran in {_process(previous)} before"
     return add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
 
 
-def _earlier(before: Instance, here: Instance) -> tuple[Process, ...] | None:
-    """The processes before, whose forks may live on: who ends the execution ends them as well."""
-    left = before.process if before.own_process and before.process != here.process else None
-    known = (*(before.earlier_processes or ()), *([left] if left and left.layout else ()))
-    return known or None
+def _earlier_processes(previous: Instance, current: Instance) -> tuple[Process, ...] | None:
+    """Return the earlier processes, whose forks may still run; killing the execution kills these, too."""
+    last = previous.process if previous.own_process and previous.process != current.process else None
+    processes = (*(previous.earlier_processes or ()), *([last] if last and last.layout else ()))
+    return processes or None
 
 
-def _changed(before: CodeIdentity | None, here: CodeIdentity | None) -> Iterator[str]:
-    """Which files are another now; which are loaded may differ between two processes."""
-    known = {file.path: file.sha256 for file in (before.files if before else ())}
-    for file in here.files if here else ():
-        if known.get(file.path, file.sha256) != file.sha256:
+def _changed_files(previous: CodeIdentity | None, current: CodeIdentity | None) -> Iterator[str]:
+    """Yield the files with another digest; two processes may have loaded different files."""
+    digests = {file.path: file.sha256 for file in (previous.files if previous else ())}
+    for file in current.files if current else ():
+        if digests.get(file.path, file.sha256) != file.sha256:
             yield file.path
 
 
 def _headline(job_status: JobStatus) -> str:
-    turn = next(entry for entry in reversed(job_status.history) if _is_turn(entry))
-    what = f"attempt {turn.attempt}" if turn.kind is EntryKind.ATTEMPT else "resumed"
-    return f"{what}, {turn.time.isoformat(timespec='milliseconds')}"
+    start = next(entry for entry in reversed(job_status.history) if _is_start(entry))
+    what = f"attempt {start.attempt}" if start.kind is EntryKind.ATTEMPT else "resumed"
+    return f"{what}, {start.time.isoformat(timespec='milliseconds')}"
 
 
-def _is_turn(entry: StatusEntry) -> bool:
+def _is_start(entry: StatusEntry) -> bool:
     return entry.kind in {EntryKind.ATTEMPT, EntryKind.RESUMED}

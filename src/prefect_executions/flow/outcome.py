@@ -1,4 +1,4 @@
-"""How the author's code ended: as usage, as an error that may be told, as an entry of the history."""
+"""The outcome of the author's code: usage, exception without secrets, entry of the history."""
 
 from __future__ import annotations
 
@@ -24,79 +24,84 @@ _PREFECT_FOLDER = str(Path(prefect.__file__).parent)
 
 
 def outcome(error: BaseException | None, mask: SecretMask) -> dict[str, Any]:
-    """Return how the author's code ended, as members of `Usage`."""
+    """Return the exit code and the exception of the author's code, as fields of `Usage`."""
     if error is None:
         return {"exit_code": 0}
     if isinstance(error, Pause):
         return {}
-    told: dict[str, Any] = {"exception": raised(error, mask)}
+    fields: dict[str, Any] = {"exception": raised(error, mask)}
     if isinstance(error, ScriptError) and error.exit_code is not None:
-        told["exit_code"] = error.exit_code
+        fields["exit_code"] = error.exit_code
     if isinstance(error, SystemExit):
-        told["exit_code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
-    return told
+        fields["exit_code"] = error.code if isinstance(error.code, int) else int(error.code is not None)
+    return fields
 
 
 def raised(error: BaseException, mask: SecretMask) -> Raised:
-    """Return *error* as the record holds it: our own frames left out, secrets masked."""
+    """Return *error* for the record: without frames of this package, secrets masked."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None and not _is_authors(trace):
         trace = trace.tb_next
     lines = traceback.format_exception(type(error), error, trace)
     return Raised(
         type=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-        message=_told(_text(error), mask),
-        traceback=_told("".join(lines), mask),
+        message=_masked_text(_text(error), mask),
+        traceback=_masked_text("".join(lines), mask),
     )
 
 
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - the author's own code
-        return "<exception str() failed>"  # as Python's traceback says
+    except Exception:  # noqa: BLE001 - `__str__` is the author's code
+        return "<exception str() failed>"  # the text of Python's traceback
 
 
-def _told(text: str, mask: SecretMask) -> str:
+def _masked_text(text: str, mask: SecretMask) -> str:
     return clean_text(redact_urls(mask.mask(text)))
 
 
 def mask_error(error: BaseException | None, mask: SecretMask) -> None:
-    """Mask known secrets in *error*'s texts, before Prefect logs it and stores its message.
+    """Mask secrets in *error*, its causes and the members of its group, before Prefect logs and stores its message.
 
-    So are those of its causes, and of the errors that a group holds. What UTF-8 cannot hold is written as its escape.
+    Characters that UTF-8 cannot encode are replaced by their escapes.
     """
     seen: set[int] = set()
     waiting = [error]
     while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
             continue
-        seen.add(id(one))
+        seen.add(id(current))
         if mask:
-            _mask_texts(one, mask)
-        _write_out(one)
-        waiting += [one.__cause__, one.__context__]
-        if isinstance(one, BaseExceptionGroup):
-            waiting += one.exceptions
+            _mask_texts(current, mask)
+        _escape_surrogates(current)
+        waiting += [current.__cause__, current.__context__]
+        if isinstance(current, BaseExceptionGroup):
+            waiting += current.exceptions
 
 
 def _mask_texts(error: BaseException, mask: SecretMask) -> None:
     if (args := mask.mask_inside(error.args)) != error.args:
         error.args = args
-    members = vars(error)  # such as the command of a CalledProcessError; an error may forbid to set them one by one
-    members.update({name: told for name, value in members.items() if (told := mask.mask_inside(value)) is not value})
+    # Attributes such as the command of a CalledProcessError. An exception class may forbid setattr, so update the dict.
+    attributes = vars(error)
+    attributes.update(
+        {name: masked for name, value in attributes.items() if (masked := mask.mask_inside(value)) is not value}
+    )
     if isinstance(error, OSError):
         for name in ("filename", "filename2"):
-            told = mask.mask_inside(value := getattr(error, name))
-            if told != value:  # one without a file that is given None says "[Errno None] None: None"
-                setattr(error, name, told)
+            masked = mask.mask_inside(value := getattr(error, name))
+            if (
+                masked != value
+            ):  # setting None on an OSError without a file changes its text to "[Errno None] None: None"
+                setattr(error, name, masked)
 
 
-def _write_out(error: BaseException) -> None:
-    # Prefect cannot send a message with a lone surrogate, as in a file name that is no UTF-8: its run never ends.
+def _escape_surrogates(error: BaseException) -> None:
+    # Prefect cannot send a lone surrogate, for example of a file name that is not UTF-8: its run would never end.
     if clean_text(text := _text(error)) != text:
-        error.args = tuple(clean_text(one) if isinstance(one, str) else one for one in error.args)
+        error.args = tuple(clean_text(arg) if isinstance(arg, str) else arg for arg in error.args)
 
 
 def _is_authors(trace: TracebackType) -> bool:
@@ -105,7 +110,7 @@ def _is_authors(trace: TracebackType) -> bool:
 
 
 def attempt_failed(job_status: JobStatus, error: Raised, at: datetime, *, timed_out: bool) -> JobStatus:
-    """Return *job_status* with the end of an attempt that Prefect will repeat."""
+    """Return *job_status* with the end of an attempt that Prefect will retry."""
     return add_entry(
         job_status,
         EntryKind.ATTEMPT_FAILED,
@@ -117,12 +122,12 @@ def attempt_failed(job_status: JobStatus, error: Raised, at: datetime, *, timed_
 
 
 def suspended(job_status: JobStatus, pause: Pause) -> JobStatus:
-    """Return *job_status* with the suspension that ends this process, as Prefect accepted it."""
+    """Return *job_status* with the suspension that Prefect accepted and that ends this process."""
     return job_status if pause.state is None else merge_states(job_status, [flow_runs.observed_state(pause.state)])
 
 
 def merge_usage(earlier: Usage | None, last: Usage) -> Usage:
-    """Return what all attempts used: seconds added up, the higher peak, and how the *last* one ended."""
+    """Return the usage of all attempts: the sum of the seconds, the highest peak, the end of the *last* attempt."""
     if earlier is None:
         return last
     return last.model_copy(
@@ -134,5 +139,5 @@ def merge_usage(earlier: Usage | None, last: Usage) -> Usage:
     )
 
 
-def _sum(one: float | None, other: float | None) -> float | None:
-    return one if other is None else other if one is None else one + other
+def _sum(earlier: float | None, last: float | None) -> float | None:
+    return earlier if last is None else last if earlier is None else earlier + last

@@ -1,7 +1,7 @@
-"""What only Prefect knows of a run when its Method's code has ended: when it was paused, and its task runs.
+"""Facts about a finished run that only Prefect has: its pauses and its task runs.
 
-Law: Prefect is asked only where there is something to know, because each
-question costs ten milliseconds and most runs have neither pauses nor tasks.
+Law: Prefect is queried only if there may be something to read, because each query takes
+ten milliseconds and most runs have neither pauses nor tasks.
 """
 
 from __future__ import annotations
@@ -25,56 +25,57 @@ if TYPE_CHECKING:
     from prefect.context import FlowRunContext
 
 PATIENCE = 2.0
-"""Seconds that are waited until Prefect's API knows the end of each task; it takes 0.1 to 0.8 on two busy cores."""
+"""Seconds to wait until Prefect's API has the end of each task; it takes 0.1 to 0.8 on two busy cores."""
 
-_PAUSE = 0.05
+_POLL_SECONDS = 0.05
 
 
 def with_pauses(job_status: JobStatus, at: datetime) -> JobStatus:
-    """Return *job_status* with the pauses of this process, of which nothing was heard while they lasted."""
+    """Return *job_status* with the pauses in this process, which were not recorded while they lasted."""
     try:
         return flow_runs.merge_prefect_history(job_status)
     except OrchestratorError as error:
-        return _note(job_status, at, f"the run was paused, and Prefect does not tell when: {error}")
+        return _with_note(job_status, at, f"the run was paused; Prefect did not return when: {error}")
 
 
-def tasks_ran(context: FlowRunContext, heard: Iterable[prefect_logs.TaskLog]) -> bool:
-    """Whether a task of this flow run may have run, or another flow been called.
+def tasks_ran(context: FlowRunContext, task_logs: Iterable[prefect_logs.TaskLog]) -> bool:
+    """Whether a task of this flow run may have run, or another flow was called.
 
-    Prefect's context counts calls of flows and keeps some results. What a task
-    returns may be untrackable (None), so the word of its logger is needed; and
-    where that is silent, or in another process, nobody knows.
+    Prefect's context counts calls of flows and holds some results. A task may return an
+    untrackable result (None), so its log records count, too. If these are off, or in
+    another process, the answer is yes.
     """
-    unheard = not prefect_logs.tell_of_tasks() or not isinstance(context.task_runner, ThreadPoolTaskRunner)
-    return bool(unheard or set(heard) or context.task_run_dynamic_keys or context.run_results)
+    unlogged = not prefect_logs.logs_task_ends() or not isinstance(context.task_runner, ThreadPoolTaskRunner)
+    return bool(unlogged or set(task_logs) or context.task_run_dynamic_keys or context.run_results)
 
 
 def with_steps(
-    job_status: JobStatus, heard: Iterable[prefect_logs.TaskLog], mask: SecretMask, clock: Callable[[], datetime]
+    job_status: JobStatus, task_logs: Iterable[prefect_logs.TaskLog], mask: SecretMask, clock: Callable[[], datetime]
 ) -> JobStatus:
-    """Return *job_status* with the task runs of its flow run; waits until Prefect knows the end of those that ended.
+    """Return *job_status* with the task runs of its flow run; wait until Prefect has the end of each finished one.
 
-    What it does not know after `PATIENCE` is told in a note.
+    After `PATIENCE` seconds a note lists the ends that are missing.
     """
     flow_run_id = ExecutionId.parse(job_status.job_id).flow_run_id
-    ended = {one.task_run_id for one in heard if one.ended and one.flow_run_id == flow_run_id}
-    until = time.monotonic() + PATIENCE
+    ended = {log.task_run_id for log in task_logs if log.ended and log.flow_run_id == flow_run_id}
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            told = flow_runs.steps(job_status, lambda name: redact_urls(mask.mask(name)))
+            steps = flow_runs.steps(job_status, lambda name: redact_urls(mask.mask(name)))
         except OrchestratorError as error:
-            return _note(job_status, clock(), f"the steps are not told: {error}")
-        missing = ended - {str(step.id) for step in told if step.ended}
-        if not missing or time.monotonic() >= until:
+            return _with_note(job_status, clock(), f"the steps are missing: {error}")
+        missing = ended - {str(step.id) for step in steps if step.ended}
+        if not missing or time.monotonic() >= deadline:
             break
-        time.sleep(_PAUSE)
-    if told:
-        job_status = job_status.model_copy(update={"steps": told})
+        time.sleep(_POLL_SECONDS)
+    if steps:
+        job_status = job_status.model_copy(update={"steps": steps})
     if missing:
-        note = f"Prefect did not tell the end of {len(missing)} steps in time: {', '.join(sorted(missing)[:10])}"
-        job_status = _note(job_status, clock(), note)
+        ids = ", ".join(sorted(missing)[:10])
+        note = f"Prefect did not return the end of {len(missing)} steps in time: {ids}"
+        job_status = _with_note(job_status, clock(), note)
     return job_status
 
 
-def _note(job_status: JobStatus, at: datetime, message: str) -> JobStatus:
+def _with_note(job_status: JobStatus, at: datetime, message: str) -> JobStatus:
     return add_entry(job_status, EntryKind.NOTE, at, observer=Observer.HOOK, message=redact_urls(message))

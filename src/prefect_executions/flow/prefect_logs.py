@@ -1,8 +1,8 @@
-"""Prefect's logging around an execution: a console that cannot harm, run logs in the record, secrets masked.
+"""Prefect's logging in an execution: run logs copied to the record, secrets masked, console errors suppressed.
 
-When a worker dies, its flow's stderr is a broken pipe, and the console that
-Prefect logs to answers the next line with SystemExit, out of the author's code
-or out of a hook. So the console gets a stream that swallows this.
+When a worker dies, the stderr of its flow is a broken pipe. Prefect's console
+then raises SystemExit at the next log record, inside the author's code or a
+hook. So the console writes to a stream that ignores broken pipes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 HOOK = "seal_execution"
-"""What Prefect's log calls our hook."""
+"""The name of the sealing hook in Prefect's log."""
 
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
-_LINE_OF_OTHERS = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(name)s - %(message)s"
+_LIBRARY_LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(name)s - %(message)s"
 
 _streams: ContextVar[Streams | None] = ContextVar("execution_streams", default=None)
 _task_logs: ContextVar[set[TaskLog] | None] = ContextVar("execution_tasks", default=None)
@@ -39,7 +39,7 @@ _mask: ContextVar[SecretMask | None] = ContextVar("execution_mask", default=None
 
 
 class TaskLog(NamedTuple):
-    """A task run that said something; `ended` is its last word."""
+    """A log record of a task run; `ended` marks its last one."""
 
     flow_run_id: str
     task_run_id: str
@@ -53,8 +53,8 @@ def enter(streams: Streams | None, mask: SecretMask, task_logs: set[TaskLog]) ->
     Collect in *task_logs* which task runs have logged something.
     """
     consoles = _shielded_consoles()
-    _listen()
-    if isinstance(streams, OwnedStreams):  # file descriptor 2 is a log now; the console goes past it
+    _add_handlers()
+    if isinstance(streams, OwnedStreams):  # file descriptor 2 is the captured log; the console bypasses it
         for console in consoles:
             console.retarget(cast("TextIO", streams.terminal("stderr")))
     tokens = _streams.set(streams), _mask.set(mask), _task_logs.set(task_logs)
@@ -67,29 +67,29 @@ def enter(streams: Streams | None, mask: SecretMask, task_logs: set[TaskLog]) ->
             _task_logs.reset(tokens[2])
 
 
-def tell_of_tasks() -> bool:
-    """Whether the end of a task run is heard at all: its loggers may be set to say less."""
+def logs_task_ends() -> bool:
+    """Whether the end of a task run is logged: the level of its logger may be above INFO."""
     return logging.getLogger("prefect.task_runs").isEnabledFor(logging.INFO)
 
 
 def shield() -> None:
-    """Set up Prefect's logging, which a worker's hook process does not, and make its console harmless.
+    """Set up Prefect's logging and make its console ignore broken pipes; idempotent.
 
-    Done when a Method is declared, it is before Prefect's first line about a run.
-    Again changes nothing.
+    Called when a Method is declared, before Prefect's first log record of a run. The
+    process in which a worker calls hooks does not set up logging itself.
     """
     ensure_logging_setup()
     _shielded_consoles()
 
 
-def send_now() -> None:
-    """Send Prefect the log lines that wait to be sent, before a signal ends this process; at most five seconds."""
+def flush() -> None:
+    """Send queued log records to Prefect, for at most five seconds, before a signal kills this process."""
     APILogHandler().flush()
 
 
 def forwarder(run: FlowRun) -> Callable[[str, str], None]:
-    """Return the call that puts a chunk of a stream into Prefect's log of *run*, and nowhere else."""
-    context = copy_context()  # the thread that tails the logs has no settings of its own
+    """Return a function that sends a chunk of a stream to Prefect's log of *run*, and to no other handler."""
+    context = copy_context()  # the thread that tails the logs has no Prefect settings
     handler = APILogHandler()
 
     def forward(stream: str, text: str) -> None:
@@ -102,7 +102,7 @@ def forwarder(run: FlowRun) -> Callable[[str, str], None]:
 
 
 class _RunLog(logging.Handler):
-    """Writes what a run's loggers say into the log of the execution around the caller."""
+    """Writes log records of Prefect's run loggers into the stderr log of the running execution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,12 +118,12 @@ class _RunLog(logging.Handler):
             streams.append_line("stderr", _line(self, record))
 
 
-class _OthersLog(logging.Handler):
-    """Writes what other loggers say on Prefect's console into the log of the execution that the thread belongs to."""
+class _LibraryLog(logging.Handler):
+    """Writes log records of other libraries into the stderr log of the execution that the thread belongs to."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(_LINE_OF_OTHERS, datefmt="%H:%M:%S"))
+        self.setFormatter(logging.Formatter(_LIBRARY_LINE, datefmt="%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
         streams = current_receiver()
@@ -131,50 +131,50 @@ class _OthersLog(logging.Handler):
             streams.append_line("stderr", _line(self, record))
 
 
-class _Quiet(logging.Filter):
-    """Keeps off the terminal that Prefect calls our hook: the hook's own line tells what it did."""
+class _HideSealingHook(logging.Filter):
+    """Hides Prefect's lines about calling the sealing hook from the terminal; the hook logs its own line."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        named = isinstance(record.msg, str) and record.msg.startswith(("Running hook ", "Hook "))
-        return not (named and record.levelno == logging.INFO and f"ook '{HOOK}' " in _said(record))
+        about_hook = isinstance(record.msg, str) and record.msg.startswith(("Running hook ", "Hook "))
+        return not (about_hook and record.levelno == logging.INFO and f"ook '{HOOK}' " in _message(record))
 
 
-_QUIET = _Quiet()
+_HIDE_SEALING_HOOK = _HideSealingHook()
 
 
 class _Masking(logging.Filter):
-    """Masks the secrets of the execution around the caller in whatever its loggers say."""
+    """Masks the secrets of the running execution in log records."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         mask = _mask.get()
         if mask:
             _mask_trace(record, mask)
-            record.msg, record.args = mask.mask(_said(record)), None
+            record.msg, record.args = mask.mask(_message(record)), None
         return True
 
 
 def _line(handler: logging.Handler, record: logging.LogRecord) -> str:
     try:
         return handler.format(record)
-    except Exception:  # noqa: BLE001 - what cannot be said well must not end the run
+    except Exception:  # noqa: BLE001 - a failing formatter must not end the run
         plain = copy(record)
-        plain.msg, plain.args, plain.exc_info = _said(record), None, None
+        plain.msg, plain.args, plain.exc_info = _message(record), None, None
         return handler.format(plain)
 
 
-def _said(record: logging.LogRecord) -> str:
-    """Return what *record* says, also where its arguments do not fit: logging tells of such a line and goes on."""
+def _message(record: logging.LogRecord) -> str:
+    """Return the message of *record*, even if its arguments do not fit its format."""
     with suppress(Exception):
         return record.getMessage()
     with suppress(Exception):
         return f"{record.msg!r} with {record.args!r}"
-    return "a line that cannot be written"
+    return "a log record that cannot be formatted"
 
 
 def _mask_trace(record: logging.LogRecord, mask: SecretMask) -> None:
-    """Mask the error that *record* tells of: Prefect logs that of a task before it stores its message."""
+    """Mask the exception of *record*: Prefect logs the exception of a task before it stores its message."""
     if record.exc_info and not record.exc_text:
-        with suppress(Exception):  # an error with a mind of its own; its text is masked below
+        with suppress(Exception):  # an exception that refuses changes; its text is masked below
             mask_error(record.exc_info[1], mask)
         record.exc_text = logging.Formatter().formatException(record.exc_info)
     if record.exc_text:
@@ -182,21 +182,21 @@ def _mask_trace(record: logging.LogRecord, mask: SecretMask) -> None:
 
 
 def _shielded_consoles() -> tuple[SafeStream, ...]:
-    """Give each console of Prefect's logging a stream that swallows a broken pipe, where it has none yet."""
+    """Let each console of Prefect's logging write to a stream that ignores broken pipes; idempotent."""
     shields = []
     for logger in (logging.getLogger(), logging.getLogger("prefect"), *map(logging.getLogger, _RUN_LOGGERS)):
         for handler in logger.handlers:
             if isinstance(handler, PrefectConsoleHandler):
-                there: object = handler.console.file
-                shield = there if isinstance(there, SafeStream) else SafeStream(handler.stream)
+                file: object = handler.console.file
+                shield = file if isinstance(file, SafeStream) else SafeStream(handler.stream)
                 handler.console.file = cast("IO[str]", shield)
-                handler.addFilter(_QUIET)
+                handler.addFilter(_HIDE_SEALING_HOOK)
                 shields.append(shield)
     return tuple(shields)
 
 
 @cache
-def _listen() -> None:
+def _add_handlers() -> None:
     for name in _RUN_LOGGERS:
         logger = logging.getLogger(name)
         masking = _Masking()
@@ -204,6 +204,6 @@ def _listen() -> None:
             handler.addFilter(masking)
         logger.addHandler(_RunLog())
         logger.handlers[-1].addFilter(masking)
-    # The console goes past the logs, and what it shows of libraries would be on the terminal alone.
+    # The console bypasses the captured streams, so log records of libraries would be missing in the record.
     if any(isinstance(handler, PrefectConsoleHandler) for handler in logging.getLogger().handlers):
-        logging.getLogger().addHandler(_OthersLog())
+        logging.getLogger().addHandler(_LibraryLog())

@@ -43,7 +43,7 @@ from prefect_executions.flow.context import Execution, Metadata, RecordSink, ent
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.invocation import owns_process
-from prefect_executions.flow.opening import Resumption, continued, now, opening, seen_late, taken_over
+from prefect_executions.flow.opening import Resumption, continued, late_worker_facts, now, opening, taken_over
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
@@ -159,7 +159,7 @@ def open_attempt(call: Call) -> Attempt:
     if place.bundle is not None:
         resumption = continued(place.bundle.record(), call.declared, run, states, call.settings)
         return Attempt(call=call, inputs=inputs, record=resumption.record, bundle=place.bundle, resumption=resumption)
-    record, code = opening(call.declared, run, place.id, inputs.values(), call.settings, heard=states)
+    record, code = opening(call.declared, run, place.id, inputs.values(), call.settings, states=states)
     archived = workbench.archive.opening(place.id) if run.run_count > 1 else None
     taken = taken_over(record, OpeningRecord.from_json(archived).record(), states) if archived is not None else None
     record = taken.record if taken else record
@@ -352,7 +352,7 @@ def close(attempt: Attempt, running: RunningAttempt | None, error: BaseException
     if will_retry:
         return
     with call.never_losing("reading what the worker reported"):
-        late = seen_late(attempt.bundle, attempt.record.infrastructure, call.run, call.settings)
+        late = late_worker_facts(attempt.bundle, attempt.record.infrastructure, call.run, call.settings)
         _write(attempt, *(late or ()))
     with call.never_losing("gathering the outputs"):
         call.workbench.gather(attempt.bundle, attempt.record.request.archive)
