@@ -415,7 +415,7 @@ def test_settle_finishes_what_was_left(told, home, prefect_server):
     forget_flows()
     begun(bench_at(home), record_of())
     assert f"{EXECUTION_ID}\tarchived" in told("settle", "--once")
-    assert "Nothing is left" in told("settle", "--once")
+    assert "Nothing to settle" in told("settle", "--once")
 
 
 def test_a_rebuilt_ledger_gives_the_same_list(told, home):

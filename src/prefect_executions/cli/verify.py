@@ -1,13 +1,9 @@
-"""`executions verify`, `settle`, `ledger rebuild`: whether a record is whole, and making it so.
-
-`executions audit`: what was changed in the archive, what is gone, and what is not complete.
-
-`executions keys`: the key that seals are signed with, and those of the people whose signature is believed.
-"""
+"""`executions verify`, `audit`, `keys`, `settle`, `ledger`: integrity of bundles and archive, signing keys, repair."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,41 +14,32 @@ from cyclopts import App
 
 from prefect_executions.cli.arguments import Json, TimeOption, open_catalog, open_workbench, parse_time, set_defaults
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
-from prefect_executions.cli.output import pluralize, say, show_json, show_table, status_line
+from prefect_executions.cli.output import pluralize, say, show_facts, show_json, show_table, status_line
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
+    from prefect_executions.operations.audit import AuditFinding
     from prefect_executions.operations.verify import Verified
     from prefect_executions.workbench.keyring import KeyRing
     from prefect_executions.workbench.recovery import Settled
 
-
-from collections import Counter
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from prefect_executions.operations.audit import AuditFinding
-
-
-from prefect_executions.cli.output import show_facts
-
-ledger = App(name="ledger", help="The index of executions.")
+keys = App(name="keys", help="Manage the keys that sign and verify seals.")
+ledger = App(name="ledger", help="Maintain the index of executions.")
 
 SETTLE_INTERVAL = 60.0
 """Seconds between two rounds of `settle`."""
 
 
 def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json = False) -> int:
-    """Verify a bundle: its digests, and that its documents tell one story.
+    """Verify a bundle: its digests, and that its documents agree.
 
-    Of an execution both copies are verified: that on the workbench and that in
-    the archive.
+    For an execution, both copies are verified: on the workbench and in the archive.
 
     Args:
-        target: An execution's id or its beginning, a folder, a zip, or the https://, http:// or s3:// address of a zip.
-        allowed_signers: A file as ssh-keygen reads it: manifest-sha256.txt.sig must be of somebody in it.
-        as_json: One JSON document: every check with its faults.
+        target: An execution's id or id prefix, a folder, a zip, or the https://, http:// or s3:// address of a zip.
+        allowed_signers: Require manifest-sha256.txt.sig by a signer in this file (see ALLOWED SIGNERS in ssh-keygen).
+        as_json: Print one JSON document: every check with its faults.
     """
     # Start-up time of the CLI: lxml comes with it.
     from prefect_executions.operations.verify import Trust, verify_target  # noqa: PLC0415
@@ -60,33 +47,170 @@ def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json
 
     if allowed_signers is not None and not allowed_signers.is_file():
         raise RequestError(
-            f"--allowed-signers {allowed_signers}: there is no such file; see 'man ssh-keygen' for its form"
+            f"--allowed-signers {allowed_signers}: file not found; 'man ssh-keygen' describes its format"
         )
-    told, passed = [], True
+    copies, passed = [], True
     ring = KeyRing(Settings.read())
-    for one in verify_target(open_catalog(), target, Trust(ring.trusted(), allowed_signers)):
-        passed = passed and one.report.passed
+    for verified in verify_target(open_catalog(), target, Trust(ring.trusted(), allowed_signers)):
+        passed = passed and verified.report.passed
         if as_json:
-            told.append(_as_json(one))
+            copies.append(_as_json(verified))
         else:
-            _show_verified(one)
-            _show_how_to_check(one, ring)
+            _show_verified(verified)
+            _show_openssl_commands(verified, ring)
     if as_json:
-        show_json({"target": target, "passed": passed, "copies": told})
+        show_json({"target": target, "passed": passed, "copies": copies})
     return OK if passed else FAILED
 
 
-def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = False) -> int:
-    """Seal what has ended, whatever died: compare Prefect, the archive and this workbench.
+def _as_json(verified: Verified) -> dict[str, Any]:
+    checks = [
+        {"name": check.name, "passed": check.passed, "faults": check.faults, "unchecked": check.unchecked}
+        for check in verified.report.checks
+    ]
+    return {
+        "place": verified.place,
+        "passed": verified.report.passed,
+        "signers": verified.report.signers,
+        "checks": checks,
+    }
 
-    What lives is left alone. What has ended is sealed with its reason; what is
-    sealed is archived and indexed. Before the first round, what uploads that died
-    long ago left in the archive is removed.
+
+def _show_verified(verified: Verified) -> None:
+    rows: list[tuple[str, str, str]] = []
+    for check in verified.report.checks:
+        rows += [(check.name, "FAILED", fault) for fault in check.faults]
+        rows += [(check.name, "unchecked", reason) for reason in check.unchecked]
+        if check.passed and not check.unchecked:
+            rows.append((check.name, "ok", ""))
+    show_table(("check", "result", "what"), rows, title=verified.place)
+    failed = sum(not check.passed for check in verified.report.checks)
+    verdict = f"{failed} of {len(verified.report.checks)} checks failed" if failed else "verified"
+    say(f"{verified.place}: {verdict}")
+
+
+def _show_openssl_commands(verified: Verified, ring: KeyRing) -> None:
+    if not verified.report.signers:
+        return
+    # Start-up time of the CLI, as above.
+    from prefect_executions.attestation.dsse import commands  # noqa: PLC0415
+
+    paths = {key.id: str(key.path) for key in ring.entries()}
+    say("\nTo check the signature with openssl, run in the bundle's folder:")
+    for line in commands(paths.get(verified.report.signers[0], "SIGNER.pem")):
+        say(f"  {line}")
+
+
+def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> int:
+    """Audit the archive: find tampering and report what is incomplete.
+
+    It reads seals, manifests, signatures and checkpoints. The exit code is 1 if a record
+    was changed, removed or replaced; incomplete records do not change it.
 
     Args:
-        once: One round, and then end; else a round every minute until it is interrupted.
-        since: In the first round, look again at all that ended after this time: a date, a time, or 7d, 12h ago.
-        as_json: One JSON document for each round.
+        deep: Also verify every execution, which reads all data.
+        every: List incomplete records instead of counting them.
+        as_json: Print one JSON document with every finding.
+    """
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.operations.audit import audit as audit_archive  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    counts = [0]
+    catalog, trusted = open_catalog(), KeyRing(Settings.read()).trusted()
+    with status_line("Reading the archive", quiet=as_json):
+        findings = list(audit_archive(catalog.workbench.archive, trusted, deep=deep, progress=counts.append))
+    violations = [finding for finding in findings if finding.weight == "violation"]
+    if as_json:
+        show_json({"executions": counts[-1], "violations": len(violations), "findings": findings})
+    else:
+        _show_findings(findings if every else violations, findings, counts[-1])
+    return FAILED if violations else OK
+
+
+def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], executions: int) -> None:
+    head = ("weight", "kind", "execution", "what")
+    show_table(head, ((finding.weight, finding.kind, finding.execution or "-", finding.what) for finding in shown))
+    violations = [finding for finding in findings if finding.weight == "violation"]
+    affected = len({finding.execution for finding in violations if finding.execution})
+    summary = f"{pluralize(executions, 'execution')}: {pluralize(len(violations), 'violation')}"
+    say(summary + (f" in {pluralize(affected, 'execution')}" if affected else ""))
+    counts = Counter(finding.kind for finding in findings if finding.weight == "incomplete")
+    for kind, count in sorted(counts.items()):
+        say(f"incomplete: {kind}: {count}")
+
+
+@keys.command
+def create(*, name: str = "own", as_json: Json = False) -> None:
+    """Create a signing key, which signs every later seal.
+
+    Args:
+        name: Name of the public key in the list of trusted keys.
+        as_json: Print one JSON document.
+    """
+    # Start-up time of the CLI: cryptography comes with it.
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    ring = KeyRing(Settings.read())
+    key = ring.create(name)
+    if as_json:
+        show_json({"id": key.id, "private": ring.private, "public": key.path})
+        return
+    show_facts([("key", key.id), ("private", str(ring.private)), ("public", str(key.path))])
+    say("Keep the private file secret, and send the public file to those who verify your signatures.")
+    say(f"They run: executions keys trust {key.path.name} --name YOU")
+
+
+@keys.command(name="list")
+def list_keys(*, as_json: Json = False) -> None:
+    """List the trusted keys.
+
+    Args:
+        as_json: Print one JSON document.
+    """
+    # Start-up time of the CLI, as above.
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    trusted = KeyRing(Settings.read()).entries()
+    if as_json:
+        show_json({"keys": trusted})
+        return
+    show_table(
+        ("name", "key", "own", "file"), ((key.name, key.id, "own" if key.own else "", key.path) for key in trusted)
+    )
+    if not trusted:
+        say("No key is trusted. Next: executions keys create, or executions keys trust FILE")
+
+
+@keys.command
+def trust(file: Path, /, *, name: str | None = None, as_json: Json = False) -> None:
+    """Trust signatures by a public key.
+
+    Args:
+        file: Public key in PEM format, from 'executions keys create' or 'openssl pkey -pubout'.
+        name: Name of the key (default: the name of the file).
+        as_json: Print one JSON document.
+    """
+    # Start-up time of the CLI, as above.
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+    key = KeyRing(Settings.read()).trust(file, name or file.stem)
+    if as_json:
+        show_json({"key": key})
+    else:
+        say(f"Trusted {key.name}: {key.id}")
+
+
+def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = False) -> int:
+    """Seal executions that ended without a seal, and archive sealed ones.
+
+    It compares Prefect, the archive and the workbench, and leaves running executions
+    alone. Before the first round it removes old, incomplete uploads from the archive.
+
+    Args:
+        once: Run one round; without --once, one every minute until interrupted.
+        since: In the first round, also check executions that ended after this time: a date, a time, or 7d, 12h ago.
+        as_json: Print one JSON document for each round.
     """
     set_defaults()
     # Start-up time of the CLI: Prefect, archive and bundles come with it.
@@ -96,24 +220,38 @@ def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = Fals
     settings = Settings.read()
     bench = open_workbench(settings, telling=True)
     after = parse_time(since, datetime.now(UTC)) if since else None
-    with suppress(ArchiveError):  # an archive that is away is told below, for each execution that waits for it
+    with suppress(ArchiveError):  # an unavailable archive is reported below, for each execution that waits for it
         swept = sweep_uploads(bench, datetime.now(UTC))
         if swept and not as_json:
-            say(f"Removed what {swept} broken-off uploads had left in the archive.")
+            say(f"Removed {pluralize(swept, 'incomplete upload')} from the archive.")
     while True:
-        settled = _show_settled(settle_round(bench, settings, since=after), as_json=as_json, always=once)
+        results = _show_settled(settle_round(bench, settings, since=after), as_json=as_json, always=once)
         if once:
-            return WORLD if any(one.result in {"pending", "failed"} for one in settled) else OK
+            return WORLD if any(entry.result in {"pending", "failed"} for entry in results) else OK
         after = None
         time.sleep(SETTLE_INTERVAL)
 
 
+def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) -> list[Settled]:
+    results = list(settled)
+    if as_json:
+        show_json({"settled": results})
+    else:
+        show_table(
+            ("id", "result", "status", "why"),
+            ((entry.id, entry.result, entry.status or "", entry.message or "") for entry in results),
+        )
+        if always and not results:
+            say("Nothing to settle.")
+    return results
+
+
 @ledger.command
 def rebuild(*, as_json: Json = False) -> None:
-    """Make the ledger anew from the archive and this workbench.
+    """Rebuild the ledger from the archive and the workbench.
 
     Args:
-        as_json: One JSON document.
+        as_json: Print one JSON document.
     """
     catalog = open_catalog()
     with status_line("Reading the archive", quiet=as_json):
@@ -122,153 +260,3 @@ def rebuild(*, as_json: Json = False) -> None:
         show_json({"executions": count})
     else:
         say(f"The ledger has {pluralize(count, 'execution')}. Next: executions list")
-
-
-def _as_json(one: Verified) -> dict[str, Any]:
-    checks = [
-        {"name": check.name, "passed": check.passed, "faults": check.faults, "unchecked": check.unchecked}
-        for check in one.report.checks
-    ]
-    return {"place": one.place, "passed": one.report.passed, "signers": one.report.signers, "checks": checks}
-
-
-def _show_verified(one: Verified) -> None:
-    rows: list[tuple[str, str, str]] = []
-    for check in one.report.checks:
-        rows += [(check.name, "FAILED", fault) for fault in check.faults]
-        rows += [(check.name, "unchecked", words) for words in check.unchecked]
-        if check.passed and not check.unchecked:
-            rows.append((check.name, "ok", ""))
-    show_table(("check", "result", "what"), rows, title=one.place)
-    failed = sum(not check.passed for check in one.report.checks)
-    verdict = f"{failed} of {len(one.report.checks)} checks failed" if failed else "verified"
-    say(f"{one.place}: {verdict}")
-
-
-def _show_how_to_check(one: Verified, ring: KeyRing) -> None:
-    if not one.report.signers:
-        return
-    # Start-up time of the CLI, as above.
-    from prefect_executions.attestation.dsse import commands  # noqa: PLC0415
-
-    named = {key.id: str(key.path) for key in ring.entries()}
-    say("\nThe signature, checked in the bundle's folder by openssl, without this package:")
-    for line in commands(named.get(one.report.signers[0], "SIGNER.pem")):
-        say(f"  {line}")
-
-
-def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) -> list[Settled]:
-    told = list(settled)
-    if as_json:
-        show_json({"settled": told})
-    else:
-        show_table(
-            ("id", "result", "status", "why"),
-            ((one.id, one.result, one.status or "", one.message or "") for one in told),
-        )
-        if always and not told:
-            say("Nothing is left to do.")
-    return told
-
-
-def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> int:
-    """Look over the archive: what was changed, removed or replaced, and what is merely not complete.
-
-    It lists the archive and reads seals, manifests, signatures and checkpoints. The exit
-    code is 1 where there is a violation; what is not complete leaves it 0.
-
-    Args:
-        deep: Verify every execution as well, as 'executions verify' does; this reads all data.
-        every: Show each thing that is not complete, and not only how many there are.
-        as_json: One JSON document with every finding.
-    """
-    # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.operations.audit import audit as audit_archive  # noqa: PLC0415
-    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
-
-    looked_at = [0]
-    catalog, trusted = open_catalog(), KeyRing(Settings.read()).trusted()
-    with status_line("Reading the archive", quiet=as_json):
-        found = list(audit_archive(catalog.workbench.archive, trusted, deep=deep, progress=looked_at.append))
-    violations = [one for one in found if one.weight == "violation"]
-    if as_json:
-        show_json({"executions": looked_at[-1], "violations": len(violations), "findings": found})
-    else:
-        _show_findings(found if every else violations, found, looked_at[-1])
-    return FAILED if violations else OK
-
-
-def _show_findings(shown: list[AuditFinding], found: list[AuditFinding], executions: int) -> None:
-    head = ("weight", "kind", "execution", "what")
-    show_table(head, ((one.weight, one.kind, one.execution or "-", one.what) for one in shown))
-    violations = [one for one in found if one.weight == "violation"]
-    about = len({one.execution for one in violations if one.execution})
-    told = f"{pluralize(executions, 'execution')}: {pluralize(len(violations), 'violation')}"
-    say(told + (f" in {pluralize(about, 'execution')}" if about else ""))
-    counts = Counter(one.kind for one in found if one.weight == "incomplete")
-    for kind, count in sorted(counts.items()):
-        say(f"not complete: {kind}: {count}")
-
-
-keys = App(name="keys", help="The keys that seals are signed with and checked against.")
-
-
-@keys.command
-def create(*, name: str = "own", as_json: Json = False) -> None:
-    """Make a signing key; from now on each seal is signed with it.
-
-    Args:
-        name: The name under which its public half is trusted here.
-        as_json: One JSON document.
-    """
-    # Start-up time of the CLI: cryptography comes with it.
-    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
-
-    ring = KeyRing(Settings.read())
-    made = ring.create(name)
-    if as_json:
-        show_json({"id": made.id, "private": ring.private, "public": made.path})
-        return
-    show_facts([("key", made.id), ("private", str(ring.private)), ("public", str(made.path))])
-    say("Keep the private file to yourself; give the public one to those who check what you sign.")
-    say(f"Next, for them: executions keys trust {made.path.name} --name YOU")
-
-
-@keys.command(name="list")
-def list_keys(*, as_json: Json = False) -> None:
-    """List the keys whose signatures are believed here.
-
-    Args:
-        as_json: One JSON document.
-    """
-    # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
-
-    found = KeyRing(Settings.read()).entries()
-    if as_json:
-        show_json({"keys": found})
-        return
-    show_table(
-        ("name", "key", "own", "file"), ((one.name, one.id, "own" if one.own else "", one.path) for one in found)
-    )
-    if not found:
-        say("No key is trusted here. Next: executions keys create, or executions keys trust FILE")
-
-
-@keys.command
-def trust(file: Path, /, *, name: str | None = None, as_json: Json = False) -> None:
-    """Believe what is signed with a public key.
-
-    Args:
-        file: The public key in PEM, as 'executions keys create' and 'openssl pkey -pubout' write it.
-        name: The name to remember it by; without one that of the file.
-        as_json: One JSON document.
-    """
-    # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
-
-    told = KeyRing(Settings.read()).trust(file, name or file.stem)
-    if as_json:
-        show_json({"key": told})
-    else:
-        say(f"{told.name} is trusted from now on: {told.id}")
