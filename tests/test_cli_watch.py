@@ -133,4 +133,4 @@ def test_an_id_that_nobody_knows_is_an_error(told, prefect_server):
 
 @pytest.mark.parametrize("arguments", [[], [EXECUTION_ID, "--all"]])
 def test_either_ids_or_all_is_asked_for(told, arguments):
-    assert "name the executions to watch, or give --all" in told("watch", *arguments, code=exit_codes.REQUEST)
+    assert "give the ids of the executions to watch, or --all" in told("watch", *arguments, code=exit_codes.REQUEST)

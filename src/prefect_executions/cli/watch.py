@@ -1,4 +1,4 @@
-"""`executions watch`: executions as they go on, told by Prefect's events."""
+"""`executions watch`: a live view of running executions from Prefect's events."""
 
 from __future__ import annotations
 
@@ -35,110 +35,112 @@ def watch(
     everything: Annotated[bool, Parameter(name="--all")] = False,
     as_json: Json = False,
 ) -> int:
-    """Watch executions as they go on: status, progress, elapsed time, message.
+    """Watch running executions: status, progress, elapsed time, message.
 
-    It listens to Prefect's events. It ends when all that were named have ended,
-    with 0 if all of them completed, else with 1.
+    With ids, it ends when all of these executions have ended: with 0 if all completed,
+    else with 1.
 
     Args:
-        executions: Their ids, or the beginnings of them; the id of a flow run that is still to start, in full.
-        everything: Watch all that are open, and all that begin, until it is interrupted.
-        as_json: One JSON object a line for each change.
+        executions: Ids or id prefixes; for a flow run that has not started, its full id.
+        everything: Watch all open and new executions until interrupted.
+        as_json: Print one JSON object per line for each change.
     """
     if everything == bool(executions):
-        raise RequestError("name the executions to watch, or give --all")
+        raise RequestError("give the ids of the executions to watch, or --all")
     catalog = open_catalog()
-    watching = _Watching(catalog, None if everything else [_find(catalog, one) for one in executions])
+    view = _Watch(catalog, None if everything else [_find(catalog, prefix) for prefix in executions])
     lines = as_json or not sys.stdout.isatty()
-    with _lines(watching, as_json=as_json) if lines else _live(watching):
-        watching.go()
-    return OK if all(one.status is Status.COMPLETED for one in watching.seen.values()) else FAILED
+    with _lines(view, as_json=as_json) if lines else _live(view):
+        view.run()
+    return OK if all(entry.status is Status.COMPLETED for entry in view.latest.values()) else FAILED
 
 
-class _Watching:
-    """The executions that are watched, by id, and who is told of each change."""
+class _Watch:
+    """The latest view of each watched execution, by id, and the function to call at each change."""
 
     def __init__(self, catalog: Catalog, ids: list[str] | None) -> None:
         self._catalog = catalog
         self._ids = ids
-        self.seen: dict[str, Watched] = {}
-        self.changed: Callable[[Watched, datetime], None] | None = None
-        self.away: str | None = None
+        self.latest: dict[str, Watched] = {}
+        self.on_change: Callable[[Watched, datetime], None] | None = None
+        self._disconnected = False
 
-    def go(self) -> None:
-        """Listen until all that were named have ended."""
-        for found in self._read():
-            self._put(found, datetime.now(UTC))
-        if self._over():
+    def run(self) -> None:
+        """Follow Prefect's events until all named executions have ended."""
+        self._refresh()
+        if self._complete():
             return
-        # Prefect takes seconds to import, and --help needs none.
+        # Prefect takes seconds to import; --help does not need it.
         from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415
 
         with closing(prefect_events.listen(self._ids)) as stream:
-            for word in stream:
-                if isinstance(word, prefect_events.StreamState):
-                    self._connected(there=word.connected, why=word.reason)
+            for item in stream:
+                if isinstance(item, prefect_events.StreamState):
+                    self._connection_changed(connected=item.connected, reason=item.reason)
                 else:
-                    self._hear(word)
-                if self._over():
+                    self._apply(item)
+                if self._complete():
                     return
 
-    def _over(self) -> bool:
-        return self._ids is not None and all(one.over for one in self.seen.values())
+    def _complete(self) -> bool:
+        return self._ids is not None and all(entry.over for entry in self.latest.values())
 
-    def _connected(self, *, there: bool, why: str | None) -> None:
-        """Read what may have been missed meanwhile, once for each connection."""
-        if not there:
-            self.away = why
-            warn(f"Prefect's event stream broke ({why}); trying again")
+    def _connection_changed(self, *, connected: bool, reason: str | None) -> None:
+        if not connected:
+            self._disconnected = True
+            warn(f"Lost the connection to Prefect's event stream ({reason}); reconnecting")
             return
-        if self.away is not None:
-            self.away = None
-            warn("Prefect's event stream is there again")
-        for found in self._read():
-            self._put(found, datetime.now(UTC))
+        if self._disconnected:
+            self._disconnected = False
+            warn("Reconnected to Prefect's event stream")
+        self._refresh()  # events may have been missed before this connection
+
+    def _refresh(self) -> None:
+        """Read the current state from the workbench, the archive and the ledger."""
+        # Start-up time of the CLI: archive and bundles come with it.
+        from prefect_executions.operations.watch import newer  # noqa: PLC0415
+
+        for entry in self._read():
+            earlier = self.latest.get(entry.id)
+            self._put(newer(earlier, entry) if earlier else entry, datetime.now(UTC))
 
     def _read(self) -> Iterator[Watched]:
-        # Start-up time of the CLI: archive and bundles come with it.
-        from prefect_executions.operations.watch import Watched, from_record, from_row, newer  # noqa: PLC0415
+        from prefect_executions.operations.watch import Watched, from_record, from_row  # noqa: PLC0415 - as above
 
         if self._ids is None:
             try:
                 rows = self._catalog.workbench.ledger.list(_OPEN, limit=_MOST_READ).rows
             except LedgerError as error:
-                warn(f"The ledger cannot be read, so only what begins or changes now is seen: {error}")
+                warn(f"The ledger cannot be read, so only new and changing executions are shown: {error}")
                 return
-            read = [from_row(row) for row in reversed(rows)]
-        else:
-            read = []
-            for execution_id in self._ids:
-                try:
-                    read.append(from_record(self._catalog.record(execution_id)))
-                except NotFoundError:  # its flow run has not begun
-                    read.append(Watched(id=execution_id))
-        for found in read:
-            before = self.seen.get(found.id)
-            yield newer(before, found) if before else found
+            yield from map(from_row, reversed(rows))
+            return
+        for execution_id in self._ids:
+            try:
+                yield from_record(self._catalog.record(execution_id))
+            except NotFoundError:  # its flow run has not started
+                yield Watched(id=execution_id)
 
-    def _hear(self, heard: ExecutionEvent) -> None:
+    def _apply(self, event: ExecutionEvent) -> None:
         from prefect_executions.operations.watch import Watched, apply_event  # noqa: PLC0415 - as above
 
-        self._put(apply_event(self.seen.get(heard.execution_id, Watched(id=heard.execution_id)), heard), heard.time)
+        earlier = self.latest.get(event.execution_id, Watched(id=event.execution_id))
+        self._put(apply_event(earlier, event), event.time)
 
-    def _put(self, one: Watched, at: datetime) -> None:
-        if self.seen.get(one.id) != one:
-            self.seen[one.id] = one
-            if self.changed is not None:
-                self.changed(one, at)
+    def _put(self, entry: Watched, at: datetime) -> None:
+        if self.latest.get(entry.id) != entry:
+            self.latest[entry.id] = entry
+            if self.on_change is not None:
+                self.on_change(entry, at)
 
 
-def _find(catalog: Catalog, asked: str) -> str:
-    """The full id that is meant; that of a flow run which Prefect knows and nobody has begun is taken, too."""
+def _find(catalog: Catalog, prefix: str) -> str:
+    """The full id of an execution, or of a flow run in Prefect that has not started."""
     try:
-        return catalog.find(asked)
+        return catalog.find(prefix)
     except NotFoundError:
         with suppress(ValueError):
-            flow_run_id = UUID(asked)
+            flow_run_id = UUID(prefix)
             from prefect_executions.prefect_api import flow_runs  # noqa: PLC0415 - as above
 
             if flow_runs.flow_run(flow_run_id) is not None:
@@ -147,59 +149,61 @@ def _find(catalog: Catalog, asked: str) -> str:
 
 
 @contextmanager
-def _lines(watching: _Watching, *, as_json: bool) -> Iterator[None]:
-    """One line for each change."""
+def _lines(view: _Watch, *, as_json: bool) -> Iterator[None]:
+    """Print one line for each change."""
 
-    def show(one: Watched, at: datetime) -> None:
+    def show(entry: Watched, at: datetime) -> None:
         if as_json:
-            say(json.dumps(_as_json(one, at)))
+            say(json.dumps(_as_json(entry, at)))
         else:
-            say("\t".join([f"{at:%Y-%m-%dT%H:%M:%SZ}", *map(escape_controls, _cells(one, at))]))
+            say("\t".join([f"{at:%Y-%m-%dT%H:%M:%SZ}", *map(escape_controls, _cells(entry, at))]))
 
-    watching.changed = show
+    view.on_change = show
     yield
 
 
-def _as_json(one: Watched, at: datetime) -> dict[str, Any]:
+def _as_json(entry: Watched, at: datetime) -> dict[str, Any]:
     return {
         "time": to_json(at),
-        "id": one.id,
-        "method": one.method,
-        "status": to_json(one.status),
-        "progress": one.progress,
-        "elapsed": to_json(one.elapsed(at)),
-        "message": one.message,
+        "id": entry.id,
+        "method": entry.method,
+        "status": to_json(entry.status),
+        "progress": entry.progress,
+        "elapsed": to_json(entry.elapsed(at)),
+        "message": entry.message,
     }
 
 
 @contextmanager
-def _live(watching: _Watching) -> Iterator[None]:
-    """A table that is always up to date; what has ended stays until there are too many."""
+def _live(view: _Watch) -> Iterator[None]:
+    """Show a live table; ended executions stay while there is space."""
     from rich.live import Live  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
 
     def table() -> Any:
         now = datetime.now(UTC)
-        shown = _shown(list(watching.seen.values()))
-        return table_of(_HEAD, [_cells(one, now) for one in shown])
+        shown = _shown(list(view.latest.values()))
+        return table_of(_HEAD, [_cells(entry, now) for entry in shown])
 
     with Live(get_renderable=table, refresh_per_second=4, redirect_stdout=False, redirect_stderr=True):
         yield
 
 
-def _shown(seen: list[Watched]) -> Iterable[Watched]:
-    """All that are open, and of the others those that ended last, as far as there is room."""
-    room = max(_MOST_SHOWN - sum(not one.over for one in seen), 0)
-    ended = sorted((one for one in seen if one.over and one.ended), key=lambda one: one.ended or datetime.now(UTC))
-    kept = {one.id for one in ended[-room:]} if room else set()
-    return [one for one in seen if not one.over or one.id in kept][:_MOST_SHOWN]
+def _shown(entries: list[Watched]) -> Iterable[Watched]:
+    """All open executions, and as many of the last ended ones as fit."""
+    space = max(_MOST_SHOWN - sum(not entry.over for entry in entries), 0)
+    ended = sorted(
+        (entry for entry in entries if entry.over and entry.ended), key=lambda entry: entry.ended or datetime.now(UTC)
+    )
+    recent = {entry.id for entry in ended[-space:]} if space else set()
+    return [entry for entry in entries if not entry.over or entry.id in recent][:_MOST_SHOWN]
 
 
-def _cells(one: Watched, now: datetime) -> tuple[str, ...]:
+def _cells(entry: Watched, now: datetime) -> tuple[str, ...]:
     return (
-        one.id,
-        one.method,
-        one.status or "-",
-        "" if one.progress is None else f"{one.progress:.0f} %",
-        format_duration(one.elapsed(now)),
-        one.message or "",
+        entry.id,
+        entry.method,
+        entry.status or "-",
+        "" if entry.progress is None else f"{entry.progress:.0f} %",
+        format_duration(entry.elapsed(now)),
+        entry.message or "",
     )
