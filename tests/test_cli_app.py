@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import prefect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +26,13 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import app, main
 from prefect_executions.cli.arguments import parse_inputs, parse_time
-from prefect_executions.cli.doctor import check_fastapi, check_runtime, check_sqlalchemy, check_unknown_settings
+from prefect_executions.cli.doctor import (
+    check_api,
+    check_fastapi,
+    check_runtime,
+    check_sqlalchemy,
+    check_unknown_settings,
+)
 from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.lifecycle.history import EntryKind, add_entry
@@ -570,7 +577,7 @@ def test_the_doctor_knows_the_sqlalchemy_with_which_schedules_do_not_fire():
         ({}, ["ok"], "process can run scripts"),
         ({"CPUS": "1"}, ["ok"], "process can run scripts"),
         ({"GPUS": "1"}, ["fail"], "gpus"),
-        ({"RUNTIME_IMAGE": "awk:1"}, ["warn", "ok"], "no use for it"),
+        ({"RUNTIME_IMAGE": "awk:1"}, ["warn", "ok"], "ignores it"),
         ({"RUNTIME": "dokcer"}, ["fail"], "choose one of process, docker, kubernetes"),
         ({"RUNTIME": "docker"}, ["fail"], "Docker engine"),
         ({"RUNTIME": "kubernetes"}, ["fail"], "No Kubernetes cluster"),
@@ -615,8 +622,18 @@ def test_the_doctor_names_a_setting_that_is_misspelt():
         "EXECUTIONS_TEST_LONG",
     ]
     near, far = check_unknown_settings(variables)
-    assert (near.outcome, near.subject, near.advice) == ("warn", "EXECUTIONS_ARCHIV", "Is EXECUTIONS_ARCHIVE meant?")
-    assert (far.subject, far.advice) == ("EXECUTIONS_QQQ", "docs/settings.md tells all of them.")
+    assert (near.outcome, near.subject, near.advice) == (
+        "warn",
+        "EXECUTIONS_ARCHIV",
+        "Did you mean EXECUTIONS_ARCHIVE?",
+    )
+    assert (far.subject, far.advice) == ("EXECUTIONS_QQQ", "docs/settings.md lists all settings.")
+
+
+def test_the_doctor_reports_the_version_of_a_configured_api(prefect_server):
+    finding = check_api("remedy")
+    assert (finding.outcome, finding.advice) == ("ok", "")
+    assert finding.found.endswith(f" answers, version {prefect.__version__}")
 
 
 @pytest.mark.long

@@ -137,7 +137,7 @@ def test_nothing_is_removed_before_somebody_says_yes(home, capsys, monkeypatch):
     bench = bench_at(home)
     kept(bench)
     assert "would be removed; do it with --yes" in run(capsys, "remove", EXECUTION_ID[:5])
-    assert "there is no rule" in run(capsys, "retain", code=2)
+    assert "no retention rule is set" in run(capsys, "retain", code=2)
     monkeypatch.setenv("EXECUTIONS_RETENTION", "segment-coins=1d")
     told = json.loads(run(capsys, "retain", "--json"))
     age = datetime.now(UTC) - NOON > timedelta(days=1)
