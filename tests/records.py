@@ -251,10 +251,10 @@ def some_events() -> list[Event]:
     last = ends[1].history[-1].model_copy(update={"observer": Observer.SETTLE})
     settled = ends[1].model_copy(update={"history": (*ends[1].history[:-1], last)})
     return [
-        *(event for told in (*ends, settled) for event in events.changes(told, NOON)),
-        events.archived(ends[0], digest(b"the manifest"), NOON),
-        events.archive_failed(ends[0], "the bucket is gone", NOON),
-        events.progressed(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON),
+        *(event for told in (*ends, settled) for event in events.status_events(told, NOON)),
+        events.archived_event(ends[0], digest(b"the manifest"), NOON),
+        events.archive_failed_event(ends[0], "the bucket is gone", NOON),
+        events.progress_event(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON),
     ]
 
 

@@ -56,11 +56,11 @@ def going_on(execution_id: str, end: Status, message: str | None = None) -> Iter
     """Tell Prefect how an execution goes on, again and again: who begins to listen hears it."""
     then, over = datetime.now(UTC) - timedelta(seconds=10), threading.Event()
     told = a_job_status(end, execution_id=execution_id, begins=then, message=message)
-    progress = events.progressed(execution_id, "segment-coins", 70.0, "soon", then)
+    progress = events.progress_event(execution_id, "segment-coins", 70.0, "soon", then)
 
     def tell() -> None:
         while not over.wait(0.5):
-            prefect_events.emit([progress, *events.changes(told, then)])
+            prefect_events.emit([progress, *events.status_events(told, then)])
 
     teller = threading.Thread(target=copy_context().run, args=(tell,))
     teller.start()

@@ -98,7 +98,7 @@ def ended(end: Status, method_id: str, output: str = "coins.csv", message: str |
 
 
 def archived(*ends: JobStatus) -> None:
-    prefect_events.emit([events.archived(one, "0" * 64, datetime.now(UTC)) for one in ends])
+    prefect_events.emit([events.archived_event(one, "0" * 64, datetime.now(UTC)) for one in ends])
 
 
 def made_by(client: SyncPrefectClient, automation: str) -> list[FlowRun]:
@@ -212,7 +212,7 @@ def _a_failure_is_told(told: list[Any]) -> None:
     def cause() -> None:
         failed = ended(Status.FAILED, "coins", message='ValueError: no "coins"')
         well = ended(Status.COMPLETED, "coins")
-        prefect_events.emit([event for one in (well, failed) for event in events.changes(one, datetime.now(UTC))])
+        prefect_events.emit([event for one in (well, failed) for event in events.status_events(one, datetime.now(UTC))])
 
     first, *_ = fired(cause, lambda: told)
     assert first["text"].endswith('of coins FAILED: ValueError: no "coins"')

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ogc
 from prefect_executions.descriptors.loader import document_of, method_of, read_method, without_clear_secrets
-from prefect_executions.descriptors.parser import MOST_BYTES, parse
+from prefect_executions.descriptors.parser import MAX_BYTES, parse
 from prefect_executions.errors import MethodError
 from prefect_executions.methods.model import Method
 
@@ -261,7 +261,7 @@ def test_yaml_reads_words_as_yaml_1_2_does():
     [
         ("m.json", b"[" * 100_000, "nested too deeply"),
         ("m.json", b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
-        ("m.json", b" " * MOST_BYTES + b"{}", "larger than"),
+        ("m.json", b" " * MAX_BYTES + b"{}", "larger than"),
         ("m.json", b'{"a": {"b": 1, "b": 2}}', "has the member 'b' twice"),
         ("m.json", b'{"a": NaN}', "NaN is not a JSON number"),
         ("m.json", b'{"a": 1e999}', "/a: the number is too large"),

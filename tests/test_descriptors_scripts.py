@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from prefect_executions.descriptors.inputs import values_of
 from prefect_executions.descriptors.loader import method_of, read_method
-from prefect_executions.descriptors.scripts import DEPLOY, EXECUTE, MOST_OF_ONE, scripts_of
+from prefect_executions.descriptors.scripts import DEPLOY, EXECUTE, MAX_VARIABLE_BYTES, scripts_of
 from prefect_executions.errors import InputError, MethodError
 
 PAGE = Path(__file__).parents[1] / "docs" / "descriptors.md"
@@ -176,7 +176,7 @@ def test_a_megabyte_arrives_where_no_environment_could_hold_it(tmp_path):
 
 
 def test_an_environment_is_filled_up_to_what_the_system_takes(tmp_path):
-    longest = "x" * (MOST_OF_ONE - len("x0=") - 1)
+    longest = "x" * (MAX_VARIABLE_BYTES - len("x0=") - 1)
     method = a_method("env > /dev/null", **{f"x{number}": {"type": "string"} for number in range(10)})
     (tmp_path / "run").mkdir()
 
@@ -238,7 +238,7 @@ def test_what_no_script_can_be_given_is_refused(value):
 
 
 def test_a_secret_that_no_environment_holds_is_refused_without_its_value():
-    for secret in ("\0", "x" * MOST_OF_ONE):
+    for secret in ("\0", "x" * MAX_VARIABLE_BYTES):
         with pytest.raises(InputError, match="the secret of input 'x' has NUL or is too long"):
             scripts_of(a_method("true", x={"format": "secret"}), {"x": "env:X"}, {"x": SecretStr(secret)})
 

@@ -7,14 +7,14 @@ import subprocess
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_executions.descriptors.scripts import Mark, MarkReader, Script, merged
+from prefect_executions.descriptors.scripts import Mark, MarkReader, Script, merge_scripts
 
 MARK = "0f6b2c0e6a53"
 
 
 def run(folder, **scripts):
     told = {name: Script(text=text) if isinstance(text, str) else text for name, text in scripts.items()}
-    (folder / "entrypoint.sh").write_text(merged(told, MARK))
+    (folder / "entrypoint.sh").write_text(merge_scripts(told, MARK))
     return subprocess.run(["/bin/sh", folder / "entrypoint.sh"], capture_output=True, cwd=folder, check=False)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_executions.documents import canonical, clean_text, in_utc, json_value, text_of_time
+from prefect_executions.documents import canonical_json, clean_text, in_utc, json_value, text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import ExecuteRequest, Instance
 from prefect_executions.lifecycle.history import JobStatus
@@ -114,5 +114,7 @@ def test_any_text_can_be_written(text):
 
 def test_the_canonical_form_does_not_depend_on_order():
     assert (
-        canonical({"b": 1, "a": [1.0, "ä"]}) == canonical({"a": [1.0, "ä"], "b": 1}) == '{"a":[1.0,"ä"],"b":1}'.encode()
+        canonical_json({"b": 1, "a": [1.0, "ä"]})
+        == canonical_json({"a": [1.0, "ä"], "b": 1})
+        == '{"a":[1.0,"ä"],"b":1}'.encode()
     )

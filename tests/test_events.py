@@ -37,36 +37,36 @@ def led() -> JobStatus:
 def test_each_change_of_status_is_an_event_with_the_records_time():
     told = a_job_status(Status.FAILED)
 
-    assert [(event.name, event.occurred) for event in events.changes(told, NOON)] == [
+    assert [(event.name, event.occurred) for event in events.status_events(told, NOON)] == [
         (f"execution.{entry.status.lower()}", entry.time) for entry in told.history if entry.kind == "status"
     ]
 
 
 def test_events_are_idempotent():
     ended, later = a_job_status(), NOON + timedelta(hours=1)
-    first, again = ({event.id for event in events.changes(ended, now)} for now in (NOON, later))
-    other = {event.id for event in events.changes(a_job_status(execution_id=f"{EXECUTION_ID}.2"), NOON)}
+    first, again = ({event.id for event in events.status_events(ended, now)} for now in (NOON, later))
+    other = {event.id for event in events.status_events(a_job_status(execution_id=f"{EXECUTION_ID}.2"), NOON)}
 
     assert first == again
     assert len(first) == 5
     assert first.isdisjoint(other)
-    assert events.archived(ended, "a", NOON).id == events.archived(ended, "a", later).id
-    assert events.archive_failed(ended, "gone", NOON).id == events.archive_failed(ended, "gone", later).id
-    assert events.archive_failed(ended, "full", NOON).id != events.archive_failed(ended, "gone", NOON).id
+    assert events.archived_event(ended, "a", NOON).id == events.archived_event(ended, "a", later).id
+    assert events.archive_failed_event(ended, "gone", NOON).id == events.archive_failed_event(ended, "gone", later).id
+    assert events.archive_failed_event(ended, "full", NOON).id != events.archive_failed_event(ended, "gone", NOON).id
 
 
 def test_a_status_follows_prefects_event_and_executing_follows_running():
-    assert [event.follows for event in events.changes(led(), NOON)] == [PENDING, RUNNING, RUNNING, COMPLETED]
+    assert [event.follows for event in events.status_events(led(), NOON)] == [PENDING, RUNNING, RUNNING, COMPLETED]
 
 
 def test_an_old_status_follows_no_event_because_prefect_has_forgotten_it():
-    later = NOON + events.CLOSE
+    later = NOON + events.FOLLOWS_WINDOW
 
-    assert {event.follows for event in events.changes(led(), later)} == {None}
+    assert {event.follows for event in events.status_events(led(), later)} == {None}
 
 
 def test_the_last_event_lists_outputs_and_relates_them():
-    *_, end = (event.as_json() for event in events.changes(a_job_status(), NOON))
+    *_, end = (event.as_json() for event in events.status_events(a_job_status(), NOON))
 
     assert end["payload"]["outputs"] == [
         {"name": "regions.csv", "mediaType": "text/csv"},
@@ -81,7 +81,7 @@ def test_the_last_event_lists_outputs_and_relates_them():
 
 def test_an_event_of_ten_thousand_outputs_is_small_and_omits_the_logs():
     outputs = [an_output("outputs/stdout.log"), *(an_output(f"outputs/{number}.csv") for number in range(10_000))]
-    *_, end = (event.as_json() for event in events.changes(a_job_status(outputs=outputs), NOON))
+    *_, end = (event.as_json() for event in events.status_events(a_job_status(outputs=outputs), NOON))
 
     assert len(end["payload"]["outputs"]) == 100
     assert len(end["related"]) == 52
@@ -91,16 +91,16 @@ def test_an_event_of_ten_thousand_outputs_is_small_and_omits_the_logs():
 
 def test_a_long_message_is_cut():
     long = "x" * 100_000
-    *_, end = events.changes(a_job_status(Status.FAILED, message=long), NOON)
+    *_, end = events.status_events(a_job_status(Status.FAILED, message=long), NOON)
 
     assert len(end.payload["message"]) == 2000
-    assert len(events.archive_failed(a_job_status(), long, NOON).payload["message"]) == 2000
+    assert len(events.archive_failed_event(a_job_status(), long, NOON).payload["message"]) == 2000
 
 
 def test_an_end_that_settle_found_has_a_settled_event():
     ran = a_job_status(Status.EXECUTING)
     lost = advance(ran, Status.FAILED, NOON + timedelta(minutes=2), observer=Observer.SETTLE, message="its machine")
-    *_, failed, settled = events.changes(lost, NOON)
+    *_, failed, settled = events.status_events(lost, NOON)
 
     assert (failed.name, settled.name) == (EventName.FAILED, EventName.SETTLED)
     assert settled.payload["message"] == "its machine"

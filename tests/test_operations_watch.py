@@ -21,7 +21,7 @@ def word(event: Event) -> ExecutionEvent:
 
 
 def words(end: Status = Status.COMPLETED, message: str | None = None) -> list[ExecutionEvent]:
-    return [word(event) for event in events.changes(a_job_status(end, message=message), NOON)]
+    return [word(event) for event in events.status_events(a_job_status(end, message=message), NOON)]
 
 
 def after(*heard: ExecutionEvent) -> Watched:
@@ -32,7 +32,7 @@ def after(*heard: ExecutionEvent) -> Watched:
 
 
 def half_way() -> ExecutionEvent:
-    return word(events.progressed(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON))
+    return word(events.progress_event(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON))
 
 
 def test_it_is_shown_as_its_record_tells_it():
@@ -77,7 +77,7 @@ def test_in_whatever_order_the_words_come_the_end_stands():
 
 
 def test_an_archive_that_failed_is_told_after_the_end_too():
-    failed = word(events.archive_failed(a_job_status(), "the bucket is gone", NOON))
+    failed = word(events.archive_failed_event(a_job_status(), "the bucket is gone", NOON))
 
     assert after(*words(), failed).message == "not archived: the bucket is gone"
 

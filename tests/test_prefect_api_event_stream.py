@@ -106,7 +106,7 @@ def test_only_the_events_of_the_execution_arrive_and_the_stream_reconnects(relay
 
     def tell(execution_id: str, status: Status) -> None:
         now = datetime.now(UTC)
-        prefect_events.emit(events.changes(a_job_status(status, execution_id=execution_id, begins=now), now))
+        prefect_events.emit(events.status_events(a_job_status(status, execution_id=execution_id, begins=now), now))
 
     with temporary_settings({PREFECT_API_URL: relay.url}), closing(prefect_events.listen([mine])) as stream:
         assert next(stream) == StreamState(connected=True)
@@ -130,7 +130,7 @@ def test_only_the_events_of_the_execution_arrive_and_the_stream_reconnects(relay
 
 def test_events_emitted_just_before_the_connection_arrive_too(prefect_server):
     execution_id, then = str(uuid4()), datetime.now(UTC) - timedelta(seconds=10)
-    prefect_events.emit(events.changes(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
+    prefect_events.emit(events.status_events(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))
     with closing(prefect_events.listen([execution_id])) as stream:
         *_, end = until(stream, Status.FAILED)
 

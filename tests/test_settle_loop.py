@@ -122,7 +122,7 @@ def test_a_removed_execution_is_not_sealed_again(scene):
 
 def test_a_run_recorded_in_another_archive_is_left_to_its_settle(scene):
     run = scene.run(scene.deploy(measures), Pending(), Running(), ago=A_WHILE)
-    prefect_events.emit([events.progressed(str(run.id), "measures", 50, None, datetime.now(UTC))])
+    prefect_events.emit([events.progress_event(str(run.id), "measures", 50, None, datetime.now(UTC))])
     waited(lambda: prefect_events.has_events(str(run.id)), "the event")  # Prefect writes events down some seconds late
     result = scene.settle()[str(run.id)]
     assert (result.result, "another archive" in result.message) == ("report", True)

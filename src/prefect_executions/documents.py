@@ -21,10 +21,10 @@ from prefect_executions.errors import BundleError
 
 FORMAT: Literal[1] = 1
 
-MOST_VALUES = 3_000_000
+MAX_VALUES = 3_000_000
 """How many values a document may have; each takes about 100 bytes of memory. 100,000 outputs need 1,100,000."""
 
-MOST_MEMBERS = 200_000
+MAX_MEMBERS = 200_000
 """How many members a JSON object may have: Prefect accepts fewer parameters, and the other large parts are lists."""
 
 TOO_LONG = 10**4300
@@ -155,7 +155,7 @@ def _clean(value: Any) -> Any:
             return value
 
 
-def canonical(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """Return the canonical form of a JSON *value*, for digests: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode(errors="backslashreplace")  # a lone surrogate becomes its JSON escape
@@ -172,8 +172,8 @@ def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
     """
 
     def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if bounded and len(pairs) > MOST_MEMBERS:
-            raise BundleError(f"{name}: a JSON object has {len(pairs)} members; the limit is {MOST_MEMBERS}")
+        if bounded and len(pairs) > MAX_MEMBERS:
+            raise BundleError(f"{name}: a JSON object has {len(pairs)} members; the limit is {MAX_MEMBERS}")
         members = dict(pairs)
         if len(members) != len(pairs):
             duplicate = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
@@ -183,8 +183,8 @@ def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
     def refuse_constant(word: str) -> None:
         raise BundleError(f"{name}: {word} is not a JSON number")
 
-    if bounded and len(data) > MOST_VALUES and _most_values(data) > MOST_VALUES:
-        raise BundleError(f"{name}: it may have more than {MOST_VALUES} values")
+    if bounded and len(data) > MAX_VALUES and _most_values(data) > MAX_VALUES:
+        raise BundleError(f"{name}: it may have more than {MAX_VALUES} values")
     try:
         return json.loads(data, object_pairs_hook=unique_members, parse_constant=refuse_constant)
     except RecursionError as error:

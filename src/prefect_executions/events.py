@@ -28,18 +28,18 @@ METHOD_LABEL = "prefect-executions.method"
 REASON_LABEL = "prefect-executions.reason"
 MEDIA_TYPE_LABEL = "prefect-executions.media-type"
 
-KEPT = timedelta(days=7)
+RETENTION = timedelta(days=7)
 """How long Prefect keeps events; no event is emitted for an end that is older."""
 
-CLOSE = timedelta(minutes=5)
+FOLLOWS_WINDOW = timedelta(minutes=5)
 """How long an event names Prefect's own event as the event that it ``follows``.
 
 Prefect holds an event back until it has seen the event that it follows, and it
 remembers only recent events. After minutes, the times give the order.
 """
 
-_MOST_LISTED = 100
-_MOST_RELATED = 50  # Prefect accepts 100 related resources and adds some of its own
+_MAX_LISTED = 100
+_MAX_RELATED = 50  # Prefect accepts 100 related resources and adds some of its own
 _LONGEST_TEXT = 2000
 _OUTPUTS = "outputs/"
 _LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
@@ -105,7 +105,7 @@ class Event:
     def as_json(self) -> dict[str, Any]:
         """Return the event as it stands in the body of a request."""
         flow_run_id = ExecutionId.parse(self.execution_id).flow_run_id
-        listed = {"outputs": [_listed(output) for output in self.outputs[:_MOST_LISTED]]} if self.outputs else {}
+        listed = {"outputs": [_listed(output) for output in self.outputs[:_MAX_LISTED]]} if self.outputs else {}
         return {
             "event": self.name.value,
             "id": str(self.id),
@@ -120,13 +120,13 @@ class Event:
             "related": [
                 {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"},
                 {"prefect.resource.id": f"{METHOD_RESOURCE}.{self.method_id}", "prefect.resource.role": "method"},
-                *(_related(output) for output in self.outputs[:_MOST_RELATED]),
+                *(_related(output) for output in self.outputs[:_MAX_RELATED]),
             ],
             "payload": {"execution": self.execution_id, "method": self.method_id, **self.payload, **listed},
         }
 
 
-def changes(job_status: JobStatus, now: datetime) -> Iterator[Event]:
+def status_events(job_status: JobStatus, now: datetime) -> Iterator[Event]:
     """Yield an event for each change of status so far, in order; the last event lists the outputs.
 
     Each event follows Prefect's own event for that state; EXECUTING follows RUNNING.
@@ -147,13 +147,13 @@ def changes(job_status: JobStatus, now: datetime) -> Iterator[Event]:
             labels=_labels(entry),
             payload=_payload(entry),
             outputs=_results_first(job_status) if entry.status.terminal else (),
-            follows=leader if now - entry.time < CLOSE else None,
+            follows=leader if now - entry.time < FOLLOWS_WINDOW else None,
         )
     if job_status.execution_status.terminal and job_status.history:
         yield from _settled(job_status)
 
 
-def archived(job_status: JobStatus, manifest_sha256: str, at: datetime) -> Event:
+def archived_event(job_status: JobStatus, manifest_sha256: str, at: datetime) -> Event:
     """Return the event that the archive has the complete record."""
     return _event(
         EventName.ARCHIVED,
@@ -166,7 +166,7 @@ def archived(job_status: JobStatus, manifest_sha256: str, at: datetime) -> Event
     )
 
 
-def archive_failed(job_status: JobStatus, why: str, at: datetime) -> Event:
+def archive_failed_event(job_status: JobStatus, why: str, at: datetime) -> Event:
     """Return the event that archiving the record failed; *why* must hold no secret.
 
     Events with equal reasons have the same id.
@@ -176,7 +176,7 @@ def archive_failed(job_status: JobStatus, why: str, at: datetime) -> Event:
     return _event(EventName.ARCHIVE_FAILED, job_status, at, message, labels=labels, payload={"message": message})
 
 
-def progressed(execution_id: str, method_id: str, percent: float, message: str | None, at: datetime) -> Event:
+def progress_event(execution_id: str, method_id: str, percent: float, message: str | None, at: datetime) -> Event:
     """Return the event that the Method reported progress."""
     payload: dict[str, Any] = {"progress": percent, "time": text_of_time(at)}
     return Event(

@@ -40,7 +40,7 @@ def a_status_change(rounds: int) -> None:
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - after the environment is set
     from records import a_job_status  # noqa: PLC0415 - from tests/
 
-    told = list(events.changes(a_job_status(Status.COMPLETED), datetime.now(UTC)))
+    told = list(events.status_events(a_job_status(Status.COMPLETED), datetime.now(UTC)))
     client = api_client.client()
     client.hello()
     pairs = [(seconds(client.hello), seconds(lambda: prefect_events.emit(told))) for _ in range(rounds)]

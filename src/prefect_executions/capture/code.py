@@ -35,7 +35,7 @@ from prefect_executions.capture.git import (
     stamp,
 )
 from prefect_executions.capture.packages import Packages, package_of
-from prefect_executions.documents import canonical
+from prefect_executions.documents import canonical_json
 from prefect_executions.errors import DirtyTreeError
 from prefect_executions.methods.model import CodeIdentity, Notebook, Repository, SourceFile
 from prefect_executions.settings import DirtyTree, Settings
@@ -436,7 +436,7 @@ def notebook_digest(data: bytes) -> str:
         raise ValueError("not a notebook of format 4")  # noqa: TRY004 - wrong content, not a wrong type
     cells = [_stripped(cell) for cell in notebook["cells"]]
     metadata = {key: value for key, value in notebook.get("metadata", {}).items() if key != "widgets"}
-    return sha256(canonical({**notebook, "cells": cells, "metadata": metadata})).hexdigest()
+    return sha256(canonical_json({**notebook, "cells": cells, "metadata": metadata})).hexdigest()
 
 
 def _stripped(cell: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from prefect_executions.crate import vocabulary
 from prefect_executions.crate.vocabulary import Entity, uri
 from prefect_executions.crate.writer import build
-from prefect_executions.documents import canonical, in_utc, strict_json
+from prefect_executions.documents import canonical_json, in_utc, strict_json
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile, ExecutionRecord, run_name, value_digest
 from prefect_executions.executions.summary import (
@@ -268,7 +268,7 @@ def _member_differences(actual: Entity, expected: Entity, name: str) -> Iterator
 
 
 def _unordered(value: Any) -> Any:
-    return sorted(map(canonical, value)) if isinstance(value, list) else value
+    return sorted(map(canonical_json, value)) if isinstance(value, list) else value
 
 
 def _shown(value: Any) -> str:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from prefect_executions.crate import vocabulary
 from prefect_executions.crate.vocabulary import Entity, uri
-from prefect_executions.documents import canonical, in_utc
+from prefect_executions.documents import canonical_json, in_utc
 from prefect_executions.executions.record import (
     NAMESPACE,
     Agent,
@@ -48,10 +48,10 @@ def build(record: ExecutionRecord, files: Sequence[BundleFile]) -> bytes:
     described by name, digest and size as a work outside the crate. Equal records and
     files have equal bytes.
     """
-    return rendered(_entities(record, files))
+    return render(_entities(record, files))
 
 
-def rendered(entities: Iterable[Entity]) -> bytes:
+def render(entities: Iterable[Entity]) -> bytes:
     """Return the document of *entities*; members without a value are left out."""
     encode = json.JSONEncoder(ensure_ascii=False).encode
     lines = ",\n".join(encode(_compact(entity)) for entity in entities)
@@ -323,7 +323,7 @@ def _value(name: str, value: object) -> Entity:
         "name": name,
         "exampleOfWork": _ref(_parameter(name)),
     }
-    text = canonical(value).decode()
+    text = canonical_json(value).decode()
     if len(text) > vocabulary.VALUE_LIMIT:
         digest = sha256(text.encode()).hexdigest()
         return {**entity, "sha256": digest, "description": f"too long to repeat; see {ExecuteRequest.file_name}"}
@@ -410,7 +410,7 @@ def collect(ids: Sequence[str], newest: datetime | None) -> bytes:
 
     *newest* is the end of the last execution. Equal ids and times have equal bytes.
     """
-    return rendered(_collection(ids, newest))
+    return render(_collection(ids, newest))
 
 
 def _collection(ids: Sequence[str], newest: datetime | None) -> Iterator[Entity]:

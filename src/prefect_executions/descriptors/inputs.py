@@ -12,7 +12,7 @@ from math import isfinite
 from typing import Any
 
 from prefect_executions.descriptors.parser import DescriptorFault, pointer
-from prefect_executions.descriptors.schema import ABSENT, coerce, default_of, short, validator, value_schema
+from prefect_executions.descriptors.schema import ABSENT, coerce, default_of, shorten, validator, value_schema
 from prefect_executions.errors import InputError, SecretError
 from prefect_executions.methods.model import FILE_FORMAT, InputDescription, Method
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference
@@ -86,7 +86,7 @@ def _value(described: InputDescription, given: Any) -> Any:
 def _unknown(name: str, method: Method) -> Iterator[str]:
     near = get_close_matches(name, method.inputs, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"the Method has {', '.join(method.inputs) or 'no inputs'}"
-    yield f"there is no input '{short(name)}'; {short(hint)}"
+    yield f"there is no input '{shorten(name)}'; {shorten(hint)}"
 
 
 def _faults(name: str, described: InputDescription, value: Any) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _faults(name: str, described: InputDescription, value: Any) -> Iterator[str]
         return
     for error in validator(value_schema(described)).iter_errors(value):
         inside = "".join(f"/{step}" for step in error.absolute_path)
-        yield f"input '{name}'{inside and f' at {inside}'}: {short(error.message)}"
+        yield f"input '{name}'{inside and f' at {inside}'}: {shorten(error.message)}"
         return
 
 
@@ -107,7 +107,7 @@ IMAGE = "ccpimage"
 REPLICAS = "ccpreplicas"
 MAX_TIME = "ccpmaxtime"
 
-MOST_REPLICAS = 1000  # a typing error must not fill a cluster
+MAX_REPLICAS = 1000  # a typing error must not fill a cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +135,10 @@ def infrastructure_request(values: Mapping[str, Any]) -> InfrastructureRequest:
     if image is not None and not isinstance(image, str):
         raise InputError(f"input '{IMAGE}': must be the name of a container image")
     if image and (image.startswith("-") or not image.isprintable() or any(sign.isspace() for sign in image)):
-        raise InputError(f"input '{IMAGE}': {short(repr(image))} is not the name of a container image")
+        raise InputError(f"input '{IMAGE}': {shorten(repr(image))} is not the name of a container image")
     replicas = _number(REPLICAS, values.get(REPLICAS), 1)
-    if not 1 <= replicas <= MOST_REPLICAS or replicas != int(replicas):
-        raise InputError(f"input '{REPLICAS}': must be an integer from 1 to {MOST_REPLICAS}")
+    if not 1 <= replicas <= MAX_REPLICAS or replicas != int(replicas):
+        raise InputError(f"input '{REPLICAS}': must be an integer from 1 to {MAX_REPLICAS}")
     limit = _number(MAX_TIME, values.get(MAX_TIME), None)
     if limit is not None and limit <= 0:
         raise InputError(f"input '{MAX_TIME}': must be a number of seconds above 0")
@@ -166,5 +166,5 @@ def _number(name: str, value: Any, otherwise: Any) -> Any:
     except (ValueError, OverflowError):
         number = None
     if number is None or not isfinite(number):
-        raise InputError(f"input '{name}': {short(repr(value))} is not a number")
+        raise InputError(f"input '{name}': {shorten(repr(value))} is not a number")
     return number

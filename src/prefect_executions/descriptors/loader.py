@@ -16,14 +16,14 @@ from pydantic import BaseModel, ValidationError
 
 from prefect_executions.descriptors.inputs import IMAGE, request_faults
 from prefect_executions.descriptors.parser import DescriptorFault, parse, pointer
-from prefect_executions.descriptors.schema import ABSENT, Steps, default_of, schema_faults, short
-from prefect_executions.descriptors.scripts import EXECUTE, SCRIPTS, placing_faults
+from prefect_executions.descriptors.schema import ABSENT, Steps, default_of, schema_faults, shorten
+from prefect_executions.descriptors.scripts import EXECUTE, SCRIPTS, script_faults
 from prefect_executions.errors import MethodError
 from prefect_executions.methods.model import AdditionalParameter, Comparison, InputDescription, Method
 from prefect_executions.methods.secrets import is_secret_reference
 
-_MOST_LISTED = 20
-_MOST_INPUTS = 500  # the inputs are fields of a form, and checking each schema takes time
+_MAX_LISTED = 20
+_MAX_INPUTS = 500  # the inputs are fields of a form, and checking each schema takes time
 _TYPE_ERRORS = {
     "string_type": "must be text; put it in quotes",
     "tuple_type": "must be a list",
@@ -91,8 +91,8 @@ def without_clear_secrets(method: Method) -> Method:
 def _message(name: str, faults: Sequence[DescriptorFault]) -> str:
     if len(faults) == 1:
         return f"{name}: {faults[0]}"
-    more = f"\n  and {len(faults) - _MOST_LISTED} more" if len(faults) > _MOST_LISTED else ""
-    listed = "".join(f"\n  {fault}" for fault in faults[:_MOST_LISTED])
+    more = f"\n  and {len(faults) - _MAX_LISTED} more" if len(faults) > _MAX_LISTED else ""
+    listed = "".join(f"\n  {fault}" for fault in faults[:_MAX_LISTED])
     return f"{name}: {len(faults)} faults in the descriptor:{listed}{more}"
 
 
@@ -126,7 +126,7 @@ def _model_faults(error: ValidationError, document: Mapping[str, Any]) -> Iterat
         elif details["type"] == "literal_error":
             expected = str(details.get("ctx", {}).get("expected", ""))
             hint = _suggestion(part, re.findall(r"'([^']*)'", expected))
-            yield DescriptorFault(pointer(*steps), f"{short(repr(part))} is not one of {expected}{hint}")
+            yield DescriptorFault(pointer(*steps), f"{shorten(repr(part))} is not one of {expected}{hint}")
         else:
             yield DescriptorFault(pointer(*steps), _TYPE_ERRORS.get(details["type"], details["msg"]))
 
@@ -161,12 +161,12 @@ def _faults(method: Method) -> Iterator[DescriptorFault]:
         if not _is_name(getattr(method, name)):
             yield DescriptorFault(pointer(name), "must have 1 to 200 characters and no control characters")
     yield from _parameter_faults(method)
-    if len(method.inputs) > _MOST_INPUTS:
-        yield DescriptorFault("/inputs", f"more than {_MOST_INPUTS} inputs; use a list or a file instead")
+    if len(method.inputs) > _MAX_INPUTS:
+        yield DescriptorFault("/inputs", f"more than {_MAX_INPUTS} inputs; use a list or a file instead")
         return
     for name, described in method.inputs.items():
         yield from _input_faults(name, described, ("inputs", name))
-    yield from placing_faults(method)
+    yield from script_faults(method)
     yield from request_faults(method)
 
 
@@ -187,7 +187,7 @@ def _parameter_faults(method: Method) -> Iterator[DescriptorFault]:
             seen.add(parameter.name)
         elif near and near[0] not in names:
             misspelt.add(near[0])
-            yield DescriptorFault(pointer(*steps, "name"), f"'{short(parameter.name)}': did you mean '{near[0]}'?")
+            yield DescriptorFault(pointer(*steps, "name"), f"'{shorten(parameter.name)}': did you mean '{near[0]}'?")
     if EXECUTE not in misspelt and not any(line.strip() for line in method.script(EXECUTE)):
         yield DescriptorFault("/additionalParameters/parameters", _no_script(method))
 
@@ -215,7 +215,9 @@ def _input_faults(name: str, described: InputDescription, steps: Steps) -> Itera
             pointer(*steps), "an input's name must have 1 to 200 characters, no braces and no control characters"
         )
     if extra.get("id", name) != name:
-        yield DescriptorFault(pointer(*steps, "id"), f"{short(repr(extra['id']))}: the input's name is '{short(name)}'")
+        yield DescriptorFault(
+            pointer(*steps, "id"), f"{shorten(repr(extra['id']))}: the input's name is '{shorten(name)}'"
+        )
     for unknown in extra:
         near = get_close_matches(unknown, ("minOccurs", "maxOccurs"), 1, 0.85)
         if near:

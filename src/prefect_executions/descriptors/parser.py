@@ -17,8 +17,8 @@ import yaml
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError, MethodError
 
-MOST_BYTES = 1024 * 1024  # scripts are text; CCP's descriptors have a few thousand bytes
-MOST_DEPTH = 64
+MAX_BYTES = 1024 * 1024  # scripts are text; CCP's descriptors have a few thousand bytes
+MAX_DEPTH = 64
 
 # The core schema of YAML 1.2 (section 10.3.2), which reads "no", 12:30 and 010 differently than YAML 1.1.
 _INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -48,8 +48,8 @@ def parse(data: bytes, name: str) -> Any:
         MethodError: If *data* is too large, nested too deeply, not valid JSON or YAML, or
             has a value that JSON cannot hold.
     """
-    if len(data) > MOST_BYTES:
-        raise MethodError(f"{name}: larger than {MOST_BYTES} bytes; move data from the scripts into an input file")
+    if len(data) > MAX_BYTES:
+        raise MethodError(f"{name}: larger than {MAX_BYTES} bytes; move data from the scripts into an input file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,8 +72,8 @@ def _faults(value: Any) -> Iterator[DescriptorFault]:
     waiting: list[tuple[tuple[str | int, ...], Any]] = [((), value)]
     while waiting:
         steps, part = waiting.pop()
-        if len(steps) > MOST_DEPTH:
-            yield DescriptorFault(pointer(*steps[:8]), f"nested deeper than {MOST_DEPTH} levels")
+        if len(steps) > MAX_DEPTH:
+            yield DescriptorFault(pointer(*steps[:8]), f"nested deeper than {MAX_DEPTH} levels")
             return
         if isinstance(part, float) and not math.isfinite(part):
             yield DescriptorFault(pointer(*steps), "the number is too large")
@@ -121,8 +121,8 @@ def _build(text: str, name: str) -> Any:
         line = 1 if event.start_mark is None else event.start_mark.line + 1
         _refuse(event, f"{name}:{line}")
         if isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
-            if len(opened) >= MOST_DEPTH:
-                raise MethodError(f"{name}:{line}: nested deeper than {MOST_DEPTH} levels")
+            if len(opened) >= MAX_DEPTH:
+                raise MethodError(f"{name}:{line}: nested deeper than {MAX_DEPTH} levels")
             container: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
             _put(container, documents, opened, f"{name}:{line}")
             opened.append(_Open(container))

@@ -177,10 +177,10 @@ def schema_faults(described: InputDescription, *steps: str | int) -> Iterator[De
     if default is not ABSENT:
         invalid = next(validator(value_schema(described)).iter_errors(default), None)
         if invalid is not None:
-            yield DescriptorFault(pointer(*steps, "default"), f"does not fit the schema: {short(invalid.message)}")
+            yield DescriptorFault(pointer(*steps, "default"), f"does not fit the schema: {shorten(invalid.message)}")
 
 
-def short(text: str) -> str:
+def shorten(text: str) -> str:
     """Return *text*, shortened in the middle if it is long."""
     return text if len(text) <= 200 else f"{text[:160]} … {text[-30:]}"  # noqa: PLR2004 - two lines of a terminal
 
@@ -205,8 +205,8 @@ def _schema_fault(error: SchemaError, steps: Steps) -> DescriptorFault:
     if error.absolute_path and error.absolute_path[-1] == "type":
         near = get_close_matches(str(error.instance).lower(), TYPES, 1, 0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        return DescriptorFault(where, f"{short(repr(error.instance))} is not a type ({', '.join(TYPES)}){hint}")
-    return DescriptorFault(where, short(error.message))
+        return DescriptorFault(where, f"{shorten(repr(error.instance))} is not a type ({', '.join(TYPES)}){hint}")
+    return DescriptorFault(where, shorten(error.message))
 
 
 def inputs_of(schema: Mapping[str, Any]) -> dict[str, InputDescription]:

@@ -24,9 +24,9 @@ from pydantic import SecretStr
 from prefect_executions.descriptors.parser import DescriptorFault, pointer
 from prefect_executions.descriptors.shell import (
     PLACEHOLDER,
+    Context,
     Placeholder,
-    Unreadable,
-    Where,
+    ShellSyntaxError,
     evaluated_by,
     names_a_variable,
     placeholders,
@@ -34,10 +34,10 @@ from prefect_executions.descriptors.shell import (
 from prefect_executions.errors import InputError
 from prefect_executions.methods.model import CCP_FILE, InputDescription, Method
 
-MOST_OF_ONE = 128 * 1024
+MAX_VARIABLE_BYTES = 128 * 1024
 """The limit for one ``NAME=value`` with its final NUL, in bytes: Linux's MAX_ARG_STRLEN."""
 
-MOST_OF_ALL = 1024 * 1024
+MAX_ENVIRONMENT_BYTES = 1024 * 1024
 """The limit for all variables, in bytes: half of Linux's limit for arguments and environment with the default stack."""
 
 _RESERVED = frozenset(
@@ -52,7 +52,7 @@ _RESERVED = frozenset(
 _RESERVED_PREFIXES = ("LD_", "DYLD_", "PYTHON", "GIT_", "SSH_", "BASH", "PREFECT_", "EXECUTIONS_", "_input_")
 
 
-def variable(name: str) -> str:
+def variable_name(name: str) -> str:
     """Return the name of an input's environment variable: its name, with ``_`` for characters that a shell forbids."""
     safe = re.sub(r"[^A-Za-z0-9_]", "_", name)
     return f"_{safe}" if safe[:1].isdigit() else safe
@@ -62,7 +62,7 @@ def variable_faults(names: Iterator[str] | Mapping[str, Any]) -> Iterator[Descri
     """Yield the inputs whose variable hides another variable or changes how programs start."""
     seen: dict[str, str] = {}
     for name in names:
-        own = variable(name)
+        own = variable_name(name)
         if own in _RESERVED or own.startswith(_RESERVED_PREFIXES):
             yield DescriptorFault(
                 pointer("inputs", name), f"its environment variable {own} is reserved; rename the input"
@@ -154,13 +154,13 @@ def scripts_of(method: Method, values: Mapping[str, Any], secrets: Mapping[str, 
             scripts[name] = _script("\n".join(lines), method, values, texts, unexported)
     return Scripts(
         scripts=scripts,
-        environment={variable(name): texts[name] for name in exported},
-        secrets={variable(name): secrets[name] for name in method.inputs if name in secrets},
-        unexported=tuple(variable(name) for name in unexported),
+        environment={variable_name(name): texts[name] for name in exported},
+        secrets={variable_name(name): secrets[name] for name in method.inputs if name in secrets},
+        unexported=tuple(variable_name(name) for name in unexported),
     )
 
 
-def placing_faults(method: Method) -> Iterator[DescriptorFault]:
+def script_faults(method: Method) -> Iterator[DescriptorFault]:
     """Yield the faults in the scripts of *method*: what cannot run, or would run a user's value as code."""
     yield from variable_faults(method.inputs)
     parameters = method.additional_parameters.parameters if method.additional_parameters else ()
@@ -172,7 +172,7 @@ def placing_faults(method: Method) -> Iterator[DescriptorFault]:
 
 def _check_secret(name: str, secret: SecretStr) -> None:
     value = secret.get_secret_value()
-    if "\0" in value or len(value.encode(errors="replace")) + len(variable(name)) + 2 > MOST_OF_ONE:
+    if "\0" in value or len(value.encode(errors="replace")) + len(variable_name(name)) + 2 > MAX_VARIABLE_BYTES:
         raise InputError(f"the secret of input '{name}' has NUL or is too long for an environment variable")
 
 
@@ -180,10 +180,10 @@ def _fit_environment(texts: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return the inputs that fit into the environment, and those that do not."""
     exported: list[str] = []
     unexported: list[str] = []
-    left = MOST_OF_ALL
+    left = MAX_ENVIRONMENT_BYTES
     for name, text in texts.items():
-        size = len(text.encode()) + len(variable(name)) + 2
-        fits = size <= min(MOST_OF_ONE, left)
+        size = len(text.encode()) + len(variable_name(name)) + 2
+        fits = size <= min(MAX_VARIABLE_BYTES, left)
         (exported if fits else unexported).append(name)
         left -= size if fits else 0
     return exported, unexported
@@ -193,7 +193,7 @@ def _script(
     text: str, method: Method, values: Mapping[str, Any], texts: Mapping[str, str], unexported: Sequence[str]
 ) -> Script:
     used = [placeholder for placeholder in _placeholders(text) if placeholder.name in method.inputs]
-    head = [f"{variable(name)}={shlex.quote(texts[name])}" for name in unexported]
+    head = [f"{variable_name(name)}={shlex.quote(texts[name])}" for name in unexported]
     for name in dict.fromkeys(placeholder.name for placeholder in used):
         head += _assignments(name, method.inputs[name], values.get(name), texts.get(name))
     pieces = []
@@ -220,15 +220,15 @@ def _shebang(text: str) -> tuple[int, tuple[str, ...]]:
 
 def _assignments(name: str, described: InputDescription, value: Any, text: str | None) -> Iterator[str]:
     """Yield the assignments that placeholders refer to."""
-    own = f"_input_{variable(name)}"
+    own = f"_input_{variable_name(name)}"
     if described.is_secret:
-        yield f'{own}="${{{variable(name)}-}}"'
+        yield f'{own}="${{{variable_name(name)}-}}"'
     elif text is not None and _is_content(described):
         yield f'{own}="$(base64 < {shlex.quote(text)})" || exit 1'
     else:
         yield f"{own}={shlex.quote(text or '')}"
         for number, part in enumerate(value if isinstance(value, list) else ()):
-            yield f"_input_{number}_{variable(name)}={shlex.quote(text_of(name, part))}"
+            yield f"_input_{number}_{variable_name(name)}={shlex.quote(text_of(name, part))}"
 
 
 def _is_content(described: InputDescription) -> bool:
@@ -236,15 +236,15 @@ def _is_content(described: InputDescription) -> bool:
 
 
 def _reference(placeholder: Placeholder, described: InputDescription, value: Any) -> str:
-    own = variable(placeholder.name)
-    if placeholder.where is Where.BARE and _is_array(described):
+    own = variable_name(placeholder.name)
+    if placeholder.where is Context.BARE and _is_array(described):
         parts = len(value) if isinstance(value, list) else 0
         return " ".join(f'"${{_input_{number}_{own}}}"' for number in range(parts))
     reference = f"${{_input_{own}}}"
     match placeholder.where:
-        case Where.BARE:
+        case Context.BARE:
             return f'"{reference}"'
-        case Where.SINGLE:
+        case Context.SINGLE:
             return f"'\"{reference}\"'"
         case _:
             return reference
@@ -274,7 +274,7 @@ def _faults(method: Method, lines: Sequence[str], steps: tuple[str | int, ...]) 
         return
     try:
         found = _placeholders(text)
-    except Unreadable as error:
+    except ShellSyntaxError as error:
         yield DescriptorFault(pointer(*steps), f"cannot find the script's placeholders: {error}")
         return
     for placeholder in found:
@@ -309,16 +309,16 @@ def _misplaced(placeholder: Placeholder, text: str, method: Method) -> str | Non
 
 
 def _unquotable(placeholder: Placeholder, text: str, written: str, described: InputDescription) -> str | None:
-    instead = f'; use "${variable(placeholder.name)}"'
-    if placeholder.where is Where.QUOTED_HERE:
+    instead = f'; use "${variable_name(placeholder.name)}"'
+    if placeholder.where is Context.QUOTED_HERE:
         return f"{written} is in a here-document with a quoted delimiter; remove the quotes from the delimiter"
-    if placeholder.where in {Where.ANSI, Where.EXPANSION}:
+    if placeholder.where in {Context.ANSI, Context.EXPANSION}:
         return f"{written} is in $'…' or ${{…}}{instead}"
     if placeholder.in_backtick_in_quotes:
         return f"{written} is between backticks inside quotes; write $(…) instead of `…`"
-    if text[placeholder.start - 1 : placeholder.start] == "$" and placeholder.where is not Where.SINGLE:
+    if text[placeholder.start - 1 : placeholder.start] == "$" and placeholder.where is not Context.SINGLE:
         return f"{written} has a $ before it, which would make it the name of a variable; remove the $"
-    if placeholder.where is Where.BARE and _is_array(described) and not placeholder.alone:
+    if placeholder.where is Context.BARE and _is_array(described) and not placeholder.alone:
         return f"{written} is a list and must be a separate word, or in quotes, where it is JSON"
     return None
 
@@ -326,7 +326,7 @@ def _unquotable(placeholder: Placeholder, text: str, written: str, described: In
 def _run_as_code(placeholder: Placeholder, text: str, written: str, described: InputDescription) -> str | None:
     if _cannot_be_code(described) and not _is_array(described):
         return None
-    if placeholder.where is Where.ARITHMETIC:
+    if placeholder.where is Context.ARITHMETIC:
         return f"{written} is in an arithmetic expression but not a number; give its schema the type number or integer"
     if names_a_variable(placeholder):
         return f"{written} would be in the name of a variable, whose brackets bash runs as code; write the name out"
@@ -335,7 +335,7 @@ def _run_as_code(placeholder: Placeholder, text: str, written: str, described: I
         return None
     return (
         f"{written} would be run as code by {program}; pass it as an argument, or let {program} read "
-        f"the environment variable {variable(placeholder.name)}"
+        f"the environment variable {variable_name(placeholder.name)}"
     )
 
 
@@ -364,7 +364,7 @@ class Mark(NamedTuple):
     exit_code: int | None
 
 
-def merged(scripts: Mapping[str, Script], mark: str) -> str:
+def merge_scripts(scripts: Mapping[str, Script], mark: str) -> str:
     """Return one script that runs *scripts* in order, stops at the first failure, and exits with its exit code.
 
     Each script is written to a separate file: it may need another shell, and it cannot

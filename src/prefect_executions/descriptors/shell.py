@@ -19,14 +19,14 @@ from itertools import islice, takewhile
 PLACEHOLDER = re.compile(r"\{\{[ \t]*([^{}\n]{1,200}?)[ \t]*\}\}")
 
 _DELIMITER = re.compile(r"<<(?P<tabs>-?)[ \t]*(?P<word>(?:\\.|'[^'\n]*'|\"[^\"\n]*\"|[^\s;&|<>()'\"\\])+)")
-MOST_PLACEHOLDERS = 1000
+MAX_PLACEHOLDERS = 1000
 
-_MOST_NESTED = 64
-_MOST_READ = 4000
+_MAX_NESTED = 64
+_MAX_READ = 4000
 _SEPARATORS = ";&|\n"
 
 
-class Where(Enum):
+class Context(Enum):
     """The quotes or the construct around a placeholder."""
 
     BARE = auto()
@@ -42,7 +42,7 @@ class Where(Enum):
     GROUP = auto()
 
 
-_UNQUOTED = frozenset({Where.BARE, Where.SUBSTITUTION, Where.BACKTICK, Where.GROUP})
+_UNQUOTED = frozenset({Context.BARE, Context.SUBSTITUTION, Context.BACKTICK, Context.GROUP})
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,20 @@ class Placeholder:
     start: int
     end: int
     name: str
-    where: Where
+    where: Context
     commands: tuple[tuple[str, ...], ...]
     alone: bool
     in_backtick_in_quotes: bool
     begun: str
 
 
-class Unreadable(ValueError):  # noqa: N818 - the caller turns it into a fault with a place
+class ShellSyntaxError(ValueError):
     """The script cannot be scanned; the message says why."""
 
 
 @dataclass
 class _Frame:
-    kind: Where
+    kind: Context
     command: int = 0
     """The offset of the current command."""
     word: int | None = None
@@ -91,16 +91,16 @@ def placeholders(text: str) -> tuple[Placeholder, ...]:
     Raises:
         Unreadable: If a quote or parenthesis is not closed, or there is too much nesting or too many placeholders.
     """
-    found = tuple(islice(_Scan(text, 0, len(text), Where.BARE).all(), MOST_PLACEHOLDERS + 1))
-    if len(found) > MOST_PLACEHOLDERS:
-        raise Unreadable(f"more than {MOST_PLACEHOLDERS} placeholders; use the environment variables")
+    found = tuple(islice(_Scan(text, 0, len(text), Context.BARE).all(), MAX_PLACEHOLDERS + 1))
+    if len(found) > MAX_PLACEHOLDERS:
+        raise ShellSyntaxError(f"more than {MAX_PLACEHOLDERS} placeholders; use the environment variables")
     return found
 
 
 class _Scan:
     """One pass over a script, or over the body of a here-document."""
 
-    def __init__(self, text: str, start: int, end: int, base: Where, outer: tuple[_Frame, ...] = ()) -> None:
+    def __init__(self, text: str, start: int, end: int, base: Context, outer: tuple[_Frame, ...] = ()) -> None:
         self.text = text
         self.at = start
         self.end = end
@@ -116,7 +116,7 @@ class _Scan:
                 continue
             yield from self._step()
         if len(self.frames) > 1 or self.frames[0].waiting:
-            raise Unreadable("a quote, parenthesis or here-document is not closed")
+            raise ShellSyntaxError("a quote, parenthesis or here-document is not closed")
 
     def _placeholder(self, match: re.Match[str]) -> Placeholder:
         top = self.frames[-1]
@@ -125,13 +125,13 @@ class _Scan:
         commands = [frame for frame in (*self.outer, *self.frames) if frame.kind in _UNQUOTED]
         kinds = [frame.kind for frame in self.frames]
         quoted_tick = any(
-            kind is Where.BACKTICK and Where.DOUBLE in kinds[:number] for number, kind in enumerate(kinds)
+            kind is Context.BACKTICK and Context.DOUBLE in kinds[:number] for number, kind in enumerate(kinds)
         )
         return Placeholder(
             start=match.start(),
             end=match.end(),
             name=match[1],
-            where=Where.BARE if top.kind in _UNQUOTED else top.kind,
+            where=Context.BARE if top.kind in _UNQUOTED else top.kind,
             commands=tuple(self._words(frame.command, frame.word or frame.command) for frame in commands),
             alone=top.kind in _UNQUOTED and top.word == match.start() and self._ends_a_word(match.end()),
             in_backtick_in_quotes=quoted_tick,
@@ -140,11 +140,11 @@ class _Scan:
 
     def _begun(self, frame: _Frame, at: int) -> str:
         word = frame.command if frame.word is None else frame.word
-        return self.text[max(word, at - _MOST_READ) : at]
+        return self.text[max(word, at - _MAX_READ) : at]
 
     def _words(self, start: int, end: int) -> tuple[str, ...]:
-        if end - start > 2 * _MOST_READ:  # a hostile line, meant to take long
-            return (*self.text[start : start + _MOST_READ].split(), *self.text[end - _MOST_READ : end].split())
+        if end - start > 2 * _MAX_READ:  # a hostile line, meant to take long
+            return (*self.text[start : start + _MAX_READ].split(), *self.text[end - _MAX_READ : end].split())
         return tuple(self.text[start:end].split())
 
     def _ends_a_word(self, at: int) -> bool:
@@ -154,20 +154,20 @@ class _Scan:
         kind = self.frames[-1].kind
         if kind in _UNQUOTED:
             yield from self._bare()
-        elif kind in {Where.SINGLE, Where.ANSI}:
+        elif kind in {Context.SINGLE, Context.ANSI}:
             self._single(kind)
-        elif kind is Where.ARITHMETIC:
+        elif kind is Context.ARITHMETIC:
             self._arithmetic()
-        elif kind is Where.QUOTED_HERE:
+        elif kind is Context.QUOTED_HERE:
             self.at += 1
         else:
             self._expanding(kind)
 
-    def _single(self, kind: Where) -> None:
+    def _single(self, kind: Context) -> None:
         character = self.text[self.at]
         if character == "'":
             self.frames.pop()
-        self.at += 2 if character == "\\" and kind is Where.ANSI else 1
+        self.at += 2 if character == "\\" and kind is Context.ANSI else 1
 
     def _arithmetic(self) -> None:
         top = self.frames[-1]
@@ -178,7 +178,7 @@ class _Scan:
         top.depth += {"(": 1, ")": -1}.get(self.text[self.at], 0)
         self.at += 1
 
-    def _expanding(self, kind: Where) -> None:
+    def _expanding(self, kind: Context) -> None:
         """Scan one step in double quotes, in a here-document, or in ``${…}``."""
         character = self.text[self.at]
         if self._opened():
@@ -186,17 +186,17 @@ class _Scan:
         if character == "\\":
             self.at += 2
             return
-        if (character == '"' and kind is Where.DOUBLE) or (character == "}" and kind is Where.EXPANSION):
+        if (character == '"' and kind is Context.DOUBLE) or (character == "}" and kind is Context.EXPANSION):
             self.frames.pop()
-        elif character == '"' and kind is Where.EXPANSION:
-            self._push(Where.DOUBLE)
-        elif character == "'" and kind is Where.EXPANSION and not any(f.kind is Where.DOUBLE for f in self.frames):
-            self._push(Where.SINGLE)
+        elif character == '"' and kind is Context.EXPANSION:
+            self._push(Context.DOUBLE)
+        elif character == "'" and kind is Context.EXPANSION and not any(f.kind is Context.DOUBLE for f in self.frames):
+            self._push(Context.SINGLE)
         self.at += 1
 
     def _opened(self) -> bool:
         """Enter a construct that ``$`` or a backtick opens at this offset; return whether there is one."""
-        for sign, kind in (("$((", Where.ARITHMETIC), ("$(", Where.SUBSTITUTION), ("${", Where.EXPANSION)):
+        for sign, kind in (("$((", Context.ARITHMETIC), ("$(", Context.SUBSTITUTION), ("${", Context.EXPANSION)):
             if self.text.startswith(sign, self.at) and not self.text.startswith("${{", self.at):
                 self.at += len(sign)
                 self._push(kind)
@@ -204,16 +204,16 @@ class _Scan:
         if self.text[self.at] != "`":
             return False
         self.at += 1
-        if any(frame.kind is Where.BACKTICK for frame in self.frames):
-            while self.frames.pop().kind is not Where.BACKTICK:
+        if any(frame.kind is Context.BACKTICK for frame in self.frames):
+            while self.frames.pop().kind is not Context.BACKTICK:
                 pass
         else:
-            self._push(Where.BACKTICK)
+            self._push(Context.BACKTICK)
         return True
 
-    def _push(self, kind: Where) -> None:
-        if len(self.frames) + len(self.outer) >= _MOST_NESTED:
-            raise Unreadable(f"it is nested deeper than {_MOST_NESTED} levels")
+    def _push(self, kind: Context) -> None:
+        if len(self.frames) + len(self.outer) >= _MAX_NESTED:
+            raise ShellSyntaxError(f"it is nested deeper than {_MAX_NESTED} levels")
         self.frames.append(_Frame(kind, command=self.at))
 
     def _bare(self) -> Iterator[Placeholder]:
@@ -246,7 +246,7 @@ class _Scan:
 
     def _quote(self, character: str) -> None:
         self.at += 2 if character == "$" else 1
-        self._push({"'": Where.SINGLE, '"': Where.DOUBLE}.get(character, Where.ANSI))
+        self._push({"'": Context.SINGLE, '"': Context.DOUBLE}.get(character, Context.ANSI))
 
     def _is_redirection(self, character: str) -> bool:
         return character == "&" and self.text[max(0, self.at - 1)] in "<>"
@@ -257,7 +257,7 @@ class _Scan:
         self.at += 1
         if character in _SEPARATORS:
             bodies = top.waiting if character == "\n" else []
-            head = _Frame(Where.BARE, command=self.text.rfind("\n", 0, self.at - 1) + 1, word=self.at)
+            head = _Frame(Context.BARE, command=self.text.rfind("\n", 0, self.at - 1) + 1, word=self.at)
             for delimiter, quoted, tabs in bodies:
                 yield from self._body(delimiter, head, quoted=quoted, tabs=tabs)
             bodies.clear()
@@ -274,13 +274,13 @@ class _Scan:
         top = self.frames[-1]
         if self.text.startswith("((", self.at) and begins:
             self.at += 2
-            self._push(Where.ARITHMETIC)
+            self._push(Context.ARITHMETIC)
             return
         self.at += 1
         if character == "(":
             top.word = None
-            self._push(Where.GROUP)
-        elif top.kind in {Where.SUBSTITUTION, Where.GROUP} and top.cases <= 0:
+            self._push(Context.GROUP)
+        elif top.kind in {Context.SUBSTITUTION, Context.GROUP} and top.cases <= 0:
             self.frames.pop()
         else:
             top.word = None
@@ -308,11 +308,11 @@ class _Scan:
                 break
             line = stop + 1
         else:
-            raise Unreadable(f"the here-document '{delimiter[:40]}' is not closed")
-        kind = Where.QUOTED_HERE if quoted else Where.HERE
+            raise ShellSyntaxError(f"the here-document '{delimiter[:40]}' is not closed")
+        kind = Context.QUOTED_HERE if quoted else Context.HERE
         outer = (*self.outer, *self.frames[:-1], head)
-        if len(outer) >= _MOST_NESTED:
-            raise Unreadable(f"it is nested deeper than {_MOST_NESTED} levels")
+        if len(outer) >= _MAX_NESTED:
+            raise ShellSyntaxError(f"it is nested deeper than {_MAX_NESTED} levels")
         yield from _Scan(self.text, start, line, kind, outer).all()
         self.at = min(stop + 1, self.end)
 
@@ -355,23 +355,23 @@ def evaluated_by(placeholder: Placeholder, text: str) -> str | None:
     start, end = placeholder.start, placeholder.end
     own = text[max(text.rfind(sign, 0, start) for sign in " \t\n") + 1 : start]
     for command in placeholder.commands:
-        in_here_document = placeholder.where is Where.HERE and command is placeholder.commands[-1]
+        in_here_document = placeholder.where is Context.HERE and command is placeholder.commands[-1]
         program = next(_programs(command, own, in_here_document=in_here_document), None)
         if program:
             return program
-    line_end = text.find("\n", end, end + _MOST_READ)
-    line_end = min(len(text), end + _MOST_READ) if line_end < 0 else line_end
+    line_end = text.find("\n", end, end + _MAX_READ)
+    line_end = min(len(text), end + _MAX_READ) if line_end < 0 else line_end
     piped = _READS_PROGRAM.search(text, end, line_end)
     if piped:
         return piped[1]
-    line_start = max(text.rfind("\n", 0, start) + 1, start - _MOST_READ)
+    line_start = max(text.rfind("\n", 0, start) + 1, start - _MAX_READ)
     compares = "[[ " in text[line_start:start] and _COMPARES_NUMBERS.search(text, line_start, line_end)
     return "[[" if compares else None
 
 
 def names_a_variable(placeholder: Placeholder) -> bool:
     """Whether a placeholder's value would be in the name of a variable: bash runs a ``$(…)`` between its brackets."""
-    if not placeholder.commands or placeholder.where is Where.HERE:
+    if not placeholder.commands or placeholder.where is Context.HERE:
         return False
     words = _names(placeholder.commands[-1])
     begun = placeholder.begun

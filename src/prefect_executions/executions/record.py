@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
-from prefect_executions.documents import Document, Part, Time, canonical
+from prefect_executions.documents import Document, Part, Time, canonical_json
 from prefect_executions.errors import BundleError
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
@@ -417,7 +417,7 @@ def method_name(method: Method) -> str:
 
 def value_digest(value: object) -> str:
     """Return the SHA-256 of a JSON value's canonical form."""
-    return sha256(canonical(value)).hexdigest()
+    return sha256(canonical_json(value)).hexdigest()
 
 
 class OpeningRecord(Document):

@@ -26,7 +26,7 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.secrets import mask_names
 from prefect_executions.capture.streams import open_streams
 from prefect_executions.documents import Document
-from prefect_executions.events import progressed
+from prefect_executions.events import progress_event
 from prefect_executions.executions.record import (
     ExecuteRequest,
     ExecutionRecord,
@@ -298,7 +298,7 @@ def _record_sink(call: Call, record: ExecutionRecord, bundle: OpenBundle) -> Rec
 
     def show(percent: float, message: str | None) -> None:
         nonlocal artifact
-        event = progressed(record.id, record.method.id, percent, message, now())
+        event = progress_event(record.id, record.method.id, percent, message, now())
         context.run(prefect_events.emit, [event])
         artifact = context.run(prefect_events.show_progress, artifact, call.run.id, percent, message)
 

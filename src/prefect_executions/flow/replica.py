@@ -35,7 +35,7 @@ from prefect_executions.descriptors.scripts import (
     Mark,
     MarkReader,
     Scripts,
-    merged,
+    merge_scripts,
     scripts_of,
 )
 from prefect_executions.errors import ExecutionsError, InfrastructureError, ScriptError
@@ -206,7 +206,7 @@ class Replica:
             RunRequest(
                 id=f"{self.task}.{Phase.UNDEPLOY}" if undeploying else self.task,
                 execution_id=spec.bundle.id,
-                script=merged(phases, self._mark),
+                script=merge_scripts(phases, self._mark),
                 data=data_folder(spec.bundle, str(self.number)),
                 environment={**scripts.environment, **self._variables()},
                 secrets=dict(scripts.secrets),

@@ -82,7 +82,7 @@ def emit_changes(job_status: JobStatus) -> None:
     Raises:
         Exception: As `emit`.
     """
-    emit(events.changes(job_status, datetime.now(UTC)))
+    emit(events.status_events(job_status, datetime.now(UTC)))
 
 
 def has_events(execution_id: str) -> bool:
@@ -121,12 +121,12 @@ class TerminalEvents:
 
     def archived(self, manifest_sha256: str) -> None:
         """Report that the archive has the whole record."""
-        self._archive = events.archived(self._job_status, manifest_sha256, datetime.now(UTC))
+        self._archive = events.archived_event(self._job_status, manifest_sha256, datetime.now(UTC))
         self._decided.set()
 
     def not_archived(self, why: str) -> None:
         """Report why the archive did not accept the record."""
-        self._archive = events.archive_failed(self._job_status, redact_urls(why), datetime.now(UTC))
+        self._archive = events.archive_failed_event(self._job_status, redact_urls(why), datetime.now(UTC))
         self._decided.set()
 
     def withdraw(self) -> None:
@@ -154,7 +154,7 @@ class TerminalEvents:
         in_one = self._decided.wait(_ARCHIVE_WAIT)
         if self._withdrawn:
             return
-        emit([*events.changes(self._job_status, datetime.now(UTC)), *([self._archive] if self._archive else [])])
+        emit([*events.status_events(self._job_status, datetime.now(UTC)), *([self._archive] if self._archive else [])])
         if not in_one:
             self._decided.wait()
             if self._archive:
@@ -174,7 +174,7 @@ def flush_events(timeout: float = FLUSH_TIMEOUT) -> None:
 
 def _is_too_old(job_status: JobStatus) -> bool:
     """Whether Prefect would have deleted the events by now, so that no automation reacts to them."""
-    return job_status.finished is not None and datetime.now(UTC) - job_status.finished > events.KEPT
+    return job_status.finished is not None and datetime.now(UTC) - job_status.finished > events.RETENTION
 
 
 def show_progress(artifact: Progress, flow_run_id: UUID, percent: float, message: str | None) -> Progress:

@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import BinaryIO
 from xml.sax.saxutils import escape
 
-from prefect_executions.documents import canonical, text_of_time
+from prefect_executions.documents import canonical_json, text_of_time
 from prefect_executions.executions.record import (
     NAMESPACE,
     Agent,
@@ -244,7 +244,7 @@ def _staged(run: str, staged: StagedInput, index: int) -> str:
 
 def _value(run: str, name: str, value: object) -> str:
     this = f"here:v.{_short('value', name)}"
-    data = canonical(value)
+    data = canonical_json(value)
     text = vocabulary.as_json_text(data.decode())
     short = len(text) <= vocabulary.VALUE_LIMIT
     entity = _record(

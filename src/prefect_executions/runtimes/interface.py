@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, SecretStr, field_validator
 
 from prefect_executions.capture.processes import EXECUTION_ID_ENV
-from prefect_executions.documents import Part, Time, canonical
+from prefect_executions.documents import Part, Time, canonical_json
 from prefect_executions.errors import NameRefusedError, PlanError
 from prefect_executions.executions.record import Process
 
@@ -199,7 +199,7 @@ class Plan(Part):
 
     def canonical_bytes(self) -> bytes:
         """Return the canonical form, from which the plan's digest is computed."""
-        return canonical(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return canonical_json(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     def write(self, folder: Path) -> None:
         """Create *folder* with ``plan.json`` and ``entrypoint.sh``, the script as it is run."""
