@@ -237,11 +237,11 @@ def _is_content(described: InputDescription) -> bool:
 
 def _reference(placeholder: Placeholder, described: InputDescription, value: Any) -> str:
     own = variable_name(placeholder.name)
-    if placeholder.where is Context.BARE and _is_array(described):
+    if placeholder.context is Context.BARE and _is_array(described):
         parts = len(value) if isinstance(value, list) else 0
         return " ".join(f'"${{_input_{number}_{own}}}"' for number in range(parts))
     reference = f"${{_input_{own}}}"
-    match placeholder.where:
+    match placeholder.context:
         case Context.BARE:
             return f'"{reference}"'
         case Context.SINGLE:
@@ -310,15 +310,15 @@ def _misplaced(placeholder: Placeholder, text: str, method: Method) -> str | Non
 
 def _unquotable(placeholder: Placeholder, text: str, written: str, described: InputDescription) -> str | None:
     instead = f'; use "${variable_name(placeholder.name)}"'
-    if placeholder.where is Context.QUOTED_HERE:
+    if placeholder.context is Context.QUOTED_HERE:
         return f"{written} is in a here-document with a quoted delimiter; remove the quotes from the delimiter"
-    if placeholder.where in {Context.ANSI, Context.EXPANSION}:
+    if placeholder.context in {Context.ANSI, Context.EXPANSION}:
         return f"{written} is in $'…' or ${{…}}{instead}"
     if placeholder.in_backtick_in_quotes:
         return f"{written} is between backticks inside quotes; write $(…) instead of `…`"
-    if text[placeholder.start - 1 : placeholder.start] == "$" and placeholder.where is not Context.SINGLE:
+    if text[placeholder.start - 1 : placeholder.start] == "$" and placeholder.context is not Context.SINGLE:
         return f"{written} has a $ before it, which would make it the name of a variable; remove the $"
-    if placeholder.where is Context.BARE and _is_array(described) and not placeholder.alone:
+    if placeholder.context is Context.BARE and _is_array(described) and not placeholder.alone:
         return f"{written} is a list and must be a separate word, or in quotes, where it is JSON"
     return None
 
@@ -326,7 +326,7 @@ def _unquotable(placeholder: Placeholder, text: str, written: str, described: In
 def _run_as_code(placeholder: Placeholder, text: str, written: str, described: InputDescription) -> str | None:
     if _cannot_be_code(described) and not _is_array(described):
         return None
-    if placeholder.where is Context.ARITHMETIC:
+    if placeholder.context is Context.ARITHMETIC:
         return f"{written} is in an arithmetic expression but not a number; give its schema the type number or integer"
     if names_a_variable(placeholder):
         return f"{written} would be in the name of a variable, whose brackets bash runs as code; write the name out"

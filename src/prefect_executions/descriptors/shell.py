@@ -50,7 +50,7 @@ class Placeholder:
     """One placeholder: its offsets in the text and its surroundings.
 
     Attributes:
-        where: The quotes around it; `Where.BARE` if there are none, at any depth of nesting.
+        context: The quotes around it; `Where.BARE` if there are none, at any depth of nesting.
         commands: For each command around it, the innermost last: the words before the placeholder's word.
         alone: Whether the placeholder is a complete word.
         begun: The part of its word before the placeholder.
@@ -59,7 +59,7 @@ class Placeholder:
     start: int
     end: int
     name: str
-    where: Context
+    context: Context
     commands: tuple[tuple[str, ...], ...]
     alone: bool
     in_backtick_in_quotes: bool
@@ -131,7 +131,7 @@ class _Scan:
             start=match.start(),
             end=match.end(),
             name=match[1],
-            where=Context.BARE if top.kind in _UNQUOTED else top.kind,
+            context=Context.BARE if top.kind in _UNQUOTED else top.kind,
             commands=tuple(self._words(frame.command, frame.word or frame.command) for frame in commands),
             alone=top.kind in _UNQUOTED and top.word == match.start() and self._ends_a_word(match.end()),
             in_backtick_in_quotes=quoted_tick,
@@ -355,7 +355,7 @@ def evaluated_by(placeholder: Placeholder, text: str) -> str | None:
     start, end = placeholder.start, placeholder.end
     own = text[max(text.rfind(sign, 0, start) for sign in " \t\n") + 1 : start]
     for command in placeholder.commands:
-        in_here_document = placeholder.where is Context.HERE and command is placeholder.commands[-1]
+        in_here_document = placeholder.context is Context.HERE and command is placeholder.commands[-1]
         program = next(_programs(command, own, in_here_document=in_here_document), None)
         if program:
             return program
@@ -371,7 +371,7 @@ def evaluated_by(placeholder: Placeholder, text: str) -> str | None:
 
 def names_a_variable(placeholder: Placeholder) -> bool:
     """Whether a placeholder's value would be in the name of a variable: bash runs a ``$(…)`` between its brackets."""
-    if not placeholder.commands or placeholder.where is Context.HERE:
+    if not placeholder.commands or placeholder.context is Context.HERE:
         return False
     words = _names(placeholder.commands[-1])
     begun = placeholder.begun
