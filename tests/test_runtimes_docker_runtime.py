@@ -42,15 +42,15 @@ def test_the_engine_creates_exactly_the_planned_container(runtime, plan, engine,
     limits = Resources(cpus=0.5, memory=64 << 20, processes=40, time_limit=600)
     made = plan("sleep 300", resources=limits, user="1234:1234", environment={"A": "b"})
     run = runtime.run(made)
-    told = engine.inspect_container(run.seen().container)
-    host = told["HostConfig"]
+    details = engine.inspect_container(run.seen().container)
+    host = details["HostConfig"]
     assert (host["NanoCpus"], host["Memory"], host["PidsLimit"]) == (500_000_000, 64 << 20, 40)
-    assert told["Config"]["User"] == "1234:1234"
-    assert "A=b" in told["Config"]["Env"]
-    assert told["Config"]["Labels"]["prefect-executions.execution"] == "an-execution"
+    assert details["Config"]["User"] == "1234:1234"
+    assert "A=b" in details["Config"]["Env"]
+    assert details["Config"]["Labels"]["prefect-executions.execution"] == "an-execution"
     shown = json.loads((tmp_path / "plan" / "plan.json").read_text())["spec"]
     assert {name: host[name] for name in shown["HostConfig"]} == shown["HostConfig"]
-    assert told["Image"] == shown["Image"] == run.seen().image
+    assert details["Image"] == shown["Image"] == run.seen().image
     assert run.seen().node == engine.info()["Name"]
 
 

@@ -73,18 +73,18 @@ def runtime(engine: tuple[str, str | None], tmp_path: Path) -> Iterator[Runtime]
 
 @pytest.fixture
 def ask(runtime: Runtime, tmp_path: Path) -> Iterator[Ask]:
-    """Return a function that makes a request which *runtime* takes; all that was asked for is discarded afterwards."""
-    asked: list[str] = []
+    """Return a function that makes a request that *runtime* accepts; all runs are discarded afterwards."""
+    ids: list[str] = []
     (tmp_path / "data").mkdir()
 
     def request(script: str = "true", **wishes) -> RunRequest:
-        asked.append(f"test-{uuid4()}")
+        ids.append(f"test-{uuid4()}")
         image = {"image": "executions-test", "pull": Pull.NEVER} if Capability.IMAGE in runtime.capabilities else {}
-        told = {"id": asked[-1], "execution_id": "an-execution", "data": tmp_path / "data"}
-        return RunRequest(script=script, **(told | image | wishes))
+        fields = {"id": ids[-1], "execution_id": "an-execution", "data": tmp_path / "data"}
+        return RunRequest(script=script, **(fields | image | wishes))
 
     yield request
-    for name in asked:
+    for name in ids:
         try:
             runtime.find(name).discard()
         except NotFoundError:
@@ -124,10 +124,10 @@ def begun(run: Run) -> RunStatus:
 
 def written(run: Run) -> dict[str, bytes]:
     """Return all that a run has written until its end, by stream."""
-    told = {"stdout": b"", "stderr": b""}
-    for piece in run.logs():
-        told[piece.stream] += piece.data
-    return told
+    output = {"stdout": b"", "stderr": b""}
+    for chunk in run.logs():
+        output[chunk.stream] += chunk.data
+    return output
 
 
 def test_the_logs_and_exit_code_of_a_failing_script_are_complete(start, nudge):
@@ -136,7 +136,7 @@ def test_the_logs_and_exit_code_of_a_failing_script_are_complete(start, nudge):
     assert begun(run) is RunStatus.RUNNING
 
     pieces = run.logs()
-    early = {piece.stream: piece.data for piece in (next(pieces), next(pieces))}
+    early = {chunk.stream: chunk.data for chunk in (next(pieces), next(pieces))}
     assert early == {"stdout": b"begun\n", "stderr": b"apart\n"}
     assert run.status() is RunStatus.RUNNING
     with pytest.raises(TimeoutError):
@@ -222,8 +222,8 @@ def test_environment_and_secrets_arrive_unchanged_without_the_workers_variables(
     assert run.wait(PATIENT).code == 0
     pairs = (tmp_path / "data" / "seen").read_bytes().decode().split("\0")[:-1]
     seen = dict(pair.split("=", 1) for pair in pairs)
-    told = HOSTILE | {"TOKEN": "'$(id)'\n", "EXECUTION_ID": "an-execution", RUN_ID_ENV: run.id}
-    assert {name: seen.get(name) for name in told} == told
+    expected = HOSTILE | {"TOKEN": "'$(id)'\n", "EXECUTION_ID": "an-execution", RUN_ID_ENV: run.id}
+    assert {name: seen.get(name) for name in expected} == expected
     assert "PREFECT_API_KEY" not in seen
     assert not (tmp_path / "data" / "hacked").exists()
 
@@ -237,9 +237,9 @@ def test_the_script_starts_in_the_data_folder_and_its_files_stay(runtime, start,
 
 def test_logs_return_all_bytes_unchanged(start):
     script = "perl -e 'print pack(q(C*), 0..255) x 4000; print STDERR pack(q(C*), reverse 0..255)'"
-    told = written(start(script))
-    assert told["stdout"] == bytes(range(256)) * 4000
-    assert told["stderr"] == bytes(reversed(range(256)))
+    output = written(start(script))
+    assert output["stdout"] == bytes(range(256)) * 4000
+    assert output["stderr"] == bytes(reversed(range(256)))
 
 
 def test_limits_apply_inside_the_run(runtime, start):
@@ -254,13 +254,14 @@ def test_limits_apply_inside_the_run(runtime, start):
 
 def test_a_killed_caller_finds_its_run_again(runtime, engine, ask, nudge, tmp_path):
     plan = runtime.compile(ask("echo begun; echo apart >&2; while [ ! -e go ]; do sleep 0.1; done; exit 9"), tmp_path)
-    told = {"state": str(tmp_path / "state"), "engine": engine[1]}
+    options = {"state": str(tmp_path / "state"), "engine": engine[1]}
     code = f"""
 import sys, signal, os
 from pathlib import Path
 from prefect_executions.runtimes.interface import Plan
 from prefect_executions.runtimes.registry import open_runtime
-runtime = open_runtime({runtime.name!r}, state=Path({told["state"]!r}), engine={told["engine"]!r}, open_network="host")
+options = {options!r}
+runtime = open_runtime({runtime.name!r}, state=Path(options["state"]), engine=options["engine"], open_network="host")
 runtime.run(Plan.model_validate_json(sys.stdin.buffer.read()))
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -315,7 +316,7 @@ def test_a_plan_shows_everything_but_secrets_and_needs_them_to_run(runtime, ask,
 
 @pytest.mark.parametrize("wish", Capability)
 def test_an_unsupported_capability_is_refused_before_anything_is_started(wish, runtime, ask, tmp_path):
-    asked = {
+    requests = {
         Capability.DATA: {},
         Capability.ENVIRONMENT: {"environment": {"A": "b"}},
         Capability.SECRETS: {"secrets": {"A": "b"}},
@@ -329,7 +330,7 @@ def test_an_unsupported_capability_is_refused_before_anything_is_started(wish, r
         Capability.PROCESSES: {"resources": Resources(processes=50)},
         Capability.TIME_LIMIT: {"resources": Resources(time_limit=10)},
     }
-    request = ask("true", **asked[wish])
+    request = ask("true", **requests[wish])
     # No engine with a GPU is at hand.
     if wish in runtime.capabilities and wish is not Capability.GPUS:
         runtime.compile(request, tmp_path / "plan")
@@ -341,7 +342,7 @@ def test_an_unsupported_capability_is_refused_before_anything_is_started(wish, r
 
 
 @pytest.mark.parametrize(
-    ("wishes", "told"),
+    ("wishes", "message"),
     [
         ({"environment": {"A": "nul\0"}}, "NUL"),
         ({"secrets": {"A": "sesame\0"}}, "NUL"),
@@ -362,8 +363,8 @@ def test_an_unsupported_capability_is_refused_before_anything_is_started(wish, r
     ],
     ids=lambda case: case if isinstance(case, str) else "",
 )
-def test_values_that_cannot_be_passed_on_unchanged_are_refused(wishes, told, runtime, ask, tmp_path):
-    with pytest.raises(PlanError, match=told) as refused:
+def test_values_that_cannot_be_passed_on_unchanged_are_refused(wishes, message, runtime, ask, tmp_path):
+    with pytest.raises(PlanError, match=message) as refused:
         runtime.compile(ask(**wishes), tmp_path / "plan")
     assert "sesame" not in str(refused.value)
 
@@ -386,7 +387,7 @@ def test_an_unknown_runtime_is_refused_with_the_list_of_runtimes(tmp_path):
 
 def sleepers(mark: str) -> list[str]:
     """Return the processes of this machine, in containers too, whose command names *mark*."""
-    found = []
+    names = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
             state = (place / "stat").read_text().rpartition(")")[2].split()[0]
@@ -394,5 +395,5 @@ def sleepers(mark: str) -> list[str]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         if state not in "ZX" and mark.encode() in command:
-            found.append(place.name)
-    return found
+            names.append(place.name)
+    return names

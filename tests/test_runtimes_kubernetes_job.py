@@ -18,12 +18,12 @@ ENDED = {
 def look(
     state: dict | None = None, *, status: dict | None = None, notes: dict | None = None, **metadata
 ) -> JobSnapshot:
-    """Return a look at a Job and its one pod, whose script's container is in *state*."""
-    told = {"containerStatuses": [{"name": "script", "state": state}] if state else [], **(status or {})}
+    """Return a snapshot of a Job and its one pod, whose script's container is in *state*."""
+    pod_status = {"containerStatuses": [{"name": "script", "state": state}] if state else [], **(status or {})}
     pod = {
         "metadata": {"name": "a-pod", "uid": "1", "creationTimestamp": "2026-01-01T09:00:00Z", **metadata},
         "spec": {"nodeName": "a-node"},
-        "status": told,
+        "status": pod_status,
     }
     return JobSnapshot(job={"metadata": {"annotations": notes}}, pods=(pod,))
 
@@ -98,7 +98,7 @@ def test_a_pod_that_replaces_the_assigned_one_does_not_count():
 
 
 @pytest.mark.parametrize(
-    ("told", "image", "digest"),
+    ("image_id", "image", "digest"),
     [
         ("docker://sha256:aa", "sha256:aa", None),
         ("docker-pullable://science/hello@sha256:bb", None, "science/hello@sha256:bb"),
@@ -107,8 +107,8 @@ def test_a_pod_that_replaces_the_assigned_one_does_not_count():
         ("", None, None),
     ],
 )
-def test_the_image_is_read_from_the_status_of_each_kind_of_node(told, image, digest):
-    container = {"name": "script", "imageID": told, "containerID": "containerd://cc", "state": {"running": {}}}
+def test_the_image_is_read_from_the_status_of_each_kind_of_node(image_id, image, digest):
+    container = {"name": "script", "imageID": image_id, "containerID": "containerd://cc", "state": {"running": {}}}
     seen = look(status={"containerStatuses": [container]}).seen()
     assert (seen.image, seen.image_digest) == (image, digest)
     assert (seen.container, seen.pod, seen.node) == ("cc", "a-pod", "a-node")

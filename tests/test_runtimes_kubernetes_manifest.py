@@ -49,11 +49,11 @@ def test_a_job_states_the_whole_request_and_no_secret():
     assert script["resources"]["limits"] == {"cpu": "1500m", "memory": str(1 << 30), "nvidia.com/gpu": "2"}
     assert script["resources"]["requests"] == script["resources"]["limits"]
     assert {"name": "data", "mountPath": "/ccp_data", "subPath": "data"} in script["volumeMounts"]
-    assert {one["imagePullPolicy"] for one in (*pod["containers"], *pod["initContainers"])} == {"Always"}
+    assert {container["imagePullPolicy"] for container in (*pod["containers"], *pod["initContainers"])} == {"Always"}
     assert (job["spec"]["backoffLimit"], pod["restartPolicy"]) == (0, "Never"), "nothing begins twice"
     assert pod["automountServiceAccountToken"] is False
     assert "hostNetwork" not in pod
-    values = {one["name"]: one.get("value") for one in script["env"]}
+    values = {entry["name"]: entry.get("value") for entry in script["env"]}
     assert values["A"] == "$$(B) $$$$"
 
 
@@ -61,13 +61,13 @@ def test_a_job_states_the_whole_request_and_no_secret():
 @given(st.text(alphabet="$()AB {}", max_size=12))
 def test_dollar_signs_survive_kubernetes_variable_expansion(value):
     job = job_manifest(ALL.model_copy(update={"environment": {"V": value}}), claim=None, host_network=False, keep=60)
-    (told,) = (one for one in job["spec"]["template"]["spec"]["containers"][-1]["env"] if one["name"] == "V")
-    assert expanded(told["value"]) == value
+    (variable,) = (entry for entry in job["spec"]["template"]["spec"]["containers"][-1]["env"] if entry["name"] == "V")
+    assert expanded(variable["value"]) == value
 
 
 def test_dropped_and_changed_fields_are_named_and_added_ones_are_not():
-    asked = job_manifest(ALL, claim=None, host_network=False, keep=60)
-    assert list(dropped_fields(asked, asked)) == []
+    sent = job_manifest(ALL, claim=None, host_network=False, keep=60)
+    assert list(dropped_fields(sent, sent)) == []
     assert (
         list(
             dropped_fields(
@@ -82,23 +82,23 @@ def test_dropped_and_changed_fields_are_named_and_added_ones_are_not():
 
 
 @pytest.mark.parametrize(
-    ("told", "number"),
+    ("text", "number"),
     [("1", 1), ("1500m", Decimal("1.5")), ("1Ki", 1024), ("2M", 2_000_000), ("24614916Ki", 24614916 * 1024), (0, 0)],
 )
-def test_a_quantity_is_parsed_as_kubernetes_writes_it(told, number):
-    assert parse_quantity(told) == number
+def test_a_quantity_is_parsed_as_kubernetes_writes_it(text, number):
+    assert parse_quantity(text) == number
     assert parse_quantity("a text") is None
 
 
 def expanded(text: str) -> str:
     """Put variables into *text* as Kubernetes does when none is known (its rule: $$ is $, $(NAME) stays if unknown)."""
-    told, place = "", 0
+    expanded_text, place = "", 0
     while place < len(text):
         if text[place : place + 2] == "$$":
-            told, place = told + "$", place + 2
+            expanded_text, place = expanded_text + "$", place + 2
         elif text[place : place + 2] == "$(" and ")" in text[place:]:
             end = text.index(")", place) + 1
-            told, place = told + "<a variable>", end
+            expanded_text, place = expanded_text + "<a variable>", end
         else:
-            told, place = told + text[place], place + 1
-    return told
+            expanded_text, place = expanded_text + text[place], place + 1
+    return expanded_text

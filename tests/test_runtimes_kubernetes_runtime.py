@@ -46,7 +46,7 @@ def plan(runtime: KubernetesRuntime, tmp_path: Path) -> Iterator[Callable[..., P
 
 
 def of(cluster: Cluster, kind: str, run_id: str) -> list[dict]:
-    """Return what the cluster has of one kind with the label of a run."""
+    """Return the objects of one kind with the label of a run."""
     return cluster.request("get", kind, label_selector=f"{RUN_LABEL}={run_id}")["items"]
 
 
@@ -59,21 +59,21 @@ def test_the_cluster_creates_the_planned_job_and_the_pod_gives_the_location(runt
     assert "memory" in end.why
 
     (pod,) = of(cluster, "core/pods", made.id)
-    script = next(one for one in pod["spec"]["containers"] if one["name"] == "script")
+    script = next(container for container in pod["spec"]["containers"] if container["name"] == "script")
     assert script["resources"]["limits"] == {"cpu": "500m", "memory": str(64 << 20)}
     assert script["securityContext"] == {"allowPrivilegeEscalation": False, "runAsUser": 1234, "runAsGroup": 1234}
     assert pod["spec"]["activeDeadlineSeconds"] > 600
     assert pod["metadata"]["labels"]["prefect-executions.execution"] == "an-execution"
     shown = json.loads((tmp_path / "plan" / "plan.json").read_text())["spec"]
-    assert [one["command"] for one in shown["spec"]["template"]["spec"]["containers"]] == [
-        one["command"] for one in pod["spec"]["containers"]
+    assert [container["command"] for container in shown["spec"]["template"]["spec"]["containers"]] == [
+        container["command"] for container in pod["spec"]["containers"]
     ]
 
     seen = run.seen()
     assert (seen.pod, seen.node) == (pod["metadata"]["name"], pod["spec"]["nodeName"])
     with closing(APIClient(os.environ["EXECUTIONS_TEST_DOCKER"], version="auto")) as engine:
-        told = engine.inspect_container(seen.container)
-    assert (seen.image, seen.image_digest) == (told["Image"], None), "it came from no registry"
+        details = engine.inspect_container(seen.container)
+    assert (seen.image, seen.image_digest) == (details["Image"], None), "it came from no registry"
 
     run.discard()
     assert [of(cluster, kind, made.id) for kind in ("batch/jobs", "core/pods", "core/secrets")] == [[], [], []]
@@ -94,9 +94,9 @@ def test_the_data_folder_is_sent_and_fetched_and_the_script_starts_once(runtime,
     run = runtime.run(made)
     assert runtime.find(made.id).wait(PATIENT) == runtime.find(made.id).wait(PATIENT) == run.wait(PATIENT)
     assert run.exit_code == 3
-    assert [piece.data for piece in run.logs()] == [b"from a program\n"]
-    found = {path.relative_to(data).as_posix() for path in data.rglob("*")}
-    assert found == {
+    assert [chunk.data for chunk in run.logs()] == [b"from a program\n"]
+    paths = {path.relative_to(data).as_posix() for path in data.rglob("*")}
+    assert paths == {
         *("deep", "deep/er", "deep/program", "deep/another", "empty", "empty/new", "link", "copy", "large"),
         *("a name\nof two lines", os.fsdecode(b"bytes\xff")),
     }
@@ -121,7 +121,7 @@ def test_a_run_whose_pod_is_deleted_is_lost_and_is_not_started_again(runtime, pl
     assert end.status is RunStatus.LOST
     assert "was deleted before" in end.why
     assert list(pieces) == []
-    assert runtime.find(run.id).wait(PATIENT) == run.cancel() == end, "everybody is told the same"
+    assert runtime.find(run.id).wait(PATIENT) == run.cancel() == end, "all callers get the same end"
     until = time.monotonic() + PATIENT
     while of(cluster, "core/pods", run.id) and time.monotonic() < until:
         time.sleep(0.1)
@@ -251,7 +251,7 @@ def test_the_documented_permissions_are_enough(plan, cluster, tmp_path):
     with closing(KubernetesRuntime(str(tmp_path / "config"), host_network=True)) as limited:
         limits = Resources(cpus=1)
         run = limited.run(plan("echo told; mv given left", by=limited, secrets={"A": "b"}, resources=limits))
-        assert [piece.data for piece in run.logs()] == [b"told\n"]
+        assert [chunk.data for chunk in run.logs()] == [b"told\n"]
         assert limited.find(run.id).cancel().status is RunStatus.SUCCEEDED
         run.discard()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["left"]
@@ -286,7 +286,7 @@ def test_kubeconfig_is_read_when_the_runtime_is_opened(tmp_path, monkeypatch):
 
 def _away(folder: Path, **context: str) -> str:
     """Write a kubeconfig that names a server that is not there, and return its path."""
-    told = {
+    kubeconfig = {
         "apiVersion": "v1",
         "kind": "Config",
         "clusters": [{"name": "a", "cluster": {"server": "http://127.0.0.1:1"}}],
@@ -295,5 +295,5 @@ def _away(folder: Path, **context: str) -> str:
         "current-context": "a",
     }
     config = folder / "config"
-    config.write_text(yaml.safe_dump(told))
+    config.write_text(yaml.safe_dump(kubeconfig))
     return str(config)

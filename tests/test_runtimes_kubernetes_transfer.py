@@ -21,7 +21,7 @@ NAMES = st.binary(min_size=1, max_size=120).filter(lambda name: not {0, 47} & se
 def packed(folder: Path) -> bytes:
     load = TarStream.of(folder)
     made = b"".join(load.chunks())
-    assert len(made) == load.size, "whoever receives it is told its size beforehand"
+    assert len(made) == load.size, "the receiver gets the size first"
     return made
 
 
@@ -78,8 +78,8 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
 def test_nothing_is_written_outside_the_folder(members, tmp_path):
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
-        for one in members:
-            archive.addfile(one, io.BytesIO())
+        for entry in members:
+            archive.addfile(entry, io.BytesIO())
     (tmp_path / "given").write_text("untouched")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kept").touch()

@@ -48,21 +48,21 @@ def until(come: Callable[[], object]) -> None:
 
 
 def begun(run: Run, state: Path) -> dict[str, dict[str, int]]:
-    """Return what the launcher has told of itself and the script, once the script has written something."""
+    """Return the processes of the launcher and the script, once the script has written output."""
     next(run.logs())
-    told: dict[str, dict[str, int]] = json.loads((state / run.id / "begun.json").read_text())
-    return told
+    processes: dict[str, dict[str, int]] = json.loads((state / run.id / "begun.json").read_text())
+    return processes
 
 
 def test_a_killed_launcher_ends_the_script_and_the_run_is_lost(runtime, plan, tmp_path):
     run = runtime.run(plan("echo ready; setsid sleep 300 & sleep 300"))
-    told = begun(run, tmp_path / "state")
-    os.kill(told["launcher"]["pid"], signal.SIGKILL)
+    processes = begun(run, tmp_path / "state")
+    os.kill(processes["launcher"]["pid"], signal.SIGKILL)
     end = run.wait(PATIENT)
-    assert (end.status, end.code) == (RunStatus.LOST, None), "nobody saw its code"
+    assert (end.status, end.code) == (RunStatus.LOST, None), "no process observed its exit code"
     until(lambda: alive(run.seen().process) is False)
     assert run.cancel(grace=0.2) == end
-    assert kill_execution_processes(run.id, cookie=RUN_ID_ENV) == 0, "what it had started was found by its cookie"
+    assert kill_execution_processes(run.id, cookie=RUN_ID_ENV) == 0, "its child processes were found by the run id"
 
 
 def test_a_launcher_stopped_from_outside_records_that(runtime, plan, tmp_path):
@@ -96,11 +96,11 @@ def test_a_script_inherits_only_the_listed_variables(runtime, plan, monkeypatch,
 
 def test_no_secret_is_on_disk_or_in_the_launchers_environment(runtime, plan, tmp_path):
     run = runtime.run(plan("echo ready; sleep 300", secrets={"TOKEN": "tr0ub4dor"}))
-    told = begun(run, tmp_path / "state")
-    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-    launcher = Path(f"/proc/{told['launcher']['pid']}")
-    script = Path(f"/proc/{told['script']['pid']}")
-    assert not [content for content in kept if b"tr0ub4dor" in content]
+    processes = begun(run, tmp_path / "state")
+    contents = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    launcher = Path(f"/proc/{processes['launcher']['pid']}")
+    script = Path(f"/proc/{processes['script']['pid']}")
+    assert not [content for content in contents if b"tr0ub4dor" in content]
     assert b"tr0ub4dor" not in (launcher / "environ").read_bytes() + (launcher / "cmdline").read_bytes()
     assert b"tr0ub4dor" not in (script / "cmdline").read_bytes()
     run.discard()
@@ -115,10 +115,11 @@ def test_the_launcher_is_detached_from_its_caller(runtime, plan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"), [(Resources(cpus=0.5), "whole"), (Resources(gpus=1), "gpus"), (Resources(processes=9), "proc")]
+    ("limits", "message"),
+    [(Resources(cpus=0.5), "whole"), (Resources(gpus=1), "gpus"), (Resources(processes=9), "proc")],
 )
-def test_a_limit_that_a_process_does_not_support_is_refused(limits, told, plan):
-    with pytest.raises(PlanError, match=told):
+def test_a_limit_that_a_process_does_not_support_is_refused(limits, message, plan):
+    with pytest.raises(PlanError, match=message):
         plan("true", resources=limits)
 
 
@@ -151,8 +152,8 @@ def start(name):
     (top / name).mkdir()
     assert runtime.mount_path(top / name) == {str(place)!r}
     script = "pwd; while [ ! -e go ]; do sleep 0.05; done; id -u > {place}/$NAME"
-    told = RunRequest(id=name, execution_id="e", data=top / name, script=script, environment={{"NAME": name}})
-    return runtime.run(runtime.compile(told, top / "plan"))
+    request = RunRequest(id=name, execution_id="e", data=top / name, script=script, environment={{"NAME": name}})
+    return runtime.run(runtime.compile(request, top / "plan"))
 runs = [start("first"), start("second")]
 for run in runs:
     (top / run.id / "go").touch()

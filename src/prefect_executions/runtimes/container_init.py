@@ -10,18 +10,19 @@ OWN_FOLDER = "/ccp_run"
 """The folder of a container for our own files, apart from the data."""
 
 # The first process of a container ignores SIGTERM unless it handles it; when it ends, the kernel kills all others. A
-# `wait` that a signal interrupts also returns 143, and a second one for the same process 127.
+# `wait` that a signal interrupts also returns 143, and a second one for the same process 127. This text is part of
+# plans in bundles, so its bytes do not change.
 _ENTRY = """\
-trap 'signalled=1; kill -TERM -1' TERM
+trap 'heard=1; kill -TERM -1' TERM
 /bin/sh {script} &
 main=$!
 {limit}wait "$main"
 code=$?
-while [ "$code" = 143 ] && [ "$signalled" ]; do
-  signalled=
+while [ "$code" = 143 ] && [ "$heard" ]; do
+  heard=
   wait "$main"
-  second=$?
-  [ "$second" = 127 ] || code=$second
+  again=$?
+  [ "$again" = 127 ] || code=$again
 done
 {last}exit "$code"
 """
