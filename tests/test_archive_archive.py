@@ -1,4 +1,4 @@
-"""What lies where in the archive, who wins, and what is read back."""
+"""The archive: its layout, the race for the seal, and verified reading."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def zipped(members: dict[str, bytes]) -> bytes:
     return target.getvalue()
 
 
-OUTPUTS = {"outputs/a.txt": b"a", "outputs/deep/b.bin": os.urandom(1_200_000)}  # too much to go along with the seal
+OUTPUTS = {"outputs/a.txt": b"a", "outputs/deep/b.bin": os.urandom(1_200_000)}  # too large to be sent with the seal
 
 
 def bundle(folder: Path, words: bytes = b"{}") -> Content:
@@ -62,19 +62,19 @@ def bundle(folder: Path, words: bytes = b"{}") -> Content:
 
 def keep(archive: Archive, made: Content) -> None:
     for file in made.data:
-        archive.keep_data(ID, made.folder / file.path, file.sha256)
+        archive.put_data(ID, made.folder / file.path, file.sha256)
 
 
 def names(archive: Archive) -> set[str]:
     return {found.key.removeprefix(FOLDER) for found in archive.store.list("executions/")}
 
 
-def test_an_opening_record_is_all_there_is_before_the_seal(archive: Archive, tmp_path: Path) -> None:
+def test_before_the_seal_only_the_opening_record_is_readable(archive: Archive, tmp_path: Path) -> None:
     assert archive.opening(ID) is None
-    archive.open_record(ID, b"opened")
+    archive.put_opening(ID, b"opened")
     keep(archive, bundle(tmp_path / "bundle"))
     assert archive.opening(ID) == b"opened"
-    archive.open_record(ID, b"")  # what a power cut in the first moment leaves
+    archive.put_opening(ID, b"")  # what a power cut in the first moment leaves
     assert archive.opening(ID) is None
     assert archive.seal_of(ID) is None
     with pytest.raises(NotFoundError, match=ID):
@@ -110,24 +110,26 @@ def test_one_output_is_read_out_of_the_zip(archive: Archive, tmp_path: Path) -> 
         archive.open_output(ID, "outputs/none")
 
 
-def test_a_whole_bundle_comes_down_as_it_went_up(archive: Archive, tmp_path: Path) -> None:
+def test_a_downloaded_bundle_equals_the_archived_bundle(archive: Archive, tmp_path: Path) -> None:
     made = bundle(tmp_path / "bundle")
     keep(archive, made)
     archive.seal(ID, made)
     assert archive.download(ID, tmp_path / "back").execution_id == ID
-    came = {path.relative_to(tmp_path / "back").as_posix() for path in (tmp_path / "back").rglob("*") if path.is_file()}
-    assert came == {file.path for file in (*made.files, *made.data)}
-    for path in came:
+    downloaded = {
+        path.relative_to(tmp_path / "back").as_posix() for path in (tmp_path / "back").rglob("*") if path.is_file()
+    }
+    assert downloaded == {file.path for file in (*made.files, *made.data)}
+    for path in downloaded:
         assert (tmp_path / "back" / path).read_bytes() == (made.folder / path).read_bytes()
 
 
-def test_data_that_are_there_are_not_sent_again(archive: Archive, tmp_path: Path) -> None:
+def test_data_already_stored_is_not_sent_again(archive: Archive, tmp_path: Path) -> None:
     made = bundle(tmp_path / "bundle")
     [zip_file] = made.data
-    assert archive.keep_data(ID, made.folder / "output.zip", zip_file.sha256)
-    assert not archive.keep_data(ID, made.folder / "output.zip", zip_file.sha256)
+    assert archive.put_data(ID, made.folder / "output.zip", zip_file.sha256)
+    assert not archive.put_data(ID, made.folder / "output.zip", zip_file.sha256)
     archive.store.put(f"{FOLDER}data/{zip_file.sha256}", b"half")
-    assert archive.keep_data(ID, made.folder / "output.zip", zip_file.sha256)
+    assert archive.put_data(ID, made.folder / "output.zip", zip_file.sha256)
 
 
 def test_sealing_twice_changes_nothing(archive: Archive, tmp_path: Path) -> None:
@@ -139,7 +141,7 @@ def test_sealing_twice_changes_nothing(archive: Archive, tmp_path: Path) -> None
     assert names(archive) == before
 
 
-def test_the_second_content_loses_and_takes_its_objects_away(archive: Archive, tmp_path: Path) -> None:
+def test_the_loser_of_the_seal_deletes_its_objects(archive: Archive, tmp_path: Path) -> None:
     one, two = bundle(tmp_path / "one", b'{"by": "hook"}'), bundle(tmp_path / "two", b'{"by": "settle"}')
     (two.folder / "inputs").mkdir()
     (two.folder / "inputs" / "extra").write_bytes(b"only here")
@@ -154,26 +156,26 @@ def test_the_second_content_loses_and_takes_its_objects_away(archive: Archive, t
     assert {name for name in names(archive) if not won.seal.names(name)} == {"seal.json"}
 
 
-def test_racing_sealers_leave_one_bundle_and_nothing_else(archive: Archive, tmp_path: Path) -> None:
+def test_a_race_of_sealers_leaves_one_bundle_and_no_other_objects(archive: Archive, tmp_path: Path) -> None:
     made = [bundle(tmp_path / str(number), b'{"sealer": %d}' % number) for number in range(6)]
     barrier = threading.Barrier(len(made))
-    archive.open_record(ID, b"opened")
+    archive.put_opening(ID, b"opened")
 
-    def seal(one: Content) -> bool:
+    def seal(content: Content) -> bool:
         barrier.wait()
-        keep(archive, one)
-        return archive.seal(ID, one).ours
+        keep(archive, content)
+        return archive.seal(ID, content).ours
 
     with ThreadPoolExecutor(len(made)) as pool:
         ours = list(pool.map(seal, made))
     assert ours.count(True) == 1
     assert archive.read(ID, "metadata/method.json") == b'{"sealer": %d}' % ours.index(True)
     archive.download(ID, tmp_path / "back")
-    seal_there = archive.bundle(ID).seal
-    assert {name for name in names(archive) if not seal_there.names(name)} == {"seal.json", "opening.json"}
+    winner = archive.bundle(ID).seal
+    assert {name for name in names(archive) if not winner.names(name)} == {"seal.json", "opening.json"}
 
 
-def test_the_same_manifest_with_another_attestation_is_another_content(archive: Archive, tmp_path: Path) -> None:
+def test_a_different_attestation_makes_different_content(archive: Archive, tmp_path: Path) -> None:
     def signed(name: str) -> Content:
         made = bundle(tmp_path / name)
         (made.folder / ATTESTATION).write_bytes(name.encode())
@@ -187,9 +189,9 @@ def test_the_same_manifest_with_another_attestation_is_another_content(archive: 
     assert archive.read(ID, ATTESTATION) == b"first"
 
 
-def test_nothing_is_sealed_without_its_data(archive: Archive, tmp_path: Path) -> None:
+def test_sealing_without_stored_data_is_refused(archive: Archive, tmp_path: Path) -> None:
     made = bundle(tmp_path / "bundle")
-    with pytest.raises(ArchiveError, match=r"output\.zip .* is not there"):
+    with pytest.raises(ArchiveError, match=r"output\.zip\) is missing"):
         archive.seal(ID, made)
     archive.store.put(f"{FOLDER}data/{made.data[0].sha256}", b"short")
     with pytest.raises(ArchiveError, match="has 5 bytes"):
@@ -197,7 +199,7 @@ def test_nothing_is_sealed_without_its_data(archive: Archive, tmp_path: Path) ->
     assert archive.seal_of(ID) is None
 
 
-def test_little_data_goes_along_with_the_seal_and_goes_with_a_loser(archive: Archive, tmp_path: Path) -> None:
+def test_small_data_is_sent_with_the_seal_and_deleted_with_a_loser(archive: Archive, tmp_path: Path) -> None:
     one, two = (
         content(tmp_path / name, {"metadata/method.json": b"{}"}, {"output.zip": name.encode(), "inputs/a": b"same"})
         for name in ("one", "two")
@@ -211,7 +213,7 @@ def test_little_data_goes_along_with_the_seal_and_goes_with_a_loser(archive: Arc
     assert (tmp_path / "back" / "inputs" / "a").read_bytes() == b"same"
 
 
-def test_little_data_that_changed_after_the_manifest_is_not_archived(tmp_path: Path) -> None:
+def test_small_data_that_changed_after_the_manifest_is_not_archived(tmp_path: Path) -> None:
     archive = open_archive(str(tmp_path / "archive"))
     made = content(tmp_path / "bundle", {"metadata/method.json": b"{}"}, {"output.zip": b"zip"})
     (made.folder / "output.zip").write_bytes(b"zap")
@@ -220,7 +222,7 @@ def test_little_data_that_changed_after_the_manifest_is_not_archived(tmp_path: P
     assert archive.seal_of(ID) is None
 
 
-def test_what_the_archive_level_leaves_out_is_named_in_the_seal(archive: Archive, tmp_path: Path) -> None:
+def test_the_seal_names_the_files_that_the_archive_level_leaves_out(archive: Archive, tmp_path: Path) -> None:
     made = content(
         tmp_path / "bundle", {"metadata/method.json": b"{}"}, absent={"output.zip": b"zip", "outputs/a": b"a"}
     )
@@ -232,9 +234,9 @@ def test_what_the_archive_level_leaves_out_is_named_in_the_seal(archive: Archive
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == [MANIFEST, "metadata"]
 
 
-def test_an_execution_is_removed_whole(archive: Archive, tmp_path: Path) -> None:
+def test_remove_deletes_all_objects_of_an_execution(archive: Archive, tmp_path: Path) -> None:
     made = bundle(tmp_path / "bundle")
-    archive.open_record(ID, b"opened")
+    archive.put_opening(ID, b"opened")
     keep(archive, made)
     archive.seal(ID, made)
     archive.remove(ID)
@@ -242,9 +244,9 @@ def test_an_execution_is_removed_whole(archive: Archive, tmp_path: Path) -> None
     archive.remove(ID)
 
 
-def test_a_sweep_takes_what_no_seal_names_and_nothing_that_is_pending(archive: Archive, tmp_path: Path) -> None:
+def test_a_sweep_deletes_orphans_and_nothing_that_is_pending(archive: Archive, tmp_path: Path) -> None:
     made = bundle(tmp_path / "bundle")
-    archive.open_record(ID, b"opened")
+    archive.put_opening(ID, b"opened")
     keep(archive, made)
     pending = names(archive)
     assert archive.sweep(LATER) == (0, 0)
@@ -256,7 +258,7 @@ def test_a_sweep_takes_what_no_seal_names_and_nothing_that_is_pending(archive: A
     )
     assert archive.sweep(EARLIER) == (0, 2)
     assert names(archive) == sealed
-    # What a removal that was broken off leaves: neither record nor seal. It may also be an import under way.
+    # An interrupted removal leaves neither record nor seal, and so does an import in progress.
     archive.store.delete(f"{FOLDER}opening.json", f"{FOLDER}seal.json")
     assert archive.sweep(EARLIER) == (0, 0)
     assert archive.sweep(LATER).objects == len(sealed) - 2
@@ -276,7 +278,7 @@ def test_a_file_that_changed_after_the_manifest_is_not_archived(tmp_path: Path) 
     with pytest.raises(BundleError, match="without its manifest"):
         archive.seal(ID, made._replace(files=[]))
     with pytest.raises(BundleError, match="gone"):
-        archive.keep_data(ID, tmp_path / "none", "0" * 64)
+        archive.put_data(ID, tmp_path / "none", "0" * 64)
     assert archive.seal_of(ID) is None
 
 
@@ -290,7 +292,7 @@ def sealed(tmp_path: Path) -> tuple[Path, Archive]:
     return tmp_path / "archive" / FOLDER, archive
 
 
-def test_one_flipped_bit_anywhere_is_found(sealed: tuple[Path, Archive], tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_file_is_detected(sealed: tuple[Path, Archive], tmp_path: Path) -> None:
     folder, archive = sealed
     for path in sorted(found for found in folder.rglob("*") if found.is_file() and found.name != "seal.json"):
         whole = path.read_bytes()
@@ -301,7 +303,7 @@ def test_one_flipped_bit_anywhere_is_found(sealed: tuple[Path, Archive], tmp_pat
     archive.download(ID, tmp_path / "back")
 
 
-def test_a_damaged_or_strange_seal_is_told(sealed: tuple[Path, Archive]) -> None:
+def test_a_damaged_or_foreign_seal_is_refused(sealed: tuple[Path, Archive]) -> None:
     folder, archive = sealed
     whole = (folder / "seal.json").read_bytes()
     for damaged, words in (
@@ -315,7 +317,7 @@ def test_a_damaged_or_strange_seal_is_told(sealed: tuple[Path, Archive]) -> None
             archive.bundle(ID)
 
 
-def test_missing_planted_and_escaping_files_are_told(sealed: tuple[Path, Archive], tmp_path: Path) -> None:
+def test_missing_and_planted_files_are_refused(sealed: tuple[Path, Archive], tmp_path: Path) -> None:
     folder, archive = sealed
     objects = folder / archive.bundle(ID).seal.objects
     (objects / "metadata" / "planted.json").write_bytes(b"{}")
@@ -335,7 +337,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     made = content(folder, {"metadata/method.json": b"{}"}, {"../escaped": b"out"})
     for file in made.data:
-        archive.keep_data(ID, folder / file.path, file.sha256)
+        archive.put_data(ID, folder / file.path, file.sha256)
     archive.seal(ID, made)
     with pytest.raises(ArchiveError, match="leads out"):
         archive.download(ID, tmp_path / "x" / "back")
@@ -343,7 +345,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "..", "a/b", "../../etc", "a b", ".hidden"])
-def test_what_is_no_id_is_refused(tmp_path: Path, wrong: str) -> None:
+def test_an_invalid_id_is_refused(tmp_path: Path, wrong: str) -> None:
     archive = open_archive(str(tmp_path))
     for use in (lambda: archive.opening(wrong), lambda: archive.seal_of(wrong), lambda: archive.remove(wrong)):
         with pytest.raises(NameRefusedError):
@@ -351,7 +353,7 @@ def test_what_is_no_id_is_refused(tmp_path: Path, wrong: str) -> None:
 
 
 @given(path=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_every_path_of_a_bundle_has_one_object_and_comes_back_from_it(path: str) -> None:
+def test_every_path_maps_to_one_object_name_and_back(path: str) -> None:
     seal = Seal(execution_id=ID, manifest_sha256="0" * 64, objects="sealed-0123456789abcdef/", status=Status.FAILED)
     name = seal.object_of(path)
     assert seal.path_of(name) == path
@@ -362,8 +364,8 @@ def test_every_path_of_a_bundle_has_one_object_and_comes_back_from_it(path: str)
     size=st.integers(1, 400_000),
     reads=st.lists(st.tuples(st.integers(0, 400_000), st.integers(0, 300_000)), max_size=8),
 )
-def test_a_file_over_ranges_reads_as_the_file_itself(size: int, reads: list[tuple[int, int]]) -> None:
-    from prefect_executions.seekable import open_ranges  # noqa: PLC0415 - not part of the room's public face
+def test_a_file_read_by_ranges_equals_the_file(size: int, reads: list[tuple[int, int]]) -> None:
+    from prefect_executions.seekable import open_ranges  # noqa: PLC0415 - one test needs it
 
     body = (bytes(range(251)) * (size // 251 + 1))[:size]
     with open_ranges(lambda start, end: body[start:end], size) as opened, io.BytesIO(body) as plain:

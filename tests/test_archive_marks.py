@@ -1,4 +1,4 @@
-"""The archive's marks: what is open, what was sealed lately, and up to when all was settled."""
+"""The archive's marks: open executions, recent seals, and the settle watermark."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path, need: Callable[[str,
 
 def test_an_execution_is_open_from_its_opening_record_to_its_seal(archive: Archive, tmp_path: Path) -> None:
     assert list(archive.marks.open()) == []
-    archive.open_record(ID, b"opened")
+    archive.put_opening(ID, b"opened")
     assert [mark.id for mark in archive.marks.open()] == [ID]
     sealed = archive.seal(ID, content(tmp_path, {"metadata/method.json": b"{}"})).seal
     assert list(archive.marks.open()) == []
@@ -36,23 +36,23 @@ def test_an_execution_is_open_from_its_opening_record_to_its_seal(archive: Archi
     assert mark.at <= archive.marks.clock() + timedelta(seconds=1)
 
 
-def test_a_sign_of_life_is_timed_by_the_store(archive: Archive) -> None:
-    archive.open_record(ID, b"opened")
+def test_a_heartbeat_is_timed_by_the_store(archive: Archive) -> None:
+    archive.put_opening(ID, b"opened")
     [before] = archive.marks.open()
     archive.marks.renew({ID: "/bench"})
-    assert archive.marks.places([ID, "other"]) == {ID: "/bench"}
+    assert archive.marks.workbenches([ID, "other"]) == {ID: "/bench"}
     [after] = archive.marks.open()
     assert before.renewed <= after.renewed <= archive.marks.clock() + timedelta(seconds=1)
 
 
-def test_a_mark_that_came_back_after_the_seal_is_closed_by_who_seals_again(archive: Archive, tmp_path: Path) -> None:
+def test_sealing_again_closes_a_mark_that_was_renewed_after_the_seal(archive: Archive, tmp_path: Path) -> None:
     made = content(tmp_path, {"metadata/method.json": b"{}"})
     archive.seal(ID, made)
     archive.marks.renew({ID: ""})
     assert not archive.seal(ID, made).ours or list(archive.marks.open()) == []
 
 
-def test_what_was_sealed_is_found_by_the_hour(archive: Archive) -> None:
+def test_recent_seals_are_found_by_the_hour(archive: Archive) -> None:
     for number, hours in enumerate((0, 1, 30)):
         archive.marks.close(f"{ID}.{number + 2}", "a" * 64, AT + timedelta(hours=hours))
     since = {
@@ -62,18 +62,18 @@ def test_what_was_sealed_is_found_by_the_hour(archive: Archive) -> None:
     assert since == {0: ["2", "3", "4"], 1: ["3", "4"], 2: ["4"]}
 
 
-def test_up_to_when_all_was_settled_is_remembered(archive: Archive) -> None:
+def test_the_settle_watermark_is_stored(archive: Archive) -> None:
     assert archive.marks.settled_until() is None
     archive.marks.settle_until(AT)
     assert archive.marks.settled_until() == AT
 
 
-def test_a_late_word_is_kept_beside_the_seal_and_survives_a_sweep(archive: Archive, tmp_path: Path) -> None:
+def test_a_late_seal_is_stored_beside_the_seal_and_survives_a_sweep(archive: Archive, tmp_path: Path) -> None:
     made = content(tmp_path, {"metadata/method.json": b"{}"})
     archive.seal(ID, made)
     before = archive.seal_of(ID)
-    archive.note_late(ID, b"late")
-    archive.note_late(ID, b"late")
+    archive.put_late_seal(ID, b"late")
+    archive.put_late_seal(ID, b"late")
     archive.sweep(datetime.now(UTC) + timedelta(days=1))
-    assert archive.late_words(ID) == [b"late"]
+    assert archive.late_seals(ID) == [b"late"]
     assert archive.seal_of(ID) == before

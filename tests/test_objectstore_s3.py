@@ -127,7 +127,7 @@ def test_a_bit_that_is_flipped_on_the_way_is_found(harmed: Harmed, tmp_path: Pat
     archive = Archive(harmed.store)
     made = content(tmp_path / "bundle", {"metadata/method.json": b'{"id": "m"}'}, {"output.zip": os.urandom(300_000)})
     [zip_file] = made.data
-    archive.keep_data(ID, made.folder / "output.zip", zip_file.sha256)
+    archive.put_data(ID, made.folder / "output.zip", zip_file.sha256)
     archive.seal(ID, made)
     for path, flip in (("data/", 250_000), ("method.json", 3), ("manifest", 3)):
         flipped = harmed.proxy.harm(method="GET", path=path, flip=flip)

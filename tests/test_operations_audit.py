@@ -64,7 +64,7 @@ def written_down(
     previous = sha256(before).hexdigest() if before else None
     told = checkpoint_of(seals, number=number, previous=previous, until=until, key=a_key(key))
     assert archive.checkpoints.add(number, told.to_json())
-    archive.keep_inclusions(list(inclusions(told)))
+    archive.put_inclusions(list(inclusions(told)))
 
 
 def fill(bench: Workbench) -> None:
@@ -338,7 +338,7 @@ def test_on_s3_nothing_is_found_until_somebody_changes_it(need, tmp_path):
 def test_what_is_not_complete_is_no_violation(tmp_path):
     bench = a_bench(tmp_path, signs=False)
     sealed(bench, VICTIM)
-    bench.archive.open_record(OTHER, b"{}")
+    bench.archive.put_opening(OTHER, b"{}")
     found = list(audit(bench.archive, trusting()))
     assert {(one.weight, one.kind, one.execution) for one in found} == {
         ("incomplete", "unsigned", VICTIM),
@@ -364,7 +364,7 @@ def test_a_seal_in_no_checkpoint_yet_and_leftovers_are_told_as_incomplete(place,
 def test_an_execution_that_was_removed_with_a_note_is_no_violation(place):
     archive = place.archive()
     digest = archive.seal_of(VICTIM).manifest_sha256
-    archive.note_removal(
+    archive.put_removal(
         Removed(execution_id=VICTIM, manifest_sha256=digest, removed=datetime.now(UTC), why="asked for")
     )
     archive.remove(VICTIM)

@@ -286,7 +286,7 @@ def test_a_run_on_a_lost_machine_is_sealed_from_the_archive(scene, elsewhere):
         age(run.id, A_MINUTE)
     late = scene.settle(there)
     assert late[str(gone.id)].status is Status.FAILED
-    words = [json.loads(data) for data in scene.bench.archive.late_words(str(gone.id))]
+    words = [json.loads(data) for data in scene.bench.archive.late_seals(str(gone.id))]
     assert [word["executionId"] for word in words] == [str(gone.id)]
     assert (far.folder / ".late" / str(gone.id) / "outputs/regions.csv").exists()
     assert far.ledger.get(str(gone.id)).archive == "archived"
@@ -297,7 +297,7 @@ def test_a_run_on_a_lost_machine_is_sealed_from_the_archive(scene, elsewhere):
 def test_an_opening_record_lost_in_a_power_cut_is_rebuilt_from_prefect(scene, elsewhere):
     there = scene.home.with_name("there")
     run, _ = scene.opened(scene.deploy(measures), process=FAR, at=there)
-    scene.bench.archive.open_record(str(run.id), b"", place=str(there))  # what the file system has after it
+    scene.bench.archive.put_opening(str(run.id), b"", workbench=str(there))  # what the file system has after it
     there.rename(scene.home.with_name("away"))
     scene.silence(run)
     results = scene.settle(elsewhere)
@@ -328,7 +328,7 @@ def test_a_run_that_loses_the_race_to_seal_leaves_a_late_seal(scene, elsewhere):
     record = scene.record(run_id)
 
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.LOST)
-    [word] = [json.loads(data) for data in scene.bench.archive.late_words(run_id)]
+    [word] = [json.loads(data) for data in scene.bench.archive.late_seals(run_id)]
     assert (word["status"], word["executionId"]) == ("COMPLETED", run_id)
     assert (scene.home / "workbench" / ".late" / run_id / "outputs/result.txt").read_text() == "late"
     assert scene.bench.ledger.get(run_id).status is Status.FAILED

@@ -44,7 +44,7 @@ def archive(endpoint: str, bucket: str) -> Callable[[str, Path], None]:
     kept = Archive(open_store(f"s3://{bucket}", options=options, timeout=timedelta(hours=1)))
 
     def put(name: str, path: Path) -> None:
-        kept.keep_data(name, path, "0" * 64)
+        kept.put_data(name, path, "0" * 64)
 
     return put
 

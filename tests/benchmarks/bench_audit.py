@@ -45,7 +45,7 @@ def seal(archive: Archive, record: ExecutionRecord) -> None:
     files += [closing, BundleFile(layout.ATTESTATION, sha256(signed).hexdigest(), len(signed))]
     zipped = [file for file in files if file.path == layout.OUTPUT_ZIP]
     small = [file for file in files if file.path != layout.OUTPUT_ZIP]
-    archive.seal(record.id, Content(Path(), small, zipped, [], record.status, record.finished, NOON, held=held))
+    archive.seal(record.id, Content(Path(), small, zipped, [], record.status, record.finished, NOON, in_memory=held))
 
 
 def timed(name: str, seconds: float, count: int, base: float | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Where sealed bundles are kept: object storage behind one narrow interface, and what lies where in it."""
+"""The archive of sealed bundles: its layout in an object store, seals, marks and checkpoints."""

@@ -1,23 +1,23 @@
-"""What lies where in the archive, and in which order it is written.
+"""The archive of sealed bundles: its layout in an object store and the order of writes.
 
 ::
 
     executions/<id>/
-    ├── opening.json           the opening record, put before user code runs
-    ├── suspended.zip          the open bundle of a run that is suspended, until it is sealed
-    ├── data/<sha256>          what is big: output.zip, staged inputs
-    ├── sealed-<16 hex>/…      the small files of the bundle, under their paths in it
-    ├── imported.json          of an imported execution: from where and when
-    ├── seal.json              created last, and only if it is not there
+    ├── opening.json           the opening record, stored before user code runs
+    ├── suspended.zip          the open bundle of a suspended run, until the run is sealed
+    ├── data/<sha256>          large files: output.zip, staged inputs
+    ├── sealed-<16 hex>/…      the small files of the bundle, under their paths in the bundle
+    ├── imported.json          where and when an imported execution was imported
+    ├── seal.json              created last, with create-if-absent
     ├── inclusion.json         the proof that the seal is in a checkpoint
-    └── late/<16 hex>.json     what was heard after the seal and changed nothing
+    └── late/<16 hex>.json     reports that arrived after the seal; they change nothing
 
-Law: data, then metadata, then the seal; readers go the other way, and without a
-seal there is an opening record or nothing. Sealers of different content write to
-different folders and the seal decides, so a bundle is never a mixture of two.
+Law: write data, then metadata, then the seal; read in reverse order. Without a seal,
+readers see the opening record or nothing. Processes that race to seal different
+content write to different folders, and the seal names one, so bundles never mix.
 
-Beside them lie the marks (`marks`), which say at a glance what is open, the signed
-`checkpoints`, and ``removed/<id>.json``, which says of an execution that somebody removed it.
+Other prefixes hold the marks of open and sealed executions (`Marks`), the signed
+checkpoints (`Checkpoints`), and ``removed/<id>.json`` for each removed execution.
 """
 
 from __future__ import annotations
@@ -59,21 +59,20 @@ from prefect_executions.seekable import open_ranges
 from prefect_executions.tracepoints import TracePoint, trace_point
 
 _ROOT = "executions/"
-# A file up to this size is read and checked against its digest before it is put; a larger one streams.
+# A file up to this size is read and checked against its digest before it is stored; a larger one is streamed.
 _SMALL = 8 * 1024**2
-# What all data of a bundle may have together to go along: less than what sealing can send without anybody noticing.
-_ALONG = 1024**2
+# Up to this total size, sealing sends the data together with the small files without a noticeable delay.
+_SENT_WITH_SEAL = 1024**2
 
 
 class Content(NamedTuple):
-    """A finished bundle as it is to be archived.
+    """A finished bundle, ready for the archive.
 
-    `files` are put as single objects and must hold the manifest; `data` are kept
-    already by `Archive.keep_data`, unless they are so little that they go along
-    (`goes_along`); `absent` are the files of the bundle that its archive level
-    leaves out. `at` is the time of sealing, for the marks. `beside` are objects that
-    go with the bundle and are none of its files, by name; `held` are files that are in
-    memory and not in the folder.
+    `files` are stored as single objects and must include the manifest. `data` must
+    already be stored with `Archive.put_data`, unless it is small (`sent_with_seal`).
+    `absent` are the files that the archive level leaves out. `at` is the time of
+    sealing, for the marks. `extra_objects` are stored beside the bundle, by name.
+    `in_memory` holds the contents of files that are not in `folder`.
     """
 
     folder: Path
@@ -83,92 +82,92 @@ class Content(NamedTuple):
     status: Status
     finished: datetime | None
     at: datetime
-    beside: Mapping[str, bytes] = {}
-    held: Mapping[str, bytes] = {}
+    extra_objects: Mapping[str, bytes] = {}
+    in_memory: Mapping[str, bytes] = {}
 
 
 class Sealing(NamedTuple):
-    """What came of a sealing: the one seal there is, and whether it is of the content that was given."""
+    """The result of sealing: the winning seal, and whether it is the seal of our content."""
 
     seal: Seal
     ours: bool
 
 
 class Swept(NamedTuple):
-    """What a sweep removed: broken-off uploads, and objects that no seal names."""
+    """How much a sweep removed: interrupted uploads, and objects that no seal names."""
 
     uploads: int
     objects: int
 
 
 class Archive:
-    """The sealed bundles in a store."""
+    """The archive in an object store."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.marks = Marks(store)
         self.checkpoints = Checkpoints(store)
 
-    def open_record(self, execution_id: str, data: bytes, *, place: str = "") -> None:
-        """Keep the opening record *data* and mark the execution as open; called before user code runs.
+    def put_opening(self, execution_id: str, data: bytes, *, workbench: str = "") -> None:
+        """Store the opening record *data* and mark the execution as open; called before user code runs.
 
-        *place* is the path of the Workbench that has the bundle.
+        *workbench* is the path of the Workbench that has the bundle.
         """
-        objects = {folder_of(execution_id) + OPENING: data, open_key(execution_id): place.encode()}
-        # User code would wait for the disk, for the case that the power fails in its first moment.
+        objects = {folder_of(execution_id) + OPENING: data, open_key(execution_id): workbench.encode()}
+        # Not synced: user code would wait for the disk, only in case the power fails in its first moment.
         self.store.put_many(objects, durability=Durability.ASYNC)
 
     def opening(self, execution_id: str) -> bytes | None:
-        """Return the opening record, or None where none was kept, or a power cut left nothing in it."""
-        return self.store.get_many([folder_of(execution_id) + OPENING]).get(folder_of(execution_id) + OPENING) or None
+        """Return the opening record, or None if it is missing, or empty after a power cut."""
+        return self._get(folder_of(execution_id) + OPENING) or None
 
-    def keep_suspended(self, execution_id: str, path: Path) -> None:
-        """Keep the open bundle of a run that is suspended, a zip; it replaces the one before."""
+    def put_suspended(self, execution_id: str, path: Path) -> None:
+        """Store the zip of a suspended run's open bundle; replace an earlier zip."""
         self.store.put(folder_of(execution_id) + SUSPENDED, path)
 
     def suspended(self, execution_id: str) -> BinaryIO | None:
-        """Open what `keep_suspended` kept, or return None where nothing is kept; it is to be read as hostile input."""
+        """Open the zip that `put_suspended` stored, or return None; treat it as hostile input."""
         key = folder_of(execution_id) + SUSPENDED
-        there = self.store.head(key)
-        if there is None:
+        info = self.store.head(key)
+        if info is None:
             return None
-        return open_ranges(lambda start, end: self.store.get_range(key, start, end), there.size)
+        return open_ranges(lambda start, end: self.store.get_range(key, start, end), info.size)
 
-    def forget_suspended(self, execution_id: str) -> None:
-        """Remove what `keep_suspended` kept; where nothing is, nothing changes."""
+    def delete_suspended(self, execution_id: str) -> None:
+        """Delete the zip that `put_suspended` stored, if it exists."""
         self.store.delete(folder_of(execution_id) + SUSPENDED)
 
-    def keep_data(self, execution_id: str, path: Path, digest: str) -> bool:
-        """Keep the file at *path*, whose SHA-256 is *digest*; return whether it had to be sent.
+    def put_data(self, execution_id: str, path: Path, digest: str) -> bool:
+        """Store the file at *path*, whose SHA-256 is *digest*; return whether an upload was necessary.
 
-        A call that was broken off is to be repeated: it goes on where it was.
+        After an interruption, call it again: the upload resumes.
 
         Raises:
-            BundleError: If there is no such file.
+            BundleError: If the file does not exist.
             ArchiveError: If the store fails.
         """
         key = folder_of(execution_id) + data_name(digest)
         if not path.is_file():
-            raise BundleError(f"{path} is gone and cannot be archived")
-        there = self.store.head(key)
-        if there and there.size == path.stat().st_size:
+            raise BundleError(f"{path} is gone, so it cannot be archived")
+        info = self.store.head(key)
+        if info and info.size == path.stat().st_size:
             return False
         self.store.put(key, path)
         trace_point(TracePoint.DATA_SENT, execution_id, digest)
         return True
 
     def seal(self, execution_id: str, content: Content) -> Sealing:
-        """Put the small files of *content*, then create the seal, unless there is one.
+        """Store the small files of *content*, then create the seal if it is absent.
 
-        Doing it twice changes nothing. Where another content was sealed before,
-        what this call and its `keep_data` put, and the winner does not name, is removed.
+        A second call changes nothing. If other content has been sealed already, this
+        call deletes the objects that it and `put_data` stored, unless the winner names them.
 
         Raises:
-            BundleError: If a file does not have the digest it should have.
-            ArchiveError: If the store fails, or some of the data were not kept.
+            BundleError: If a file's digest is wrong.
+            ArchiveError: If the store fails, or part of the data has not been stored.
         """
         sealing = self._seal(execution_id, content)
-        with suppress(ArchiveError):  # the seal stands; a mark that is left says only that somebody should look
+        with suppress(ArchiveError):  # the seal is valid; a left-over mark only makes readers look at the seal
             self.marks.close(execution_id, sealing.seal.manifest_sha256, content.at)
             trace_point(TracePoint.MARKED, execution_id)
         return sealing
@@ -178,13 +177,13 @@ class Archive:
         winner = self.seal_of(execution_id)
         if winner is None:
             files = [*content.files]
-            if goes_along(content.data):
+            if sent_with_seal(content.data):
                 files += content.data
             else:
                 self._check_data(execution_id, ours)
             folder = folder_of(execution_id)
             objects = {folder + ours.object_of(file.path): _load(content, file) for file in files}
-            objects |= {folder + name: data for name, data in content.beside.items()}
+            objects |= {folder + name: data for name, data in content.extra_objects.items()}
             self.store.put_many(objects, durability=Durability.WITH_SEAL)
             trace_point(TracePoint.FILES_SENT, execution_id)
             if self.store.put_if_absent(folder + SEAL, ours.to_json(), after=objects):
@@ -196,58 +195,55 @@ class Archive:
         return Sealing(winner, winner == ours)
 
     def seal_of(self, execution_id: str) -> Seal | None:
-        """Return the seal, or None where the execution is not sealed."""
-        key = folder_of(execution_id) + SEAL
-        data = self.store.get_many([key]).get(key)
+        """Return the seal, or None if the execution is not sealed."""
+        data = self._get(folder_of(execution_id) + SEAL)
         return None if data is None else parse_seal(execution_id, data)
 
     def seals_of(self, ids: Iterable[str]) -> dict[str, Seal]:
-        """Return the seals of several executions, fetched together; of one that is not sealed there is none.
+        """Return the seals of several executions by id, fetched together; unsealed executions are left out.
 
         Raises:
-            ArchiveError: If one is damaged.
+            ArchiveError: If a seal is damaged.
         """
         keys = {folder_of(execution_id) + SEAL: execution_id for execution_id in ids}
-        found = self.store.get_many(keys)
-        return {keys[key]: parse_seal(keys[key], data) for key, data in found.items()}
+        objects = self.store.get_many(keys)
+        return {keys[key]: parse_seal(keys[key], data) for key, data in objects.items()}
 
-    def keep_inclusions(self, proofs: Sequence[Inclusion]) -> None:
-        """Keep the proof of each seal that is in a checkpoint beside it."""
-        objects = {folder_of(one.seal.execution_id) + INCLUSION: one.to_json() for one in proofs}
+    def put_inclusions(self, proofs: Sequence[Inclusion]) -> None:
+        """Store each proof of inclusion beside its seal."""
+        objects = {folder_of(proof.seal.execution_id) + INCLUSION: proof.to_json() for proof in proofs}
         self.store.put_many(objects, durability=Durability.ASYNC)
 
     def inclusion(self, execution_id: str) -> bytes | None:
-        """Return the proof that the seal of an execution is in a checkpoint, or None where it is in none yet."""
-        key = folder_of(execution_id) + INCLUSION
-        return self.store.get_many([key]).get(key)
+        """Return the proof that the seal is in a checkpoint, or None if no checkpoint has it yet."""
+        return self._get(folder_of(execution_id) + INCLUSION)
 
     def imported(self, execution_id: str) -> Imported | None:
-        """Return how an execution came here that was imported, or None for one that was not.
+        """Return where and when an execution was imported, or None if it was not imported.
 
         Raises:
-            ArchiveError: If the mark is damaged.
+            ArchiveError: If the import record is damaged.
         """
-        key = folder_of(execution_id) + IMPORTED
-        data = self.store.get_many([key]).get(key)
+        data = self._get(folder_of(execution_id) + IMPORTED)
         try:
             return None if data is None else Imported.from_json(data)
         except BundleError as error:
-            raise ArchiveError(f"The mark of the import of {execution_id} is damaged: {error}") from error
+            raise ArchiveError(f"The import record {IMPORTED} of {execution_id} is damaged: {error}") from error
 
-    def note_late(self, execution_id: str, data: bytes) -> None:
-        """Keep what was heard of an execution after another had sealed it; the same words are kept once."""
+    def put_late_seal(self, execution_id: str, data: bytes) -> None:
+        """Store a report that lost the race for the seal; identical reports are stored once."""
         self.store.put(f"{folder_of(execution_id)}{LATE}{sha256(data).hexdigest()[:16]}.json", data)
 
-    def late_words(self, execution_id: str) -> list[bytes]:
-        """Return what was heard of an execution after it was sealed, in no order."""
-        keys = [found.key for found in self.store.list(folder_of(execution_id) + LATE)]
+    def late_seals(self, execution_id: str) -> list[bytes]:
+        """Return the reports that lost the race for the seal, in any order."""
+        keys = [info.key for info in self.store.list(folder_of(execution_id) + LATE)]
         return list(self.store.get_many(keys).values())
 
     def bundle(self, execution_id: str) -> ArchivedBundle:
         """Return the sealed bundle for reading.
 
         Raises:
-            NotFoundError: If there is no seal.
+            NotFoundError: If the execution is not sealed.
         """
         seal = self.seal_of(execution_id)
         if seal is None:
@@ -255,71 +251,73 @@ class Archive:
         return ArchivedBundle(self.store, seal)
 
     def read(self, execution_id: str, path: str) -> bytes:
-        """Return one file of a sealed bundle; its digest is checked."""
+        """Return one file of a sealed bundle, after checking its digest."""
         return self.bundle(execution_id).read(path)
 
     def open_file(self, execution_id: str, path: str) -> BinaryIO:
-        """Return one file of a sealed bundle to be read in pieces; its digest is the caller's to check."""
+        """Open one file of a sealed bundle for random access; the caller must check its digest."""
         return self.bundle(execution_id).open(path)
 
     def open_output(self, execution_id: str, member: str) -> BinaryIO:
-        """Return one member of the bundle's output.zip; only its own bytes are fetched, and its CRC is checked."""
+        """Open one member of output.zip; this fetches only the member's bytes and checks its CRC."""
         return self.bundle(execution_id).open_output(member)
 
     def download(self, execution_id: str, folder: Path) -> Seal:
-        """Bring a sealed bundle into *folder*, outputs as their zip, every digest checked; return its seal."""
+        """Download a sealed bundle to *folder*, check every digest, and return the seal; outputs stay zipped."""
         bundle = self.bundle(execution_id)
         bundle.download(folder)
         return bundle.seal
 
     def listing(self) -> Iterator[ObjectInfo]:
-        """Yield every object of every execution; those of one stand together."""
+        """Yield every object of every execution, grouped by execution."""
         return self.store.list(_ROOT)
 
     def ids(self) -> Iterator[str]:
-        """Yield the ids of all executions, sealed or opened; one that was just removed may still be among them."""
+        """Yield the ids of all executions, sealed or open; a recently removed id may still be listed."""
         return self.store.list_children(_ROOT)
 
     def removed(self, execution_id: str) -> Removed | None:
-        """Return when and why an execution was removed, or None for one that was not.
+        """Return when and why an execution was removed, or None if it was not removed.
 
         Raises:
-            ArchiveError: If the note is damaged.
+            ArchiveError: If the removal record is damaged.
         """
-        key = removed_key(execution_id)
-        data = self.store.get_many([key]).get(key)
+        data = self._get(removed_key(execution_id))
         try:
             return None if data is None else Removed.from_json(data)
         except BundleError as error:
-            raise ArchiveError(f"The note of the removal of {execution_id} is damaged: {error}") from error
+            raise ArchiveError(f"The removal record of {execution_id} is damaged: {error}") from error
 
-    def note_removal(self, removed: Removed) -> None:
-        """Say, before it is done, that an execution is removed, so that nobody makes its record anew."""
+    def put_removal(self, removed: Removed) -> None:
+        """Store the removal record; do this before `remove`, so that settle does not recreate the execution."""
         self.store.put(removed_key(removed.execution_id), removed.to_json())
 
     def remove(self, execution_id: str) -> None:
-        """Remove an execution. Broken off, it leaves a sealed one as it was, or objects that a sweep takes."""
+        """Delete all objects of an execution.
+
+        An interruption leaves a sealed execution readable, or objects that `sweep` deletes.
+        """
         folder = folder_of(execution_id)
-        # Without its seal but with its opening record it would look like one that has yet to be settled.
+        # First the opening record: without a seal it would make the execution look unsettled.
         self.store.delete(folder + OPENING, open_key(execution_id))
         self.store.delete(folder + SEAL)
-        self.store.delete(*[found.key for found in self.store.list(folder)])
+        self.store.delete(*[info.key for info in self.store.list(folder)])
 
     def sweep(self, older_than: datetime) -> Swept:
-        """Remove uploads that were begun before *older_than*, and objects that no seal will ever name."""
+        """Abort uploads that began before *older_than*, and delete objects that no seal will ever name."""
         uploads = self.store.abort_stale(older_than)
         return Swept(uploads, sum(self._sweep(execution_id, older_than) for execution_id in self.ids()))
 
     def _sweep(self, execution_id: str, older_than: datetime) -> int:
         folder = folder_of(execution_id)
         seal = self.seal_of(execution_id)
-        found = list(self.store.list(folder))
-        names = {one.key.removeprefix(folder) for one in found}
+        infos = list(self.store.list(folder))
+        names = {info.key.removeprefix(folder) for info in infos}
         if seal:
-            # A seal never changes, so age does not matter here.
-            kept = {SEAL, OPENING, IMPORTED, INCLUSION} | {name for name in names if name.startswith(LATE)}
-            orphans = {name for name in names - kept if not seal.names(name)}
-        elif OPENING in names or any(one.modified is None or one.modified >= older_than for one in found):
+            # A seal never changes, so the age of the objects does not matter.
+            wanted = {SEAL, OPENING, IMPORTED, INCLUSION} | {name for name in names if name.startswith(LATE)}
+            orphans = {name for name in names - wanted if not seal.names(name)}
+        elif OPENING in names or any(info.modified is None or info.modified >= older_than for info in infos):
             orphans = set()
         else:
             orphans = names
@@ -328,41 +326,41 @@ class Archive:
 
     def _check_data(self, execution_id: str, seal: Seal) -> None:
         for path, data in seal.data.items():
-            there = self.store.head(folder_of(execution_id) + data.object)
-            if there is None or there.size != data.size:
-                found = f"has {there.size} bytes" if there else "is not there"
-                raise ArchiveError(
-                    f"{path} of {execution_id} cannot be sealed: {data.object} of {data.size} bytes {found}"
-                )
+            info = self.store.head(folder_of(execution_id) + data.object)
+            if info is None or info.size != data.size:
+                fault = f"has {info.size} bytes, expected {data.size}" if info else "is missing in the archive"
+                raise ArchiveError(f"{execution_id} cannot be sealed: {data.object} ({path}) {fault}")
 
     def _remove_loser(self, execution_id: str, loser: Seal, winner: Seal) -> None:
         folder = folder_of(execution_id)
-        put = (
-            [found.key for found in self.store.list(folder + loser.objects)] if loser.objects != winner.objects else []
-        )
-        kept = [folder + data.object for data in loser.data.values() if not winner.names(data.object)]
-        self.store.delete(*put, *kept)
+        keys = [folder + data.object for data in loser.data.values() if not winner.names(data.object)]
+        if loser.objects != winner.objects:
+            keys += [info.key for info in self.store.list(folder + loser.objects)]
+        self.store.delete(*keys)
+
+    def _get(self, key: str) -> bytes | None:
+        return self.store.get_many([key]).get(key)
 
 
 def open_archive(url: str, *, options: Mapping[str, Any] = NO_OPTIONS, timeout: timedelta = TIMEOUT) -> Archive:
     """Return the archive at *url*; see `open_store`.
 
     Raises:
-        SettingsError: If nothing can be kept at such a URL.
+        SettingsError: If *url* cannot hold an archive.
     """
     return Archive(open_store(url, options=options, timeout=timeout))
 
 
-def goes_along(data: Iterable[BundleFile]) -> bool:
-    """Whether *data* is so little that `Archive.seal` puts it with the small files, in the same breath."""
-    return sum(file.size for file in data) <= _ALONG
+def sent_with_seal(data: Iterable[BundleFile]) -> bool:
+    """Return whether *data* is so small that `Archive.seal` stores it together with the small files."""
+    return sum(file.size for file in data) <= _SENT_WITH_SEAL
 
 
 def _seal_for(execution_id: str, content: Content) -> Seal:
     manifest = next((file for file in content.files if file.path == MANIFEST), None)
     if manifest is None:
         raise BundleError(f"{execution_id} cannot be sealed without its {MANIFEST}")
-    # Named by all the files and not by the manifest alone, which does not list the attestation.
+    # The name is a digest of all files, because the manifest does not list the attestation.
     name = sha256(render(content.files)).hexdigest()[:16]
     return Seal(
         execution_id=check_execution_id(execution_id),
@@ -377,12 +375,12 @@ def _seal_for(execution_id: str, content: Content) -> Seal:
 
 def _load(content: Content, file: BundleFile) -> bytes | Path:
     path = content.folder / file.path
-    if file.size > _SMALL and file.path not in content.held:
+    if file.size > _SMALL and file.path not in content.in_memory:
         return path
     try:
-        data = content.held[file.path] if file.path in content.held else path.read_bytes()
+        data = content.in_memory[file.path] if file.path in content.in_memory else path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} cannot be read to be archived: {error.strerror}") from error
+        raise BundleError(f"{path} cannot be read for the archive: {error.strerror}") from error
     if sha256(data).hexdigest() != file.sha256:
         raise BundleError(f"{path} has changed since the bundle was sealed")
     return data

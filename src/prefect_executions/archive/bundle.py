@@ -1,7 +1,7 @@
-"""A sealed bundle in the archive, read file by file, output by output, or as a whole.
+"""Reading a sealed bundle from the archive: single files, single outputs, or the whole bundle.
 
-Law: what is read is checked. The seal gives the manifest's digest, the manifest
-that of every other file.
+Law: every file is verified on reading. The seal has the digest of the manifest, and the
+manifest has the digests of all other files.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
 from prefect_executions.objectstore.interface import ObjectInfo, Store
 from prefect_executions.seekable import open_ranges
 
-# How much of a bundle's small files is in memory at a time while it is downloaded.
+# A download holds at most this many bytes of small files in memory.
 _BATCH = 32 * 1024**2
 
 
 class ArchivedBundle:
-    """One sealed bundle; nothing is fetched before it is asked for."""
+    """One sealed bundle; files are fetched on demand."""
 
     def __init__(self, store: Store, seal: Seal) -> None:
         self.seal = seal
@@ -34,7 +34,7 @@ class ArchivedBundle:
 
     @property
     def manifest(self) -> Mapping[str, str]:
-        """The digest of each file of the bundle, of those that are not archived too."""
+        """The SHA-256 of each file of the bundle by path, even of files that are not archived."""
         if self._manifest is None:
             self.read_many([])
         return self._manifest or {}
@@ -44,80 +44,83 @@ class ArchivedBundle:
 
         Raises:
             NotFoundError: If the bundle has no such file, or its archive level left it out.
-            ArchiveError: If it is not what was sealed.
+            ArchiveError: If the file differs from what was sealed.
         """
-        found = self.read_many([path])
-        if path not in found:
+        files = self.read_many([path])
+        if path not in files:
             left_out = " (its archive level left it out)" if path in self.seal.absent else ""
             raise NotFoundError(
                 f"There is no file {path} of execution {self.seal.execution_id} in the archive{left_out}"
             )
-        return found[path]
+        return files[path]
 
     def read_many(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Return several files by path, fetched together; those that are not there are left out."""
+        """Return several files by path, fetched together; missing files are left out."""
         keys = {path: self._key(path) for path in paths if path not in self.seal.absent}
-        unread = {self._key(MANIFEST)} if self._manifest is None else set()
-        found = self._store.get_many({*keys.values(), *unread})
+        manifest_key = {self._key(MANIFEST)} if self._manifest is None else set()
+        objects = self._store.get_many({*keys.values(), *manifest_key})
         if self._manifest is None:
-            self._manifest = self._parsed(found.get(self._key(MANIFEST), b""))
-        return {path: self._checked(path, found[key]) for path, key in keys.items() if key in found}
+            self._manifest = self._parse_manifest(objects.get(self._key(MANIFEST), b""))
+        return {path: self._verified(path, objects[key]) for path, key in keys.items() if key in objects}
 
     def open(self, path: str) -> BinaryIO:
-        """Return one file to be read in pieces, from anywhere in it; its digest is the caller's to check."""
+        """Open one file for random access; the caller must check its digest."""
         data = self.seal.data.get(path)
-        head = ObjectInfo("", data.size) if data else self._store.head(self._key(path))
-        if head is None:
+        info = ObjectInfo("", data.size) if data else self._store.head(self._key(path))
+        if info is None:
             raise NotFoundError(f"There is no file {path} of execution {self.seal.execution_id} in the archive")
         key = self._key(path)
-        return open_ranges(lambda start, end: self._store.get_range(key, start, end), head.size)
+        return open_ranges(lambda start, end: self._store.get_range(key, start, end), info.size)
 
     def open_output(self, member: str) -> BinaryIO:
-        """Return one member of output.zip; its CRC is checked at its end, its digest is the caller's to check.
+        """Open one member of output.zip; its CRC is checked at the end, and the caller must check its digest.
 
         Raises:
             NotFoundError: If there is no such member.
+            ArchiveError: If output.zip is damaged.
         """
-        opened = self.open(OUTPUT_ZIP)
+        stream = self.open(OUTPUT_ZIP)
         try:
-            return cast("BinaryIO", zipfile.ZipFile(opened).open(member))
+            return cast("BinaryIO", zipfile.ZipFile(stream).open(member))
         except KeyError:
             raise NotFoundError(f"There is no output {member} of execution {self.seal.execution_id}") from None
         except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise ArchiveError(f"The archived outputs of {self.seal.execution_id} are no zip: {error}") from error
+            raise ArchiveError(
+                f"The archived {OUTPUT_ZIP} of {self.seal.execution_id} is not a zip: {error}"
+            ) from error
 
     def presign(self, path: str, seconds: int) -> str:
-        """Return a URL that reads one file for that many seconds without credentials."""
+        """Return a URL that reads one file for *seconds* without credentials."""
         return self._store.presign(self._key(path), seconds)
 
     def download(self, folder: Path) -> None:
-        """Bring all archived files to *folder*; outputs come as their zip.
+        """Download all archived files to *folder*; outputs stay in their zip.
 
         Raises:
-            ArchiveError: If a file is missing, damaged, or not of this bundle.
+            ArchiveError: If a file is missing, damaged, or not part of this bundle.
         """
-        listed = self._store.list(self._folder + self.seal.objects)
-        small = {self.seal.path_of(found.key.removeprefix(self._folder)): found.size for found in listed}
-        self._complete(frozenset(small))
+        infos = self._store.list(self._folder + self.seal.objects)
+        small = {self.seal.path_of(info.key.removeprefix(self._folder)): info.size for info in infos}
+        self._check_complete(frozenset(small))
         for path, data in self.seal.data.items():
-            self._store.download(self._key(path), folder / _inside(path), data.size, self._digest(path))
+            self._store.download(self._key(path), folder / _relative_path(path), data.size, self._digest(path))
         for batch in _batches(small):
             for path, content in self.read_many(batch).items():
-                target = folder / _inside(path)
+                target = folder / _relative_path(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content)
 
-    def _complete(self, there: frozenset[str]) -> None:
+    def _check_complete(self, archived: frozenset[str]) -> None:
         zipped = OUTPUT_ZIP in self.seal.data or OUTPUT_ZIP in self.seal.absent
         elsewhere = {*self.seal.data, *self.seal.absent}
-        single = {
+        expected = {
             path for path in self.manifest if path not in elsewhere and not (zipped and path.startswith(f"{OUTPUTS}/"))
         }
-        missing, strange = single - there, there - set(self.manifest) - UNLISTED
-        for what, paths in (("lacks", missing), ("has and should not have", strange)):
+        missing, unexpected = expected - archived, archived - set(self.manifest) - UNLISTED
+        for fault, paths in (("lacks", missing), ("has and should not have", unexpected)):
             if paths:
                 listed = ", ".join(sorted(paths)[:5])
-                raise ArchiveError(f"The archived execution {self.seal.execution_id} {what} {listed}")
+                raise ArchiveError(f"The archived execution {self.seal.execution_id} {fault} {listed}")
 
     def _key(self, path: str) -> str:
         return self._folder + self.seal.object_of(path)
@@ -125,10 +128,12 @@ class ArchivedBundle:
     def _digest(self, path: str) -> str:
         digest = self.manifest.get(path)
         if digest is None or digest != self.seal.data[path].sha256:
-            raise ArchiveError(f"The seal and the manifest of {self.seal.execution_id} do not tell the same {path}")
+            raise ArchiveError(
+                f"The seal and the manifest of {self.seal.execution_id} have different digests of {path}"
+            )
         return digest
 
-    def _parsed(self, manifest: bytes) -> Mapping[str, str]:
+    def _parse_manifest(self, manifest: bytes) -> Mapping[str, str]:
         if sha256(manifest).hexdigest() != self.seal.manifest_sha256:
             raise ArchiveError(f"The archived manifest of {self.seal.execution_id} is not the one that was sealed")
         try:
@@ -136,17 +141,19 @@ class ArchivedBundle:
         except BundleError as error:
             raise ArchiveError(f"The archived manifest of {self.seal.execution_id} is damaged: {error}") from error
 
-    def _checked(self, path: str, data: bytes) -> bytes:
+    def _verified(self, path: str, data: bytes) -> bytes:
         expected = self.seal.manifest_sha256 if path == MANIFEST else self.manifest.get(path)
         if expected is None and path not in UNLISTED:
             raise ArchiveError(f"The archived file {path} of {self.seal.execution_id} is not in the manifest")
         if expected is not None and sha256(data).hexdigest() != expected:
-            raise ArchiveError(f"The archived file {path} of {self.seal.execution_id} is damaged: its SHA-256 is wrong")
+            raise ArchiveError(
+                f"The archived file {path} of {self.seal.execution_id} is damaged: its SHA-256 is not {expected}"
+            )
         return data
 
 
-def _inside(path: str) -> str:
-    # The archive may have been written by anybody; a path must not lead out of the folder.
+def _relative_path(path: str) -> str:
+    # The archive is untrusted input: a path must not lead out of the folder.
     if path.startswith("/") or "\0" in path or {"", ".", ".."} & set(path.split("/")):
         raise ArchiveError(f"An archived bundle has a file with the path {path!r}, which leads out of it")
     return path

@@ -1,8 +1,8 @@
-"""The seal: the one object that says that an execution is archived, and with which content.
+"""The archive's JSON documents and object names: the seal, the import record and the removal record.
 
-The mark of an execution that was imported: from where and when; the sealed bundle itself never changes.
-
-The note that an execution was removed on purpose, by which `settle` knows not to make its record anew.
+The seal is the object that makes an execution archived, and it names the content.
+The import record lies beside it, because a sealed bundle never changes. The removal
+record keeps `settle` from recreating the record of a removed execution.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from prefect_executions.lifecycle.status import Status
 
 OPENING = "opening.json"
 SEAL = "seal.json"
+IMPORTED = "imported.json"
 LATE = "late/"
 SUSPENDED = "suspended.zip"
 INCLUSION = "inclusion.json"
-# No store is sure to hold these in a key; "%" itself is escaped so that the way back has one answer.
+# Not every store accepts these characters in a key. "%" is escaped too, so that decoding is unambiguous.
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f]")
 _DIGEST = r"[0-9a-f]{64}"
 
 
 class ArchivedData(Part):
-    """A big file of the bundle: the object that holds it, relative to the execution, and its size in bytes."""
+    """A large file of the bundle: its object's name, relative to the execution, and its size in bytes."""
 
     object: str = Field(pattern=rf"^data/{_DIGEST}$")
     size: int = Field(ge=0)
@@ -40,14 +41,14 @@ class ArchivedData(Part):
 
 
 class Seal(Document):
-    """What of an execution is archived, and where; paths are those in the bundle."""
+    """Which files of an execution are archived, and in which objects; paths are relative to the bundle."""
 
     file_name: ClassVar[str] = SEAL
 
     execution_id: str
     manifest_sha256: str = Field(pattern=rf"^{_DIGEST}$")
     objects: str = Field(pattern=r"^sealed-[0-9a-f]{16}/$")
-    """Where the small files lie, relative to the execution."""
+    """The folder of the small files, relative to the execution."""
     data: dict[str, ArchivedData] = {}
     absent: tuple[str, ...] = ()
     """Files of the bundle that the archive level left out."""
@@ -55,41 +56,41 @@ class Seal(Document):
     finished: Time | None = None
 
     def object_of(self, path: str) -> str:
-        """Return the object, relative to the execution, that holds the file at *path* of the bundle."""
+        """Return the name, relative to the execution, of the object that holds the bundle's file *path*."""
         return self.data[path].object if path in self.data else self.objects + _UNSAFE.sub(_escaped, path)
 
     def path_of(self, name: str) -> str:
-        """Return the path in the bundle of the small file that the object *name*, relative to the execution, holds."""
+        """Return the bundle path of the small file in the object *name*, which is relative to the execution."""
         return unquote(name.removeprefix(self.objects))
 
     def names(self, name: str) -> bool:
-        """Whether the object *name*, relative to the execution, belongs to what is sealed."""
+        """Return whether the object *name*, relative to the execution, is part of the sealed bundle."""
         return name.startswith(self.objects) or any(name == data.object for data in self.data.values())
 
 
 def folder_of(execution_id: str) -> str:
-    """Return the beginning of all keys of an execution.
+    """Return the prefix of all keys of an execution.
 
     Raises:
-        NameRefusedError: If this cannot be an execution id.
+        NameRefusedError: If *execution_id* is not a valid execution id.
     """
     return f"executions/{check_execution_id(execution_id)}/"
 
 
 def data_name(digest: str) -> str:
-    """Return the object, relative to the execution, of a file with that SHA-256."""
+    """Return the name, relative to the execution, of the object of a large file with the SHA-256 *digest*."""
     return f"data/{digest}"
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return f"%{ord(found[0]):02X}"
+def _escaped(character: re.Match[str]) -> str:
+    return f"%{ord(character[0]):02X}"
 
 
 def parse_seal(execution_id: str, data: bytes) -> Seal:
-    """Read the seal of an execution.
+    """Parse the seal of an execution.
 
     Raises:
-        ArchiveError: If it is damaged, or that of another execution.
+        ArchiveError: If the seal is damaged or belongs to another execution.
     """
     try:
         seal = Seal.from_json(data)
@@ -100,42 +101,39 @@ def parse_seal(execution_id: str, data: bytes) -> Seal:
     return seal
 
 
-IMPORTED = "imported.json"
-
-
 class Imported(Document):
-    """How an execution came here; it lies in the archive beside the seal."""
+    """Where an execution was imported from, and when; stored in the archive beside the seal."""
 
     file_name: ClassVar[str] = IMPORTED
 
     execution_id: str
     origin: str
-    """The name of the file or folder, or the address without credentials, that it was in."""
+    """The name of the imported file or folder, or its URL without credentials."""
     kind: BundleKind
     imported: Time
     manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     level: ExportLevel = ExportLevel.FULL
-    """How much of the bundle came; the rest is kept elsewhere, if anywhere."""
+    """The export level: how much of the bundle was imported."""
     source_sha256: str | None = None
-    """Of another system's export: the digest of the list of its files, by which it is known again."""
+    """For another system's export: the digest of its list of files, which identifies a repeated import."""
 
 
 class Removed(Document):
-    """That an execution was removed from the archive."""
+    """When and why an execution was removed from the archive."""
 
     file_name: ClassVar[str] = "removed.json"
 
     execution_id: str
     manifest_sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
-    """The digest of the manifest of what was removed, where it was sealed."""
+    """The digest of the manifest, if the removed execution was sealed."""
     removed: Time
     why: str
 
 
 def removed_key(execution_id: str) -> str:
-    """Return the key of the note that an execution was removed.
+    """Return the key of the removal record of an execution.
 
     Raises:
-        NameRefusedError: If this cannot be an execution id.
+        NameRefusedError: If *execution_id* is not a valid execution id.
     """
     return f"removed/{check_execution_id(execution_id)}.json"

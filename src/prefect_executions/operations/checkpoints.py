@@ -63,7 +63,7 @@ class _Writer:
             previous = sha256(self._checkpoints.get(number)).hexdigest() if number else None
             checkpoint = checkpoint_of(new[:_MAX_SEALS], number=number + 1, previous=previous, until=now, key=self._key)
             if self._checkpoints.add(number + 1, checkpoint.to_json()):
-                self._archive.keep_inclusions(list(inclusions(checkpoint)))
+                self._archive.put_inclusions(list(inclusions(checkpoint)))
                 written += len(checkpoint.seals)
 
     def _new_seals(self, start: datetime) -> tuple[int, list[SealEntry]]:

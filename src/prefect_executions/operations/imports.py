@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from prefect_executions.archive.archive import Content, goes_along
+from prefect_executions.archive.archive import Content, sent_with_seal
 from prefect_executions.archive.objects import IMPORTED, Imported
 from prefect_executions.bundles import ccp, layout, manifest
 from prefect_executions.bundles.gather import gather
@@ -251,8 +251,8 @@ class _Taking:
     def _archive(self, one: _Checked, content: Content) -> None:
         archive = self._workbench.archive
         try:
-            for file in () if goes_along(content.data) else content.data:
-                archive.keep_data(one.id, content.folder / file.path, file.sha256)
+            for file in () if sent_with_seal(content.data) else content.data:
+                archive.put_data(one.id, content.folder / file.path, file.sha256)
             sealing = archive.seal(one.id, content)
         except BaseException:
             self._undo(one.id)
@@ -284,8 +284,8 @@ class _Taking:
             status=record.status,
             finished=record.finished,
             at=self._at,
-            beside={IMPORTED: self._mark(one).to_json()},
-            held=held,
+            extra_objects={IMPORTED: self._mark(one).to_json()},
+            in_memory=held,
         )
 
     def _mark(self, one: _Checked) -> Imported:

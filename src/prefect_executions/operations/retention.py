@@ -78,7 +78,7 @@ def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -
         )
     digest = sealed.manifest_sha256 if sealed else None
     if sealed is not None or archive.removed(execution_id) is None:
-        archive.note_removal(Removed(execution_id=execution_id, manifest_sha256=digest, removed=at, why=why))
+        archive.put_removal(Removed(execution_id=execution_id, manifest_sha256=digest, removed=at, why=why))
     archive.remove(execution_id)
     bundle.discard()
     workbench.ledger.remove(execution_id)

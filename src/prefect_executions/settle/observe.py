@@ -52,7 +52,7 @@ def take_snapshot(workbench: Workbench, unfinished: Collection[str]) -> Snapshot
     marks = workbench.archive.marks
     clock = marks.clock()
     silences = {mark.id: max(clock - mark.renewed, timedelta(0)) for mark in marks.open()}
-    elsewhere = _writable(workbench, marks.places(silences.keys() - set(unfinished)))
+    elsewhere = _writable(workbench, marks.workbenches(silences.keys() - set(unfinished)))
     now = prefect_queries.server_time()
     runs = prefect_queries.runs_by_id({flow_run_of(execution_id) for execution_id in {*unfinished, *silences}})
     return Snapshot(elsewhere | dict.fromkeys(unfinished, workbench), silences, runs, now, now - clock)

@@ -145,7 +145,7 @@ class Catalog:
     def late_seals(self, execution_id: str) -> tuple[LateSeal, ...]:
         """Return the results that lost the race to seal an execution; empty if the archive is unavailable."""
         with suppress(ArchiveError):
-            seals = (LateSeal.from_json(data) for data in self.workbench.archive.late_words(execution_id))
+            seals = (LateSeal.from_json(data) for data in self.workbench.archive.late_seals(execution_id))
             return tuple(sorted(seals, key=lambda seal: seal.noted))
         return ()
 

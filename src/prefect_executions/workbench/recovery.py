@@ -52,7 +52,7 @@ def suspend(workbench: Workbench, bundle: OpenBundle) -> None:
     with bundle.lock():
         packed = pack(bundle)
         try:
-            workbench.archive.keep_suspended(bundle.id, packed)
+            workbench.archive.put_suspended(bundle.id, packed)
         finally:
             packed.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import ClassVar, NamedTuple, Protocol
 
-from prefect_executions.archive.archive import Archive, Content, goes_along
+from prefect_executions.archive.archive import Archive, Content, sent_with_seal
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import Gathered
 from prefect_executions.bundles.open_bundle import OpenBundle
@@ -122,8 +122,8 @@ def upload(archive: Archive, bundle: OpenBundle, data: Sequence[BundleFile]) -> 
     Raises:
         ArchiveError: If the store fails; a second call continues from there.
     """
-    for file in () if goes_along(data) else data:
-        archive.keep_data(bundle.id, bundle.folder / file.path, file.sha256)
+    for file in () if sent_with_seal(data) else data:
+        archive.put_data(bundle.id, bundle.folder / file.path, file.sha256)
 
 
 def is_bulk(path: str) -> bool:

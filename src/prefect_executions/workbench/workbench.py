@@ -208,7 +208,7 @@ class Workbench:
         """
         self.signing_key()
         opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
-        self.archive.open_record(record.id, opening.to_json(), place=str(self.folder))
+        self.archive.put_opening(record.id, opening.to_json(), workbench=str(self.folder))
         trace_point(TracePoint.ANNOUNCED, record.id)
         self.leases.hold(record.id, str(self.folder))
 
@@ -422,7 +422,7 @@ class Workbench:
             return None
         if any(entry.kind is EntryKind.PAUSED for entry in sealed.record.job_status.history):
             with suppress(ArchiveError):  # a later sweep removes it
-                self.archive.forget_suspended(bundle.id)
+                self.archive.delete_suspended(bundle.id)
         return sealing
 
     def _lose_race(self, bundle: OpenBundle, sealed: Sealed) -> Outcome:
@@ -431,7 +431,7 @@ class Workbench:
         A bundle that never ran, or a stand-in, has nothing to add and is discarded.
         """
         if sealed.record.started is not None and not bundle.stand_in:
-            self.archive.note_late(bundle.id, late_seal(sealed, datetime.now(UTC)).to_json())
+            self.archive.put_late_seal(bundle.id, late_seal(sealed, datetime.now(UTC)).to_json())
             log.warning("another process sealed execution %s first; this bundle moves to %s", bundle.id, bundle.aside)
             bundle.set_aside()
         else:
