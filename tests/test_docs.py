@@ -130,7 +130,7 @@ def _events() -> str:
 
 def _runtimes() -> str:
     kinds = [entry.load() for entry in RUNTIMES.values()]
-    rows = [("asked for", *(f"`{kind.name}`" for kind in kinds))]
+    rows = [("part of a request", *(f"`{kind.name}`" for kind in kinds))]
     rows += [(wish.value, *(kind.capabilities.get(wish, "**refused**") for kind in kinds)) for wish in Capability]
     return table(*rows)
 

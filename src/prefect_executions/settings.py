@@ -51,7 +51,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
-    home: Path = Field(default=Path("~/.executions"), description="The folder for the defaults below.")
+    home: Path = Field(
+        default=Path("~/.executions"),
+        description="The home folder: archive, workbench, ledger and keys are in it by default.",
+    )
     archive: str = Field(
         default="",
         description="Where sealed bundles are stored: a folder, any fsspec URL (s3://bucket/prefix), or "
@@ -72,7 +75,7 @@ class Settings(BaseSettings):
     input_limit: int = Field(
         default=1024**3,
         ge=0,
-        description="Larger staged inputs, in bytes, are recorded by reference and digest.",
+        description="The largest staged input to keep, in bytes. A larger input is recorded by reference and digest.",
     )
     environment: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Additional environment variables to record: names, separated by commas."
@@ -92,7 +95,7 @@ class Settings(BaseSettings):
     image: str = Field(
         default="", description="The container image of the run, which a container cannot detect itself."
     )
-    image_digest: str = Field(default="", description="The digest of that image, as sha256:HEX.")
+    image_digest: str = Field(default="", description="The digest of the container image of the run, as sha256:HEX.")
     agent: str = Field(
         default="", description="The requester of executions if there is no token: a name, e-mail or ORCID URL."
     )
@@ -103,16 +106,20 @@ class Settings(BaseSettings):
         default="", description="The container image of descriptor Methods that do not name one."
     )
     runtime_network: str = Field(
-        default="", description="The Docker network of these scripts, or host. Default: bridge."
+        default="", description="The Docker network of descriptor Methods' scripts, or host. Default: bridge."
     )
     cpus: float | None = Field(
         default=None,
         gt=0,
-        description="The CPU limit of each replica of these scripts; 'executions submit --cpus' overrides it. "
+        description="The CPU limit of each replica of a descriptor Method; 'executions submit --cpus' overrides it. "
         "A run is refused if its runtime cannot enforce the limit.",
     )
-    memory: int | None = Field(default=None, gt=0, description="The memory limit of each replica, in bytes.")
-    gpus: int | None = Field(default=None, gt=0, description="The number of GPUs of each replica.")
+    memory: int | None = Field(
+        default=None, gt=0, description="The memory limit of each replica of a descriptor Method, in bytes."
+    )
+    gpus: int | None = Field(
+        default=None, gt=0, description="The number of GPUs of each replica of a descriptor Method."
+    )
     time_limit: timedelta | None = Field(
         default=None,
         description="How long a Method's code may run, in seconds. A shorter limit of the Method takes precedence.",

@@ -177,7 +177,7 @@ def replay(
     inputs: InputOptions = NO_INPUTS,
     as_json: Json = False,
 ) -> int:
-    """Replay an execution from its bundle and judge how its outputs agree.
+    """Replay an execution from its bundle and judge how far its outputs agree.
 
     Anything missing is reported before the Method runs. The verdict is recorded in the
     new execution's bundle.

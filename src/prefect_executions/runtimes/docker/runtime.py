@@ -58,7 +58,7 @@ class DockerRuntime:
     capabilities: Mapping[Capability, str] = MappingProxyType(
         {
             Capability.DATA: f"the script starts in it; mounted at `{DATA}`",
-            Capability.ENVIRONMENT: "with the image's own, and none of the worker's",
+            Capability.ENVIRONMENT: "with the variables of the image, and none of the worker's",
             Capability.SECRETS: "in the container's configuration, which the engine keeps until the run is discarded",
             Capability.IMAGE: "pulled by policy when the plan is made; "
             "the plan has its id, and its digest if it has one",
@@ -66,9 +66,9 @@ class DockerRuntime:
             Capability.OPEN_NETWORK: "a network of the engine that the operator chose, `bridge` by default",
             Capability.CLOSED_NETWORK: "loopback only",
             Capability.CPUS: "a share of time (CFS quota)",
-            Capability.MEMORY: "of the whole container, without swap if the engine supports that",
+            Capability.MEMORY: "limit of the whole container, without swap if the engine supports that",
             Capability.GPUS: "if the engine has NVIDIA's runtime",
-            Capability.PROCESSES: "of the whole container",
+            Capability.PROCESSES: "limit of the whole container",
             Capability.TIME_LIMIT: "in seconds, rounded up; "
             "SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
         }

@@ -70,8 +70,8 @@ class ProcessRuntime:
         {
             Capability.DATA: "the script starts in it; "
             f"mounted at `{DATA}` if the worker has that folder, else at its own path",
-            Capability.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and no others",
-            Capability.SECRETS: "on no disk",
+            Capability.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and none of its other variables",
+            Capability.SECRETS: "never written to a disk",
             Capability.OPEN_NETWORK: "the machine's own",
             Capability.CPUS: "whole CPUs, as the affinity of each process; Linux",
             Capability.MEMORY: "the address space of each process (RLIMIT_AS)",
