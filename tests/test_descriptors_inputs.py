@@ -244,5 +244,5 @@ def test_an_invalid_infrastructure_request_is_refused(values, told):
 
 
 def test_an_invalid_default_of_a_special_input_is_refused_when_the_descriptor_is_read():
-    with pytest.raises(MethodError, match=r"m.json: /inputs/ccpreplicas/schema/default: an integer from 1 to 1000"):
+    with pytest.raises(MethodError, match=r"m.json: /inputs/ccpreplicas/schema/default: must be an integer from 1 to 1000"):
         a_method(ccpreplicas={"schema": {"type": "string", "default": "0"}})
