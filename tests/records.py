@@ -73,7 +73,7 @@ def an_output(path: str, content: bytes = b"") -> OutputFile:
 
 
 def a_staged_input(name: str = "picture", content: bytes = PICTURE, /, **changes: Any) -> StagedInput:
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "input": name,
         "name": f"{name}.png",
         "path": f"inputs/{name}.png",
@@ -83,7 +83,7 @@ def a_staged_input(name: str = "picture", content: bytes = PICTURE, /, **changes
         "media_type": "image/png",
         "etag": '"5d41402abc4b2a76b9719d911017c592"',
     }
-    return StagedInput(**told | changes)
+    return StagedInput(**members | changes)
 
 
 def media_type(path: str) -> str:
@@ -91,7 +91,7 @@ def media_type(path: str) -> str:
 
 
 def a_method(**changes: Any) -> Method:
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "id": "segment-coins",
         "version": "1.2.0",
         "title": "Segment coins",
@@ -123,11 +123,11 @@ def a_method(**changes: Any) -> Method:
             ),
         ),
     }
-    return Method(**told | changes)
+    return Method(**members | changes)
 
 
 def a_request(**changes: Any) -> ExecuteRequest:
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "values": {"picture": "s3://survey/picture.png", "threshold": 0.3, "labels": ["a", "ä"]},
         "execution_id": EXECUTION_ID,
         "method_id": "segment-coins",
@@ -139,12 +139,12 @@ def a_request(**changes: Any) -> ExecuteRequest:
         "deployment": Deployment(id=UUID("6f1c1a8e-3b5d-4c7e-9d2a-0a1b2c3d4e5f"), name="coins/nightly"),
         "tags": ("survey",),
     }
-    return ExecuteRequest(**told | changes)
+    return ExecuteRequest(**members | changes)
 
 
 def a_verdict(**changes: Any) -> Verdict:
     drift = ("column area differs in 3 of 92 rows, largest relative difference 2e-07",)
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "replay_of": "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f",
         "manifest_sha256": digest(b"the manifest"),
         "grade": Grade.REPEAT,
@@ -154,11 +154,11 @@ def a_verdict(**changes: Any) -> Verdict:
             OutputVerdict(path="outputs/regions.csv", agreement=Agreement.DIFFERS, by="table", words=drift),
         ),
     }
-    return Verdict(**told | changes)
+    return Verdict(**members | changes)
 
 
 def an_infrastructure(**changes: Any) -> Infrastructure:
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "type": "process",
         "work_pool": "default",
         "work_queue": "default",
@@ -166,11 +166,11 @@ def an_infrastructure(**changes: Any) -> Infrastructure:
         "identifier": "vm-7:4711",
         "prefect_version": "3.8.8",
     }
-    return Infrastructure(**told | changes)
+    return Infrastructure(**members | changes)
 
 
 def an_instance(**changes: Any) -> Instance:
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "hostname": "vm-7",
         "pid": 4711,
         "user": "alice",
@@ -184,17 +184,17 @@ def an_instance(**changes: Any) -> Instance:
         "environment": {"TZ": "UTC"},
         "usage": Usage(wall_seconds=4.5, cpu_seconds=4.25, peak_memory=123_456_789, exit_code=0),
     }
-    return Instance(**told | changes)
+    return Instance(**members | changes)
 
 
 def an_agent(**changes: Any) -> Agent:
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "verified": True,
         "source": "token",
         "claims": {"iss": "https://login.example.org", "sub": "alice@example.org", "name": "Alice"},
         "token_sha256": digest(b"a token"),
     }
-    return Agent(**told | changes)
+    return Agent(**members | changes)
 
 
 def a_raised() -> Raised:
@@ -221,7 +221,7 @@ def a_job_status(
     def second(number: int) -> datetime:
         return begins + timedelta(seconds=number)
 
-    told = new_job_status(
+    job_status = new_job_status(
         execution_id,
         method_id,
         status=Status.CREATED,
@@ -229,16 +229,18 @@ def a_job_status(
         observer=Observer.PREFECT,
         prefect_state=PrefectState(type="SCHEDULED", name="Scheduled"),
     )
-    told = advance(told, Status.SCHEDULED, second(1), observer=Observer.PREFECT)
+    job_status = advance(job_status, Status.SCHEDULED, second(1), observer=Observer.PREFECT)
     if started:
-        told = advance(told, Status.STARTED, second(2), observer=Observer.HOOK)
-        told = advance(told, Status.EXECUTING, second(3), observer=Observer.HOOK)
-        told = add_entry(told, EntryKind.PROGRESS, second(4), observer=Observer.HOOK, progress=50, message="half way")
+        job_status = advance(job_status, Status.STARTED, second(2), observer=Observer.HOOK)
+        job_status = advance(job_status, Status.EXECUTING, second(3), observer=Observer.HOOK)
+        job_status = add_entry(
+            job_status, EntryKind.PROGRESS, second(4), observer=Observer.HOOK, progress=50, message="half way"
+        )
     if end.terminal:
-        told = advance(told, end, second(8), observer=Observer.HOOK, reason=reason, message=message)
+        job_status = advance(job_status, end, second(8), observer=Observer.HOOK, reason=reason, message=message)
     if outputs is None:
         outputs = tuple(an_output(path, content) for path, content in OUTPUTS.items()) if started else ()
-    return told.model_copy(update={"outputs": tuple(outputs)})
+    return job_status.model_copy(update={"outputs": tuple(outputs)})
 
 
 def some_events() -> list[Event]:
@@ -251,7 +253,7 @@ def some_events() -> list[Event]:
     last = ends[1].history[-1].model_copy(update={"observer": Observer.SETTLE})
     settled = ends[1].model_copy(update={"history": (*ends[1].history[:-1], last)})
     return [
-        *(event for told in (*ends, settled) for event in events.status_events(told, NOON)),
+        *(event for job_status in (*ends, settled) for event in events.status_events(job_status, NOON)),
         events.archived_event(ends[0], digest(b"the manifest"), NOON),
         events.archive_failed_event(ends[0], "the bucket is gone", NOON),
         events.progress_event(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON),
@@ -261,9 +263,9 @@ def some_events() -> list[Event]:
 def some_steps() -> tuple[Step, ...]:
     """Return steps of every kind: one that ended well, one that failed, a call of a flow, one that never began."""
 
-    def step(number: int, name: str, state: str, **told: Any) -> Step:
+    def step(number: int, name: str, state: str, **changes: Any) -> Step:
         known = {"id": UUID(int=number), "name": name, "state": state, "state_name": state.title()}
-        return Step(**known | told)
+        return Step(**known | changes)
 
     began, ended = NOON + timedelta(seconds=4), NOON + timedelta(seconds=5, milliseconds=250)
     return (
@@ -276,15 +278,15 @@ def some_steps() -> tuple[Step, ...]:
 
 def with_phases(record: ExecutionRecord, exit_code: int = 0) -> ExecutionRecord:
     """Return *record* with the phases of two replicas: one in two images, with *exit_code* of Execute; one was lost."""
-    told, tasks = record.job_status, [f"{record.id}.1.{number}" for number in (1, 2)]
-    history = list(told.history)
+    job_status, tasks = record.job_status, [f"{record.id}.1.{number}" for number in (1, 2)]
+    history = list(job_status.history)
     place = next(at for at, entry in enumerate(history) if entry.kind is EntryKind.PROGRESS)
 
-    def entry(kind: EntryKind, phase: Phase, task: str = tasks[0], **said: Any) -> None:
+    def entry(kind: EntryKind, phase: Phase, task: str = tasks[0], **changes: Any) -> None:
         nonlocal place
         place += 1
         like = history[place - 1].model_copy(update={"progress": None, "message": None})
-        history.insert(place, like.model_copy(update={"kind": kind, "phase": phase, "task": task, **said}))
+        history.insert(place, like.model_copy(update={"kind": kind, "phase": phase, "task": task, **changes}))
 
     entry(EntryKind.PHASE, Phase.EXECUTE, tasks[1])
     for phase in (Phase.LAUNCH, Phase.EXECUTE, Phase.FETCH, Phase.UNDEPLOY):
@@ -308,7 +310,7 @@ def with_phases(record: ExecutionRecord, exit_code: int = 0) -> ExecutionRecord:
     )
     return replace(
         record,
-        job_status=told.model_copy(update={"history": tuple(history)}),
+        job_status=job_status.model_copy(update={"history": tuple(history)}),
         instance=record.instance.model_copy(update={"runs": runs}),
     )
 
@@ -326,7 +328,7 @@ def some_metrics() -> Metrics:
 
 def a_record(**changes: Any) -> ExecutionRecord:
     """Return a COMPLETED execution with one staged input, two values and four outputs; *changes* are its members."""
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "method": a_method(),
         "request": a_request(),
         "infrastructure": an_infrastructure(),
@@ -335,36 +337,36 @@ def a_record(**changes: Any) -> ExecutionRecord:
         "agent": an_agent(),
         "metrics": some_metrics(),
     }
-    return ExecutionRecord(**told | changes)
+    return ExecutionRecord(**members | changes)
 
 
 def a_failed_record(reason: Reason = Reason.ERROR, **changes: Any) -> ExecutionRecord:
     """Return an execution whose code raised, with what it had written until then."""
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "job_status": a_job_status(Status.FAILED, reason=reason, message="ValueError: no coins in this picture"),
         "instance": an_instance(usage=Usage(wall_seconds=4.5, exit_code=1, exception=a_raised())),
     }
-    return a_record(**told | changes)
+    return a_record(**members | changes)
 
 
 def a_cancelled_record(**changes: Any) -> ExecutionRecord:
     """Return an execution that somebody stopped while it ran."""
-    told = a_job_status(Status.CANCELLED, message="stopped by alice").model_copy(update={"partial": True})
-    return a_record(**{"job_status": told} | changes)
+    job_status = a_job_status(Status.CANCELLED, message="stopped by alice").model_copy(update={"partial": True})
+    return a_record(**{"job_status": job_status} | changes)
 
 
 def a_never_started_record(
     end: Status = Status.CANCELLED, reason: Reason | None = None, **changes: Any
 ) -> ExecutionRecord:
     """Return an execution that ended before any worker took it: no start, no instance, no files."""
-    told: dict[str, Any] = {
+    members: dict[str, Any] = {
         "job_status": a_job_status(end, started=False, reason=reason),
         "request": a_request(files=()),
         "infrastructure": Infrastructure(type="process", work_pool="default"),
         "instance": Instance(),
         "metrics": None,
     }
-    return a_record(**told | changes)
+    return a_record(**members | changes)
 
 
 def contents_of(record: ExecutionRecord) -> dict[str, bytes]:

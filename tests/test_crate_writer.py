@@ -1,4 +1,4 @@
-"""The crate teller against the RO-Crate validator, the rocrate library, and hostile text."""
+"""The crate writer and reader: the RO-Crate validator, the rocrate library, and hostile text."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_the_validator_finds_no_required_and_no_recommended_issue(record, tmp_pa
     assert issues_in(lay_out_crate(tmp_path, record), cache) == []
 
 
-def test_the_validator_would_find_what_is_missing(tmp_path, cache):
+def test_the_validator_finds_a_missing_member(tmp_path, cache):
     folder = lay_out_crate(tmp_path, a_record())
     (folder / "outputs/regions.csv").unlink()
     document = folder / "ro-crate-metadata.json"
@@ -175,7 +175,7 @@ def test_the_rocrate_library_opens_the_crate(tmp_path):
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
 @pytest.mark.parametrize("there", [True, False], ids=["with its files", "without files"])
-def test_every_outcome_is_read_back_as_the_record_tells_it(record, there):
+def test_the_summary_of_every_outcome_is_read_back(record, there):
     outputs = [BundleFile(output.path, output.sha256, output.size) for output in record.job_status.outputs]
     inputs = {file.path: BundleFile(file.path, file.sha256, file.size) for file in record.request.files if file.path}
     files = (*outputs, *inputs.values()) if there else ()
@@ -184,7 +184,7 @@ def test_every_outcome_is_read_back_as_the_record_tells_it(record, there):
 
 
 @pytest.mark.parametrize("record", RECORDS.values(), ids=RECORDS.keys())
-def test_every_word_is_in_the_contexts(record):
+def test_every_term_is_in_the_contexts(record):
     known = set[str]()
     for context in contexts().values():
         known |= json.loads(context)["@context"].keys()
@@ -199,7 +199,7 @@ def test_every_word_is_in_the_contexts(record):
     staged=st.lists(st.tuples(text, text), max_size=3),
     named=st.tuples(text, text, text, text),
 )
-def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
+def test_hostile_names_and_values_are_read_back(paths, inputs, staged, named):
     identity, version, title, name = named
     hostile = a_record(
         method=a_method(id=identity, version=version, title=title),
@@ -218,18 +218,18 @@ def test_hostile_names_and_values_come_back(paths, inputs, staged, named):
 
 
 @given(text)
-def test_any_execution_id_comes_back(execution_id):
+def test_any_execution_id_is_read_back(execution_id):
     odd = a_record(job_status=a_job_status(execution_id=execution_id))
     assert read(crate_writer.build(odd, ())).execution_id == execution_id
 
 
-def test_what_was_not_observed_is_absent():
-    told = action(crate_writer.build(a_never_started_record(agent=Agent()), ()))
-    assert told.keys().isdisjoint({"startTime", "environment", "containerImage"})
+def test_unobserved_facts_are_absent():
+    entity = action(crate_writer.build(a_never_started_record(agent=Agent()), ()))
+    assert entity.keys().isdisjoint({"startTime", "environment", "containerImage"})
     assert entities(crate_writer.build(a_record(agent=Agent()), ()))["#agent"] == {"@id": "#agent", "@type": "Person"}
 
 
-def test_only_what_did_not_complete_says_an_error():
+def test_only_an_execution_that_did_not_complete_has_an_error():
     raised = a_raised()
     assert "error" not in action(crate_writer.build(a_record(), ()))
     assert action(crate_writer.build(a_failed_record(), ()))["error"] == f"{raised.type}: {raised.message}"
@@ -242,16 +242,16 @@ def test_times_are_cut_to_milliseconds_with_an_offset():
     assert action(crate_writer.build(a_record(), ()))["startTime"] == "2026-09-22T12:00:02.123+00:00"
 
 
-def test_a_string_and_the_number_of_the_same_look_are_told_apart():
+def test_a_string_and_a_number_with_equal_text_are_distinct():
     number = a_record(request=a_request(values={"limit": 1}, files=()))
     string = a_record(request=a_request(values={"limit": "1"}, files=()))
     assert read(crate_writer.build(number, ())).inputs != read(crate_writer.build(string, ())).inputs
 
 
 def test_the_last_value_of_each_metric_is_a_result():
-    told = entities(crate_writer.build(a_record(), ()))
+    crate = entities(crate_writer.build(a_record(), ()))
     measured = {
-        told[ref["@id"]]["name"]: told[ref["@id"]].get("value")
+        crate[ref["@id"]]["name"]: crate[ref["@id"]].get("value")
         for ref in action(crate_writer.build(a_record(), ()))["result"]
     }
     assert measured["loss"] == "0.25"
@@ -268,20 +268,20 @@ def test_the_last_value_of_each_metric_is_a_result():
         ("registry:5000/coins", "registry:5000", "coins"),
     ],
 )
-def test_an_image_is_told_with_its_registry(image, registry, name):
-    told = entities(crate_writer.build(a_record(infrastructure=an_infrastructure(image=image)), ()))["#image"]
-    assert (told["registry"], told["name"]) == (registry, name)
+def test_an_image_has_its_registry(image, registry, name):
+    entity = entities(crate_writer.build(a_record(infrastructure=an_infrastructure(image=image)), ()))["#image"]
+    assert (entity["registry"], entity["name"]) == (registry, name)
 
 
 def test_provenance_and_logs_are_about_the_execution():
     record = a_record()
-    told = entities(crate_writer.build(record, files_of(contents_of(record) | {"metadata/provo.xml": b""})))
+    crate = entities(crate_writer.build(record, files_of(contents_of(record) | {"metadata/provo.xml": b""})))
     for path in ("metadata/provo.xml", "outputs/stdout.log", "outputs/stderr.log", "metadata/jobStatus.json"):
-        assert told[path]["about"] == {"@id": f"#run.{EXECUTION_ID}"}
-    assert "about" not in told["outputs/regions.csv"]
+        assert crate[path]["about"] == {"@id": f"#run.{EXECUTION_ID}"}
+    assert "about" not in crate["outputs/regions.csv"]
 
 
-def test_ten_thousand_outputs_are_told_and_read():
+def test_ten_thousand_outputs_are_written_and_read():
     outputs = [an_output(f"outputs/tile-{number}.csv", b"%d" % number) for number in range(10_000)]
     many = a_record(job_status=a_job_status(outputs=outputs))
     files = [BundleFile(output.path, output.sha256, output.size) for output in outputs]
@@ -315,7 +315,7 @@ def test_a_truncated_document_is_refused(cut):
     ],
     ids=range(11),
 )
-def test_what_is_no_crate_is_refused(document):
+def test_an_invalid_crate_is_refused(document):
     with pytest.raises(BundleError, match=r"^ro-crate-metadata\.json: "):
         read(document)
 
@@ -361,6 +361,6 @@ def test_a_document_that_contradicts_itself_is_refused(old, new):
     ],
     ids=range(5),
 )
-def test_a_forged_fact_gives_another_account(old, new):
+def test_a_forged_fact_changes_the_summary(old, new):
     assert old in USUAL
     assert read(USUAL.replace(old, new, 1).encode()) != summary_of(a_record())

@@ -1,4 +1,4 @@
-"""A Method is read from a descriptor: what is unknown is kept, what is wrong is told with its place."""
+"""The loader of descriptors: unknown members are preserved, faults are reported with their place."""
 
 import json
 import re
@@ -92,34 +92,34 @@ def refusal(document):
     return str(refused.value)
 
 
-def test_what_ccp_shows_is_read_and_given_back_unchanged():
+def test_a_descriptor_of_ccp_is_read_and_written_unchanged():
     method = read(as_ccp_writes_it())
 
     assert document_of(method) == as_ccp_writes_it()
-    assert [name for name, told in method.inputs.items() if told.is_file] == ["file"]
-    assert [name for name, told in method.inputs.items() if told.is_bound] == ["ccpimage", "baseurl"]
+    assert [name for name, described in method.inputs.items() if described.is_file] == ["file"]
+    assert [name for name, described in method.inputs.items() if described.is_bound] == ["ccpimage", "baseurl"]
     assert method.secrets == {"api_key"}
     assert method.links[0].rel == "compatibleWith"
     assert method.metadata[0].role == "author"
 
 
-def test_a_secret_that_ccp_gives_in_clear_is_not_recorded():
+def test_a_plain_text_secret_of_ccp_is_not_recorded():
     method = without_clear_secrets(read(as_ccp_writes_it()))
 
     assert b"XXXYYYZZZ" not in method.to_json()
     assert Method.from_json(method.to_json()).inputs["service"].json_schema["default"] == "mine"
 
 
-def test_what_a_bundle_keeps_of_a_descriptor_is_a_descriptor():
+def test_the_method_in_a_bundle_is_a_descriptor():
     kept = read(as_ccp_writes_it()).to_json()
 
-    again = read_method(kept, "method.json")
+    reread = read_method(kept, "method.json")
 
-    assert again.to_json() == kept
-    assert again.title == "Annotate"
+    assert reread.to_json() == kept
+    assert reread.title == "Annotate"
 
 
-def test_a_title_that_is_left_out_is_the_id_and_stays_left_out():
+def test_a_missing_title_is_the_id_and_is_not_written():
     assert read(a_document()).title == "m"
     assert document_of(read(a_document())) == a_document()
 
@@ -134,7 +134,7 @@ unknown = st.dictionaries(st.text(max_size=5).map("ccp:{}".format), json_values,
 
 @settings(max_examples=25, deadline=None)  # each is a whole descriptor
 @given(unknown, unknown, unknown, unknown, unknown)
-def test_what_is_unknown_is_kept_wherever_it_stands(top, described, schema, listed, linked):
+def test_unknown_members_are_preserved_everywhere(top, described, schema, listed, linked):
     try:
         json.dumps([top, described, schema, listed, linked], ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -149,7 +149,7 @@ def test_what_is_unknown_is_kept_wherever_it_stands(top, described, schema, list
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"version": None}, "/version: must be text; put it in quotes"),
         ({"version": ""}, "/version: must have 1 to 200 characters"),
@@ -176,12 +176,12 @@ def test_what_is_unknown_is_kept_wherever_it_stands(top, described, schema, list
         ({"inputs": {str(n): {"schema": {}} for n in range(501)}}, "/inputs: more than 500 inputs"),
     ],
 )
-def test_what_is_wrong_is_refused_with_its_place_and_the_fix(changes, told):
-    assert re.match(f"method.json: {told}", refusal(a_document(**changes)))
+def test_a_fault_is_refused_with_its_place_and_the_fix(changes, message):
+    assert re.match(f"method.json: {message}", refusal(a_document(**changes)))
 
 
 @pytest.mark.parametrize(
-    ("described", "told"),
+    ("described", "message"),
     [
         ({"minOccurs": "1"}, "/minOccurs: must be an integer, without quotes"),
         ({"minOcurs": 1}, "/minOcurs: unknown; did you mean 'minOccurs'"),
@@ -204,12 +204,12 @@ def test_what_is_wrong_is_refused_with_its_place_and_the_fix(changes, told):
         ),
     ],
 )
-def test_a_wrong_input_is_refused_with_its_place_and_the_fix(described, told):
-    assert re.match(f"method.json: /inputs/x{told}", refusal(with_input(**described)))
+def test_a_wrong_input_is_refused_with_its_place_and_the_fix(described, message):
+    assert re.match(f"method.json: /inputs/x{message}", refusal(with_input(**described)))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
         ("execute_script", ["true"], "/name: 'execute_script': did you mean 'execute-script'"),
         ("undeploy-scrip", ["true"], "/name: 'undeploy-scrip': did you mean 'undeploy-script'"),
@@ -219,19 +219,19 @@ def test_a_wrong_input_is_refused_with_its_place_and_the_fix(described, told):
         ("execute-script", ["#!/usr/bin/env python3", "{{ x }}"], "/value/0: 'python3' is not a shell"),
     ],
 )
-def test_a_wrong_script_is_refused_with_its_place_and_the_fix(name, value, told):
+def test_a_wrong_script_is_refused_with_its_place_and_the_fix(name, value, message):
     document = a_document(additionalParameters={"parameters": [{"name": name, "value": value}]})
 
-    assert f"/additionalParameters/parameters/0{told}" in refusal(document)
+    assert f"/additionalParameters/parameters/0{message}" in refusal(document)
 
 
-def test_all_faults_are_told_at_once_and_not_without_end():
+def test_all_faults_are_reported_at_once_up_to_a_limit():
     document = a_document(inputs={f"x{number}": {"schema": {"type": "txt"}} for number in range(50)})
 
-    told = refusal(document)
+    message = refusal(document)
 
-    assert told.startswith("method.json: 50 faults in the descriptor:\n  /inputs/x0/schema/type: ")
-    assert told.endswith("\n  and 30 more")
+    assert message.startswith("method.json: 50 faults in the descriptor:\n  /inputs/x0/schema/type: ")
+    assert message.endswith("\n  and 30 more")
 
 
 def test_the_record_of_a_python_method_is_not_a_descriptor():
@@ -240,7 +240,7 @@ def test_the_record_of_a_python_method_is_not_a_descriptor():
     assert "this is the record of a Python Method; run its code instead: flows/a.py:a" in refusal(record)
 
 
-def test_yaml_says_the_same_as_json():
+def test_yaml_is_equivalent_to_json():
     document = as_ccp_writes_it()
 
     read_from_yaml = read_method(yaml.safe_dump(document, sort_keys=False).encode(), "method.yaml")
@@ -257,7 +257,7 @@ def test_yaml_reads_words_as_yaml_1_2_does():
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("m.json", b"[" * 100_000, "nested too deeply"),
         ("m.json", b'{"a":' * 70 + b"1" + b"}" * 70, "nested deeper than 64"),
@@ -288,12 +288,12 @@ def test_yaml_reads_words_as_yaml_1_2_does():
     ],
     ids=lambda part: part[:20] if isinstance(part, bytes) else None,
 )
-def test_a_hostile_document_is_refused_in_words(name, data, told):
+def test_a_hostile_document_is_refused_in_words(name, data, message):
     with pytest.raises(MethodError) as refused:
         read_method(data, name)
 
     assert str(refused.value).startswith("m.")
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert len(str(refused.value)) < 500
 
 

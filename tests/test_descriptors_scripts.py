@@ -1,4 +1,4 @@
-"""What a shell is given: every value arrives unchanged, and nothing of it is executed."""
+"""The scripts of a descriptor Method: every value arrives unchanged, and none is executed."""
 
 import os
 import re
@@ -21,7 +21,7 @@ SHELLS = [shell for shell in ("/bin/sh", shutil.which("bash"), shutil.which("bus
 
 
 def a_method(*lines, deploy=(), **schemas):
-    inputs = {name: told if "schema" in told else {"schema": told} for name, told in schemas.items()}
+    inputs = {name: schema if "schema" in schema else {"schema": schema} for name, schema in schemas.items()}
     parameters = [{"name": "execute-script", "value": list(lines)}, {"name": "deploy-script", "value": list(deploy)}]
     document = {"id": "m", "version": "1", "inputs": inputs, "additionalParameters": {"parameters": parameters}}
     return method_of(document, "m.json")
@@ -118,24 +118,24 @@ def test_a_value_arrives_unchanged_between_all_quotes_and_is_never_executed(valu
     arrived = {file.name: file.read_bytes().decode() for file in folder.iterdir()}
     assert arrived.pop("here") == f"<{value}>'\"\n"
     assert arrived.pop("quoted") == "$(false) `\n"
-    assert arrived == {name: told.format("\0").replace("\0", value) for name, told in ARRIVE.items()}
+    assert arrived == {name: template.format("\0").replace("\0", value) for name, template in ARRIVE.items()}
 
 
 READS_EVERYWHERE = a_method(*EVERYWHERE, **{"x-y": {"type": "string"}})
 
 
 def _nested(inner):
-    word, told = inner
+    word, expected = inner
     end = f"Z{len(word)}"  # a here-document within another one ends with a word of its own
     return st.sampled_from(
         [
-            (f'"$(printf %s {word}; printf .)"', f"{told}."),
-            (f'"<$( (printf %s {word}) ; printf .)>"', f"<{told}.>"),
-            (f"'q\"'{word}\"'\"", f"q\"{told}'"),
-            (f'"$(case k in k) printf %s {word};; esac; printf .)"', f"{told}."),
-            (f"$(printf k){word}", f"k{told}"),
-            (f'"${{nothing-}}"{word}', told),
-            (f'"$(cat <<{end}\n$(printf %s {word}; printf .)\n{end}\n)"', f"{told}."),
+            (f'"$(printf %s {word}; printf .)"', f"{expected}."),
+            (f'"<$( (printf %s {word}) ; printf .)>"', f"<{expected}.>"),
+            (f"'q\"'{word}\"'\"", f"q\"{expected}'"),
+            (f'"$(case k in k) printf %s {word};; esac; printf .)"', f"{expected}."),
+            (f"$(printf k){word}", f"k{expected}"),
+            (f'"${{nothing-}}"{word}', expected),
+            (f'"$(cat <<{end}\n$(printf %s {word}; printf .)\n{end}\n)"', f"{expected}."),
         ]
     )
 
@@ -152,14 +152,14 @@ WORDS = [("{{ x }}", "\0"), ('"{{x}}-"', "\0-"), ("'{{x}}'", "\0")]
     ),
     hostile,
 )
-def test_a_value_arrives_however_deep_the_author_nests(tmp_path, nested, value):
-    word, told = nested
+def test_a_value_arrives_at_any_depth_of_nesting(tmp_path, nested, value):
+    word, expected = nested
     folder = tmp_path / "run"
     folder.mkdir(exist_ok=True)
 
     arrived = run(scripts_of(a_method(f"printf %s {word}", x={"type": "string"}), {"x": value}, {}), folder)
 
-    assert arrived.decode() == told.replace("\0", value)
+    assert arrived.decode() == expected.replace("\0", value)
     assert not list(folder.iterdir())
 
 
@@ -175,7 +175,7 @@ def test_a_megabyte_arrives_where_no_environment_could_hold_it(tmp_path):
     assert [(tmp_path / "run" / name).read_text() for name in "abc"] == [value, value, ".\n"]
 
 
-def test_an_environment_is_filled_up_to_what_the_system_takes(tmp_path):
+def test_an_environment_is_filled_up_to_the_limit_of_the_system(tmp_path):
     longest = "x" * (MAX_VARIABLE_BYTES - len("x0=") - 1)
     method = a_method("env > /dev/null", **{f"x{number}": {"type": "string"} for number in range(10)})
     (tmp_path / "run").mkdir()
@@ -187,7 +187,7 @@ def test_an_environment_is_filled_up_to_what_the_system_takes(tmp_path):
     assert made.unexported == ("x8", "x9")
 
 
-def test_every_kind_of_value_has_one_text(tmp_path):
+def test_every_type_of_value_has_one_text(tmp_path):
     values = {"a": 7, "b": 0.1, "c": True, "d": ["p q", "'"], "e": {"k": None}, "f": None, "g": []}
     schemas = {name: {} for name in values} | {"d": {"schema": {}, "maxOccurs": 9}, "g": {"schema": {}, "maxOccurs": 9}}
     method = a_method("printf '<%s>' {{a}} {{b}} {{c}} {{d}} \"{{d}}\" {{e}} {{f}} {{g}} {{left}}", left={}, **schemas)
@@ -207,7 +207,7 @@ def test_every_kind_of_value_has_one_text(tmp_path):
     }
 
 
-def test_a_secret_stands_in_no_text_and_arrives_all_the_same(tmp_path):
+def test_a_secret_is_not_in_the_text_and_arrives(tmp_path):
     method = a_method("printf %s '{{ key }}' \"$key\"", key={"format": "secret"}, other={"format": "secret"})
     secret = SecretStr("s3cr'et $(touch PWNED)")
     (tmp_path / "run").mkdir()
@@ -232,12 +232,12 @@ def test_ccps_file_is_its_content_in_base64_and_its_variable_the_path(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["a\0b", ["a\0b"], {"k": "\0"}, "\ud800"])
-def test_what_no_script_can_be_given_is_refused(value):
+def test_a_value_that_cannot_be_passed_to_a_script_is_refused(value):
     with pytest.raises(InputError, match=r"^input 'x' has (a NUL character|half a surrogate pair)"):
         scripts_of(a_method("true", x={}), {"x": value}, {})
 
 
-def test_a_secret_that_no_environment_holds_is_refused_without_its_value():
+def test_a_secret_that_does_not_fit_an_environment_is_refused_without_its_value():
     for secret in ("\0", "x" * MAX_VARIABLE_BYTES):
         with pytest.raises(InputError, match="the secret of input 'x' has NUL or is too long"):
             scripts_of(a_method("true", x={"format": "secret"}), {"x": "env:X"}, {"x": SecretStr(secret)})
@@ -250,7 +250,7 @@ def test_a_first_line_chooses_the_shell_and_stays_first():
     assert made.scripts[EXECUTE].text.startswith("#!/usr/bin/env -S bash -e\n# Inputs, quoted")
 
 
-def test_a_script_without_placeholders_is_the_authors_own():
+def test_a_script_without_placeholders_is_unchanged():
     made = scripts_of(a_method("echo 'unclosed", "$x' `", deploy=["", " "], x={}), {"x": "v"}, {})
 
     assert {name: script.text for name, script in made.scripts.items()} == {EXECUTE: "echo 'unclosed\n$x' `\n"}
@@ -316,9 +316,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("line", "told"), REFUSED)
-def test_a_place_that_cannot_be_made_safe_is_refused_when_the_descriptor_is_read(line, told):
-    with pytest.raises(MethodError, match=told) as refused:
+@pytest.mark.parametrize(("line", "message"), REFUSED)
+def test_a_place_that_cannot_be_made_safe_is_refused_when_the_descriptor_is_read(line, message):
+    with pytest.raises(MethodError, match=message) as refused:
         a_method("true", line, x={"type": "string"}, many={"schema": {}, "maxOccurs": 3})
 
     assert "/additionalParameters/parameters/0/value" in str(refused.value)
@@ -348,7 +348,7 @@ def test_a_place_that_cannot_be_made_safe_is_refused_when_the_descriptor_is_read
         '{{ many }} "{{ many }}" ({{ many }})',
     ],
 )
-def test_what_is_safe_is_not_refused(line):
+def test_a_safe_placeholder_is_accepted(line):
     a_method(
         line,
         x={"type": "string"},
@@ -361,7 +361,7 @@ def test_what_is_safe_is_not_refused(line):
 
 @settings(deadline=None)
 @given(st.text(alphabet="{}x `'\"$()\\\n<#E;case", max_size=60))
-def test_any_script_is_taken_or_refused(line):
+def test_any_script_is_accepted_or_refused(line):
     try:
         method = a_method("true", line, x={"type": "string"})
     except MethodError:

@@ -13,8 +13,8 @@ MARK = "0f6b2c0e6a53"
 
 
 def run(folder, **scripts):
-    told = {name: Script(text=text) if isinstance(text, str) else text for name, text in scripts.items()}
-    (folder / "entrypoint.sh").write_text(merge_scripts(told, MARK))
+    by_name = {name: Script(text=text) if isinstance(text, str) else text for name, text in scripts.items()}
+    (folder / "entrypoint.sh").write_text(merge_scripts(by_name, MARK))
     return subprocess.run(["/bin/sh", folder / "entrypoint.sh"], capture_output=True, cwd=folder, check=False)
 
 
@@ -25,7 +25,7 @@ def read(*pieces):
     return [part for part in parts if isinstance(part, Mark)], b"".join(p for p in parts if isinstance(p, bytes))
 
 
-def test_they_run_one_after_the_other_and_all_is_told(tmp_path):
+def test_scripts_run_one_after_the_other_with_marks(tmp_path):
     done = run(tmp_path, deploy="printf one; echo two >&2\n", execute="cd /; exit 7\n")
 
     assert (done.returncode, done.stderr) == (7, b"two\n")
@@ -33,7 +33,7 @@ def test_they_run_one_after_the_other_and_all_is_told(tmp_path):
     assert read(done.stdout) == (marks, b"one")
 
 
-def test_after_one_that_fails_none_is_run(tmp_path):
+def test_no_script_runs_after_a_failure(tmp_path):
     done = run(tmp_path, deploy="exit 3\n", execute="echo executed\n")
     assert (done.returncode, read(done.stdout)) == (3, ([Mark("deploy", None), Mark("deploy", 3)], b""))
 
@@ -46,7 +46,7 @@ def test_each_has_its_own_shell_and_no_text_breaks_what_comes_after_it(tmp_path)
     assert (done.returncode, read(done.stdout)[1]) == (0, b"$x '\nb\n")
 
 
-def test_what_only_looks_like_a_mark_stays(tmp_path):
+def test_output_that_resembles_a_mark_is_preserved(tmp_path):
     for text in (b"\x1e", b"\x1e" + MARK.encode(), b"\x1e" + MARK.encode() + b" end deploy\n", b"\x1eother begin x\n"):
         assert read(b"a" + text, b"b") == ([], b"a" + text + b"b")
 
@@ -54,9 +54,9 @@ def test_what_only_looks_like_a_mark_stays(tmp_path):
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from([b"begin deploy", b"end execute 143"]))), st.data())
 def test_marks_are_found_however_the_bytes_are_cut(parts, data):
     plain = [part for part in parts if not part.startswith((b"begin ", b"end "))]
-    whole = b"".join(part if part in plain else b"\x1e" + MARK.encode() + b" " + part + b"\n" for part in parts)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
-    pieces = [whole[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    output = b"".join(part if part in plain else b"\x1e" + MARK.encode() + b" " + part + b"\n" for part in parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(output)), max_size=8)))
+    pieces = [output[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(output)], strict=True)]
     marks, rest = read(*pieces)
 
     assert rest == b"".join(plain)

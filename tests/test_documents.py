@@ -1,4 +1,4 @@
-"""Documents: the same bytes for the same value, clear words for what is wrong."""
+"""Documents: equal bytes for equal values, clear messages for invalid ones."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -32,10 +32,10 @@ def test_a_time_without_offset_is_refused():
 def test_prefects_time_becomes_a_plain_datetime():
     import pendulum  # noqa: PLC0415 - Prefect's own times
 
-    told = in_utc(pendulum.datetime(2026, 11, 21, 12))
+    plain = in_utc(pendulum.datetime(2026, 11, 21, 12))
 
-    assert type(told) is datetime
-    assert told == datetime(2026, 11, 21, 12, tzinfo=UTC)
+    assert type(plain) is datetime
+    assert plain == datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
 def test_an_unknown_member_is_absent():
@@ -62,7 +62,7 @@ def test_equal_documents_have_equal_bytes():
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "expected"),
     [
         (Path("/data"), "/data"),
         (Decimal("1.5"), "1.5"),
@@ -86,8 +86,8 @@ def test_equal_documents_have_equal_bytes():
         ({object(): 1}, {"unrecorded": "builtins.dict"}),
     ],
 )
-def test_values_take_a_form_that_json_can_hold(value, told):
-    assert json_value(value) == told
+def test_values_take_a_form_that_json_can_hold(value, expected):
+    assert json_value(value) == expected
 
 
 def test_a_value_that_contains_itself_is_not_guessed():
@@ -98,10 +98,10 @@ def test_a_value_that_contains_itself_is_not_guessed():
 
 
 def test_a_number_of_any_length_can_be_read_back():
-    for number, told in ((10**4300 - 1, 10**4300 - 1), (1 - 10**4300, 1 - 10**4300), (10**4300, UNRECORDED_INT)):
+    for number, expected in ((10**4300 - 1, 10**4300 - 1), (1 - 10**4300, 1 - 10**4300), (10**4300, UNRECORDED_INT)):
         request = ExecuteRequest(execution_id="i", method_id="m", method_version="1", values={"x": json_value(number)})
 
-        assert ExecuteRequest.from_json(request.to_json()).values == {"x": told}
+        assert ExecuteRequest.from_json(request.to_json()).values == {"x": expected}
 
 
 @given(st.text(alphabet=st.characters()))

@@ -1,4 +1,4 @@
-"""The events of an execution: what each tells, and that telling it again is telling the same."""
+"""The events of an execution: their contents, and that they are idempotent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PENDING, RUNNING, COMPLETED = uuid4(), uuid4(), uuid4()
 
 def led() -> JobStatus:
     """Return a completed execution whose every state Prefect told with its id."""
-    told = new_job_status(
+    job_status = new_job_status(
         EXECUTION_ID,
         "coins",
         status=Status.SCHEDULED,
@@ -29,25 +29,25 @@ def led() -> JobStatus:
     )
     running = PrefectState(type="RUNNING", name="Running", id=RUNNING)
     ended = PrefectState(type="COMPLETED", name="Completed", id=COMPLETED)
-    told = advance(told, Status.STARTED, NOON, observer=Observer.PREFECT, prefect_state=running)
-    told = advance(told, Status.EXECUTING, NOON, observer=Observer.HOOK)
-    return advance(told, Status.COMPLETED, NOON, observer=Observer.HOOK, prefect_state=ended)
+    job_status = advance(job_status, Status.STARTED, NOON, observer=Observer.PREFECT, prefect_state=running)
+    job_status = advance(job_status, Status.EXECUTING, NOON, observer=Observer.HOOK)
+    return advance(job_status, Status.COMPLETED, NOON, observer=Observer.HOOK, prefect_state=ended)
 
 
 def test_each_change_of_status_is_an_event_with_the_records_time():
-    told = a_job_status(Status.FAILED)
+    job_status = a_job_status(Status.FAILED)
 
-    assert [(event.name, event.occurred) for event in events.status_events(told, NOON)] == [
-        (f"execution.{entry.status.lower()}", entry.time) for entry in told.history if entry.kind == "status"
+    assert [(event.name, event.occurred) for event in events.status_events(job_status, NOON)] == [
+        (f"execution.{entry.status.lower()}", entry.time) for entry in job_status.history if entry.kind == "status"
     ]
 
 
 def test_events_are_idempotent():
     ended, later = a_job_status(), NOON + timedelta(hours=1)
-    first, again = ({event.id for event in events.status_events(ended, now)} for now in (NOON, later))
+    first, repeated = ({event.id for event in events.status_events(ended, now)} for now in (NOON, later))
     other = {event.id for event in events.status_events(a_job_status(execution_id=f"{EXECUTION_ID}.2"), NOON)}
 
-    assert first == again
+    assert first == repeated
     assert len(first) == 5
     assert first.isdisjoint(other)
     assert events.archived_event(ended, "a", NOON).id == events.archived_event(ended, "a", later).id
@@ -74,7 +74,9 @@ def test_the_last_event_lists_outputs_and_relates_them():
         {"name": "stdout.log", "mediaType": "text/plain"},
         {"name": "stderr.log", "mediaType": "text/plain"},
     ]
-    assert {one["prefect.resource.id"] for one in end["related"] if one["prefect.resource.role"] == "output"} == {
+    assert {
+        related["prefect.resource.id"] for related in end["related"] if related["prefect.resource.role"] == "output"
+    } == {
         f"prefect-executions.output.{name}" for name in ("regions.csv", "maps/labels.tif", "stdout.log", "stderr.log")
     }
 
@@ -113,14 +115,14 @@ def test_every_event_is_emitted_by_something():
 
 @pytest.mark.parametrize("event", some_events(), ids=lambda event: event.name)
 def test_a_listener_parses_what_was_emitted(event):
-    told = event.as_json()
-    heard = events.parse_event(told["event"], told["resource"], told["payload"], event.occurred)
+    body = event.as_json()
+    parsed = events.parse_event(body["event"], body["resource"], body["payload"], event.occurred)
 
-    assert heard is not None
-    assert (heard.name, heard.execution_id, heard.method_id) == (event.name, EXECUTION_ID, "segment-coins")
-    assert heard.message == event.payload.get("message")
-    assert heard.progress == event.payload.get("progress")
-    assert (heard.status or "") == event.payload.get("status", "")
+    assert parsed is not None
+    assert (parsed.name, parsed.execution_id, parsed.method_id) == (event.name, EXECUTION_ID, "segment-coins")
+    assert parsed.message == event.payload.get("message")
+    assert parsed.progress == event.payload.get("progress")
+    assert (parsed.status or "") == event.payload.get("status", "")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The record: a request in OGC's words, one account of an execution."""
+"""The record: the OGC request, the table of documents, and the summary of an execution."""
 
 import json
 from datetime import UTC, datetime
@@ -34,10 +34,10 @@ JSON = st.recursive(
 
 
 def test_a_file_is_a_link_and_several_are_a_list_of_links():
-    one, two = a_staged_input("picture"), a_staged_input("picture", b"other")
+    first, second = a_staged_input("picture"), a_staged_input("picture", b"other")
 
-    assert as_ogc({"picture": "x"}, [one])["picture"] == {"href": one.origin, "type": "image/png"}
-    assert len(as_ogc({"picture": ["x", "y"]}, [one, two])["picture"]["value"]) == 2
+    assert as_ogc({"picture": "x"}, [first])["picture"] == {"href": first.origin, "type": "image/png"}
+    assert len(as_ogc({"picture": ["x", "y"]}, [first, second])["picture"]["value"]) == 2
 
 
 @given(st.dictionaries(st.text(), JSON, max_size=4))
@@ -54,15 +54,15 @@ def test_inputs_that_differ_from_the_values_are_refused():
         ExecuteRequest.from_json(forged)
 
 
-def test_a_metric_that_is_no_finite_number_satisfies_the_published_schema():
+def test_a_metric_that_is_not_finite_satisfies_the_published_schema():
     metrics = Metrics(metrics=[Metric(name="loss", value=value, time=NOON) for value in (1, 0.5, nan, inf, -inf)])
-    told = json.loads(metrics.to_json())
+    document = json.loads(metrics.to_json())
 
-    Draft202012Validator(Metrics.model_json_schema(by_alias=True)).validate(told)
-    assert [one["value"] for one in told["metrics"]] == [1, 0.5, "NaN", "Infinity", "-Infinity"]
+    Draft202012Validator(Metrics.model_json_schema(by_alias=True)).validate(document)
+    assert [metric["value"] for metric in document["metrics"]] == [1, 0.5, "NaN", "Infinity", "-Infinity"]
 
 
-def test_the_opening_record_gives_the_record_back():
+def test_the_opening_record_contains_the_record():
     record = a_record(metrics=None)
 
     assert OpeningRecord.from_json(OpeningRecord.of(record).to_json()).record() == record
@@ -84,18 +84,18 @@ def test_a_missing_document_is_named():
         ExecutionRecord.from_json({})
 
 
-def test_the_account_tells_files_by_content_and_values_by_value():
-    told = summary_of(a_record())
+def test_the_summary_has_digests_of_files_and_values():
+    summary = summary_of(a_record())
 
-    assert {name for name, _ in told.inputs} == {"picture", "threshold", "labels"}
-    assert summary_of(a_record(request=a_request(values={"picture": "x", "threshold": 0.4, "labels": []}))) != told
+    assert {name for name, _ in summary.inputs} == {"picture", "threshold", "labels"}
+    assert summary_of(a_record(request=a_request(values={"picture": "x", "threshold": 0.4, "labels": []}))) != summary
 
 
-def test_times_are_cut_to_milliseconds_not_rounded():
+def test_times_are_truncated_to_milliseconds_not_rounded():
     assert in_milliseconds(datetime(2026, 1, 1, microsecond=999_999, tzinfo=UTC)) == datetime(
         2026, 1, 1, microsecond=999_000, tzinfo=UTC
     )
 
 
-def test_what_json_has_no_form_for_is_told_as_unrecorded():
+def test_a_value_without_a_json_form_is_unrecorded():
     assert json_value({"a": object()}) == {"a": {"unrecorded": "builtins.object"}}

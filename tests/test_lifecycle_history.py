@@ -100,22 +100,22 @@ def test_a_status_after_the_end_becomes_a_note():
 def test_a_clock_that_is_turned_back_leaves_a_legal_history_and_a_note():
     back = timedelta(hours=-1)
 
-    told = add_entry(executing(), EntryKind.PROGRESS, at(3) + back, observer=Observer.HOOK, progress=10)
-    told = add_entry(told, EntryKind.PROGRESS, at(4) + back, observer=Observer.HOOK, progress=20)
-    told = advance(told, Status.COMPLETED, at(5) + back, observer=Observer.HOOK)
+    job_status = add_entry(executing(), EntryKind.PROGRESS, at(3) + back, observer=Observer.HOOK, progress=10)
+    job_status = add_entry(job_status, EntryKind.PROGRESS, at(4) + back, observer=Observer.HOOK, progress=20)
+    job_status = advance(job_status, Status.COMPLETED, at(5) + back, observer=Observer.HOOK)
 
-    assert list(faults(told.history)) == []
-    assert told.finished == at(2)
-    notes = [entry.message for entry in told.history if entry.kind is EntryKind.NOTE]
+    assert list(faults(job_status.history)) == []
+    assert job_status.finished == at(2)
+    notes = [entry.message for entry in job_status.history if entry.kind is EntryKind.NOTE]
     assert len(notes) == 1
     assert (at(3) + back).isoformat() in (notes[0] or "")
 
 
 def test_a_clock_that_is_put_right_by_less_than_a_second_needs_no_note():
-    told = advance(executing(), Status.COMPLETED, at(1.9), observer=Observer.HOOK)
+    job_status = advance(executing(), Status.COMPLETED, at(1.9), observer=Observer.HOOK)
 
-    assert list(faults(told.history)) == []
-    assert (told.finished, len(told.history)) == (at(2), 4)
+    assert list(faults(job_status.history)) == []
+    assert (job_status.finished, len(job_status.history)) == (at(2), 4)
 
 
 def test_after_the_end_only_notes_are_accepted():
@@ -150,7 +150,7 @@ def test_a_document_reads_back_as_it_was_written():
 
 
 def test_prefects_history_is_merged_with_its_own_times():
-    told = merge_states(
+    job_status = merge_states(
         created(),
         [
             a_state("SCHEDULED", "Scheduled", 0),
@@ -160,12 +160,12 @@ def test_prefects_history_is_merged_with_its_own_times():
         ],
     )
 
-    assert [(entry.status, entry.time) for entry in told.history] == [
+    assert [(entry.status, entry.time) for entry in job_status.history] == [
         (Status.CREATED, at(0)),
         (Status.SCHEDULED, at(2)),
         (Status.STARTED, at(5)),
     ]
-    assert told.started == at(5)
+    assert job_status.started == at(5)
 
 
 def test_merging_states_is_idempotent():
@@ -179,12 +179,12 @@ def test_a_retry_is_an_attempt_not_a_status():
     first = [a_state("PENDING", "Pending", 1), a_state("RUNNING", "Running", 2)]
     running = advance(merge_states(created(), first), Status.EXECUTING, at(3), observer=Observer.HOOK)
 
-    again = merge_states(
+    retried = merge_states(
         running, [*first, a_state("SCHEDULED", "AwaitingRetry", 4, "boom"), a_state("RUNNING", "Running", 5)]
     )
 
-    assert (again.attempt, again.execution_status) == (2, Status.EXECUTING)
-    assert [(entry.kind, entry.attempt, entry.time, entry.message) for entry in again.history[-2:]] == [
+    assert (retried.attempt, retried.execution_status) == (2, Status.EXECUTING)
+    assert [(entry.kind, entry.attempt, entry.time, entry.message) for entry in retried.history[-2:]] == [
         (EntryKind.ATTEMPT_FAILED, 1, at(4), "boom"),
         (EntryKind.ATTEMPT, 2, at(5), None),
     ]
@@ -198,14 +198,14 @@ def test_a_failed_attempt_that_the_run_recorded_is_not_added_twice():
         running, EntryKind.ATTEMPT_FAILED, at(4), observer=Observer.HOOK, reason=Reason.ERROR, message="no"
     )
 
-    again = merge_states(failed, [*first, *retry])
+    retried = merge_states(failed, [*first, *retry])
 
-    assert [(entry.kind, entry.time, entry.message) for entry in again.history[-2:]] == [
+    assert [(entry.kind, entry.time, entry.message) for entry in retried.history[-2:]] == [
         (EntryKind.ATTEMPT_FAILED, at(4), "no"),
         (EntryKind.ATTEMPT, at(6), None),
     ]
-    assert again.history[-2].prefect_state == retry[0].state
-    assert merge_states(again, [*first, *retry]) == again
+    assert retried.history[-2].prefect_state == retry[0].state
+    assert merge_states(retried, [*first, *retry]) == retried
 
 
 def test_a_pause_that_is_reported_late_is_inserted_by_its_time():
@@ -214,11 +214,11 @@ def test_a_pause_that_is_reported_late_is_inserted_by_its_time():
     for second in (4, 900):
         begun = add_entry(begun, EntryKind.PROGRESS, at(second), observer=Observer.HOOK, progress=second / 10)
 
-    told = merge_states(begun, [*running, a_state("PAUSED", "Paused", 5), a_state("RUNNING", "Running", 60)])
+    job_status = merge_states(begun, [*running, a_state("PAUSED", "Paused", 5), a_state("RUNNING", "Running", 60)])
 
-    assert [entry.kind for entry in told.history[-4:]] == ["progress", "paused", "resumed", "progress"]
-    assert list(faults(told.history)) == []
-    assert told.updated == at(900)
+    assert [entry.kind for entry in job_status.history[-4:]] == ["progress", "paused", "resumed", "progress"]
+    assert list(faults(job_status.history)) == []
+    assert job_status.updated == at(900)
 
 
 def test_after_the_end_no_state_is_merged():
@@ -231,9 +231,9 @@ def test_a_pause_and_its_end_are_entries():
     running = [a_state("RUNNING", "Running", 2)]
     begun = advance(merge_states(created(), running), Status.EXECUTING, at(3), observer=Observer.HOOK)
 
-    told = merge_states(begun, [*running, a_state("PAUSED", "Suspended", 4), a_state("RUNNING", "Running", 60)])
+    job_status = merge_states(begun, [*running, a_state("PAUSED", "Suspended", 4), a_state("RUNNING", "Running", 60)])
 
-    assert [(entry.kind, entry.time) for entry in told.history[-2:]] == [
+    assert [(entry.kind, entry.time) for entry in job_status.history[-2:]] == [
         (EntryKind.PAUSED, at(4)),
         (EntryKind.RESUMED, at(60)),
     ]

@@ -1,4 +1,4 @@
-"""What a Method is: its description in OGC's words, its files, its secrets."""
+"""The model of a Method: its OGC description, its files, its secrets."""
 
 import json
 import pickle
@@ -47,32 +47,32 @@ def schema_of(function):
     return parameter_schema(function).model_dump()
 
 
-def test_the_inputs_are_told_in_the_order_of_the_function():
+def test_inputs_are_in_the_order_of_the_function():
     assert list(inputs_of(schema_of(a_function))) == ["text", "options", "token", "many", "kind", "ratio"]
 
 
-def test_a_required_input_occurs_once_and_one_with_a_default_need_not():
-    told = inputs_of(schema_of(a_function))
+def test_an_input_with_a_default_is_optional():
+    inputs = inputs_of(schema_of(a_function))
 
-    assert (told["text"].min_occurs, told["kind"].min_occurs) == (1, 0)
-    assert told["kind"].json_schema["default"] == "fast"
+    assert (inputs["text"].min_occurs, inputs["kind"].min_occurs) == (1, 0)
+    assert inputs["kind"].json_schema["default"] == "fast"
 
 
 def test_the_docstring_describes_the_input():
     assert inputs_of(schema_of(a_function))["text"].description == "the text to read"
 
 
-def test_files_are_known_alone_optional_and_in_lists():
-    told = inputs_of(schema_of(a_function))
+def test_files_are_recognized_alone_optional_and_in_lists():
+    inputs = inputs_of(schema_of(a_function))
 
-    assert [name for name, described in told.items() if described.is_file] == ["text", "many"]
+    assert [name for name, described in inputs.items() if described.is_file] == ["text", "many"]
 
 
 def test_enums_are_choices():
     assert inputs_of(schema_of(a_function))["kind"].json_schema["enum"] == ["fast", "good"]
 
 
-def test_nested_models_are_written_out_and_one_inside_itself_ends():
+def test_nested_models_are_written_out_and_recursion_ends():
     options = inputs_of(schema_of(a_function))["options"].json_schema
 
     assert "$ref" not in str(options)
@@ -93,7 +93,7 @@ def test_a_password_is_a_secret_without_being_declared():
     assert secret_inputs(schema_of(a_function), frozenset(), "m") == {"token"}
 
 
-def test_a_secret_that_is_no_parameter_is_named():
+def test_a_secret_that_is_not_a_parameter_is_named():
     with pytest.raises(MethodError, match="secrets has names that are not parameters of the function: tokn"):
         secret_inputs(schema_of(a_function), frozenset({"tokn"}), "m")
 
@@ -109,12 +109,12 @@ def test_a_secret_inside_a_model_is_refused():
 
 
 @pytest.mark.parametrize("name", ["my-token", "env:MY_TOKEN", "a1"])
-def test_names_of_secrets_are_recognised(name):
+def test_references_to_secrets_are_recognized(name):
     assert is_secret_reference(name)
 
 
 @pytest.mark.parametrize("value", ["Hunter2!", "env:", "env:1X", "with space", "", "a\n", 3, None])
-def test_what_cannot_name_a_secret_is_recognised(value):
+def test_other_values_are_not_references_to_secrets(value):
     assert not is_secret_reference(value)
 
 
@@ -127,7 +127,7 @@ def test_the_operator_adds_types():
     assert check_type("Cooking", ("Cooking",)) == "Cooking"
 
 
-def test_an_unknown_member_of_a_descriptor_is_kept():
+def test_an_unknown_member_of_a_descriptor_is_preserved():
     data = Method(id="m", version="1", title="M").to_json().replace(b'"title": "M"', b'"title": "M", "ccpx": {"a": 1}')
 
     assert b'"ccpx"' in Method.from_json(data).to_json()
@@ -141,11 +141,11 @@ def test_a_comparison_is_declared_for_an_output_by_its_name_or_by_a_pattern():
     assert comparison_of("outputs/c.csv", None) is None
 
 
-def test_what_a_method_declares_of_its_outputs_is_in_its_descriptor_alone_where_it_does():
-    told = Method(id="a", version="1", comparisons={"a.csv": Comparison(tolerance=1e-6, volatile=("seconds",))})
+def test_comparisons_are_in_the_descriptor_only_if_declared():
+    described = Method(id="a", version="1", comparisons={"a.csv": Comparison(tolerance=1e-6, volatile=("seconds",))})
     comparison = {"tolerance": 1e-6, "absoluteTolerance": 0.0, "volatile": ["seconds"]}
-    assert json.loads(told.to_json())["comparisons"] == {"a.csv": comparison}
-    assert Method.from_json(told.to_json()) == told
+    assert json.loads(described.to_json())["comparisons"] == {"a.csv": comparison}
+    assert Method.from_json(described.to_json()) == described
     assert "comparisons" not in json.loads(Method(id="a", version="1").to_json())
 
 
@@ -167,11 +167,11 @@ def test_an_input_file_keeps_its_origin_when_it_travels():
     assert TypeAdapter(InputFile).dump_json(file) == b'"/x/a.txt"'
 
 
-def test_a_url_that_nothing_staged_has_no_path():
+def test_a_url_that_is_not_staged_has_no_path():
     with pytest.raises(InputError, match=r"https://example\.org/a is not staged"):
         _ = InputFile("https://example.org/a?sig=secret").path
 
 
-def test_a_number_is_no_file():
+def test_a_number_is_not_a_file():
     with pytest.raises(ValueError, match="a path or a URL"):
         TypeAdapter(InputFile).validate_python(3)
