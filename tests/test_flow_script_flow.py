@@ -156,7 +156,7 @@ def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_go
     assert main(["replay", recorded.id]) == 3
     said = capsys.readouterr().err
     assert "nothing was run" in said
-    assert f"image: the runtime 'docker' has not got {_NAME} ({first})" in said
+    assert f"image: {_NAME} ({first}) is neither in the runtime 'docker' nor in a registry" in said
     engine.remove_image(second, force=True)
 
 

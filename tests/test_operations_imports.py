@@ -30,7 +30,7 @@ from prefect_executions.cli.app import main
 from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.operations.export import export
-from prefect_executions.operations.imports import ImportPolicy, ImportResult, _room, import_bundles
+from prefect_executions.operations.imports import ImportPolicy, ImportResult, _staging_folder, import_bundles
 from prefect_executions.operations.retention import remove
 from prefect_executions.operations.verify import verify_execution, verify_target
 from prefect_executions.settings import ImportNames, Settings
@@ -251,7 +251,7 @@ def test_what_the_archive_breaks_off_leaves_nothing_and_goes_on_later(theirs, ou
 def test_what_a_killed_import_left_goes_with_the_next(theirs, ours, tmp_path):
     child = os.fork()
     if child == 0:
-        held = _room(ours.folder)
+        held = _staging_folder(ours.folder)
         (held.__enter__() / "half").write_text("x")
         os._exit(9)
     os.waitpid(child, 0)

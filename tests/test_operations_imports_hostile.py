@@ -172,17 +172,17 @@ DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
     "XML that unfolds": (
         "metadata/provo.xml",
         lambda text: '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;&b;">]><a>&c;</a>',
-        r"DTD|no PROV",
+        r"DTD|not a PROV",
     ),
     "XML that fetches": (
         "metadata/provo.xml",
         lambda text: '<!DOCTYPE a SYSTEM "file:///etc/passwd"><a/>',
-        r"DTD|no PROV",
+        r"DTD|not a PROV",
     ),
     "XML of very many elements": (
         "metadata/provo.xml",
         lambda text: f'<prov:document xmlns:prov="http://www.w3.org/ns/prov#">{"<a/>" * 110_000}</prov:document>',
-        r"too much that is no record",
+        r"too much lies between records",
     ),
     "XML with a record of very many elements": (
         "metadata/provo.xml",

@@ -60,7 +60,7 @@ def test_the_code_and_the_inputs_are_put_in_place(replayed):
         path, _, name = ready.entrypoint.partition(":")
         assert (Path(path).read_bytes(), name) == (SOURCE, "segment")
         assert ready.paths == (str(Path(path).parent),)
-        assert Path(ready.again.parameters["picture"]).read_bytes() == PICTURE
+        assert Path(ready.request.parameters["picture"]).read_bytes() == PICTURE
     assert not Path(path).exists()
 
 
@@ -104,7 +104,7 @@ def test_an_input_kept_by_reference_is_taken_where_it_still_is_the_same(replayed
     (tmp_path / "far").write_bytes(PICTURE)
     file = a_staged_input(path=None, origin=str(tmp_path / "far"))
     with replayed(request=a_request(files=(file,), values={"picture": "there"})) as ready:
-        assert ready.again.parameters == {"picture": str(tmp_path / "far")}
+        assert ready.request.parameters == {"picture": str(tmp_path / "far")}
 
 
 def test_a_module_that_is_not_here_is_named_with_the_way_out(home, capsys):

@@ -241,11 +241,11 @@ def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
         verdicts.append(prepared.verdict(bundle, tolerance=goal.tolerance, well=error is None))
 
     sys.path[:0] = prepared.paths
-    tags = [prepared.again.relative.tag]
+    tags = [prepared.request.relative.tag]
     try:
         flow, ran = run_in_process(
             prepared.entrypoint,
-            prepared.again.parameters,
+            prepared.request.parameters,
             tags=tags,
             on_gathered=judge,
             image=prepared.image,

@@ -1,8 +1,8 @@
-"""Take in bundles that come from elsewhere: all that were handed in are verified before one of them is recorded.
+"""Import of bundles from elsewhere: all bundles of an import are verified before the first one is recorded.
 
-Law: an imported bundle is archived as any other, with its own manifest and seal, and
-never changed; beside the seal lies where it came from and when. What is refused
-leaves nothing behind.
+Law: an imported bundle is archived like any other, with its own manifest and seal,
+and never changed; a mark beside the seal records its origin and the time. A refused
+import leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -42,17 +42,20 @@ from prefect_executions.workbench.sealing import is_bulk
 from prefect_executions.workbench.workbench import Workbench, import_origin
 
 _STAGING = "import-"
-_SHOWN = 5
+"""Prefix of the temporary folders of imports."""
 
-_AT_ONCE = 4
-"""How many bundles are on their way to the archive at the same time."""
+_SHOWN = 5
+"""Faults that the message on a refused bundle lists."""
+
+_UPLOADS = 4
+"""Bundles that are archived in parallel."""
 
 _HELD = 1 << 20
-"""Bytes of a bundle up to which it is in memory while it is archived; it is what goes along with a seal."""
+"""Largest bundle in bytes that is held in memory while it is archived; larger ones are staged on disk."""
 
 
 class ImportResult(NamedTuple):
-    """What became of one bundle: it is recorded now, or was before."""
+    """The result of importing one bundle: it was recorded now, or before."""
 
     id: str
     result: Literal["imported", "unchanged"]
@@ -60,20 +63,20 @@ class ImportResult(NamedTuple):
     manifest_sha256: str
 
 
-class _Checked(NamedTuple):
-    """A bundle that was found to be whole and may be recorded."""
+class _VerifiedBundle(NamedTuple):
+    """A verified bundle that may be recorded."""
 
     id: str
-    arrival: IncomingBundle
+    incoming: IncomingBundle
     source: Source
-    """The bundle in our own format."""
+    """The bundle in the format of this package."""
     manifest_sha256: str
     known: bool
     source_sha256: str | None = None
 
 
 class ImportPolicy(NamedTuple):
-    """On which terms something is imported: what it may ask of this machine, which names it may have, and when."""
+    """The policy of an import: limits on resources, rules for file names, and the time."""
 
     limits: Limits
     names: ImportNames
@@ -81,7 +84,7 @@ class ImportPolicy(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings, at: datetime) -> ImportPolicy:
-        """Return the terms that the operator set."""
+        """Return the policy that the operator configured."""
         limits = Limits(entries=settings.import_entries, allowance=settings.import_limit, expansion=0)
         return cls(limits, settings.import_names, at)
 
@@ -89,192 +92,196 @@ class ImportPolicy(NamedTuple):
 def import_bundles(
     workbench: Workbench,
     target: str,
-    terms: ImportPolicy,
+    policy: ImportPolicy,
     *,
     progress: Callable[[str, int], object] = lambda _id, _steps: None,
 ) -> tuple[ImportResult, ...]:
-    """Import what *target* names: a zip, a folder, or the https://, http:// or s3:// address of a zip.
+    """Import a zip, a folder, or the https://, http:// or s3:// URL of a zip.
 
-    It may hold one bundle of ours or many, a bag around them, or exports of CCP. To
-    import the same once more changes nothing. *progress* is called with an id and the number
-    of all steps at each step: an execution is verified, and later it is recorded.
+    *target* may contain one or more bundles, a bag around them, or exports of CCP. Importing
+    a bundle again changes nothing. *progress* is called twice for each execution, when it
+    is verified and when it is recorded, with its id and the total number of steps.
 
     Raises:
-        NotFoundError: If there is nothing.
-        ImportRefusedError: If something in it is damaged or hostile, or an id is taken; nothing is recorded then.
-        ArchiveError: If the archive fails; what was recorded by then is whole, and the same call goes on.
+        NotFoundError: If *target* does not exist.
+        ImportRefusedError: If a bundle is damaged or hostile, or its id is taken; nothing is recorded then.
+        ArchiveError: If the archive fails; the bundles recorded so far are complete, and a second call continues.
     """
     if is_url(target):
-        with downloaded(target, largest=terms.limits.allowance) as path:
-            return _take_in(workbench, path, redact_url(target, query=False), terms, progress)
-    return _take_in(workbench, Path(target), Path(target).resolve().name, terms, progress)
+        with downloaded(target, largest=policy.limits.allowance) as path:
+            return _import(workbench, path, redact_url(target, query=False), policy, progress)
+    return _import(workbench, Path(target), Path(target).resolve().name, policy, progress)
 
 
-def _take_in(
-    workbench: Workbench, path: Path, origin: str, terms: ImportPolicy, progress: Callable[[str, int], object]
+def _import(
+    workbench: Workbench, path: Path, origin: str, policy: ImportPolicy, progress: Callable[[str, int], object]
 ) -> tuple[ImportResult, ...]:
     with ExitStack() as stack:
-        room = stack.enter_context(_room(workbench.folder))
+        staging = stack.enter_context(_staging_folder(workbench.folder))
         try:
-            whole = stack.enter_context(open_container(path, terms.limits))
-            if terms.names is ImportNames.PORTABLE:
-                check_names(whole.files, terms.limits.entries)
-            found = find_bundles(whole)
-            checking = _Checking(workbench, room, terms)
-            checked, steps = [], 2 * len(found)
-            for arrival in found:
-                checked.append(checking.checked(arrival))
-                progress(checked[-1].id, steps)
-            _check_different(checked)
+            container = stack.enter_context(open_container(path, policy.limits))
+            if policy.names is ImportNames.PORTABLE:
+                check_names(container.files, policy.limits.entries)
+            incoming = find_bundles(container)
+            verifier = _Verifier(workbench, staging, policy)
+            bundles, steps = [], 2 * len(incoming)
+            for bundle in incoming:
+                bundles.append(verifier.verify(bundle))
+                progress(bundles[-1].id, steps)
+            _check_unique(bundles)
         except BundleError as error:
             raise ImportRefusedError(f"{origin} is not imported: {error}") from error
-        taking = _Taking(workbench, room, origin, terms.at)
-        with _flushed(workbench) as bulk:
-            taken = []
-            for one in taking.take(checked, bulk):
-                progress(one.id, steps)
-                taken.append(one)
-            return tuple(taken)
+        recorder = _Recorder(workbench, staging, origin, policy.at)
+        with _flushed_bulk(workbench) as bulk:
+            results = []
+            for result in recorder.record_all(bundles, bulk):
+                progress(result.id, steps)
+                results.append(result)
+            return tuple(results)
 
 
-class _Checking:
-    """The first half: nothing is recorded, and what cannot be is refused."""
+class _Verifier:
+    """The first half of an import: verify all bundles, record nothing."""
 
-    def __init__(self, workbench: Workbench, room: Path, terms: ImportPolicy) -> None:
-        self._workbench, self._room, self._terms = workbench, room, terms
+    def __init__(self, workbench: Workbench, staging: Path, policy: ImportPolicy) -> None:
+        self._workbench, self._staging, self._policy = workbench, staging, policy
 
-    def checked(self, arrival: IncomingBundle) -> _Checked:
-        """Return *arrival* as a verified bundle of ours."""
-        where = f"{arrival.path}: " if arrival.path else ""
+    def verify(self, incoming: IncomingBundle) -> _VerifiedBundle:
+        """Return *incoming* as a verified bundle in the format of this package."""
+        where = f"{incoming.path}: " if incoming.path else ""
         try:
-            if arrival.kind is BundleKind.BUNDLE:
-                return self._verified(arrival, arrival.source, None)
-            return self._translated(arrival)
+            if incoming.kind is BundleKind.BUNDLE:
+                return self._verify(incoming, incoming.source, None)
+            return self._translate(incoming)
         except BundleError as error:
             raise BundleError(f"{where}{error}") from error
 
-    def _translated(self, arrival: IncomingBundle) -> _Checked:
-        told = ccp.translate(arrival, self._terms.at, self._terms.limits)
-        known = self._workbench.archive.imported(told.id)
-        if known and known.source_sha256 == told.source_sha256:
-            sealed = self._workbench.archive.bundle(told.id).seal
-            return _Checked(told.id, arrival, arrival.source, sealed.manifest_sha256, known=True)
-        if known and known.source_sha256:
-            raise _taken(told.id, known.source_sha256, told.source_sha256)
-        folder = self._sealed(told, arrival.source).folder
-        return self._verified(arrival, FolderSource(folder), told.source_sha256)
+    def _translate(self, incoming: IncomingBundle) -> _VerifiedBundle:
+        execution = ccp.translate(incoming, self._policy.at, self._policy.limits)
+        mark = self._workbench.archive.imported(execution.id)
+        if mark and mark.source_sha256 == execution.source_sha256:
+            sealed = self._workbench.archive.bundle(execution.id).seal
+            return _VerifiedBundle(execution.id, incoming, incoming.source, sealed.manifest_sha256, known=True)
+        if mark and mark.source_sha256:
+            raise _id_taken(execution.id, mark.source_sha256, execution.source_sha256)
+        folder = self._seal(execution, incoming.source).folder
+        return self._verify(incoming, FolderSource(folder), execution.source_sha256)
 
-    def _verified(self, arrival: IncomingBundle, source: Source, source_sha256: str | None) -> _Checked:
-        faults = verify(source, limits=self._terms.limits).faults
+    def _verify(self, incoming: IncomingBundle, source: Source, source_sha256: str | None) -> _VerifiedBundle:
+        faults = verify(source, limits=self._policy.limits).faults
         if faults:
             more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
             raise BundleError("; ".join(faults[:_SHOWN]) + more)
-        told = JobStatus.from_json(b"".join(source.blocks(JobStatus.file_name)))
-        execution_id = layout.check_execution_id(told.job_id)
-        found = sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
-        known = self._known(execution_id, found)
-        return _Checked(execution_id, arrival, source, found, known, source_sha256)
+        status = JobStatus.from_json(b"".join(source.blocks(JobStatus.file_name)))
+        execution_id = layout.check_execution_id(status.job_id)
+        digest = sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
+        known = self._is_archived(execution_id, digest)
+        return _VerifiedBundle(execution_id, incoming, source, digest, known, source_sha256)
 
-    def _known(self, execution_id: str, found: str) -> bool:
-        """Whether the archive has this very bundle; another one of that id is refused."""
+    def _is_archived(self, execution_id: str, manifest_sha256: str) -> bool:
+        """Whether the archive has this bundle already; another bundle with its id is an error."""
         archive = self._workbench.archive
         sealed = archive.seal_of(execution_id)
         if sealed is not None:
-            if sealed.manifest_sha256 != found:
-                raise _taken(execution_id, sealed.manifest_sha256, found)
+            if sealed.manifest_sha256 != manifest_sha256:
+                raise _id_taken(execution_id, sealed.manifest_sha256, manifest_sha256)
             return True
-        here = OpenBundle(self._workbench.folder, execution_id)
-        if here.sealed:
-            kept = sha256(here.paths.manifest.read_bytes()).hexdigest()
-            raise _taken(execution_id, kept, found, where=" and waits to be archived: executions settle --once")
-        if here.folder.is_dir() or archive.opening(execution_id) is not None:
+        local = OpenBundle(self._workbench.folder, execution_id)
+        if local.sealed:
+            digest = sha256(local.paths.manifest.read_bytes()).hexdigest()
+            where = " and waits to be archived: executions settle --once"
+            raise _id_taken(execution_id, digest, manifest_sha256, where=where)
+        if local.folder.is_dir() or archive.opening(execution_id) is not None:
             raise BundleError(f"execution {execution_id} is here and has not been sealed; settle it first")
         return False
 
-    def _sealed(self, told: ccp.CcpExecution, source: Source) -> OpenBundle:
+    def _seal(self, execution: ccp.CcpExecution, source: Source) -> OpenBundle:
         def fill(folder: Path) -> None:
-            for path, name in told.outputs.items():
-                _write(folder / path, told, path, source.blocks(name))
-            if told.zipped:
-                with source.open(told.zipped) as stream:
-                    reader = ZipReader.open(stream, self._terms.limits)
-                    if self._terms.names is ImportNames.PORTABLE:
+            for path, name in execution.outputs.items():
+                _write(folder / path, execution, path, source.blocks(name))
+            if execution.zipped:
+                with source.open(execution.zipped) as stream:
+                    reader = ZipReader.open(stream, self._policy.limits)
+                    if self._policy.names is ImportNames.PORTABLE:
                         check_names(name for name, entry in reader.entries.items() if not entry.is_folder)
                     for name, path in ccp.zipped_outputs(reader):
-                        _write(folder / path, told, path, reader.blocks(reader.entries[name]))
+                        _write(folder / path, execution, path, reader.blocks(reader.entries[name]))
 
-        documents = {document.file_name: document.to_json() for document in told.documents}
-        bundle = OpenBundle.create(self._room, told.id, documents, fill=fill)
+        documents = {document.file_name: document.to_json() for document in execution.documents}
+        bundle = OpenBundle.create(self._staging, execution.id, documents, fill=fill)
         gathered = gather(bundle)
-        bundle.write_document(told.job_status.model_copy(update={"outputs": gathered.outputs}))
+        bundle.write_document(execution.job_status.model_copy(update={"outputs": gathered.outputs}))
         seal(bundle, self._workbench.signing_key())
         return bundle
 
 
-class _Taking:
-    """The second half: each bundle is archived and indexed, and nobody has to look at it again."""
+class _Recorder:
+    """The second half of an import: archive and index each bundle."""
 
-    def __init__(self, workbench: Workbench, room: Path, origin: str, at: datetime) -> None:
-        self._workbench, self._room, self._origin, self._at = workbench, room, origin, at
+    def __init__(self, workbench: Workbench, staging: Path, origin: str, at: datetime) -> None:
+        self._workbench, self._staging, self._origin, self._at = workbench, staging, origin, at
 
-    def take(self, checked: Iterable[_Checked], bulk: Bulk) -> Iterator[ImportResult]:
-        """Record bundles in their order, and yield each when the archive has it; some are sent at once.
+    def record_all(self, bundles: Iterable[_VerifiedBundle], bulk: Bulk) -> Iterator[ImportResult]:
+        """Record bundles in their order and yield each when it is archived; several are archived in parallel.
 
-        When one fails, those that were on their way are recorded before the error is told.
+        If one fails, those that are being archived are recorded before the error is raised.
         """
-        coming: deque[tuple[_Checked, ExecutionRecord, Future[None]]] = deque()
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="import") as pool:
+        uploads: deque[tuple[_VerifiedBundle, ExecutionRecord, Future[None]]] = deque()
+        with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="import") as pool:
             try:
-                for one in checked:
-                    if len(coming) == _AT_ONCE:
-                        yield self._taken(bulk, *coming.popleft())
-                    if one.known:
-                        record = self._workbench.archived_record(one.id)
-                        coming.append((one, record, pool.submit(_nothing)))
+                for bundle in bundles:
+                    if len(uploads) == _UPLOADS:
+                        yield self._index(bulk, *uploads.popleft())
+                    if bundle.known:
+                        record = self._workbench.archived_record(bundle.id)
+                        uploads.append((bundle, record, pool.submit(_nothing)))
                     else:
-                        record = record_of(one.source)
-                        content = self._content(one, record)
-                        coming.append((one, record, pool.submit(self._archive, one, content)))
-                while coming:
-                    yield self._taken(bulk, *coming.popleft())
+                        record = record_of(bundle.source)
+                        content = self._content(bundle, record)
+                        uploads.append((bundle, record, pool.submit(self._archive, bundle, content)))
+                while uploads:
+                    yield self._index(bulk, *uploads.popleft())
             finally:
-                for late in coming:
+                for upload in uploads:
                     with suppress(ExecutionsError):
-                        self._taken(bulk, *late)
+                        self._index(bulk, *upload)
 
-    def _taken(self, bulk: Bulk, one: _Checked, record: ExecutionRecord, sent: Future[None]) -> ImportResult:
-        sent.result()
-        mark = self._workbench.archive.imported(one.id) if one.known else self._mark(one)
-        bulk.record(record, archive="archived", manifest_sha256=one.manifest_sha256, came=import_origin(mark))
-        return ImportResult(one.id, "unchanged" if one.known else "imported", one.arrival.kind, one.manifest_sha256)
+    def _index(
+        self, bulk: Bulk, bundle: _VerifiedBundle, record: ExecutionRecord, upload: Future[None]
+    ) -> ImportResult:
+        upload.result()
+        mark = self._workbench.archive.imported(bundle.id) if bundle.known else self._mark(bundle)
+        bulk.record(record, archive="archived", manifest_sha256=bundle.manifest_sha256, came=import_origin(mark))
+        result: Literal["imported", "unchanged"] = "unchanged" if bundle.known else "imported"
+        return ImportResult(bundle.id, result, bundle.incoming.kind, bundle.manifest_sha256)
 
-    def _archive(self, one: _Checked, content: Content) -> None:
+    def _archive(self, bundle: _VerifiedBundle, content: Content) -> None:
         archive = self._workbench.archive
         try:
             for file in () if sent_with_seal(content.data) else content.data:
-                archive.put_data(one.id, content.folder / file.path, file.sha256)
-            sealing = archive.seal(one.id, content)
+                archive.put_data(bundle.id, content.folder / file.path, file.sha256)
+            sealing = archive.seal(bundle.id, content)
         except BaseException:
-            self._undo(one.id)
+            self._undo(bundle.id)
             raise
         finally:
             shutil.rmtree(content.folder, ignore_errors=True)
-        if sealing.seal.manifest_sha256 != one.manifest_sha256:
-            raise ImportRefusedError(str(_taken(one.id, sealing.seal.manifest_sha256, one.manifest_sha256)))
+        if sealing.seal.manifest_sha256 != bundle.manifest_sha256:
+            raise ImportRefusedError(str(_id_taken(bundle.id, sealing.seal.manifest_sha256, bundle.manifest_sha256)))
 
-    def _content(self, one: _Checked, record: ExecutionRecord) -> Content:
-        source, folder, outputs = one.source, self._room / f"big-{one.id}", layout.OUTPUTS + "/"
+    def _content(self, bundle: _VerifiedBundle, record: ExecutionRecord) -> Content:
+        source, folder, outputs = bundle.source, self._staging / f"big-{bundle.id}", layout.OUTPUTS + "/"
         listed = manifest.parse(b"".join(source.blocks(layout.MANIFEST)))
-        there = {path: size for path, size in source.files.items() if not path.startswith(outputs)}
-        # Making a file takes as long as archiving it does; together they may not fill the memory.
-        little = sum(there.values()) <= _HELD
-        held = {path: b"".join(source.blocks(path)) for path in there} if little else {}
+        sizes = {path: size for path, size in source.files.items() if not path.startswith(outputs)}
+        # Staging a file on disk takes as long as archiving it; but all parallel uploads must fit into memory.
+        in_memory = sum(sizes.values()) <= _HELD
+        held = {path: b"".join(source.blocks(path)) for path in sizes} if in_memory else {}
         files = {
-            path: _described(path, held[path]) if little else _staged(source, path, folder / path) for path in there
+            path: _described(path, held[path]) if in_memory else _staged(source, path, folder / path) for path in sizes
         }
         for path, file in files.items():
             if listed.get(path, file.sha256) != file.sha256:
-                raise ImportRefusedError(f"{path} of {one.id} changed while it was imported")
+                raise ImportRefusedError(f"{path} of {bundle.id} changed while it was imported")
         zipped = layout.OUTPUT_ZIP in files
         return Content(
             folder=folder,
@@ -284,34 +291,35 @@ class _Taking:
             status=record.status,
             finished=record.finished,
             at=self._at,
-            extra_objects={IMPORTED: self._mark(one).to_json()},
+            extra_objects={IMPORTED: self._mark(bundle).to_json()},
             in_memory=held,
         )
 
-    def _mark(self, one: _Checked) -> Imported:
+    def _mark(self, bundle: _VerifiedBundle) -> Imported:
         return Imported(
-            execution_id=one.id,
+            execution_id=bundle.id,
             origin=self._origin,
-            kind=one.arrival.kind,
+            kind=bundle.incoming.kind,
             imported=self._at,
-            manifest_sha256=one.manifest_sha256,
-            level=one.arrival.level,
-            source_sha256=one.source_sha256,
+            manifest_sha256=bundle.manifest_sha256,
+            level=bundle.incoming.level,
+            source_sha256=bundle.source_sha256,
         )
 
     def _undo(self, execution_id: str) -> None:
         archive = self._workbench.archive
-        with suppress(ArchiveError):  # a sweep takes what stays
+        with suppress(ArchiveError):  # a later sweep removes the rest
             if archive.seal_of(execution_id) is None:
                 archive.remove(execution_id)
 
 
-def _check_different(checked: Sequence[_Checked]) -> None:
-    seen: dict[str, _Checked] = {}
-    for one in checked:
-        other = seen.setdefault(one.id, one)
-        if other is not one:
-            raise BundleError(f"execution {one.id} is in it twice, at {other.arrival.path!r} and {one.arrival.path!r}")
+def _check_unique(bundles: Sequence[_VerifiedBundle]) -> None:
+    by_id: dict[str, _VerifiedBundle] = {}
+    for bundle in bundles:
+        first = by_id.setdefault(bundle.id, bundle)
+        if first is not bundle:
+            paths = f"{first.incoming.path!r} and {bundle.incoming.path!r}"
+            raise BundleError(f"execution {bundle.id} is in it twice, at {paths}")
 
 
 def _described(path: str, data: bytes) -> BundleFile:
@@ -329,29 +337,29 @@ def _staged(source: Source, path: str, target: Path) -> BundleFile:
 
 
 def _nothing() -> None:
-    """Stand for the archiving of what is archived."""
+    """The upload of a bundle that the archive has already."""
 
 
-def _write(target: Path, told: ccp.CcpExecution, path: str, blocks: Iterator[bytes]) -> None:
+def _write(target: Path, execution: ccp.CcpExecution, path: str, blocks: Iterator[bytes]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("xb") as file:
-        if not told.masked(path):
+        if not execution.masked(path):
             file.writelines(blocks)
             return
-        masked = told.mask.stream()
+        masked = execution.mask.stream()
         file.writelines(masked.feed(block) for block in blocks)
         file.write(masked.finish())
 
 
-def _taken(execution_id: str, kept: str, found: str, *, where: str = "") -> BundleError:
+def _id_taken(execution_id: str, existing: str, imported: str, *, where: str = "") -> BundleError:
     return BundleError(
-        f"another execution {execution_id} is here{where}. That here is {kept}, that to be imported {found}"
+        f"another execution {execution_id} is here{where}. Its digest is {existing}, the digest to import {imported}"
     )
 
 
 @contextmanager
-def _flushed(workbench: Workbench) -> Iterator[Bulk]:
-    """Record in bulk; also when it breaks off, what was archived by then is in the ledger."""
+def _flushed_bulk(workbench: Workbench) -> Iterator[Bulk]:
+    """Index in bulk; after an error the ledger still gets the bundles that were archived before."""
     with workbench.ledger.bulk() as bulk:
         try:
             yield bulk
@@ -360,8 +368,8 @@ def _flushed(workbench: Workbench) -> Iterator[Bulk]:
 
 
 @contextmanager
-def _room(workbench: Path) -> Iterator[Path]:
-    """Make a folder that goes at the end; what an import that was killed has left goes, too."""
+def _staging_folder(workbench: Path) -> Iterator[Path]:
+    """Create a temporary folder on the workbench, and remove those of imports that were killed."""
     scratch = workbench / SCRATCH
     try:
         scratch.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""What it takes to run an execution again: its inputs with edits, its kept files in place, and how the two are linked.
+"""Rerun and replay: run an execution again, from its record with edited inputs, or from its bundle alone.
 
-Law: a secret is never taken from a record, which knows its name at most; whoever asks says the name anew.
+- A rerun uses the code on this machine: `rerun_request`, `find_entrypoint`, `copy_inputs`.
+- A replay takes code, inputs and image from the bundle and compares the outputs: `open_replayable`,
+  `prepare_replay`, `exact_image`, `Replay.verdict`.
 
-Replay an execution from its bundle alone: its code and inputs put in place, and the verdict on what comes out.
-
-Law: what is missing is reported by name before anything runs; the verdict is written before the new bundle is sealed.
-
-The very image that an execution's scripts ran in, for a replay of it.
+Law: a secret never comes from a record, which contains at most its name; the caller
+names it again. Everything that is missing is reported by name before anything runs.
+The verdict is written before the new bundle is sealed.
 """
 
 from __future__ import annotations
@@ -48,10 +48,15 @@ from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
 
 _UNKNOWN = ({"withheld"}, {"unrecorded"})
+"""The keys of a JSON object that stands for an input value that the record does not contain."""
+
+# Bundles are untrusted: a name without a digest could be another image.
+_IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
+_IMAGE_DIGEST = re.compile(r"[a-z0-9][\w.:/-]*@sha256:[0-9a-f]{64}")
 
 
 class RerunRequest(NamedTuple):
-    """The request for an execution once more: its parameters, and the one that it runs again."""
+    """The parameters of a rerun, and its relation to the original execution."""
 
     parameters: dict[str, Any]
     relative: Relative
@@ -60,67 +65,65 @@ class RerunRequest(NamedTuple):
 def rerun_request(
     record: ExecutionRecord, edits: Mapping[str, Any], files: Mapping[str, Path] | None = None
 ) -> RerunRequest:
-    """Return the request of *record* once more, with the inputs in *edits* in place of its own.
+    """Return the request to run *record* again, with *edits* overriding its inputs.
 
-    *files* tells where copies of its input files lie, by their paths in the bundle; the others are told
-    by where they came from.
+    *files* gives the copies of input files by their paths in the bundle; other files are
+    requested from their origin.
 
     Raises:
-        SecretError: If it had a secret input that *edits* does not name.
-        RequestError: If the record does not know an input that *edits* does not give.
+        SecretError: If *edits* lacks a secret input.
+        RequestError: If *edits* lacks an input that the record does not contain.
     """
-    kept = {name: value for name, value in _asked(record).items() if name not in edits}
-    _check_secrets(record, kept)
-    _check_known(kept)
-    waiting: dict[str, Iterator[str]] = {}
+    inputs = {name: value for name, value in _requestable(record).items() if name not in edits}
+    _check_secrets(record, inputs)
+    _check_recorded(inputs)
+    locations: dict[str, Iterator[str]] = {}
     for name in dict.fromkeys(file.input for file in record.request.files):
-        waiting[name] = iter([_place(file, files or {}) for file in record.request.files if file.input == name])
-    again = {name: _placed(name, value, waiting) for name, value in kept.items()}
-    own = record.request.values
-    secrets = record.method.secrets
-    edited = any(name not in own or own[name] != value for name, value in edits.items() if name not in secrets)
+        locations[name] = iter([_location(file, files or {}) for file in record.request.files if file.input == name])
+    inputs = {name: _with_locations(name, value, locations) for name, value in inputs.items()}
+    values, secrets = record.request.values, record.method.secrets
+    edited = any(name not in values or values[name] != value for name, value in edits.items() if name not in secrets)
     relation = Relative(execution_id=record.id, relation="edited-rerun-of" if edited else "rerun-of")
-    return RerunRequest({**again, **edits}, relation)
+    return RerunRequest({**inputs, **edits}, relation)
 
 
-def find_entrypoint(record: ExecutionRecord, here: Path) -> str:
-    """Return where the Method of *record* is now: below *here*, or where its process was working then.
+def find_entrypoint(record: ExecutionRecord, folder: Path) -> str:
+    """Return the entrypoint of the Method of *record* below *folder*, or below the working directory of its process.
 
     Raises:
-        NotFoundError: If it is in neither place; the message says what else can be done.
+        NotFoundError: If the file is in neither folder; the message says what else to do.
     """
-    told = record.method.code.entrypoint if record.method.code else None
-    path, _, name = (told or "").partition(":")
-    places = [here, *([Path(record.instance.working_directory)] if record.instance.working_directory else [])]
-    for place in places if path else []:
-        if (place / path).is_file():
-            found = str(place / path)
-            return f"{found}:{name}" if name else found
-    looked = " nor in ".join(f"'{place}'" for place in places)
+    entrypoint = _entrypoint(record)
+    file, _, function = entrypoint.partition(":")
+    folders = [folder, *([Path(record.instance.working_directory)] if record.instance.working_directory else [])]
+    for path in [parent / file for parent in folders] if file else []:
+        if path.is_file():
+            return f"{path}:{function}" if function else str(path)
+    searched = " or ".join(f"'{parent}'" for parent in folders)
     raise NotFoundError(
-        f"Method '{record.method.id}' is neither in {looked} as {told or 'what has no file'}. Say where it is: "
-        f"--method path.py:function; or 'executions replay {record.id}' runs the code that the record keeps."
+        f"cannot find Method '{record.method.id}' ({entrypoint or 'without a file'}) in {searched}. Name it with "
+        f"--method path.py:function, or run the recorded code with 'executions replay {record.id}'."
     )
 
 
-def record_source(reader: Catalog, execution_id: str) -> Source | None:
-    """Return the files of an execution on this workbench, open or sealed, else in the archive; None without any."""
-    folder = reader.storage_state(execution_id).folder
-    return FolderSource(folder) if folder is not None else reader.bundle_source(execution_id)
+def record_source(catalog: Catalog, execution_id: str) -> Source | None:
+    """Return the files of an execution from this workbench, else from the archive; None if neither has them."""
+    folder = catalog.storage_state(execution_id).folder
+    return FolderSource(folder) if folder is not None else catalog.bundle_source(execution_id)
 
 
 def copy_inputs(record: ExecutionRecord, source: Source, folder: Path) -> dict[str, Path]:
-    """Copy the input files that *source* keeps into *folder*, and return where each lies by its path in the bundle.
+    """Copy the input files in *source* into *folder*, and return the copies by their paths in the bundle.
 
     Raises:
-        BundleError: If one is not what was recorded.
+        BundleError: If a file differs from its record.
     """
-    brought: dict[str, Path] = {}
+    copies: dict[str, Path] = {}
     for file in record.request.files:
         if file.path is not None and file.path in source.files:
-            brought[file.path] = folder / file.path
+            copies[file.path] = folder / file.path
             _copy(source, file.path, folder / file.path, file.sha256)
-    return brought
+    return copies
 
 
 def _copy(source: Source, path: str, target: Path, expected: str) -> None:
@@ -134,8 +137,8 @@ def _copy(source: Source, path: str, target: Path, expected: str) -> None:
         raise BundleError(f"{path} is {digest.hexdigest()} and was recorded as {expected}, so nothing was run")
 
 
-def _asked(record: ExecutionRecord) -> dict[str, Any]:
-    """What can be asked for: neither what the author bound, nor what was left out and so is told as null."""
+def _requestable(record: ExecutionRecord) -> dict[str, Any]:
+    """The inputs of a new request: without those that the author bound, and those that were omitted (null)."""
     described, sent = record.method.inputs, record.request.parameters
     return {
         name: value
@@ -144,27 +147,27 @@ def _asked(record: ExecutionRecord) -> dict[str, Any]:
     }
 
 
-def _check_secrets(record: ExecutionRecord, kept: Mapping[str, Any]) -> None:
-    asked = sorted(name for name in record.method.secrets & kept.keys() if kept[name] is not None)
-    if asked:
-        told = ", ".join(f"{name}{_known_as(kept[name])}" for name in asked)
-        say = " ".join(f"-p {name}=BLOCK" for name in asked)
+def _check_secrets(record: ExecutionRecord, inputs: Mapping[str, Any]) -> None:
+    missing = sorted(name for name in record.method.secrets & inputs.keys() if inputs[name] is not None)
+    if missing:
+        names = ", ".join(f"{name}{_old_reference(inputs[name])}" for name in missing)
+        options = " ".join(f"-p {name}=BLOCK" for name in missing)
         raise SecretError(
-            f"execution {record.id} had the secret {told}; a record holds none. "
-            f"Name it anew: {say}, where BLOCK is a Prefect Secret block or env:NAME."
+            f"execution {record.id} had the secret {names}; a record never contains a secret. "
+            f"Name it again: {options}, where BLOCK is a Prefect Secret block or env:NAME."
         )
 
 
-def _known_as(value: Any) -> str:
+def _old_reference(value: Any) -> str:
     name = value.get("secret") if isinstance(value, dict) else None
     return f" (then '{name}')" if name else ""
 
 
-def _check_known(kept: Mapping[str, Any]) -> None:
-    unknown = sorted(name for name, value in kept.items() if _has_unknown(value))
+def _check_recorded(inputs: Mapping[str, Any]) -> None:
+    unknown = sorted(name for name, value in inputs.items() if _has_unknown(value))
     if unknown:
-        say = " ".join(f"-p {name}=…" for name in unknown)
-        raise RequestError(f"the record does not hold the whole of the input {', '.join(unknown)}; give it: {say}")
+        options = " ".join(f"-p {name}=…" for name in unknown)
+        raise RequestError(f"the record lacks parts of the input {', '.join(unknown)}; give it: {options}")
 
 
 def _has_unknown(value: Any) -> bool:
@@ -173,90 +176,88 @@ def _has_unknown(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_unknown, value))
 
 
-def _place(file: StagedInput, files: Mapping[str, Path]) -> str:
+def _location(file: StagedInput, files: Mapping[str, Path]) -> str:
     return str(files[file.path]) if file.path is not None and file.path in files else file.origin
 
 
-def _placed(name: str, value: Any, waiting: Mapping[str, Iterator[str]]) -> Any:
-    """Return *value* with each file in it told by its place; a file in a model has a name like ``options.scene``."""
-    if isinstance(value, str) and name in waiting:
-        return next(waiting[name], value)
+def _with_locations(name: str, value: Any, locations: Mapping[str, Iterator[str]]) -> Any:
+    """Replace each file in *value* by its location; a file inside a model has a name like ``options.scene``."""
+    if isinstance(value, str) and name in locations:
+        return next(locations[name], value)
     if isinstance(value, list):
-        return [_placed(name, part, waiting) for part in value]
+        return [_with_locations(name, part, locations) for part in value]
     if isinstance(value, dict):
-        return {key: _placed(f"{name}.{key}", part, waiting) for key, part in value.items()}
+        return {key: _with_locations(f"{name}.{key}", part, locations) for key, part in value.items()}
     return value
 
 
-# A bundle may say anything; what is no digest could name another image.
-_ID = re.compile(r"sha256:[0-9a-f]{64}")
-_DIGEST = re.compile(r"[a-z0-9][\w.:/-]*@sha256:[0-9a-f]{64}")
-
-
 class ExactImage(NamedTuple):
-    """An image by a digest, and the runtime that is to run scripts in it."""
+    """An image by its digest, and the runtime that runs scripts in it."""
 
     runtime: str
     name: str
 
 
 def exact_image(record: ExecutionRecord, runtime: str, state: Path) -> ExactImage | None:
-    """Return the image of the last scripts that *record* tells; None where they ran in no container.
+    """Return the image in which the last scripts of *record* ran, pulled if necessary; None without a container.
 
-    The operator's *runtime* is kept if it runs images. *state* is a folder for it.
+    The configured *runtime* is used if it runs images. *state* is a folder for its state.
 
     Raises:
-        NotAvailableError: If it is not to be had; the message names it.
+        NotAvailableError: If the image is unavailable; the message names it.
     """
-    run = next((one for one in reversed(record.instance.runs or ()) if one.image or one.image_digest), None)
+    runs = reversed(record.instance.runs or ())
+    run = next((run for run in runs if run.image or run.image_digest), None)
     if run is None:
         return None
     chosen = image_runtime(runtime)
     try:
         opened = open_runtime(chosen, state=state)
         try:
-            name = opened.ensure_image(_matching(_ID, run.image), _matching(_DIGEST, run.image_digest))
+            name = opened.ensure_image(
+                _if_matching(_IMAGE_ID, run.image), _if_matching(_IMAGE_DIGEST, run.image_digest)
+            )
         finally:
             opened.close()
     except ExecutionsError as error:
-        raise NotAvailableError(f"image: {_named(run)} is not to be had: {error}") from error
+        raise NotAvailableError(f"image: {_image_text(run)} is unavailable: {error}") from error
     if name is None:
-        raise NotAvailableError(f"image: the runtime '{chosen}' has not got {_named(run)}, and no registry gives it")
+        raise NotAvailableError(f"image: {_image_text(run)} is neither in the runtime '{chosen}' nor in a registry")
     return ExactImage(chosen, name)
 
 
-def _matching(form: re.Pattern[str], told: str | None) -> str | None:
-    return told if told and form.fullmatch(told) else None
+def _if_matching(pattern: re.Pattern[str], text: str | None) -> str | None:
+    return text if text and pattern.fullmatch(text) else None
 
 
-def _named(run: ScriptRun) -> str:
-    told = ", ".join(filter(None, (run.image_digest, run.image)))
-    return f"{run.image_name or 'the image'} ({told})"
+def _image_text(run: ScriptRun) -> str:
+    digests = ", ".join(filter(None, (run.image_digest, run.image)))
+    return f"{run.image_name or 'the image'} ({digests})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """An execution that can run again from its bundle: what is asked for, and where its code lies now."""
+    """An execution that is ready to run again from its bundle: its request, and the copies of its code and image."""
 
     record: ExecutionRecord
     source: Source
     manifest_sha256: str
-    again: RerunRequest
+    request: RerunRequest
     entrypoint: str
     paths: tuple[str, ...]
-    """The folders that its modules are imported from."""
+    """The folders from which its modules are imported."""
     image: ExactImage | None = None
-    """The image that its scripts ran in, at hand."""
+    """The image in which its scripts ran."""
 
     def verdict(self, bundle: OpenBundle, *, tolerance: float, well: bool) -> Verdict:
-        """Write the verdict into *bundle*, whose outputs are gathered and which is not sealed, and return it.
+        """Compare the gathered outputs of the unsealed *bundle*, write the verdict into it and return it.
 
         Raises:
-            BundleError: If nothing was gathered, or the disk cannot be written.
+            BundleError: If the outputs are not gathered, or the disk cannot be written.
         """
         gathered = load_gathered(bundle)
         if gathered is None:
-            raise BundleError(f"the bundle {bundle.id} has no outputs gathered, so there is nothing to judge")
+            raise BundleError(f"the outputs of bundle {bundle.id} are not gathered, so they cannot be compared")
         verdict = judge(
             self.record,
             bundle.record(),
@@ -276,24 +277,24 @@ class Replay:
 
 
 @contextmanager
-def open_replayable(reader: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, Source]]:
-    """Open what *target* names, a folder or zip with one bundle or the id of a sealed execution, and verify it.
+def open_replayable(catalog: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, Source]]:
+    """Open and verify the bundle to replay: a folder or zip with one bundle, or the id of a sealed execution.
 
     Raises:
-        NotFoundError: If there is no such thing.
-        RequestError: If it holds several bundles, or none of ours.
+        NotFoundError: If *target* does not exist.
+        RequestError: If it contains several bundles, or none in the format of this package.
         NotAvailableError: If the execution is not sealed yet.
         BundleError: If the bundle is damaged.
     """
     if path := path_of(target):
-        with open_container(path, DEFAULT_LIMITS) as whole:
-            found = find_bundles(whole)
-            if len(found) != 1 or found[0].kind is not BundleKind.BUNDLE:
-                raise RequestError(f"{target} holds {len(found)} bundles; a replay is of one, of this package's own")
-            yield _verified(found[0].source, target), found[0].source
+        with open_container(path, DEFAULT_LIMITS) as container:
+            bundles = find_bundles(container)
+            if len(bundles) != 1 or bundles[0].kind is not BundleKind.BUNDLE:
+                raise RequestError(f"{target} contains {len(bundles)} bundles; a replay needs one, of this package")
+            yield _verified(bundles[0].source, target), bundles[0].source
         return
-    execution_id = reader.find(target)
-    source = reader.local_source(execution_id) or reader.bundle_source(execution_id)
+    execution_id = catalog.find(target)
+    source = catalog.local_source(execution_id) or catalog.bundle_source(execution_id)
     if source is None:
         raise NotAvailableError(f"execution {execution_id} is not sealed yet; replay it when it is")
     yield _verified(source, target), source
@@ -303,24 +304,23 @@ def open_replayable(reader: Catalog, target: str) -> Iterator[tuple[ExecutionRec
 def prepare_replay(
     record: ExecutionRecord, source: Source, edits: Mapping[str, Any], *, runtime: str = "process"
 ) -> Iterator[Replay]:
-    """Put the code and inputs of *record* into a folder of their own, for as long as the context lasts.
+    """Copy the code and inputs of *record* from *source* into a folder that is removed when the context ends.
 
-    *runtime* is what the operator chose for scripts.
+    *edits* override its inputs; *runtime* is the operator's choice for scripts.
 
     Raises:
-        NotAvailableError: If something is missing; the message names all of it.
-        BundleError: If an input or a source is not what was recorded.
+        NotAvailableError: If something is missing; the message lists all of it.
+        BundleError: If an input or a source file differs from its record.
     """
     with TemporaryDirectory(prefix="executions-replay-") as name:
         folder, missing = Path(name), list(_missing_code(record, source))
         check_names(path for path in source.files if path.startswith((f"{layout.CODE}/", f"{layout.INPUTS}/")))
         files = copy_inputs(record, source, folder)
-        places = {**files}
         for number, file in enumerate(record.request.files):
             if file.path not in files and file.input.partition(".")[0] not in edits:
-                missing += _by_reference(file, folder / f"far-{number}")
+                missing += _check_origin(file, folder / f"origin-{number}")
         try:
-            again = rerun_request(record, edits, places)
+            request = rerun_request(record, edits, files)
         except RequestError as error:
             missing.append(str(error))
         try:
@@ -328,22 +328,22 @@ def prepare_replay(
         except NotAvailableError as error:
             missing.append(str(error))
         if missing:
-            told = "\n  ".join(missing)
-            raise NotAvailableError(f"execution {record.id} cannot be replayed; nothing was run:\n  {told}")
-        _bring_code(source, folder)
+            lines = "\n  ".join(missing)
+            raise NotAvailableError(f"execution {record.id} cannot be replayed; nothing was run:\n  {lines}")
+        _copy_code(source, folder)
         yield Replay(
             record=record,
             source=source,
             manifest_sha256=sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest(),
-            again=again,
-            entrypoint=f"{folder / layout.CODE}/{_entry(record)}",
-            paths=tuple(dict.fromkeys(str(folder / root) for root in _roots(record))),
+            request=request,
+            entrypoint=f"{folder / layout.CODE}/{_entrypoint(record)}",
+            paths=tuple(dict.fromkeys(str(folder / root) for root in _import_roots(record))),
             image=image,
         )
 
 
 def requirements_of(record: ExecutionRecord) -> tuple[str, ...]:
-    """Return each recorded package in its exact version, but this one."""
+    """Return pip requirements with the exact versions of the recorded packages, except this package."""
     return tuple(
         f"{name}=={version}" for name, version in record.instance.packages.items() if name != "prefect-executions"
     )
@@ -352,36 +352,36 @@ def requirements_of(record: ExecutionRecord) -> tuple[str, ...]:
 def _verified(source: Source, target: str) -> ExecutionRecord:
     report = verify(source)
     if report.faults:
-        raise BundleError(f"{target} is not what was recorded: {report.faults[0]}. 'executions verify' tells all")
+        raise BundleError(f"{target} differs from its record: {report.faults[0]}. 'executions verify' lists all")
     return record_of(source)
 
 
-def _entry(record: ExecutionRecord) -> str:
+def _entrypoint(record: ExecutionRecord) -> str:
     return (record.method.code.entrypoint if record.method.code else None) or ""
 
 
 def _missing_code(record: ExecutionRecord, source: Source) -> Iterator[str]:
-    entry = _entry(record).partition(":")[0]
+    main = _entrypoint(record).partition(":")[0]
     files = record.method.code.files if record.method.code else ()
-    if not entry or f"{layout.CODE}/{entry}" not in source.files:
-        yield f"code: the bundle does not keep the file of the Method, {entry or 'which had none'}"
+    if not main or f"{layout.CODE}/{main}" not in source.files:
+        yield f"code: the bundle lacks the file of the Method, {main or 'which had none'}"
     for file in files:
-        if file.path not in source.files and file.path != f"{layout.CODE}/{entry}":
-            yield f"code: the bundle does not keep {file.path}"
+        if file.path not in source.files and file.path != f"{layout.CODE}/{main}":
+            yield f"code: the bundle lacks {file.path}"
 
 
-def _by_reference(file: StagedInput, folder: Path) -> Iterator[str]:
-    """Tell why an input that the bundle does not keep cannot be had from where it came from."""
+def _check_origin(file: StagedInput, folder: Path) -> Iterator[str]:
+    """Check that an input that is not in the bundle is still available and unchanged at its origin."""
     try:
-        (found,) = stage({file.input: file.origin}, folder)
+        (staged,) = stage({file.input: file.origin}, folder)
     except (RequestError, BundleError) as error:
         yield f"input '{file.input}' is kept by reference only: {error}"
         return
-    if found.sha256 != file.sha256:
-        yield f"input '{file.input}' is kept by reference only, and {file.origin} is another file now"
+    if staged.sha256 != file.sha256:
+        yield f"input '{file.input}' is kept by reference only, and {file.origin} has changed"
 
 
-def _bring_code(source: Source, folder: Path) -> None:
+def _copy_code(source: Source, folder: Path) -> None:
     for path in source.files:
         if path.startswith(f"{layout.CODE}/"):
             target = folder / path
@@ -389,8 +389,8 @@ def _bring_code(source: Source, folder: Path) -> None:
             target.write_bytes(b"".join(source.blocks(path)))
 
 
-def _roots(record: ExecutionRecord) -> Iterator[str]:
-    """The folders from which the recorded modules were imported, by their names."""
+def _import_roots(record: ExecutionRecord) -> Iterator[str]:
+    """The folders from which the recorded modules were imported, derived from the names of the modules."""
     for file in record.method.code.files if record.method.code else ():
         parts = PurePosixPath(file.path).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
@@ -403,9 +403,9 @@ def _content(source: Source, path: str) -> bytes:
     if path in source.files:
         return b"".join(source.blocks(path))
     if layout.OUTPUT_ZIP not in source.files:
-        raise BundleError("other bytes than recorded, and the bundle does not keep the recorded ones")
+        raise BundleError("its bytes differ from the record, and the bundle lacks the recorded ones")
     with source.open(layout.OUTPUT_ZIP) as stream:
         zipped = ZipReader.open(stream, DEFAULT_LIMITS)
         if path not in zipped.entries:
-            raise BundleError(f"{layout.OUTPUT_ZIP} does not hold it")
+            raise BundleError(f"{layout.OUTPUT_ZIP} does not contain it")
         return b"".join(zipped.blocks(zipped.entries[path]))
