@@ -59,14 +59,14 @@ def downloaded(url: str, *, largest: int = MAX_DOWNLOAD) -> Iterator[Path]:
 
 
 def _from_store(url: str, file: BinaryIO, limit: int) -> None:
-    place, _, key = url.rpartition("/")
-    store = open_store(place, timeout=_STORE_PATIENCE)
-    head = store.head(key)
-    if head is None:
+    folder, _, key = url.rpartition("/")
+    store = open_store(folder, timeout=_STORE_PATIENCE)
+    info = store.head(key)
+    if info is None:
         raise NotFoundError(f"{redact_url(url, query=False)} does not exist")
-    _check_size(redact_url(url, query=False), head.size, limit)
-    starts = range(0, head.size, _BLOCK)
-    file.writelines(store.get_range(key, start, min(start + _BLOCK, head.size)) for start in starts)
+    _check_size(redact_url(url, query=False), info.size, limit)
+    starts = range(0, info.size, _BLOCK)
+    file.writelines(store.get_range(key, start, min(start + _BLOCK, info.size)) for start in starts)
 
 
 def _from_web(url: str, file: BinaryIO, limit: int) -> None:

@@ -34,7 +34,7 @@ class Exported(NamedTuple):
 
 
 def export(
-    reader: Catalog,
+    catalog: Catalog,
     ids: Iterable[str],
     write: Callable[[bytes], object],
     *,
@@ -57,7 +57,7 @@ def export(
     if not wanted:
         raise RequestError("no execution is to be exported; name one, or give a filter that matches some")
     exporter = Exporter(write, form, level, only=wanted[0] if len(wanted) == 1 else None)
-    for bundle in _ahead(reader, wanted):
+    for bundle in _prefetched(catalog, wanted):
         exporter.add(bundle)
         progress(bundle.id)
     return Exported(tuple(wanted), exporter.close())
@@ -72,35 +72,36 @@ def matching_ids(catalog: Catalog, criteria: Filter) -> Iterator[str]:
     return (row.id for row in catalog.workbench.ledger.search(criteria) if row.manifest_sha256)
 
 
-def _ahead(reader: Catalog, ids: Sequence[str]) -> Iterator[BundleToExport]:
-    left = iter(ids)
+def _prefetched(catalog: Catalog, ids: Sequence[str]) -> Iterator[BundleToExport]:
+    waiting = iter(ids)
     with ThreadPoolExecutor(_AHEAD, thread_name_prefix="export") as pool:
-        coming: deque[Future[BundleToExport]] = deque()
+        fetches: deque[Future[BundleToExport]] = deque()
         try:
             while True:
-                coming += [pool.submit(_leaving, reader, one) for one in islice(left, _AHEAD - len(coming))]
-                if not coming:
+                next_ids = islice(waiting, _AHEAD - len(fetches))
+                fetches += [pool.submit(_bundle_of, catalog, execution_id) for execution_id in next_ids]
+                if not fetches:
                     return
-                yield coming.popleft().result()
+                yield fetches.popleft().result()
         finally:
-            for one in coming:
-                one.cancel()
+            for fetch in fetches:
+                fetch.cancel()
 
 
-def _leaving(reader: Catalog, execution_id: str) -> BundleToExport:
-    archive = reader.workbench.archive
+def _bundle_of(catalog: Catalog, execution_id: str) -> BundleToExport:
+    archive = catalog.workbench.archive
     if archive.seal_of(execution_id) is not None:
         bundle = archive.bundle(execution_id)
         return BundleToExport(
             id=execution_id,
-            source=_Fetched(archive, bundle),
+            source=_PrefetchedSource(archive, bundle),
             manifest_sha256=bundle.seal.manifest_sha256,
             finished=bundle.seal.finished,
             absent=frozenset(bundle.seal.absent),
             inclusion=archive.inclusion(execution_id),
         )
-    record = reader.record(execution_id)
-    local = OpenBundle(reader.workbench.folder, execution_id)
+    record = catalog.record(execution_id)
+    local = OpenBundle(catalog.workbench.folder, execution_id)
     if not local.sealed:
         cure = "'executions settle --once' seals it" if record.status.terminal else "export it when it has ended"
         raise NotAvailableError(f"execution {execution_id} is {record.status} and not sealed yet; {cure}.")
@@ -112,7 +113,7 @@ def _leaving(reader: Catalog, execution_id: str) -> BundleToExport:
     )
 
 
-class _Fetched(ArchivedSource):
+class _PrefetchedSource(ArchivedSource):
     """An archived bundle with its small files prefetched."""
 
     def __init__(self, archive: Archive, bundle: ArchivedBundle) -> None:

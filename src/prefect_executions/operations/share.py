@@ -54,7 +54,7 @@ class Shared(NamedTuple):
 
 
 def share(
-    reader: Catalog,
+    catalog: Catalog,
     execution_id: str,
     *,
     now: datetime,
@@ -75,18 +75,18 @@ def share(
     """
     if not timedelta(0) < expires <= MAX_LIFETIME:
         raise RequestError(f"a link lasts up to {MAX_LIFETIME.days} days, not {expires}; share it again later")
-    store, share_id = reader.workbench.archive.store, secrets.token_hex(8)
-    name = Path(reader.output(execution_id, output).name).name if output else f"{execution_id}.zip"
+    store, share_id = catalog.workbench.archive.store, secrets.token_hex(8)
+    name = Path(catalog.output(execution_id, output).name).name if output else f"{execution_id}.zip"
     key = f"{_ROOT}{share_id}/{name}"
     url = store.presign(key, int(expires.total_seconds()))
     with tempfile.TemporaryDirectory(prefix="executions-") as folder:
         copy = Path(folder) / "copy"
         with copy.open("wb") as file:
             if output:
-                file.writelines(reader.blocks(execution_id, output))
+                file.writelines(catalog.blocks(execution_id, output))
             else:
-                export(reader, [execution_id], file.write, level=level)
-        _check(copy, name, zipped=output is None, mask=_mask(reader, execution_id, environment))
+                export(catalog, [execution_id], file.write, level=level)
+        _check(copy, name, zipped=output is None, mask=_mask(catalog, execution_id, environment))
         note = Share(
             id=share_id,
             execution_id=execution_id,
@@ -138,9 +138,9 @@ def sweep(store: Store, now: datetime) -> int:
     return len(expired)
 
 
-def _mask(reader: Catalog, execution_id: str, environment: Mapping[str, str]) -> SecretMask:
+def _mask(catalog: Catalog, execution_id: str, environment: Mapping[str, str]) -> SecretMask:
     mask = secrets_around(environment)
-    for value in reader.record(execution_id).request.values.values():
+    for value in catalog.record(execution_id).request.values.values():
         reference = value.get("secret") if isinstance(value, dict) else None
         if isinstance(reference, str) and reference.startswith("env:"):
             mask.add(environment.get(reference.removeprefix("env:"), ""))

@@ -1,6 +1,6 @@
 """Lookup of executions: resolve the prefix of an id to the full id.
 
-The ledger is asked first. If it is empty or unavailable, the workbench and the
+The ledger is searched first. If it is empty or unavailable, the workbench and the
 archive are listed instead, because the ledger is only an index of them.
 """
 

@@ -36,8 +36,8 @@ class Ending(NamedTuple):
 def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequence[str] = ()) -> JobStatus:
     """Return the final job status: *job_status* with the notes, the end and the outputs.
 
-    The notes are *notes* and those of *gathered* on files that could not be kept.
-    A terminal status stays as it is and only gets the outputs.
+    The notes are *notes*, and the notes of *gathered* on files that could not be kept.
+    A terminal status stays as it is and only receives the outputs.
     """
     if not job_status.execution_status.terminal:
         for note in (*gathered.notes, *notes):
