@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ogc
-from prefect_executions.descriptors.loader import document_of, method_of, read_method, without_clear_secrets
+from prefect_executions.descriptors.loader import document_of, method_of, read_method, without_plain_text_secrets
 from prefect_executions.descriptors.parser import MAX_BYTES, parse
 from prefect_executions.errors import MethodError
 from prefect_executions.methods.model import Method
@@ -104,7 +104,7 @@ def test_a_descriptor_of_ccp_is_read_and_written_unchanged():
 
 
 def test_a_plain_text_secret_of_ccp_is_not_recorded():
-    method = without_clear_secrets(read(as_ccp_writes_it()))
+    method = without_plain_text_secrets(read(as_ccp_writes_it()))
 
     assert b"XXXYYYZZZ" not in method.to_json()
     assert Method.from_json(method.to_json()).inputs["service"].json_schema["default"] == "mine"

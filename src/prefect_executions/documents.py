@@ -183,7 +183,7 @@ def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
     def refuse_constant(word: str) -> None:
         raise BundleError(f"{name}: {word} is not a JSON number")
 
-    if bounded and len(data) > MAX_VALUES and _most_values(data) > MAX_VALUES:
+    if bounded and len(data) > MAX_VALUES and _max_values(data) > MAX_VALUES:
         raise BundleError(f"{name}: it may have more than {MAX_VALUES} values")
     try:
         return json.loads(data, object_pairs_hook=unique_members, parse_constant=refuse_constant)
@@ -193,7 +193,7 @@ def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
         raise BundleError(f"{name}: invalid JSON: {error}") from error
 
 
-def _most_values(data: bytes | str) -> int:
+def _max_values(data: bytes | str) -> int:
     """Return an upper bound for the number of values in the JSON *data*, without parsing it."""
     if isinstance(data, str):
         return sum(map(data.count, "[{,"))

@@ -27,7 +27,7 @@ from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.parameters import plain_value, recorded_parameters
 from prefect_executions.capture.secrets import SecretMask
-from prefect_executions.descriptors.loader import without_clear_secrets
+from prefect_executions.descriptors.loader import without_plain_text_secrets
 from prefect_executions.documents import Document, in_utc, strict_json
 from prefect_executions.errors import BundleError, NameRefusedError
 from prefect_executions.executions.record import Agent, BundleFile, ExecuteRequest, Infrastructure, Instance
@@ -159,7 +159,7 @@ class _Conversion:
         members = {name: value for name, value in document.items() if value is not None}
         members = {"id": "unknown", "version": "unknown"} | members | {"code": None}
         try:
-            return without_clear_secrets(Method.model_validate_json(json.dumps(members)))
+            return without_plain_text_secrets(Method.model_validate_json(json.dumps(members)))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             raise BundleError(f"{Method.file_name}: {'/'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -74,7 +74,7 @@ def document_of(method: Method) -> dict[str, Any]:
     return method.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def without_clear_secrets(method: Method) -> Method:
+def without_plain_text_secrets(method: Method) -> Method:
     """Return *method* without plain-text secrets, which CCP's descriptors have as defaults."""
 
     def without_default(described: InputDescription) -> InputDescription:

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from prefect_executions.descriptors.inputs import infrastructure_request, values_of
 from prefect_executions.descriptors.inputs import parameter_schema as form_of
-from prefect_executions.descriptors.loader import read_method, without_clear_secrets
+from prefect_executions.descriptors.loader import read_method, without_plain_text_secrets
 from prefect_executions.descriptors.schema import ABSENT, default_of
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow import prefect_logs
@@ -90,7 +90,7 @@ class DescriptorMethod(MethodFlow[..., None]):
         parsed = read_method(data, file.name)
         if parsed.type is not None:
             check_type(parsed.type, Settings.read().method_types)
-        described = without_clear_secrets(parsed)
+        described = without_plain_text_secrets(parsed)
         return cls(described, file.absolute(), withheld=described != parsed)
 
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
