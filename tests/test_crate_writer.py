@@ -100,7 +100,7 @@ RECORDS: dict[str, ExecutionRecord] = VALIDATED | {
     "failed": a_failed_record(),
     "lost": a_never_started_record(Status.FAILED, Reason.LOST),
     "still running": a_record(job_status=a_job_status(Status.EXECUTING, outputs=())),
-    "second life": a_record(job_status=a_job_status(execution_id=f"{EXECUTION_ID}.2")),
+    "second generation": a_record(job_status=a_job_status(execution_id=f"{EXECUTION_ID}.2")),
     "nothing observed": a_record(agent=Agent(), instance=Instance(), method=a_method(code=CodeIdentity())),
     "the same file twice": a_record(request=a_request(files=(a_staged_input(), a_staged_input("mask")))),
     "two files of one name": a_record(request=a_request(files=(a_staged_input(), a_staged_input("picture", b"x")))),

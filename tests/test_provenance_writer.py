@@ -63,7 +63,7 @@ RECORDS: dict[str, ExecutionRecord] = {
     "nobody named": a_record(agent=Agent()),
     "by a schedule": a_record(agent=Agent(source="prefect")),
     "no code": a_record(method=a_method(code=None)),
-    "second life": a_record(job_status=a_job_status(execution_id=f"{EXECUTION_ID}.2")),
+    "second generation": a_record(job_status=a_job_status(execution_id=f"{EXECUTION_ID}.2")),
     "reused": a_record(job_status=a_job_status().model_copy(update={"cached_from": OTHER})),
     "steps": a_record(job_status=a_job_status().model_copy(update={"steps": some_steps()})),
     "phases": with_phases(a_record()),
