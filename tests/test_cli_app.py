@@ -1,4 +1,4 @@
-"""The terminal's door: what is asked is understood, what is shown is safe, and the exit code tells how it went."""
+"""The command line: parsing of options, safe output, exit codes, and each command."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def greet(name: str = "you", fail: bool = False, wait: float = 0) -> str:
 
 
 @pytest.fixture
-def told(home, capsys) -> Callable[..., str]:
-    """Return a function that runs the command line here, checks its exit code and returns what it shows."""
+def executions(home, capsys) -> Callable[..., str]:
+    """Return a function that runs the command line in this process, checks its exit code and returns its output."""
 
     def run(*arguments: str, code: int = 0) -> str:
         found = main(arguments)
@@ -100,7 +100,7 @@ def on_a_terminal(arguments: Sequence[str], home: Path) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
-# --- what is asked ---------------------------------------------------------------
+# --- options ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_any_text_can_be_given_as_a_json_string(text):
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
-def test_no_text_breaks_the_reading_of_parameters(text):
+def test_parameters_accept_any_text(text):
     value = parse_inputs([f"n=@@{text}"], None)["n"]
     assert value == f"@{text}"
 
@@ -142,7 +142,7 @@ def test_a_value_is_read_from_a_file(tmp_path):
     assert parse_inputs(given_, None) == {"a": [1, 2], "b": "two\nlines"}
 
 
-def test_a_single_input_goes_before_the_file_of_inputs(tmp_path):
+def test_a_single_input_overrides_the_file_of_inputs(tmp_path):
     (tmp_path / "inputs.json").write_text('{"a": 1, "b": 2}')
     assert parse_inputs(["b=3"], str(tmp_path / "inputs.json")) == {"a": 1, "b": 3}
 
@@ -158,12 +158,12 @@ def test_a_single_input_goes_before_the_file_of_inputs(tmp_path):
         ([], __file__, "is not a JSON object"),
     ],
 )
-def test_parameters_that_cannot_be_understood_are_refused(pairs, file, message):
+def test_invalid_parameters_are_refused(pairs, file, message):
     with pytest.raises(RequestError, match=message):
         parse_inputs(pairs, file)
 
 
-def test_moments_are_dates_times_or_ago():
+def test_a_time_is_a_date_a_time_or_an_age():
     assert parse_time("2026-09-01", NOON) == datetime(2026, 9, 1, tzinfo=UTC)
     assert parse_time("2026-09-01T12:00", NOON) == datetime(2026, 9, 1, 12, tzinfo=UTC)
     assert parse_time("2026-09-01T12:00+02:00", NOON) == datetime(2026, 9, 1, 10, tzinfo=UTC)
@@ -174,16 +174,16 @@ def test_moments_are_dates_times_or_ago():
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "7", "7y", "--7d", "--limit", "99999999999d", "2026-13-01"])
-def test_what_is_no_moment_is_refused(text):
+def test_an_invalid_time_is_refused(text):
     with pytest.raises(RequestError):
         parse_time(text, NOON)
 
 
-# --- what is shown ---------------------------------------------------------------
+# --- output ----------------------------------------------------------------------
 
 
 @given(st.text(alphabet=st.characters()))
-def test_nothing_that_a_terminal_interprets_is_shown(text):
+def test_shown_text_has_no_control_characters(text):
     shown = escape_controls(text)
     shown.encode()  # a half of a pair could not be written
     assert all(one.isprintable() or one.isspace() for one in shown)
@@ -191,18 +191,18 @@ def test_nothing_that_a_terminal_interprets_is_shown(text):
 
 
 @given(st.lists(st.binary(max_size=50), max_size=8))
-def test_a_log_on_a_terminal_holds_no_control_character_however_it_is_cut(blocks):
+def test_a_log_on_a_terminal_has_no_control_characters_in_any_block_sizes(blocks):
     whole, cut = "".join(log_text([b"".join(blocks)])), "".join(log_text(blocks))
     assert whole == escape_controls(whole, lines=True)
     assert not set("\x1b\x07\x08\r\x9b\u202e").intersection(whole)
     assert whole == cut
 
 
-def test_colours_are_taken_out_of_logs_and_the_rest_is_written_out():
+def test_colours_are_removed_from_logs_and_control_characters_escaped():
     assert "".join(log_text([b"\x1b[31mred\x1b[0m\x07 50%\r100%\r\n\x9b"])) == "red\\x07 50%\n100%\n\ufffd"
 
 
-def test_sizes_and_durations_are_told_for_people():
+def test_sizes_and_durations_are_formatted_for_people():
     sizes = (0, 999, 1000, 1_234_567, 10**15)
     assert [format_size(size) for size in sizes] == [
         "0 B",
@@ -216,13 +216,13 @@ def test_sizes_and_durations_are_told_for_people():
     assert format_duration(None) == ""
 
 
-def test_what_is_longer_than_a_line_of_the_terminal_is_shown_whole(home):
+def test_a_value_longer_than_a_terminal_line_is_not_cut(home):
     link = "https://example.org/" + "x" * 300
     kept(bench_at(home), job_status=record_of(end=Status.FAILED).job_status.model_copy(update={"message": link}))
     assert f"{link}\n" in on_a_terminal(["show", EXECUTION_ID], home)
 
 
-def test_hostile_text_reaches_no_terminal_uninterpreted_by_us(home):
+def test_hostile_text_is_escaped_on_a_terminal(home):
     message = f"{HOSTILE} [bold]no markup[/bold]"
     kept(bench_at(home), job_status=record_of(end=Status.FAILED).job_status.model_copy(update={"message": message}))
     for arguments in (["show", EXECUTION_ID], ["logs", EXECUTION_ID]):
@@ -233,10 +233,10 @@ def test_hostile_text_reaches_no_terminal_uninterpreted_by_us(home):
     assert "[bold]" in on_a_terminal(["show", EXECUTION_ID], home)
 
 
-def test_json_of_hostile_text_is_json_of_the_same_text(told, home):
+def test_json_keeps_hostile_text_unchanged(executions, home):
     job_status = record_of().job_status.model_copy(update={"message": HOSTILE})
     kept(bench_at(home), job_status=job_status)
-    shown = told("show", EXECUTION_ID, "--json")
+    shown = executions("show", EXECUTION_ID, "--json")
     assert shown.replace("\n", "").isprintable()
     assert json.loads(shown)["jobStatus"]["message"] == HOSTILE
 
@@ -244,21 +244,25 @@ def test_json_of_hostile_text_is_json_of_the_same_text(told, home):
 # --- commands --------------------------------------------------------------------
 
 
-def test_every_command_has_help_and_json(capsys):
+def test_every_command_has_json_and_a_help_line_of_at_most_72_characters(capsys):
     groups = {"ledger": ("rebuild",), "methods": ("list", "show"), "keys": ("create", "list", "trust")}
     groups |= {"shares": ("list", "revoke")}
     names = [(name,) for name in app if not name.startswith("-") and name not in groups]
     names += [(group, name) for group, below in groups.items() for name in below]
     for name in names:
         assert main([*name, "--help"]) == exit_codes.OK
-        assert "--json" in capsys.readouterr().out, name
+        shown = capsys.readouterr().out
+        assert "--json" in shown, name
+        line = shown.strip().splitlines()[2]
+        assert len(line) <= 72, name
+        assert line.endswith("."), name
     assert groups.keys() < {*app}
 
 
-def test_list_tells_the_newest_first_as_plain_lines_in_a_pipe(told, home):
+def test_list_prints_plain_lines_in_a_pipe(executions, home):
     kept(bench_at(home))
     begun(bench_at(home), record_of(OTHER_ID, Status.EXECUTING))
-    rows = [line.split("\t") for line in told("list").splitlines()]
+    rows = [line.split("\t") for line in executions("list").splitlines()]
     assert {row[0]: row[1] for row in rows} == {EXECUTION_ID: "COMPLETED", OTHER_ID: "EXECUTING"}
     assert {len(row) for row in rows} == {7}
 
@@ -275,23 +279,23 @@ def test_list_tells_the_newest_first_as_plain_lines_in_a_pipe(told, home):
         (["--until", NOON.date().isoformat()], set()),
     ],
 )
-def test_list_takes_what_was_asked_for(told, home, options, found):
+def test_list_filters_executions(executions, home, options, found):
     kept(bench_at(home))
     begun(bench_at(home), record_of(OTHER_ID, Status.EXECUTING))
-    assert {row["id"] for row in json.loads(told("list", "--json", *options))["executions"]} == found
+    assert {row["id"] for row in json.loads(executions("list", "--json", *options))["executions"]} == found
 
 
-def test_list_goes_on_where_a_page_ended(told, home):
+def test_list_continues_after_a_page(executions, home):
     kept(bench_at(home))
     kept(bench_at(home), OTHER_ID)
-    first = json.loads(told("list", "--json", "--limit", "1"))
-    second = json.loads(told("list", "--json", "--limit", "1", "--after", first["after"]))
+    first = json.loads(executions("list", "--json", "--limit", "1"))
+    second = json.loads(executions("list", "--json", "--limit", "1", "--after", first["after"]))
     assert [len(page["executions"]) for page in (first, second)] == [1, 1]
     assert {page["executions"][0]["id"] for page in (first, second)} == {EXECUTION_ID, OTHER_ID}
     assert second["after"] is None
 
 
-def test_a_page_ends_with_the_whole_command_for_the_next(home, capsys):
+def test_a_page_ends_with_the_complete_command_for_the_next_page(home, capsys):
     kept(bench_at(home))
     kept(bench_at(home), OTHER_ID)
     main(["list", "--status", "completed", "--status", "failed", "--since", "2026-09-01 00:00", "--limit", "1"])
@@ -300,16 +304,16 @@ def test_a_page_ends_with_the_whole_command_for_the_next(home, capsys):
     assert {line.split("\t")[0] for line in (page + capsys.readouterr().out).splitlines()} == {EXECUTION_ID, OTHER_ID}
 
 
-def test_list_gives_comma_separated_values(told, home):
+def test_list_prints_comma_separated_values(executions, home):
     kept(bench_at(home))
-    (row,) = csv.DictReader(io.StringIO(told("list", "--csv")))
+    (row,) = csv.DictReader(io.StringIO(executions("list", "--csv")))
     assert row["id"] == EXECUTION_ID
     assert row["status"] == "COMPLETED"
 
 
-def test_show_tells_inputs_outputs_params_metrics_and_history(told, home):
+def test_show_prints_inputs_outputs_params_metrics_and_history(executions, home):
     kept(bench_at(home))
-    shown = told("show", EXECUTION_ID[:6])
+    shown = executions("show", EXECUTION_ID[:6])
     assert "status\tCOMPLETED" in shown
     for words in (
         "status\tCOMPLETED",
@@ -322,7 +326,7 @@ def test_show_tells_inputs_outputs_params_metrics_and_history(told, home):
         assert words in shown
 
 
-def test_show_tells_an_open_execution_whose_process_is_gone_and_the_last_of_its_progress(told, home):
+def test_show_reports_a_dead_process_and_the_last_progress(executions, home):
     job_status = a_job_status(Status.EXECUTING)
     for percent in (60, 70):
         job_status = add_entry(
@@ -332,53 +336,55 @@ def test_show_tells_an_open_execution_whose_process_is_gone_and_the_last_of_its_
     where = an_instance(hostname="vm", pid=process.pid, process=process)
     bundle = begun(bench, record_of(job_status=job_status, instance=where))
     bench.leases.release(EXECUTION_ID)
-    shown = told("show", EXECUTION_ID)
+    shown = executions("show", EXECUTION_ID)
     assert f"process\t{process.pid} on vm is gone; 'executions settle --once' seals" in shown
     assert [line.rsplit("\t", 1)[1] for line in shown.splitlines() if "progress 5" in line or "progress 7" in line] == [
         "progress 70 % on"
     ]
-    assert json.loads(told("show", EXECUTION_ID, "--json"))["processGone"] == f"{process.pid} on vm"
+    assert json.loads(executions("show", EXECUTION_ID, "--json"))["processGone"] == f"{process.pid} on vm"
 
     paused = add_entry(job_status, EntryKind.PAUSED, job_status.updated, observer=Observer.PREFECT)
     bundle.write_document(paused)  # it has left its process on purpose
-    assert "is gone" not in told("show", EXECUTION_ID)
+    assert "is gone" not in executions("show", EXECUTION_ID)
 
 
-def test_show_in_json_holds_every_document(told, home):
+def test_show_json_has_every_document(executions, home):
     bundle = kept(bench_at(home))
-    document = json.loads(told("show", EXECUTION_ID, "--json"))
+    document = json.loads(executions("show", EXECUTION_ID, "--json"))
     assert document["jobStatus"] == json.loads((bundle.folder / "metadata/jobStatus.json").read_bytes())
     assert document["request"] == json.loads((bundle.folder / "metadata/request.json").read_bytes())
     assert document["folder"] == str(bundle.folder)
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_an_output_is_brought_to_a_file(told, home, tmp_path, local):
+def test_an_output_is_written_to_a_file(executions, home, tmp_path, local):
     bundle = kept(bench_at(home))
     if not local:
         bundle.discard()
     target = tmp_path / "table.csv"
-    assert str(target) in told("outputs", EXECUTION_ID[:6], "regions.csv", "-o", str(target))
+    assert str(target) in executions("outputs", EXECUTION_ID[:6], "regions.csv", "-o", str(target))
     assert target.read_bytes() == OUTPUTS["outputs/regions.csv"]
 
 
-def test_an_output_that_is_damaged_leaves_no_file(told, home, tmp_path):
+def test_a_damaged_output_leaves_no_file(executions, home, tmp_path):
     bundle = kept(bench_at(home))
     (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
     target = tmp_path / "table.csv"
-    assert "was recorded as" in told("outputs", EXECUTION_ID, "regions.csv", "-o", str(target), code=exit_codes.WORLD)
+    assert "was recorded as" in executions(
+        "outputs", EXECUTION_ID, "regions.csv", "-o", str(target), code=exit_codes.WORLD
+    )
     assert not list(tmp_path.glob("*.part"))
     assert not target.exists()
 
 
-def test_outputs_are_listed_with_their_digests(told, home):
+def test_outputs_are_listed_with_their_digests(executions, home):
     kept(bench_at(home))
-    listed = {line.split("\t")[0] for line in told("outputs", EXECUTION_ID).splitlines()}
+    listed = {line.split("\t")[0] for line in executions("outputs", EXECUTION_ID).splitlines()}
     assert listed == {path.removeprefix("outputs/") for path in OUTPUTS}
-    assert len(json.loads(told("outputs", EXECUTION_ID, "--json"))["outputs"]) == len(OUTPUTS)
+    assert len(json.loads(executions("outputs", EXECUTION_ID, "--json"))["outputs"]) == len(OUTPUTS)
 
 
-def test_logs_go_into_a_pipe_byte_by_byte(home):
+def test_logs_in_a_pipe_are_unchanged_bytes(home):
     content = bytes(range(256)) * 4
     kept(bench_at(home), outputs={**OUTPUTS, "outputs/stdout.log": content})
     done = subprocess.run(
@@ -390,22 +396,24 @@ def test_logs_go_into_a_pipe_byte_by_byte(home):
     assert done.stdout == content
 
 
-def test_prov_is_told_in_the_form_that_was_asked_for(told, home, tmp_path):
+def test_prov_prints_the_requested_format(executions, home, tmp_path):
     bundle = kept(bench_at(home))
-    assert "prefix" in json.loads(told("prov", EXECUTION_ID, "--format", "json"))
-    assert json.loads(told("prov", EXECUTION_ID, "--json"))
-    assert told("prov", EXECUTION_ID, "--json", "--format", "json").endswith("}\n")
-    told("prov", EXECUTION_ID, "--json", "--format", "xml", code=exit_codes.REQUEST)
-    told("prov", EXECUTION_ID, "-o", str(tmp_path / "provo.xml"))
+    assert "prefix" in json.loads(executions("prov", EXECUTION_ID, "--format", "json"))
+    assert json.loads(executions("prov", EXECUTION_ID, "--json"))
+    assert executions("prov", EXECUTION_ID, "--json", "--format", "json").endswith("}\n")
+    executions("prov", EXECUTION_ID, "--json", "--format", "xml", code=exit_codes.REQUEST)
+    executions("prov", EXECUTION_ID, "-o", str(tmp_path / "provo.xml"))
     assert (tmp_path / "provo.xml").read_bytes() == (bundle.folder / "metadata/provo.xml").read_bytes()
 
 
-def test_verify_tells_each_failed_check_by_name_and_fails(told, home):
+def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     bundle = kept(bench_at(home))
-    assert "archive: verified" in told("verify", EXECUTION_ID[:6])
+    assert "archive: verified" in executions("verify", EXECUTION_ID[:6])
     (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
-    assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in told("verify", EXECUTION_ID, code=exit_codes.FAILED)
-    document = json.loads(told("verify", EXECUTION_ID, "--json", code=exit_codes.FAILED))
+    assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in executions(
+        "verify", EXECUTION_ID, code=exit_codes.FAILED
+    )
+    document = json.loads(executions("verify", EXECUTION_ID, "--json", code=exit_codes.FAILED))
     assert [(copy["place"], copy["passed"]) for copy in document["copies"]] == [("workbench", False), ("archive", True)]
 
 
@@ -418,28 +426,28 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
     assert not elsewhere.exists()
 
 
-def test_settle_finishes_what_was_left(told, home, prefect_server):
+def test_settle_seals_an_unfinished_execution(executions, home, prefect_server):
     forget_flows()
     begun(bench_at(home), record_of())
-    assert f"{EXECUTION_ID}\tarchived" in told("settle", "--once")
-    assert "Nothing to settle" in told("settle", "--once")
+    assert f"{EXECUTION_ID}\tarchived" in executions("settle", "--once")
+    assert "Nothing to settle" in executions("settle", "--once")
 
 
-def test_a_rebuilt_ledger_gives_the_same_list(told, home):
+def test_a_rebuilt_ledger_gives_the_same_list(executions, home):
     kept(bench_at(home))
     kept(bench_at(home), OTHER_ID)
-    before = told("list", "--json")
+    before = executions("list", "--json")
     for path in home.glob("ledger.db*"):
         path.unlink()
-    assert "2 executions" in told("ledger", "rebuild")
-    assert told("list", "--json") == before
+    assert "2 executions" in executions("ledger", "rebuild")
+    assert executions("list", "--json") == before
 
 
-def test_methods_are_listed_and_shown(told, home):
+def test_methods_are_listed_and_shown(executions, home):
     kept(bench_at(home))
-    assert told("methods", "list").startswith("segment-coins\t1.2.0\tSegment coins")
-    assert "input\tthreshold" in told("methods", "show", "segment-coins")
-    assert json.loads(told("methods", "show", "segment-coins", "--json"))["description"]["inputs"]
+    assert executions("methods", "list").startswith("segment-coins\t1.2.0\tSegment coins")
+    assert "input\tthreshold" in executions("methods", "show", "segment-coins")
+    assert json.loads(executions("methods", "show", "segment-coins", "--json"))["description"]["inputs"]
 
 
 # --- exit codes and messages -------------------------------------------------------
@@ -461,36 +469,36 @@ def test_methods_are_listed_and_shown(told, home):
         (["outputs", "0b1e", "-o", "x"], exit_codes.REQUEST),
     ],
 )
-def test_the_exit_code_tells_whose_turn_it_is(told, home, arguments, code):
+def test_each_kind_of_error_has_its_exit_code(executions, home, arguments, code):
     kept(bench_at(home))
-    message = told(*arguments, code=code)
+    message = executions(*arguments, code=code)
     assert message.startswith("error: ")
     assert "Traceback" not in message
 
 
-def test_a_failing_world_has_its_own_exit_code(told, home):
+def test_an_unreadable_ledger_exits_with_4(executions, home):
     kept(bench_at(home))
     for path in home.glob("ledger.db*"):
         path.unlink()
     (home / "ledger.db").write_bytes(b"no database" * 1000)
-    assert "ledger" in told("list", code=exit_codes.WORLD)
+    assert "ledger" in executions("list", code=exit_codes.WORLD)
 
 
-def test_an_ambiguous_beginning_lists_the_candidates(told, home):
+def test_an_ambiguous_prefix_lists_the_candidates(executions, home):
     kept(bench_at(home))
     kept(bench_at(home), OTHER_ID)
-    message = told("show", "0b1e", code=exit_codes.REQUEST)
+    message = executions("show", "0b1e", code=exit_codes.REQUEST)
     assert EXECUTION_ID in message
     assert OTHER_ID in message
 
 
-def test_debug_shows_where_an_error_comes_from(told, home):
-    assert "Traceback" in told("show", "ffff", "--debug", code=exit_codes.NOT_THERE)
+def test_debug_prints_the_traceback(executions, home):
+    assert "Traceback" in executions("show", "ffff", "--debug", code=exit_codes.NOT_THERE)
 
 
-def test_a_setting_that_cannot_be_used_is_named(told, home, monkeypatch):
+def test_an_invalid_setting_is_named(executions, home, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_INPUT_LIMIT", "much")
-    assert "EXECUTIONS_INPUT_LIMIT" in told("list", code=exit_codes.REQUEST)
+    assert "EXECUTIONS_INPUT_LIMIT" in executions("list", code=exit_codes.REQUEST)
 
 
 def test_every_exit_code_is_documented():
@@ -501,12 +509,12 @@ def test_every_exit_code_is_documented():
             assert f"\n{code} " in (exit_codes.__doc__ or ""), name
 
 
-def test_errors_outside_the_tree_are_the_worlds():
+def test_other_errors_exit_with_4():
     assert exit_codes.code_of(NotFoundError("x")) == exit_codes.NOT_THERE
     assert exit_codes.code_of(OSError("x")) == exit_codes.WORLD
 
 
-def test_a_reader_that_goes_away_is_no_error_message(home):
+def test_a_closed_pipe_prints_no_error(home):
     kept(bench_at(home), outputs={**OUTPUTS, "outputs/stdout.log": b"line\n" * 1_000_000})
     with subprocess.Popen(
         [COMMAND, "logs", EXECUTION_ID],
@@ -523,7 +531,7 @@ def test_a_reader_that_goes_away_is_no_error_message(home):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "--help"]])
-def test_a_reader_that_goes_away_is_told_of_help_in_the_same_way(arguments):
+def test_help_into_a_closed_pipe_prints_no_error(arguments):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as nobody:
@@ -532,7 +540,7 @@ def test_a_reader_that_goes_away_is_told_of_help_in_the_same_way(arguments):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", EXECUTION_ID], ["verify", EXECUTION_ID]])
-def test_what_needs_no_prefect_imports_none(home, arguments):
+def test_commands_that_do_not_need_prefect_do_not_import_it(home, arguments):
     kept(bench_at(home))
     code = (
         "import sys\nfrom prefect_executions.cli.app import main\n"
@@ -556,14 +564,14 @@ def test_what_needs_no_prefect_imports_none(home, arguments):
         ("0.115.0", "warn", "older"),
     ],
 )
-def test_the_doctor_names_the_fastapi_that_breaks_prefect(version, outcome, word):
+def test_the_doctor_names_a_fastapi_that_breaks_prefect(version, outcome, word):
     found = check_fastapi(version)
     assert found.outcome == outcome
     assert word in found.found
     assert (outcome == "ok") == (not found.advice)
 
 
-def test_the_doctor_knows_the_sqlalchemy_with_which_schedules_do_not_fire():
+def test_the_doctor_warns_of_a_sqlalchemy_that_breaks_schedules():
     assert [check_sqlalchemy(version).outcome for version in ("2.0.58", "2.1.0", "2.1.9", "3.0")] == [
         "ok",
         *["warn"] * 3,
@@ -583,15 +591,15 @@ def test_the_doctor_knows_the_sqlalchemy_with_which_schedules_do_not_fire():
         ({"RUNTIME": "kubernetes"}, ["fail"], "No Kubernetes cluster"),
     ],
 )
-def test_the_doctor_tells_whether_scripts_can_be_run(given, outcomes, words, monkeypatch, tmp_path):
+def test_the_doctor_checks_whether_scripts_can_run(given, outcomes, words, monkeypatch, tmp_path):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none")
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     for name, value in given.items():
         monkeypatch.setenv(f"EXECUTIONS_{name}", value)
     found = list(check_runtime(Settings.read()))
-    assert [one.outcome for one in found] == outcomes
+    assert [finding.outcome for finding in found] == outcomes
     assert words in found[0].found
-    assert all(one.advice for one in found if one.outcome != "ok")
+    assert all(finding.advice for finding in found if finding.outcome != "ok")
 
 
 @pytest.mark.parametrize(
@@ -602,17 +610,17 @@ def test_the_doctor_tells_whether_scripts_can_be_run(given, outcomes, words, mon
         ("no:1", "warn", "docker pull no:1"),
     ],
 )
-def test_the_doctor_tells_whether_the_image_is_there(need, image, outcome, words, monkeypatch):
+def test_the_doctor_checks_whether_the_image_is_available(need, image, outcome, words, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", need("EXECUTIONS_TEST_DOCKER", "a Docker engine"))
-    told = {"RUNTIME": "docker", "RUNTIME_IMAGE": image, "RUNTIME_NETWORK": "host"}
-    for name, value in told.items():
+    docker = {"RUNTIME": "docker", "RUNTIME_IMAGE": image, "RUNTIME_NETWORK": "host"}
+    for name, value in docker.items():
         monkeypatch.setenv(f"EXECUTIONS_{name}", value)
     (found,) = check_runtime(Settings.read())
     assert found.outcome == outcome
     assert words in found.found + found.advice
 
 
-def test_the_doctor_names_a_setting_that_is_misspelt():
+def test_the_doctor_names_a_misspelt_setting():
     variables = [
         "HOME",
         "EXECUTIONS_HOME",
@@ -637,26 +645,26 @@ def test_the_doctor_reports_the_version_of_a_configured_api(prefect_server):
 
 
 @pytest.mark.long
-def test_the_doctor_tells_what_is_well_and_what_is_not(home, tmp_path):
+def test_the_doctor_reports_each_finding_with_its_remedy(home, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     more = {"EXECUTIONS_ARCHIVE": str(tmp_path / "file/archive"), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
     done = executed(["doctor", "--json"], home, **more)
-    told = json.loads(done.stdout)
-    outcomes = {one["subject"]: one["outcome"] for one in told["findings"]}
+    report = json.loads(done.stdout)
+    outcomes = {finding["subject"]: finding["outcome"] for finding in report["findings"]}
     assert done.returncode == exit_codes.WORLD
-    assert not told["healthy"]
+    assert not report["healthy"]
     assert outcomes["archive"] == outcomes["Prefect's API"] == "fail"
     assert outcomes["ledger"] == outcomes["workbench"] == outcomes["fastapi"] == outcomes["EXECUTIONS_HOME"] == "ok"
-    assert all(one["advice"] for one in told["findings"] if one["outcome"] != "ok")
+    assert all(finding["advice"] for finding in report["findings"] if finding["outcome"] != "ok")
 
 
 @pytest.mark.long
-def test_the_doctor_tells_no_password(told, home, monkeypatch):
+def test_the_doctor_prints_no_password(executions, home, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_LEDGER", "postgresql://me:pl4nted-s3cret@127.0.0.1:9/ledger")
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", "s3://me:pl4nted-s3cret@bucket/prefix")
     monkeypatch.setenv("EXECUTIONS_ARCHIVE_TIMEOUT", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "pl4nted-s3cret" not in told("doctor", code=exit_codes.WORLD)
+    assert "pl4nted-s3cret" not in executions("doctor", code=exit_codes.WORLD)
 
 
 # --- run -------------------------------------------------------------------------
@@ -668,7 +676,7 @@ def flow(tmp_path) -> str:
     return f"{tmp_path / 'greeting.py'}:greet"
 
 
-def test_a_run_on_an_embedded_server_keeps_its_record(home, flow, tmp_path):
+def test_a_run_on_an_embedded_server_is_recorded(home, flow, tmp_path):
     embedded = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml")}
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= embedded | {"EXECUTIONS_HOME": str(home)}
@@ -686,7 +694,7 @@ def test_a_run_on_an_embedded_server_keeps_its_record(home, flow, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_in_json_leaves_standard_output_to_the_document(prefect_server, home, flow):
+def test_a_run_with_json_prints_only_the_document_to_standard_output(prefect_server, home, flow):
     done = executed(["run", flow, "--json", "-p", "fail=true"], home)
     document = json.loads(done.stdout)
     assert done.returncode == exit_codes.FAILED
@@ -704,7 +712,7 @@ def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
 
 
 @pytest.mark.long
-def test_a_quiet_run_says_its_id_and_no_more(prefect_server, home, flow):
+def test_a_quiet_run_prints_only_its_id(prefect_server, home, flow):
     done = executed(["run", flow, "--quiet"], home)
     assert (done.returncode, done.stderr) == (0, "")
     assert executed(["show", done.stdout.strip()], home).returncode == 0
@@ -742,9 +750,9 @@ def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
     ],
 )
 @pytest.mark.usefixtures("prefect_server")
-def test_a_run_that_cannot_be_is_refused_with_one_message(told, flow, arguments, code, word):
+def test_an_impossible_run_is_refused_with_one_message(executions, flow, arguments, code, word):
     asked = [one.format(flow=flow, file=flow.partition(":")[0]) for one in arguments]
-    message = told("run", *asked, code=code)
+    message = executions("run", *asked, code=code)
     assert word in message
     assert "Traceback" not in message
     assert not list(Settings.read().home.glob("workbench/*"))
@@ -768,29 +776,29 @@ def broken(tmp_path, monkeypatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize(("code", "word"), BROKEN)
 @pytest.mark.parametrize("place", ["broken.py", "broken"])
-def test_a_file_that_cannot_be_run_is_told_once_and_with_its_own_error(told, broken, place, code, word):
+def test_a_file_that_fails_to_import_is_reported_once_with_its_error(executions, broken, place, code, word):
     broken.write_text(code)
-    _is_told_once(told("run", f"{place}:greet", code=exit_codes.REQUEST), place, word)
+    _is_reported_once(executions("run", f"{place}:greet", code=exit_codes.REQUEST), place, word)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("code", "word"), BROKEN)
 @pytest.mark.parametrize("place", ["broken.py", "broken"])
-def test_the_installed_command_tells_once_that_a_file_cannot_be_run(home, broken, place, code, word):
+def test_the_installed_command_reports_once_that_a_file_fails_to_import(home, broken, place, code, word):
     broken.write_text(code)
     done = executed(["run", f"{place}:greet"], home)
     assert done.returncode == exit_codes.REQUEST, done.stderr
-    _is_told_once(done.stderr, place, word)
+    _is_reported_once(done.stderr, place, word)
 
 
-def _is_told_once(message: str, place: str, word: str) -> None:
+def _is_reported_once(message: str, place: str, word: str) -> None:
     assert message.count(word) == 1
     assert f"{place} cannot be run: {word}" in message
     assert "Traceback" not in message
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_the_file_of_a_plain_function_is_run_once(home, tmp_path):
+def test_the_file_of_a_plain_function_runs_once(home, tmp_path):
     (tmp_path / "plain.py").write_text("print('ran')\n\ndef plain() -> int:\n    return 1\n")
     done = executed(["run", f"{tmp_path / 'plain.py'}:plain"], home)
     assert done.returncode == exit_codes.OK, done.stderr
@@ -798,9 +806,9 @@ def test_the_file_of_a_plain_function_is_run_once(home, tmp_path):
 
 
 @pytest.mark.usefixtures("prefect_server")
-def test_inputs_are_read_from_standard_input(told, home, flow, monkeypatch):
+def test_inputs_are_read_from_standard_input(executions, home, flow, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'{"name": "Ada"}')))
-    told("run", flow, "--quiet", "--params", "-")
+    executions("run", flow, "--quiet", "--params", "-")
     background.drain()
     (request,) = home.glob("workbench/*/metadata/request.json")
     assert json.loads(request.read_text())["values"]["name"] == "Ada"

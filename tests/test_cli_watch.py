@@ -28,8 +28,8 @@ HOSTILE = "\x1b[31mred\x9b2J"
 
 
 @pytest.fixture
-def told(home, capsys) -> Callable[..., str]:
-    """Return a function that runs the command line here, checks its exit code and returns what it shows."""
+def executions(home, capsys) -> Callable[..., str]:
+    """Return a function that runs the command line in this process, checks its exit code and returns its output."""
 
     def run(*arguments: str, code: int = 0) -> str:
         found = main(arguments)
@@ -41,7 +41,7 @@ def told(home, capsys) -> Callable[..., str]:
 
 
 def running(home: Path) -> str:
-    """Put an execution on the bench that runs now, and return its id."""
+    """Open an execution on the workbench and return its id."""
     execution_id = str(uuid4())
     then = datetime.now(UTC) - timedelta(seconds=10)
     status = a_job_status(Status.EXECUTING, execution_id=execution_id, begins=then)
@@ -53,29 +53,30 @@ def running(home: Path) -> str:
 
 @contextmanager
 def going_on(execution_id: str, end: Status, message: str | None = None) -> Iterator[None]:
-    """Tell Prefect how an execution goes on, again and again: who begins to listen hears it."""
+    """Emit the events of an execution every 0.5 s, so that a late subscriber receives them too."""
     then, over = datetime.now(UTC) - timedelta(seconds=10), threading.Event()
-    told = a_job_status(end, execution_id=execution_id, begins=then, message=message)
+    status = a_job_status(end, execution_id=execution_id, begins=then, message=message)
     progress = events.progress_event(execution_id, "segment-coins", 70.0, "soon", then)
 
-    def tell() -> None:
+    def emit() -> None:
         while not over.wait(0.5):
-            prefect_events.emit([progress, *events.status_events(told, then)])
+            prefect_events.emit([progress, *events.status_events(status, then)])
 
-    teller = threading.Thread(target=copy_context().run, args=(tell,))
-    teller.start()
+    emitter = threading.Thread(target=copy_context().run, args=(emit,))
+    emitter.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        emitter.join()
 
 
-def test_it_ends_with_the_named_execution_and_each_change_is_a_json_object_on_a_line(told, home, prefect_server):
+def test_watch_ends_with_the_named_execution_and_prints_a_json_object_per_change(executions, home, prefect_server):
     execution_id = running(home)
     with going_on(execution_id, Status.FAILED, HOSTILE):
         lines = [
-            json.loads(line) for line in told("watch", execution_id, "--json", code=exit_codes.FAILED).splitlines()
+            json.loads(line)
+            for line in executions("watch", execution_id, "--json", code=exit_codes.FAILED).splitlines()
         ]
 
     assert {line["id"] for line in lines} == {execution_id}
@@ -85,10 +86,10 @@ def test_it_ends_with_the_named_execution_and_each_change_is_a_json_object_on_a_
     assert len(lines) == len({json.dumps(line) for line in lines})
 
 
-def test_in_a_pipe_each_change_is_a_plain_line(told, home, prefect_server):
+def test_watch_in_a_pipe_prints_a_plain_line_per_change(executions, home, prefect_server):
     execution_id = running(home)
     with going_on(execution_id, Status.CANCELLED, HOSTILE):
-        lines = told("watch", execution_id[:13], code=exit_codes.FAILED).splitlines()
+        lines = executions("watch", execution_id[:13], code=exit_codes.FAILED).splitlines()
     first, *_, last = lines
 
     assert first.split("\t")[1:5] == [execution_id, "segment-coins", "EXECUTING", "50 %"]
@@ -97,7 +98,7 @@ def test_in_a_pipe_each_change_is_a_plain_line(told, home, prefect_server):
 
 
 @pytest.mark.long
-def test_on_a_terminal_it_is_a_table_that_stays(home, prefect_server):
+def test_watch_on_a_terminal_leaves_its_table(home, prefect_server):
     execution_id = running(home)
     with going_on(execution_id, Status.COMPLETED):
         shown = on_a_terminal(["watch", execution_id], home)
@@ -107,30 +108,32 @@ def test_on_a_terminal_it_is_a_table_that_stays(home, prefect_server):
     assert "segment-coins" in shown
 
 
-def test_what_has_ended_needs_no_server(told, home, monkeypatch):
+def test_watch_of_an_ended_execution_needs_no_server(executions, home, monkeypatch):
     kept(bench_at(home))
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
 
-    assert json.loads(told("watch", EXECUTION_ID, "--json"))["status"] == "COMPLETED"
+    assert json.loads(executions("watch", EXECUTION_ID, "--json"))["status"] == "COMPLETED"
 
 
-def test_a_flow_run_that_has_not_begun_is_waited_for(told, home, prefect_server):
+def test_watch_waits_for_a_flow_run_that_has_not_started(executions, home, prefect_server):
     @flow
     def coins() -> None: ...
 
     with get_client(sync_client=True) as client:
         execution_id = str(client.create_flow_run(coins).id)
     with going_on(execution_id, Status.COMPLETED):
-        first, *_, last = (json.loads(line) for line in told("watch", execution_id, "--json").splitlines())
+        first, *_, last = (json.loads(line) for line in executions("watch", execution_id, "--json").splitlines())
 
     assert (first["id"], first["status"]) == (execution_id, None)
     assert last["status"] == "COMPLETED"
 
 
-def test_an_id_that_nobody_knows_is_an_error(told, prefect_server):
-    assert "no execution id begins with" in told("watch", str(uuid4()), code=exit_codes.NOT_THERE)
+def test_watch_of_an_unknown_id_is_an_error(executions, prefect_server):
+    assert "no execution id begins with" in executions("watch", str(uuid4()), code=exit_codes.NOT_THERE)
 
 
 @pytest.mark.parametrize("arguments", [[], [EXECUTION_ID, "--all"]])
-def test_either_ids_or_all_is_asked_for(told, arguments):
-    assert "give the ids of the executions to watch, or --all" in told("watch", *arguments, code=exit_codes.REQUEST)
+def test_watch_requires_either_ids_or_all(executions, arguments):
+    assert "give the ids of the executions to watch, or --all" in executions(
+        "watch", *arguments, code=exit_codes.REQUEST
+    )
