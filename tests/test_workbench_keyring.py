@@ -188,4 +188,4 @@ def test_a_manifest_signed_with_an_ssh_key_is_checked_against_the_allowed_signer
     assert "the signer of" in capsys.readouterr().out
     allowed.unlink()
     assert main(asked) == 2
-    assert f"--allowed-signers {allowed}: there is no such file" in capsys.readouterr().err
+    assert f"--allowed-signers {allowed}: file not found" in capsys.readouterr().err
