@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     )
     image_digest: str = Field(default="", description="The digest of the container image of the run, as sha256:HEX.")
     agent: str = Field(
-        default="", description="The requester of executions if there is no token: a name, e-mail or ORCID URL."
+        default="", description="The requester of executions that have no token: a name, e-mail or ORCID URL."
     )
     runtime: str = Field(
         default="process", description="The runtime of descriptor Methods' scripts: process, docker or kubernetes."

@@ -46,7 +46,7 @@ def gc(
     dry_run: bool = False,
     as_json: Json = False,
 ) -> None:
-    """Remove bundles from the workbench that the archive has completely.
+    """Remove workbench copies of bundles that are completely archived.
 
     Args:
         older_than: Only bundles that ended so long ago (default: 30d), such as 12h, or before a date.
@@ -75,7 +75,7 @@ def gc(
 
 
 def retain(*, yes: bool = False, as_json: Json = False) -> None:
-    """Remove executions that have expired by EXECUTIONS_RETENTION.
+    """Remove executions that are expired according to EXECUTIONS_RETENTION.
 
     Args:
         yes: Remove them; without --yes, only list them.

@@ -60,17 +60,17 @@ class DockerRuntime:
             Capability.DATA: f"the script starts in it; mounted at `{DATA}`",
             Capability.ENVIRONMENT: "with the variables of the image, and none of the worker's",
             Capability.SECRETS: "in the container's configuration, which the engine keeps until the run is discarded",
-            Capability.IMAGE: "pulled by policy when the plan is made; "
+            Capability.IMAGE: "pulled when the plan is made, as the pull policy says; "
             "the plan has its id, and its digest if it has one",
             Capability.USER: "a name or id in the image; the image's own user by default",
             Capability.OPEN_NETWORK: "a network of the engine that the operator chose, `bridge` by default",
             Capability.CLOSED_NETWORK: "loopback only",
-            Capability.CPUS: "a share of time (CFS quota)",
+            Capability.CPUS: "a share of CPU time (CFS quota)",
             Capability.MEMORY: "limit of the whole container, without swap if the engine supports that",
             Capability.GPUS: "if the engine has NVIDIA's runtime",
             Capability.PROCESSES: "limit of the whole container",
             Capability.TIME_LIMIT: "in seconds, rounded up; "
-            "SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
+            "SIGTERM, then SIGKILL, to every process (uses the image's `sleep`)",
         }
     )
 

@@ -54,18 +54,19 @@ class KubernetesRuntime:
     name = "kubernetes"
     capabilities: Mapping[Capability, str] = MappingProxyType(
         {
-            Capability.DATA: f"the script starts in it; mounted at `{DATA}`; copied both ways, or shared by a claim",
+            Capability.DATA: f"the script starts in it; mounted at `{DATA}`; "
+            "copied to and from the pod, or shared through a volume claim",
             Capability.ENVIRONMENT: "with the variables of the image and `KUBERNETES_…`, "
             "and none of the worker's; at most 1 MB",
             Capability.SECRETS: "in a Secret of the namespace, which exists until the run is discarded",
-            Capability.IMAGE: "pulled by the node, by policy; pinned only if given by its digest",
+            Capability.IMAGE: "pulled by the node, as the pull policy says; pinned only if given by its digest",
             Capability.USER: "an id, `1000` or `1000:1000`; the image's own user by default",
             Capability.OPEN_NETWORK: "the pod's own, or the node's if the operator sets `host`",
-            Capability.CPUS: "a share of time (CFS quota), and reserved",
-            Capability.MEMORY: "limit of the script's container, and reserved",
+            Capability.CPUS: "a share of CPU time (CFS quota), which is also reserved",
+            Capability.MEMORY: "limit of the script's container, which is also reserved",
             Capability.GPUS: f"if nodes offer `{GPU}`",
             Capability.TIME_LIMIT: "in seconds, rounded up; "
-            "SIGTERM, then SIGKILL, to every process (the image's `sleep`)",
+            "SIGTERM, then SIGKILL, to every process (uses the image's `sleep`)",
         }
     )
 

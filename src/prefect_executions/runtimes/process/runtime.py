@@ -73,8 +73,8 @@ class ProcessRuntime:
             Capability.ENVIRONMENT: f"with {', '.join(INHERITED)} of the worker, and none of its other variables",
             Capability.SECRETS: "never written to a disk",
             Capability.OPEN_NETWORK: "the machine's own",
-            Capability.CPUS: "whole CPUs, as the affinity of each process; Linux",
-            Capability.MEMORY: "the address space of each process (RLIMIT_AS)",
+            Capability.CPUS: "whole CPUs, as the CPU affinity of each process; only on Linux",
+            Capability.MEMORY: "limit of the address space of each process (RLIMIT_AS)",
             Capability.TIME_LIMIT: "SIGTERM, then SIGKILL, to every process",
         }
     )
