@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from prefect_executions import Comparison, Execution, current_execution, method
 from prefect_executions.bundles.verify import verify
 from prefect_executions.errors import InputError, NoExecutionError, SecretError
 from prefect_executions.executions.record import ExecuteRequest
+from prefect_executions.flow.decorator import Declaration
 from prefect_executions.methods.model import comparison_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
@@ -59,8 +59,7 @@ def values(folder: Path) -> Mapping[str, Any]:
 
 def test_every_argument_of_the_decorator_and_of_a_comparison_is_told():
     told = set(re.findall(r"^\| `(\w+)` \| .* \| .* \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-    arguments = {name for name in inspect.signature(method).parameters if name != "function"}
-    assert told == arguments | Comparison.model_fields.keys()
+    assert told == Declaration.__annotations__.keys() | Comparison.model_fields.keys()
 
 
 def test_what_is_declared_of_outputs_is_in_the_descriptor(page):
