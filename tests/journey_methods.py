@@ -23,12 +23,12 @@ LONGEST = 900  # seconds; a run that a failed test has forgotten ends by itself
 
 @method(version="1.2.0", title="Tell", type="Analysis", keywords=["words"])
 def tells(words: str = "hello", times: int = 1, text: InputFile | None = None) -> str:
-    """Tell words by every way there is.
+    """Print words in every possible way.
 
     Args:
-        words: What is told.
+        words: The words to print.
         times: How often it is written.
-        text: What else is written.
+        text: More text to print.
     """
     execution = current_execution()
     execution.progress(50, "half way")
@@ -67,7 +67,7 @@ def within(limits: Limits) -> int:
 
 @method(version="1")
 def dies(how: Literal["kill", "exit", "terminate"], token: SecretStr | None = None) -> None:
-    """Die, with children that would live on and write on: one hides what it was started for, two are mere forks."""
+    """Die, with children that would keep running and writing: one hides its execution id, two are plain forks."""
     execution = current_execution()
     execution.output("half.txt").write_text("half")
     if token is not None:
@@ -91,7 +91,7 @@ def dies(how: Literal["kill", "exit", "terminate"], token: SecretStr | None = No
 
 @method(version="1")
 def waits() -> None:
-    """Wait with a child, until somebody cancels."""
+    """Wait with a child process until the run is cancelled."""
     execution = current_execution()
     child = subprocess.Popen(["sleep", str(LONGEST)])
     execution.output("half.txt").write_text("half")
@@ -134,7 +134,7 @@ def whispers(token: SecretStr) -> int:
 
 @method(version="1")
 def chats(flag: str) -> str:
-    """Talk until the file *flag* is there, and then once more."""
+    """Print lines until the file *flag* exists, and then one more."""
     print("before")
     until = time.monotonic() + LONGEST
     while not Path(flag).exists() and time.monotonic() < until:

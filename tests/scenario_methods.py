@@ -19,7 +19,7 @@ LONGEST = 3600  # seconds, more than all rows take together; a run that a failed
 if os.environ.get("SCENARIO_SLOW_IMPORT") and os.environ.get("PREFECT__FLOW_RUN_ID"):
     with suppress(FileExistsError):  # the first to come waits; after it comes the process of its hooks
         Path(os.environ["SCENARIO_SLOW_IMPORT"]).touch(exist_ok=False)
-        time.sleep(LONGEST)  # somebody cancels before the flow can begin
+        time.sleep(LONGEST)  # the run is cancelled before the flow can begin
 
 
 def die_in_a_hook(flow, flow_run, state) -> None:  # type: ignore[no-untyped-def]
@@ -29,7 +29,7 @@ def die_in_a_hook(flow, flow_run, state) -> None:  # type: ignore[no-untyped-def
 
 @method(version="1")
 def plays(part: str, flag: str = "") -> str:
-    """Play the part that a row of the matrix asks for.
+    """Play the part that a row of the matrix names.
 
     Args:
         part: The row's part.

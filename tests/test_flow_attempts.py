@@ -1,4 +1,4 @@
-"""An execution that begins more than once, waits, calls others, or has steps: one record tells all of it."""
+"""Executions with retries, pauses, suspensions, child runs or steps: one record has all of it."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def test_retries_are_attempts_of_one_execution_each_with_its_times_and_its_error
     assert begun.prefect_state.type == last.prefect_state.type == "RUNNING"
 
     stdout, stderr = ((bundles.one() / "outputs" / f"{name}.log").read_text() for name in ("stdout", "stderr"))
-    said = stdout.splitlines()
-    assert said[0::2] == ["words of 1", "words of 2", "words of 3"]
-    assert [line.partition(",")[0] for line in said[1::2]] == ["--- attempt 2", "--- attempt 3"]
+    lines = stdout.splitlines()
+    assert lines[0::2] == ["words of 1", "words of 2", "words of 3"]
+    assert [line.partition(",")[0] for line in lines[1::2]] == ["--- attempt 2", "--- attempt 3"]
     assert "raise ValueError" in stderr.partition("--- attempt 2")[0]
     assert "raise TimeoutError" in stderr.partition("--- attempt 2")[2].partition("--- attempt 3")[0]
     assert PLANTED not in stdout + stderr + record.job_status.to_json().decode()
@@ -98,7 +98,7 @@ def test_retries_are_attempts_of_one_execution_each_with_its_times_and_its_error
 # --- pauses --------------------------------------------------------------------
 
 
-def told(record: ExecutionRecord) -> list[tuple[str, str | None]]:
+def interruptions(record: ExecutionRecord) -> list[tuple[str, str | None]]:
     """Return pauses, resumptions and progress of a history."""
     return [
         (entry.kind.value, entry.message)
@@ -121,7 +121,7 @@ def test_a_pause_in_the_process_is_in_the_history_at_its_time(bundles):
     record = bundles.record()
 
     assert kinds(record) == [*WHOLE_WAY, "progress", "paused", "resumed", "note", "COMPLETED"]
-    assert told(record) == [("progress", "before"), ("paused", "Paused"), ("resumed", None)]
+    assert interruptions(record) == [("progress", "before"), ("paused", "Paused"), ("resumed", None)]
     times = [entry.time for entry in record.job_status.history]
     assert times == sorted(times)
     assert bundles.failed_checks() == []
@@ -139,7 +139,7 @@ def resume_soon(flow_run_id: UUID) -> None:
 
 @method(version="1")
 def sleeps() -> str:
-    """Do a part, be suspended, do the next part; each time the function begins anew."""
+    """Do a part, be suspended, do the next part; the function starts from the top each time."""
     execution = current_execution()
     for part in ("one", "two"):
         here = execution.output(f"{part}.txt")
@@ -151,7 +151,7 @@ def sleeps() -> str:
 
 
 def deployed(flow: MethodFlow[Any, Any]) -> FlowRun:
-    """Make a flow run of a deployment, which Prefect asks of what can be suspended."""
+    """Make a flow run of a deployment: Prefect suspends no other runs."""
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow(flow)
         deployment = client.create_deployment(flow_id, name=f"test-{uuid4()}", enforce_parameter_schema=False)
@@ -159,7 +159,7 @@ def deployed(flow: MethodFlow[Any, Any]) -> FlowRun:
 
 
 def go_on(flow: MethodFlow[Any, Any], run: FlowRun) -> State[Any] | None:
-    """Run *flow* as a worker's process does, and return the state in which it leaves."""
+    """Run *flow* as a worker's process does, and return its last state."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, Pending())
         run = client.read_flow_run(run.id)
@@ -173,7 +173,7 @@ def resume(run: FlowRun) -> None:
         client.resume_flow_run(run.id)
 
 
-ELSEWHERE = """
+OTHER_PROCESS = """
 import sys
 from uuid import UUID
 import test_flow_attempts
@@ -186,7 +186,7 @@ print(state.name)
 
 
 @pytest.mark.long
-def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machine(bundles, home, tmp_path, monkeypatch):
+def test_a_suspended_run_continues_its_bundle_here_and_on_another_machine(bundles, home, tmp_path, monkeypatch):
     archive = tmp_path / "archive"
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(archive))
     run = deployed(sleeps)
@@ -197,7 +197,7 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     resume(run)
     there = tmp_path / "there"
     told_there = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(run.id)],
+        [sys.executable, "-c", OTHER_PROCESS, str(run.id)],
         env=os.environ | {"EXECUTIONS_HOME": str(there), "PYTHONPATH": os.pathsep.join([*sys.path, str(TESTS)])},
         stdout=subprocess.PIPE,
         text=True,
@@ -210,12 +210,12 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     record = bundles.record()
     outputs = bundles.one() / "outputs"
 
-    assert told(record) == [("paused", "Suspended"), ("resumed", None)] * 2
+    assert interruptions(record) == [("paused", "Suspended"), ("resumed", None)] * 2
     assert record.status is Status.COMPLETED
     assert (outputs / "one.txt").read_text() == f"one by {home}"
     assert (outputs / "two.txt").read_text() == f"two by {there}"
-    said = (outputs / "stdout.log").read_text().splitlines()
-    assert [line.partition(",")[0] for line in said] == ["doing one", "--- resumed", "doing two", "--- resumed"]
+    lines = (outputs / "stdout.log").read_text().splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["doing one", "--- resumed", "doing two", "--- resumed"]
     notes = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
     assert [note.startswith("continues in process") for note in notes] == [True, True]
     assert record.instance.pid == os.getpid()
@@ -225,7 +225,7 @@ def test_a_suspended_run_goes_on_with_the_same_bundle_here_and_on_another_machin
     assert bundles.open_scratch() == []
 
 
-def test_a_run_that_is_suspended_at_once_is_listed_as_suspended_and_told(home):
+def test_a_run_suspended_within_half_a_second_is_listed_as_suspended_and_sends_its_event(home):
     run = deployed(sleeps)
     assert go_on(sleeps, run).name == "Suspended"
     ledger = Ledger.open(f"sqlite:///{home / 'ledger.db'}")
@@ -238,13 +238,13 @@ def test_a_run_that_is_suspended_at_once_is_listed_as_suspended_and_told(home):
 
 @method(version="1")
 def vanishes() -> None:
-    """Write something and be gone; what begins anew elsewhere finds nothing of it and ends."""
+    """Write an output and die; a restart on another machine does not find the output and ends."""
     if current_execution().metadata.attempt == 1:
         current_execution().output("half.txt").write_text("half")
         suspend_flow_run()
 
 
-def test_a_run_that_begins_anew_elsewhere_keeps_its_history_and_tells_that_its_outputs_did_not_come(
+def test_a_run_restarted_on_another_machine_keeps_its_history_and_notes_that_its_outputs_are_missing(
     bundles, tmp_path, monkeypatch
 ):
     archive, there = tmp_path / "archive", tmp_path / "there"
@@ -295,28 +295,30 @@ def plain(deployment: str) -> UUID:
     return run_deployment(deployment, timeout=0).id
 
 
-def test_parent_and_child_know_each_other_and_the_data_between_them(bundles, home, capsys):
+def test_parent_and_child_record_their_relation_and_the_data_between_them(bundles, home, capsys):
     with get_client(sync_client=True) as client:
         name = f"test-{uuid4()}"
         client.create_deployment(client.create_flow(counts), name=name, enforce_parameter_schema=False)
         sent = UUID(calls(f"counts/{name}"))
         go_on(counts, client.read_flow_run(sent))
     (parent,) = (one for one in bundles.folders() if bundles.record(one).method.id == "calls")
-    called, asked = sorted((one.name for one in bundles.folders() if one != parent), key=lambda one: one == str(sent))
+    called, submitted = sorted(
+        (one.name for one in bundles.folders() if one != parent), key=lambda one: one == str(sent)
+    )
     capsys.readouterr()
     assert main(["show", parent.name, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert main(["show", asked]) == 0
+    assert main(["show", submitted]) == 0
     child = capsys.readouterr().out.splitlines()
 
-    for one in (called, asked):
+    for one in (called, submitted):
         assert bundles.record(home / "workbench" / one).request.relatives == (
             Relative(execution_id=parent.name, relation="parent"),
         )
-    assert {(one["id"], one["relation"]) for one in shown["namedBy"]} == {(called, "parent"), (asked, "parent")}
+    assert {(one["id"], one["relation"]) for one in shown["namedBy"]} == {(called, "parent"), (submitted, "parent")}
     assert [(one["id"], one["output"], one["input"]) for one in shown["usedBy"]] == [
         (called, "outputs/table.csv", "table"),
-        (asked, "outputs/table.csv", "table"),
+        (submitted, "outputs/table.csv", "table"),
     ]
     assert shown["madeFrom"] == []
     assert f"parent\t{parent.name}" in child
@@ -324,7 +326,7 @@ def test_parent_and_child_know_each_other_and_the_data_between_them(bundles, hom
     assert bundles.failed_checks() == []
 
 
-def test_a_caller_that_is_no_execution_is_no_parent(bundles):
+def test_a_caller_without_a_record_is_not_a_parent(bundles):
     with get_client(sync_client=True) as client:
         name = f"test-{uuid4()}"
         client.create_deployment(client.create_flow(sleepless), name=name, enforce_parameter_schema=False)
@@ -416,7 +418,7 @@ def begins() -> None:
     suspend_flow_run()
 
 
-def test_the_hook_tells_the_steps_of_a_process_that_is_gone(bundles):
+def test_the_hook_records_the_steps_of_a_dead_process(bundles):
     run = deployed(begins)
     go_on(begins, run)
     assert bundles.record().job_status.steps is None

@@ -1,4 +1,4 @@
-"""What a run does half a second after its author's code began, and what a shorter one does without."""
+"""Actions that a run defers by half a second, and that a shorter run never does."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import pytest
 
 from prefect_executions.flow.background import defer, take_deferred
 
-ASKED: ContextVar[str] = ContextVar("asked", default="nobody")
+USER: ContextVar[str] = ContextVar("user", default="unset")
 
 
 @pytest.fixture
 def execution_id():
-    """Return an id of its own, and leave nothing waiting for it."""
+    """Return a new execution id; afterwards cancel its deferred actions."""
     one = str(uuid4())
     yield one
     take_deferred(one)
 
 
-def test_all_acts_are_done_in_their_order_and_in_the_callers_context(execution_id):
+def test_deferred_actions_run_in_order_in_the_callers_context(execution_id):
     done, last = [], threading.Event()
-    token = ASKED.set("Ada")
-    defer(execution_id, row=lambda: done.append(("row", ASKED.get())), tell=lambda: done.append(("tell", ASKED.get())))
+    token = USER.set("Ada")
+    defer(execution_id, row=lambda: done.append(("row", USER.get())), tell=lambda: done.append(("tell", USER.get())))
     defer(execution_id, watch=last.set)
-    ASKED.reset(token)
+    USER.reset(token)
     assert last.wait(30)
     assert done == [("row", "Ada"), ("tell", "Ada")]
 
 
-def test_nothing_is_done_at_once(execution_id):
+def test_no_action_runs_at_once(execution_id):
     done = threading.Event()
     defer(execution_id, row=done.set)
     assert not done.is_set()
 
 
-def test_an_act_takes_the_place_of_one_of_its_name(execution_id):
+def test_an_action_replaces_an_action_with_its_name(execution_id):
     done, last = [], threading.Event()
     defer(execution_id, row=lambda: done.append("first"))
     defer(execution_id, row=lambda: done.append("second"), last=last.set)
@@ -46,7 +46,7 @@ def test_an_act_takes_the_place_of_one_of_its_name(execution_id):
     assert done == ["second"]
 
 
-def test_an_execution_that_ends_sooner_does_without(execution_id):
+def test_taken_actions_do_not_run(execution_id):
     done = []
     defer(execution_id, row=lambda: done.append("row"))
     assert list(take_deferred(execution_id)) == ["row"]
@@ -55,7 +55,7 @@ def test_an_execution_that_ends_sooner_does_without(execution_id):
     assert done == []
 
 
-def test_an_act_that_fails_keeps_no_other_from_being_done(execution_id, capfd):
+def test_a_failing_action_does_not_stop_the_others(execution_id, capfd):
     last = threading.Event()
     defer(execution_id, row=lambda: 1 / 0, tell=last.set)
     assert last.wait(30)

@@ -1,4 +1,4 @@
-"""What is declared: the form, the descriptor, and a Method that a class holds as Prefect's flows are held."""
+"""`@method`: the form, the descriptor, and Methods that are members of a class."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def bundles(home: Path) -> Bundles:
 
 
 class Telescope:
-    """What holds Methods: of itself, of its class, and of nothing."""
+    """A class with an instance method, class method and static method that are Methods."""
 
     aperture = 8
 
@@ -66,7 +66,7 @@ class Telescope:
         return self.focus
 
 
-def test_what_a_method_is_called_on_is_no_input_and_stays_itself(bundles):
+def test_self_is_not_an_input_and_stays_the_object(bundles):
     telescope = Telescope(5)
 
     assert telescope.look(times=3) == 15
@@ -77,7 +77,7 @@ def test_what_a_method_is_called_on_is_no_input_and_stays_itself(bundles):
     assert bundles.failed_checks() == []
 
 
-def test_the_form_of_a_method_in_a_class_asks_what_a_caller_gives_and_says_what_it_is():
+def test_the_form_of_a_method_in_a_class_omits_self_and_has_descriptions():
     assert list(Telescope.look.method.inputs) == ["times"]
     assert Telescope.look.parameters.properties["times"] == {
         "default": 2,
@@ -100,7 +100,7 @@ def test_a_class_method_is_bound_to_its_class(bundles, tmp_path):
     assert [file.input for file in request.files] == ["scene"]
 
 
-def test_a_static_method_is_bound_to_nothing(bundles):
+def test_a_static_method_stays_unbound(bundles):
     assert Telescope.wait(3) == 3
     assert bundles.record().request.values == {"nights": 3}
 
@@ -111,9 +111,9 @@ def test_other_options_leave_a_method_bound(bundles, tmp_path):
     assert Telescope(5).look.with_options(retries=1)(3) == 15
     assert Telescope.gather.with_options(name="again")(tmp_path / "scene.txt", times=4) == "**"
     assert Telescope.wait.with_options(name="later")(2) == 2
-    asked = {bundles.record(folder).method.id: bundles.record(folder).request.values for folder in bundles.folders()}
-    assert [asked[name] for name in ("look", "later")] == [{"times": 3}, {"nights": 2}]
-    assert list(asked["again"]) == ["scene", "times"]
+    values = {bundles.record(folder).method.id: bundles.record(folder).request.values for folder in bundles.folders()}
+    assert [values[name] for name in ("look", "later")] == [{"times": 3}, {"nights": 2}]
+    assert list(values["again"]) == ["scene", "times"]
 
 
 async def _turned() -> int:
@@ -155,7 +155,7 @@ def register(  # noqa: PLR0917 - each parameter is another case
 
 
 def test_a_description_comes_from_the_docstring_or_from_the_annotation_into_descriptor_and_form():
-    said = {
+    descriptions = {
         "scene": "The picture.",
         "threshold": "Brighter pixels count.",
         "key": "Opens the catalogue.",
@@ -164,8 +164,10 @@ def test_a_description_comes_from_the_docstring_or_from_the_annotation_into_desc
         "rounds": "How often it is tried.",
     }
 
-    assert {name: told.description for name, told in register.method.inputs.items()} == said
-    assert {name: told["description"] for name, told in register.parameters.properties.items()} == said
+    assert {name: described.description for name, described in register.method.inputs.items()} == descriptions
+    assert {
+        name: described["description"] for name, described in register.parameters.properties.items()
+    } == descriptions
     assert register.parameters.properties["threshold"]["maximum"] == 1
     assert register.parameters.properties["scene"]["format"] == "uri-reference"
 
@@ -189,7 +191,7 @@ def keep(
 ) -> None: ...
 
 
-def test_whatever_pydantic_says_of_a_type_the_descriptor_is_ogcs_to_the_letter():
+def test_the_descriptor_of_any_pydantic_type_follows_ogcs_schema():
     document = json.loads(keep.method.to_json())
 
     assert ogc.faults("process", document) == []

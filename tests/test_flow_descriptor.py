@@ -1,4 +1,4 @@
-"""A descriptor as a Prefect flow: its scripts go through their phases, and whatever happens leaves one true record."""
+"""A descriptor as a Prefect flow: its scripts run in phases, and every end leaves one correct record."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def bundles(home: Path) -> Bundles:
 
 @pytest.fixture
 def described(tmp_path: Path) -> Callable[..., Method]:
-    """Return a function that writes a descriptor and makes a Method of it."""
+    """Return a function that writes a descriptor and returns its Method."""
 
     def write(execute: str = "true", *, deploy: str = "", undeploy: str = "", **inputs: Any) -> Method:
         scripts = {"deploy-script": deploy, "execute-script": execute, "undeploy-script": undeploy}
-        told = {
+        descriptor = {
             "id": "described",
             "version": "2.1",
             "inputs": {name: one if "schema" in one else {"schema": one} for name, one in inputs.items()},
@@ -65,7 +65,7 @@ def described(tmp_path: Path) -> Callable[..., Method]:
             },
         }
         path = tmp_path / "method.json"
-        path.write_text(json.dumps(told))
+        path.write_text(json.dumps(descriptor))
         return Method.from_file(path)
 
     return write
@@ -81,20 +81,20 @@ def phases(record: ExecutionRecord, task: str = "1.1") -> list[tuple[str, int | 
 
 
 def outputs(folder: Path) -> dict[str, str]:
-    found = (path for path in (folder / "outputs").rglob("*") if path.is_file())
-    return {path.relative_to(folder / "outputs").as_posix(): path.read_text() for path in found}
+    files = (path for path in (folder / "outputs").rglob("*") if path.is_file())
+    return {path.relative_to(folder / "outputs").as_posix(): path.read_text() for path in files}
 
 
 ALL_PHASES = ["launch", "deploy", "execute", "fetch", "undeploy", "destroy"]
 TEXT = {"type": "string"}
 
 
-def test_it_is_a_flow_like_any_other_with_the_form_of_its_descriptor():
+def test_a_descriptor_method_is_a_flow_with_the_form_of_its_descriptor():
     flow = Method.from_file(IRISES)
     form = json.loads(json.dumps(parameter_schema(flow).model_dump_for_openapi()))
-    for told in form["properties"].values():
-        if told.get("default", "") is None:
-            del told["default"]
+    for schema in form["properties"].values():
+        if schema.get("default", "") is None:
+            del schema["default"]
 
     assert isinstance(flow, Flow)
     assert (flow.name, flow.version) == ("separate-irises", "1.0.0")
@@ -102,7 +102,7 @@ def test_it_is_a_flow_like_any_other_with_the_form_of_its_descriptor():
     assert is_method(form, flow.description)
 
 
-def test_an_id_that_no_flow_can_have_is_told_with_its_place_and_one_that_it_can(described):
+def test_an_id_that_is_not_a_flow_name_is_refused_with_an_allowed_one(described):
     path = described().place
     path.write_text(path.read_text().replace('"described"', '"a/b"'))
 
@@ -119,21 +119,21 @@ def test_options_make_another_flow_of_the_same_method(described):
     assert (flow.name, flow.version, flow.retries) == ("described", "2.1", 0)
 
 
-def test_its_file_is_an_entrypoint_for_prefect_and_for_us():
+def test_its_file_is_an_entrypoint():
     place = os.path.relpath(IRISES)
-    for found in (load_flow_from_entrypoint(f"prefect_executions.flow.file:{place}"), load_method(place)):
-        assert isinstance(found, Method)
-        assert found.to_deployment("d").entrypoint == f"prefect_executions.flow.file:{place}"
+    for loaded in (load_flow_from_entrypoint(f"prefect_executions.flow.file:{place}"), load_method(place)):
+        assert isinstance(loaded, Method)
+        assert loaded.to_deployment("d").entrypoint == f"prefect_executions.flow.file:{place}"
     with pytest.raises(NotFoundError, match="nowhere"):
         load_method("nowhere/method.json")
 
 
-def test_it_survives_the_way_into_another_process(described, bundles):
+def test_it_can_be_pickled_into_another_process(described, bundles):
     cloudpickle.loads(cloudpickle.dumps(described("cp /dev/null out")))()
     assert "out" in outputs(bundles.one())
 
 
-def test_a_name_that_no_python_function_has_is_an_input_all_the_same(described, bundles):
+def test_an_input_name_need_not_be_a_python_identifier(described, bundles):
     flow = described("echo {{ my-input }} {{ json }} > out", **{"my-input": TEXT, "json": TEXT})
     flow(**{"my-input": "a", "json": "b"})
     assert outputs(bundles.one())["out"] == "a b\n"
@@ -141,7 +141,7 @@ def test_a_name_that_no_python_function_has_is_an_input_all_the_same(described, 
 
 
 @pytest.mark.parametrize("name", ["_x", "wait_for", "self"])
-def test_a_name_that_prefect_takes_for_its_own_is_refused(described, name):
+def test_a_name_reserved_by_prefect_is_refused(described, name):
     with pytest.raises(MethodError, match=name):
         described(**{name: TEXT})
 
@@ -151,7 +151,7 @@ def test_outside_a_flow_run_its_function_refuses(described):
         described().fn()
 
 
-def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(described, bundles, tmp_path):
+def test_its_scripts_run_in_phases_with_times_and_exit_codes(described, bundles, tmp_path):
     (tmp_path / "a.txt").write_text("given\n")
     flow = described(
         'cp "$INPUTS"/text/a.txt copy.txt; cmp copy.txt {{ text }}; cat made.txt',
@@ -163,16 +163,16 @@ def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(describ
     folder, record = bundles.one(), bundles.record()
 
     assert phases(record) == [(phase, 0) for phase in ALL_PHASES]
-    told = [entry for entry in record.job_status.history if entry.phase]
-    assert [entry.phase for entry in told if entry.kind is EntryKind.PHASE] == ALL_PHASES
-    assert {entry.status for entry in told if entry.phase in {"launch", "deploy"}} == {Status.STARTED}
-    assert {entry.status for entry in told if entry.phase not in {"launch", "deploy"}} == {Status.EXECUTING}
+    entries = [entry for entry in record.job_status.history if entry.phase]
+    assert [entry.phase for entry in entries if entry.kind is EntryKind.PHASE] == ALL_PHASES
+    assert {entry.status for entry in entries if entry.phase in {"launch", "deploy"}} == {Status.STARTED}
+    assert {entry.status for entry in entries if entry.phase not in {"launch", "deploy"}} == {Status.EXECUTING}
     times = [entry.time for entry in record.job_status.history]
     assert times == sorted(times)
-    found = outputs(folder)
-    assert found.keys() == {"copy.txt", "made.txt", "late.txt", "stdout.log", "stderr.log"}
-    assert found["stdout.log"] == f"{record.id}\ngiven\n"
-    assert "to-stderr\n" in found["stderr.log"]
+    written = outputs(folder)
+    assert written.keys() == {"copy.txt", "made.txt", "late.txt", "stdout.log", "stderr.log"}
+    assert written["stdout.log"] == f"{record.id}\ngiven\n"
+    assert "to-stderr\n" in written["stderr.log"]
     for teller, read in (("metadata/provo.xml", prov_reader.read), ("ro-crate-metadata.json", crate_reader.read)):
         in_order = sorted(read((folder / teller).read_bytes()).summary.phases)
         assert [(one.phase, one.exit_code, one.image) for one in in_order] == [(one, 0, None) for one in ALL_PHASES]
@@ -180,7 +180,7 @@ def test_its_scripts_go_through_all_phases_each_with_times_and_exit_code(describ
     assert bundles.open_scratch() == []
 
 
-def test_what_was_really_run_is_kept_and_where(described, bundles):
+def test_the_bundle_has_the_plan_and_the_script_that_ran(described, bundles):
     described("echo {{ x }}", undeploy="true", x=TEXT)(x="it's")
     folder, record = bundles.one(), bundles.record()
     script = folder / "code/plan/1.1/entrypoint.sh"
@@ -194,7 +194,7 @@ def test_what_was_really_run_is_kept_and_where(described, bundles):
     assert (folder / "code/method.json").is_file()
 
 
-def test_hostile_values_arrive_unchanged_and_nothing_of_them_is_executed(described, bundles, tmp_path):
+def test_hostile_values_arrive_unchanged_and_are_not_executed(described, bundles, tmp_path):
     touch = f"touch {tmp_path}/executed"
     values = {
         "command": f"$({touch})",
@@ -212,17 +212,17 @@ def test_hostile_values_arrive_unchanged_and_nothing_of_them_is_executed(describ
         for name in values
     ]
     described("\n".join(lines), **dict.fromkeys(values, TEXT))(**values)
-    found = outputs(bundles.one())
+    written = outputs(bundles.one())
 
     for name, value in values.items():
-        assert found[f"{name}.here"] == f"{value}\n", name
+        assert written[f"{name}.here"] == f"{value}\n", name
         for way in ("bare", "double", "single", "variable"):
-            assert found[f"{name}.{way}"] == value, (name, way)
+            assert written[f"{name}.{way}"] == value, (name, way)
     assert not (tmp_path / "executed").exists()
     assert bundles.failed_checks() == []
 
 
-def test_a_value_of_a_megabyte_is_refused_in_words_and_arrives_as_a_file(described, bundles, tmp_path):
+def test_a_value_of_a_megabyte_is_refused_as_text_and_accepted_as_a_file(described, bundles, tmp_path):
     value = f"$(touch {tmp_path}/executed)'\"\n" * 20_000
     ran = run_method(described("true", x=TEXT), {"x": value}, Invocation(on_opened=print))
     assert ran.execution_id is None
@@ -249,7 +249,7 @@ def test_a_value_with_nul_is_refused_and_the_record_says_why(described, bundles)
     assert bundles.failed_checks() == []
 
 
-def test_values_that_do_not_fit_are_refused_before_anything_runs(described, bundles):
+def test_invalid_values_are_refused_before_anything_runs(described, bundles):
     flow = described(x={"type": "integer"}, y={"type": "string", "readOnly": True, "default": "mine"})
     with pytest.raises(InputError, match="'x'"):
         flow(x="seven")
@@ -275,7 +275,7 @@ def test_a_secret_reaches_the_scripts_and_nothing_else(described, bundles, monke
     assert bundles.failed_checks() == []
 
 
-def test_a_deploy_that_fails_ends_it_and_undeploy_still_runs(described, bundles):
+def test_a_failed_deploy_ends_the_run_and_undeploy_still_runs(described, bundles):
     flow = described("touch executed", deploy="echo half > half.txt; exit 3", undeploy="echo undeployed")
     with pytest.raises(ScriptError, match=r"deploy-script ended with exit code 3"):
         flow()
@@ -284,9 +284,9 @@ def test_a_deploy_that_fails_ends_it_and_undeploy_still_runs(described, bundles)
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.ERROR)
     assert phases(record) == [("launch", 0), ("deploy", 3), ("fetch", 0), ("undeploy", 0), ("destroy", 0)]
     assert record.instance.usage.exit_code == 3
-    found = outputs(bundles.one())
-    assert (found["half.txt"], found["stdout.log"]) == ("half\n", "undeployed\n")
-    assert "executed" not in found
+    written = outputs(bundles.one())
+    assert (written["half.txt"], written["stdout.log"]) == ("half\n", "undeployed\n")
+    assert "executed" not in written
     assert Status.EXECUTING not in {entry.status for entry in record.job_status.history}
     assert bundles.failed_checks() == []
 
@@ -303,12 +303,12 @@ def test_a_time_limit_of_the_request_only_tightens_and_undeploy_still_runs(descr
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.TIMED_OUT)
     assert [phase for phase, _ in phases(record)] == ["launch", "execute", "fetch", "undeploy", "destroy"]
     assert dict(phases(record))["undeploy"] == 0
-    found = outputs(bundles.one())
-    assert (found["half.txt"], found["stdout.log"]) == ("half\n", "undeployed\n")
+    written = outputs(bundles.one())
+    assert (written["half.txt"], written["stdout.log"]) == ("half\n", "undeployed\n")
     assert bundles.failed_checks() == []
 
 
-def test_a_cancelled_one_ends_its_scripts_and_undeploy_still_runs(described, bundles):
+def test_cancellation_ends_the_scripts_and_undeploy_still_runs(described, bundles):
     flow = described(
         "echo half > half.txt; echo $$ > pid.txt; echo begun; sleep 300", undeploy="cat pid.txt; echo undeployed"
     )
@@ -317,13 +317,13 @@ def test_a_cancelled_one_ends_its_scripts_and_undeploy_still_runs(described, bun
     with pytest.raises(KeyboardInterrupt):
         flow()
     asking.join()
-    record, found = bundles.record(), outputs(bundles.one())
+    record, written = bundles.record(), outputs(bundles.one())
 
     assert (record.status, record.job_status.partial) == (Status.CANCELLED, True)
     assert [phase for phase, _ in phases(record)] == ["launch", "execute", "fetch", "undeploy", "destroy"]
-    assert found["half.txt"] == "half\n"
-    assert found["stdout.log"].endswith("undeployed\n")
-    assert not Path(f"/proc/{found['pid.txt'].strip()}").exists()
+    assert written["half.txt"] == "half\n"
+    assert written["stdout.log"].endswith("undeployed\n")
+    assert not Path(f"/proc/{written['pid.txt'].strip()}").exists()
     assert bundles.failed_checks() == []
 
 
@@ -344,20 +344,20 @@ def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(describe
     )
     with pytest.raises(ScriptError, match="of replica 2 ended with exit code 1"):
         flow(ccpreplicas="3")
-    record, found = bundles.record(), outputs(bundles.one())
+    record, written = bundles.record(), outputs(bundles.one())
 
     assert record.status is Status.FAILED
     for number, code in ((1, 0), (2, 1), (3, 0)):
         assert dict(phases(record, f"1.{number}"))["execute"] == code
-        assert found[f"replica-{number}/task.txt"] == f"{record.id}.1.{number}\n"
-    assert sorted(found["stdout.log"].splitlines()) == [f"[{n}] I am {n}" for n in (1, 2, 3)]
+        assert written[f"replica-{number}/task.txt"] == f"{record.id}.1.{number}\n"
+    assert sorted(written["stdout.log"].splitlines()) == [f"[{n}] I am {n}" for n in (1, 2, 3)]
     assert bundles.failed_checks() == []
     assert main(["show", record.id]) == 0
     assert "\tphase-ended execute of replica 2 exit code 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds a process to CPUs")
-def test_what_a_request_wishes_for_its_scripts_have(described, bundles, monkeypatch):
+def test_the_scripts_get_what_the_request_asks_for(described, bundles, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_CPUS", "1.0")
     monkeypatch.setenv("EXECUTIONS_MEMORY", str(1 << 30))
     described("nproc; ulimit -v", undeploy="nproc")()
@@ -368,14 +368,14 @@ def test_what_a_request_wishes_for_its_scripts_have(described, bundles, monkeypa
 
 
 @pytest.mark.parametrize(("wish", "value"), [("CPUS", "0.5"), ("GPUS", "1")])
-def test_a_wish_that_scripts_cannot_have_ends_it_before_they_begin(described, bundles, monkeypatch, wish, value):
+def test_a_request_that_cannot_be_met_fails_before_the_scripts_begin(described, bundles, monkeypatch, wish, value):
     monkeypatch.setenv(f"EXECUTIONS_{wish}", value)
     with pytest.raises(PlanError, match=wish.lower()):
         described("true")()
     assert phases(bundles.record()) == [("launch", 1), ("destroy", 0)]
 
 
-def test_an_image_is_never_dropped_in_silence(described, bundles):
+def test_an_image_is_never_ignored_silently(described, bundles):
     with pytest.raises(PlanError, match="image"):
         described(ccpimage={"type": "string", "format": "url", "default": "science/ndvi:1"})()
     record = bundles.record()
@@ -427,7 +427,7 @@ def test_a_worker_runs_it_from_its_file(tmp_path):
 
 
 @pytest.mark.long
-def test_scripts_whose_run_was_killed_are_ended_and_what_they_left_is_kept(described, tmp_path, monkeypatch):
+def test_scripts_of_a_killed_run_are_ended_and_their_outputs_are_kept(described, tmp_path, monkeypatch):
     home = tmp_path / "killed"
     described("echo half > half.txt; echo $$ > pid.txt; echo begun; exec sleep 300")
     words = [str(Path(sys.executable).with_name("executions")), "run", str(tmp_path / "method.json")]

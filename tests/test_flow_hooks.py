@@ -1,4 +1,4 @@
-"""The hook that seals: called twice, late, elsewhere, with half the knowledge, before a wall."""
+"""The sealing hook: called twice, late, in another process, with a stale run, against unavailable services."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def halves(number: int = 2) -> float:
 
 
 def crashed(**parameters: Any) -> tuple[FlowRun, State[Any]]:
-    """Make a flow run that crashed before its body began, as a worker leaves it."""
+    """Make a flow run that crashed before its body began, as a worker reports it."""
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(halves, parameters=parameters, state=Scheduled())
         client.set_flow_run_state(run.id, Pending())
@@ -58,7 +58,7 @@ def crashed(**parameters: Any) -> tuple[FlowRun, State[Any]]:
     return run, run.state
 
 
-def heard(run: FlowRun, state: State[Any], flow: MethodFlow[Any, Any] = halves) -> None:
+def call_hook(run: FlowRun, state: State[Any], flow: MethodFlow[Any, Any] = halves) -> None:
     """Call the hook as Prefect's runners do."""
     flow.on_crashed_hooks[0](flow=flow, flow_run=run, state=state)
 
@@ -69,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_that_never_began_leaves_a_record(bundles):
     run, state = crashed(number=4)
-    heard(run, state)
+    call_hook(run, state)
     record = bundles.record()
 
     assert kinds(record) == ["CREATED", "SCHEDULED", "FAILED"]
@@ -78,19 +78,19 @@ def test_a_run_that_never_began_leaves_a_record(bundles):
     assert bundles.failed_checks() == []
 
 
-def test_to_hear_it_again_changes_nothing(bundles):
+def test_a_second_call_of_the_hook_changes_nothing(bundles):
     run, state = crashed()
-    heard(run, state)
+    call_hook(run, state)
     before = contents(bundles.one())
-    heard(run, state)
-    heard(run, Crashed(message="and once more"))
+    call_hook(run, state)
+    call_hook(run, Crashed(message="and once more"))
 
     assert contents(bundles.one()) == before
 
 
-def test_to_hear_it_at_once_from_all_sides_leaves_one_record(bundles, home):
+def test_parallel_calls_of_the_hook_leave_one_record(bundles, home):
     run, state = crashed()
-    hooks = [threading.Thread(target=heard, args=(run, state)) for _ in range(6)]
+    hooks = [threading.Thread(target=call_hook, args=(run, state)) for _ in range(6)]
     for hook in hooks:
         hook.start()
     for hook in hooks:
@@ -102,40 +102,40 @@ def test_to_hear_it_at_once_from_all_sides_leaves_one_record(bundles, home):
     assert len(Ledger.open(f"sqlite:///{home / 'ledger.db'}").list().rows) == 1
 
 
-def test_a_flow_run_that_knows_nothing_of_itself_is_enough(bundles):
+def test_a_stale_flow_run_is_enough(bundles):
     run, state = crashed(number=6)
-    heard(FlowRun(id=run.id, flow_id=run.flow_id), state)
+    call_hook(FlowRun(id=run.id, flow_id=run.flow_id), state)
 
     assert bundles.record().request.parameters == {"number": 6}
     assert bundles.record().request.flow_run_name == run.name
 
 
-def test_a_state_that_ends_nothing_is_passed_over(bundles):
+def test_a_state_that_is_not_final_is_ignored(bundles):
     run, _ = crashed()
-    heard(run, Running())
+    call_hook(run, Running())
 
     assert bundles.folders() == []
 
 
-def test_a_late_word_changes_a_sealed_record_no_more(bundles):
+def test_a_late_state_does_not_change_a_sealed_record(bundles):
     finished = halves(2, return_state=True)
     before = contents(bundles.one())
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(finished.state_details.flow_run_id)
-    heard(run, Crashed(message="too late"))
+    call_hook(run, Crashed(message="too late"))
 
     assert bundles.record().status is Status.COMPLETED
     assert contents(bundles.one()) == before
 
 
 def again(run: FlowRun) -> FlowRun:
-    """Retry a flow run by hand, as the Prefect UI does."""
+    """Retry a flow run manually, as the Prefect UI does."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, AwaitingRetry(message="Retry from the UI"), force=True)
         return client.read_flow_run(run.id)
 
 
-def test_a_retry_by_hand_is_a_new_execution_with_its_own_times(bundles):
+def test_a_manual_retry_is_a_new_generation_with_its_own_times(bundles):
     finished = halves(3, return_state=True)
     with get_client(sync_client=True) as client:
         run = again(client.read_flow_run(finished.state_details.flow_run_id))
@@ -144,23 +144,23 @@ def test_a_retry_by_hand_is_a_new_execution_with_its_own_times(bundles):
 
     assert (first.id, second.id) == (str(run.id), f"{run.id}.2")
     assert kinds(first) == [*WHOLE_WAY, "FAILED"]
-    assert kinds(second) == ["CREATED", "STARTED", "EXECUTING", "FAILED"]  # nobody made it PENDING
+    assert kinds(second) == ["CREATED", "STARTED", "EXECUTING", "FAILED"]  # it was never PENDING
     assert second.job_status.history[0].time > first.job_status.history[-1].time
     assert second.job_status.attempt == 1
     assert second.request.relatives == (Relative(execution_id=first.id, relation="retry-of"),)
     assert bundles.failed_checks() == []
 
 
-def test_a_retry_by_hand_that_crashes_before_it_begins_leaves_its_record_as_well(bundles):
+def test_a_manual_retry_that_crashes_before_it_begins_leaves_a_record(bundles):
     run, state = crashed()
-    heard(run, state)
+    call_hook(run, state)
     retried = again(run)
-    heard(retried, state)  # the first end, heard late, is not the end of the second life
+    call_hook(retried, state)  # the first end, reported late, does not end the second generation
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, Crashed(message="again"), force=True)
         ended = client.read_flow_run(run.id)
     assert ended.state is not None
-    heard(ended, ended.state)
+    call_hook(ended, ended.state)
     second = bundles.record(bundles.folders()[1])
 
     assert [folder.name for folder in bundles.folders()] == [str(run.id), f"{run.id}.2"]
@@ -171,7 +171,7 @@ def test_a_retry_by_hand_that_crashes_before_it_begins_leaves_its_record_as_well
 
 # --- in another process --------------------------------------------------------
 
-ELSEWHERE = """
+OTHER_PROCESS = """
 import json, sys
 from pathlib import Path
 from prefect.client.schemas.objects import FlowRun, State
@@ -184,11 +184,11 @@ print("the hook has ended")
 """
 
 
-def elsewhere(run: FlowRun, state: State[Any], folder: Path, **environment: str) -> str:
-    """Call the hook in another process and folder, with what was written of run and state."""
+def call_in_other_process(run: FlowRun, state: State[Any], folder: Path, **environment: str) -> str:
+    """Call the hook in another process and folder with run and state as JSON; return its output."""
     words = [f"{Path(__file__)}:halves", run.model_dump_json(), state.model_dump_json()]
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, *words],
+        [sys.executable, "-c", OTHER_PROCESS, *words],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | environment,
         stdout=subprocess.PIPE,
@@ -200,13 +200,13 @@ def elsewhere(run: FlowRun, state: State[Any], folder: Path, **environment: str)
     return done.stdout
 
 
-def test_it_works_in_another_process_and_folder(bundles, tmp_path):
+def test_the_hook_works_in_another_process_and_folder(bundles, tmp_path):
     run, state = crashed(number=8)
-    said = elsewhere(run, state, tmp_path)
+    output = call_in_other_process(run, state, tmp_path)
 
     assert bundles.record().request.parameters == {"number": 8}
     assert bundles.failed_checks() == []
-    assert f"Execution {run.id} FAILED: {bundles.one()}" in said
+    assert f"Execution {run.id} FAILED: {bundles.one()}" in output
 
 
 DIRECTLY = """
@@ -216,7 +216,7 @@ load_flow_from_entrypoint(sys.argv[1], use_placeholder_flow=False)(4)
 """
 
 
-def test_the_terminal_tells_what_the_hook_did_and_prefects_log_that_it_was_called(bundles):
+def test_the_terminal_shows_what_the_hook_did_and_prefects_log_that_it_was_called(bundles):
     done = subprocess.run(
         [sys.executable, "-c", DIRECTLY, f"{Path(__file__)}:halves"],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
@@ -229,13 +229,13 @@ def test_the_terminal_tells_what_the_hook_did_and_prefects_log_that_it_was_calle
     assert "Beginning flow run" in done.stderr
     assert f"Execution {run} COMPLETED: {bundles.one()}" in done.stderr
     assert "hook" not in done.stderr.lower()
-    said = [line.message for line in Run(UUID(run), bundles).log(until="finished running")]
-    assert "Running hook 'seal_execution' in response to entering state 'Completed'" in said
+    output = [line.message for line in Run(UUID(run), bundles).log(until="finished running")]
+    assert "Running hook 'seal_execution' in response to entering state 'Completed'" in output
 
 
 @pytest.fixture
 def wall() -> Iterator[str]:
-    """Listen as a server that takes every connection and never answers; its address."""
+    """Start a server that accepts connections and never answers; return its address."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(16)
@@ -243,9 +243,9 @@ def wall() -> Iterator[str]:
 
 
 @pytest.mark.long
-def test_an_archive_that_hangs_holds_it_up_no_longer_than_told_and_settle_does_the_rest(bundles, home, tmp_path, wall):
+def test_a_hanging_archive_delays_the_hook_up_to_its_time_limit_and_settle_finishes(bundles, home, tmp_path, wall):
     run, state = crashed()
-    said = elsewhere(
+    output = call_in_other_process(
         run,
         state,
         tmp_path,
@@ -257,7 +257,7 @@ def test_an_archive_that_hangs_holds_it_up_no_longer_than_told_and_settle_does_t
         AWS_SECRET_ACCESS_KEY="secret",
     )
 
-    assert "was not finished in time; 'executions settle' finishes it" in said
+    assert "was not finished in time; 'executions settle' finishes it" in output
     assert bundles.failed_checks() == []
     assert bundles.open_scratch() == [str(run.id)]
 
@@ -268,10 +268,10 @@ def test_an_archive_that_hangs_holds_it_up_no_longer_than_told_and_settle_does_t
 
 
 @pytest.mark.long
-def test_a_server_that_is_away_keeps_it_from_nothing(bundles, tmp_path):
+def test_the_hook_seals_without_prefects_server(bundles, tmp_path):
     run, state = crashed(number=10)
     away = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
-    elsewhere(run, state, tmp_path, PREFECT_LOGGING_TO_API_ENABLED="false", **away)
+    call_in_other_process(run, state, tmp_path, PREFECT_LOGGING_TO_API_ENABLED="false", **away)
 
     assert bundles.record().request.parameters == {"number": 10}
     assert kinds(bundles.record()) == ["CREATED", "FAILED"]
@@ -279,19 +279,19 @@ def test_a_server_that_is_away_keeps_it_from_nothing(bundles, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "reason"),
     [
         ("EXECUTIONS_HOOK_TIMEOUT=soon", "EXECUTIONS_HOOK_TIMEOUT"),
         ("EXECUTIONS_HOME=/dev/null/home", "cannot be written"),
     ],
 )
-def test_it_never_raises_and_says_what_is_wrong(bundles, monkeypatch, caplog, setting, told):
+def test_the_hook_never_raises_and_logs_the_error(bundles, monkeypatch, caplog, setting, reason):
     run, state = crashed()
     monkeypatch.setenv(*setting.split("="))
-    heard(run, state)
+    call_hook(run, state)
 
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert told in warning
+    assert reason in warning
     assert f"execution {run.id} is not sealed yet" in warning
 
 
@@ -307,21 +307,21 @@ clears()
 """
 
 
-def test_it_says_that_the_rest_is_left_when_the_author_took_away_what_only_the_rest_needs(bundles, tmp_path):
+def test_the_hook_reports_a_sealed_but_unfinished_execution(bundles, tmp_path):
     script = tmp_path / "clears.py"
     script.write_text(CLEARS)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
 
-    told = (
+    warning = (
         f"execution {bundles.one().name} is sealed but not finished; 'executions settle' finishes it: No module named"
     )
-    assert told in done.stderr
+    assert warning in done.stderr
     assert bundles.failed_checks() == []
 
 
-def test_the_documents_of_a_run_that_never_began_say_what_is_not_known(bundles):
+def test_the_documents_of_a_run_that_never_began_say_what_is_unknown(bundles):
     run, state = crashed()
-    heard(run, state)
+    call_hook(run, state)
     instance = json.loads((bundles.one() / "metadata/instance.json").read_bytes())
 
     assert instance == {"format": 1, "gpus": [], "packages": {}, "environment": {}}

@@ -1,4 +1,4 @@
-"""What is found out of the code while Prefect accepts a run: each run tells the code of its own moment."""
+"""The code identity that is prefetched while Prefect creates the run: each run records the code at its own start."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def changed(home: Path):
-    """Return which tracked files the newest execution of a Method tells as changed."""
+    """Return a function: the changed tracked files in the newest record of a Method."""
     bundles = Bundles(home)
 
-    def told(method_id: str) -> tuple[str, ...]:
+    def changed_files(method_id: str) -> tuple[str, ...]:
         records = [record for record in map(bundles.record, bundles.folders()) if record.method.id == method_id]
         return max(records, key=lambda record: record.started).method.code.repository.changed
 
-    return told
+    return changed_files
 
 
-def test_a_file_that_was_changed_between_two_runs_is_told_by_the_second(project, changed):
+def test_a_file_changed_between_two_runs_is_recorded_by_the_second(project, changed):
     project.quiet()
     assert changed("quiet") == ()
     project.DATA.write_text("other")
@@ -75,14 +75,14 @@ def test_a_file_that_was_changed_between_two_runs_is_told_by_the_second(project,
     assert changed("quiet") == ("data.txt",)
 
 
-def test_a_file_that_a_method_changes_is_told_by_the_method_that_it_calls(project, changed):
+def test_a_file_that_a_method_changes_is_recorded_by_the_method_that_it_calls(project, changed):
     project.quiet()
     project.changes()
     assert changed("changes") == ()
     assert changed("quiet") == ("data.txt",)
 
 
-async def test_a_file_that_was_changed_before_an_async_run_is_told(project, changed):
+async def test_a_file_changed_before_an_async_run_is_recorded(project, changed):
     await project.waits()
     assert changed("waits") == ()
     project.DATA.write_text("other")
@@ -90,7 +90,7 @@ async def test_a_file_that_was_changed_before_an_async_run_is_told(project, chan
     assert changed("waits") == ("data.txt",)
 
 
-def test_a_dirty_tree_that_is_refused_is_refused_by_the_run(project, monkeypatch):
+def test_a_refused_dirty_tree_fails_the_run(project, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_DIRTY", "refuse")
     project.DATA.write_text("other")
     with pytest.raises(Exception, match=r"data\.txt"):

@@ -1,4 +1,4 @@
-"""A Method as a flow: whatever happens to its run, one true record is left."""
+"""Recording of a run: every end leaves one correct record."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_method_is_a_flow_and_returns_what_its_function_returns(bundles):
     assert (bundles.one() / "outputs" / "sum.txt").read_text() == "3"
 
 
-def test_a_completed_run_goes_the_whole_way_with_times(bundles):
+def test_a_completed_run_has_every_status_with_its_time(bundles):
     add(1)
     record = bundles.record()
 
@@ -84,8 +84,8 @@ def test_a_completed_run_goes_the_whole_way_with_times(bundles):
 def test_the_times_of_a_direct_call_are_those_of_prefects_history(bundles):
     state = add(1, return_state=True)
     with get_client(sync_client=True) as client:
-        told = client.read_flow_run_states(state.state_details.flow_run_id)
-    prefects = {one.type.value: one.timestamp for one in told}
+        states = client.read_flow_run_states(state.state_details.flow_run_id)
+    prefects = {one.type.value: one.timestamp for one in states}
     ours = {entry.status: entry.time for entry in bundles.record().job_status.history}
 
     assert ours[Status.SCHEDULED] == prefects["PENDING"]
@@ -94,7 +94,7 @@ def test_the_times_of_a_direct_call_are_those_of_prefects_history(bundles):
     assert ours[Status.CREATED] <= prefects["PENDING"]
 
 
-def test_the_id_is_the_flow_runs(bundles):
+def test_the_execution_id_is_the_flow_run_id(bundles):
     state = add(1, return_state=True)
 
     assert bundles.one().name == str(state.state_details.flow_run_id)
@@ -143,7 +143,7 @@ def test_an_error_is_recorded_with_its_traceback_and_raised_as_it_is(bundles):
     assert bundles.failed_checks() == []
 
 
-def test_an_error_that_cannot_tell_itself_is_recorded_with_its_traceback(bundles):
+def test_an_error_whose_str_fails_is_recorded_with_its_traceback(bundles):
     class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -161,7 +161,7 @@ def test_an_error_that_cannot_tell_itself_is_recorded_with_its_traceback(bundles
     assert "raise MuteError" in raised.traceback
 
 
-def test_an_error_that_utf8_cannot_hold_ends_the_run_and_its_record(bundles):
+def test_an_error_with_lone_surrogates_ends_the_run_and_its_record(bundles):
     @method(version="1")
     def fails() -> None:
         try:
@@ -179,7 +179,7 @@ def test_an_error_that_utf8_cannot_hold_ends_the_run_and_its_record(bundles):
     assert bundles.failed_checks() == []
 
 
-def test_a_time_limit_ends_the_code_and_is_told(bundles):
+def test_a_time_limit_ends_the_code_and_is_recorded(bundles):
     @method(version="1")
     @flow(timeout_seconds=0.5)
     def slow() -> None:
@@ -193,7 +193,7 @@ def test_a_time_limit_ends_the_code_and_is_told(bundles):
     assert bundles.record().job_status.history[-1].prefect_state.name == "TimedOut"
 
 
-def test_the_time_limit_counts_the_code_and_not_our_sealing(bundles):
+def test_the_time_limit_excludes_sealing(bundles):
     @method(version="1")
     @flow(timeout_seconds=1)
     def writes_much() -> None:
@@ -230,7 +230,7 @@ def test_an_async_method_is_timed_out_too(bundles):
     assert bundles.record().job_status.reason is Reason.TIMED_OUT
 
 
-def test_leaving_the_interpreter_is_a_crash_with_its_exit_code(bundles):
+def test_a_system_exit_is_a_crash_with_its_exit_code(bundles):
     @method(version="1")
     def leaves() -> None:
         sys.exit(3)
@@ -254,7 +254,7 @@ def test_a_returned_state_decides_the_status(bundles):
     assert (record.status, record.job_status.message) == (Status.FAILED, "not today")
 
 
-def test_a_state_with_a_name_of_its_own_is_completed(bundles):
+def test_a_completed_state_with_another_name_is_completed(bundles):
     @method(version="1")
     def skips() -> Any:
         return Completed(name="Skipped")
@@ -345,7 +345,7 @@ def test_a_file_inside_a_model_is_staged(bundles, tmp_path):
 
 
 class Flats(BaseModel):
-    dark: InputFile = "dark.txt"  # type: ignore[assignment]  # as users write it, and nobody validates a default
+    dark: InputFile = "dark.txt"  # type: ignore[assignment]  # as users write it; defaults are not validated
     others: list[InputFile] = Field(default=["other.txt"], alias="moreFlats")
     label: str = "dark.txt"
 
@@ -360,7 +360,7 @@ class Frame(NamedTuple):
     seconds: int
 
 
-def test_a_file_is_staged_wherever_an_annotation_says_that_one_is(bundles, tmp_path, monkeypatch):
+def test_a_file_is_staged_wherever_an_annotation_declares_one(bundles, tmp_path, monkeypatch):
     @method(version="1")
     def looks(
         frames: set[InputFile],
@@ -423,7 +423,7 @@ def test_the_archive_level_decides_what_is_archived(bundles, home, tmp_path, lev
     assert bundles.failed_checks() == []
 
 
-def test_metrics_params_progress_and_notes_are_kept(bundles):
+def test_metrics_params_progress_and_notes_are_recorded(bundles):
     @method(version="1")
     def trains() -> None:
         execution = current_execution()
@@ -462,7 +462,7 @@ def test_progress_shows_in_prefect_as_an_artifact(bundles):
 
 
 @pytest.mark.parametrize("bad", ["0.5", True, None, [1]])
-def test_a_metric_that_is_no_number_is_refused(bundles, bad):
+def test_a_metric_must_be_a_number(bundles, bad):
     @method(version="1")
     def logs() -> None:
         current_execution().log_metrics({"accuracy": bad})
@@ -471,9 +471,9 @@ def test_a_metric_that_is_no_number_is_refused(bundles, bad):
         logs()
 
 
-def test_what_cannot_be_told_is_refused_in_words(bundles):
+def test_an_invalid_report_is_refused_with_the_reason(bundles):
     @method(version="1")
-    def tells() -> None:
+    def reports() -> None:
         execution = current_execution()
         for tell, words in (
             (lambda: execution.progress("half"), "progress must be a number from 0 to 100"),
@@ -494,11 +494,11 @@ def test_what_cannot_be_told_is_refused_in_words(bundles):
                 tell()
         execution.log_metrics({"loss": 1}, step=3.0)
 
-    tells()
+    reports()
     assert [metric.step for metric in bundles.record().metrics.metrics] == [3]
 
 
-def test_an_output_is_named_by_a_path_as_well(bundles):
+def test_an_output_may_be_named_by_a_path(bundles):
     @method(version="1")
     def draws() -> None:
         current_execution().output(Path("plots") / "area.png").write_bytes(b"drawn")
@@ -507,7 +507,7 @@ def test_an_output_is_named_by_a_path_as_well(bundles):
     assert (bundles.one() / "outputs/plots/area.png").read_bytes() == b"drawn"
 
 
-def test_what_is_told_after_the_end_is_refused_and_not_lost_in_silence(bundles):
+def test_a_report_after_the_end_is_refused(bundles):
     @method(version="1")
     def ends() -> Execution:
         return current_execution()
@@ -524,12 +524,12 @@ def test_what_is_told_after_the_end_is_refused_and_not_lost_in_silence(bundles):
     assert bundles.failed_checks() == []
 
 
-def test_outside_an_execution_there_is_no_current_one():
+def test_there_is_no_current_execution_outside_a_run():
     with pytest.raises(NoExecutionError, match="No execution is running here"):
         current_execution()
 
 
-def test_the_plain_function_is_just_the_function(bundles):
+def test_a_call_of_the_plain_function_is_not_recorded(bundles):
     @method(version="1")
     def doubles(number: int) -> int:
         return 2 * number
@@ -538,7 +538,7 @@ def test_the_plain_function_is_just_the_function(bundles):
     assert bundles.folders() == []
 
 
-def test_a_task_works_for_the_same_execution(bundles):
+def test_a_task_reports_to_the_execution_that_called_it(bundles):
     @task
     def square(number: int) -> int:
         current_execution().log_metrics({"square": number**2}, step=number)
@@ -562,12 +562,12 @@ def warns(name: str, token: SecretStr) -> None:
     logger.debug("nobody asked for this")
 
 
-def test_what_a_library_logs_is_kept_once_and_masked(bundles, monkeypatch):
+def test_log_records_of_libraries_are_kept_once_and_masked(bundles, monkeypatch):
     monkeypatch.setenv("THE_TOKEN", PLANTED)
     warns("ice", "env:THE_TOKEN")
-    told = (bundles.one() / "outputs" / "stderr.log").read_text().splitlines()
+    log = (bundles.one() / "outputs" / "stderr.log").read_text().splitlines()
 
-    assert [line.partition(" | ")[2] for line in told if "a.library" in line] == [
+    assert [line.partition(" | ")[2] for line in log if "a.library" in line] == [
         "WARNING | a.library - the library warns of ice",
         "ERROR   | a.library - refused ********",
     ]
@@ -592,7 +592,7 @@ MUMBLING = "import sys, test_flow_recording; print(test_flow_recording.mumbles(*
 
 
 @pytest.mark.parametrize("token", [[], ["env:THE_TOKEN"]])
-def test_a_line_that_logging_cannot_write_ends_no_run(bundles, token):
+def test_a_log_record_that_cannot_be_formatted_does_not_end_the_run(bundles, token):
     done = subprocess.run(  # in a process of its own: pytest's log handlers raise
         [sys.executable, "-c", MUMBLING, *token],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "THE_TOKEN": PLANTED},
@@ -600,15 +600,15 @@ def test_a_line_that_logging_cannot_write_ends_no_run(bundles, token):
         text=True,
         check=True,
     )
-    told = (bundles.one() / "outputs" / "stderr.log").read_text()
+    log = (bundles.one() / "outputs" / "stderr.log").read_text()
 
     secret = "********" if token else "?"
     assert done.stdout == "3\n"
-    assert told.count(f"| WARNING | '%d words of %s' with ('no', '{secret}')\n") == 1
-    assert told.count(f"| WARNING | a.library - '%d words of %s' with ('no', '{secret}')\n") == 1
-    assert told.count("a log record that cannot be formatted\n") == 2
-    assert told.count("and on it goes\n") == 2
-    assert PLANTED not in done.stderr + told
+    assert log.count(f"| WARNING | '%d words of %s' with ('no', '{secret}')\n") == 1
+    assert log.count(f"| WARNING | a.library - '%d words of %s' with ('no', '{secret}')\n") == 1
+    assert log.count("a log record that cannot be formatted\n") == 2
+    assert log.count("and on it goes\n") == 2
+    assert PLANTED not in done.stderr + log
     assert bundles.failed_checks() == []
 
 
@@ -633,7 +633,7 @@ def test_a_method_that_calls_a_method_leaves_two_bundles_with_their_own_logs(bun
     assert bundles.failed_checks() == []
 
 
-def test_ten_at_once_in_one_process_never_mix(bundles):
+def test_ten_concurrent_runs_in_one_process_never_mix(bundles):
     @method(version="1")
     async def counts(number: int) -> None:
         for line in range(20):
@@ -657,7 +657,7 @@ class Colour(Enum):
     BLUE = "blue"
 
 
-def test_the_form_is_the_methods(bundles):
+def test_the_form_describes_the_inputs(bundles):
     @method(version="2", secrets=["key"])
     def paints(
         picture: InputFile, colour: Colour = Colour.RED, key: str = "env:KEY", token: SecretStr | None = None
@@ -690,7 +690,7 @@ def uses_secret(token: SecretStr, place: str = "") -> None:
     raise RuntimeError(f"refused: {token.get_secret_value()}")
 
 
-def test_a_secret_given_in_clear_is_refused_before_a_run_exists(bundles):
+def test_a_secret_in_plain_text_is_refused_before_a_run_exists(bundles):
     refuses = uses_secret.with_options(name="refuses-a-secret")
     with pytest.raises(SecretError) as refused:
         refuses(PLANTED)
@@ -713,7 +713,7 @@ def test_a_secret_block_is_resolved_in_the_run(bundles):
     assert bundles.record().request.values == {"token": {"secret": "a-token"}}
 
 
-def test_a_name_that_resolves_to_nothing_fails_before_the_code(bundles, monkeypatch):
+def test_a_missing_secret_fails_before_the_code(bundles, monkeypatch):
     monkeypatch.delenv("NOT_THERE", raising=False)
     with pytest.raises(SecretError, match="token"):
         uses_secret("env:NOT_THERE")
@@ -722,24 +722,24 @@ def test_a_name_that_resolves_to_nothing_fails_before_the_code(bundles, monkeypa
 
 
 def everything_prefect_knows(flow_run_id: UUID) -> str:
-    told = []
+    responses = []
     with get_client(sync_client=True) as client:
-        told.append(client.request("GET", f"/flow_runs/{flow_run_id}").text)
-        told.append(client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run_id)}).text)
-        told.append(client.request("POST", "/artifacts/filter", json={}).text)
+        responses.append(client.request("GET", f"/flow_runs/{flow_run_id}").text)
+        responses.append(client.request("GET", "/flow_run_states/", params={"flow_run_id": str(flow_run_id)}).text)
+        responses.append(client.request("POST", "/artifacts/filter", json={}).text)
         runs = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}}
-        told.append(client.request("POST", "/task_runs/filter", json=runs).text)
+        responses.append(client.request("POST", "/task_runs/filter", json=runs).text)
         for _ in range(20):
             logs = {"logs": {"flow_run_id": {"any_": [str(flow_run_id)]}}}
-            told.append(client.request("POST", "/logs/filter", json=logs).text)
-            if "Finished in state" in told[-1]:
+            responses.append(client.request("POST", "/logs/filter", json=logs).text)
+            if "Finished in state" in responses[-1]:
                 break
             time.sleep(0.5)
-        told.append(client.request("POST", "/events/filter", json={"limit": 50}).text)
-    return "\n".join(told)
+        responses.append(client.request("POST", "/events/filter", json={"limit": 50}).text)
+    return "\n".join(responses)
 
 
-def test_a_planted_secret_is_found_nowhere(bundles, home, monkeypatch):
+def test_a_planted_secret_is_in_no_file(bundles, home, monkeypatch):
     monkeypatch.setenv("PLANTED_TOKEN", PLANTED)
     monkeypatch.setenv("EXECUTIONS_ENVIRONMENT", "PLANTED_TOKEN")
     url = f"https://someone:{PLANTED}@example.org/data?X-Amz-Signature={PLANTED}"
@@ -763,7 +763,7 @@ def refuses_by_name(token: SecretStr) -> None:
 
 
 class UnreachableError(Exception):
-    """An error whose text is no argument of it."""
+    """An error whose message is not among its arguments."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -781,7 +781,7 @@ def fails_with_secrets(token: SecretStr) -> None:
     raise subprocess.CalledProcessError(22, ["curl", "-H", f"X-Key: {value}"]) from ExceptionGroup("all", errors)
 
 
-def test_a_secret_in_an_error_of_a_task_or_a_program_is_found_nowhere(bundles, home, monkeypatch):
+def test_a_secret_in_an_error_of_a_task_or_a_program_is_in_no_file(bundles, home, monkeypatch):
     monkeypatch.setenv("PLANTED_TOKEN", PLANTED)
     with pytest.raises(subprocess.CalledProcessError):
         fails_with_secrets("env:PLANTED_TOKEN")
@@ -793,7 +793,7 @@ def test_a_secret_in_an_error_of_a_task_or_a_program_is_found_nowhere(bundles, h
     assert "X-Key: ********" in bundles.record().instance.usage.exception.message
 
 
-def test_a_hook_of_the_user_still_runs_and_ours_comes_first(bundles):
+def test_user_hooks_run_after_the_sealing_hook(bundles):
     seen: list[Any] = []
 
     @method(version="1")
@@ -807,7 +807,7 @@ def test_a_hook_of_the_user_still_runs_and_ours_comes_first(bundles):
     assert seen == [(UUID(bundles.one().name), True)]
 
 
-def test_options_make_another_method_that_keeps_its_record(bundles):
+def test_with_options_returns_another_recorded_method(bundles):
     renamed = add.with_options(name="renamed", retries=1, timeout_seconds=30, on_failure=[print])
 
     assert isinstance(renamed, MethodFlow)
@@ -830,7 +830,7 @@ def test_how_outputs_are_compared_is_declared_and_stays_with_other_options():
     assert works.method.comparisons == works.with_options(name="other").method.comparisons == declared
 
 
-def test_an_archive_that_is_away_refuses_before_the_work(bundles, monkeypatch, tmp_path):
+def test_an_unavailable_archive_refuses_the_run_before_the_work(bundles, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(tmp_path / "file" / "archive"))
     ran = []
@@ -845,7 +845,7 @@ def test_an_archive_that_is_away_refuses_before_the_work(bundles, monkeypatch, t
     assert kinds(bundles.record()) == ["CREATED", "SCHEDULED", "STARTED", "FAILED"]
 
 
-def test_an_archive_that_goes_away_meanwhile_changes_nothing_for_the_run(bundles, home):
+def test_an_archive_that_fails_during_the_run_does_not_change_its_result(bundles, home):
     @method(version="1")
     def breaks_the_archive() -> str:
         (home / "archive").rename(home / "gone")
@@ -883,7 +883,7 @@ def test_a_generator_is_refused():
         method(yields)
 
 
-def test_the_documents_are_what_ogc_says(bundles):
+def test_the_documents_follow_ogcs_schema(bundles):
     add(1)
     status = json.loads((bundles.one() / "metadata" / "jobStatus.json").read_bytes())
 
@@ -895,7 +895,7 @@ def test_the_documents_are_what_ogc_says(bundles):
 NAMED, CLEAR = SecretStr("env:SESAME"), SecretStr("open, Sesame!")
 
 
-def test_the_default_of_a_secret_is_shown_in_the_form_where_it_is_a_name(bundles, monkeypatch):
+def test_the_form_shows_the_default_of_a_secret_only_if_it_is_a_name(bundles, monkeypatch):
     @method(version="1")
     def reads(named: SecretStr = NAMED, clear: SecretStr | None = None) -> str:
         return named.get_secret_value()

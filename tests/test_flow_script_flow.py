@@ -1,4 +1,4 @@
-"""A descriptor in containers and pods: the same results, the image truly named, and nothing left behind."""
+"""A descriptor in containers and pods: equal results, the recorded image, no containers left."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def bundles(home: Path) -> Bundles:
 
 @pytest.fixture
 def engine(need, bundles, monkeypatch) -> Iterator[APIClient]:
-    """Return the engine that an operator chose; afterwards no container of the executions is left there."""
+    """Return the configured engine; afterwards check that no container of an execution is left."""
     monkeypatch.setenv("DOCKER_HOST", need("EXECUTIONS_TEST_DOCKER", "a Docker engine"))
     monkeypatch.setenv("EXECUTIONS_RUNTIME", "docker")
     monkeypatch.setenv("EXECUTIONS_RUNTIME_NETWORK", "host")
@@ -54,7 +54,7 @@ def engine(need, bundles, monkeypatch) -> Iterator[APIClient]:
 
 def described(folder: Path, execute: str, *, deploy: str = "", undeploy: str = "", **defaults: Any) -> Method:
     scripts = {"deploy-script": deploy, "execute-script": execute, "undeploy-script": undeploy}
-    told = {
+    descriptor = {
         "id": "described",
         "version": "1",
         "inputs": {
@@ -63,7 +63,7 @@ def described(folder: Path, execute: str, *, deploy: str = "", undeploy: str = "
         },
         "additionalParameters": {"parameters": [{"name": name, "value": [text]} for name, text in scripts.items()]},
     }
-    (folder / "method.json").write_text(json.dumps(told))
+    (folder / "method.json").write_text(json.dumps(descriptor))
     return Method.from_file(folder / "method.json")
 
 
@@ -75,7 +75,7 @@ def digests(record) -> dict[str, str]:
     return {one.path: one.sha256 for one in record.job_status.outputs if not one.path.endswith("stderr.log")}
 
 
-def test_a_container_computes_what_a_process_does_to_the_last_digit(engine, bundles, monkeypatch):
+def test_a_container_computes_the_same_digits_as_a_process(engine, bundles, monkeypatch):
     irises = Method.from_file(IRISES)
     irises(ccpimage=IMAGE)
     in_container = bundles.record()
@@ -88,7 +88,7 @@ def test_a_container_computes_what_a_process_does_to_the_last_digit(engine, bund
     assert bundles.failed_checks() == []
 
 
-def test_a_pod_computes_the_same(need, bundles, monkeypatch):
+def test_a_pod_computes_the_same_digits_as_a_process(need, bundles, monkeypatch):
     monkeypatch.setenv("KUBECONFIG", need("EXECUTIONS_TEST_KUBERNETES", "a Kubernetes cluster"))
     monkeypatch.setenv("EXECUTIONS_RUNTIME", "kubernetes")
     monkeypatch.setenv("EXECUTIONS_RUNTIME_NETWORK", "host")
@@ -132,7 +132,7 @@ def test_the_record_names_image_and_container_and_where_the_data_was(engine, bun
     assert len(run.container) == 64
 
 
-def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_gone(
+def test_a_replay_runs_in_the_recorded_image_or_reports_that_it_is_missing(
     engine, bundles, tmp_path, monkeypatch, capsys
 ):
     first = _image(engine, "first")
@@ -146,17 +146,17 @@ def test_a_replay_runs_in_the_very_image_that_was_recorded_or_says_that_it_is_go
     monkeypatch.setenv("EXECUTIONS_RUNTIME", "process")
 
     assert main(["replay", recorded.id, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["verdict"]["environment"] == []
-    folder = next(one for one in bundles.folders() if one.name == told["id"])
+    replay = json.loads(capsys.readouterr().out)
+    assert replay["verdict"]["environment"] == []
+    folder = next(one for one in bundles.folders() if one.name == replay["id"])
     assert bundles.record(folder).instance.runs[0].image == first
     background.drain()
 
     engine.remove_image(first, force=True)
     assert main(["replay", recorded.id]) == 3
-    said = capsys.readouterr().err
-    assert "nothing was run" in said
-    assert f"image: {_NAME} ({first}) is neither in the runtime 'docker' nor in a registry" in said
+    errors = capsys.readouterr().err
+    assert "nothing was run" in errors
+    assert f"image: {_NAME} ({first}) is neither in the runtime 'docker' nor in a registry" in errors
     engine.remove_image(second, force=True)
 
 
@@ -172,7 +172,7 @@ def _image(engine: APIClient, build: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["fails", "expires", "cancelled"])
-def test_however_it_ends_undeploy_runs_and_no_container_is_left(engine, bundles, tmp_path, how):
+def test_undeploy_runs_after_every_end_and_no_container_is_left(engine, bundles, tmp_path, how):
     execute = "echo half > half.txt; echo begun; " + ("exit 5" if how == "fails" else "sleep 300")
     limit = {"ccpmaxtime": "8"} if how == "expires" else {}
     flow = described(tmp_path, execute, undeploy="echo undeployed > late.txt", **limit)
@@ -198,16 +198,16 @@ def _cancel_when_begun(bundles: Bundles) -> None:
 
 
 def _begun(bundles: Bundles) -> Path:
-    """Wait for the script's first word, and return the bundle."""
+    """Wait for the script's first output, and return the bundle."""
 
-    def said() -> list[Path]:
+    def logs() -> list[Path]:
         return [log for log in bundles.home.rglob("stdout.log") if "begun" in log.read_text()]
 
-    (log,) = waited(said, "the script's first word")
+    (log,) = waited(logs, "the script's first word")
     return log.parents[1]
 
 
-def test_an_image_that_cannot_be_had_ends_it_before_anything_runs(engine, bundles, tmp_path):
+def test_a_missing_image_fails_before_anything_runs(engine, bundles, tmp_path):
     with pytest.raises(InfrastructureError, match="science/nothing"):
         described(tmp_path, "true", ccpimage="127.0.0.1:1/science/nothing:1")()
     assert phases(bundles.record()) == ["launch", "destroy"]
@@ -216,14 +216,14 @@ def test_an_image_that_cannot_be_had_ends_it_before_anything_runs(engine, bundle
 def test_a_secret_is_in_no_plan_and_no_log(engine, bundles, tmp_path, monkeypatch):
     planted = "-".join(["plAnted", "s3cret", "d0ck"])  # noqa: FLY002 - no file of the test's holds it
     monkeypatch.setenv("PLANTED", planted)
-    told = {"schema": {"type": "string", "format": "secret", "default": "env:PLANTED"}}
-    described(tmp_path, 'echo "$token"', token=told)()
+    secret = {"schema": {"type": "string", "format": "secret", "default": "env:PLANTED"}}
+    described(tmp_path, 'echo "$token"', token=secret)()
 
     assert (bundles.one() / "outputs/stdout.log").read_text() == "********\n"
     assert holding(bundles.home, planted.encode()) == []
 
 
-def test_a_container_that_somebody_kills_is_told_as_a_failure(engine, bundles, tmp_path):
+def test_a_killed_container_is_recorded_as_a_failure(engine, bundles, tmp_path):
     flow = described(tmp_path, "echo half > half.txt; echo begun; sleep 300", undeploy="true")
     threading.Thread(target=_kill_when_begun, args=(engine, bundles)).start()
     with pytest.raises(ScriptError, match="exit code 137"):
@@ -238,8 +238,8 @@ def test_a_container_that_somebody_kills_is_told_as_a_failure(engine, bundles, t
 
 def _kill_when_begun(engine: APIClient, bundles: Bundles) -> None:
     folder = _begun(bundles)
-    (found,) = engine.containers(filters={"label": f"prefect-executions.execution={folder.name}"})
-    engine.kill(found["Id"], "SIGKILL")
+    (container,) = engine.containers(filters={"label": f"prefect-executions.execution={folder.name}"})
+    engine.kill(container["Id"], "SIGKILL")
 
 
 @pytest.mark.long

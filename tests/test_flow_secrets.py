@@ -1,4 +1,4 @@
-"""Secrets where nobody declared one: in a default, in a URL that is an argument, in the name of an output."""
+"""Undeclared secrets: in a default, in a URL argument, in the name of an output."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def notes(bundles: Bundles) -> list[str]:
 
 
 def careless(folder: Path) -> Any:
-    """A Method in a repository, with credentials in its defaults, and one more in what is not committed."""
+    """A Method in a repository, with credentials in its defaults and in an uncommitted file."""
     folder.mkdir()
     git = ["git", "-C", str(folder), "-c", "user.name=ada", "-c", "user.email=ada@example.org"]
     (folder / "careless.py").write_text("# nothing yet\n")
@@ -69,7 +69,7 @@ def test_credentials_in_defaults_are_in_no_file_of_the_record(bundles, home, tmp
     assert bundles.failed_checks() == []
 
 
-def test_a_source_file_with_a_password_is_told_by_its_digest_and_the_history_says_why(bundles, tmp_path):
+def test_a_source_file_with_a_password_is_recorded_by_digest_with_a_note(bundles, tmp_path):
     with pytest.raises(RuntimeError):
         careless(tmp_path / "project")()
     code = bundles.record().method.code
@@ -79,8 +79,8 @@ def test_a_source_file_with_a_password_is_told_by_its_digest_and_the_history_say
     assert not (bundles.one() / "code/careless.py").exists()
     assert not (bundles.one() / "code/uncommitted.diff").exists()
     assert (bundles.one() / "code/requirements.txt").exists()
-    (told,) = notes(bundles)
-    assert "the record has only the digest of code/careless.py" in told
+    (note,) = notes(bundles)
+    assert "the record has only the digest of code/careless.py" in note
 
 
 @method(version="1")
@@ -89,7 +89,7 @@ def fetches(url: str) -> None:
     print("asking", url, "with", url.partition("@")[0].rpartition(":")[2])
 
 
-def test_the_password_of_a_url_that_is_no_file_is_masked_in_the_logs(bundles, home):
+def test_the_password_in_a_url_that_is_not_an_input_file_is_masked_in_the_logs(bundles, home):
     fetches(f"postgresql://ada:{PLANTED}@db.example.org/stars")
 
     assert holding(home, PLANTED.encode()) == []

@@ -1,4 +1,4 @@
-"""What a Method has submitted and not waited for belongs to its record."""
+"""Tasks that a Method submits and does not await belong to its record."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _is_whole(bundles: Bundles, *numbers: int) -> bool:
     return sorted(metric.value for metric in record.metrics.metrics) == sorted(numbers)
 
 
-def test_tasks_that_nobody_waits_for_are_in_the_record(bundles):
+def test_tasks_that_are_not_awaited_are_in_the_record(bundles):
     @method(version="1")
     def lets_go() -> str:
         write_slowly.submit(1)
@@ -78,7 +78,7 @@ def test_tasks_whose_futures_are_returned_are_in_the_record(bundles):
     assert _is_whole(bundles, 1, 2)
 
 
-def test_tasks_of_tasks_and_those_that_wait_in_a_queue_are_in_the_record(bundles):
+def test_tasks_of_tasks_and_queued_tasks_are_in_the_record(bundles):
     @method(version="1")
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
     def lets_go() -> None:
@@ -90,7 +90,7 @@ def test_tasks_of_tasks_and_those_that_wait_in_a_queue_are_in_the_record(bundles
     assert _is_whole(bundles, 1, 2, 3)
 
 
-def test_an_error_of_the_function_does_not_cut_off_what_its_tasks_write(bundles):
+def test_an_error_of_the_function_does_not_truncate_outputs_of_its_tasks(bundles):
     @method(version="1")
     def fails() -> None:
         write_slowly.submit(1)
