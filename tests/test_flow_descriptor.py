@@ -445,6 +445,6 @@ def test_scripts_of_a_killed_run_are_ended_and_their_outputs_are_kept(described,
 
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
     assert outputs(log.parents[1])["half.txt"] == "half\n"
-    assert any("nobody waited" in str(entry.message) for entry in record.job_status.history)
+    assert any("the orphaned scripts of" in str(entry.message) for entry in record.job_status.history)
     assert not Path(f"/proc/{outputs(log.parents[1])['pid.txt'].strip()}").exists()
     assert bundles.failed_checks() == []
