@@ -135,7 +135,7 @@ class Run:
 
     def _settle(self) -> None:
         with patch.dict(os.environ, self._environment):
-            open_workbench(Settings.read(), telling=True).settle(str(self.id))
+            open_workbench(Settings.read(), with_events=True).settle(str(self.id))
             flush_events()
 
     def read(self, output: str) -> str:

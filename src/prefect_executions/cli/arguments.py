@@ -92,12 +92,12 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def open_workbench(settings: Settings, *, telling: bool = False) -> Workbench:
-    """Return the workbench of *settings*; with *telling* it reports each end to Prefect, whose import takes seconds."""
+def open_workbench(settings: Settings, *, with_events: bool = False) -> Workbench:
+    """Return the workbench of *settings*; *with_events* sends its events to Prefect, whose import is slow."""
     # Start-up time of the CLI: it imports archive, bundles and ledger, which --help does not need.
     from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415
 
-    if not telling:
+    if not with_events:
         return Workbench.of(settings, archive_block=_archive_block)
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - as above
 

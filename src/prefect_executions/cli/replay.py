@@ -210,7 +210,7 @@ def reproduce(
     """Replay many executions in sequence and report which still reproduce.
 
     Args:
-        executions: Ids or id prefixes; without any, the filters choose among completed executions that are no replays.
+        executions: Ids or id prefixes; without any, the filters choose among completed executions, except replays.
         limit: Largest number of executions, the newest first.
         as_json: Print one JSON document: each execution, its grade, and the differences or the problem.
     """

@@ -218,7 +218,7 @@ def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = Fals
     from prefect_executions.workbench.recovery import sweep_uploads  # noqa: PLC0415
 
     settings = Settings.read()
-    bench = open_workbench(settings, telling=True)
+    bench = open_workbench(settings, with_events=True)
     after = parse_time(since, datetime.now(UTC)) if since else None
     with suppress(ArchiveError):  # an unavailable archive is reported below, for each execution that waits for it
         swept = sweep_uploads(bench, datetime.now(UTC))
