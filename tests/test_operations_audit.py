@@ -1,4 +1,4 @@
-"""An audit finds each single change to a signed archive, names it, and blames nobody else: the tamper matrix."""
+"""An audit finds each single change to a signed archive and names its execution: the tamper matrix."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def written_down(
     before = archive.checkpoints.get(number - 1) if number > 1 else b""
     seals = [SealEntry(execution_id=one, manifest_sha256=archive.seal_of(one).manifest_sha256) for one in ids]
     previous = sha256(before).hexdigest() if before else None
-    told = checkpoint_of(seals, number=number, previous=previous, until=until, key=a_key(key))
-    assert archive.checkpoints.add(number, told.to_json())
-    archive.put_inclusions(list(inclusions(told)))
+    result = checkpoint_of(seals, number=number, previous=previous, until=until, key=a_key(key))
+    assert archive.checkpoints.add(number, result.to_json())
+    archive.put_inclusions(list(inclusions(result)))
 
 
 def fill(bench: Workbench) -> None:
@@ -124,9 +124,9 @@ def flip(path: Path) -> None:
 
 
 def edit(path: Path, change: Callable[[dict], None]) -> None:
-    told = json.loads(path.read_text())
-    change(told)
-    path.write_text(json.dumps(told, indent=2))
+    payload = json.loads(path.read_text())
+    change(payload)
+    path.write_text(json.dumps(payload, indent=2))
 
 
 def make_anew(place: Place) -> None:
@@ -271,7 +271,7 @@ def test_an_untouched_signed_archive_has_no_finding_of_either_kind_shallow_or_de
 
 
 @pytest.mark.parametrize("name", MATRIX)
-def test_a_single_change_is_found_named_and_blamed_on_the_right_execution(place, name):
+def test_a_single_change_is_found_with_its_kind_and_its_execution(place, name):
     change = MATRIX[name]
     change.make(place)
     found = violations(place, deep=change.deep)
@@ -308,14 +308,14 @@ def test_a_checkpoint_that_is_removed_changed_or_replaced_is_found(place):
     assert violations(place) == []
 
 
-def test_a_checkpoint_of_a_forger_with_a_key_of_his_own_is_found(place):
+def test_a_checkpoint_signed_with_an_untrusted_key_is_found(place):
     place.checkpoint(2).unlink()
     written_down(place.archive(), 2, [OTHER], key="b")
     (found,) = violations(place)
     assert a_key("b").public.id in found.what
 
 
-def test_on_s3_nothing_is_found_until_somebody_changes_it(need, tmp_path):
+def test_an_archive_on_s3_has_findings_only_after_tampering(need, tmp_path):
     with closing(place_on("seaweedfs", need)) as there:
         archive = open_archive(there.url, options=there.options)
         fill(a_bench(tmp_path, archive=archive))
@@ -335,7 +335,7 @@ def test_on_s3_nothing_is_found_until_somebody_changes_it(need, tmp_path):
         assert list(audit(archive, trusting())) == []
 
 
-def test_what_is_not_complete_is_no_violation(tmp_path):
+def test_an_incomplete_archive_is_not_a_violation(tmp_path):
     bench = a_bench(tmp_path, signs=False)
     sealed(bench, VICTIM)
     bench.archive.put_opening(OTHER, b"{}")
@@ -346,7 +346,7 @@ def test_what_is_not_complete_is_no_violation(tmp_path):
     }
 
 
-def test_a_seal_in_no_checkpoint_yet_and_leftovers_are_told_as_incomplete(place, tmp_path):
+def test_a_seal_without_checkpoint_and_stray_objects_are_incomplete(place, tmp_path):
     bench = a_bench(tmp_path)
     fourth = OTHER.replace("c", "d")
     sealed(bench, fourth)
@@ -361,7 +361,7 @@ def test_a_seal_in_no_checkpoint_yet_and_leftovers_are_told_as_incomplete(place,
     }
 
 
-def test_an_execution_that_was_removed_with_a_note_is_no_violation(place):
+def test_a_removal_with_a_note_is_not_a_violation(place):
     archive = place.archive()
     digest = archive.seal_of(VICTIM).manifest_sha256
     archive.put_removal(
@@ -373,13 +373,13 @@ def test_an_execution_that_was_removed_with_a_note_is_no_violation(place):
     assert "asked for" in found.what
 
 
-def test_where_no_key_is_trusted_signatures_are_told_and_not_judged(place):
+def test_without_a_trusted_key_signatures_are_reported_as_unchecked(place):
     found = list(audit(place.archive(), {}))
     assert {one.weight for one in found} == {"incomplete"}
     assert {one.kind for one in found} == {"unknown-signer", "checkpoint"}
 
 
-def test_the_audit_of_the_command_line_counts_and_tells_by_its_exit_code(home, made, monkeypatch, tmp_path, capsys):
+def test_the_audit_command_counts_findings_and_sets_its_exit_code(home, made, monkeypatch, tmp_path, capsys):
     place = Place(Path(shutil.copytree(made, tmp_path / "it")))
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", str(place.root))
     (tmp_path / "alice.pem").write_bytes(a_key().public.pem)
@@ -388,14 +388,14 @@ def test_the_audit_of_the_command_line_counts_and_tells_by_its_exit_code(home, m
     assert "3 executions: 0 violations" in capsys.readouterr().out
     shutil.rmtree(place.of(VICTIM))
     assert main(["audit", "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["executions"], told["violations"]) == (2, 1)
-    assert told["findings"][0]["execution"] == VICTIM
+    payload = json.loads(capsys.readouterr().out)
+    assert (payload["executions"], payload["violations"]) == (2, 1)
+    assert payload["findings"][0]["execution"] == VICTIM
     assert main(["audit", "--every"]) == 1
     assert f"violation\tremoved\t{VICTIM}" in capsys.readouterr().out
 
 
-def test_an_execution_that_ended_long_before_its_checkpoint_or_after_it_is_told(place):
+def test_an_end_long_before_or_after_its_checkpoint_is_reported(place):
     for number, until in ((1, NOON - timedelta(days=9)), (2, NOON - timedelta(hours=2))):
         place.checkpoint(number).unlink()
         written_down(place.archive(), number, IDS[:2] if number == 1 else IDS[2:], until=until)

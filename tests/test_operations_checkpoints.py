@@ -1,4 +1,4 @@
-"""Checkpoints witness every seal once, in a chain that nobody can bend, with a short proof for each."""
+"""Checkpoints contain every seal once, in a tamper-evident chain, with an inclusion proof for each."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_every_proof_of_a_checkpoint_holds_and_a_changed_one_does_not():
         assert not proof.model_copy(update={"path": ("no hex",)}).holds
 
 
-def test_settled_seals_are_written_down_once_and_the_next_checkpoint_names_the_one_before(bench):
+def test_each_seal_is_in_one_checkpoint_and_the_checkpoints_form_a_chain(bench):
     first = {one: seal(bench, one) for one in ("one", "two", "three")}
     assert write_checkpoints(bench) == 3
     assert write_checkpoints(bench) == 0
@@ -113,7 +113,7 @@ def test_settled_seals_are_written_down_once_and_the_next_checkpoint_names_the_o
     assert (faults, seen.sealed.keys()) == ([], {"one", "two", "three", "four"})
 
 
-def test_each_seal_that_is_written_down_has_its_proof_beside_it(bench):
+def test_each_seal_in_a_checkpoint_has_an_inclusion_proof(bench):
     seal(bench, "one")
     seal(bench, "two")
     write_checkpoints(bench)
@@ -124,21 +124,21 @@ def test_each_seal_that_is_written_down_has_its_proof_beside_it(bench):
     assert bench.archive.sweep(datetime.now(UTC) + timedelta(days=1)).objects == 0
 
 
-def test_without_a_key_nothing_is_written(tmp_path):
+def test_without_a_signing_key_no_checkpoint_is_written(tmp_path):
     bench = a_bench(tmp_path, signs=False)
     seal(bench, "one")
     assert write_checkpoints(bench) == 0
     assert bench.archive.checkpoints.last() == 0
 
 
-def test_a_mark_without_its_seal_is_not_written_down(bench):
+def test_a_mark_without_a_seal_is_not_in_a_checkpoint(bench):
     seal(bench, "one")
     bench.archive.marks.close("ghost", "0" * 64, datetime.now(UTC))
     bench.archive.marks.close("one", "0" * 64, datetime.now(UTC))
     assert write_checkpoints(bench) == 1
 
 
-def test_a_mark_that_came_late_is_found_by_who_looks_further_back(bench):
+def test_a_late_mark_is_found_with_an_earlier_since(bench):
     seal(bench, "one")
     write_checkpoints(bench)
     seal(bench, "late", at=datetime.now(UTC) - timedelta(days=3))
@@ -148,7 +148,7 @@ def test_a_mark_that_came_late_is_found_by_who_looks_further_back(bench):
     assert write_checkpoints(bench, since=datetime.now(UTC) + timedelta(days=400)) == 0
 
 
-def test_of_two_who_write_the_same_checkpoint_one_wins(bench):
+def test_one_of_two_racing_writers_of_a_checkpoint_wins(bench):
     assert bench.archive.checkpoints.add(1, b"first")
     assert not bench.archive.checkpoints.add(1, b"second")
     assert bench.archive.checkpoints.get(1) == b"first"
@@ -167,7 +167,7 @@ class Overtaken(Archive):
         return found
 
 
-def test_who_is_overtaken_writes_no_seal_down_again(bench, tmp_path):
+def test_the_losing_writer_writes_no_seal_twice(bench, tmp_path):
     archive = Overtaken(open_store(str(tmp_path / "archive")))
     seal(bench, "one")
     archive.other = bench
@@ -176,7 +176,7 @@ def test_who_is_overtaken_writes_no_seal_down_again(bench, tmp_path):
     assert archive.checkpoints.numbers() == [1]
 
 
-def test_on_s3_seals_are_written_down_once_whoever_else_does_it_at_the_same_moment(need, tmp_path):
+def test_concurrent_writers_on_s3_write_each_seal_once(need, tmp_path):
     with closing(place_on("seaweedfs", need)) as place:
         benches = [
             a_bench(tmp_path / name, archive=open_archive(place.url, options=place.options))

@@ -1,4 +1,4 @@
-"""An environment of its own with exactly the recorded packages, or the name of what is not to be had."""
+"""A virtual environment with exactly the recorded packages, or the name of the unavailable one."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def shelf(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "shelf"
     folder.mkdir()
     for version in ("1.0", "2.0"):
-        told = f"grains-{version}.dist-info"
+        result = f"grains-{version}.dist-info"
         files = {
             "grains.py": f"VERSION = {version!r}\n",
-            f"{told}/METADATA": f"Metadata-Version: 2.1\nName: grains\nVersion: {version}\n",
-            f"{told}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{result}/METADATA": f"Metadata-Version: 2.1\nName: grains\nVersion: {version}\n",
+            f"{result}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         }
-        files[f"{told}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{told}/RECORD"))
+        files[f"{result}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{result}/RECORD"))
         with zipfile.ZipFile(folder / f"grains-{version}-py3-none-any.whl", "w") as wheel:
             for name, text in files.items():
                 wheel.writestr(name, text)
@@ -50,16 +50,16 @@ def test_it_has_the_recorded_versions_and_this_package_and_nothing_else(shelf, t
     python = make_environment(recorded(grains="1.0"), tmp_path / "venv")
     ask = "import json, grains; from importlib.metadata import distributions as all; print(json.dumps([grains.VERSION]"
     asked = f"{ask} + sorted(one.name for one in all())))"
-    told = subprocess.run([python, "-I", "-c", asked], capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout) == ["1.0", "grains", "prefect-executions"]
+    result = subprocess.run([python, "-I", "-c", asked], capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == ["1.0", "grains", "prefect-executions"]
 
 
-def test_a_version_that_is_not_to_be_had_is_named(shelf, tmp_path):
+def test_an_unavailable_version_is_named(shelf, tmp_path):
     with pytest.raises(NotAvailableError, match=r"(?s)nothing was run.*grains==3\.0"):
         make_environment(recorded(grains="3.0"), tmp_path / "venv")
 
 
-def test_an_interpreter_that_is_not_to_be_had_is_named(shelf, tmp_path, monkeypatch):
+def test_an_unavailable_interpreter_is_named(shelf, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotAvailableError, match=r"Python 3\.1\.4 .* install uv"):
         make_environment(recorded("3.1.4"), tmp_path / "venv")

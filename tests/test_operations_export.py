@@ -1,4 +1,4 @@
-"""Executions leave as one zip: the same bytes each time, checked while they are copied, and fit for others' tools."""
+"""An export is one zip: deterministic, checked while it is copied, and readable by other tools."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_same_executions_give_the_same_bytes_in_any_order(bench, form):
     assert first == exported(bench, OTHER_ID, EXECUTION_ID, OTHER_ID, form=form)
 
 
-def test_what_is_not_archived_yet_is_exported_from_the_workbench_to_the_same_bytes(bench, tmp_path):
+def test_an_export_from_the_workbench_has_the_same_bytes_as_from_the_archive(bench, tmp_path):
     elsewhere = bench_at(tmp_path)
     elsewhere.folder.symlink_to(bench.folder)
     assert elsewhere.archive.seal_of(EXECUTION_ID) is None
@@ -106,10 +106,10 @@ def test_empty_folders_of_the_outputs_are_kept(tmp_path):
     assert (unpacked(exported(bench), tmp_path) / EXECUTION_ID / "outputs/nothing/here").is_dir()
 
 
-def test_several_executions_lie_side_by_side_and_are_listed(bench, tmp_path):
+def test_a_zip_of_several_executions_has_one_folder_each_and_a_list(bench, tmp_path):
     folder = unpacked(exported(bench, EXECUTION_ID, OTHER_ID), tmp_path)
-    told = json.loads((folder / "export.json").read_bytes())
-    assert [one["id"] for one in told["executions"]] == sorted([EXECUTION_ID, OTHER_ID])
+    payload = json.loads((folder / "export.json").read_bytes())
+    assert [one["id"] for one in payload["executions"]] == sorted([EXECUTION_ID, OTHER_ID])
     for one in (EXECUTION_ID, OTHER_ID):
         assert contents(folder / one) == contents(bench.folder / one)
 
@@ -126,7 +126,7 @@ def test_a_lower_level_leaves_data_out_and_says_so(bench, tmp_path, level, absen
     assert json.loads((folder / "export.json").read_bytes())["level"] == level
 
 
-def test_what_the_archive_level_left_out_is_no_fault(tmp_path):
+def test_data_left_out_by_the_archive_level_is_not_a_fault(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench, request=a_request(archive=ArchiveLevel.NONE))
     names = zipfile.ZipFile(io.BytesIO(exported(bench))).namelist()
@@ -161,18 +161,18 @@ def test_a_name_that_bagit_cannot_write_is_refused(tmp_path):
 
 
 @pytest.mark.long
-def test_a_crate_is_one_to_the_validator(bench, tmp_path):
+def test_an_exported_crate_passes_the_validator(bench, tmp_path):
     crate = unpacked(exported(bench, form=ExportFormat.CRATE), tmp_path / "crate")
     assert issues_in(crate, warm_cache(tmp_path)) == []
 
 
-def test_a_crate_is_one_to_the_library(bench, tmp_path):
+def test_the_rocrate_library_reads_an_exported_crate(bench, tmp_path):
     (tmp_path / "crate.zip").write_bytes(exported(bench, form=ExportFormat.CRATE))
     assert ROCrate(tmp_path / "crate.zip").mainEntity is None
     assert ROCrate(tmp_path / "crate.zip").root_dataset["identifier"] == EXECUTION_ID
 
 
-def test_several_crates_are_one_to_the_library_each(bench, tmp_path):
+def test_the_rocrate_library_reads_each_of_several_crates(bench, tmp_path):
     folder = unpacked(exported(bench, EXECUTION_ID, OTHER_ID, form=ExportFormat.CRATE), tmp_path)
     parts = {part.id for part in ROCrate(folder).root_dataset["hasPart"]}
     assert parts >= {f"{EXECUTION_ID}/", f"{OTHER_ID}/"}
@@ -185,7 +185,7 @@ def test_a_crate_without_its_files_is_refused(bench):
 
 
 @pytest.mark.parametrize("what", ["sealed", "data"])
-def test_what_is_damaged_in_the_archive_does_not_leave(tmp_path, what):
+def test_a_damaged_bundle_is_not_exported(tmp_path, what):
     bench = bench_at(tmp_path)
     kept(bench, outputs={**OUTPUTS, "outputs/big.bin": BIG})
     folder = tmp_path / "archive" / folder_of(EXECUTION_ID)
@@ -199,7 +199,7 @@ def test_what_is_damaged_in_the_archive_does_not_leave(tmp_path, what):
     assert EXECUTION_ID in str(found.value)
 
 
-def test_a_file_that_is_gone_from_the_archive_is_named(tmp_path):
+def test_a_file_missing_in_the_archive_is_named(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench)
     (gone,) = (tmp_path / "archive" / folder_of(EXECUTION_ID)).rglob("instance.json")
@@ -229,7 +229,7 @@ def test_memory_does_not_grow_with_a_bundle(tmp_path):
     assert peak < 4 * len(BIG)
 
 
-def test_filters_give_the_sealed_executions_that_fit(bench):
+def test_matching_ids_yields_only_sealed_executions(bench):
     assert sorted(matching_ids(Catalog(bench), EVERYTHING)) == sorted([EXECUTION_ID, OTHER_ID])
     assert not list(matching_ids(Catalog(bench), Filter(status=(Status.FAILED,))))
     assert len(list(matching_ids(Catalog(bench), Filter(method="segment-coins")))) == 2

@@ -1,4 +1,4 @@
-"""What comes in is verified before it is recorded, recorded as it was, and refused whole."""
+"""An import verifies everything before it records anything, and refuses a damaged import as a whole."""
 
 from __future__ import annotations
 
@@ -73,13 +73,15 @@ def imported(bench: Workbench, target: Path | str, terms: ImportPolicy = TERMS) 
     return import_bundles(bench, str(target), terms)
 
 
-def test_each_step_is_told_so_that_somebody_can_see_how_far_it_is(theirs, ours, tmp_path):
-    target, told = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID), []
-    import_bundles(
-        ours, str(target), TERMS, progress=lambda one, of: told.append((one, of, ours.archive.seal_of(one) is not None))
-    )
+def test_progress_is_reported_at_each_step(theirs, ours, tmp_path):
+    target, steps = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID), []
+
+    def progress(execution_id: str, total: int) -> None:
+        steps.append((execution_id, total, ours.archive.seal_of(execution_id) is not None))
+
+    import_bundles(ours, str(target), TERMS, progress=progress)
     both = sorted([EXECUTION_ID, OTHER_ID])
-    assert told == [(one, 4, False) for one in both] + [(one, 4, True) for one in both], "verified, then recorded"
+    assert steps == [(one, 4, False) for one in both] + [(one, 4, True) for one in both], "verified, then recorded"
 
 
 def everything_in(bench: Workbench) -> dict[str, bytes]:
@@ -144,13 +146,13 @@ def test_a_second_import_changes_nothing_and_says_so(theirs, ours, tmp_path):
     assert (everything_in(ours), ours.ledger.dump()) == (before, rows)
 
 
-def test_an_execution_of_ones_own_is_known_again(theirs, tmp_path):
+def test_an_execution_of_this_archive_is_imported_as_unchanged(theirs, tmp_path):
     place = exported(theirs, tmp_path / "x.zip")
     assert imported(theirs, place)[0].result == "unchanged"
     assert theirs.archive.imported(EXECUTION_ID) is None
 
 
-def test_a_folder_with_bundles_and_a_zip_that_zip_made_come_in_too(theirs, ours, tmp_path):
+def test_a_folder_of_bundles_and_a_zip_by_the_zip_command_are_imported(theirs, ours, tmp_path):
     for one in (EXECUTION_ID, OTHER_ID):
         copy_of(theirs.folder / one, tmp_path / "some/where" / one)
     assert len(imported(ours, tmp_path / "some")) == 2
@@ -158,13 +160,13 @@ def test_a_folder_with_bundles_and_a_zip_that_zip_made_come_in_too(theirs, ours,
     assert len(imported(other, zip_of(tmp_path / "some", tmp_path / "some.zip"))) == 2
 
 
-def test_an_unpacked_bag_comes_in(theirs, ours, tmp_path):
+def test_an_unpacked_bag_is_imported(theirs, ours, tmp_path):
     with zipfile.ZipFile(exported(theirs, tmp_path / "b.zip", EXECUTION_ID, OTHER_ID, form=ExportFormat.BAGIT)) as bag:
         bag.extractall(tmp_path / "bag")
     assert [taken.id for taken in imported(ours, tmp_path / "bag")] == sorted([EXECUTION_ID, OTHER_ID])
 
 
-def test_a_bag_that_bagit_made_comes_in(theirs, ours, tmp_path):
+def test_a_bag_by_bagit_is_imported(theirs, ours, tmp_path):
     copy_of(theirs.folder / EXECUTION_ID, tmp_path / "bag" / EXECUTION_ID)
     make = [sys.executable, "-W", "ignore", "-m", "bagit", "--md5", "--sha512", str(tmp_path / "bag")]
     subprocess.run(make, check=True, capture_output=True)
@@ -183,7 +185,7 @@ def test_a_bag_whose_digests_are_wrong_is_refused(theirs, ours, tmp_path, path):
 
 
 @pytest.mark.parametrize("level", [ExportLevel.OUTPUTS, ExportLevel.METADATA])
-def test_an_export_without_all_data_comes_in_and_says_what_is_missing(theirs, ours, tmp_path, level):
+def test_an_export_without_all_data_is_imported_with_its_missing_files(theirs, ours, tmp_path, level):
     place = exported(theirs, tmp_path / "x.zip", level=level)
     assert imported(ours, place)[0].result == "imported"
     (found,) = verify_execution(Catalog(ours), EXECUTION_ID)
@@ -211,7 +213,7 @@ def test_an_execution_that_runs_here_is_not_replaced(theirs, ours, tmp_path):
         imported(ours, exported(theirs, tmp_path / "x.zip"))
 
 
-def test_the_same_execution_twice_is_refused(theirs, ours, tmp_path):
+def test_an_import_with_an_execution_twice_is_refused(theirs, ours, tmp_path):
     for name in ("a", "b"):
         copy_of(theirs.folder / EXECUTION_ID, tmp_path / "twice" / name)
     with pytest.raises(ImportRefusedError, match="twice, at 'a/' and 'b/'"):
@@ -219,7 +221,7 @@ def test_the_same_execution_twice_is_refused(theirs, ours, tmp_path):
     assert nothing_in(ours)
 
 
-def test_one_damaged_bundle_among_many_keeps_all_out_and_is_named(theirs, ours, tmp_path):
+def test_one_damaged_bundle_refuses_the_whole_import(theirs, ours, tmp_path):
     for one in (EXECUTION_ID, OTHER_ID):
         copy_of(theirs.folder / one, tmp_path / "some" / one)
     (tmp_path / "some" / EXECUTION_ID / "outputs/regions.csv").write_bytes(b"x")
@@ -235,7 +237,7 @@ def test_a_forged_status_is_refused_although_the_manifest_fits(theirs, ours, tmp
         imported(ours, folder)
 
 
-def test_what_the_archive_breaks_off_leaves_nothing_and_goes_on_later(theirs, ours, tmp_path):
+def test_after_a_failure_of_the_archive_a_second_import_continues(theirs, ours, tmp_path):
     place = exported(theirs, tmp_path / "x.zip")
     blocker = tmp_path / "ours/archive" / folder_of(EXECUTION_ID).rstrip("/")
     blocker.parent.mkdir(parents=True)
@@ -248,7 +250,7 @@ def test_what_the_archive_breaks_off_leaves_nothing_and_goes_on_later(theirs, ou
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_what_a_killed_import_left_goes_with_the_next(theirs, ours, tmp_path):
+def test_the_next_import_removes_the_remains_of_a_killed_one(theirs, ours, tmp_path):
     child = os.fork()
     if child == 0:
         held = _staging_folder(ours.folder)
@@ -281,12 +283,12 @@ def test_the_address_of_a_zip_is_fetched_and_its_credentials_are_not_kept(theirs
             imported(ours, f"{url}/none.zip")
 
 
-def test_nothing_is_not_found(ours, tmp_path):
+def test_a_missing_target_is_not_found(ours, tmp_path):
     with pytest.raises(NotFoundError):
         imported(ours, tmp_path / "none.zip")
 
 
-def test_what_is_no_bundle_is_told(ours, tmp_path):
+def test_a_target_without_a_bundle_is_refused(ours, tmp_path):
     (tmp_path / "some").mkdir()
     (tmp_path / "some/readme.txt").write_text("hello")
     with pytest.raises(ImportRefusedError, match=r"contains no bundle"):
@@ -332,7 +334,7 @@ def test_an_export_of_ccp_shows_its_status_inputs_and_outputs(ours, tmp_path, la
     assert all(copy.report.passed for copy in verify_execution(Catalog(ours), CCP_ID))
 
 
-def test_no_token_and_no_secret_of_an_export_of_ccp_comes_in(ours, tmp_path):
+def test_tokens_and_secrets_of_a_ccp_export_are_not_imported(ours, tmp_path):
     imported(ours, zipped(ccp_exports.tree(), tmp_path / "ccp.zip"))
     kept_bytes = b"".join(everything_in(ours).values())
     with Catalog(ours).open_output(CCP_ID, "stdout.log") as stream:
@@ -345,7 +347,7 @@ def test_no_token_and_no_secret_of_an_export_of_ccp_comes_in(ours, tmp_path):
     assert any("ccpenv was not imported" in str(note) for note in notes)
 
 
-def test_an_export_of_ccp_is_known_again_and_another_one_of_its_id_is_refused(ours, tmp_path):
+def test_a_ccp_export_is_imported_once_and_another_with_its_id_is_refused(ours, tmp_path):
     place = zipped(ccp_exports.tree(), tmp_path / "ccp.zip")
     imported(ours, place)
     before = everything_in(ours)
@@ -357,8 +359,8 @@ def test_an_export_of_ccp_is_known_again_and_another_one_of_its_id_is_refused(ou
 
 
 def end_of(bench: Workbench) -> tuple[Status, Reason | None]:
-    told = of_record(bench, CCP_ID).job_status
-    return told.execution_status, told.reason
+    result = of_record(bench, CCP_ID).job_status
+    return result.execution_status, result.reason
 
 
 @pytest.mark.parametrize(
@@ -370,13 +372,13 @@ def end_of(bench: Workbench) -> tuple[Status, Reason | None]:
         ("running", (Status.FAILED, Reason.LOST)),
     ],
 )
-def test_each_word_of_ccp_for_an_end_is_understood(ours, tmp_path, word, end):
+def test_each_terminal_status_of_ccp_is_translated(ours, tmp_path, word, end):
     status = json.dumps({**ccp_exports.JOB_STATUS, "status": word}).encode()
     imported(ours, zipped(ccp_exports.flat(jobStatus=status), tmp_path / "ccp.zip"))
     assert end_of(ours) == end
 
 
-def test_without_a_job_status_the_provenance_tells_the_end(ours, tmp_path):
+def test_without_a_job_status_the_end_is_read_from_the_provenance(ours, tmp_path):
     imported(ours, zipped(ccp_exports.tree(jobStatus=None), tmp_path / "ccp.zip"))
     record = of_record(ours, CCP_ID)
     assert end_of(ours) == (Status.COMPLETED, None)
@@ -384,7 +386,7 @@ def test_without_a_job_status_the_provenance_tells_the_end(ours, tmp_path):
     assert record.job_status.created is None
 
 
-def test_without_both_nobody_knows_the_end_and_that_is_told(ours, tmp_path):
+def test_without_job_status_and_provenance_the_end_is_reported_as_unknown(ours, tmp_path):
     imported(ours, zipped(ccp_exports.flat(jobStatus=None, provo=None), tmp_path / "ccp.zip"))
     record = of_record(ours, CCP_ID)
     assert end_of(ours) == (Status.FAILED, Reason.LOST)
@@ -392,21 +394,21 @@ def test_without_both_nobody_knows_the_end_and_that_is_told(ours, tmp_path):
     assert all(copy.report.passed for copy in verify_execution(Catalog(ours), CCP_ID))
 
 
-def test_outputs_that_are_in_the_zip_alone_are_found_there(ours, tmp_path):
+def test_outputs_that_are_only_in_the_zip_are_imported(ours, tmp_path):
     inner = zipped({"outputs/a.txt": b"a", "outputs/ccpenv": b"x", "metadata/method.json": b"{}"}, tmp_path / "o.zip")
     files = {path: data for path, data in ccp_exports.tree().items() if not path.startswith("outputs/")}
     imported(ours, zipped({**files, "output.zip": inner.read_bytes()}, tmp_path / "ccp.zip"))
     assert [output.path for output in of_record(ours, CCP_ID).job_status.outputs] == ["outputs/a.txt"]
 
 
-def test_an_export_of_ccp_in_a_bag_comes_in(ours, tmp_path):
+def test_a_ccp_export_in_a_bag_is_imported(ours, tmp_path):
     laid_out(ccp_exports.tree(), tmp_path / "bag")
     make = [sys.executable, "-W", "ignore", "-m", "bagit", "--sha256", str(tmp_path / "bag")]
     subprocess.run(make, check=True, capture_output=True)
     assert imported(ours, tmp_path / "bag")[0].id == CCP_ID
 
 
-def test_a_bundle_of_ours_without_its_manifest_is_no_export_of_ccp(theirs, ours, tmp_path):
+def test_a_bundle_without_manifest_is_not_taken_for_a_ccp_export(theirs, ours, tmp_path):
     folder = copy_of(theirs.folder / EXECUTION_ID, tmp_path / "x")
     (folder / "manifest-sha256.txt").unlink()
     with pytest.raises(ImportRefusedError, match=r"manifest-sha256\.txt is missing"):
@@ -431,16 +433,16 @@ def test_hostile_documents_of_ccp_are_refused_by_name(ours, tmp_path, name, data
     assert nothing_in(ours)
 
 
-def test_of_very_many_files_that_nobody_knows_some_are_named_and_the_rest_is_counted(ours, tmp_path):
+def test_of_many_unknown_files_some_are_named_and_the_others_counted(ours, tmp_path):
     unknown = {f"metadata/{number}": b"" for number in range(150)}
     imported(ours, zipped(ccp_exports.tree() | unknown, tmp_path / "ccp.zip"))
-    told = [entry.message or "" for entry in ours.archived_record(CCP_ID).job_status.history]
-    assert sum("is an unknown file and was not imported" in message for message in told) == 100
-    assert "50 more unknown files were not imported" in told
+    results = [entry.message or "" for entry in ours.archived_record(CCP_ID).job_status.history]
+    assert sum("is an unknown file and was not imported" in message for message in results) == 100
+    assert "50 more unknown files were not imported" in results
 
 
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
-def test_the_first_and_the_last_time_that_can_be_told_come_in(ours, tmp_path, time):
+def test_the_earliest_and_latest_representable_times_are_imported(ours, tmp_path, time):
     status = dict(ccp_exports.JOB_STATUS) | dict.fromkeys(("created", "started", "updated"), time)
     export = ccp_exports.tree(jobStatus=json.dumps(status).encode(), provo=None)
     (taken,) = imported(ours, zipped(export, tmp_path / "ccp.zip"))
@@ -450,13 +452,13 @@ def test_the_first_and_the_last_time_that_can_be_told_come_in(ours, tmp_path, ti
 # --- the terminal ---------------------------------------------------------------------
 
 
-def test_the_command_tells_what_it_took(theirs, home, tmp_path, capsys):
+def test_the_import_command_lists_the_imported_executions(theirs, home, tmp_path, capsys):
     place = exported(theirs, tmp_path / "x.zip")
     assert main(["import", str(place)]) == 0
     assert "1 execution imported" in capsys.readouterr().out
     assert main(["import", str(place), "--json"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)["executions"]
-    assert (told["id"], told["result"], told["kind"]) == (EXECUTION_ID, "unchanged", "bundle")
+    (result,) = json.loads(capsys.readouterr().out)["executions"]
+    assert (result["id"], result["result"], result["kind"]) == (EXECUTION_ID, "unchanged", "bundle")
     assert main(["list", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["executions"]
     assert row["origin"] == "x.zip"
@@ -465,7 +467,7 @@ def test_the_command_tells_what_it_took(theirs, home, tmp_path, capsys):
     assert "x.zip is not imported" in capsys.readouterr().err
 
 
-def test_the_settings_give_the_terms(monkeypatch):
+def test_the_settings_define_the_import_policy(monkeypatch):
     monkeypatch.setenv("EXECUTIONS_IMPORT_LIMIT", "5")
     monkeypatch.setenv("EXECUTIONS_IMPORT_NAMES", "any")
     terms = ImportPolicy.of(Settings.read(), NOW)
@@ -478,17 +480,17 @@ def test_the_settings_give_the_terms(monkeypatch):
 @pytest.mark.parametrize("form", ExportFormat)
 def test_an_export_of_several_is_verified_bundle_by_bundle(theirs, tmp_path, form):
     place = exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID, form=form)
-    told = list(verify_target(Catalog(theirs), str(place)))
-    assert [one.place.rpartition(" ")[2].rstrip("/").rpartition("/")[2] for one in told] == sorted(
+    results = list(verify_target(Catalog(theirs), str(place)))
+    assert [one.place.rpartition(" ")[2].rstrip("/").rpartition("/")[2] for one in results] == sorted(
         [EXECUTION_ID, OTHER_ID]
     )
-    assert all(one.report.passed and not one.report.unchecked for one in told)
+    assert all(one.report.passed and not one.report.unchecked for one in results)
 
 
 def test_an_export_without_all_data_is_verified_as_far_as_it_goes(theirs, tmp_path):
-    (told,) = verify_target(Catalog(theirs), str(exported(theirs, tmp_path / "x.zip", level=ExportLevel.METADATA)))
-    assert told.report.passed
-    assert any("level 'metadata'" in words for words in told.report.unchecked)
+    (result,) = verify_target(Catalog(theirs), str(exported(theirs, tmp_path / "x.zip", level=ExportLevel.METADATA)))
+    assert result.report.passed
+    assert any("level 'metadata'" in words for words in result.report.unchecked)
 
 
 KILLED = """
@@ -543,7 +545,7 @@ for number in range(0, 1000, 3):
 
 
 @pytest.mark.long
-def test_an_import_that_is_killed_at_any_step_goes_on_with_the_next(theirs, tmp_path):
+def test_an_import_killed_at_any_step_is_completed_by_the_next(theirs, tmp_path):
     place = exported(theirs, tmp_path / "x.zip")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     done = subprocess.run(

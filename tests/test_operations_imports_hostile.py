@@ -1,4 +1,4 @@
-"""What is hostile is refused by name: nothing is kept or lies outside, and no more is taken than is allowed."""
+"""Hostile input is refused by name: it leaves nothing behind, writes nothing outside, and exceeds no limit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def refused(bench: Workbench, target: Path, words: str) -> None:
     )
 
 
-def test_the_sound_one_comes_in(members, ours, tmp_path):
+def test_the_unmodified_bundle_is_imported(members, ours, tmp_path):
     (tmp_path / "x.zip").write_bytes(a_zip(members))
     assert import_bundles(ours, str(tmp_path / "x.zip"), TERMS)[0].id == EXECUTION_ID
 
@@ -79,7 +79,7 @@ def test_a_hostile_zip_is_refused_and_the_entry_is_named(members, ours, tmp_path
     refused(ours, tmp_path / "x.zip", words)
 
 
-def test_names_that_only_some_systems_hold_come_in_where_the_operator_wants_them(ours, tmp_path):
+def test_names_that_are_not_portable_are_imported_if_configured(ours, tmp_path):
     bundle = an_open_bundle(tmp_path)
     (bundle.folder / "outputs/A.csv").write_bytes(b"1")
     (bundle.folder / "outputs/a.csv").write_bytes(b"2")
@@ -116,7 +116,7 @@ def test_a_zip_that_is_cut_at_any_byte_of_its_directory_is_refused(members, ours
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-def test_whatever_is_changed_in_a_zip_is_refused_or_changed_nothing(members, tmp_path, data):
+def test_a_changed_byte_in_a_zip_is_refused_or_has_no_effect(members, tmp_path, data):
     """Flip, cut out, repeat or put in bytes anywhere; what comes in all the same is the bundle itself."""
     whole = bytearray(a_zip(members))
     for _ in range(data.draw(st.integers(1, 3))):

@@ -1,4 +1,4 @@
-"""An execution runs again from its bundle alone; what is missing is named before, what drifted after."""
+"""An execution is replayed from its bundle alone; missing parts are named before, differences after the run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def replayed(home):
     return opened
 
 
-def test_the_code_and_the_inputs_are_put_in_place(replayed):
+def test_a_replay_copies_the_code_and_the_inputs(replayed):
     with replayed() as ready:
         path, _, name = ready.entrypoint.partition(":")
         assert (Path(path).read_bytes(), name) == (SOURCE, "segment")
@@ -79,17 +79,17 @@ def test_all_that_is_missing_is_named_before_anything_runs(replayed, tmp_path):
     ]
     values = {"gone": "x", "changed": str(changed), "token": {"secret": "survey"}}
     with (
-        pytest.raises(NotAvailableError) as told,
+        pytest.raises(NotAvailableError) as caught,
         replayed(method=method, request=a_request(values=values, files=far)),
     ):
         pass
-    message = str(told.value)
+    message = str(caught.value)
     assert "nothing was run" in message
     for part in ("lost.py", "input 'gone'", "input 'changed' is kept by reference only", "-p token=BLOCK"):
         assert part in message
 
 
-def test_an_image_that_is_not_to_be_had_is_named_before_anything_runs(replayed, tmp_path, monkeypatch):
+def test_an_unavailable_image_is_named_before_anything_runs(replayed, tmp_path, monkeypatch):
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no-engine")
     image = {"image": f"sha256:{'a' * 64}", "image_name": "science/coins:1"}
     run = ScriptRun(id="a", task="a", runtime="docker", **image)
@@ -100,14 +100,14 @@ def test_an_image_that_is_not_to_be_had_is_named_before_anything_runs(replayed, 
         pass
 
 
-def test_an_input_kept_by_reference_is_taken_where_it_still_is_the_same(replayed, tmp_path):
+def test_an_input_kept_by_reference_is_read_from_its_unchanged_origin(replayed, tmp_path):
     (tmp_path / "far").write_bytes(PICTURE)
     file = a_staged_input(path=None, origin=str(tmp_path / "far"))
     with replayed(request=a_request(files=(file,), values={"picture": "there"})) as ready:
         assert ready.request.parameters == {"picture": str(tmp_path / "far")}
 
 
-def test_a_module_that_is_not_here_is_named_with_the_way_out(home, capsys):
+def test_a_missing_module_is_named_and_isolated_suggested(home, capsys):
     bench, source = bench_at(home), b"import no_such_module\n"
     code = a_method().code
     file = code.files[0].model_copy(update={"sha256": sha256(source).hexdigest()})
@@ -117,8 +117,8 @@ def test_a_module_that_is_not_here_is_named_with_the_way_out(home, capsys):
     bench.leases.release(EXECUTION_ID)
     assert bench.settle(EXECUTION_ID).archived
     assert main(["replay", EXECUTION_ID]) == 3
-    told = capsys.readouterr().err
-    assert "nothing was run: module 'no_such_module' is missing. --isolated" in told
+    output = capsys.readouterr().err
+    assert "nothing was run: module 'no_such_module' is missing. --isolated" in output
 
 
 def test_a_damaged_bundle_is_not_replayed(home):
@@ -130,7 +130,7 @@ def test_a_damaged_bundle_is_not_replayed(home):
 
 
 @pytest.mark.parametrize("path", ["nothing.zip", "nowhere/bundle"])
-def test_a_path_with_nothing_there_is_told_as_a_path(home, path):
+def test_a_missing_path_is_reported_as_a_path(home, path):
     reader = Catalog(bench_at(home))
     with pytest.raises(NotFoundError, match=f"the file or folder {path} does not exist"), open_replayable(reader, path):
         pass
@@ -162,12 +162,12 @@ def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
         prepare_replay(record, source, {}) as ready,
     ):
         verdict = ready.verdict(second, tolerance=0, well=True)
-    told = {one.path: (one.agreement, one.words) for one in verdict.outputs}
+    result = {one.path: (one.agreement, one.words) for one in verdict.outputs}
     area = "column area differs in 1 of 1 rows, largest relative difference 0.00038"
-    assert told["outputs/regions.csv"] == (Agreement.DIFFERS, (area,))
-    assert told["outputs/stdout.log"] == (Agreement.SAME, ())
-    assert told["outputs/maps/labels.tif"][0] is Agreement.GONE
-    assert told["outputs/new.txt"][0] is Agreement.NEW
+    assert result["outputs/regions.csv"] == (Agreement.DIFFERS, (area,))
+    assert result["outputs/stdout.log"] == (Agreement.SAME, ())
+    assert result["outputs/maps/labels.tif"][0] is Agreement.GONE
+    assert result["outputs/new.txt"][0] is Agreement.NEW
     assert verdict.grade is Grade.RECOMPUTE
     bench.leases.release(OTHER_ID)
     assert bench.settle(OTHER_ID).archived
@@ -193,11 +193,11 @@ def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, 
     bench.leases.release(OTHER_ID)
     assert bench.settle(OTHER_ID).archived
     assert Verdict.from_json(Catalog(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
-    [told] = compare_executions(Catalog(bench), EXECUTION_ID, OTHER_ID).outputs
-    assert told == regions
+    [result] = compare_executions(Catalog(bench), EXECUTION_ID, OTHER_ID).outputs
+    assert result == regions
 
 
-def test_this_package_is_not_asked_for_from_an_index():
+def test_this_package_is_not_among_the_requirements():
     record = a_record()
     packages = {"numpy": "2.3.1", "prefect-executions": "0.1.0"}
     record = replace(record, instance=record.instance.model_copy(update={"packages": packages}))
@@ -205,7 +205,7 @@ def test_this_package_is_not_asked_for_from_an_index():
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "1", "nan"])
-def test_a_tolerance_that_means_nothing_is_refused(home, tolerance):
+def test_an_invalid_tolerance_is_refused(home, tolerance):
     assert main(["replay", "x", "--tolerance", tolerance]) == 2
 
 
@@ -224,7 +224,7 @@ def beside(tmp_path, monkeypatch, prefect_server) -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("beside")
-def test_a_bundle_reproduces_where_nobody_knows_the_method_and_chance_is_told(told, home, tmp_path, monkeypatch):
+def test_a_bundle_reproduces_without_the_method_and_randomness_is_reported(told, home, tmp_path, monkeypatch):
     first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
     random = told("run", "shout.py:shout", "-p", "text=text.txt", "-p", "chance=true")["id"]
     zips = [told("export", one, "-o", str(tmp_path / f"{one}.zip"))["file"] for one in (first, random)]

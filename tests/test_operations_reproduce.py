@@ -1,4 +1,4 @@
-"""Many executions are replayed, and one table sums up which of them still reproduce."""
+"""Many executions are replayed, and one table shows which of them still reproduce."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def replaying(tmp_path):
 
     def made(**answers: str) -> list[str]:
         script = tmp_path / "answer.py"
-        cases = "".join(f"if sys.argv[2].startswith({key!r}):\n    {told}\n" for key, told in answers.items())
+        cases = "".join(f"if sys.argv[2].startswith({key!r}):\n    {result}\n" for key, result in answers.items())
         script.write_text(f"import os, signal, sys\n{cases}")
         return [sys.executable, str(script)]
 
@@ -55,11 +55,11 @@ def replaying(tmp_path):
 
 
 def answer(verdict: Verdict, *, reached: bool, code: int) -> str:
-    told = {"id": THIRD_ID, "wanted": "reproduce", "reached": reached, "verdict": json.loads(verdict.to_json())}
-    return f"print({json.dumps(told)!r}); sys.exit({code})"
+    payload = {"id": THIRD_ID, "wanted": "reproduce", "reached": reached, "verdict": json.loads(verdict.to_json())}
+    return f"print({json.dumps(payload)!r}); sys.exit({code})"
 
 
-def test_one_that_fails_or_dies_hinders_no_other(home, replaying):
+def test_a_failed_or_killed_replay_does_not_affect_the_others(home, replaying):
     bench = bench_at(home)
     for one in (EXECUTION_ID, OTHER_ID, THIRD_ID):
         kept(bench, one)
@@ -71,8 +71,8 @@ def test_one_that_fails_or_dies_hinders_no_other(home, replaying):
             THIRD_ID: "os.kill(os.getpid(), signal.SIGKILL)",
         }
     )
-    told = list(reproduce(Catalog(bench), [EXECUTION_ID, OTHER_ID, THIRD_ID], ReplayGoal(), command=command))
-    assert told == [
+    results = list(reproduce(Catalog(bench), [EXECUTION_ID, OTHER_ID, THIRD_ID], ReplayGoal(), command=command))
+    assert results == [
         Reproduced(
             id=EXECUTION_ID,
             method="segment-coins",
@@ -93,16 +93,16 @@ def test_one_that_fails_or_dies_hinders_no_other(home, replaying):
     ]
 
 
-def test_a_method_that_did_not_even_start_is_told_with_its_error(home, replaying):
+def test_a_method_that_cannot_start_is_reported_with_its_error(home, replaying):
     bench = bench_at(home)
     kept(bench)
-    told = {"id": None, "method": "x", "error": {"type": "ImportError", "message": "no module"}}
-    command = replaying(**{EXECUTION_ID: f"print({json.dumps(told)!r}); sys.exit(1)"})
+    result = {"id": None, "method": "x", "error": {"type": "ImportError", "message": "no module"}}
+    command = replaying(**{EXECUTION_ID: f"print({json.dumps(result)!r}); sys.exit(1)"})
     [one] = reproduce(Catalog(bench), [EXECUTION_ID], ReplayGoal(), command=command)
     assert one.problem == "ImportError: no module"
 
 
-def test_a_replay_is_told_what_is_wanted_and_nothing_of_the_run_that_started_it(home, replaying, monkeypatch):
+def test_a_replay_gets_the_goal_and_no_flow_run_id_of_its_caller(home, replaying, monkeypatch):
     bench = bench_at(home)
     kept(bench)
     monkeypatch.setenv("PREFECT__FLOW_RUN_ID", EXECUTION_ID)
@@ -113,7 +113,7 @@ def test_a_replay_is_told_what_is_wanted_and_nothing_of_the_run_that_started_it(
     assert one.problem == f"{words} False"
 
 
-def test_what_completed_is_chosen_and_no_replay_of_it(home):
+def test_only_completed_executions_that_are_not_replays_are_chosen(home):
     bench = bench_at(home)
     kept(bench)
     kept(bench, OTHER_ID, job_status=record_of(OTHER_ID, Status.FAILED).job_status)
@@ -137,11 +137,11 @@ def test_a_limit_takes_the_newest(home):
 @pytest.mark.parametrize(
     "words", [[], ["--limit", "0"], [EXECUTION_ID, "--method", "x"], [EXECUTION_ID, "--tolerance", "2"]]
 )
-def test_a_request_that_means_nothing_is_refused(home, words):
+def test_contradictory_arguments_are_refused(home, words):
     assert main(["reproduce", *words]) == 2
 
 
-def test_nothing_that_fits_is_an_error_and_no_success(home, capsys):
+def test_a_filter_without_a_match_is_an_error(home, capsys):
     assert main(["reproduce", "--limit", "3"]) == 2
     assert "no completed execution matches the filters" in capsys.readouterr().err
 
@@ -161,15 +161,15 @@ def test_two_executions_are_replayed_and_summed_up(home, tmp_path, monkeypatch, 
     Path("throw.py").unlink()
 
     assert main(["reproduce", *ids, "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert told["reached"] == 1
-    assert [(one["id"], one["grade"], one["reached"]) for one in told["executions"]] == [
+    payload = json.loads(capsys.readouterr().out)
+    assert payload["reached"] == 1
+    assert [(one["id"], one["grade"], one["reached"]) for one in payload["executions"]] == [
         (ids[0], "reproduce", True),
         (ids[1], "recompute", False),
     ]
-    [drift] = [words for words in told["executions"][1]["differs"] if "eyes.csv" in words]
+    [drift] = [words for words in payload["executions"][1]["differs"] if "eyes.csv" in words]
     assert "differs in 1 of 1 rows" in drift
-    replays = {one["replay"] for one in told["executions"]}
+    replays = {one["replay"] for one in payload["executions"]}
     assert {Catalog(bench_at(home)).record(one).status for one in replays} == {Status.COMPLETED}
     assert set(reproducible(Catalog(bench_at(home)))) == set(ids), "replays are not replayed"
 

@@ -1,4 +1,4 @@
-"""An execution runs again: with its inputs or edited ones, linked to the one before, its secrets named anew."""
+"""An execution runs again with its inputs or edited ones, linked to the original, its secrets named again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def shout(text: InputFile, times: int = 2) -> None:
 '''
 
 
-def test_the_same_inputs_are_an_exact_rerun_and_others_an_edited_one():
+def test_unchanged_inputs_are_an_exact_rerun_and_changed_inputs_an_edited_one():
     exact = rerun_request(a_record(), {})
     assert exact.parameters == {"picture": "s3://survey/picture.png", "threshold": 0.3, "labels": ["a", "ä"]}
     assert exact.relative == Relative(execution_id=EXECUTION_ID, relation="rerun-of")
@@ -47,12 +47,12 @@ def test_the_same_inputs_are_an_exact_rerun_and_others_an_edited_one():
 @given(
     st.sampled_from(["rerun-of", "edited-rerun-of"]), st.from_regex(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}", fullmatch=True)
 )
-def test_a_tag_tells_what_is_run_again(relation, execution_id):
+def test_the_tag_of_a_rerun_names_the_original_execution(relation, execution_id):
     relative = Relative(execution_id=execution_id, relation=relation)
     assert relatives_from_tags(["survey", relative.tag, "rerun-of:", "a rerun-of:b"]) == (relative,)
 
 
-def test_a_secret_is_asked_for_by_name_and_never_taken_from_the_record():
+def test_a_secret_must_be_named_again_and_never_comes_from_the_record():
     method = a_method(inputs={"token": InputDescription(json_schema={"type": "string", "format": "secret"})})
     record = a_record(method=method, request=a_request(values={"token": {"secret": "survey-token"}}, files=()))
     with pytest.raises(SecretError, match=r"token .then 'survey-token'.*-p token=BLOCK"):
@@ -63,21 +63,21 @@ def test_a_secret_is_asked_for_by_name_and_never_taken_from_the_record():
 
 
 @pytest.mark.parametrize("value", [{"withheld": True}, {"unrecorded": "a.B"}, [1, {"deep": {"withheld": True}}]])
-def test_an_input_that_the_record_does_not_hold_is_asked_for(value):
+def test_an_input_missing_in_the_record_must_be_given(value):
     record = a_record(request=a_request(values={"model": value}, files=()))
     with pytest.raises(RequestError, match="-p model="):
         rerun_request(record, {})
     assert rerun_request(record, {"model": 1}).parameters == {"model": 1}
 
 
-def test_what_was_left_out_and_what_the_author_bound_is_not_asked_for():
+def test_omitted_and_bound_inputs_are_not_requested():
     bound = InputDescription(json_schema={"type": "string", "readOnly": True})
     request = a_request(values={"left": None, "given": None, "bound": "x"}, parameters={"given": None}, files=())
     record = a_record(method=a_method(inputs={"bound": bound}), request=request)
     assert rerun_request(record, {}).parameters == {"given": None}
 
 
-def test_files_are_told_by_their_copies_wherever_they_stand_in_the_inputs():
+def test_files_at_any_depth_of_the_inputs_are_replaced_by_their_copies():
     files = [
         a_staged_input("scenes", path="inputs/scenes/a", origin="a"),
         a_staged_input("scenes", path=None, origin="https://far/b"),
@@ -93,7 +93,7 @@ def test_files_are_told_by_their_copies_wherever_they_stand_in_the_inputs():
 
 
 @pytest.mark.parametrize("where", ["workbench", "archive"])
-def test_kept_inputs_are_brought_and_checked(home, tmp_path, where):
+def test_input_files_of_the_bundle_are_copied_and_checked(home, tmp_path, where):
     bench = bench_at(home)
     bundle = kept(bench)
     if where == "archive":
@@ -111,7 +111,7 @@ def test_an_input_that_was_changed_since_is_refused(home, tmp_path):
         copy_inputs(Catalog(bench).record(EXECUTION_ID), record_source(Catalog(bench), EXECUTION_ID), tmp_path)
 
 
-def test_the_method_is_looked_for_here_and_where_it_ran(tmp_path):
+def test_the_method_is_searched_here_and_in_its_working_directory(tmp_path):
     with pytest.raises(NotFoundError, match=r"--method .*executions replay"):
         find_entrypoint(a_record(), tmp_path)
     (tmp_path / "flows").mkdir()
@@ -132,7 +132,7 @@ def beside(tmp_path, monkeypatch, prefect_server) -> None:
 
 @pytest.mark.long
 @pytest.mark.usefixtures("beside")
-def test_an_execution_runs_again_here_and_both_tell_of_each_other(told, home, tmp_path):
+def test_a_rerun_here_and_its_original_link_to_each_other(told, home, tmp_path):
     first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
     (tmp_path / "text.txt").unlink()  # the bundle keeps it
     exact = told("rerun", first)["id"]

@@ -1,4 +1,4 @@
-"""What is removed is gone and stays gone; what is not archived, or has not ended, stays."""
+"""Removed executions stay removed; an execution that is not archived or has not ended is kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def cleared(bench: Workbench, **told: object) -> dict[str, tuple[str, str]]:
     return {one.id: (one.result, one.why) for one in clear_workbench(bench, **asked)}
 
 
-def test_a_removed_execution_is_in_no_place_and_a_note_says_so(tmp_path):
+def test_a_removed_execution_leaves_only_a_note(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench)
     kept(bench, OTHER_ID)
@@ -45,7 +45,7 @@ def test_a_removed_execution_is_in_no_place_and_a_note_says_so(tmp_path):
     assert bench.rebuild_ledger() == 1
 
 
-def test_to_remove_again_changes_nothing(tmp_path):
+def test_removing_twice_changes_nothing(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench)
     removed(bench)
@@ -63,7 +63,7 @@ def test_an_execution_that_has_not_ended_is_not_removed(tmp_path):
     assert bench.record(EXECUTION_ID).status is Status.EXECUTING
 
 
-def test_the_workbench_is_cleared_of_what_the_archive_has(tmp_path):
+def test_archived_bundles_are_removed_from_the_workbench(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench)
     assert cleared(bench, dry=True) == {EXECUTION_ID: ("removed", "")}
@@ -73,17 +73,17 @@ def test_the_workbench_is_cleared_of_what_the_archive_has(tmp_path):
     assert bench.record(EXECUTION_ID).status is Status.COMPLETED
 
 
-def test_what_the_archive_has_not_is_never_cleared(tmp_path):
+def test_a_bundle_missing_in_the_archive_is_never_removed(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench)
     bench.archive.remove(EXECUTION_ID)
     kept(bench, OTHER_ID, request=a_request(execution_id=OTHER_ID, archive=ArchiveLevel.OUTPUTS))
     begun(bench, record_of("running", end=Status.EXECUTING))
     bench.leases.release("running")
-    told = cleared(bench)
-    assert told[EXECUTION_ID] == ("kept", "it is not in the archive")
-    assert told[OTHER_ID] == ("kept", "the archive does not have inputs/picture.png")
-    assert "running" not in told
+    result = cleared(bench)
+    assert result[EXECUTION_ID] == ("kept", "it is not in the archive")
+    assert result[OTHER_ID] == ("kept", "the archive does not have inputs/picture.png")
+    assert "running" not in result
     assert {path.name for path in bench.folder.iterdir()} >= {EXECUTION_ID, OTHER_ID, "running"}
 
 
@@ -94,7 +94,7 @@ def test_a_bundle_that_waits_for_the_archive_is_kept(tmp_path):
     assert cleared(bench) == {EXECUTION_ID: ("kept", "it is not archived yet")}
 
 
-def test_age_and_status_choose_what_is_cleared(tmp_path):
+def test_age_and_status_choose_the_bundles_to_remove(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench)
     assert cleared(bench, before=NOON) == {}
@@ -113,7 +113,7 @@ def test_age_and_status_choose_what_is_cleared(tmp_path):
         (["another=1d"], set()),
     ],
 )
-def test_the_most_special_rule_decides(tmp_path, texts, gone):
+def test_the_most_specific_rule_decides(tmp_path, texts, gone):
     bench = bench_at(tmp_path)
     kept(bench)
     kept(bench, OTHER_ID, end=Status.FAILED)
@@ -121,7 +121,7 @@ def test_the_most_special_rule_decides(tmp_path, texts, gone):
 
 
 @pytest.mark.parametrize("text", ["", "x", "x=", "x=5", "x=5h", "x:NEVER=5d", "=5d", "a=1d=2d"])
-def test_what_is_no_rule_is_named(text):
+def test_an_invalid_rule_is_named(text):
     with pytest.raises(SettingsError, match="EXECUTIONS_RETENTION"):
         parse_rules([text])
 
@@ -133,15 +133,15 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
     return shown.err if code else shown.out
 
 
-def test_nothing_is_removed_before_somebody_says_yes(home, capsys, monkeypatch):
+def test_nothing_is_removed_without_yes(home, capsys, monkeypatch):
     bench = bench_at(home)
     kept(bench)
     assert "would be removed; do it with --yes" in run(capsys, "remove", EXECUTION_ID[:5])
     assert "no retention rule is set" in run(capsys, "retain", code=2)
     monkeypatch.setenv("EXECUTIONS_RETENTION", "segment-coins=1d")
-    told = json.loads(run(capsys, "retain", "--json"))
+    payload = json.loads(run(capsys, "retain", "--json"))
     age = datetime.now(UTC) - NOON > timedelta(days=1)
-    assert [one["id"] for one in told["executions"]] == ([EXECUTION_ID] if age else [])
+    assert [one["id"] for one in payload["executions"]] == ([EXECUTION_ID] if age else [])
     told_of_gc = run(capsys, "gc", "--older-than", "2100-01-01", "--dry-run")
     assert "\twould be removed\t" in told_of_gc
     assert "1 bundle of" in told_of_gc

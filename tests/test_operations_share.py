@@ -1,4 +1,4 @@
-"""A link reads what was shared until it expires or is revoked, and no secret leaves by it."""
+"""A link reads a shared copy until it expires or is revoked, and never exposes a secret."""
 
 from __future__ import annotations
 
@@ -72,22 +72,22 @@ def refused(url: str) -> int:
 
 
 def test_a_link_reads_the_exported_bundle(bench):
-    told = shared(bench)
+    result = shared(bench)
     out = io.BytesIO()
     export(Catalog(bench), [EXECUTION_ID], out.write)
-    assert fetched(told.url) == out.getvalue()
-    assert (told.share.expires, told.share.size) == (NOW + WEEK, len(out.getvalue()))
+    assert fetched(result.url) == out.getvalue()
+    assert (result.share.expires, result.share.size) == (NOW + WEEK, len(out.getvalue()))
 
 
 def test_a_link_reads_one_output(bench):
-    told = shared(bench, output="regions.csv")
-    assert fetched(told.url) == OUTPUTS["outputs/regions.csv"]
-    assert "/regions.csv?" in told.url
+    result = shared(bench, output="regions.csv")
+    assert fetched(result.url) == OUTPUTS["outputs/regions.csv"]
+    assert "/regions.csv?" in result.url
     with pytest.raises(NotFoundError):
         shared(bench, output="none.csv")
 
 
-def test_what_is_shared_is_listed_and_a_revoked_link_reads_nothing(bench):
+def test_shares_are_listed_and_a_revoked_link_stops_working(bench):
     first, second = shared(bench), shared(bench, level=ExportLevel.METADATA)
     store = bench.archive.store
     assert {one.id for one in shares(store)} == {first.share.id, second.share.id}
@@ -100,31 +100,31 @@ def test_what_is_shared_is_listed_and_a_revoked_link_reads_nothing(bench):
 
 
 def test_the_copies_of_links_that_expired_are_removed(bench):
-    told = shared(bench, expires=timedelta(hours=1))
+    result = shared(bench, expires=timedelta(hours=1))
     assert sweep(bench.archive.store, NOW) == 0
-    assert sweep(bench.archive.store, told.share.expires) == 1
+    assert sweep(bench.archive.store, result.share.expires) == 1
     assert not list(bench.archive.store.list("shared/"))
 
 
-def test_no_address_and_no_key_is_kept(bench, s3):
-    told = shared(bench)
+def test_neither_the_url_nor_a_key_is_stored(bench, s3):
+    result = shared(bench)
     keys = [one["Key"] for one in s3.client.list_objects_v2(Bucket=s3.bucket)["Contents"] if "/shared/" in one["Key"]]
     note = next(key for key in keys if key.endswith("share.json"))
     kept_bytes = s3.client.get_object(Bucket=s3.bucket, Key=note)["Body"].read()
     assert b"Signature" not in kept_bytes
-    assert told.url.encode() not in kept_bytes
+    assert result.url.encode() not in kept_bytes
 
 
 def test_the_command_gives_the_link_and_ends_it(bench, s3, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path))
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", s3.url)
     assert main(["share", EXECUTION_ID, "--expires", "1h", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert fetched(told["url"])[:2] == b"PK"
+    payload = json.loads(capsys.readouterr().out)
+    assert fetched(payload["url"])[:2] == b"PK"
     assert main(["shares", "list"]) == 0
-    assert told["id"] in capsys.readouterr().out
-    assert main(["shares", "revoke", told["id"]]) == 0
-    assert refused(told["url"]) == 404
+    assert payload["id"] in capsys.readouterr().out
+    assert main(["shares", "revoke", payload["id"]]) == 0
+    assert refused(payload["url"]) == 404
 
 
 # --- without a server -------------------------------------------------------------
@@ -139,7 +139,7 @@ def test_a_folder_has_no_links_and_nothing_is_copied(tmp_path):
 
 
 @pytest.mark.parametrize("expires", [timedelta(days=8), timedelta(0), timedelta(days=-1)])
-def test_a_link_that_lasts_too_long_or_not_at_all_is_refused(tmp_path, expires):
+def test_an_invalid_lifetime_of_a_link_is_refused(tmp_path, expires):
     bench = bench_at(tmp_path)
     kept(bench)
     with pytest.raises(RequestError, match="up to 7 days"):
@@ -200,11 +200,11 @@ def test_the_secret_that_an_execution_was_given_is_not_shared(tmp_path):
         ([b"1234"], False),
     ],
 )
-def test_secrets_are_found_over_the_borders_of_pieces(pieces, found):
+def test_a_secret_across_two_blocks_is_found(pieces, found):
     assert reveals(iter(pieces), secrets_around(KEYS)) is found
 
 
-def test_what_an_archive_on_s3_exports_comes_back_to_one(bench, s3, tmp_path):
+def test_an_export_from_an_s3_archive_is_imported_into_another(bench, s3, tmp_path):
     out = io.BytesIO()
     export(Catalog(bench), [EXECUTION_ID], out.write)
     (tmp_path / "x.zip").write_bytes(out.getvalue())

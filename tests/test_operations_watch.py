@@ -1,4 +1,4 @@
-"""A watched execution: what is shown of it, and that no late or repeated word turns it back."""
+"""The state of a watched execution, which no late or repeated event turns back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def half_way() -> ExecutionEvent:
     return word(events.progress_event(EXECUTION_ID, "segment-coins", 50.0, "half way", NOON))
 
 
-def test_it_is_shown_as_its_record_tells_it():
+def test_a_record_is_shown_with_its_status():
     seen = from_record(a_record())
 
     assert (seen.id, seen.method, seen.status) == (EXECUTION_ID, "segment-coins", Status.COMPLETED)
@@ -43,7 +43,7 @@ def test_it_is_shown_as_its_record_tells_it():
     assert seen.elapsed(NOON) == timedelta(seconds=6)
 
 
-def test_events_alone_tell_the_same_as_the_record():
+def test_events_alone_give_the_state_of_the_record():
     seen = after(*words(), half_way())
     record = from_record(a_record())
 
@@ -53,7 +53,7 @@ def test_events_alone_tell_the_same_as_the_record():
     )
 
 
-def test_progress_is_shown_with_its_message_and_is_whole_at_the_end():
+def test_progress_is_shown_with_its_message_and_is_100_at_the_end():
     *before, end = words()
     running = after(*before, half_way())
 
@@ -61,13 +61,13 @@ def test_progress_is_shown_with_its_message_and_is_whole_at_the_end():
     assert apply_event(running, end).progress == 100
 
 
-def test_the_first_word_may_be_progress():
+def test_the_first_event_may_be_progress():
     seen = after(half_way())
 
     assert (seen.status, seen.progress, seen.elapsed(NOON)) == (Status.EXECUTING, 50.0, None)
 
 
-def test_in_whatever_order_the_words_come_the_end_stands():
+def test_events_in_any_order_keep_the_terminal_status():
     heard = words(Status.FAILED, "no coins")
     ends = {after(*order, half_way(), *heard) for order in permutations(heard)}
 
@@ -76,13 +76,13 @@ def test_in_whatever_order_the_words_come_the_end_stands():
     assert seen.begun == heard[2].time
 
 
-def test_an_archive_that_failed_is_told_after_the_end_too():
+def test_a_failed_archive_is_shown_after_the_end():
     failed = word(events.archive_failed_event(a_job_status(), "the bucket is gone", NOON))
 
     assert after(*words(), failed).message == "not archived: the bucket is gone"
 
 
-def test_what_is_read_counts_only_where_it_knows_more_than_what_was_heard():
+def test_a_stored_state_replaces_the_watched_one_only_if_it_is_newer():
     open_, ended = after(*words()[:4]), after(*words())
 
     assert newer(open_, ended) == ended
@@ -90,7 +90,7 @@ def test_what_is_read_counts_only_where_it_knows_more_than_what_was_heard():
     assert newer(NOBODY, open_) == open_
 
 
-def test_while_it_runs_its_time_goes_on_and_never_back():
+def test_the_elapsed_time_never_decreases():
     running = after(*words()[:3])
 
     assert running.elapsed(NOON + timedelta(seconds=12)) == timedelta(seconds=10)

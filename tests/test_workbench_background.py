@@ -1,4 +1,4 @@
-"""What a process still does after a run: waited for by its end and by who looks, and not longer than it may take."""
+"""Background work: the end of the process and new readers wait for it, for a bounded time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextvars import ContextVar
 from pathlib import Path
 
 from prefect_executions.settings import Settings
@@ -35,7 +36,7 @@ def test_the_end_of_the_process_waits_while_thread_pools_still_work(tmp_path: Pa
     assert (tmp_path / "told").read_text() == "done"
 
 
-def test_who_opens_a_workbench_sees_what_was_pending(tmp_path: Path) -> None:
+def test_opening_a_workbench_waits_for_background_work(tmp_path: Path) -> None:
     done = threading.Event()
 
     def work() -> None:
@@ -49,7 +50,7 @@ def test_who_opens_a_workbench_sees_what_was_pending(tmp_path: Path) -> None:
     assert done.is_set()
 
 
-def test_it_is_not_waited_for_longer_than_it_may_take() -> None:
+def test_drain_waits_no_longer_than_the_patience() -> None:
     let_go = threading.Event()
     thread = background.submit(let_go.wait, name="hangs", patience=0.1)
     background.drain()
@@ -60,14 +61,14 @@ def test_it_is_not_waited_for_longer_than_it_may_take() -> None:
     assert not thread.is_alive()
 
 
-def test_what_is_pending_does_not_wait_for_itself() -> None:
+def test_background_work_that_drains_does_not_wait_for_itself() -> None:
     thread = background.submit(background.drain, name="asks", patience=60)
     thread.join(60)
 
     assert not thread.is_alive()
 
 
-def test_work_lets_the_run_go_first_until_somebody_waits_for_it() -> None:
+def test_work_yields_until_drain_waits_for_it() -> None:
     gone_first, done = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -84,5 +85,27 @@ def test_work_lets_the_run_go_first_until_somebody_waits_for_it() -> None:
     thread.join(60)
 
 
-def test_only_pending_work_gives_way() -> None:
+def test_only_background_work_yields() -> None:
     background.yield_briefly(600)
+
+
+def test_drain_does_not_wait_for_work_without_patience() -> None:
+    release = threading.Event()
+    thread = background.submit(release.wait, name="watcher")
+    background.drain()
+
+    assert thread.is_alive()
+    release.set()
+    thread.join(60)
+
+
+def test_deferred_work_runs_in_the_context_of_its_caller_unless_it_is_cancelled() -> None:
+    value: ContextVar[str] = ContextVar("value")
+    results: list[str] = []
+    value.set("caller's")
+    background.defer(lambda: results.append(value.get()), name="deferred", delay=0.01).join(60)
+    cancelled = background.defer(lambda: results.append("cancelled"), name="cancelled", delay=60)
+    cancelled.cancel()
+    cancelled.join(60)
+
+    assert results == ["caller's"]

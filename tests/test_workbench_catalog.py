@@ -1,4 +1,4 @@
-"""What is kept can be found and read: from the workbench, the archive, with and without a ledger."""
+"""The catalog finds and reads executions on the workbench and in the archive, with and without a ledger."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ def without_local(bench: Workbench, bundle: OpenBundle) -> None:
 
 
 @pytest.mark.parametrize("prefix", [EXECUTION_ID[:9], EXECUTION_ID[:13], EXECUTION_ID, EXECUTION_ID.replace("-", "")])
-def test_a_beginning_that_fits_one_execution_finds_it(bench, reader, prefix):
+def test_a_unique_prefix_finds_its_execution(bench, reader, prefix):
     kept(bench)
     assert reader.find(prefix) == EXECUTION_ID
 
 
-def test_a_beginning_that_fits_two_is_an_error_that_lists_them(bench, reader):
+def test_an_ambiguous_prefix_is_an_error_that_lists_the_ids(bench, reader):
     kept(bench)
     kept(bench, OTHER_ID)
-    with pytest.raises(AmbiguousIdError) as told:
+    with pytest.raises(AmbiguousIdError) as caught:
         reader.find("0b1e5a52")
-    assert set(told.value.candidates) == {EXECUTION_ID, OTHER_ID}
+    assert set(caught.value.candidates) == {EXECUTION_ID, OTHER_ID}
 
 
-def test_what_nobody_knows_is_not_found(bench, reader):
+def test_an_unknown_prefix_is_not_found(bench, reader):
     kept(bench)
     with pytest.raises(NotFoundError, match="ffff"):
         reader.find("ffff")
 
 
 @pytest.mark.parametrize("prefix", ["0b1e5a526", EXECUTION_ID[:12], EXECUTION_ID])
-def test_without_a_ledger_the_archive_tells_the_id(bench, home, prefix):
+def test_without_a_ledger_the_id_is_found_in_the_archive(bench, home, prefix):
     without_local(bench, kept(bench))
     kept(bench, OTHER_ID)
     bench.ledger.close()
@@ -89,7 +89,7 @@ def test_without_a_ledger_the_archive_tells_the_id(bench, home, prefix):
     assert Catalog(bench_at(home)).find(prefix) == EXECUTION_ID
 
 
-def test_a_damaged_ledger_hinders_no_reading(bench, home):
+def test_a_damaged_ledger_does_not_prevent_reading(bench, home):
     kept(bench)
     bench.ledger.close()
     for path in home.glob("ledger.db*"):
@@ -98,17 +98,17 @@ def test_a_damaged_ledger_hinders_no_reading(bench, home):
     assert Catalog(bench_at(home)).find(EXECUTION_ID[:6]) == EXECUTION_ID
 
 
-def test_without_a_ledger_an_ambiguous_beginning_is_still_told(bench, home):
+def test_without_a_ledger_an_ambiguous_prefix_is_an_error(bench, home):
     kept(bench)
     without_local(bench, kept(bench, OTHER_ID))
     bench.ledger.close()
     (home / "ledger.db").unlink()
-    with pytest.raises(AmbiguousIdError) as told:
+    with pytest.raises(AmbiguousIdError) as caught:
         Catalog(bench_at(home)).find("0b1e5a52")
-    assert set(told.value.candidates) == {EXECUTION_ID, OTHER_ID}
+    assert set(caught.value.candidates) == {EXECUTION_ID, OTHER_ID}
 
 
-def test_a_whole_id_is_meant_although_another_begins_with_it(bench, home):
+def test_an_exact_id_matches_although_another_begins_with_it(bench, home):
     kept(bench)
     kept(bench, f"{EXECUTION_ID}.2")
     assert Catalog(bench).find(EXECUTION_ID) == EXECUTION_ID
@@ -119,7 +119,7 @@ def test_a_whole_id_is_meant_although_another_begins_with_it(bench, home):
 
 
 @pytest.mark.parametrize("prefix", ["", "../..", "a/b", "\0", "-", ".open"])
-def test_what_can_be_no_id_is_not_found(bench, reader, prefix):
+def test_an_impossible_id_is_not_found(bench, reader, prefix):
     kept(bench)
     with pytest.raises(NotFoundError):
         reader.find(prefix)
@@ -148,13 +148,13 @@ def test_an_output_reads_the_same_here_and_from_the_archive(bench, reader, local
 
 def test_the_outputs_of_a_sealed_execution_carry_their_digests(bench, reader):
     kept(bench)
-    told = {output.path: (output.size, output.sha256) for output in reader.outputs(EXECUTION_ID)}
+    result = {output.path: (output.size, output.sha256) for output in reader.outputs(EXECUTION_ID)}
     record = reader.record(EXECUTION_ID)
-    assert told == {output.path: (output.size, output.sha256) for output in record.job_status.outputs}
-    assert set(told) == set(OUTPUTS)
+    assert result == {output.path: (output.size, output.sha256) for output in record.job_status.outputs}
+    assert set(result) == set(OUTPUTS)
 
 
-def test_an_output_that_was_changed_is_refused_at_its_end(bench, reader):
+def test_a_changed_output_fails_after_its_last_block(bench, reader):
     bundle = kept(bench)
     (bundle.folder / "outputs/regions.csv").write_bytes(b"label,area\n1,9999\n")
     with pytest.raises(BundleError, match=r"outputs/regions\.csv.*verify"):
@@ -168,7 +168,7 @@ def test_only_outputs_are_read_as_outputs(bench, reader, name):
         reader.open_output(EXECUTION_ID, name)
 
 
-def test_a_live_link_is_no_output(bench, reader, tmp_path):
+def test_a_link_in_an_open_bundle_is_not_an_output(bench, reader, tmp_path):
     (tmp_path / "secret").write_text("not an output")
     bundle = begun(bench, record_of(end=Status.EXECUTING))
     (bundle.folder / "outputs/link").symlink_to(tmp_path / "secret")
@@ -177,11 +177,11 @@ def test_a_live_link_is_no_output(bench, reader, tmp_path):
         reader.open_output(EXECUTION_ID, "link")
 
 
-def test_the_outputs_of_a_live_execution_are_those_that_are_there_now(bench, reader):
+def test_the_outputs_of_an_open_execution_are_its_current_files(bench, reader):
     begun(bench, record_of(end=Status.EXECUTING))
-    told = {output.path: output for output in reader.outputs(EXECUTION_ID)}
-    assert set(told) == set(OUTPUTS)
-    assert {output.sha256 for output in told.values()} == {None}
+    result = {output.path: output for output in reader.outputs(EXECUTION_ID)}
+    assert set(result) == set(OUTPUTS)
+    assert {output.sha256 for output in result.values()} == {None}
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -193,7 +193,7 @@ def test_any_file_of_the_bundle_can_be_read_by_its_path(bench, reader, local):
     assert reader.read(EXECUTION_ID, layout.PROVENANCE) == expected
 
 
-def test_what_is_written_at_the_end_is_said_to_come(bench, reader):
+def test_a_file_written_at_the_end_is_announced(bench, reader):
     begun(bench, record_of(end=Status.EXECUTING))
     with pytest.raises(NotFoundError, match="EXECUTING; this file is written when it ends"):
         reader.read(EXECUTION_ID, layout.PROVENANCE)
@@ -209,7 +209,7 @@ def test_reading_leaves_the_workbench_as_it_was(bench, reader):
     assert sorted(bench.folder.rglob("*")) == before
 
 
-def test_where_a_record_is_can_be_told(bench, reader):
+def test_the_storage_state_follows_the_seal(bench, reader):
     bundle = begun(bench, record_of(end=Status.EXECUTING))
     assert reader.storage_state(EXECUTION_ID) == (bundle.folder, False, "local")
     bench.seal(EXECUTION_ID, Ending(Status.FAILED, Reason.ERROR, NOON, Observer.HOOK))
@@ -231,7 +231,7 @@ def test_a_log_reads_the_same_here_and_from_the_archive(bench, reader, local):
     assert b"".join(reader.follow(EXECUTION_ID, "stdout")) == OUTPUTS["outputs/stdout.log"]
 
 
-def test_a_live_log_is_followed_until_the_execution_is_sealed(bench, reader):
+def test_an_open_log_is_followed_until_the_execution_is_sealed(bench, reader):
     bundle = begun(bench, record_of(end=Status.EXECUTING))
     seen: list[bytes] = []
     first = threading.Event()
@@ -252,7 +252,7 @@ def test_a_live_log_is_followed_until_the_execution_is_sealed(bench, reader):
     assert b"".join(seen) == OUTPUTS["outputs/stdout.log"] + b"one more line\n"
 
 
-def test_a_log_that_another_machine_writes_is_said_to_come(bench, reader):
+def test_a_log_on_another_machine_is_announced(bench, reader):
     begun(bench, record_of(end=Status.EXECUTING)).discard()
     with pytest.raises(NotFoundError, match="is EXECUTING"):
         list(reader.follow(EXECUTION_ID, "stdout"))
@@ -267,18 +267,18 @@ def verified(reader: Catalog, text: object) -> dict[str, Verified]:
 
 def test_both_copies_of_an_execution_are_verified(bench, reader):
     kept(bench)
-    told = verified(reader, EXECUTION_ID[:6])
-    assert list(told) == ["workbench", "archive"]
-    assert [one.report.faults for one in told.values()] == [(), ()]
+    result = verified(reader, EXECUTION_ID[:6])
+    assert list(result) == ["workbench", "archive"]
+    assert [one.report.faults for one in result.values()] == [(), ()]
 
 
 def test_damage_in_one_copy_is_not_hidden_by_the_other(bench, reader):
     bundle = kept(bench)
     with (bundle.folder / "outputs/regions.csv").open("ab") as file:
         file.write(b"!")
-    told = verified(reader, EXECUTION_ID)
-    assert not told["workbench"].report.passed
-    assert told["archive"].report.passed
+    result = verified(reader, EXECUTION_ID)
+    assert not result["workbench"].report.passed
+    assert result["archive"].report.passed
 
 
 def test_damage_in_the_archive_is_found_by_name(bench, reader, home):
@@ -288,15 +288,15 @@ def test_damage_in_the_archive_is_found_by_name(bench, reader, home):
         if path.is_file() and path.name not in {"seal.json", "opening.json", Path(layout.ATTESTATION).name}:
             whole = path.read_bytes()
             path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:] if whole else b"!")
-            told = verified(reader, EXECUTION_ID)
-            assert list(told) == ["archive"]
-            assert not told["archive"].report.passed, path
+            result = verified(reader, EXECUTION_ID)
+            assert list(result) == ["archive"]
+            assert not result["archive"].report.passed, path
             path.write_bytes(whole)
             damaged += 1
     assert damaged > 10
 
 
-def test_an_object_that_is_gone_from_the_archive_is_a_fault(bench, reader, home):
+def test_an_object_missing_in_the_archive_is_a_fault(bench, reader, home):
     without_local(bench, kept(bench))
     (data,) = (home / "archive" / folder_of(EXECUTION_ID) / "data").glob(
         reader.bundle_source(EXECUTION_ID)._bundle.seal.data[layout.OUTPUT_ZIP].sha256
@@ -306,7 +306,7 @@ def test_an_object_that_is_gone_from_the_archive_is_a_fault(bench, reader, home)
     assert any("output.zip" in fault for fault in report.faults)
 
 
-def test_an_object_that_nobody_sealed_is_a_fault(bench, reader, home):
+def test_an_object_added_after_the_seal_is_a_fault(bench, reader, home):
     without_local(bench, kept(bench))
     (objects,) = (home / "archive" / folder_of(EXECUTION_ID)).glob("sealed-*")
     (objects / "metadata/extra.json").write_bytes(b"{}")
@@ -314,7 +314,7 @@ def test_an_object_that_nobody_sealed_is_a_fault(bench, reader, home):
     assert any("extra.json" in fault for fault in report.faults)
 
 
-def test_a_manifest_that_was_made_anew_does_not_fit_the_seal(bench, reader, home):
+def test_a_rewritten_manifest_contradicts_the_seal(bench, reader, home):
     without_local(bench, kept(bench))
     (listed,) = (home / "archive" / folder_of(EXECUTION_ID)).glob(f"sealed-*/{layout.MANIFEST}")
     listed.write_bytes(listed.read_bytes().replace(b"a", b"b"))
@@ -331,10 +331,10 @@ def test_an_execution_that_is_not_sealed_cannot_be_verified_yet(bench, reader):
 def test_the_copy_here_is_verified_before_an_archive_that_fails(bench, reader, home):
     kept(bench)
     (home / "archive" / folder_of(EXECUTION_ID) / "seal.json").write_bytes(b"{ no seal")
-    told = verify_target(reader, EXECUTION_ID)
-    assert next(told).report.passed
+    result = verify_target(reader, EXECUTION_ID)
+    assert next(result).report.passed
     with pytest.raises(ArchiveError, match="seal"):
-        next(told)
+        next(result)
 
 
 def test_a_folder_and_a_zip_of_it_are_verified(bench, reader, tmp_path):
@@ -345,7 +345,7 @@ def test_a_folder_and_a_zip_of_it_are_verified(bench, reader, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["there/is/nothing", "nothing.zip"])
-def test_a_path_that_is_not_there_is_not_found(reader, target):
+def test_a_missing_path_is_not_found(reader, target):
     with pytest.raises(NotFoundError, match=r"file or folder .* does not exist"):
         verified(reader, target)
 
@@ -393,8 +393,8 @@ def web(tmp_path) -> Iterator[str]:
 def test_a_zip_on_the_web_is_verified(bench, reader, web, tmp_path):
     bundle = kept(bench)
     here = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
-    told = verified(reader, f"{web}/bundle.zip?X-Amz-Signature=abc")
-    assert told["download"].report == verified(reader, here)["zip"].report
+    result = verified(reader, f"{web}/bundle.zip?X-Amz-Signature=abc")
+    assert result["download"].report == verified(reader, here)["zip"].report
 
 
 @pytest.mark.parametrize(
@@ -405,13 +405,13 @@ def test_a_zip_on_the_web_is_verified(bench, reader, web, tmp_path):
         ("elsewhere", WorldError, "cannot be read"),
     ],
 )
-def test_a_download_that_fails_is_told_without_the_query(web, path, kind, message):
-    with pytest.raises(kind, match=message) as told, downloaded(f"{web}/{path}?token=hidden"):
+def test_the_error_of_a_download_omits_the_query(web, path, kind, message):
+    with pytest.raises(kind, match=message) as caught, downloaded(f"{web}/{path}?token=hidden"):
         pass
-    assert "hidden" not in str(told.value)
+    assert "hidden" not in str(caught.value)
 
 
-def test_a_download_ends_at_the_limit(web):
+def test_a_download_stops_at_the_limit(web):
     with pytest.raises(RequestError, match="limit here is 1000"), downloaded(f"{web}/endless", largest=1000):
         pass
 
@@ -425,21 +425,21 @@ def test_only_web_and_object_storage_are_downloaded_from(url):
 # --- settling --------------------------------------------------------------------
 
 
-def test_settling_finishes_what_is_left_and_leaves_what_runs(bench, home):
+def test_settle_finishes_ended_executions_and_leaves_running_ones(bench, home):
     begun(bench, record_of(end=Status.EXECUTING))
     begun(bench, record_of(OTHER_ID))
-    told = {one.id: one.result for one in settle_all(bench)}
-    assert told == {EXECUTION_ID: "open", OTHER_ID: "archived"}
+    result = {one.id: one.result for one in settle_all(bench)}
+    assert result == {EXECUTION_ID: "open", OTHER_ID: "archived"}
     assert {one.id: one.result for one in settle_all(bench)} == {EXECUTION_ID: "open"}
     assert bench.ledger.get(OTHER_ID).archive == "archived"
 
 
-def test_one_damaged_bundle_hinders_no_other(bench):
+def test_one_damaged_bundle_does_not_affect_the_others(bench):
     begun(bench, record_of(OTHER_ID))
     damaged = begun(bench, record_of(EXECUTION_ID))
     (damaged.folder / "metadata/jobStatus.json").write_text("{}")
-    told = {one.id: one.result for one in settle_all(bench)}
-    assert told == {EXECUTION_ID: "failed", OTHER_ID: "archived"}
+    result = {one.id: one.result for one in settle_all(bench)}
+    assert result == {EXECUTION_ID: "failed", OTHER_ID: "archived"}
 
 
 # --- on S3 -----------------------------------------------------------------------
@@ -481,7 +481,7 @@ def test_one_output_is_read_from_s3_by_its_range(need, tmp_path):
         place.close()
 
 
-def test_what_a_dead_upload_left_is_swept_and_a_young_one_is_not(tmp_path):
+def test_remains_of_an_abandoned_upload_are_removed_and_recent_ones_stay(tmp_path):
     bench = bench_at(tmp_path)
     bench.archive.store.put("executions/x/opening.json", b"{}")
     left = tmp_path / "archive" / "executions" / "x" / f"{TEMP_PREFIX}0123456789abcdef"

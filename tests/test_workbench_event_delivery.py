@@ -1,4 +1,4 @@
-"""Telling an end: beside archiving, once it is known whose end it is, and until somebody has heard it."""
+"""Events of a sealed execution are delivered beside archiving, by the winner of a race, until acknowledged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def unfinished(bench: Workbench) -> list[str]:
     return list(bench.unfinished())
 
 
-def test_an_end_is_told_with_the_archives_word(tmp_path):
+def test_the_end_is_delivered_with_the_archive_event(tmp_path):
     listener = Listener()
     bench = bench_that_tells(tmp_path, listener)
     begun(bench, record_of(end=Status.EXECUTING))
@@ -64,7 +64,7 @@ def test_an_end_is_told_with_the_archives_word(tmp_path):
     assert unfinished(bench) == []
 
 
-def test_an_end_that_nobody_heard_is_told_again_by_settle(tmp_path):
+def test_settle_delivers_unacknowledged_events_again(tmp_path):
     listener = Listener()
     bench = bench_that_tells(tmp_path, listener)
     begun(bench, record_of(end=Status.EXECUTING))
@@ -78,7 +78,7 @@ def test_an_end_that_nobody_heard_is_told_again_by_settle(tmp_path):
     assert listener.told == ["COMPLETED", "archived 64"] * 2
 
 
-def test_an_archive_that_refuses_is_told_with_its_reason(tmp_path):
+def test_a_refusal_of_the_archive_is_delivered_with_its_reason(tmp_path):
     listener = Listener()
     bench = bench_that_tells(tmp_path, listener)
     begun(bench, record_of(end=Status.EXECUTING))
@@ -94,7 +94,7 @@ def test_an_archive_that_refuses_is_told_with_its_reason(tmp_path):
     assert unfinished(bench) == [EXECUTION_ID]
 
 
-def test_who_comes_late_tells_nothing_of_its_end(tmp_path):
+def test_a_late_seal_delivers_no_events(tmp_path):
     early, late = Listener(), Listener()
     slow = bench_that_tells(tmp_path / "slow", late, str(tmp_path / "archive"))
     begun(slow, record_of(end=Status.EXECUTING))

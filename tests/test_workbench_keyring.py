@@ -1,4 +1,4 @@
-"""Keys lie in the home, private ones for their owner only, and none is ever overwritten; seals are signed with them."""
+"""The key ring: private keys are readable by their owner, none is overwritten, and seals are signed."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def bench(tmp_path: Path, ring: KeyRing) -> Workbench:
     )
 
 
-def test_a_home_without_a_key_signs_nothing_and_trusts_nobody(ring):
+def test_a_home_without_keys_signs_nothing_and_trusts_no_key(ring):
     assert ring.signing_key() is None
     assert (ring.trusted(), ring.entries()) == ({}, ())
 
 
-def test_a_key_that_is_created_signs_and_is_trusted_and_nobody_else_can_read_it(ring):
+def test_a_created_key_signs_is_trusted_and_readable_by_its_owner_only(ring):
     made = ring.create("alice@example.org")
     assert ring.private.stat().st_mode & 0o777 == 0o600
     assert ring.entries() == (made,)
@@ -74,8 +74,8 @@ def a_public_key_of(private: bytes) -> bytes:
 def test_a_public_key_is_trusted_once_under_one_name(ring, tmp_path):
     file = tmp_path / "bob.pem"
     file.write_bytes(a_key().public.pem)
-    told = ring.trust(file, "bob")
-    assert (told.id, told.own) == (a_key().public.id, False)
+    result = ring.trust(file, "bob")
+    assert (result.id, result.own) == (a_key().public.id, False)
     with pytest.raises(RequestError, match="already, as bob"):
         ring.trust(file, "bob2")
     file.write_bytes(a_key("b").public.pem)
@@ -93,7 +93,7 @@ def test_a_private_key_is_not_taken_for_a_public_one(ring, tmp_path):
     assert ring.entries() == ()
 
 
-def test_a_key_that_the_setting_names_must_be_there(tmp_path):
+def test_a_key_named_by_the_setting_must_exist(tmp_path):
     with pytest.raises(SettingsError, match="EXECUTIONS_SIGNING_KEY"):
         KeyRing(Settings(home=tmp_path, signing_key=tmp_path / "none.pem")).signing_key()
     (tmp_path / "bad.pem").write_text("no key")
@@ -101,7 +101,7 @@ def test_a_key_that_the_setting_names_must_be_there(tmp_path):
         KeyRing(Settings(home=tmp_path, signing_key=tmp_path / "bad.pem")).signing_key()
 
 
-def test_a_method_does_not_begin_when_its_seal_could_not_be_signed(tmp_path):
+def test_a_method_does_not_start_if_its_seal_could_not_be_signed(tmp_path):
     broken = KeyRing(Settings(home=tmp_path, signing_key=tmp_path / "none.pem"))
     with pytest.raises(SettingsError, match="EXECUTIONS_SIGNING_KEY"):
         bench(tmp_path, broken).announce(a_record())
@@ -134,24 +134,24 @@ def test_a_seal_that_cannot_be_signed_now_is_made_by_the_next_settle(tmp_path, r
     assert here.archive.read(EXECUTION_ID, layout.ATTESTATION)
 
 
-def test_keys_are_made_listed_and_trusted_at_the_terminal(home, tmp_path, capsys):
+def test_keys_are_created_listed_and_trusted_at_the_terminal(home, tmp_path, capsys):
     assert main(["keys", "create", "--name", "alice", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     (tmp_path / "bob.pem").write_bytes(a_key().public.pem)
     assert main(["keys", "trust", str(tmp_path / "bob.pem")]) == 0
     capsys.readouterr()
     assert main(["keys", "list", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["keys"]
-    assert [(one["name"], one["own"]) for one in told] == [("alice", True), ("bob", False)]
-    assert told[0]["id"] == made["id"]
+    payload = json.loads(capsys.readouterr().out)["keys"]
+    assert [(one["name"], one["own"]) for one in payload] == [("alice", True), ("bob", False)]
+    assert payload[0]["id"] == made["id"]
     assert main(["keys", "create"]) == 2
 
 
-def test_verify_tells_a_reviewer_what_to_type(home, tmp_path, capsys):
+def test_verify_prints_the_commands_for_a_reviewer(home, tmp_path, capsys):
     folder = a_signed_bundle(tmp_path).folder
     assert main(["verify", str(folder)]) == 0
-    told = capsys.readouterr().out
-    assert "openssl pkeyutl -verify -pubin -inkey SIGNER.pem -rawin" in told
+    output = capsys.readouterr().out
+    assert "openssl pkeyutl -verify -pubin -inkey SIGNER.pem -rawin" in output
     (tmp_path / "alice.pem").write_bytes(a_key().public.pem)
     main(["keys", "trust", str(tmp_path / "alice.pem")])
     assert main(["verify", str(folder)]) == 0

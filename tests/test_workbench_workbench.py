@@ -1,4 +1,4 @@
-"""Keeping a record when another sealed it first, or when its bundle cannot be reached; and signs of life."""
+"""The workbench when another process seals first or a bundle is out of reach; and the heartbeat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def a_running_record():
     return record_of(EXECUTION_ID, job_status=a_job_status(Status.EXECUTING, execution_id=EXECUTION_ID))
 
 
-def test_a_lost_execution_is_sealed_from_what_the_archive_knows(tmp_path):
+def test_a_lost_execution_is_sealed_from_its_opening_record(tmp_path):
     there = bench_at(tmp_path / "there")
     begun(there, a_running_record())
     here = bench_at(tmp_path / "here", archive=there)
@@ -61,7 +61,7 @@ def test_four_sealers_at_once_call_before_seal_once(tmp_path):
     assert all(one.report.passed for one in verify_target(Catalog(bench), EXECUTION_ID))
 
 
-def test_a_rebuilt_ledger_has_the_row_of_what_is_not_archived_yet(tmp_path):
+def test_a_rebuilt_ledger_has_the_row_of_an_unarchived_execution(tmp_path):
     bench = bench_at(tmp_path)
     begun(bench, a_running_record())
     shutil.move(tmp_path / "archive", tmp_path / "away")
@@ -75,7 +75,7 @@ def test_a_rebuilt_ledger_has_the_row_of_what_is_not_archived_yet(tmp_path):
     assert bench.ledger.dump() == before
 
 
-def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path):
+def test_the_loser_of_a_seal_race_is_set_aside_and_noted(tmp_path):
     there = bench_at(tmp_path / "there")
     bundle = begun(there, a_running_record())
     here = bench_at(tmp_path / "here", archive=there)
@@ -90,7 +90,7 @@ def test_who_seals_after_another_lies_aside_and_is_told_as_a_late_word(tmp_path)
     assert there.ledger.get(EXECUTION_ID).status is Status.FAILED
 
 
-def test_an_open_execution_gives_signs_of_life_until_it_is_released(tmp_path):
+def test_an_open_execution_has_a_heartbeat_until_it_is_released(tmp_path):
     bench = bench_at(tmp_path)
     leases, others = Leases(lambda: bench.archive.marks, period=0.01), set(threading.enumerate())
     leases.hold("one", "")
