@@ -113,13 +113,13 @@ def write_at_once(url, folder, firsts, many):
 
 
 @pytest.mark.long
-def test_ten_processes_make_a_ledger_and_write_it_at_once(url, tmp_path):
+def test_ten_processes_create_and_write_a_ledger_concurrently(url, tmp_path):
     write_at_once(url, tmp_path, range(0, 1000, 100), 20)
     assert ids(url) == [an_id(first + number) for first in range(0, 1000, 100) for number in range(20)]
 
 
 @pytest.mark.long
-def test_processes_that_write_the_same_executions_leave_each_once(url, tmp_path):
+def test_processes_that_record_the_same_executions_leave_one_row_each(url, tmp_path):
     write_at_once(url, tmp_path, [0] * 4, 10)
     assert ids(url) == [an_id(number) for number in range(10)]
     with Ledger.open(url) as ledger, Ledger.open(f"sqlite:///{tmp_path / 'alone.db'}") as alone:
@@ -139,7 +139,7 @@ def test_a_fork_inherits_no_connection_and_loses_no_row(url):
     assert ids(url) == [an_id(number) for number in (*range(50), *range(100, 150))]
 
 
-def test_a_process_that_is_killed_while_it_writes_stops_nobody(url):
+def test_a_process_killed_while_writing_blocks_no_other_writer(url):
     writer = start(BULK_FOR_EVER, url)
     assert writer.stdout.readline() == "under way\n"
     with Ledger.open(url) as ledger:
@@ -151,7 +151,7 @@ def test_a_process_that_is_killed_while_it_writes_stops_nobody(url):
     assert rows % 500 == 0  # whole batches, without the one that was removed and with the one that was added
 
 
-def test_rebuilding_waits_for_those_who_record(url):
+def test_a_rebuild_waits_for_other_writers(url):
     stop = threading.Event()
     failed = []
 
@@ -188,7 +188,7 @@ def path(tmp_path):
     return tmp_path / "ledger.db"
 
 
-def test_a_reader_keeps_its_moment_while_others_write(path, tmp_path):
+def test_a_reader_keeps_its_snapshot_while_others_write(path, tmp_path):
     url = f"sqlite:///{path}"
     Ledger.open(url).record(numbered(5000), archive="local")
     reader = sqlite3.connect(path, isolation_level=None)
@@ -202,7 +202,7 @@ def test_a_reader_keeps_its_moment_while_others_write(path, tmp_path):
     reader.close()
 
 
-def test_a_writer_waits_for_another_that_takes_long(path):
+def test_a_writer_waits_for_a_slow_writer(path):
     url = f"sqlite:///{path}"
     Ledger.open(url).close()
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -224,7 +224,7 @@ def test_a_writer_waits_for_another_that_takes_long(path):
     assert told == ["the other left", "recorded"]
 
 
-def test_a_ledger_that_was_deleted_under_its_user_is_made_again(path):
+def test_a_ledger_file_deleted_while_open_is_created_again(path):
     with Ledger.open(f"sqlite:///{path}") as ledger:
         ledger.record(numbered(1), archive="local")
         for name in ("ledger.db", "ledger.db-wal", "ledger.db-shm"):
@@ -234,7 +234,7 @@ def test_a_ledger_that_was_deleted_under_its_user_is_made_again(path):
         assert [row.id for row in ledger.list().rows] == [an_id(2)]
 
 
-def test_a_sqlite_ledger_is_written_ahead_and_leaves_one_file_when_it_is_closed(path):
+def test_a_sqlite_ledger_uses_wal_and_leaves_one_file_when_closed(path):
     with Ledger.open(f"sqlite:///{path}") as ledger:
         ledger.record(numbered(1), archive="local")
         assert path.with_name("ledger.db-wal").exists()
@@ -261,7 +261,7 @@ with ThreadPoolExecutor(4) as pool:
 """
 
 
-def test_ledgers_of_one_process_that_are_made_at_once_are_all_made(tmp_path):
+def test_one_process_can_create_several_ledgers_concurrently(tmp_path):
     # Alembic keeps what it works on in its modules; without turns the interpreter itself could crash.
     done = subprocess.run(
         [sys.executable, "-c", MAKER, str(tmp_path)],
@@ -276,7 +276,7 @@ def test_ledgers_of_one_process_that_are_made_at_once_are_all_made(tmp_path):
 # PostgreSQL
 
 
-def test_a_connection_that_the_server_ended_is_replaced(need, tmp_path):
+def test_a_connection_closed_by_the_server_is_replaced(need, tmp_path):
     with a_fresh_url("postgresql", need, tmp_path) as address, Ledger.open(address) as ledger:
         ledger.record(numbered(1), archive="local")
         with psycopg.connect(address, autocommit=True) as other:

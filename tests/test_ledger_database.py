@@ -14,7 +14,7 @@ from prefect_executions.ledger.ledger import Ledger
 @pytest.mark.parametrize(
     "wrong", ["", "ledger.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "mysql://u:hunter2@host/x", "a=hunter2"]
 )
-def test_an_address_that_is_no_ledger_is_refused_without_its_password(wrong):
+def test_an_invalid_ledger_url_is_refused_without_its_password(wrong):
     with pytest.raises(SettingsError, match="EXECUTIONS_LEDGER") as told:
         Ledger.open(wrong)
     assert "hunter2" not in str(told.value)
@@ -32,7 +32,7 @@ def test_an_address_that_is_no_ledger_is_refused_without_its_password(wrong):
         "alice:hunter2@127.0.0.1:1/x?nothing=a@b",
     ],
 )
-def test_a_server_that_cannot_be_reached_is_told_without_the_password(place):
+def test_the_error_for_an_unreachable_server_has_no_password(place):
     with pytest.raises(LedgerError) as told:
         Ledger.open(f"postgresql://{place}")
     error: BaseException | None = told.value
@@ -42,7 +42,7 @@ def test_a_server_that_cannot_be_reached_is_told_without_the_password(place):
 
 
 @pytest.mark.long
-def test_a_missing_driver_is_named_with_its_cure():
+def test_a_missing_driver_is_reported_with_the_install_command():
     asked = (
         "import sys; sys.modules['psycopg'] = None\n"
         "from prefect_executions.ledger.ledger import Ledger\n"
@@ -56,13 +56,13 @@ def test_a_missing_driver_is_named_with_its_cure():
     assert "hunter2" not in run.stderr
 
 
-def test_a_file_that_is_no_database_is_told_with_its_cure(tmp_path):
+def test_a_file_that_is_not_a_database_is_reported_with_the_rebuild_command(tmp_path):
     (tmp_path / "ledger.db").write_text("this is a note and no database " * 100)
     with pytest.raises(LedgerError, match=r"executions ledger rebuild"):
         Ledger.open(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(LedgerError, match="folder"):
         Ledger.open(f"sqlite:///{tmp_path / 'file' / 'ledger.db'}")

@@ -52,7 +52,7 @@ def only(ledger, table):
 # what is kept
 
 
-def test_a_row_tells_what_the_documents_say(ledger):
+def test_a_row_has_the_values_of_the_documents(ledger):
     ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
     row = ledger.get(EXECUTION_ID)
     assert (row.method_id, row.method_version, row.method_type) == ("segment-coins", "1.2.0", "Analysis")
@@ -68,20 +68,20 @@ def test_a_row_tells_what_the_documents_say(ledger):
     assert (row.archive, row.manifest_sha256) == ("archived", SEAL)
 
 
-def test_a_time_comes_back_to_the_microsecond_and_in_utc(ledger):
+def test_a_time_is_stored_to_the_microsecond_in_utc(ledger):
     ledger.record(a_record(), archive="local")
     assert ledger.get(EXECUTION_ID).created == datetime(2026, 9, 22, 12, 0, 0, 123456, UTC)
     assert ledger.get(EXECUTION_ID).created.tzinfo is UTC
 
 
-def test_an_execution_that_never_started_has_no_times_that_nobody_saw(ledger):
+def test_an_execution_that_never_started_has_no_unobserved_times(ledger):
     ledger.record(a_never_started_record(), archive="archived", manifest_sha256=SEAL)
     row = ledger.get(EXECUTION_ID)
     assert row.status is Status.CANCELLED
     assert (row.started, row.duration, row.hostname, row.worker) == (None, None, None, None)
 
 
-def test_a_failure_keeps_its_reason_and_message(ledger):
+def test_a_failure_has_its_reason_and_message(ledger):
     ledger.record(a_failed_record(), archive="archived", manifest_sha256=SEAL)
     row = ledger.get(EXECUTION_ID)
     assert (row.status, row.reason) == (Status.FAILED, Reason.ERROR)
@@ -89,12 +89,12 @@ def test_a_failure_keeps_its_reason_and_message(ledger):
     assert row.partial is None
 
 
-def test_a_cancelled_execution_says_that_its_outputs_may_be_incomplete(ledger):
+def test_a_cancelled_execution_is_marked_as_partial(ledger):
     ledger.record(a_cancelled_record(), archive="archived", manifest_sha256=SEAL)
     assert ledger.get(EXECUTION_ID).partial is True
 
 
-def test_an_execution_whose_creation_nobody_saw_is_listed_by_the_first_thing_that_was_seen(ledger):
+def test_an_execution_with_unobserved_creation_is_listed_by_its_first_status(ledger):
     told = a_job_status()
     unseen = told.model_copy(update={"created": None, "history": told.history[2:]})
     ledger.record(a_record(job_status=unseen), archive="local")
@@ -123,7 +123,7 @@ def test_an_execution_whose_creation_nobody_saw_is_listed_by_the_first_thing_tha
     ],
     ids=str,
 )
-def test_an_input_value_is_kept_in_the_column_of_its_type_and_whole_as_json(ledger, value, told):
+def test_an_input_value_is_stored_in_the_column_of_its_type_and_as_json(ledger, value, told):
     record = a_record(request=a_request(values={"given": value}, files=()))
     ledger.record(record, archive="local")
     row = only(ledger, "inputs")
@@ -131,14 +131,14 @@ def test_an_input_value_is_kept_in_the_column_of_its_type_and_whole_as_json(ledg
     assert (row["json"], row["number"], row["text"], None if row["truth"] is None else bool(row["truth"])) == told
 
 
-def test_an_input_file_is_kept_with_its_digest_and_origin(ledger):
+def test_an_input_file_is_stored_with_its_digest_and_origin(ledger):
     ledger.record(a_record(), archive="local")
     row = only(ledger, "input_files")
     assert row["sha256"] == a_staged_input().sha256
     assert (row["input"], row["origin"], row["media_type"]) == ("picture", "s3://survey/picture.png", "image/png")
 
 
-def test_an_artefact_that_one_execution_made_and_another_used_has_the_same_digest_in_both(ledger):
+def test_an_output_used_as_an_input_has_one_digest_in_both_tables(ledger):
     made = an_output("outputs/map.tif", b"a map")
     maker, user = numbered(1), numbered(2, request=a_request(files=(a_staged_input("picture", b"a map"),)))
     maker = replace(maker, job_status=maker.job_status.model_copy(update={"outputs": (made,)}))
@@ -165,32 +165,32 @@ def test_an_artefact_that_one_execution_made_and_another_used_has_the_same_diges
     ],
     ids=str,
 )
-def test_a_metric_is_a_number_and_loses_nothing(ledger, value, number, exact):
+def test_a_metric_is_a_number_without_loss(ledger, value, number, exact):
     metric = Metric(name="loss", value=value, step=7, time=NOON)
     ledger.record(a_record(metrics=Metrics(metrics=(metric,))), archive="local")
     row = only(ledger, "metrics")
     assert (row["name"], row["number"], row["exact"], row["step"]) == ("loss", number, exact, 7)
 
 
-def test_a_step_beyond_64_bits_is_left_out_and_never_made_smaller(ledger):
+def test_a_step_beyond_64_bits_is_left_out(ledger):
     metric = Metric(name="loss", value=1, step=2**64, time=NOON)
     ledger.record(a_record(metrics=Metrics(metrics=(metric,))), archive="local")
     assert only(ledger, "metrics")["step"] is None
 
 
-def test_who_names_an_execution_is_told_from_the_other_side(ledger):
+def test_referrers_are_the_executions_that_refer_to_an_execution(ledger):
     for number, relation in ((1, "parent"), (2, "rerun-of"), (3, "parent")):
         named = (Relative(execution_id=an_id(0 if number < 3 else 9), relation=relation),)
         ledger.record(numbered(number, request=a_request(relatives=named)), archive="local")
 
-    assert ledger.naming(an_id(0)) == (
+    assert ledger.referrers(an_id(0)) == (
         Relation(id=an_id(1), relation="parent"),
         Relation(id=an_id(2), relation="rerun-of"),
     )
-    assert ledger.naming(an_id(1)) == ()
+    assert ledger.referrers(an_id(1)) == ()
 
 
-def test_a_file_that_one_made_and_another_used_links_them_by_its_digest(ledger):
+def test_producer_and_consumer_of_a_file_are_linked_by_its_digest(ledger):
     table, empty = an_output("outputs/table.csv", b"1,2"), an_output("outputs/empty", b"")
 
     def one(number: int, *, makes: bool, takes: bool) -> None:
@@ -215,7 +215,7 @@ def test_a_file_that_one_made_and_another_used_links_them_by_its_digest(ledger):
     assert ledger.used_by(an_id(3)) == ()
 
 
-def test_tags_relatives_and_history_are_kept_in_their_order(ledger):
+def test_tags_relatives_and_history_stay_in_order(ledger):
     relatives = (Relative(execution_id="b", relation="parent"), Relative(execution_id="a", relation="rerun-of"))
     ledger.record(a_record(request=a_request(tags=("z", "a", "z"), relatives=relatives)), archive="local")
     assert [row["tag"] for row in ledger.rows("tags")] == ["z", "a", "z"]
@@ -261,7 +261,7 @@ def test_a_second_sealer_does_not_take_an_execution_out_of_the_archive(ledger):
     assert ledger.pending() == ()
 
 
-def test_what_waits_for_the_archive_is_told_oldest_first_until_it_is_there(ledger):
+def test_pending_executions_are_listed_oldest_first_until_archived(ledger):
     for number in (2, 1, 3):
         ledger.record(numbered(number), archive="pending", manifest_sha256=SEAL)
     ledger.note_archived(an_id(1), manifest_sha256=SEAL)
@@ -269,14 +269,14 @@ def test_what_waits_for_the_archive_is_told_oldest_first_until_it_is_there(ledge
     assert ledger.get(an_id(1)).archive == "archived"
 
 
-def test_an_execution_that_the_ledger_does_not_know_cannot_be_noted_or_got(ledger):
+def test_an_execution_missing_in_the_ledger_is_not_found(ledger):
     with pytest.raises(NotFoundError, match=EXECUTION_ID):
         ledger.note_archived(EXECUTION_ID, manifest_sha256=SEAL)
     with pytest.raises(NotFoundError, match=EXECUTION_ID):
         ledger.get(EXECUTION_ID)
 
 
-def test_removing_an_execution_leaves_nothing_of_it(ledger):
+def test_removing_an_execution_deletes_all_its_rows(ledger):
     ledger.record(numbered(1), archive="local")
     without = ledger.dump()
     ledger.record(numbered(2, method="other"), archive="local")
@@ -302,7 +302,7 @@ def test_a_rebuilt_ledger_has_the_same_rows(ledger):
     assert ledger.dump() == before
 
 
-def test_a_bulk_takes_an_execution_twice_and_keeps_the_last_word(ledger):
+def test_a_bulk_write_with_a_repeated_execution_keeps_the_last_record(ledger):
     with ledger.bulk() as bulk:
         bulk.record(a_record(job_status=a_job_status(Status.STARTED)), archive="local")
         bulk.record(a_record(), archive="archived", manifest_sha256=SEAL)
@@ -313,7 +313,7 @@ def test_a_bulk_takes_an_execution_twice_and_keeps_the_last_word(ledger):
     assert ledger.dump() == bulked
 
 
-def test_a_bulk_of_many_rows_is_written_before_its_end(ledger):
+def test_a_bulk_write_with_many_rows_is_flushed_early(ledger):
     metrics = Metrics(metrics=tuple(Metric(name="loss", value=n, step=n, time=NOON) for n in range(26_000)))
     with ledger.bulk() as bulk:
         for number in (1, 2):
@@ -321,7 +321,7 @@ def test_a_bulk_of_many_rows_is_written_before_its_end(ledger):
         assert len(ledger.list().rows) == 2
 
 
-def test_a_bulk_that_is_interrupted_keeps_the_batches_before(ledger):
+def test_an_interrupted_bulk_write_keeps_the_earlier_batches(ledger):
     def interrupted():
         with ledger.bulk() as bulk:
             for number in range(600):
@@ -351,7 +351,7 @@ def test_an_ambiguous_prefix_lists_at_most_twenty_candidates(ledger):
     assert told.value.candidates == tuple(an_id(number) for number in range(20))
 
 
-def test_a_full_id_is_found_beside_its_second_life(ledger):
+def test_a_complete_id_is_found_beside_its_second_generation(ledger):
     for life in (EXECUTION_ID, f"{EXECUTION_ID}.2"):
         ledger.record(a_record(job_status=a_job_status(execution_id=life)), archive="local")
     assert ledger.find(EXECUTION_ID) == EXECUTION_ID
@@ -361,7 +361,7 @@ def test_a_full_id_is_found_beside_its_second_life(ledger):
         ledger.find(EXECUTION_ID[:8])
 
 
-def test_a_prefix_that_nothing_begins_with_is_not_found(ledger):
+def test_a_prefix_without_matches_is_not_found(ledger):
     ledger.record(a_record(), archive="local")
     for prefix in ("", "1b", "%", "_b1e", "0b1e\0", "'; DROP TABLE executions; --", "\ud800"):
         with pytest.raises(NotFoundError):
@@ -375,7 +375,7 @@ def ids(page):
     return [row.id for row in page.rows]
 
 
-def test_the_newest_come_first_and_a_cursor_leads_through_all_of_them(ledger):
+def test_the_newest_come_first_and_cursors_lead_through_all_pages(ledger):
     for number in range(25):
         ledger.record(numbered(number), archive="local")
     seen, after = [], None
@@ -388,7 +388,7 @@ def test_the_newest_come_first_and_a_cursor_leads_through_all_of_them(ledger):
     assert seen == [an_id(number) for number in reversed(range(25))]
 
 
-def test_a_cursor_holds_its_place_when_newer_executions_come(ledger):
+def test_a_cursor_keeps_its_position_when_newer_executions_arrive(ledger):
     for number in range(6):
         ledger.record(numbered(number), archive="local")
     first = ledger.list(limit=3)
@@ -396,7 +396,7 @@ def test_a_cursor_holds_its_place_when_newer_executions_come(ledger):
     assert ids(ledger.list(limit=3, after=first.after)) == [an_id(2), an_id(1), an_id(0)]
 
 
-def test_executions_of_the_same_moment_are_all_listed_once(ledger):
+def test_executions_with_equal_times_are_all_listed_once(ledger):
     for number in range(7):
         told = a_job_status(execution_id=an_id(number))
         ledger.record(a_record(job_status=told), archive="local")
@@ -406,7 +406,7 @@ def test_executions_of_the_same_moment_are_all_listed_once(ledger):
     assert second.after is None
 
 
-def test_a_page_that_is_just_full_has_no_cursor_when_nothing_follows(ledger):
+def test_a_full_last_page_has_no_cursor(ledger):
     for number in range(3):
         ledger.record(numbered(number), archive="local")
     assert ledger.list(limit=3).after is None
@@ -444,20 +444,20 @@ def test_filters_together_narrow_the_list(mixed, asked, fits):
 
 
 @pytest.mark.parametrize("cursor", ["", "!", "bm8gY3Vyc29y", "ä", "MQ"])
-def test_a_cursor_that_is_none_is_refused(ledger, cursor):
+def test_an_invalid_cursor_is_refused(ledger, cursor):
     with pytest.raises(RequestError, match="cursor"):
         ledger.list(after=cursor)
 
 
-def test_a_page_of_no_rows_is_refused(ledger):
-    with pytest.raises(RequestError, match="at least one"):
+def test_a_limit_below_one_is_refused(ledger):
+    with pytest.raises(RequestError, match="at least 1"):
         ledger.list(limit=0)
 
 
 # Methods
 
 
-def test_methods_are_told_by_version_with_when_they_were_seen(ledger):
+def test_methods_are_listed_by_version_with_first_and_last_seen(ledger):
     for number, version in enumerate(["1.0", "1.0", "2.0"]):
         record = numbered(number)
         ledger.record(replace(record, method=a_method(version=version)), archive="local")
@@ -470,7 +470,7 @@ def test_methods_are_told_by_version_with_when_they_were_seen(ledger):
     assert ledger.method("segment-coins", "1.0") == one
 
 
-def test_a_version_whose_code_changed_is_told_by_its_newest_execution(ledger):
+def test_a_version_whose_code_changed_has_its_newest_descriptor(ledger):
     for number, title in ((2, "new"), (1, "old")):
         ledger.record(replace(numbered(number), method=a_method(title=title)), archive="local")
     (told,) = ledger.methods()
@@ -478,9 +478,9 @@ def test_a_version_whose_code_changed_is_told_by_its_newest_execution(ledger):
     assert len(list(ledger.rows("methods"))) == 2
 
 
-def test_a_method_that_nobody_ran_is_not_found_and_known_versions_are_named(ledger):
+def test_a_method_version_without_executions_is_not_found_and_others_are_listed(ledger):
     ledger.record(a_record(), archive="local")
-    with pytest.raises(NotFoundError, match=r"Known versions: 1\.2\.0"):
+    with pytest.raises(NotFoundError, match=r"Versions with executions: 1\.2\.0"):
         ledger.method("segment-coins", "9")
     with pytest.raises(NotFoundError, match="methods list"):
         ledger.method("nothing")
@@ -489,12 +489,12 @@ def test_a_method_that_nobody_ran_is_not_found_and_known_versions_are_named(ledg
 # the ledger itself
 
 
-def test_a_table_that_is_not_there_is_told_with_those_that_are(ledger):
+def test_a_missing_table_is_refused_with_the_existing_tables(ledger):
     with pytest.raises(LedgerError, match="input_files"):
         list(ledger.rows("executions; DROP TABLE executions"))
 
 
-def test_a_closed_ledger_opens_itself_again(ledger):
+def test_a_closed_ledger_reopens_on_use(ledger):
     ledger.record(a_record(), archive="local")
     ledger.close()
     ledger.close()

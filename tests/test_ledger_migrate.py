@@ -57,20 +57,20 @@ def sql(url, statement):
             connected.execute(statement)
 
 
-def test_the_migrations_give_exactly_the_tables_of_today(connection):
+def test_the_migrations_create_exactly_the_current_tables(connection):
     context = MigrationContext.configure(
         connection, opts={"version_table": VERSION_TABLE, "compare_type": True, "compare_server_default": False}
     )
     assert compare_metadata(context, METADATA) == []
 
 
-def test_a_table_that_differs_would_be_told(connection):
+def test_a_different_table_is_detected(connection):
     connection.execute(text("ALTER TABLE tags ADD COLUMN planted TEXT"))
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     assert "planted" in str(compare_metadata(context, METADATA))
 
 
-def test_indexes_and_keys_have_the_names_that_the_tables_give_them(connection):
+def test_indexes_and_keys_have_the_names_in_the_metadata(connection):
     found = inspect(connection)
     for table in METADATA.tables.values():
         assert {index["name"] for index in found.get_indexes(table.name)} - {
@@ -78,7 +78,7 @@ def test_indexes_and_keys_have_the_names_that_the_tables_give_them(connection):
         } == {index.name for index in table.indexes}
 
 
-def test_the_newest_migration_is_the_one_that_a_ledger_is_held_to():
+def test_head_is_the_newest_migration():
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_current_head() == HEAD
@@ -98,7 +98,7 @@ def test_statements_name_the_columns_of_the_tables_in_their_order():
         assert table.columns.keys() == keys.get(name, ["execution", "position"]) + named[name]
 
 
-def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(url):
+def test_a_ledger_of_a_newer_version_is_refused_and_unchanged(url):
     with Ledger.open(url) as ledger:
         ledger.record(numbered(1), archive="local")
     sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '9999'")  # noqa: S608  a constant
@@ -109,26 +109,26 @@ def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(url):
         assert len(ledger.list().rows) == 1
 
 
-def test_a_ledger_of_the_first_version_is_brought_up_and_keeps_its_rows(url):
+def test_a_ledger_of_the_first_version_is_migrated_and_keeps_its_rows(url):
     with Ledger.open(url) as ledger:
         ledger.record(numbered(1), archive="local")
     for column in ("imported", "origin"):
         sql(url, f"ALTER TABLE executions DROP COLUMN {column}")
     sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '0001'")  # noqa: S608  a constant
-    came = ImportOrigin(at=NOON, origin="x.zip")
+    origin = ImportOrigin(at=NOON, origin="x.zip")
     with Ledger.open(url) as ledger:
-        ledger.record(numbered(2), archive="archived", manifest_sha256="a" * 64, came=came)
+        ledger.record(numbered(2), archive="archived", manifest_sha256="a" * 64, imported=origin)
         assert [(row.imported, row.origin) for row in ledger.list().rows] == [(NOON, "x.zip"), (None, None)]
 
 
-def test_opening_again_keeps_what_is_there(url):
+def test_reopening_keeps_all_rows(url):
     for number in range(3):
         with Ledger.open(url) as ledger:
             ledger.record(numbered(number), archive="local")
     assert len(Ledger.open(url).list().rows) == 3
 
 
-def test_a_half_made_ledger_is_made_whole_or_refused_but_never_used(tmp_path):
+def test_an_incomplete_ledger_is_refused(tmp_path):
     path = tmp_path / "ledger.db"
     with sqlite3.connect(path) as connected:
         connected.execute("CREATE TABLE executions (id TEXT)")
@@ -137,7 +137,7 @@ def test_a_half_made_ledger_is_made_whole_or_refused_but_never_used(tmp_path):
         Ledger.open(f"sqlite:///{path}")
 
 
-def test_a_ledger_of_today_is_opened_without_alembic_and_sqlalchemy(url):
+def test_a_current_ledger_is_opened_without_alembic_and_sqlalchemy(url):
     with Ledger.open(url) as ledger:
         ledger.record(numbered(1), archive="local")
     asked = (
@@ -149,7 +149,7 @@ def test_a_ledger_of_today_is_opened_without_alembic_and_sqlalchemy(url):
     assert run.stdout == "set()\n"
 
 
-def test_a_sqlite_ledger_needs_no_driver_of_postgresql(tmp_path):
+def test_a_sqlite_ledger_does_not_import_the_postgresql_driver(tmp_path):
     asked = (
         "import sys\nfrom prefect_executions.ledger.ledger import Ledger\n"
         "Ledger.open(sys.argv[1])\nprint('psycopg' in sys.modules)"
@@ -159,7 +159,7 @@ def test_a_sqlite_ledger_needs_no_driver_of_postgresql(tmp_path):
     assert run.stdout == "False\n"
 
 
-def test_a_ledger_in_postgresql_keeps_to_a_schema_of_its_own(need, tmp_path):
+def test_a_ledger_in_postgresql_uses_its_own_schema(need, tmp_path):
     with a_fresh_url("postgresql", need, tmp_path) as address:
         with psycopg.connect(address) as connected:
             connected.execute("CREATE TABLE public.alembic_version (version_num TEXT)")  # as Prefect's database has
@@ -225,7 +225,7 @@ def plan_in_sqlite(url, query):
 
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
-def test_every_list_in_sqlite_reads_an_index_and_sorts_nothing(filled_sqlite, asked):
+def test_every_list_in_sqlite_uses_an_index_without_sorting(filled_sqlite, asked):
     (step,) = plan_in_sqlite(filled_sqlite, newest(**asked))
     expected = "_".join(word for word in ("method", "status") if word in asked)
     name = f"executions_{expected}_newest_idx".replace("__", "_")
@@ -233,7 +233,7 @@ def test_every_list_in_sqlite_reads_an_index_and_sorts_nothing(filled_sqlite, as
 
 
 @pytest.mark.parametrize("asked", FILTERS, ids=str)
-def test_every_list_in_postgresql_reads_an_index_and_sorts_nothing(filled_postgres, asked):
+def test_every_list_in_postgresql_uses_an_index_without_sorting(filled_postgres, asked):
     query = newest(**asked)
     with psycopg.connect(filled_postgres, autocommit=True) as connected:
         connected.execute(f"SET search_path TO {SCHEMA}")
@@ -250,17 +250,17 @@ def test_every_list_in_postgresql_reads_an_index_and_sorts_nothing(filled_postgr
     [
         (queries.PENDING, (), "executions_pending_idx"),
         (queries.GET, ("x",), "sqlite_autoindex_executions_1"),
-        (queries.BEGINNING_WITH, ("a", "b", 21), "sqlite_autoindex_executions_1"),
+        (queries.IDS_WITH_PREFIX, ("a", "b", 21), "sqlite_autoindex_executions_1"),
     ],
     ids=["pending", "get", "find"],
 )
-def test_other_questions_read_an_index_too(filled_sqlite, statement, values, index):
+def test_other_queries_use_an_index_too(filled_sqlite, statement, values, index):
     (step,) = plan_in_sqlite(filled_sqlite, queries.Query(statement, values))
     assert f"INDEX {index}" in step
 
 
 @pytest.mark.parametrize("table", ["input_files", "outputs"])
-def test_an_artefact_is_found_by_its_digest_in_an_index(filled_sqlite, table):
+def test_a_file_is_found_by_its_digest_with_an_index(filled_sqlite, table):
     query = queries.Query(f"SELECT execution FROM {table} WHERE sha256 = ?", ("x",))  # noqa: S608  a name above
     (step,) = plan_in_sqlite(filled_sqlite, query)
     assert f"{table}_sha256_idx" in step

@@ -68,7 +68,7 @@ def s3(request: pytest.FixtureRequest, need: Need) -> Iterator[Place]:
     place.close()
 
 
-def test_what_was_put_is_got_back(store: Store, tmp_path: Path) -> None:
+def test_put_objects_are_read_back(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "some.file"
     file.write_bytes(b"from a file")
     store.put("a/b/c.json", b"{}")
@@ -83,13 +83,13 @@ def test_the_last_put_wins(store: Store) -> None:
     assert store.get("a") == b"second"
 
 
-def test_many_are_put_and_got_together(store: Store) -> None:
+def test_put_many_and_get_many_round_trip(store: Store) -> None:
     objects: dict[str, bytes | Path] = {f"many/{number}/x": b"%d" % number for number in range(40)}
     store.put_many(objects)
     assert store.get_many([*objects, "many/none"]) == objects
 
 
-def test_an_object_that_is_not_there_is_said_to_be_absent(store: Store, tmp_path: Path) -> None:
+def test_a_missing_object_is_not_found(store: Store, tmp_path: Path) -> None:
     assert store.head("nothing/here") is None
     for read in (
         lambda: store.get("nothing/here"),
@@ -101,7 +101,7 @@ def test_an_object_that_is_not_there_is_said_to_be_absent(store: Store, tmp_path
     assert not list(tmp_path.glob("to*"))
 
 
-def test_a_head_tells_the_size_and_a_time_in_utc(store: Store) -> None:
+def test_a_head_has_the_size_and_a_time_in_utc(store: Store) -> None:
     store.put("a/b", b"12345")
     head = store.head("a/b")
     assert head is not None
@@ -111,12 +111,12 @@ def test_a_head_tells_the_size_and_a_time_in_utc(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 4), (3, 7), (9, 10), (8, 99), (10, 12), (50, 60), (4, 4)])
-def test_a_range_is_cut_as_python_cuts(store: Store, start: int, end: int) -> None:
+def test_a_range_is_cut_like_a_python_slice(store: Store, start: int, end: int) -> None:
     store.put("digits", b"0123456789")
     assert store.get_range("digits", start, end) == b"0123456789"[start:end]
 
 
-def test_a_listing_names_all_objects_below_a_prefix_and_no_others(store: Store) -> None:
+def test_a_listing_has_all_objects_below_a_prefix_and_no_others(store: Store) -> None:
     store.put_many(dict.fromkeys(("one/a", "one/b/c", "one.2/a", "onetwo/a", "other"), b"x"))
     assert sorted(found.key for found in store.list("one/")) == ["one/a", "one/b/c"]
     assert sorted(found.key for found in store.list("")) == ["one.2/a", "one/a", "one/b/c", "onetwo/a", "other"]
@@ -133,7 +133,7 @@ def test_children_are_the_folders_right_below(store: Store) -> None:
     assert list(store.list_children("nothing/")) == []
 
 
-def test_a_removed_object_is_gone_and_removing_it_again_is_no_error(store: Store) -> None:
+def test_deleting_a_missing_object_is_ignored(store: Store) -> None:
     store.put_many({"a/b": b"x", "a/c": b"y"})
     store.delete("a/b", "a/none")
     store.delete("a/b")
@@ -141,7 +141,7 @@ def test_a_removed_object_is_gone_and_removing_it_again_is_no_error(store: Store
     store.delete()
 
 
-def test_keys_of_many_alphabets_and_marks_are_kept_apart(store: Store) -> None:
+def test_keys_with_unusual_characters_are_distinct(store: Store) -> None:
     keys = ["é ü/日本.txt", "a b+c%20d", "a b c", "x&y=z?q#f", "~tilde", "'quote'", '"double"', "[1]*"]
     store.put_many({f"odd/{key}": key.encode() for key in keys})
     assert store.get_many(f"odd/{key}" for key in keys) == {f"odd/{key}": key.encode() for key in keys}
@@ -151,7 +151,7 @@ def test_keys_of_many_alphabets_and_marks_are_kept_apart(store: Store) -> None:
 @pytest.mark.parametrize(
     "key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\0b", "a/.~b", "a\\b", "a\nb", "\ud800"]
 )
-def test_a_key_that_not_every_store_can_hold_is_refused(store: Store, key: str) -> None:
+def test_a_key_that_some_store_cannot_hold_is_refused(store: Store, key: str) -> None:
     for use in (
         lambda: store.put(key, b""),
         lambda: store.get(key),
@@ -169,7 +169,7 @@ def test_only_the_first_of_two_creates(store: Store) -> None:
     assert honours_create_if_absent(store)
 
 
-def test_what_speaks_of_others_is_created_after_them(store: Store, tmp_path: Path) -> None:
+def test_put_if_absent_after_other_objects_creates_once(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"z")
     named = {"one/a": b"x", "one/deep/b": b"", "two/c": tmp_path / "file"}
     store.put_many(named, durability=Durability.WITH_SEAL)
@@ -227,7 +227,7 @@ def test_processes_race_and_one_creates(opened: Opened) -> None:
     assert opened.store.get("seal") == str(said.index("True")).encode()
 
 
-def test_a_download_brings_the_file(store: Store, tmp_path: Path) -> None:
+def test_a_download_equals_the_source(store: Store, tmp_path: Path) -> None:
     source, to = tmp_path / "source", tmp_path / "deep" / "to"
     digest = written(source, 20 * 1024**2 + 7)
     store.put("big", source)
@@ -236,14 +236,16 @@ def test_a_download_brings_the_file(store: Store, tmp_path: Path) -> None:
     assert [path.name for path in to.parent.iterdir()] == ["to"]
 
 
-def test_a_download_of_nothing_is_an_empty_file(store: Store, tmp_path: Path) -> None:
+def test_a_download_of_an_empty_object_is_an_empty_file(store: Store, tmp_path: Path) -> None:
     store.put("empty", b"")
     store.download("empty", tmp_path / "to", 0, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
     assert (tmp_path / "to").read_bytes() == b""
 
 
 @pytest.mark.parametrize(("size", "digest"), [(4, "0" * 64), (6, "0" * 64), (5, "0" * 64)])
-def test_what_is_not_as_it_was_archived_leaves_no_file(store: Store, tmp_path: Path, size: int, digest: str) -> None:
+def test_a_download_with_wrong_size_or_digest_leaves_no_file(
+    store: Store, tmp_path: Path, size: int, digest: str
+) -> None:
     store.put("a", b"12345")
     (tmp_path / "to").mkdir()
     with pytest.raises(ArchiveError, match="/a"):
@@ -274,7 +276,7 @@ def test_a_store_works_in_a_forked_process(store: Store) -> None:
     assert store.get("after") == b"2"
 
 
-def test_a_store_without_web_addresses_says_so(tmp_path: Path) -> None:
+def test_a_store_without_presigned_urls_refuses_to_presign(tmp_path: Path) -> None:
     for url in (tmp_path.as_uri(), f"memory://{tmp_path}"):
         with pytest.raises(NotAvailableError, match="only an archive on S3"):
             open_store(url).presign("a", 60)
@@ -293,7 +295,7 @@ def test_a_presigned_url_reads_until_it_expires(s3: Place) -> None:
     assert refused.value.code == 403
 
 
-def test_a_file_over_100_mb_goes_up_in_parts_and_comes_back(s3: Place, tmp_path: Path) -> None:
+def test_a_file_over_100_mb_is_uploaded_in_parts_and_read_back(s3: Place, tmp_path: Path) -> None:
     store = open_store(s3.url, options=s3.options)
     size = 110 * 10**6 + 13
     digest = written(tmp_path / "big", size)
@@ -307,7 +309,7 @@ def test_a_file_over_100_mb_goes_up_in_parts_and_comes_back(s3: Place, tmp_path:
     assert s3.unfinished() == []
 
 
-def test_stale_uploads_are_swept_and_young_ones_are_left(s3: Place) -> None:
+def test_stale_uploads_are_aborted_and_recent_uploads_stay(s3: Place) -> None:
     store = open_store(s3.url, options=s3.options)
     for key in ("some/prefix/one", "some/prefix/two", "elsewhere/three"):
         s3.client.create_multipart_upload(Bucket=s3.bucket, Key=key)
@@ -324,7 +326,7 @@ def test_a_listing_goes_on_after_a_thousand_objects(s3: Place) -> None:
     assert sorted(store.list_children("n/")) == [f"{number:04}" for number in range(1100)]
 
 
-def test_unfinished_files_in_a_folder_are_not_objects_and_are_swept(tmp_path: Path) -> None:
+def test_temporary_files_in_a_folder_are_not_objects_and_are_removed(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "archive"))
     store.put("a/b", b"x")
     (tmp_path / "archive" / "a" / ".~0123").write_bytes(b"half")
@@ -334,7 +336,7 @@ def test_unfinished_files_in_a_folder_are_not_objects_and_are_swept(tmp_path: Pa
     assert [path.name for path in (tmp_path / "archive" / "a").iterdir()] == ["b"]
 
 
-def test_what_a_killed_writer_left_in_a_folder_is_swept_at_once(tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_writer_are_removed_at_once(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     store = open_store(str(archive))
     store.put("a/b", b"x")
@@ -357,20 +359,20 @@ def test_what_a_killed_writer_left_in_a_folder_is_swept_at_once(tmp_path: Path) 
     assert store.abort_stale(long_ago) == 0
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_archive_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     store = open_store(str(tmp_path / "file"))
     with pytest.raises(ArchiveError, match="file"):
         store.put("a/b", b"x")
 
 
-def test_a_file_that_is_gone_cannot_be_put(store: Store, tmp_path: Path) -> None:
+def test_a_missing_file_cannot_be_put(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="none cannot be archived: there is no such file"):
         store.put("a/b", tmp_path / "none")
     assert store.head("a/b") is None
 
 
-def test_the_last_object_of_a_folder_takes_the_folder_with_it(tmp_path: Path) -> None:
+def test_deleting_the_last_object_of_a_folder_removes_the_folder(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "archive"))
     store.put("executions/one/seal.json", b"x")
     store.delete("executions/one/seal.json")
@@ -379,7 +381,7 @@ def test_the_last_object_of_a_folder_takes_the_folder_with_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("key", ["wrong", "testkey"])
-def test_wrong_credentials_fail_at_once_and_are_not_told(s3: Place, key: str) -> None:
+def test_wrong_credentials_fail_at_once_and_are_not_shown(s3: Place, key: str) -> None:
     hidden = "a-secret-that-nobody-may-read"
     options = s3.options_at(s3.endpoint, key=key, secret=hidden) if key else {}
     store = open_store(s3.url, options=options, timeout=timedelta(seconds=60))
@@ -387,11 +389,11 @@ def test_wrong_credentials_fail_at_once_and_are_not_told(s3: Place, key: str) ->
     with pytest.raises(ArchiveError, match=r"s3://.*put_object of some/prefix/a") as failed:
         store.put("a", b"x")
     assert time.monotonic() - began < 30
-    assert hidden not in _everything_said(failed.value)
+    assert hidden not in _full_traceback(failed.value)
 
 
 @pytest.mark.parametrize("s3", ["ceph"], indirect=True)  # SeaweedFS makes a bucket when it is first written to
-def test_a_bucket_that_is_not_there_is_told_at_once(s3: Place) -> None:
+def test_a_missing_bucket_fails_at_once(s3: Place) -> None:
     store = open_store("s3://no-such-bucket-here", options=s3.options)
     with pytest.raises(ArchiveError, match="NoSuchBucket"):
         store.put("a", b"x")
@@ -399,16 +401,16 @@ def test_a_bucket_that_is_not_there_is_told_at_once(s3: Place) -> None:
         store.get("a")
 
 
-def test_an_address_with_a_password_is_told_without_it() -> None:
+def test_errors_do_not_contain_the_password_of_a_url() -> None:
     options = {"key": "k", "secret": "s", "endpoint_url": "http://someone:hunter2@127.0.0.1:9"}
     store = open_store("s3://user:pass@bucket/prefix", options=options, timeout=timedelta(seconds=1))
     with pytest.raises(ArchiveError) as failed:
         store.put("a", b"x")
-    assert "hunter2" not in _everything_said(failed.value)
+    assert "hunter2" not in _full_traceback(failed.value)
     assert store.url == "s3://bucket/prefix"
 
 
-def test_a_url_that_cannot_be_an_archive_is_refused_with_its_reason() -> None:
+def test_an_unsuitable_url_is_refused_with_the_reason() -> None:
     for url, reason in (
         ("s3://", "names no bucket"),
         ("no-such-protocol://a", "cannot be used"),
@@ -445,7 +447,7 @@ def test_a_key_is_either_refused_or_stays_below_its_folder(key: str) -> None:
     assert ".." not in Path(key).parts
 
 
-def _everything_said(error: BaseException) -> str:
+def _full_traceback(error: BaseException) -> str:
     import traceback  # noqa: PLC0415 - one test's need
 
     return "".join(traceback.format_exception(error))

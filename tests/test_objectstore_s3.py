@@ -58,7 +58,7 @@ def big(tmp_path: Path) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (429, "TooManyRequests")])
-def test_a_server_that_is_busy_for_a_while_is_asked_again(harmed: Harmed, status: int, code: str) -> None:
+def test_requests_to_a_busy_server_are_retried(harmed: Harmed, status: int, code: str) -> None:
     put = harmed.proxy.harm(method="PUT", status=status, code=code, times=3)
     get = harmed.proxy.harm(method="GET", status=status, code=code, times=3)
     harmed.store.put("a", b"x")
@@ -66,7 +66,7 @@ def test_a_server_that_is_busy_for_a_while_is_asked_again(harmed: Harmed, status
     assert (put.struck, get.struck) == (3, 3)
 
 
-def test_a_fraction_of_refusals_does_not_stop_a_big_file(harmed: Harmed, big: tuple[Path, str], tmp_path: Path) -> None:
+def test_some_refusals_do_not_stop_a_large_file(harmed: Harmed, big: tuple[Path, str], tmp_path: Path) -> None:
     put = harmed.proxy.harm(method="PUT", status=503, every=3)
     get = harmed.proxy.harm(method="GET", path="big", cut_reply=100_000, every=3)
     harmed.store.put("big", big[0])
@@ -76,7 +76,7 @@ def test_a_fraction_of_refusals_does_not_stop_a_big_file(harmed: Harmed, big: tu
     assert harmed.place.unfinished() == []
 
 
-def test_a_server_that_is_busy_for_ever_is_given_up_within_the_limit(harmed: Harmed) -> None:
+def test_a_permanently_busy_server_fails_within_the_time_limit(harmed: Harmed) -> None:
     busy = harmed.proxy.harm(status=503)
     began = time.monotonic()
     with pytest.raises(ArchiveError, match=r"put_object of some/prefix/a (failed|not done).* 3 s.*SlowDown"):
@@ -85,7 +85,7 @@ def test_a_server_that_is_busy_for_ever_is_given_up_within_the_limit(harmed: Har
     assert 3 <= busy.struck < 20
 
 
-def test_a_server_that_never_answers_is_given_up_within_the_limit(harmed: Harmed) -> None:
+def test_a_silent_server_fails_within_the_time_limit(harmed: Harmed) -> None:
     harmed.proxy.harm(silent=True)
     began = time.monotonic()
     with pytest.raises(ArchiveError, match=r"put_object of some/prefix/a not done within 2 s"):
@@ -93,28 +93,28 @@ def test_a_server_that_never_answers_is_given_up_within_the_limit(harmed: Harmed
     assert time.monotonic() - began < 8
 
 
-def test_a_refusal_for_good_is_not_repeated(harmed: Harmed) -> None:
+def test_a_permanent_refusal_is_not_retried(harmed: Harmed) -> None:
     refused = harmed.proxy.harm(method="PUT", status=403, code="AccessDenied")
     with pytest.raises(ArchiveError, match="AccessDenied"):
         harmed.store.put("a", b"x")
     assert refused.struck == 1
 
 
-def test_an_upload_that_is_cut_is_sent_again(harmed: Harmed) -> None:
+def test_an_interrupted_upload_is_retried(harmed: Harmed) -> None:
     cut = harmed.proxy.harm(method="PUT", cut_request=1000, times=2)
     harmed.store.put("a", b"x" * 500_000)
     assert cut.struck == 2
     assert harmed.store.get("a") == b"x" * 500_000
 
 
-def test_a_read_that_is_cut_is_read_again(harmed: Harmed) -> None:
+def test_an_interrupted_read_is_retried(harmed: Harmed) -> None:
     harmed.store.put("a", b"0123456789" * 50_000)
     cut = harmed.proxy.harm(method="GET", cut_reply=1000, times=2)
     assert harmed.store.get("a") == b"0123456789" * 50_000
     assert cut.struck == 2
 
 
-def test_a_download_that_stays_cut_leaves_no_file(harmed: Harmed, tmp_path: Path) -> None:
+def test_a_download_that_keeps_failing_leaves_no_file(harmed: Harmed, tmp_path: Path) -> None:
     harmed.store.put("a", b"x" * 500_000)
     harmed.proxy.harm(method="GET", cut_reply=1000)
     (tmp_path / "to").mkdir()
@@ -123,7 +123,7 @@ def test_a_download_that_stays_cut_leaves_no_file(harmed: Harmed, tmp_path: Path
     assert not list((tmp_path / "to").iterdir())
 
 
-def test_a_bit_that_is_flipped_on_the_way_is_found(harmed: Harmed, tmp_path: Path) -> None:
+def test_a_bit_flipped_in_transit_is_detected(harmed: Harmed, tmp_path: Path) -> None:
     archive = Archive(harmed.store)
     made = content(tmp_path / "bundle", {"metadata/method.json": b'{"id": "m"}'}, {"output.zip": os.urandom(300_000)})
     [zip_file] = made.data
@@ -138,14 +138,14 @@ def test_a_bit_that_is_flipped_on_the_way_is_found(harmed: Harmed, tmp_path: Pat
     archive.download(ID, tmp_path / "back")
 
 
-def test_a_create_whose_reply_was_lost_is_known_as_our_own(harmed: Harmed) -> None:
+def test_a_create_whose_reply_was_lost_is_recognised_as_ours(harmed: Harmed) -> None:
     lost = harmed.proxy.harm(method="PUT", lost_reply=True, times=1)
     assert harmed.store.put_if_absent("seal", b"ours")
     assert lost.struck == 1
     assert harmed.store.get("seal") == b"ours"
 
 
-def test_a_create_that_another_won_in_the_meantime_is_lost(harmed: Harmed) -> None:
+def test_a_retried_create_loses_to_another_writer(harmed: Harmed) -> None:
     harmed.proxy.harm(method="PUT", status=503, times=1)
     other = threading.Timer(
         0.02,
@@ -159,7 +159,7 @@ def test_a_create_that_another_won_in_the_meantime_is_lost(harmed: Harmed) -> No
     assert not won
 
 
-def test_a_big_file_whose_completion_went_unheard_is_there(
+def test_a_large_file_whose_completion_reply_was_lost_is_stored(
     harmed: Harmed, big: tuple[Path, str], tmp_path: Path
 ) -> None:
     lost = harmed.proxy.harm(method="POST", path="uploadId", lost_reply=True, times=1)
@@ -170,7 +170,7 @@ def test_a_big_file_whose_completion_went_unheard_is_there(
     assert harmed.place.unfinished() == []
 
 
-def test_an_upload_that_another_process_swept_begins_anew(harmed: Harmed, big: tuple[Path, str]) -> None:
+def test_an_upload_aborted_by_another_process_starts_again(harmed: Harmed, big: tuple[Path, str]) -> None:
     slow = harmed.proxy.harm(method="PUT", path="partNumber=5", delay=1.5, times=1)
 
     def sweep() -> None:
@@ -198,9 +198,7 @@ open_store(sys.argv[1], options=json.loads(sys.argv[2])).put("big", Path(sys.arg
 """
 
 
-def test_a_killed_upload_is_resumed_without_what_was_sent(
-    harmed: Harmed, big: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_a_killed_upload_resumes_with_the_missing_parts(harmed: Harmed, big: tuple[Path, str], tmp_path: Path) -> None:
     # The last part never arrives, so the process is still at it when it is killed.
     stuck = harmed.proxy.harm(method="PUT", path=f"partNumber={PARTS}", silent=True)
     options = json.dumps(harmed.place.options_at(harmed.proxy.url))
@@ -219,7 +217,7 @@ def test_a_killed_upload_is_resumed_without_what_was_sent(
     assert harmed.place.unfinished() == []
 
 
-def test_a_part_of_another_content_is_not_taken_over(harmed: Harmed, big: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_part_with_different_content_is_not_reused(harmed: Harmed, big: tuple[Path, str], tmp_path: Path) -> None:
     client, bucket = harmed.place.client, harmed.place.bucket
     begun = client.create_multipart_upload(Bucket=bucket, Key="some/prefix/big")["UploadId"]
     client.upload_part(Bucket=bucket, Key="some/prefix/big", UploadId=begun, PartNumber=1, Body=os.urandom(PART))
@@ -229,9 +227,7 @@ def test_a_part_of_another_content_is_not_taken_over(harmed: Harmed, big: tuple[
     harmed.store.download("big", tmp_path / "back", SIZE, big[1])
 
 
-def test_a_server_that_went_away_comes_back_and_the_upload_goes_on(
-    harmed: Harmed, big: tuple[Path, str], tmp_path: Path
-) -> None:
+def test_an_upload_continues_after_a_server_outage(harmed: Harmed, big: tuple[Path, str], tmp_path: Path) -> None:
     def interrupt() -> None:
         _wait(lambda: harmed.proxy.counted("PUT", "partNumber") >= 2)
         harmed.proxy.go_away()
@@ -246,7 +242,7 @@ def test_a_server_that_went_away_comes_back_and_the_upload_goes_on(
     assert harmed.place.unfinished() == []
 
 
-def test_a_server_that_is_away_is_told_and_found_again_later(harmed: Harmed) -> None:
+def test_an_unreachable_server_fails_and_works_again_later(harmed: Harmed) -> None:
     store = harmed.impatient(1)
     harmed.proxy.go_away()
     with pytest.raises(ArchiveError, match="put_object of some/prefix/a"):

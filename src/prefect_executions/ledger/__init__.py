@@ -1,5 +1,5 @@
-"""The ledger: an index of executions in SQLite or PostgreSQL, and the only room that knows SQL.
+"""The ledger: an SQL index of executions, in SQLite or PostgreSQL. Only this package contains SQL.
 
-Law: it is always an index. Every row comes from an execution's documents and
-from what the archive says of it, so a lost ledger is rebuilt with the same rows.
+Law: the ledger is only an index. Every row is derived from an execution's documents and
+from the archive, so a lost ledger is rebuilt with identical rows.
 """

@@ -1,7 +1,4 @@
-"""Where a ledger is: its URL, understood, and what may be shown of it.
-
-What the two databases have in common: connections, transactions, and errors in our words.
-"""
+"""The common part of the ledger's databases: URLs, idle connections, transactions and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ _POSTGRESQL = re.compile(r"^(postgres|postgresql|postgresql\+psycopg)://")
 
 
 class Address(NamedTuple):
-    """A ledger's address; `target` is a file's path or the URL as libpq takes it, `shown` has no password."""
+    """A parsed ledger URL: `target` is a file path or a libpq URL; `shown` is the URL without its password."""
 
     dialect: Literal["sqlite", "postgresql"]
     target: str
@@ -29,39 +26,39 @@ class Address(NamedTuple):
 
 
 def address(url: str) -> Address:
-    """Understand *url*: ``sqlite:///file`` or ``postgresql://user:password@host/name``.
+    """Parse *url*: ``sqlite:///file`` or ``postgresql://user:password@host/name``.
 
     Raises:
-        SettingsError: If it is neither.
+        SettingsError: If *url* has neither form.
     """
     if _POSTGRESQL.match(url):
         return Address("postgresql", _POSTGRESQL.sub("postgresql://", url), redact_dsn(url))
     path = url.removeprefix("sqlite:///")
     if path == url or path in {"", ":memory:"}:
         raise SettingsError(
-            f"EXECUTIONS_LEDGER: '{redact_dsn(url)}' is no ledger. "
-            "Give sqlite:///file or postgresql://user:password@host/name."
+            f"EXECUTIONS_LEDGER: '{redact_dsn(url)}' is not a ledger URL. "
+            "Use sqlite:///file or postgresql://user:password@host/name."
         )
     return Address("sqlite", str(Path(path).expanduser()), url)
 
 
 def redact_dsn(url: str) -> str:
-    """Return the database *url* without its password and without its query, which may hold one.
+    """Return the database *url* without its password and without its query, which may contain a password.
 
-    Unlike `redact_url` it keeps the role, and treats everything before the last @
-    as credentials: libpq accepts passwords with unquoted characters.
+    Unlike `redact_url`, it keeps the user name, and it treats everything before the
+    last @ as credentials, because libpq accepts unquoted characters in passwords.
     """
-    scheme, mark, rest = url.partition("://")
-    if not mark:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
         return "…" if re.search("[@=]", url) else url
-    user, at, place = rest.rpartition("@")
-    place = re.split(r"[?#&;]", place)[0]
+    user, at, location = rest.rpartition("@")
+    location = re.split(r"[?#&;]", location)[0]
     name, colon, _ = user.partition(":")
-    return f"{scheme}://{name}{colon and ':***'}{at}{place}"
+    return f"{scheme}://{name}{colon and ':***'}{at}{location}"
 
 
 def scrub(message: str, url: str) -> str:
-    """Return *message* without the passwords of *url*, which libpq repeats when it cannot read the URL."""
+    """Return *message* without the passwords of *url*, which libpq repeats if it cannot parse the URL."""
     rest = url.partition("://")[2]
     password = rest.rpartition("@")[0].partition(":")[2]
     query = parse_qsl(rest.partition("?")[2])
@@ -72,99 +69,99 @@ def scrub(message: str, url: str) -> str:
 
 
 class Connection(Protocol):
-    """What is needed of a driver's connection here."""
+    """The part of a driver's connection that this module uses."""
 
     def close(self) -> None: ...
 
 
 class Session(Protocol):
-    """A transaction under way."""
+    """An open transaction."""
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Return all rows of a query, each a tuple."""
+    def fetch_all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Return all rows of a query as tuples."""
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        """Run a statement and return how many rows it changed."""
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """Execute a statement and return the number of changed rows."""
 
     def insert(self, sql: str, values: Sequence[Any]) -> int:
-        """Insert one row into a table with a key and return its key."""
+        """Insert one row into a table with a generated key and return the key."""
 
-    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Run a statement once for each of *rows*."""
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Execute a statement once for each of *rows*."""
 
 
 C = TypeVar("C", bound=Connection)
 
-_opened: WeakSet[Database[Any]] = WeakSet()
+_databases: WeakSet[Database[Any]] = WeakSet()
 
 
 class Database(ABC, Generic[C]):
-    """A database with the ledger's tables, and its idle connections.
+    """A database with the ledger's tables, and its pool of idle connections.
 
-    Connections are kept because closing SQLite's last one writes its log back,
-    which takes milliseconds. None is idle across a fork: SQLite's locks belong
-    to the process, and a child that inherits a connection believes that it
-    holds its parent's.
+    Connections are reused because closing SQLite's last connection checkpoints its
+    log, which takes milliseconds. They are closed before a fork: SQLite's locks belong
+    to the process, so a child with an inherited connection would believe that it holds
+    its parent's locks.
     """
 
     driver_error: ClassVar[type[Exception]]
-    lost: ClassVar[tuple[type[Exception], ...]] = ()
-    """What a connection raises when its server went away while it was idle."""
+    connection_lost: ClassVar[tuple[type[Exception], ...]] = ()
+    """The errors of an idle connection whose server went away."""
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
         self._idle: list[C] = []
-        _opened.add(self)
+        _databases.add(self)
         finalize(self, _close_all, self._idle)
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Session]:
-        """Return a context with a `Session` that sees one moment of the ledger."""
+        """Return a context with a `Session` that reads one snapshot of the ledger."""
 
     @abstractmethod
     def writing(self, execution_id: str | None) -> AbstractContextManager[Session]:
-        """Return a context with a `Session` that writes the rows of one execution, or of any when None."""
+        """Return a context with a `Session` that writes the rows of one execution, or of all if None."""
 
     @abstractmethod
     def _connect(self) -> C:
-        """Return a new connection to a database that has the tables of today."""
+        """Return a new connection; create or migrate the ledger's tables first if necessary."""
 
-    def _fits(self, connection: C) -> bool:  # noqa: ARG002  a file's connection is asked
-        """Whether an idle connection still leads to the ledger."""
+    def _is_current(self, connection: C) -> bool:  # noqa: ARG002  SQLite's connections use it
+        """Return whether an idle connection still belongs to the ledger's database."""
         return True
 
     def close(self) -> None:
-        """Close the idle connections; the next use opens one again."""
+        """Close the idle connections; the next transaction opens a new connection."""
         _close_all(self._idle)
 
     @contextmanager
     def _transaction(self, begin: Callable[[C], None]) -> Iterator[C]:
-        with self._told():
-            connection = self._begun(begin)
+        with self._translated():
+            connection = self._begin(begin)
             try:
                 yield connection
                 self._commit(connection)
             except BaseException:
-                connection.close()  # its open transaction goes with it
+                connection.close()  # this rolls the transaction back
                 raise
             self._idle.append(connection)
 
     @abstractmethod
     def _commit(self, connection: C) -> None: ...
 
-    def _begun(self, begin: Callable[[C], None]) -> C:
+    def _begin(self, begin: Callable[[C], None]) -> C:
         while self._idle:
             try:
                 connection = self._idle.pop()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread took the last one
                 break
             try:
-                if self._fits(connection):
+                if self._is_current(connection):
                     begin(connection)
                     return connection
             except BaseException as error:
                 connection.close()
-                if not isinstance(error, self.lost):  # then a new connection will tell
+                if not isinstance(error, self.connection_lost):  # if lost, try a new connection
                     raise
             else:
                 connection.close()
@@ -177,7 +174,7 @@ class Database(ABC, Generic[C]):
         return connection
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _translated(self) -> Iterator[None]:
         try:
             yield
         except self.driver_error as error:
@@ -196,7 +193,7 @@ def _close_all(connections: list[Any]) -> None:
 
 
 def _close_before_fork() -> None:
-    for database in list(_opened):
+    for database in list(_databases):
         database.close()
 
 

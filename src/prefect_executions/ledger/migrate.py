@@ -1,7 +1,7 @@
-"""The version of the ledger's tables, and the way from an older one to it.
+"""Creation and migration of the ledger's tables with Alembic.
 
-Alembic and SQLAlchemy are imported only when a ledger has to be made or
-changed: a ledger of today is known by one query.
+Alembic and SQLAlchemy are imported only to create or migrate a ledger; one query
+shows whether a ledger is up to date.
 """
 
 from __future__ import annotations
@@ -18,46 +18,48 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 HEAD = "0002"
-"""The newest migration."""
+"""The revision of the newest migration."""
 
 VERSION_TABLE = "ledger_version"
 SCHEMA = "executions_ledger"
-"""The ledger's schema in PostgreSQL: Prefect or MLflow may have tables in the same database."""
+"""The ledger's schema in PostgreSQL, because Prefect or MLflow may have tables in the same database."""
 
 LOCK = 0x6C6564676572
-"""The number of the advisory lock in PostgreSQL that stands for the whole ledger."""
+"""The key of the PostgreSQL advisory lock for the whole ledger."""
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-_turns: dict[int, threading.Lock] = {}
-"""Alembic's `op` and `context` are of the whole process: its threads take turns, a forked child those of its own."""
+_alembic_locks: dict[int, threading.Lock] = {}
+"""One lock per process id: Alembic's `op` and `context` are global, and a forked child must not inherit a held lock."""
 
 
 def migrate(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any], shown: str) -> None:
-    """Bring the database that *connect* opens to `HEAD`, in one transaction; the second of two does nothing.
+    """Migrate the database that *connect* opens to `HEAD` in one transaction; a second call changes nothing.
+
+    *shown* is the ledger's URL for error messages.
 
     Raises:
-        LedgerError: If a newer version of this package wrote it, or the database refuses.
+        LedgerError: If a newer version of this package wrote the ledger, or the migration fails.
     """
-    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415  0.4 s that only a new ledger pays
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415  takes 0.4 s, needed for a new ledger only
 
     engine = _engine(dialect, connect)
     try:
-        with engine.begin() as connection, _turns.setdefault(os.getpid(), threading.Lock()):
+        with engine.begin() as connection, _alembic_locks.setdefault(os.getpid(), threading.Lock()):
             _upgrade(connection, shown)
     except DBAPIError as error:
-        raise LedgerError(f"the ledger at {shown} cannot be brought to version {HEAD}: {error.orig}") from error
+        raise LedgerError(f"the ledger at {shown} cannot be migrated to version {HEAD}: {error.orig}") from error
     finally:
         engine.dispose()
 
 
 def _engine(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any]) -> Engine:
-    from sqlalchemy import NullPool, create_engine, event, text  # noqa: PLC0415  the same
+    from sqlalchemy import NullPool, create_engine, event, text  # noqa: PLC0415  likewise
 
-    names = {"sqlite": "sqlite://", "postgresql": "postgresql+psycopg://"}
-    engine = create_engine(names[dialect], creator=connect, poolclass=NullPool)
+    urls = {"sqlite": "sqlite://", "postgresql": "postgresql+psycopg://"}
+    engine = create_engine(urls[dialect], creator=connect, poolclass=NullPool)
 
-    def alone(connection: Connection) -> None:
+    def lock_ledger(connection: Connection) -> None:
         if dialect == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             return
@@ -65,25 +67,25 @@ def _engine(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any]
         connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
         connection.exec_driver_sql(f"SET LOCAL search_path TO {SCHEMA}")
 
-    event.listen(engine, "begin", alone)
+    event.listen(engine, "begin", lock_ledger)
     return engine
 
 
 def _upgrade(connection: Connection, shown: str) -> None:
-    from alembic import command  # noqa: PLC0415  0.3 s that only a new ledger pays
-    from alembic.config import Config  # noqa: PLC0415  the same
-    from alembic.migration import MigrationContext  # noqa: PLC0415  the same
-    from alembic.script import ScriptDirectory  # noqa: PLC0415  the same
+    from alembic import command  # noqa: PLC0415  takes 0.3 s, needed for a new ledger only
+    from alembic.config import Config  # noqa: PLC0415  likewise
+    from alembic.migration import MigrationContext  # noqa: PLC0415  likewise
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  likewise
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    found = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_heads()
-    for revision in set(found) - known:
+    heads = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_heads()
+    for revision in set(heads) - known:
         raise LedgerError(
-            f"the ledger at {shown} has version {revision} and this package knows versions up to {HEAD}: "
-            "a newer prefect-executions wrote it. Upgrade this one, or set EXECUTIONS_LEDGER to another place "
+            f"the ledger at {shown} has version {revision} but this package supports versions up to {HEAD}: "
+            "a newer prefect-executions wrote it. Upgrade this package, or set EXECUTIONS_LEDGER to another database "
             "and run 'executions ledger rebuild'."
         )
     command.upgrade(config, "head")

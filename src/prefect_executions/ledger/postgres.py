@@ -1,4 +1,4 @@
-"""The ledger in PostgreSQL, in a schema of its own, so that it may share a database with others."""
+"""The ledger in PostgreSQL, in its own schema, so that it can share a database with other applications."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from prefect_executions.ledger.migrate import HEAD, LOCK, SCHEMA, VERSION_TABLE,
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-# A pooler may hand each transaction another session, so the schema is named in each: https://www.pgbouncer.org/features
+# A pooler may use another session for each transaction, so each sets the schema: https://www.pgbouncer.org/features
 _IN_SCHEMA = f"SET LOCAL search_path TO {SCHEMA}"
 _BEGIN_READING = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_IN_SCHEMA}".encode()
 _BEGIN_WRITING = f"BEGIN; {_IN_SCHEMA}".encode()
-# Writers of one execution take turns; whoever writes many has the ledger alone, and no two can wait for each other.
+# Writers of one execution exclude each other. A bulk write locks the whole ledger. Deadlocks are impossible.
 _LOCK_ONE = b"SELECT pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock(%s)"
 _LOCK_ALL = b"SELECT pg_advisory_xact_lock(%s)"
-# What the URL may say otherwise. psycopg's own 130 s are longer than a hook may take.
-_UNLESS_ASKED: dict[str, str | int | None] = {"connect_timeout": 10, "application_name": "prefect-executions"}
+# Defaults that the URL can override. psycopg's own timeout of 130 s is longer than a hook may take.
+_CONNECTION_DEFAULTS: dict[str, str | int | None] = {"connect_timeout": 10, "application_name": "prefect-executions"}
 
 
 class PostgresDatabase(Database[Connection]):
-    """A PostgreSQL database, by a URL as libpq takes it."""
+    """The ledger's database in PostgreSQL, at a libpq URL."""
 
     driver_error = psycopg.Error
-    lost = (psycopg.OperationalError,)
+    connection_lost = (psycopg.OperationalError,)
 
     def __init__(self, url: str, shown: str) -> None:
         super().__init__(shown)
@@ -49,7 +49,7 @@ class PostgresDatabase(Database[Connection]):
             if execution_id is None:
                 connection.execute(_LOCK_ALL, (LOCK,))
             else:
-                connection.execute(_LOCK_ONE, (LOCK, _number_of(execution_id)))
+                connection.execute(_LOCK_ONE, (LOCK, _lock_key(execution_id)))
             yield _PostgresSession(connection)
 
     def _connect(self) -> Connection:
@@ -64,11 +64,11 @@ class PostgresDatabase(Database[Connection]):
 
     def _open(self, *, autocommit: bool) -> Connection:
         try:
-            asked = _UNLESS_ASKED | conninfo_to_dict(self._url)
-            return psycopg.connect(make_conninfo("", **asked), autocommit=autocommit)
+            parameters = _CONNECTION_DEFAULTS | conninfo_to_dict(self._url)
+            return psycopg.connect(make_conninfo("", **parameters), autocommit=autocommit)
         except psycopg.Error as error:
             cause = scrub(str(error).strip(), self._url)
-            # Without its cause: libpq's own message may repeat the password of a URL that it cannot read.
+            # Not chained: libpq's message may contain the password of a URL that it cannot parse.
             raise LedgerError(f"the ledger at {self.shown} cannot be reached: {cause}") from None
 
     def _commit(self, connection: Connection) -> None:
@@ -79,23 +79,23 @@ class _PostgresSession:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
-        return self._connection.execute(_marked(sql), values).fetchall()
+    def fetch_all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        return self._connection.execute(_native_placeholders(sql), values).fetchall()
 
-    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
-        return self._connection.execute(_marked(sql), values).rowcount
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> int:
+        return self._connection.execute(_native_placeholders(sql), values).rowcount
 
     def insert(self, sql: str, values: Sequence[Any]) -> int:
-        found = self._connection.execute(_marked(sql + " RETURNING key"), values).fetchone()
-        return int(found[0]) if found else 0
+        row = self._connection.execute(_native_placeholders(sql + " RETURNING key"), values).fetchone()
+        return int(row[0]) if row else 0
 
-    def many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+    def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         with self._connection.cursor() as cursor:
-            cursor.executemany(_marked(sql), rows)
+            cursor.executemany(_native_placeholders(sql), rows)
 
 
 @lru_cache
-def _marked(sql: str) -> bytes:
+def _native_placeholders(sql: str) -> bytes:
     return sql.replace("?", "%s").encode()
 
 
@@ -109,12 +109,12 @@ def _begin_writing(connection: Connection) -> None:
 
 def _revision(connection: Connection) -> str | None:
     table = f"{SCHEMA}.{VERSION_TABLE}"
-    found = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
-    if found is None or found[0] is None:
+    existing = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
+    if existing is None or existing[0] is None:
         return None
-    told = connection.execute(f"SELECT version_num FROM {table}".encode()).fetchone()  # noqa: S608  a constant
-    return str(told[0]) if told else None
+    row = connection.execute(f"SELECT version_num FROM {table}".encode()).fetchone()  # noqa: S608  a constant
+    return str(row[0]) if row else None
 
 
-def _number_of(execution_id: str) -> int:
+def _lock_key(execution_id: str) -> int:
     return int.from_bytes(sha256(execution_id.encode()).digest()[:8], signed=True)

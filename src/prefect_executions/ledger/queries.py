@@ -1,6 +1,6 @@
-"""The ledger's SQL, one text for both databases, with ``?`` where a value is bound.
+"""The ledger's SQL statements, the same text for both databases, with ``?`` as the placeholder.
 
-Names of tables and columns come from this room; every value is bound.
+Names of tables and columns are constants of this package; every value is a bound parameter.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ TABLES = ("methods", "executions", *PARTS)
 
 
 def _insert(table: str, columns: Sequence[str]) -> str:
-    marks = ", ".join("?" * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})"  # noqa: S608  names of this module
+    placeholders = ", ".join("?" * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({placeholders})"  # noqa: S608  constant names
 
 
 _ROW = ", ".join(ROW_COLUMNS)
@@ -52,48 +52,48 @@ INSERT_METHOD = _insert("methods", METHOD_COLUMNS) + " ON CONFLICT (sha256) DO N
 
 METHOD_KEY = "SELECT key FROM methods WHERE sha256 = ?"
 SEAL = "SELECT archive, manifest_sha256 FROM executions WHERE id = ?"
-GET = f"SELECT {_ROW} FROM executions WHERE id = ?"  # noqa: S608  names of this module
+GET = f"SELECT {_ROW} FROM executions WHERE id = ?"  # noqa: S608  constant names
 DELETE = "DELETE FROM executions WHERE id = ?"
 CLEAR = ("DELETE FROM executions", "DELETE FROM methods")
 NOTE_ARCHIVED = "UPDATE executions SET archive = 'archived', manifest_sha256 = ? WHERE id = ?"
 ARCHIVED_AMONG = "SELECT id FROM executions WHERE archive = 'archived' AND id IN ({})"
 
 PENDING = "SELECT id FROM executions WHERE archive = 'pending' ORDER BY first_known, id"
-# Both ends are inside: an id that is the prefix itself fits it too.
-BEGINNING_WITH = "SELECT id FROM executions WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
+# Both bounds are inclusive, because an id that equals the prefix matches.
+IDS_WITH_PREFIX = "SELECT id FROM executions WHERE id >= ? AND id <= ? ORDER BY id LIMIT ?"
 DESCRIPTORS = (
     "SELECT m.id, m.version, m.title, m.type, m.description, m.descriptor, m.sha256, e.first_seen, e.last_seen, e.many "
     "FROM (SELECT method, min(first_known) AS first_seen, max(first_known) AS last_seen, count(*) AS many "
     "FROM executions GROUP BY method) AS e JOIN methods AS m ON m.key = e.method ORDER BY m.id, m.version, m.sha256"
 )
 
-NAMING = (
+REFERRERS = (
     "SELECT e.id, r.relation FROM relatives AS r JOIN executions AS e ON e.key = r.execution "
     "WHERE r.other = ? ORDER BY e.first_known, e.id LIMIT ?"
 )
-# Who made a file had begun when it was used; an empty file is the same everywhere and tells nothing.
-_HANDED = (
+# The producer must have started before the consumer. Empty files share one digest, so skip them.
+_SHARED_FILES = (
     "FROM input_files AS f JOIN outputs AS o ON o.sha256 = f.sha256 "
     "JOIN executions AS taker ON taker.key = f.execution JOIN executions AS maker ON maker.key = o.execution "
     "WHERE o.size > 0 AND maker.key <> taker.key AND maker.started <= taker.started "
 )
 MADE_FROM = (
-    f"SELECT DISTINCT maker.id, o.path, f.input, o.sha256, maker.started {_HANDED}"
+    f"SELECT DISTINCT maker.id, o.path, f.input, o.sha256, maker.started {_SHARED_FILES}"
     "AND taker.id = ? ORDER BY maker.started DESC, maker.id, o.path, f.input LIMIT ?"
 )
 USED_BY = (
-    f"SELECT DISTINCT taker.id, o.path, f.input, o.sha256, taker.started {_HANDED}"
+    f"SELECT DISTINCT taker.id, o.path, f.input, o.sha256, taker.started {_SHARED_FILES}"
     "AND maker.id = ? ORDER BY taker.started, taker.id, o.path, f.input LIMIT ?"
 )
 
-# Every row by table, without the numbers that a database gives: two ledgers with the same rows are the same.
+# All rows by table, without database keys, so that ledgers with equal rows have equal dumps.
 ALL = {
-    "methods": f"SELECT {', '.join(METHOD_COLUMNS)} FROM methods AS m "  # noqa: S608  names of this module
+    "methods": f"SELECT {', '.join(METHOD_COLUMNS)} FROM methods AS m "  # noqa: S608  constant names
     "WHERE EXISTS (SELECT 1 FROM executions WHERE method = m.key) ORDER BY sha256",
-    "executions": f"SELECT (SELECT sha256 FROM methods WHERE key = method), {_ROW} "  # noqa: S608  the same
+    "executions": f"SELECT (SELECT sha256 FROM methods WHERE key = method), {_ROW} "  # noqa: S608  constant names
     "FROM executions ORDER BY id",
     **{
-        table: f"SELECT e.id, p.position, {', '.join(f'p.{column}' for column in columns)} "  # noqa: S608  the same
+        table: f"SELECT e.id, p.position, {', '.join(f'p.{column}' for column in columns)} "  # noqa: S608  constant names
         f"FROM {table} AS p JOIN executions AS e ON e.key = p.execution ORDER BY e.id, p.position"
         for table, columns in PARTS.items()
     },
@@ -106,17 +106,17 @@ ALL_COLUMNS = {
 
 
 class Query(NamedTuple):
-    """A statement and the values that are bound to it."""
+    """A statement and its bound values."""
 
     sql: str
     values: tuple[str | int, ...]
 
 
 def newest(criteria: Filter, *, limit: int, after: tuple[int, str] | None = None) -> Query:
-    """Return the query for the newest executions that meet *criteria*, which name one status at most.
+    """Return the query for the newest executions that match *criteria*, which may have at most one status.
 
-    *after* is the time in microseconds and the id of the last row of the page before.
-    There is an index for each set of equalities, so no combination sorts.
+    *after* is the time in microseconds and the id of the previous page's last row.
+    Each combination of equality conditions has an index, so no query sorts.
     """
     conditions: list[tuple[str, tuple[str | int, ...]]] = []
     if criteria.method is not None:
@@ -131,5 +131,5 @@ def newest(criteria: Filter, *, limit: int, after: tuple[int, str] | None = None
     if after is not None:
         conditions.append(("(first_known, id) < (?, ?)", after))
     where = f"WHERE {' AND '.join(condition for condition, _ in conditions)} " if conditions else ""
-    sql = f"SELECT {_ROW} FROM executions {where}ORDER BY first_known DESC, id DESC LIMIT ?"  # noqa: S608  the same
+    sql = f"SELECT {_ROW} FROM executions {where}ORDER BY first_known DESC, id DESC LIMIT ?"  # noqa: S608  constant names
     return Query(sql, (*(value for _, values in conditions for value in values), limit))

@@ -1,11 +1,9 @@
-"""The ledger's rows as values: what it keeps of an execution and of a Method.
+"""The ledger's row types, and the conversion of an execution's documents to rows (pure functions).
 
-What the documents of an execution say, as rows: pure, and the same text in every database.
-
-A column holds less than a document: NUL characters and lone surrogates have no
-place in PostgreSQL's text, whole numbers end at 64 bits, and NaN is no number
-to SQLite. What does not fit is left out of its column or told by another, and
-never changed into something else; the bundle has it whole.
+A column holds less than a document: PostgreSQL's text has no NUL characters and no
+lone surrogates, integers have 64 bits, and SQLite has no NaN. Text gets U+FFFD for such
+characters. A number that does not fit is left out, or another column has its exact
+value. The bundle always has the original.
 """
 
 from __future__ import annotations
@@ -29,11 +27,19 @@ from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import Method
 
 ArchiveState = Literal["archived", "pending", "local"]
-"""Sealed and in the archive; sealed and on its way there; on this machine alone."""
+"""Sealed and archived; sealed, with the upload pending; only on this machine."""
 
 Stored = str | int | float | bool | None
-"""What a column holds in both databases."""
+"""The value of a column, in both databases."""
 
+Columns = tuple[Stored, ...]
+
+VALUE_LIMIT = 64 * 1024
+"""Longer JSON values are only in the bundle: they are useless for search, and every listing would transfer them."""
+
+_INVALID_TEXT = re.compile("[\0\ud800-\udfff]")
+_INT64 = range(-(2**63), 2**63)
+_LONGEST = 10**4300  # the limit of Python's conversion of integers to decimal text
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -42,9 +48,8 @@ _MICROSECOND = timedelta(microseconds=1)
 class Row:
     """One execution in the ledger.
 
-    `first_known` is when it was created or, where that was not observed, the
-    time of the first thing that was. `manifest_sha256` is absent until the
-    execution is sealed.
+    `first_known` is the time of creation or, if that was not observed, of the first
+    observed status. `manifest_sha256` is None until the execution is sealed.
     """
 
     id: str
@@ -78,17 +83,16 @@ class Row:
     archive: ArchiveState
     manifest_sha256: str | None
     imported: datetime | None = None
-    """When it was imported, if it was."""
+    """When the execution was imported, or None if it was not."""
     origin: str | None = None
-    """Where it was imported from."""
+    """Where the execution was imported from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodRow:
-    """One version of a Method, as its newest execution described it.
+    """One version of a Method, as described by its newest execution.
 
-    `descriptor` is the text of that execution's ``method.json``, and `sha256`
-    its digest.
+    `descriptor` is the text of that execution's ``method.json``; `sha256` is its digest.
     """
 
     id: str
@@ -105,7 +109,7 @@ class MethodRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Some rows, newest first, and the cursor that asks for those after them, if there are any."""
+    """One page of rows, newest first, and the cursor of the next page, or None on the last page."""
 
     rows: tuple[Row, ...]
     after: str | None
@@ -113,7 +117,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
-    """An execution that names this one as its `relation`: its parent, or what it runs again."""
+    """A reference from the execution `id`: `relation` is what the referenced execution is to it."""
 
     id: str
     relation: str
@@ -121,7 +125,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEdge:
-    """A file that was an output of one execution and an input of another, which its digest tells."""
+    """A file that is an output of one execution and an input of another, matched by digest."""
 
     id: str
     """The other execution."""
@@ -132,7 +136,7 @@ class FileEdge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportOrigin:
-    """That an execution was imported: when, and from where."""
+    """When and from where an execution was imported."""
 
     at: datetime
     origin: str
@@ -142,7 +146,7 @@ ROW_COLUMNS = tuple(field.name for field in fields(Row))
 
 
 def micros_of(time: datetime) -> int:
-    """Return *time* as microseconds since 1970 in UTC, exactly."""
+    """Return *time* as microseconds since 1970 in UTC, without rounding."""
     return (time - _EPOCH) // _MICROSECOND
 
 
@@ -152,7 +156,7 @@ def time_of(micros: int) -> datetime:
 
 
 def stored(value: object) -> Stored:
-    """Return a member of a row as its column holds it."""
+    """Return the column value of a member of a row."""
     if isinstance(value, datetime):
         return micros_of(value)
     if isinstance(value, timedelta):
@@ -161,15 +165,15 @@ def stored(value: object) -> Stored:
         return value.value
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(f"a column holds no {type(value).__name__}")
+    raise TypeError(f"a column cannot hold a {type(value).__name__}")
 
 
 def stored_row(row: Row) -> tuple[Stored, ...]:
-    """Return *row* as the columns `ROW_COLUMNS` hold it."""
+    """Return *row* as the values of the columns `ROW_COLUMNS`."""
     return tuple(stored(getattr(row, name)) for name in ROW_COLUMNS)
 
 
-_READ: dict[str, Callable[[Any], object]] = {
+_CONVERTERS: dict[str, Callable[[Any], object]] = {
     "status": Status,
     "reason": Reason,
     "first_known": time_of,
@@ -180,31 +184,21 @@ _READ: dict[str, Callable[[Any], object]] = {
     "updated": time_of,
     "imported": time_of,
     "duration": lambda micros: timedelta(microseconds=micros),
-    "partial": bool,  # SQLite keeps a truth as 0 or 1
+    "partial": bool,  # SQLite stores a boolean as 0 or 1
 }
 
 
 def read_row(columns: Sequence[Any]) -> Row:
-    """Return the row that the columns `ROW_COLUMNS` hold."""
-    told: dict[str, Any] = dict(zip(ROW_COLUMNS, columns, strict=True))
-    for name, read in _READ.items():
-        if told[name] is not None:
-            told[name] = read(told[name])
-    return Row(**told)
-
-
-Columns = tuple[Stored, ...]
-
-# A value that is longer belongs into the bundle alone: nobody searches it, and every listing would carry it.
-VALUE_LIMIT = 64 * 1024
-
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
-_INT64 = range(-(2**63), 2**63)
-_LONGEST = 10**4300  # where Python ends the decimal text of a whole number
+    """Return the row with the values *columns* of `ROW_COLUMNS`."""
+    members: dict[str, Any] = dict(zip(ROW_COLUMNS, columns, strict=True))
+    for name, convert in _CONVERTERS.items():
+        if members[name] is not None:
+            members[name] = convert(members[name])
+    return Row(**members)
 
 
 class MethodEntry(NamedTuple):
-    """A descriptor, in the order of its table's columns."""
+    """A row of the table ``methods``; the fields are in the order of its columns."""
 
     sha256: str
     id: str
@@ -216,7 +210,7 @@ class MethodEntry(NamedTuple):
 
 
 class LedgerEntry(NamedTuple):
-    """All rows of one execution; `parts` are by table, each row without execution and position."""
+    """All rows of one execution; `parts` has the rows by table, without execution and position."""
 
     method: MethodEntry
     row: Row
@@ -224,14 +218,14 @@ class LedgerEntry(NamedTuple):
 
 
 def ledger_entry(
-    record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, came: ImportOrigin | None = None
+    record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, imported: ImportOrigin | None = None
 ) -> LedgerEntry:
-    """Return the rows that *record* and its archive facts give; the same record gives the same rows."""
+    """Return the rows of *record*; equal arguments give equal rows."""
     metrics = record.metrics
     job_status, request = record.job_status, record.request
     return LedgerEntry(
         method=_method(record.method),
-        row=_row(record, archive, manifest_sha256, came),
+        row=_row(record, archive, manifest_sha256, imported),
         parts={
             "inputs": [_value(name, value) for name, value in request.values.items()],
             "input_files": [
@@ -249,8 +243,8 @@ def ledger_entry(
 
 
 def clean(text: str) -> str:
-    """Return *text* with U+FFFD for each character that no database takes."""
-    return _NO_TEXT.sub("\ufffd", text)
+    """Return *text* with U+FFFD in place of each character that a database refuses."""
+    return _INVALID_TEXT.sub("\ufffd", text)
 
 
 def _method(method: Method) -> MethodEntry:
@@ -266,11 +260,13 @@ def _method(method: Method) -> MethodEntry:
     )
 
 
-def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None, came: ImportOrigin | None) -> Row:
+def _row(
+    record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None, imported: ImportOrigin | None
+) -> Row:
     job_status, request, infrastructure = record.job_status, record.request, record.infrastructure
     code = record.method.code
     times = dict(_first_times(job_status))
-    began, ended = job_status.started, job_status.finished
+    started, finished = job_status.started, job_status.finished
     return Row(
         id=clean(record.id),
         method_id=clean(record.method.id),
@@ -281,10 +277,10 @@ def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | 
         first_known=job_status.created or next(iter(times.values()), job_status.updated),
         created=job_status.created,
         scheduled=times.get(Status.SCHEDULED),
-        started=began,
-        finished=ended,
+        started=started,
+        finished=finished,
         updated=job_status.updated,
-        duration=ended - began if began and ended else None,
+        duration=finished - started if started and finished else None,
         attempt=_int64(job_status.attempt),
         agent=_text(record.agent.name),
         infrastructure=clean(infrastructure.type),
@@ -302,8 +298,8 @@ def _row(record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | 
         cached_from=_text(job_status.cached_from),
         archive=archive,
         manifest_sha256=manifest_sha256,
-        imported=came.at if came else None,
-        origin=clean(came.origin) if came else None,
+        imported=imported.at if imported else None,
+        origin=clean(imported.origin) if imported else None,
     )
 
 
@@ -316,36 +312,36 @@ def _first_times(job_status: JobStatus) -> Iterator[tuple[Status, Any]]:
 
 
 def _value(name: str, value: Any) -> Columns:
-    """Return name, JSON text, number, text and truth of a JSON value.
+    """Return the columns name, json, number, text and truth of a JSON value.
 
-    JSON has no infinity and no NaN: the documents write them as text, so they
-    are text here too, whether the record comes from a run or from its bundle.
+    JSON has no infinity and no NaN, so documents write them as text. They are text here
+    too, whether the record comes from a run or from its bundle.
     """
     plain = json_value(value)
-    text = _json(plain)
-    kept = text if len(text) <= VALUE_LIMIT else None
+    json_text = _json(plain)
+    stored_json = json_text if len(json_text) <= VALUE_LIMIT else None
     if isinstance(plain, bool):
-        return clean(name), kept, None, None, plain
+        return clean(name), stored_json, None, None, plain
     if isinstance(plain, str):
-        return clean(name), kept, None, kept and clean(plain), None
+        return clean(name), stored_json, None, stored_json and clean(plain), None
     if isinstance(plain, float) and not math.isfinite(plain):
-        return clean(name), kept, None, text.strip('"'), None
+        return clean(name), stored_json, None, json_text.strip('"'), None
     number = _double(plain) if isinstance(plain, int | float) else None
-    return clean(name), kept, number, None, None
+    return clean(name), stored_json, number, None, None
 
 
 def _json(plain: Any) -> str:
     try:
         return to_json(plain, inf_nan_mode="strings").decode()
-    except PydanticSerializationError:  # a lone surrogate, which JSON can escape and UTF-8 cannot hold
+    except PydanticSerializationError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
         return json.dumps(plain, separators=(",", ":"))
 
 
 def _metric(metric: Metric) -> Columns:
-    """Return name, number, exact value, step and time.
+    """Return the columns name, number, exact, step and time of a metric.
 
-    `exact` tells what a double does not: that a number is whole, all of its
-    digits, and NaN, which SQLite has no number for.
+    `exact` has what a double loses: the digits of an integer, and NaN, which SQLite
+    cannot store.
     """
     value = metric.value
     exact: str | None = None
@@ -386,5 +382,5 @@ def _int64(number: int) -> int | None:
 def _double(number: float) -> float:
     try:
         return float(number)
-    except OverflowError:  # beyond every double: it sorts where it belongs, and its digits are told elsewhere
+    except OverflowError:  # too large for a double: infinity sorts correctly, and `json` or `exact` has the digits
         return math.inf if number > 0 else -math.inf

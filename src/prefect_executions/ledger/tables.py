@@ -1,8 +1,8 @@
-"""The ledger's tables as SQLAlchemy knows them: what Alembic compares a real database with.
+"""The ledger's tables as SQLAlchemy metadata, with which Alembic compares a real database.
 
-The statements that read and write them are in `statements`, because importing
-SQLAlchemy costs 0.4 s and `executions list` has less than that. A test holds
-these tables, the migrations and the statements together.
+`queries` has the SQL statements and does not import this module: importing SQLAlchemy
+takes 0.4 s, more than `executions list` may take. A test keeps the tables, the
+migrations and the statements consistent.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ METADATA = MetaData(
     }
 )
 
-# SQLite numbers rows by itself only in a column that is exactly INTEGER.
+# SQLite generates keys only for a column whose type is exactly INTEGER.
 _KEY: TypeEngine[int] = BigInteger().with_variant(Integer(), "sqlite")
-# Ids sort by code points in both databases, so that a cursor and a prefix mean the same.
+# Ids sort by code point in both databases, so that cursors and prefix searches behave identically.
 _ID: TypeEngine[str] = Text().with_variant(Text(collation="C"), "postgresql")
 
 
 def _time(name: str, *, nullable: bool = True) -> Column[int]:
-    """Return a column of a time: microseconds since 1970 in UTC, exact in both databases."""
+    """Return a column for a time in microseconds since 1970 in UTC, exact in both databases."""
     return Column(name, BigInteger, nullable=nullable)
 
 
 def _part(name: str, *columns: SchemaItem) -> Table:
-    """Return a table of what an execution has several of, in the order of its documents."""
+    """Return a table with several rows per execution, in the order of its documents."""
     return Table(
         name,
         METADATA,
         Column("execution", _KEY, ForeignKey("executions.key", ondelete="CASCADE"), primary_key=True),
         Column("position", Integer, primary_key=True, autoincrement=False),
         *columns,
-        sqlite_with_rowid=False,  # the rows of one execution lie together
+        sqlite_with_rowid=False,  # stores the rows of one execution together
     )
 
 
 def _value() -> tuple[Column[str], Column[str], Column[float], Column[str], Column[bool]]:
-    """Return the columns of a JSON value: its text, and itself in the column of its type.
+    """Return the columns of a JSON value: its JSON text, and its value in the column of its type.
 
-    A number is in `number` to be compared, and exactly in `json`.
+    `number` is for comparisons; `json` has the exact number.
     """
     return (
         Column("name", Text, nullable=False),
@@ -107,7 +107,7 @@ executions = Table(
     Column("manifest_sha256", Text),
     _time("imported"),
     Column("origin", Text),
-    # One index for each way to ask for the newest, so that none of them sorts.
+    # One index for each filter of "newest first", so that no query sorts.
     Index("executions_newest_idx", "first_known", "id"),
     Index("executions_status_newest_idx", "status", "first_known", "id"),
     Index("executions_method_newest_idx", "method_id", "first_known", "id"),

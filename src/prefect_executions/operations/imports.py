@@ -251,7 +251,7 @@ class _Recorder:
     ) -> ImportResult:
         upload.result()
         mark = self._workbench.archive.imported(bundle.id) if bundle.known else self._mark(bundle)
-        bulk.record(record, archive="archived", manifest_sha256=bundle.manifest_sha256, came=import_origin(mark))
+        bulk.record(record, archive="archived", manifest_sha256=bundle.manifest_sha256, imported=import_origin(mark))
         result: Literal["imported", "unchanged"] = "unchanged" if bundle.known else "imported"
         return ImportResult(bundle.id, result, bundle.incoming.kind, bundle.manifest_sha256)
 

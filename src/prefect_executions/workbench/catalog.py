@@ -132,7 +132,7 @@ class Catalog:
         """Return the links between an execution and others; empty if the ledger is unavailable."""
         try:
             ledger = self.workbench.ledger
-            return Links(ledger.naming(execution_id), ledger.made_from(execution_id), ledger.used_by(execution_id))
+            return Links(ledger.referrers(execution_id), ledger.made_from(execution_id), ledger.used_by(execution_id))
         except LedgerError:
             return Links()
 

@@ -372,7 +372,7 @@ class Workbench:
                     record,
                     archive="archived" if archived else "local",
                     manifest_sha256=archived.manifest_sha256 if archived else None,
-                    came=import_origin(self.archive.imported(execution_id)) if archived else None,
+                    imported=import_origin(self.archive.imported(execution_id)) if archived else None,
                 )
                 count += 1
             for execution_id in self.unfinished():
@@ -447,7 +447,7 @@ class Workbench:
         came: ImportOrigin | None = None,
     ) -> bool:
         try:
-            self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256, came=came)
+            self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256, imported=came)
             trace_point(TracePoint.INDEXED, record.id, archive)
         except LedgerError as error:
             log.warning("execution %s is not in the ledger yet: %s", record.id, error)

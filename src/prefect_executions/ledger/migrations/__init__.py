@@ -1,1 +1,1 @@
-"""How the ledger's tables came to be, in numbered steps that never change once released."""
+"""The Alembic migrations of the ledger; a released migration never changes."""

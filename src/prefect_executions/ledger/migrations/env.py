@@ -1,4 +1,4 @@
-"""Alembic's way in: it runs the steps on the connection that it is given, and owns no transaction."""
+"""The Alembic environment: it runs the migrations on the caller's connection and in the caller's transaction."""
 
 from __future__ import annotations
 

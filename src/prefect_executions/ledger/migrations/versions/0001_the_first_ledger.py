@@ -1,4 +1,4 @@
-"""Make the tables of the first ledger."""
+"""Create the tables of the first ledger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Make methods, executions, and the tables of what an execution has several of."""
+    """Create the tables methods and executions, and the tables with several rows per execution."""
     _make_methods()
     _make_executions()
     _make_values("inputs")

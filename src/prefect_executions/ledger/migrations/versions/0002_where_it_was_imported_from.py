@@ -1,4 +1,4 @@
-"""Tell when and from where an execution was imported."""
+"""Add the time and origin of imports."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Add what an imported execution has."""
+    """Add the columns of imported executions."""
     op.add_column("executions", sa.Column("imported", sa.BigInteger))
     op.add_column("executions", sa.Column("origin", sa.Text))
