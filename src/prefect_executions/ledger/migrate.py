@@ -54,7 +54,7 @@ def migrate(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any]
 
 
 def _engine(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any]) -> Engine:
-    from sqlalchemy import NullPool, create_engine, event, text  # noqa: PLC0415  likewise
+    from sqlalchemy import NullPool, create_engine, event, text  # noqa: PLC0415  needed for a new ledger only
 
     urls = {"sqlite": "sqlite://", "postgresql": "postgresql+psycopg://"}
     engine = create_engine(urls[dialect], creator=connect, poolclass=NullPool)
@@ -73,9 +73,9 @@ def _engine(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any]
 
 def _upgrade(connection: Connection, shown: str) -> None:
     from alembic import command  # noqa: PLC0415  takes 0.3 s, needed for a new ledger only
-    from alembic.config import Config  # noqa: PLC0415  likewise
-    from alembic.migration import MigrationContext  # noqa: PLC0415  likewise
-    from alembic.script import ScriptDirectory  # noqa: PLC0415  likewise
+    from alembic.config import Config  # noqa: PLC0415  needed for a new ledger only
+    from alembic.migration import MigrationContext  # noqa: PLC0415  needed for a new ledger only
+    from alembic.script import ScriptDirectory  # noqa: PLC0415  needed for a new ledger only
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
