@@ -1,1 +1,1 @@
-"""Inside the run: a Method as a Prefect flow, what runs around its code, and the hooks that seal it."""
+"""Methods as Prefect flows: declaration, recording of each run, and the hook that seals the record."""

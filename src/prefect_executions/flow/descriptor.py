@@ -46,7 +46,7 @@ class DescriptorMethod(MethodFlow[..., None]):
         self, described: Described, path: Path, *, timeout_seconds: float | None = None, withheld: bool, **options: Any
     ) -> None:
         prefect_logs.shield()
-        asked = _signature(described, form_of(described), form_only=True)
+        form_signature = _signature(described, form_of(described), form_only=True)
         function = _function(described, path)
         options |= {"name": options.get("name") or _flow_name(described.id, path), "validate_parameters": False}
         options |= {"version": options.get("version") or described.version}
@@ -58,9 +58,9 @@ class DescriptorMethod(MethodFlow[..., None]):
         self.should_validate_parameters = True  # with `validate_parameters` below, instead of annotations
         self.place, self._withheld = path, withheld
         self.time_limit = float(timeout_seconds) if timeout_seconds else described.time_limit
-        self.__signature__ = asked
+        self.__signature__ = form_signature
         self.parameters = parameter_schema(self)
-        if not asked.parameters:
+        if not form_signature.parameters:
             self.description = marked(self.description, str(self.version))
         options_in_effect = {"id": self.name, "version": self.version, "time_limit": self.time_limit}
         declared = Declared(

@@ -314,7 +314,7 @@ def _record_sink(call: Call, record: ExecutionRecord, bundle: OpenBundle) -> Rec
 
 def _index_soon(call: Call, record: ExecutionRecord, **actions: Action) -> None:
     row = partial(call.workbench.index_open, record)
-    defer(record.id, row=row, tell=partial(prefect_events.emit_changes, record.job_status), **actions)
+    defer(record.id, row=row, events=partial(prefect_events.emit_changes, record.job_status), **actions)
 
 
 def mark_executing(running: RunningAttempt, at: datetime) -> None:
