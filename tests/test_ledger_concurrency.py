@@ -78,8 +78,8 @@ with Ledger.open(sys.argv[1]).bulk() as bulk:
 
 @pytest.fixture(params=KINDS)
 def url(request, need, tmp_path):
-    with a_fresh_url(request.param, need, tmp_path) as found:
-        yield found
+    with a_fresh_url(request.param, need, tmp_path) as url:
+        yield url
 
 
 def start(script, *arguments):
@@ -207,21 +207,21 @@ def test_a_writer_waits_for_a_slow_writer(path):
     Ledger.open(url).close()
     other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
-    told = []
+    events = []
 
     def leave():
         time.sleep(1)
-        told.append("the other left")
+        events.append("the other writer ended")
         other.execute("COMMIT")
 
     leaving = threading.Thread(target=leave)
     leaving.start()
     with Ledger.open(url) as ledger:
         ledger.record(numbered(1), archive="local")
-        told.append("recorded")
+        events.append("recorded")
     leaving.join()
     other.close()
-    assert told == ["the other left", "recorded"]
+    assert events == ["the other writer ended", "recorded"]
 
 
 def test_a_ledger_file_deleted_while_open_is_created_again(path):
@@ -238,7 +238,7 @@ def test_a_sqlite_ledger_uses_wal_and_leaves_one_file_when_closed(path):
     with Ledger.open(f"sqlite:///{path}") as ledger:
         ledger.record(numbered(1), archive="local")
         assert path.with_name("ledger.db-wal").exists()
-    assert [found.name for found in path.parent.iterdir()] == ["ledger.db"]
+    assert [file.name for file in path.parent.iterdir()] == ["ledger.db"]
 
 
 MAKER = """

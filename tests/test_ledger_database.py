@@ -1,4 +1,4 @@
-"""Where a ledger may be, and what is told when it cannot be had."""
+"""Ledger URLs, and the errors for a ledger that cannot be opened."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from prefect_executions.ledger.ledger import Ledger
     "wrong", ["", "ledger.db", "sqlite://", "sqlite:///", "sqlite:///:memory:", "mysql://u:hunter2@host/x", "a=hunter2"]
 )
 def test_an_invalid_ledger_url_is_refused_without_its_password(wrong):
-    with pytest.raises(SettingsError, match="EXECUTIONS_LEDGER") as told:
+    with pytest.raises(SettingsError, match="EXECUTIONS_LEDGER") as raised:
         Ledger.open(wrong)
-    assert "hunter2" not in str(told.value)
+    assert "hunter2" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_an_invalid_ledger_url_is_refused_without_its_password(wrong):
     ],
 )
 def test_the_error_for_an_unreachable_server_has_no_password(place):
-    with pytest.raises(LedgerError) as told:
+    with pytest.raises(LedgerError) as raised:
         Ledger.open(f"postgresql://{place}")
-    error: BaseException | None = told.value
+    error: BaseException | None = raised.value
     while error is not None:
         assert "hunter" not in str(error)
         error = None if error.__suppress_context__ else error.__cause__ or error.__context__
@@ -43,12 +43,12 @@ def test_the_error_for_an_unreachable_server_has_no_password(place):
 
 @pytest.mark.long
 def test_a_missing_driver_is_reported_with_the_install_command():
-    asked = (
+    script = (
         "import sys; sys.modules['psycopg'] = None\n"
         "from prefect_executions.ledger.ledger import Ledger\n"
         "Ledger.open('postgresql://alice:hunter2@127.0.0.1/x')"
     )
-    run = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=False)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     last = run.stderr.strip().splitlines()[-1]
     assert "LedgerError" in last
     assert "psycopg" in last

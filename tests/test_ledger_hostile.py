@@ -1,4 +1,4 @@
-"""No text and no number breaks a ledger."""
+"""The ledger accepts every text and number."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def hostile_records(draw, words=hostile, given_values=values):
     metrics = st.builds(
         Metric, name=encodable, value=numbers, step=st.none() | st.integers(-(2**70), 2**70), time=st.just(NOON)
     )
-    told = a_job_status(
+    job_status = a_job_status(
         Status.FAILED,
         execution_id=draw(names),
         message=draw(encodable),
         outputs=[an_output(f"outputs/{draw(encodable)}")],
     )
     return a_record(
-        job_status=told,
+        job_status=job_status,
         method=a_method(title=draw(encodable), description=draw(encodable)),
         request=a_request(
             values=draw(st.dictionaries(encodable, given_values, max_size=3)),
@@ -84,8 +84,8 @@ as_documents = values.filter(lambda value: "\\ud" not in ascii(value))
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_a_record_and_its_parsed_documents_give_equal_rows(sqlite, record):
     dumps = []
-    for told in (record, as_read(record)):
+    for source in (record, as_read(record)):
         sqlite.clear()
-        sqlite.record(told, archive="local")
+        sqlite.record(source, archive="local")
         dumps.append(sqlite.dump())
     assert dumps[0] == dumps[1]

@@ -1,4 +1,4 @@
-"""The ledger answers alike in SQLite and PostgreSQL."""
+"""The ledger gives equal results in SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from records import (
 
 @pytest.fixture(params=KINDS)
 def url(request, need, tmp_path):
-    with a_fresh_url(request.param, need, tmp_path) as found:
-        yield found
+    with a_fresh_url(request.param, need, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_a_cancelled_execution_is_marked_as_partial(ledger):
 
 
 def test_an_execution_with_unobserved_creation_is_listed_by_its_first_status(ledger):
-    told = a_job_status()
-    unseen = told.model_copy(update={"created": None, "history": told.history[2:]})
+    job_status = a_job_status()
+    unseen = job_status.model_copy(update={"created": None, "history": job_status.history[2:]})
     ledger.record(a_record(job_status=unseen), archive="local")
     row = ledger.get(EXECUTION_ID)
     assert (row.created, row.scheduled) == (None, None)
@@ -104,7 +104,7 @@ def test_an_execution_with_unobserved_creation_is_listed_by_its_first_status(led
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "columns"),
     [
         (3, ("3", 3.0, None, None)),
         (0.25, ("0.25", 0.25, None, None)),
@@ -123,12 +123,12 @@ def test_an_execution_with_unobserved_creation_is_listed_by_its_first_status(led
     ],
     ids=str,
 )
-def test_an_input_value_is_stored_in_the_column_of_its_type_and_as_json(ledger, value, told):
+def test_an_input_value_is_stored_in_the_column_of_its_type_and_as_json(ledger, value, columns):
     record = a_record(request=a_request(values={"given": value}, files=()))
     ledger.record(record, archive="local")
     row = only(ledger, "inputs")
     assert row["name"] == "given"
-    assert (row["json"], row["number"], row["text"], None if row["truth"] is None else bool(row["truth"])) == told
+    assert (row["json"], row["number"], row["text"], None if row["truth"] is None else bool(row["truth"])) == columns
 
 
 def test_an_input_file_is_stored_with_its_digest_and_origin(ledger):
@@ -193,16 +193,16 @@ def test_referrers_are_the_executions_that_refer_to_an_execution(ledger):
 def test_producer_and_consumer_of_a_file_are_linked_by_its_digest(ledger):
     table, empty = an_output("outputs/table.csv", b"1,2"), an_output("outputs/empty", b"")
 
-    def one(number: int, *, makes: bool, takes: bool) -> None:
+    def add(number: int, *, makes: bool, takes: bool) -> None:
         files = (a_staged_input("rows", b"1,2"), a_staged_input("nothing", b"")) if takes else ()
         record = numbered(number, request=a_request(files=files, values={}))
         outputs = {"outputs": (table, empty) if makes else ()}
         ledger.record(replace(record, job_status=record.job_status.model_copy(update=outputs)), archive="local")
 
-    one(0, makes=False, takes=True)  # it had begun before the file was made
-    one(1, makes=True, takes=False)
-    one(2, makes=True, takes=True)
-    one(3, makes=False, takes=True)
+    add(0, makes=False, takes=True)  # it had begun before the file was made
+    add(1, makes=True, takes=False)
+    add(2, makes=True, takes=True)
+    add(3, makes=False, takes=True)
 
     def handed(number: int) -> FileEdge:
         return FileEdge(id=an_id(number), output="outputs/table.csv", input="rows", sha256=table.sha256)
@@ -346,9 +346,9 @@ def test_a_short_prefix_finds_the_full_id_with_or_without_dashes(ledger, prefix)
 def test_an_ambiguous_prefix_lists_at_most_twenty_candidates(ledger):
     for number in range(25):
         ledger.record(numbered(number), archive="local")
-    with pytest.raises(AmbiguousIdError, match=an_id(3)) as told:
+    with pytest.raises(AmbiguousIdError, match=an_id(3)) as raised:
         ledger.find("0000")
-    assert told.value.candidates == tuple(an_id(number) for number in range(20))
+    assert raised.value.candidates == tuple(an_id(number) for number in range(20))
 
 
 def test_a_complete_id_is_found_beside_its_second_generation(ledger):
@@ -398,8 +398,8 @@ def test_a_cursor_keeps_its_position_when_newer_executions_arrive(ledger):
 
 def test_executions_with_equal_times_are_all_listed_once(ledger):
     for number in range(7):
-        told = a_job_status(execution_id=an_id(number))
-        ledger.record(a_record(job_status=told), archive="local")
+        job_status = a_job_status(execution_id=an_id(number))
+        ledger.record(a_record(job_status=job_status), archive="local")
     first = ledger.list(limit=4)
     second = ledger.list(limit=4, after=first.after)
     assert sorted(ids(first) + ids(second)) == [an_id(number) for number in range(7)]
@@ -421,7 +421,7 @@ def mixed(ledger):
 
 
 @pytest.mark.parametrize(
-    ("asked", "fits"),
+    ("criteria", "fits"),
     [
         ({"status": (Status.FAILED,)}, lambda n: n % 4 == 1),
         ({"status": (Status.FAILED, Status.CANCELLED)}, lambda n: n % 4 in {1, 2}),
@@ -435,11 +435,11 @@ def mixed(ledger):
         ({"method": "m1' OR 1=1 --"}, lambda n: n < 0),
     ],
 )
-def test_filters_together_narrow_the_list(mixed, asked, fits):
+def test_filters_together_narrow_the_list(mixed, criteria, fits):
     wanted = [an_id(number) for number in reversed(range(24)) if fits(number)]
-    first = mixed.list(Filter(**asked), limit=2)
+    first = mixed.list(Filter(**criteria), limit=2)
     assert ids(first) == wanted[:2]
-    rest = ids(mixed.list(Filter(**asked), after=first.after)) if first.after else []
+    rest = ids(mixed.list(Filter(**criteria), after=first.after)) if first.after else []
     assert rest == wanted[2:]
 
 
@@ -473,8 +473,8 @@ def test_methods_are_listed_by_version_with_first_and_last_seen(ledger):
 def test_a_version_whose_code_changed_has_its_newest_descriptor(ledger):
     for number, title in ((2, "new"), (1, "old")):
         ledger.record(replace(numbered(number), method=a_method(title=title)), archive="local")
-    (told,) = ledger.methods()
-    assert (told.title, told.executions, told.first_seen) == ("new", 2, NOON + timedelta(seconds=1))
+    (method,) = ledger.methods()
+    assert (method.title, method.executions, method.first_seen) == ("new", 2, NOON + timedelta(seconds=1))
     assert len(list(ledger.rows("methods"))) == 2
 
 

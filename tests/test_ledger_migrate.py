@@ -30,8 +30,8 @@ from records import NOON
 
 @pytest.fixture(params=KINDS)
 def url(request, need, tmp_path):
-    with a_fresh_url(request.param, need, tmp_path) as found:
-        yield found
+    with a_fresh_url(request.param, need, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
@@ -71,10 +71,10 @@ def test_a_different_table_is_detected(connection):
 
 
 def test_indexes_and_keys_have_the_names_in_the_metadata(connection):
-    found = inspect(connection)
+    inspector = inspect(connection)
     for table in METADATA.tables.values():
-        assert {index["name"] for index in found.get_indexes(table.name)} - {
-            constraint["name"] for constraint in found.get_unique_constraints(table.name)
+        assert {index["name"] for index in inspector.get_indexes(table.name)} - {
+            constraint["name"] for constraint in inspector.get_unique_constraints(table.name)
         } == {index.name for index in table.indexes}
 
 
@@ -140,22 +140,22 @@ def test_an_incomplete_ledger_is_refused(tmp_path):
 def test_a_current_ledger_is_opened_without_alembic_and_sqlalchemy(url):
     with Ledger.open(url) as ledger:
         ledger.record(numbered(1), archive="local")
-    asked = (
+    script = (
         "import sys\nfrom prefect_executions.ledger.ledger import Ledger\n"
         "assert len(Ledger.open(sys.argv[1]).list().rows) == 1\n"
         "print({'sqlalchemy', 'alembic', 'prefect'} & sys.modules.keys())"
     )
-    run = subprocess.run([sys.executable, "-c", asked, url], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", script, url], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
 
 
 def test_a_sqlite_ledger_does_not_import_the_postgresql_driver(tmp_path):
-    asked = (
+    script = (
         "import sys\nfrom prefect_executions.ledger.ledger import Ledger\n"
         "Ledger.open(sys.argv[1])\nprint('psycopg' in sys.modules)"
     )
     address = f"sqlite:///{tmp_path / 'ledger.db'}"
-    run = subprocess.run([sys.executable, "-c", asked, address], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", script, address], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
 
 
@@ -170,8 +170,8 @@ def test_a_ledger_in_postgresql_uses_its_own_schema(need, tmp_path):
         with psycopg.connect(address) as connected:
             assert connected.execute("SELECT count(*) FROM public.metrics").fetchone() == (0,)
             query = "SELECT table_name FROM information_schema.tables WHERE table_schema = %s"
-            found = {name for (name,) in connected.execute(query, ("public",))}
-            assert found == {"alembic_version", "metrics"}
+            tables = {name for (name,) in connected.execute(query, ("public",))}
+            assert tables == {"alembic_version", "metrics"}
 
 
 # plans
@@ -219,30 +219,30 @@ def newest(*, after=None, **conditions):
 
 def plan_in_sqlite(url, query):
     connected = sqlite3.connect(url.removeprefix("sqlite:///"))
-    told = [row[3] for row in connected.execute(f"EXPLAIN QUERY PLAN {query.sql}", query.values)]
+    plan = [row[3] for row in connected.execute(f"EXPLAIN QUERY PLAN {query.sql}", query.values)]
     connected.close()
-    return told
+    return plan
 
 
-@pytest.mark.parametrize("asked", FILTERS, ids=str)
-def test_every_list_in_sqlite_uses_an_index_without_sorting(filled_sqlite, asked):
-    (step,) = plan_in_sqlite(filled_sqlite, newest(**asked))
-    expected = "_".join(word for word in ("method", "status") if word in asked)
+@pytest.mark.parametrize("criteria", FILTERS, ids=str)
+def test_every_list_in_sqlite_uses_an_index_without_sorting(filled_sqlite, criteria):
+    (step,) = plan_in_sqlite(filled_sqlite, newest(**criteria))
+    expected = "_".join(word for word in ("method", "status") if word in criteria)
     name = f"executions_{expected}_newest_idx".replace("__", "_")
     assert re.match(rf"(SCAN|SEARCH) executions USING INDEX {name}\b", step)
 
 
-@pytest.mark.parametrize("asked", FILTERS, ids=str)
-def test_every_list_in_postgresql_uses_an_index_without_sorting(filled_postgres, asked):
-    query = newest(**asked)
+@pytest.mark.parametrize("criteria", FILTERS, ids=str)
+def test_every_list_in_postgresql_uses_an_index_without_sorting(filled_postgres, criteria):
+    query = newest(**criteria)
     with psycopg.connect(filled_postgres, autocommit=True) as connected:
         connected.execute(f"SET search_path TO {SCHEMA}")
         connected.execute("ANALYZE executions")
-        found = connected.execute(f"EXPLAIN {query.sql.replace('?', '%s')}", query.values).fetchall()
-    told = "\n".join(line for (line,) in found)
-    assert "Index Scan" in told
-    assert not re.search(r"^ *(->)? *Sort", told, re.MULTILINE)
-    assert "Seq Scan" not in told
+        lines = connected.execute(f"EXPLAIN {query.sql.replace('?', '%s')}", query.values).fetchall()
+    plan = "\n".join(line for (line,) in lines)
+    assert "Index Scan" in plan
+    assert not re.search(r"^ *(->)? *Sort", plan, re.MULTILINE)
+    assert "Seq Scan" not in plan
 
 
 @pytest.mark.parametrize(

@@ -118,10 +118,10 @@ def test_a_range_is_cut_like_a_python_slice(store: Store, start: int, end: int) 
 
 def test_a_listing_has_all_objects_below_a_prefix_and_no_others(store: Store) -> None:
     store.put_many(dict.fromkeys(("one/a", "one/b/c", "one.2/a", "onetwo/a", "other"), b"x"))
-    assert sorted(found.key for found in store.list("one/")) == ["one/a", "one/b/c"]
-    assert sorted(found.key for found in store.list("")) == ["one.2/a", "one/a", "one/b/c", "onetwo/a", "other"]
+    assert sorted(info.key for info in store.list("one/")) == ["one/a", "one/b/c"]
+    assert sorted(info.key for info in store.list("")) == ["one.2/a", "one/a", "one/b/c", "onetwo/a", "other"]
     assert list(store.list("none/")) == []
-    assert {found.size for found in store.list("")} == {1}
+    assert {info.size for info in store.list("")} == {1}
 
 
 def test_children_are_the_folders_right_below(store: Store) -> None:
@@ -137,7 +137,7 @@ def test_deleting_a_missing_object_is_ignored(store: Store) -> None:
     store.put_many({"a/b": b"x", "a/c": b"y"})
     store.delete("a/b", "a/none")
     store.delete("a/b")
-    assert [found.key for found in store.list("")] == ["a/c"]
+    assert [info.key for info in store.list("")] == ["a/c"]
     store.delete()
 
 
@@ -145,7 +145,7 @@ def test_keys_with_unusual_characters_are_distinct(store: Store) -> None:
     keys = ["é ü/日本.txt", "a b+c%20d", "a b c", "x&y=z?q#f", "~tilde", "'quote'", '"double"', "[1]*"]
     store.put_many({f"odd/{key}": key.encode() for key in keys})
     assert store.get_many(f"odd/{key}" for key in keys) == {f"odd/{key}": key.encode() for key in keys}
-    assert sorted(found.key for found in store.list("odd/")) == sorted(f"odd/{key}" for key in keys)
+    assert sorted(info.key for info in store.list("odd/")) == sorted(f"odd/{key}" for key in keys)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_processes_race_and_one_creates(opened: Opened) -> None:
         )
         for number in range(6)
     ]
-    said = [racer.communicate(timeout=120)[0].strip() for racer in racers]
-    assert sorted(said) == ["False"] * 5 + ["True"]
-    assert opened.store.get("seal") == str(said.index("True")).encode()
+    results = [racer.communicate(timeout=120)[0].strip() for racer in racers]
+    assert sorted(results) == ["False"] * 5 + ["True"]
+    assert opened.store.get("seal") == str(results.index("True")).encode()
 
 
 def test_a_download_equals_the_source(store: Store, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_temporary_files_in_a_folder_are_not_objects_and_are_removed(tmp_path: P
     store = open_store(str(tmp_path / "archive"))
     store.put("a/b", b"x")
     (tmp_path / "archive" / "a" / ".~0123").write_bytes(b"half")
-    assert [found.key for found in store.list("")] == ["a/b"]
+    assert [info.key for info in store.list("")] == ["a/b"]
     assert store.abort_stale(datetime.now(UTC) - timedelta(hours=1)) == 0
     assert store.abort_stale(datetime.now(UTC) + timedelta(hours=1)) == 1
     assert [path.name for path in (tmp_path / "archive" / "a").iterdir()] == ["b"]

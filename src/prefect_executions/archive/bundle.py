@@ -135,7 +135,7 @@ class ArchivedBundle:
 
     def _parse_manifest(self, manifest: bytes) -> Mapping[str, str]:
         if sha256(manifest).hexdigest() != self.seal.manifest_sha256:
-            raise ArchiveError(f"The archived manifest of {self.seal.execution_id} is not the one that was sealed")
+            raise ArchiveError(f"The archived manifest of {self.seal.execution_id} differs from the sealed manifest")
         try:
             return parse(manifest)
         except BundleError as error:

@@ -80,9 +80,9 @@ def _upgrade(connection: Connection, shown: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    revisions = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     heads = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_heads()
-    for revision in set(heads) - known:
+    for revision in set(heads) - revisions:
         raise LedgerError(
             f"the ledger at {shown} has version {revision} but this package supports versions up to {HEAD}: "
             "a newer prefect-executions wrote it. Upgrade this package, or set EXECUTIONS_LEDGER to another database "
