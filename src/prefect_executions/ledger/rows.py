@@ -117,7 +117,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
-    """A reference from the execution `id`: `relation` is what the referenced execution is to it."""
+    """The execution `id` refers to another execution as its `relation`, such as its parent."""
 
     id: str
     relation: str

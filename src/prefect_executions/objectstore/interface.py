@@ -27,7 +27,7 @@ from prefect_executions.errors import ArchiveError, NameRefusedError
 
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]")
 TEMP_PREFIX = ".~"
-"""The prefix of a store's temporary files. No key may contain it at the start of a segment."""
+"""The prefix of a store's temporary files; no segment of a key may begin with it."""
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
