@@ -61,5 +61,5 @@ def test_an_unavailable_version_is_named(shelf, tmp_path):
 
 def test_an_unavailable_interpreter_is_named(shelf, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NotAvailableError, match=r"Python 3\.1\.4 .* install uv"):
+    with pytest.raises(NotAvailableError, match=r"Python 3\.1\.4, .* install uv"):
         make_environment(recorded("3.1.4"), tmp_path / "venv")
