@@ -221,6 +221,15 @@ def test_an_invalid_declaration_is_refused_with_the_reason(declare: Callable[[],
         declare()
 
 
+@pytest.mark.parametrize("collection", [list, tuple, set, frozenset])
+def test_keywords_and_secrets_may_be_any_collection_of_strings(collection):
+    @method(keywords=collection(["spectra"]), secrets=collection(["key"]))
+    def measure(key: str): ...
+
+    assert measure.method.keywords == ("spectra",)
+    assert measure.method.secrets == {"key"}
+
+
 def test_a_misspelled_argument_is_a_type_error():
     with pytest.raises(TypeError, match=r"method\(\) got an unexpected keyword argument 'versoin'"):
         method(versoin="1")

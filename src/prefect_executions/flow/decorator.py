@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
 from prefect.flows import Flow
@@ -58,10 +59,10 @@ class Declaration(TypedDict, total=False):
     version: str | None
     title: str | None
     description: str | None
-    keywords: Sequence[str]
+    keywords: Sequence[str] | AbstractSet[str]
     type: str | None
     archive: ArchiveLevel | str | None
-    secrets: Sequence[str]
+    secrets: Sequence[str] | AbstractSet[str]
     outputs: Mapping[str, str] | None
     comparisons: Mapping[str, Comparison] | None
 
