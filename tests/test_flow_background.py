@@ -55,6 +55,17 @@ def test_taken_actions_do_not_run(execution_id):
     assert done == []
 
 
+def test_actions_survive_a_thread_that_fails_to_start(execution_id, monkeypatch):
+    def refuse(*_args, **_options):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        defer(execution_id, row=lambda: None)
+
+    assert list(take_deferred(execution_id)) == ["row"]
+
+
 def test_a_failing_action_does_not_stop_the_others(execution_id, capfd):
     last = threading.Event()
     defer(execution_id, row=lambda: 1 / 0, tell=last.set)

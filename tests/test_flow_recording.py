@@ -230,6 +230,37 @@ def test_an_async_method_is_timed_out_too(bundles):
     assert bundles.record().job_status.reason is Reason.TIMED_OUT
 
 
+def test_a_cancelled_async_method_with_a_full_thread_pool_records_its_error_and_masks_it(bundles):
+    release = threading.Event()
+
+    @method(version="1")
+    async def fails_beside_blocked_threads(token: SecretStr) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(64):  # more than asyncio's default pool has threads
+            loop.run_in_executor(None, release.wait, 60)
+        raise RuntimeError(f"refused: {token.get_secret_value()}")
+
+    async def cancelled_soon() -> BaseException:
+        threading.Timer(20, release.set).start()  # what hangs ends, so that the test does
+        call = asyncio.ensure_future(fails_beside_blocked_threads("env:FULL_POOL"))
+        with pytest.raises((asyncio.CancelledError, TimeoutError, RuntimeError)) as raised:
+            await asyncio.wait_for(call, 5)
+        return raised.value
+
+    os.environ["FULL_POOL"] = PLANTED
+    try:
+        error: BaseException | None = asyncio.run(cancelled_soon())
+    finally:
+        del os.environ["FULL_POOL"]
+        release.set()
+    while error is not None:
+        assert PLANTED not in repr(error)
+        error = error.__cause__ or error.__context__
+    usage = json.loads((bundles.one() / "metadata/instance.json").read_text())["usage"]
+    assert usage["exception"]["type"] == "RuntimeError"
+    assert PLANTED not in json.dumps(usage)
+
+
 def test_a_system_exit_is_a_crash_with_its_exit_code(bundles):
     @method(version="1")
     def leaves() -> None:

@@ -30,7 +30,7 @@ _DELAY = 0.5
 
 Action = Callable[[], object]
 
-_deferred: dict[str, tuple[Timer, dict[str, Action]]] = {}
+_deferred: dict[str, tuple[Timer | None, dict[str, Action]]] = {}
 
 
 def defer(execution_id: str, **actions: Action) -> None:
@@ -40,8 +40,8 @@ def defer(execution_id: str, **actions: Action) -> None:
     replaces a deferred action with the same name. What an action raises is ignored.
     """
     pending = take_deferred(execution_id) | actions
-    timer = background.defer(partial(_run, pending), name="deferred", delay=_DELAY)
-    _deferred[execution_id] = (timer, pending)
+    _deferred[execution_id] = (None, pending)  # first, because a thread may fail to start
+    _deferred[execution_id] = (background.defer(partial(_run, pending), name="deferred", delay=_DELAY), pending)
 
 
 def take_deferred(execution_id: str) -> dict[str, Action]:
@@ -49,7 +49,8 @@ def take_deferred(execution_id: str) -> dict[str, Action]:
     if execution_id not in _deferred:
         return {}
     timer, pending = _deferred.pop(execution_id)
-    timer.cancel()
+    if timer is not None:
+        timer.cancel()
     actions = pending.copy()
     pending.clear()
     return actions

@@ -39,7 +39,7 @@ class Call:
     declared: Declared
     context: FlowRunContext
     run: FlowRun
-    arguments: inspect.BoundArguments
+    arguments: inspect.BoundArguments = field(repr=False)  # contains resolved secrets
     invocation: Invocation
     settings: Settings
     workbench: Workbench
@@ -67,7 +67,9 @@ class Call:
             yield
         except Exception as error:  # noqa: BLE001 - the law: after the work, never lose
             with suppress(Exception):
-                self.log.warning("execution %s: %s failed and is left to settle: %s", self.run.id, doing, error)
+                self.log.warning(
+                    "execution %s: %s failed and is left to settle: %s", self.run.id, doing, self.mask.mask(str(error))
+                )
 
     @contextmanager
     def masking_errors(self) -> Iterator[None]:

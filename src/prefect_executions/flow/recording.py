@@ -123,7 +123,7 @@ def session(call: Call) -> Iterator[RunningAttempt]:
         error = raised_error
         raise
     finally:
-        close(attempt, running, error)
+        finish(write_end(attempt, running, error), error)
 
 
 @asynccontextmanager
@@ -141,10 +141,12 @@ async def session_async(call: Call) -> AsyncIterator[RunningAttempt]:
         error = raised_error
         raise
     finally:
+        # Not in a thread: a full pool or a cancellation would lose how the attempt ended, and the masking of its error.
+        ended = write_end(attempt, running, error)
         if error is None or isinstance(error, Exception):
-            await asyncio.to_thread(close, attempt, running, error)
+            await asyncio.to_thread(finish, ended, error)
         else:  # a cancelled task cannot wait for a thread
-            close(attempt, running, error)
+            finish(ended, error)
 
 
 def open_attempt(call: Call) -> Attempt:
@@ -333,39 +335,19 @@ def add_script_run(running: RunningAttempt, script_run: ScriptRun) -> None:
     _write(running.attempt, _instance(running.attempt, running))
 
 
-def close(attempt: Attempt, running: RunningAttempt | None, error: BaseException | None) -> None:
-    """Write how the attempt ended and, if it was the last, gather the outputs; never raises.
+def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseException | None) -> Attempt:
+    """Write usage, exception, metrics and job status; return the attempt as written; never raises.
 
-    *running* is None if the author's code did not begin. Prefect's hook seals the bundle afterwards.
+    *running* is None if the author's code did not begin. The secrets in *error* are masked.
     """
     call = attempt.call
     attempt = running.attempt if running else attempt
-    job_status = _write_end(attempt, running, error)
-    if isinstance(error, Pause):
-        _suspend(replace(attempt, record=replace(attempt.record, job_status=job_status)))
-        return
-    will_retry = call.will_retry(error)
-    with call.never_losing("reading pauses and steps from Prefect"):
-        with_prefect = _with_prefect_facts(attempt, job_status, last=not will_retry)
-        if with_prefect is not job_status:
-            _write(attempt, with_prefect)
-    if will_retry:
-        return
-    with call.never_losing("reading what the worker reported"):
-        late = late_worker_facts(attempt.bundle, attempt.record.infrastructure, call.run, call.settings)
-        _write(attempt, *(late or ()))
-    with call.never_losing("gathering the outputs"):
-        call.workbench.gather(attempt.bundle, attempt.record.request.archive)
-    with call.never_losing("calling on_gathered"):
-        call.invocation.on_gathered(attempt.bundle, error)
-    trace_point(TracePoint.LEFT, attempt.record.id)
-
-
-def _write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseException | None) -> JobStatus:
-    """Write usage, exception, metrics and job status; return the job status."""
-    call = attempt.call
     written = attempt.record.job_status
-    job_status, metrics = running.execution.close() if running else (written, None)
+    job_status: JobStatus = written
+    metrics: Metrics | None = None
+    if running:
+        with call.never_losing("writing the last progress"):
+            job_status, metrics = running.execution.close()
     ended: dict[str, Any] = {}
     with call.never_losing("recording how the attempt ended"):
         mask_error(error, call.mask)
@@ -377,7 +359,33 @@ def _write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExce
     usage = merge_usage(instance.usage, call.meter.stop().model_copy(update=ended))
     changed = None if job_status is written else job_status
     _write(attempt, instance.model_copy(update={"usage": usage}), changed, metrics)
-    return job_status
+    return replace(attempt, record=replace(attempt.record, job_status=job_status))
+
+
+def finish(attempt: Attempt, error: BaseException | None) -> None:
+    """Add what Prefect knows and gather the outputs if the attempt was the last; never raises.
+
+    Prefect's hook seals the bundle afterwards.
+    """
+    call, record = attempt.call, attempt.record
+    if isinstance(error, Pause):
+        _suspend(attempt)
+        return
+    will_retry = call.will_retry(error)
+    with call.never_losing("reading pauses and steps from Prefect"):
+        with_prefect = _with_prefect_facts(attempt, record.job_status, last=not will_retry)
+        if with_prefect is not record.job_status:
+            _write(attempt, with_prefect)
+    if will_retry:
+        return
+    with call.never_losing("reading what the worker reported"):
+        late = late_worker_facts(attempt.bundle, record.infrastructure, call.run, call.settings)
+        _write(attempt, *(late or ()))
+    with call.never_losing("gathering the outputs"):
+        call.workbench.gather(attempt.bundle, record.request.archive)
+    with call.never_losing("calling on_gathered"):
+        call.invocation.on_gathered(attempt.bundle, error)
+    trace_point(TracePoint.LEFT, record.id)
 
 
 def _instance(attempt: Attempt, running: RunningAttempt | None) -> Instance:
