@@ -270,6 +270,7 @@ def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(cli, pool,
         (("submit", "greet", "--pool", "nowhere", "-p", "name=A"), 3, "'nowhere'"),
         (("submit", "greet/POOL", "-p", "nam=A"), 2, "no input nam"),
         (("submit", "greet/POOL"), 2, "name"),
+        (("submit", "nothing/nowhere", "--cpus", "0"), 2, "--cpus must be a number above 0, not 0"),
         (("submit", "greet/POOL", "-p", "name=A", "--cpus", "0"), 2, "--cpus must be a number above 0, not 0"),
         (("submit", "greet/POOL", "-p", "name=A", "--memory", "much"), 2, "--memory must be a size such as 512m"),
         (

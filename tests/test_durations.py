@@ -15,7 +15,7 @@ from prefect_executions.durations import parse_duration
         ("90s", timedelta(seconds=90)),
         ("30m", timedelta(minutes=30)),
         ("12 h", timedelta(hours=12)),
-        ("7D", timedelta(days=7)),
+        ("7d", timedelta(days=7)),
         (" 2w ", timedelta(weeks=2)),
         ("1.5h", timedelta(minutes=90)),
     ],
@@ -30,7 +30,7 @@ def test_a_number_without_a_unit_counts_seconds_where_the_caller_allows_it():
         parse_duration("2.5")
 
 
-@pytest.mark.parametrize("text", ["", "d", "-1d", "1y", "1e3s", "1m30s", "soon"])
+@pytest.mark.parametrize("text", ["", "d", "-1d", "1y", "1e3s", "1m30s", "1M", "soon"])
 def test_other_text_is_not_a_duration(text):
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text, default_seconds=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
-_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhdw]?)", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhdw]?)")
 _UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def parse_duration(text: str, *, default_seconds: bool = False) -> timedelta:
     """Return the duration that *text* states; *default_seconds* accepts a number without a unit.
+
+    Units are lower case, because ``M`` is often a month.
 
     Raises:
         ValueError: If *text* is not a duration.
@@ -19,4 +21,4 @@ def parse_duration(text: str, *, default_seconds: bool = False) -> timedelta:
     match = _DURATION.fullmatch(text.strip())
     if match is None or not (match[2] or default_seconds):
         raise ValueError(f"'{text}' is not a duration")
-    return timedelta(**{_UNITS[match[2].lower()]: float(match[1])})
+    return timedelta(**{_UNITS[match[2]]: float(match[1])})

@@ -48,7 +48,7 @@ class FilterOptions:
         """
         return Filter(
             status=tuple(status),
-            method=self.method or None,
+            method=self.method,
             since=parse_time(self.since, now) if self.since else None,
             until=parse_time(self.until, now) if self.until else None,
         )
@@ -151,7 +151,7 @@ def parse_time(text: str, now: datetime) -> datetime:
         RequestError: If *text* is not a time.
     """
     try:
-        return now - parse_duration(text.strip().removeprefix("-"))
+        return now - parse_duration(text.strip().removeprefix("-").lower())
     except OverflowError as error:
         raise RequestError(f"'{text}' ago is before the year 1; write a shorter age, such as 7d") from error
     except ValueError:

@@ -78,10 +78,11 @@ def submit(
         SecretError: If a secret input is given in plain text.
         OrchestratorError: If Prefect's API is unavailable.
     """
+    resources = resources_of(options)  # before anything is asked of Prefect
     require_server()
     deployment, full_name = _deployment(name, options.pool)
     check_parameters(full_name.partition("/")[0], deployment.parameter_openapi_schema or {}, parameters)
-    variables = _job_variables(deployment, full_name, resources_of(options))
+    variables = _job_variables(deployment, full_name, resources)
     with api_client.translate_errors(f"a run of {full_name}", parameters):
         run = api_client.client().create_flow_run_from_deployment(
             deployment.id,
@@ -148,9 +149,9 @@ def resources_of(options: SubmitOptions) -> Resources:
     """
     return Resources(
         cpus=_positive("--cpus", options.cpus),
-        memory=None if options.memory is None else _memory(options.memory),
+        memory=_memory(options.memory) if options.memory else None,
         gpus=_positive("--gpus", options.gpus),
-        time_limit=None if options.time_limit is None else _seconds(options.time_limit),
+        time_limit=_seconds(options.time_limit) if options.time_limit else None,
     )
 
 
@@ -170,7 +171,7 @@ def _memory(text: str) -> int:
 
 def _seconds(text: str) -> float:
     try:
-        duration = parse_duration(text, default_seconds=True)
+        duration = parse_duration(text.lower(), default_seconds=True)
     except (ValueError, OverflowError):
         duration = timedelta(0)
     if duration <= timedelta(0):

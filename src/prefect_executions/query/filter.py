@@ -13,7 +13,7 @@ from prefect_executions.lifecycle.status import Status
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
-    """Conditions on executions; all must hold. A field that is None or empty sets no condition."""
+    """Conditions on executions; all must hold. None, or an empty tuple, sets no condition."""
 
     status: tuple[Status, ...] = ()
     """Any of these."""
