@@ -241,6 +241,20 @@ def test_json_keeps_hostile_text_unchanged(executions, home):
     assert json.loads(shown)["jobStatus"]["message"] == HOSTILE
 
 
+def test_show_as_json_begins_with_the_status_and_lists_the_documents_in_order(executions, home):
+    kept(bench_at(home))
+    members = list(json.loads(executions("show", EXECUTION_ID, "--json")))
+    first = ["id", "status", "folder", "sealed", "archive", "jobStatus", "method", "request", "infrastructure"]
+    assert members[: len(first)] == first
+    assert members[len(first) : len(first) + 2] == ["instance", "agent"]
+
+
+def test_an_empty_method_matches_no_execution(executions, home):
+    kept(bench_at(home))
+    assert json.loads(executions("list", "--json"))["executions"]
+    assert json.loads(executions("list", "--method", "", "--json"))["executions"] == []
+
+
 # --- commands --------------------------------------------------------------------
 
 

@@ -18,6 +18,11 @@ def test_an_execution_id_is_a_flow_run_id_and_a_generation(text, generation):
     assert str(execution_id) == text
 
 
+@pytest.mark.parametrize("suffix", ["bak", "", "-1", "²"])
+def test_a_name_that_only_begins_with_a_flow_run_id_still_gives_that_id(suffix):
+    assert ExecutionId.parse(f"{FLOW_RUN}.{suffix}").flow_run_uuid == UUID(FLOW_RUN)
+
+
 def test_the_ids_of_a_flow_run_begin_with_its_own():
     assert list(islice(each_generation(FLOW_RUN), 3)) == [FLOW_RUN, f"{FLOW_RUN}.2", f"{FLOW_RUN}.3"]
 

@@ -144,7 +144,8 @@ def _prefect(remedy: str) -> Iterator[Diagnosis]:
     server, api = _python(_START_SERVER), check_api(remedy)
     if server.returncode:
         # A configured API replaces the server of this installation.
-        outcome: Outcome = "fail" if api.found == _NO_API else "warn"
+        # An API check that crashed (its advice is *remedy*) does not show that one is configured.
+        outcome: Outcome = "fail" if api.found == _NO_API or api.advice == remedy else "warn"
         yield Diagnosis(outcome, "Prefect's server", f"does not start: {_last_line(server.stderr)}", remedy)
     else:
         yield Diagnosis("ok", "Prefect's server", "can start here")

@@ -183,7 +183,8 @@ def _as_json(record: ExecutionRecord, storage: StorageState, links: Links) -> di
         "folder": storage.folder,
         "sealed": storage.sealed,
         "archive": storage.archive,
-        **record.documents(),
+        "jobStatus": record.job_status,  # first; the other documents follow
+        **to_json(record),
         "namedBy": links.named_by,
         "madeFrom": links.made_from,
         "usedBy": links.used_by,

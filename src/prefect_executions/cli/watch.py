@@ -100,7 +100,7 @@ class _Watch:
         # Start-up time of the CLI: archive and bundles come with it.
         from prefect_executions.operations.watch import newer  # noqa: PLC0415
 
-        for entry in self._read():
+        for entry in list(self._read()):  # all or none: a missing record must be reported before any line
             earlier = self.latest.get(entry.id)
             self._put(newer(earlier, entry) if earlier else entry, datetime.now(UTC))
 

@@ -23,9 +23,9 @@ class ExecutionId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the id that *text* is."""
+        """Return the id that *text* is; a suffix that is not a generation counts as the first generation."""
         flow_run_id, _, generation = text.partition(".")
-        return cls(flow_run_id, int(generation or 1))
+        return cls(flow_run_id, int(generation) if generation.isascii() and generation.isdigit() else 1)
 
     def __str__(self) -> str:
         return self.flow_run_id if self.generation == 1 else f"{self.flow_run_id}.{self.generation}"
