@@ -194,7 +194,7 @@ def test_refuse_lists_the_changed_files(project):
 def test_refuse_holds_where_git_cannot_say(project, monkeypatch, tmp_path):
     project.commit()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DirtyTreeError, match=r"cannot be seen.*git status"):
+    with pytest.raises(DirtyTreeError, match=r"cannot list the uncommitted changes.*git status"):
         project.identify(dirty="refuse")
 
 

@@ -320,4 +320,4 @@ def test_an_ended_unknown_or_nested_execution_is_refused(bundles, cli):
     assert "COMPLETED" in cli("cancel", ended[0].name, code=exit_codes.NOT_THERE)
     assert "no execution" in cli("cancel", str(uuid4()), code=exit_codes.NOT_THERE)
     refused = cli("cancel", "ffff", code=exit_codes.NOT_THERE)
-    assert "reads the archive again. For a run that has not begun, give the whole flow run id." in refused
+    assert "rebuilds the ledger from the archive. For a run that has not begun, give the whole flow run id." in refused

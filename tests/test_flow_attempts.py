@@ -180,7 +180,7 @@ import test_flow_attempts
 from prefect.client.orchestration import get_client
 
 with get_client(sync_client=True) as client:
-    state = test_attempts.go_on(test_attempts.sleeps, client.read_flow_run(UUID(sys.argv[1])))
+    state = test_flow_attempts.go_on(test_flow_attempts.sleeps, client.read_flow_run(UUID(sys.argv[1])))
 print(state.name)
 """
 
