@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,6 +55,9 @@ class FilterOptions:
 
 
 NO_FILTER = FilterOptions()
+
+FILTER_NAMES = ", ".join(f"--{field.name}" for field in fields(FilterOptions))
+"""The options of `FilterOptions`, for error messages."""
 
 READ_TIMEOUT = timedelta(seconds=60)
 """Upper limit of the archive timeout for reads: a person waits at the terminal, and the limit for uploads is longer."""

@@ -134,7 +134,9 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
 
 def _options(status: Iterable[Status], options: Mapping[str, object], *, as_csv: bool) -> str:
     words = [word for value in status for word in ("--status", value.lower())]
-    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    for name, value in options.items():
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        words += [word for each in values for word in (f"--{name}", str(each))]
     return "".join(f" {shlex.quote(word)}" for word in [*words, *(["--csv"] if as_csv else [])])
 
 

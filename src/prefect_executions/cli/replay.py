@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import (
+    FILTER_NAMES,
     NO_FILTER,
     NO_INPUTS,
     FilterOptions,
@@ -216,7 +217,7 @@ def reproduce(
     """
     criteria = filters.filter(datetime.now(UTC))
     if bool(executions) is (criteria != EVERYTHING or limit is not None):
-        raise RequestError("give either execution ids, or filters: --method, --since, --until and --limit")
+        raise RequestError(f"give either execution ids, or filters: {FILTER_NAMES}, --limit")
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproducible  # noqa: PLC0415

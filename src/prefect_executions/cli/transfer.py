@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
-from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, open_catalog, open_workbench, parse_time
+from prefect_executions.cli.arguments import (
+    FILTER_NAMES,
+    NO_FILTER,
+    FilterOptions,
+    Json,
+    open_catalog,
+    open_workbench,
+    parse_time,
+)
 from prefect_executions.cli.output import (
     OutputFile,
     atomic_file,
@@ -62,7 +70,7 @@ def export(
     """
     criteria = filters.filter(datetime.now(UTC), status)
     if bool(executions) is (criteria != EVERYTHING):
-        raise RequestError("give either execution ids, or filters: --status, --method, --since and --until")
+        raise RequestError(f"give either execution ids, or filters: --status, {FILTER_NAMES}")
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.export import export as write_export  # noqa: PLC0415
     from prefect_executions.operations.export import matching_ids  # noqa: PLC0415
