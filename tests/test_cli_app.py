@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
 import pty
 import shlex
@@ -61,8 +62,10 @@ def greet(name: str = "you", fail: bool = False, wait: float = 0) -> str:
 
 
 @pytest.fixture
-def executions(home, capsys) -> Callable[..., str]:
+def executions(home, capsys) -> Iterator[Callable[..., str]]:
     """Return a function that runs the command line in this process, checks its exit code and returns its output."""
+    logger = logging.getLogger("prefect")
+    level = logger.level
 
     def run(*arguments: str, code: int = 0) -> str:
         found = main(arguments)
@@ -70,7 +73,8 @@ def executions(home, capsys) -> Callable[..., str]:
         assert found == code, shown.err
         return shown.err if code and not shown.out else shown.out
 
-    return run
+    yield run
+    logger.setLevel(level)  # `run --quiet` silences it for the end of its process
 
 
 def executed(arguments: Sequence[str], home: Path, **more: str) -> subprocess.CompletedProcess[str]:

@@ -350,7 +350,11 @@ def test_a_memory_limit_is_read_as_bytes(text, value):
     assert resources_of(SubmitOptions(memory=text)).memory == value
 
 
-@pytest.mark.parametrize("text", ["", "m", "-1", "0", "1x", "1 m m"])
+def test_an_empty_limit_is_no_limit():
+    assert resources_of(SubmitOptions(memory="", time_limit="")) == resources_of(SubmitOptions())
+
+
+@pytest.mark.parametrize("text", [" ", "m", "-1", "0", "1x", "1 m m"])
 def test_a_value_without_a_valid_number_and_unit_is_refused(text):
     for option in ("time_limit", "memory"):
         with pytest.raises(RequestError, match=f"--{option.replace('_', '-')} must be"):
