@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+
+def _extra(kind: int, data: bytes) -> bytes:
+    return struct.pack("<HH", kind, len(data)) + data
+
+
 LINK, DEVICE, PIPE, FILE = 0o120777, 0o020666, 0o010666, 0o100644
 
 
@@ -28,6 +33,10 @@ class Member:
     local_name: bytes | None = None
     offset: int | None = None
     disk: int = 0
+    local: tuple[int, int, int] | None = None
+    """Checksum, packed size and size in the local header, where they differ."""
+    descriptor: bytes = b""
+    """What follows the data."""
 
     @property
     def stream(self) -> bytes:
@@ -49,8 +58,9 @@ def a_zip(members: Sequence[Member], *, comment: bytes = b"", before: bytes = b"
         )
         local = member.name if member.local_name is None else member.local_name
         sizes = (member.flags, member.method, 0, 33, *numbers)
-        out += struct.pack("<4s5H3L2H", b"PK\3\4", 20, *sizes, len(local), len(member.local_extra))
-        out += local + member.local_extra + stream
+        before_name = (*sizes[:-3], *(member.local or numbers))
+        out += struct.pack("<4s5H3L2H", b"PK\3\4", 20, *before_name, len(local), len(member.local_extra))
+        out += local + member.local_extra + stream + member.descriptor
         place = offset if member.offset is None else member.offset
         rest = (len(member.name), len(member.extra), 0, member.disk, 0, member.mode << 16, place)
         central += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, *sizes, *rest) + member.name + member.extra
@@ -63,7 +73,23 @@ def members_of(files: Mapping[str, bytes]) -> list[Member]:
     return [Member(path.encode(), data) for path, data in files.items()]
 
 
+def streamed(member: Member, *, size_known: bool = False, signature: bytes = b"PK\7\x08", wide: bool = False) -> Member:
+    """Return *member* as a program writes it that does not know its checksum before its data."""
+    numbers = (zlib.crc32(member.data), len(member.stream), len(member.data))
+    return replace(
+        member,
+        flags=member.flags | 8,
+        local=(0, 0, numbers[2] if size_known else 0),
+        descriptor=signature + struct.pack("<LQQ" if wide else "<LLL", *numbers),
+    )
+
+
 Hostile = Callable[[list[Member]], bytes]
+
+
+def with_streamed(**fields: Any) -> Hostile:
+    """Return a zip whose first entry is streamed, and lies in *fields*."""
+    return lambda members: a_zip([replace(streamed(members[0]), **fields), *members[1:]])
 
 
 def with_one_more(name: str, **fields: Any) -> Hostile:
@@ -72,10 +98,6 @@ def with_one_more(name: str, **fields: Any) -> Hostile:
 
 def with_first(**fields: Any) -> Hostile:
     return lambda members: a_zip([replace(members[0], **fields), *members[1:]])
-
-
-def _extra(kind: int, data: bytes) -> bytes:
-    return struct.pack("<HH", kind, len(data)) + data
 
 
 TOP = "0b1e5a52/"
@@ -128,6 +150,73 @@ CORPUS: Mapping[str, tuple[Hostile, str]] = {
     "something before the first entry": (lambda members: a_zip(members, before=b"#!/bin/sh\n"), r"before its first"),
     "something behind the end": (lambda members: a_zip(members) + b"x", r"does not end"),
     "a comment": (lambda members: a_zip(members, comment=b"PK\5\6"), r"comment|does not end"),
+    "a comment that holds a whole second directory": (
+        lambda members: a_zip(members, comment=a_zip([Member(b"evil")])),
+        r"does not end as a zip|data before its first|directory",
+    ),
+    "something behind the padding": (
+        lambda members: a_zip(members) + bytes(511 - len(a_zip(members)) % 512) + b"x",
+        r"does not end",
+    ),
+    "more padding than a comment may have": (lambda members: a_zip(members).ljust(512 * 500, b"\0"), r"not a zip"),
+    "a descriptor with another checksum": (
+        with_streamed(descriptor=b"PK\7\x08" + bytes(12)),
+        r"does not end where the next entry begins",
+    ),
+    "a descriptor with another size": (
+        lambda members: with_streamed(
+            descriptor=struct.pack("<4sLLL", b"PK\7\x08", zlib.crc32(members[0].data), len(members[0].data), 1)
+        )(members),
+        r"does not end where the next entry begins",
+    ),
+    "no descriptor where one is announced": (with_streamed(descriptor=b""), r"does not end where"),
+    "two descriptors": (
+        lambda members: with_streamed(descriptor=streamed(members[0]).descriptor * 2)(members),
+        r"does not end where",
+    ),
+    "a descriptor of 64 bits without a reason": (
+        lambda members: a_zip([streamed(members[0], wide=True), *members[1:]]),
+        r"does not end where",
+    ),
+    "a descriptor that is not announced": (with_first(descriptor=b"PK\7\x08" + bytes(12)), r"does not end where"),
+    "zeros in a local header without a descriptor": (with_first(local=(0, 0, 0)), r"other sizes or another checksum"),
+    "another checksum before a descriptor": (with_streamed(local=(1, 0, 0)), r"other sizes or another checksum"),
+    "another size before a descriptor": (with_streamed(local=(0, 0, 1)), r"other sizes or another checksum"),
+    "another packed size before a descriptor": (with_streamed(local=(0, 1, 0)), r"other sizes or another checksum"),
+    "another name before a descriptor": (with_streamed(local_name=b"0b1e5a52/auth/jwt.jsox"), r"local header differs"),
+    "sizes that do not fit before a descriptor": (
+        with_streamed(local=(0, 0xFFFFFFFF, 0xFFFFFFFF)),
+        r"other sizes or another checksum",
+    ),
+    "64-bit sizes that lie before a descriptor": (
+        with_streamed(local=(0, 0xFFFFFFFF, 0xFFFFFFFF), local_extra=_extra(1, struct.pack("<QQ", 1, 1))),
+        r"other sizes or another checksum",
+    ),
+    "a streamed entry inside another": (
+        lambda members: a_zip([*members, replace(streamed(Member(f"{TOP}outputs/evil".encode())), offset=40)]),
+        r"overlap|local header|another name",
+    ),
+    "a folder with another name in its local header": (
+        with_one_more(f"{TOP}outputs/", data=b"", mode=0o040755, local_name=f"{TOP}outputx/".encode()),
+        r"local header differs",
+    ),
+    "a folder with packed data": (
+        with_one_more(f"{TOP}outputs/", data=b"evil", method=8, size=0, mode=0o040755),
+        r"announces 0 bytes and has more",
+    ),
+    "a folder with much packed data": (
+        with_one_more(f"{TOP}outputs/", data=bytes(100_000), method=8, size=0, mode=0o040755),
+        r"cannot have 0 bytes",
+    ),
+    "a traversal without the flag for UTF-8": (with_one_more("ü/../../evil", flags=0), r"evil'.*leads out"),
+    "another name for readers of Unicode paths": (
+        with_one_more(f"{TOP}ü", flags=0, extra=_extra(0x7075, b"\1" + bytes(4) + b"evil")),
+        r"another name",
+    ),
+    "another name in a local header for readers of Unicode paths": (
+        with_one_more(f"{TOP}ü", flags=0, local_extra=_extra(0x7075, b"\1" + bytes(4) + b"evil")),
+        r"another name",
+    ),
     "a smaller size": (with_first(size=1), r"cannot have 1 bytes"),
     "a larger size": (with_first(size=1 << 30), r"cannot have"),
     "a larger size that deflate allows": (with_first(method=8, size=100_000), r"announces 100000 bytes"),

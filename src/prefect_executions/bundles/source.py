@@ -106,6 +106,7 @@ class ZipSource:
         files = {name: entry for name, entry in self._zip.entries.items() if not entry.is_folder}
         for entry in files.values():
             self._zip.data_offset(entry)
+        self._zip.check_folders()
         top = _only_folder(files) if top is None else top
         self._entries = {name.removeprefix(top): entry for name, entry in files.items()}
         self.files: Mapping[str, int] = {path: entry.size for path, entry in sorted(self._entries.items())}
