@@ -6,6 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from dataclasses import fields
 from datetime import UTC, datetime
 
 import psycopg
@@ -21,7 +22,7 @@ from prefect_executions.errors import LedgerError
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.migrate import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
-from prefect_executions.ledger.rows import ImportOrigin
+from prefect_executions.ledger.rows import ImportOrigin, MethodEntry, Row
 from prefect_executions.ledger.tables import METADATA
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import Filter
@@ -86,16 +87,18 @@ def test_head_is_the_newest_migration():
     assert [name[:4] for name in steps] == [f"{number:04d}" for number in range(1, len(steps) + 1)]
 
 
-def test_statements_name_the_columns_of_the_tables_in_their_order():
+KEYED = ("methods", "executions")
+
+
+def test_a_row_has_a_field_for_each_column_in_the_order_of_the_statements():
+    assert tuple(field.name for field in fields(Row)) == queries.ROW_COLUMNS
+    assert MethodEntry._fields == queries.METHOD_COLUMNS
+
+
+def test_statements_and_metadata_have_the_same_tables_and_columns():
     assert set(queries.TABLES) == set(METADATA.tables)
-    keys = {"methods": ["key"], "executions": ["key", "method"]}
-    named = {
-        **{table: list(columns) for table, columns in queries.PARTS.items()},
-        "methods": list(queries.METHOD_COLUMNS),
-        "executions": list(queries.ROW_COLUMNS),
-    }
-    for name, table in METADATA.tables.items():
-        assert table.columns.keys() == keys.get(name, ["execution", "position"]) + named[name]
+    for name, columns in queries.ALL_COLUMNS.items():
+        assert METADATA.tables[name].columns.keys() == [*(["key"] if name in KEYED else []), *columns]
 
 
 def test_a_ledger_of_a_newer_version_is_refused_and_unchanged(url):

@@ -8,34 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from prefect_executions.ledger import columns
+from prefect_executions.ledger.columns import names
 from prefect_executions.ledger.rows import ROW_COLUMNS, clean, micros_of
 from prefect_executions.query.filter import Filter
 
-_VALUE = ("name", "json", "number", "text", "truth")
-
-PARTS: dict[str, tuple[str, ...]] = {
-    "inputs": _VALUE,
-    "input_files": ("input", "name", "sha256", "size", "origin", "media_type"),
-    "outputs": ("path", "sha256", "size", "media_type"),
-    "params": _VALUE,
-    "metrics": ("name", "number", "exact", "step", "time"),
-    "history": (
-        "kind",
-        "status",
-        "time",
-        "observer",
-        "attempt",
-        "prefect_type",
-        "prefect_name",
-        "prefect_id",
-        "reason",
-        "progress",
-        "message",
-    ),
-    "tags": ("tag",),
-    "relatives": ("other", "relation"),
-}
-METHOD_COLUMNS = ("sha256", "id", "version", "title", "type", "description", "descriptor")
+PARTS = {table: names(specs) for table, specs in columns.PARTS.items()}
+METHOD_COLUMNS = names(columns.METHODS)
 TABLES = ("methods", "executions", *PARTS)
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
@@ -22,6 +22,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from prefect_executions.documents import json_value
 from prefect_executions.executions.record import ExecutionRecord, Metric
+from prefect_executions.ledger.columns import EXECUTIONS, ColumnType, names
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, StatusEntry
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import Method
@@ -46,7 +47,7 @@ _MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One execution in the ledger.
+    """One execution in the ledger; its fields are the columns `columns.EXECUTIONS`.
 
     `first_known` is the time of creation or, if that was not observed, of the first
     observed status. `manifest_sha256` is None until the execution is sealed.
@@ -142,7 +143,7 @@ class ImportOrigin:
     origin: str
 
 
-ROW_COLUMNS = tuple(field.name for field in fields(Row))
+ROW_COLUMNS = names(EXECUTIONS)
 
 
 def micros_of(time: datetime) -> int:
@@ -173,18 +174,15 @@ def stored_row(row: Row) -> tuple[Stored, ...]:
     return tuple(stored(getattr(row, name)) for name in ROW_COLUMNS)
 
 
+_BY_TYPE: dict[ColumnType, Callable[[Any], object]] = {
+    ColumnType.TIME: time_of,
+    ColumnType.DURATION: lambda micros: timedelta(microseconds=micros),
+    ColumnType.TRUTH: bool,
+}
 _CONVERTERS: dict[str, Callable[[Any], object]] = {
     "status": Status,
     "reason": Reason,
-    "first_known": time_of,
-    "created": time_of,
-    "scheduled": time_of,
-    "started": time_of,
-    "finished": time_of,
-    "updated": time_of,
-    "imported": time_of,
-    "duration": lambda micros: timedelta(microseconds=micros),
-    "partial": bool,  # SQLite stores a boolean as 0 or 1
+    **{column.name: _BY_TYPE[column.type] for column in EXECUTIONS if column.type in _BY_TYPE},
 }
 
 
