@@ -24,12 +24,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundle_makers import a_sealed_bundle, an_open_bundle, contents, finish
-from prefect_executions.bundles import manifest
+from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import Gathered, gather, load_gathered
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.seal import seal
 from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_writer import ZipWriter
+from prefect_executions.documents import FORMAT
 from prefect_executions.errors import BundleError, SealedError
 from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.history import JobStatus
@@ -403,6 +404,23 @@ def test_the_verdict_on_a_replay_is_sealed_with_the_rest(bundle: OpenBundle) -> 
     bundle.write_document(a_verdict())
     sealed = seal(bundle)
     assert a_verdict().file_name in manifest.parse(sealed.manifest)
+    assert verify(bundle.folder).faults == ()
+
+
+def test_a_bundle_that_an_older_version_began_is_sealed_in_the_current_format(bundle: OpenBundle) -> None:
+    gathered = gather(bundle)
+    bundle.write_document(bundle.read(JobStatus).model_copy(update={"outputs": gathered.outputs}))
+    bundle.write_document(a_verdict())
+    names = [kind.file_name for kind in layout.DOCUMENTS]
+    current = {name: (bundle.folder / name).read_bytes() for name in names}
+    for name in names[::2]:
+        bundle.write(name, current[name].replace(b'"format": 2', b'"format": 1', 1))
+    assert {bundle.read(kind).format for kind in layout.DOCUMENTS} == {1, FORMAT}
+
+    sealed = seal(bundle)
+
+    assert sealed.record.format == FORMAT
+    assert {name: (bundle.folder / name).read_bytes() for name in names} == current
     assert verify(bundle.folder).faults == ()
 
 

@@ -34,6 +34,7 @@ from prefect_executions.bundles.source import FolderSource
 from prefect_executions.bundles.verify import CHECKS, Report, verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
+from prefect_executions.executions.record import DOCUMENTS
 from prefect_executions.settings import ArchiveLevel
 from records import (
     EXECUTION_ID,
@@ -565,7 +566,7 @@ def test_a_staged_input_that_was_changed_with_the_manifest_is_found(bundle: Path
         "[" * 100_000,
         '{"format": NaN}',
         "\ud83d".encode("utf-8", "surrogatepass").decode("latin-1"),
-        '{"format": 2}',
+        '{"format": 3}',
         "7",
     ],
 )
@@ -573,6 +574,19 @@ def test_a_staged_input_that_was_changed_with_the_manifest_is_found(bundle: Path
 def test_hostile_json_is_a_fault_and_not_an_error(bundle: Path, path: str, text: str) -> None:
     forge(bundle, path, lambda _: text)
     assert "documents" in failed(verify(bundle))
+
+
+@pytest.mark.parametrize("path", sorted(kind.file_name for kind in DOCUMENTS.values()))
+def test_a_document_of_another_format_than_the_others_is_found(bundle: Path, path: str) -> None:
+    forge(bundle, path, lambda text: text.replace('"format": 2', '"format": 1', 1))
+    faults = [fault for fault in verify(bundle).faults if fault.startswith("documents: ")]
+    assert any(f"{path} has format 1" in fault or "jobStatus.json has format 1" in fault for fault in faults)
+
+
+def test_a_bundle_of_a_later_format_is_reported_with_its_number(bundle: Path) -> None:
+    for kind in DOCUMENTS.values():
+        forge(bundle, kind.file_name, lambda text: text.replace('"format": 2', '"format": 3', 1))
+    assert any("format 3 is unknown; this version reads 1 or 2" in fault for fault in verify(bundle).faults)
 
 
 def test_a_document_with_a_duplicate_member_is_found(bundle: Path) -> None:

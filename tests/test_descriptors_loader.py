@@ -155,7 +155,7 @@ def test_unknown_members_are_preserved_everywhere(top, described, schema, listed
         ({"version": ""}, "/version: must have 1 to 200 characters"),
         ({"id": "a\nb"}, "/id: must have 1 to 200 characters"),
         ({"keywords": "text"}, "/keywords: must be a list"),
-        ({"format": 2}, "/format: 2 is not one of 1"),
+        ({"format": 3}, "/format: 3 is not one of 1 or 2"),
         (
             {"jobControlOptions": ["async"]},
             "/jobControlOptions/0: 'async' is .*; did you mean 'async-execute'",

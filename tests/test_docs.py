@@ -196,7 +196,8 @@ def every_document() -> list[type[Document]]:
         getattr(importlib.import_module(module.name), kind.name)
         for module in SourceTree(ROOT / "src" / "prefect_executions").modules.values()
         for kind in module.classes()
-        if any(ast.unparse(base) == "Document" for base in kind.bases)
+        if any(ast.unparse(base) in {"Document", "ArchiveDocument"} for base in kind.bases)
+        if kind.name != "ArchiveDocument"
     ]
     return sorted(found, key=lambda kind: kind.file_name)
 

@@ -1,5 +1,6 @@
 """Documents: equal bytes for equal values, clear messages for invalid ones."""
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_executions.documents import canonical_json, clean_text, in_utc, json_value, text_of_time
+from prefect_executions.documents import FORMAT, canonical_json, clean_text, in_utc, json_value, text_of_time
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import ExecuteRequest, Instance
+from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Instance, OpeningRecord
 from prefect_executions.lifecycle.history import JobStatus
 from records import a_record
 
@@ -52,9 +53,42 @@ def test_a_member_that_is_not_in_the_format_is_refused():
         Instance.from_json(b'{"format": 1, "colour": "blue"}')
 
 
-def test_another_format_is_refused():
-    with pytest.raises(BundleError, match="format"):
-        Instance.from_json(b'{"format": 2}')
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_format_is_read_and_written_back(number):
+    data = a_record().instance.model_copy(update={"format": number}).to_json()
+    assert f'"format": {number}'.encode() in data
+    assert Instance.from_json(data).to_json() == data
+
+
+def test_a_new_document_has_the_newest_format():
+    assert {document.format for document in a_record().documents().values() if document} == {FORMAT}
+
+
+@pytest.mark.parametrize("number", ["0", "3", '"2"', "2.5", "null"])
+def test_a_later_format_is_refused_by_its_number(number):
+    with pytest.raises(BundleError, match=r"instance\.json: format .* is unknown; .* 1 or 2; install a newer"):
+        Instance.from_json(f'{{"format": {number}, "colour": "blue"}}'.encode())
+
+
+def test_a_later_format_inside_an_opening_record_is_refused_by_its_number():
+    opening = json.loads(OpeningRecord.of(a_record()).to_json())
+    opening["request"]["format"] = 3
+    with pytest.raises(BundleError, match=r"opening\.json: format 3 is unknown"):
+        OpeningRecord.from_json(json.dumps(opening).encode())
+
+
+def test_an_object_of_the_archive_has_a_format_of_its_own():
+    opening = OpeningRecord.of(a_record())
+    assert (opening.format, opening.request.format) == (1, FORMAT)
+    with pytest.raises(BundleError, match="format 2 is unknown"):
+        OpeningRecord.from_json(opening.to_json().replace(b'"format": 1', b'"format": 2', 1))
+
+
+def test_a_record_of_documents_of_two_formats_is_refused():
+    documents = a_record().to_json()
+    documents[Instance.file_name] = documents[Instance.file_name].replace(b'"format": 2', b'"format": 1')
+    with pytest.raises(BundleError, match=r"instance\.json has format 1; metadata/jobStatus\.json has format 2"):
+        ExecutionRecord.from_json(documents)
 
 
 def test_equal_documents_have_equal_bytes():

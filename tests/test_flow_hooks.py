@@ -324,4 +324,4 @@ def test_the_documents_of_a_run_that_never_began_say_what_is_unknown(bundles):
     call_hook(run, state)
     instance = json.loads((bundles.one() / "metadata/instance.json").read_bytes())
 
-    assert instance == {"format": 1, "gpus": [], "packages": {}, "environment": {}}
+    assert instance == {"format": 2, "gpus": [], "packages": {}, "environment": {}}

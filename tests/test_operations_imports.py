@@ -27,6 +27,7 @@ from prefect_executions.archive.objects import folder_of
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.cli.app import main
+from prefect_executions.documents import FORMAT
 from prefect_executions.errors import ArchiveError, ImportRefusedError, NotFoundError
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.operations.export import export
@@ -38,6 +39,7 @@ from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS
 
+GOLDEN = sorted((Path(__file__).parent / "bundles").glob("*.zip"))
 NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
 TERMS = ImportPolicy(Limits(entries=1000, allowance=100 << 20, expansion=0), ImportNames.PORTABLE, NOW)
 
@@ -110,6 +112,15 @@ def test_what_was_exported_comes_back_as_it_was(theirs, ours, tmp_path, form):
     assert all(copy.report.passed for copy in verify_execution(Catalog(ours), EXECUTION_ID))
     again = exported(ours, tmp_path / "again.zip", form=form)
     assert again.read_bytes() == (tmp_path / "x.zip").read_bytes()
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+def test_a_bundle_of_an_earlier_format_is_imported_without_a_changed_byte(ours, tmp_path, golden):
+    (taken,) = imported(ours, golden)
+    with zipfile.ZipFile(golden) as before, zipfile.ZipFile(exported(ours, tmp_path / "again.zip")) as after:
+        first, second = ({name: file.read(name) for name in file.namelist()} for file in (before, after))
+    assert first == {name: data for name, data in second.items() if not name.endswith("/")}
+    assert of_record(ours, taken.id).format == int(golden.stem.split("-")[1])
 
 
 def test_it_is_marked_with_its_origin_and_the_time_of_import(theirs, ours, tmp_path):
@@ -329,6 +340,7 @@ def test_an_export_of_ccp_shows_its_status_inputs_and_outputs(ours, tmp_path, la
     assert record.infrastructure.type == "docker"
     names = {output.path for output in record.job_status.outputs}
     assert names == {f"outputs/{name}" for name in ("hello.txt", "stdout.log", "stderr.log", "ccp-entrypoint.sh")}
+    assert record.format == FORMAT
     row = ours.ledger.get(CCP_ID)
     assert (row.status, row.origin, row.imported) == (Status.COMPLETED, "ccp", NOW)
     assert all(copy.report.passed for copy in verify_execution(Catalog(ours), CCP_ID))

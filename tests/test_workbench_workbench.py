@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
 from benches import begun, bench_at, record_of
+from prefect_executions.documents import FORMAT
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.verify import verify_target
@@ -36,6 +38,18 @@ def test_a_lost_execution_is_sealed_from_its_opening_record(tmp_path):
     assert (outcome.job_status.execution_status, outcome.job_status.reason) == (Status.FAILED, Reason.LOST)
     assert not (here.folder / EXECUTION_ID).exists()
     assert list(here.unfinished()) == []
+    assert all(one.report.passed for one in verify_target(Catalog(here), EXECUTION_ID))
+
+
+def test_a_lost_execution_of_an_older_version_is_sealed_in_the_current_format(tmp_path):
+    there, record = bench_at(tmp_path / "there"), a_running_record()
+    older = {name: document.model_copy(update={"format": 1}) for name, document in vars(record).items() if document}
+    begun(there, replace(record, **older))
+    here = bench_at(tmp_path / "here", archive=there)
+    found = recover(here.archive, EXECUTION_ID)
+    assert found.record.format == 1
+    here.stand_in(found.record, found.code, LOST, fill=partial(restore, here.archive, found))
+    assert here.archived_record(EXECUTION_ID).format == FORMAT
     assert all(one.report.passed for one in verify_target(Catalog(here), EXECUTION_ID))
 
 

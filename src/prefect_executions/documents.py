@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import isfinite, isnan
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, ValidationError
 from pydantic.alias_generators import to_camel
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from prefect_executions.errors import BundleError
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
+"""The bundle format that this package writes; it reads format 1 too."""
 
 MAX_VALUES = 3_000_000
 """How many values a document may have; each takes about 100 bytes of memory. 100,000 outputs need 1,100,000."""
@@ -76,12 +78,12 @@ class OgcLink(Part):
 
 
 class Document(Part):
-    """One JSON file of a bundle."""
+    """One JSON file of a bundle; all documents of a bundle have the same `format`."""
 
     file_name: ClassVar[str]
     """The document's path in the bundle."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1, 2] = FORMAT
 
     def to_json(self) -> bytes:
         """Return the document's bytes; equal documents have equal bytes."""
@@ -99,9 +101,27 @@ class Document(Part):
         except ValidationError as error:
             if error.error_count() > _DETAILED_ERRORS:  # their details would take too much memory
                 raise BundleError(f"{cls.file_name}: {error.error_count()} members are invalid") from None
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = "/".join(str(step) for step in first["loc"]) or "the document"
-            raise BundleError(f"{cls.file_name}: {where}: {first['msg']}") from error
+            errors = error.errors(include_url=False)
+            raise BundleError(f"{cls.file_name}: {_unknown_format(errors) or _first_of(errors)}") from error
+
+
+class ArchiveDocument(Document):
+    """A JSON file of the archive or of an export; its format is independent of the bundle's."""
+
+    format: Literal[1] = 1
+
+
+def _unknown_format(errors: Sequence[ErrorDetails]) -> str | None:
+    for error in errors:
+        if error["loc"][-1:] == ("format",) and error["type"] == "literal_error":
+            value, readable = str(error["input"])[:40], error["ctx"]["expected"]
+            return f"format {value} is unknown; this version reads {readable}; install a newer prefect-executions"
+    return None
+
+
+def _first_of(errors: Sequence[ErrorDetails]) -> str:
+    where = "/".join(str(step) for step in errors[0]["loc"]) or "the document"
+    return f"{where}: {errors[0]['msg']}"
 
 
 def json_value(value: Any) -> Any:

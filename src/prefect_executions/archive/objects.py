@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from pydantic import Field
 
 from prefect_executions.bundles.layout import BundleKind, ExportLevel, check_execution_id
-from prefect_executions.documents import Document, Part, Time
+from prefect_executions.documents import ArchiveDocument, Part, Time
 from prefect_executions.errors import ArchiveError, BundleError
 from prefect_executions.lifecycle.status import Status
 
@@ -40,7 +40,7 @@ class ArchivedData(Part):
         return self.object.removeprefix("data/")
 
 
-class Seal(Document):
+class Seal(ArchiveDocument):
     """Which files of an execution are archived, and in which objects; paths are relative to the bundle."""
 
     file_name: ClassVar[str] = SEAL
@@ -101,7 +101,7 @@ def parse_seal(execution_id: str, data: bytes) -> Seal:
     return seal
 
 
-class Imported(Document):
+class Imported(ArchiveDocument):
     """Where an execution was imported from, and when; stored in the archive beside the seal."""
 
     file_name: ClassVar[str] = IMPORTED
@@ -118,7 +118,7 @@ class Imported(Document):
     """For another system's export: the digest of its list of files, which identifies a repeated import."""
 
 
-class Removed(Document):
+class Removed(ArchiveDocument):
     """When and why an execution was removed from the archive."""
 
     file_name: ClassVar[str] = "removed.json"

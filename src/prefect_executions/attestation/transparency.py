@@ -17,7 +17,7 @@ from pydantic import Field
 
 from prefect_executions.attestation.dsse import Envelope, sealed_envelope
 from prefect_executions.attestation.keys import SigningKey
-from prefect_executions.documents import Document, Part, Time
+from prefect_executions.documents import ArchiveDocument, Part, Time
 from prefect_executions.errors import BundleError
 
 
@@ -115,7 +115,7 @@ class EmbeddedEnvelope(Part):
         return Envelope.from_json(self.model_dump_json(by_alias=True).encode(), "the head of a checkpoint")
 
 
-class CheckpointHead(Document):
+class CheckpointHead(ArchiveDocument):
     """The signed part of a checkpoint."""
 
     file_name: ClassVar[str] = "checkpoint-head.json"
@@ -129,7 +129,7 @@ class CheckpointHead(Document):
     root: str = Field(pattern=_DIGEST)
 
 
-class Checkpoint(Document):
+class Checkpoint(ArchiveDocument):
     """The seals made since the previous checkpoint."""
 
     file_name: ClassVar[str] = "checkpoint.json"
@@ -155,7 +155,7 @@ class Checkpoint(Document):
             yield f"the root of its seals is {root}, but its head records {head.root}"
 
 
-class Inclusion(Document):
+class Inclusion(ArchiveDocument):
     """The proof that a seal is in a checkpoint; stored beside the seal in the archive and in exported bundles."""
 
     file_name: ClassVar[str] = "metadata/inclusion.json"

@@ -1,4 +1,4 @@
-"""Bundle format 1: the names of its files and folders, the rules for output names, and the export formats."""
+"""The bundle format: the names of its files and folders, the rules for output names, and the export formats."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class BundlePaths:
 
 
 def is_bundle_path(path: str) -> bool:
-    """Whether format 1 allows a file at *path*."""
+    """Whether the format allows a file at *path*."""
     top, *rest = path.split("/")
     return path in FIXED or path in ADDED or (top in OPEN_FOLDERS and bool(rest) and _UP_OR_EMPTY.isdisjoint(rest))
 

@@ -326,7 +326,7 @@ class OpenBundle:
 
 def _check_allowed(name: str) -> None:
     if not layout.is_bundle_path(name):
-        raise BundleError(f"{name}: bundle format 1 does not allow this file")
+        raise BundleError(f"{name}: the bundle format does not allow this file")
 
 
 def _mode(name: str) -> int:

@@ -24,7 +24,9 @@ from prefect_executions.attestation.keys import SigningKey
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import Gathered, load_gathered
 from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.comparison.verdict import Verdict
 from prefect_executions.crate import writer as crate_writer
+from prefect_executions.documents import FORMAT
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.fsync import sync
@@ -61,7 +63,7 @@ def seal(bundle: OpenBundle, key: SigningKey | None = None) -> Sealed:
     if bundle.sealed:
         signed = _read(bundle.folder / layout.ATTESTATION) if _exists(bundle, layout.ATTESTATION) else None
         return Sealed(bundle.record(), _read(bundle.paths.manifest), signed)
-    record = bundle.record()
+    record = _in_current_format(bundle)
     gathered = _check_ready(bundle, record)
     documents = [_listed(bundle, kind.file_name) for kind in layout.DOCUMENTS if _exists(bundle, kind.file_name)]
     files = [*documents, *gathered.inputs_and_code, *gathered.files, gathered.output_zip]
@@ -77,6 +79,17 @@ def seal(bundle: OpenBundle, key: SigningKey | None = None) -> Sealed:
 
     _close(bundle, manifest_data, [*documents, *files[-2:], *gathered.inputs_and_code, gathered.output_zip, *attested])
     return Sealed(record, manifest_data, _read(bundle.folder / layout.ATTESTATION) if attested else None)
+
+
+def _in_current_format(bundle: OpenBundle) -> ExecutionRecord:
+    """Return the record; documents that an older version of this package wrote are written again in `FORMAT`."""
+    record = bundle.record()
+    verdict = bundle.read(Verdict) if _exists(bundle, Verdict.file_name) else None
+    documents = (document for document in (*record.documents().values(), verdict) if document)
+    outdated = [document for document in documents if document.format != FORMAT]
+    for document in outdated:
+        bundle.write_document(document.model_copy(update={"format": FORMAT}))
+    return bundle.record() if outdated else record
 
 
 def _check_ready(bundle: OpenBundle, record: ExecutionRecord) -> Gathered:

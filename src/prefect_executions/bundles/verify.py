@@ -29,7 +29,7 @@ from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.documents import text_of_time
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import BundleFile, ExecuteRequest
+from prefect_executions.executions.record import BundleFile, ExecuteRequest, mixed_formats
 from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, faults
 from prefect_executions.lifecycle.status import AS_OGC, Status
@@ -56,7 +56,7 @@ def _layout(evidence: Evidence) -> Findings:
             yield f"{path} is missing"
     for path in evidence.files:
         if not layout.is_bundle_path(path):
-            yield f"{path!r} is not allowed in a bundle of format 1"
+            yield f"{path!r} is not allowed in a bundle"
 
 
 def _manifest(evidence: Evidence) -> Findings:
@@ -113,13 +113,15 @@ def _output_zip(evidence: Evidence) -> Findings:
 
 
 def _documents(evidence: Evidence) -> Findings:
-    """Every JSON document is valid."""
+    """Every JSON document is valid, and all have the same format."""
+    documents = []
     for kind in layout.DOCUMENTS:
         if kind.file_name in evidence.files:
             try:
-                evidence.document(kind)
+                documents.append(evidence.document(kind))
             except BundleError as error:
                 yield str(error)
+    yield from mixed_formats(documents)
 
 
 def _lifecycle(evidence: Evidence) -> Findings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -13,7 +13,7 @@ from uuid import UUID
 from pydantic import Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
-from prefect_executions.documents import Document, Part, Time, canonical_json
+from prefect_executions.documents import ArchiveDocument, Document, Part, Time, canonical_json
 from prefect_executions.errors import BundleError
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
@@ -363,12 +363,15 @@ class ExecutionRecord:
         """Return the record with these *documents*, given by file name.
 
         Raises:
-            BundleError: If a document is missing or invalid; the message names it.
+            BundleError: If a document is missing, invalid, or of another format than the others; the message names it.
         """
         missing = [kind.file_name for kind in REQUIRED.values() if kind.file_name not in documents]
         if missing:
             raise BundleError(f"the record has no {', '.join(missing)}")
-        return cls.read(lambda kind: kind.from_json(documents[kind.file_name]), documents.__contains__)
+        record = cls.read(lambda kind: kind.from_json(documents[kind.file_name]), documents.__contains__)
+        for fault in mixed_formats(document for document in record.documents().values() if document):
+            raise BundleError(fault)
+        return record
 
     def documents(self) -> dict[str, Document | None]:
         """Return every document by its name in JSON, in the bundle's order; None for one that the record lacks."""
@@ -383,6 +386,11 @@ class ExecutionRecord:
         return self.job_status.job_id
 
     @property
+    def format(self) -> int:
+        """The bundle format of the documents, which decides what PROV and crate contain."""
+        return self.job_status.format
+
+    @property
     def status(self) -> Status:
         return self.job_status.execution_status
 
@@ -393,6 +401,15 @@ class ExecutionRecord:
     @property
     def finished(self) -> datetime | None:
         return self.job_status.finished
+
+
+def mixed_formats(documents: Iterable[Document]) -> Iterator[str]:
+    """Yield one sentence for each of *documents* whose format differs from that of `jobStatus.json`."""
+    formats = {document.file_name: document.format for document in documents}
+    expected = formats.get(JobStatus.file_name)
+    for name, number in formats.items():
+        if expected is not None and number != expected:
+            yield f"{name} has format {number}; {JobStatus.file_name} has format {expected}"
 
 
 class BundleFile(NamedTuple):
@@ -420,7 +437,7 @@ def value_digest(value: object) -> str:
     return sha256(canonical_json(value)).hexdigest()
 
 
-class OpeningRecord(Document):
+class OpeningRecord(ArchiveDocument):
     """The record before user code runs, as one object in the archive.
 
     If the worker dies, settle can seal the execution from it without the worker's disk.

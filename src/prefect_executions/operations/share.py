@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 from prefect_executions.bundles.layout import OUTPUT_ZIP, ExportLevel
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipReader
 from prefect_executions.capture.secrets import SecretMask, reveals, secrets_around
-from prefect_executions.documents import Document, Time
+from prefect_executions.documents import ArchiveDocument, Time
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError, RequestError, SecretError
 from prefect_executions.objectstore.interface import Store
 from prefect_executions.operations.export import export
@@ -31,7 +31,7 @@ _NAMED = 5
 """Files that the message on a secret names."""
 
 
-class Share(Document):
+class Share(ArchiveDocument):
     """The note on a share, stored beside the copy; it does not contain the URL."""
 
     file_name: ClassVar[str] = _NOTE

@@ -15,7 +15,7 @@ from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import Gathered
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.seal import Sealed
-from prefect_executions.documents import Document, Time
+from prefect_executions.documents import ArchiveDocument, Time
 from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, PrefectState, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Reason, Status
@@ -65,7 +65,7 @@ def note_lost_outputs(hostname: str | None, job_status: JobStatus, end: Ending) 
     return add_entry(job_status, EntryKind.NOTE, end.at, observer=end.observer, message=message)
 
 
-class LateSeal(Document):
+class LateSeal(ArchiveDocument):
     """The result of a process that lost the race to seal an execution; it does not change the record."""
 
     file_name: ClassVar[str] = "late.json"
