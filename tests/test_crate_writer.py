@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,24 @@ from rocrate.rocrate import ROCrate
 from crates import contexts, issues_in, warm_cache
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.crate import writer as crate_writer
+from prefect_executions.crate.collection import CollectedCrate, collect
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import Agent, BundleFile, ExecutionRecord, Instance, Relative
+from prefect_executions.executions.record import (
+    NAMESPACE,
+    Agent,
+    BundleFile,
+    ExecutionRecord,
+    Instance,
+    Relative,
+    method_name,
+)
 from prefect_executions.executions.summary import RecordSummary, summary_of
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.provenance import writer as prov_writer
 from records import (
     EXECUTION_ID,
+    NOON,
     OUTPUTS,
     a_cancelled_record,
     a_failed_record,
@@ -279,6 +290,73 @@ def test_provenance_and_logs_are_about_the_execution():
     for path in ("metadata/provo.xml", "outputs/stdout.log", "outputs/stderr.log", "metadata/jobStatus.json"):
         assert crate[path]["about"] == {"@id": f"#run.{EXECUTION_ID}"}
     assert "about" not in crate["outputs/regions.csv"]
+
+
+def test_the_usage_is_described_with_units():
+    crate = entities(crate_writer.build(a_record(), ()))
+    usage = [crate[ref["@id"]] for ref in action(crate_writer.build(a_record(), ()))["resourceUsage"]]
+    assert [(entity["name"], entity["value"], entity["unitCode"].rpartition("/")[2]) for entity in usage] == [
+        ("wallSeconds", "4.5", "SEC"),
+        ("cpuSeconds", "4.25", "SEC"),
+        ("peakMemory", "123456789", "BYTE"),
+    ]
+    assert all(entity["propertyID"].endswith(f"terms#{entity['name']}") for entity in usage)
+
+
+def test_the_method_refers_to_its_code_interpreter_and_packages():
+    contents = contents_of(a_record()) | {"code/requirements.txt": b"numpy==2.3.1\nprefect==3.8.8\n"}
+    crate = entities(crate_writer.build(a_record(), files_of(contents)))
+    method = crate[action(crate_writer.build(a_record(), ()))["instrument"]["@id"]]
+    assert method["hasPart"] == {"@id": "code/flows/coins.py"}
+    python, packages = (crate[ref["@id"]] for ref in method["softwareRequirements"])
+    assert (python["@type"], python["name"], python["version"]) == ("SoftwareApplication", "CPython", "3.11.9")
+    assert (packages["@type"], packages["@id"]) == ("File", "code/requirements.txt")
+
+
+def test_code_that_is_not_in_the_bundle_is_not_referred_to():
+    method = entities(crate_writer.build(a_record(instance=Instance()), ()))
+    assert {"hasPart", "softwareRequirements"}.isdisjoint(method[f"{NAMESPACE}{method_name(a_method())}"])
+
+
+def test_a_step_names_the_flow_run_that_it_called():
+    called = a_record(job_status=a_job_status().model_copy(update={"steps": some_steps()}))
+    crate = entities(crate_writer.build(called, ()))
+    (step,) = (entity for entity in crate.values() if "subjectOf" in entity and entity["@type"] == "Action")
+    flow_run = crate[step["subjectOf"]["@id"]]
+    assert flow_run["identifier"] == str(some_steps()[2].flow_run_id)
+    assert flow_run["@id"] == f"{NAMESPACE}run.{flow_run['identifier']}", "the id that the crate of that execution has"
+
+
+def in_format_1(record: ExecutionRecord) -> ExecutionRecord:
+    older = {name: document.model_copy(update={"format": 1}) for name, document in vars(record).items() if document}
+    return replace(record, **older)
+
+
+@pytest.mark.parametrize("name", ["agent with an ORCID, relatives, steps", "usual"])
+def test_a_crate_of_format_1_has_nothing_of_format_2(name):
+    old = crate_writer.build(in_format_1(RECORDS[name]), files_of(contents_of(a_record())))
+    assert b"(format 1)" in old
+    for term in (b"resourceUsage", b"softwareRequirements", b"/python/", b'"hasPart": {"@id": "code', b"Flow run"):
+        assert term not in old
+
+
+def some_crates() -> list[CollectedCrate]:
+    agents = an_agent(), an_agent(), an_agent(claims={"sub": "bob"}), Agent()
+    orcid = an_agent(claims={"sub": "https://orcid.org/0000-0002-1825-0097", "name": "Josiah Carberry"})
+    return [CollectedCrate(f"run-{number}", NOON, agent) for number, agent in enumerate((*agents, orcid))]
+
+
+def test_the_authors_of_a_collection_are_the_known_requesters():
+    crate = entities(collect(some_crates()))
+    authors = [crate[ref["@id"]] for ref in crate["./"]["author"]]
+    assert [author["name"] for author in authors] == ["Alice", "bob", "Josiah Carberry"]
+    assert authors[2]["@id"] == "https://orcid.org/0000-0002-1825-0097"
+    by_folder = [crate[f"run-{number}/"].get("author", {}).get("@id") for number in range(5)]
+    assert by_folder == [authors[0]["@id"], authors[0]["@id"], authors[1]["@id"], None, authors[2]["@id"]]
+
+
+def test_a_collection_without_known_requesters_says_so():
+    assert entities(collect([CollectedCrate("run-0", None, Agent())]))["./"]["author"] == {"@id": "#not-stated"}
 
 
 def test_ten_thousand_outputs_are_written_and_read():

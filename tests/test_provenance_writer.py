@@ -24,6 +24,7 @@ from prefect_executions.lifecycle.history import CLOCK_SKEW
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.provenance import reader as prov_reader
+from prefect_executions.provenance import vocabulary
 from prefect_executions.provenance.convert import convert
 from prefect_executions.provenance.times import time_faults
 from prefect_executions.provenance.vocabulary import VALUE_LIMIT, as_text, from_text
@@ -445,6 +446,69 @@ def test_each_form_can_be_read_by_its_own_reader(need_program):
     graph = Graph().parse(convert(document, "ttl"), format="turtle")
     assert URIRef(f"{NAMESPACE}run.{EXECUTION_ID}") in set(graph.subjects(RDF.type, PROV.Activity))
     assert etree.fromstring(convert(document, "svg")).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+QUERIES = {
+    "?run prov:used ?input . ?input a exe:InputFile": 1,
+    "?output prov:wasGeneratedBy ?run . ?run a exe:Execution . ?output a exe:Output": 4,
+    "?run prov:wasAssociatedWith ?agent . ?agent a prov:Person": 1,
+    "?run prov:wasAssociatedWith ?agent . ?agent a prov:SoftwareAgent": 1,
+    "?worker prov:actedOnBehalfOf ?person . ?person a prov:Person": 1,
+    "?run prov:wasInformedBy ?earlier . ?earlier a exe:Execution": 1,
+    "?request prov:wasDerivedFrom ?earlier . ?earlier a exe:Request": 1,
+    "?step prov:wasInfluencedBy ?run . ?step a exe:Step . ?run a exe:Execution": 4,
+    "?phase prov:used ?image . ?phase a exe:Phase . ?image a exe:ContainerImage": 2,
+}
+
+
+def test_a_query_finds_each_relation_by_its_plain_property():
+    record = with_phases(a_record(job_status=a_job_status().model_copy(update={"steps": some_steps()})))
+    stream = io.BytesIO()
+    write(record, files_of(contents_of(a_record())), stream)
+    graph = Graph().parse(data=convert(stream.getvalue(), "ttl"), format="turtle")
+    prefixes = f"PREFIX prov: <{PROV}> PREFIX exe: <{vocabulary.TERMS}> "
+    found = {query: len(graph.query(f"{prefixes} SELECT * {{ {query} }}")) for query in QUERIES}
+    assert found == QUERIES
+
+
+def test_every_qualified_relation_has_its_plain_triple(record):
+    graph = Graph().parse(data=convert(as_provenance(record), "ttl"), format="turtle")
+    for qualified, influencer, plain in (
+        ("qualifiedUsage", "entity", "used"),
+        ("qualifiedGeneration", "activity", "wasGeneratedBy"),
+        ("qualifiedAssociation", "agent", "wasAssociatedWith"),
+    ):
+        pairs = {
+            (subject, other)
+            for subject, node in graph.subject_objects(PROV[qualified])
+            for other in graph.objects(node, PROV[influencer])
+        }
+        assert pairs == set(graph.subject_objects(PROV[plain]))
+
+
+def test_a_type_uses_a_prefix_only_after_an_element_name_has_used_it(record):
+    """The rule of ProvToolbox's reader (DeserializerUtil and its key deserializer), for every QName in a value."""
+    known = {"prov", "xsd", "xsi"}
+    for element in etree.fromstring(as_provenance(record)).iter():
+        known.add(element.prefix)
+        known |= {value.partition(":")[0] for name, value in element.attrib.items() if name.endswith(("}id", "}ref"))}
+        if element.get("{http://www.w3.org/2001/XMLSchema-instance}type") == "xsd:QName":
+            assert element.text.partition(":")[0] in known, element.text
+
+
+def test_format_2_describes_the_bundle_repository_place_and_machine():
+    document = as_provenance(RECORDS["completed"]).decode()
+    for part in (
+        '<prov:type xsi:type="xsd:QName">prov:Bundle</prov:type><exe:bundleFormat xsi:type="xsd:long">2<',
+        '<exe:dirty xsi:type="xsd:boolean">false</exe:dirty>',
+        "<exe:branch>main</exe:branch>",
+        "<exe:workQueue>default</exe:workQueue>",
+        "<exe:os>Linux</exe:os>",
+        '<exe:memory xsi:type="xsd:long">8589934592</exe:memory>',
+        '<exe:tags>["survey"]</exe:tags>',
+        "<exe:deploymentName>coins/nightly</exe:deploymentName>",
+    ):
+        assert part in document
 
 
 def test_every_outcome_is_drawn_without_warnings(record, need_program):

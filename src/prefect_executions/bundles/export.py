@@ -25,9 +25,10 @@ from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.source import Source, SubfolderSource
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipEntry, ZipReader
 from prefect_executions.bundles.zip_writer import CompressedData, ZipWriter
-from prefect_executions.crate import writer as crate_writer
-from prefect_executions.documents import Document, Part
+from prefect_executions.crate.collection import CollectedCrate, collect
+from prefect_executions.documents import ArchiveDocument, Part
 from prefect_executions.errors import BundleError, NameRefusedError, RequestError
+from prefect_executions.executions.record import Agent
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -55,7 +56,7 @@ class ExportedBundle(Part):
     manifest_sha256: str
 
 
-class Export(Document):
+class Export(ArchiveDocument):
     """The document beside the bundles in an export of several bundles, or of parts of one."""
 
     file_name: ClassVar[str] = "export.json"
@@ -101,7 +102,7 @@ class Exporter:
         self._digests: dict[str, str] = {}
         self._size = 0
         self._exported: list[ExportedBundle] = []
-        self._finished: list[datetime] = []
+        self._crates: list[CollectedCrate] = []
 
     def add(self, bundle: BundleToExport) -> None:
         """Add a bundle; the caller adds bundles in the order of their ids.
@@ -113,7 +114,9 @@ class Exporter:
         copy = _BundleCopy(bundle, self._level, self._zip, prefix, self._record)
         copy.run(folders=self._format is not ExportFormat.BAGIT)
         self._exported.append(ExportedBundle(id=bundle.id, manifest_sha256=bundle.manifest_sha256))
-        self._finished += [bundle.finished] if bundle.finished else []
+        if self._format is ExportFormat.CRATE and self._only is None:
+            agent = Agent.from_json(b"".join(bundle.source.blocks(Agent.file_name)))
+            self._crates.append(CollectedCrate(bundle.id, bundle.finished, agent))
 
     def close(self) -> int:
         """Write the files beside the bundles, and the directory; return the length of the zip."""
@@ -122,7 +125,7 @@ class Exporter:
             self._add_beside(document.file_name, document.to_json())
         ids = [bundle.id for bundle in self._exported]
         if self._format is ExportFormat.CRATE and self._only is None:
-            self._add_beside(layout.CRATE, crate_writer.collect(ids, max(self._finished, default=None)))
+            self._add_beside(layout.CRATE, collect(self._crates))
         if self._bag:
             for name, data in bag_tag_files(self._digests, self._size, ids).items():
                 self._zip.add_bytes(self._bag + name, data, deflate=False)

@@ -1,7 +1,7 @@
-"""The writer of `ro-crate-metadata.json`: the crate of one execution, and the crate of several exported crates.
+"""The writer of `ro-crate-metadata.json`: the crate of one execution.
 
-`verify` builds the crate of a sealed bundle again and compares every text: the texts
-below are part of the bundle format.
+Law: `verify` builds the crate of a sealed bundle again and compares every text, so the text for
+a bundle format never changes once a bundle has it. `_since_format_2` marks what format 2 adds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
+from typing import TypeVar
 from urllib.parse import quote
 
 from prefect_executions.crate import vocabulary
@@ -23,11 +24,13 @@ from prefect_executions.executions.record import (
     BundleFile,
     ExecuteRequest,
     ExecutionRecord,
+    Instance,
     StagedInput,
     method_name,
     run_name,
 )
 from prefect_executions.executions.summary import Image, image_of, named_image, phases_of
+from prefect_executions.lifecycle.history import Step
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.mediatypes import UNKNOWN, media_type
 from prefect_executions.methods.model import Method
@@ -36,6 +39,10 @@ _METADATA = {"@id": vocabulary.FILE}
 _ROOT = {"@id": "./"}
 NOT_STATED = {"@id": "#not-stated"}
 NO_LICENSE = {"@id": "#no-license-stated"}
+
+REQUIREMENTS = "code/requirements.txt"
+
+T = TypeVar("T")
 
 # RFC 6838, as far as the crate's validator accepts it.
 _MEDIA_TYPE = re.compile(r"\w*/\w[\w.-]*(?:\+\w[\w.-]*)?(?:;\w+=[^;]+)*")
@@ -66,7 +73,7 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
     outputs = list(_outputs(record, paths))
     measured = list(_measurements(record))
     yield {**_METADATA, "@type": "CreativeWork", "about": _ROOT, "conformsTo": _ref(vocabulary.CRATE)}
-    images = _images(record)
+    images, usage = _images(record), list(_since_format_2(record, _usage(record.instance)))
     steps = [*_steps(record), *_phases(record, images)]
     yield _root(record, files, [action, *(_ref(step["@id"]) for step in steps)])
     yield {"@id": vocabulary.PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5"}
@@ -75,6 +82,7 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
         **action,
         **_action(record),
         "containerImage": [_ref(name) for name in images.values()],
+        "resourceUsage": [_ref(entity["@id"]) for entity in usage],
         "object": [_ref(entity["@id"]) for entity in inputs],
         "result": [_ref(entity["@id"]) for entity in (*outputs, *measured)],
     }
@@ -82,16 +90,23 @@ def _entities(record: ExecutionRecord, files: Sequence[BundleFile]) -> Iterator[
     yield from steps
     yield from _step_states(record)
     yield from _exit_codes(record)
-    yield _instrument(record.method)
+    yield from usage
+    yield _instrument(record.method) | dict(_since_format_2(record, _software(record, paths).items()))
+    yield from _since_format_2(record, _python(record.instance))
     yield _agent(record.agent)
     yield from _environment(record)
     yield from (_image(name, image) for image, name in images.items())
     yield from _relatives(record)
+    yield from _since_format_2(record, _called(record))
     yield from _parameters(record.request)
     known = {entity["@id"]: entity for entity in (*inputs, *outputs)}
     yield from (_file(file, known.pop(uri(file.path), {}), action) for file in files)
     yield from known.values()
     yield from measured
+
+
+def _since_format_2(record: ExecutionRecord, parts: Iterable[T]) -> Iterable[T]:
+    return parts if record.format > 1 else ()
 
 
 def not_stated() -> Iterator[Entity]:
@@ -121,7 +136,7 @@ def _root(record: ExecutionRecord, files: Sequence[BundleFile], actions: list[En
         **_ROOT,
         "@type": "Dataset",
         "name": f"Execution {record.id} of {record.method.title} {record.method.version}",
-        "description": f"The execution bundle (format 1) of one run of the Method {record.method.id} "
+        "description": f"The execution bundle (format {record.format}) of one run of the Method {record.method.id} "
         f"{record.method.version}, with the status {record.status.value}: request, code, inputs, outputs, logs "
         "and provenance.",
         "datePublished": time_text(end),
@@ -168,7 +183,28 @@ def _steps(record: ExecutionRecord) -> Iterator[Entity]:
             "endTime": time_text(step.finished),
             "actionStatus": vocabulary.STEP_STATUS.get(step.state, vocabulary.POTENTIAL),
             "additionalProperty": _ref(_state(step.state)),
+            **dict(_since_format_2(record, _call(step).items())),
         }
+
+
+def _call(step: Step) -> Entity:
+    """Return the link from *step* to the flow run that it called."""
+    return {"subjectOf": _other(str(step.flow_run_id))} if step.flow_run_id else {}
+
+
+def _called(record: ExecutionRecord) -> Iterator[Entity]:
+    """Yield the flow runs that the steps called; each that ran a Method is an execution with a crate of its own."""
+    related = {relative.execution_id for relative in record.request.relatives}
+    called = dict.fromkeys(str(step.flow_run_id) for step in record.job_status.steps or () if step.flow_run_id)
+    for flow_run_id in called:
+        if flow_run_id not in related:
+            yield {
+                **_other(flow_run_id),
+                "@type": "CreativeWork",
+                "name": f"Flow run {flow_run_id}",
+                "description": "The run of a flow that this execution called; if the flow is a Method, its execution.",
+                "identifier": flow_run_id,
+            }
 
 
 def _step_states(record: ExecutionRecord) -> Iterator[Entity]:
@@ -232,9 +268,54 @@ def _instrument(method: Method) -> Entity:
     }
 
 
+def _software(record: ExecutionRecord, paths: set[str]) -> Entity:
+    """Return the Method's code files in the crate, and the interpreter and packages that it needs."""
+    code = record.method.code
+    packages = [_ref(uri(REQUIREMENTS))] if REQUIREMENTS in paths else []
+    return {
+        "hasPart": [_ref(uri(file.path)) for file in (code.files if code else ()) if file.path in paths],
+        "softwareRequirements": [*(_ref(python["@id"]) for python in _python(record.instance)), *packages],
+    }
+
+
+def _python(instance: Instance) -> Iterator[Entity]:
+    if instance.python:
+        name, version = instance.python.implementation, instance.python.version
+        yield {
+            "@id": f"{NAMESPACE}python/{quote(f'{name}-{version}', safe='')}",
+            "@type": "SoftwareApplication",
+            "name": name,
+            "version": version,
+            "url": "https://www.python.org/",
+        }
+
+
+def _usage(instance: Instance) -> Iterator[Entity]:
+    """Yield what the execution used, by the terms of Provenance Run Crate 0.5 and the units of QUDT."""
+    usage = instance.usage
+    if usage is None:
+        return
+    measured = {"wallSeconds": usage.wall_seconds, "cpuSeconds": usage.cpu_seconds, "peakMemory": usage.peak_memory}
+    for name, value in measured.items():
+        if value is not None:
+            yield {
+                "@id": f"#usage.{name}",
+                "@type": "PropertyValue",
+                "name": name,
+                "propertyID": f"{NAMESPACE}terms#{name}",
+                "unitCode": f"https://qudt.org/vocab/unit/{'BYTE' if name == 'peakMemory' else 'SEC'}",
+                "value": json.dumps(value),
+            }
+
+
 def _agent_ref(agent: Agent) -> Entity:
+    return _ref(orcid(agent) or "#agent")
+
+
+def orcid(agent: Agent) -> str | None:
+    """Return the ORCID URL of *agent*; None if its subject is not an ORCID."""
     subject = str(agent.claims.get("sub", ""))
-    return _ref(subject if re.fullmatch(r"https://orcid\.org/(\d{4}-){3}\d{3}[\dX]", subject) else "#agent")
+    return subject if re.fullmatch(r"https://orcid\.org/(\d{4}-){3}\d{3}[\dX]", subject) else None
 
 
 def _agent(agent: Agent) -> Entity:
@@ -403,49 +484,3 @@ def time_text(time: datetime | None) -> str | None:
     """Return *time* in the form that the crate's validator accepts."""
     # The validator accepts at most milliseconds; isoformat truncates, it does not round.
     return in_utc(time).isoformat(timespec="milliseconds") if time else None
-
-
-def collect(ids: Sequence[str], newest: datetime | None) -> bytes:
-    """Return `ro-crate-metadata.json` for a folder with one crate for each of *ids*, in a subfolder with this name.
-
-    *newest* is the end of the last execution. Equal ids and times have equal bytes.
-    """
-    return render(_collection(ids, newest))
-
-
-def _collection(ids: Sequence[str], newest: datetime | None) -> Iterator[Entity]:
-    yield {
-        "@id": vocabulary.FILE,
-        "@type": "CreativeWork",
-        "about": {"@id": "./"},
-        "conformsTo": {"@id": vocabulary.CRATE},
-    }
-    folders = [uri(f"{execution_id}/") for execution_id in ids]
-    yield {
-        "@id": "./",
-        "@type": "Dataset",
-        "name": f"{len(ids)} executions",
-        "description": "Execution bundles (format 1), each of which is a Process Run Crate of its own.",
-        "datePublished": time_text(newest),
-        "license": NO_LICENSE,
-        "publisher": NOT_STATED,
-        "hasPart": [{"@id": folder} for folder in folders],
-    }
-    yield from not_stated()
-    for execution_id, folder in zip(ids, folders, strict=True):
-        document = f"{folder}{vocabulary.FILE}"
-        yield {
-            "@id": folder,
-            "@type": "Dataset",
-            "name": f"Execution {execution_id}",
-            "description": f"What this crate holds, {document} tells.",
-            "identifier": execution_id,
-            "hasPart": {"@id": document},
-        }
-        yield {
-            "@id": document,
-            "@type": "File",
-            "name": f"The crate of execution {execution_id}",
-            "description": "RO-Crate metadata of the folder that it lies in.",
-            "encodingFormat": "application/ld+json",
-        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +13,8 @@ from prefect_executions.provenance.reader import records
 
 if TYPE_CHECKING:
     from prov.model import ProvDocument
+    from rdflib import Graph
+    from rdflib.graph import _TripleType as _Triple
 
 Form = Literal["xml", "json", "n", "ttl", "svg"]
 
@@ -57,10 +60,39 @@ def _serialized(data: bytes, form: str, **options: str) -> bytes:
 
 def _turtle(data: bytes) -> bytes:
     try:
-        import rdflib  # noqa: F401, PLC0415 - an optional package for this form only
+        from prov.serializers.provrdf import ProvRDFSerializer  # noqa: PLC0415 - needs an optional package
     except ImportError as error:
         raise RequestError("Turtle needs rdflib: pip install 'prov[rdf]'") from error
-    return _serialized(data, "rdf", rdf_format="turtle")
+    document = _document(data)
+    graph = ProvRDFSerializer(document).encode_container(document)
+    for triple in list(_unqualified(graph)):
+        graph.add(triple)
+    return graph.serialize(format="turtle", encoding="utf-8").rstrip(b"\n") + b"\n"
+
+
+_UNQUALIFIED = (
+    ("qualifiedUsage", "entity", "used"),
+    ("qualifiedGeneration", "activity", "wasGeneratedBy"),
+    ("qualifiedAssociation", "agent", "wasAssociatedWith"),
+    ("qualifiedDelegation", "agent", "actedOnBehalfOf"),
+    ("qualifiedDerivation", "entity", "wasDerivedFrom"),
+    ("qualifiedCommunication", "activity", "wasInformedBy"),
+    ("qualifiedStart", "entity", "wasStartedBy"),
+    # PROV-O has no property for the activity that started another: the range of wasStartedBy is an entity.
+    ("qualifiedStart", "hadActivity", "wasInfluencedBy"),
+)
+"""Properties with a qualified influence, the property of that influence that refers to the influencer, and the
+unqualified property (PROV-O, section 3.3, tables 2 and 3)."""
+
+
+def _unqualified(graph: Graph) -> Iterator[_Triple]:
+    """Yield the unqualified triples for *graph*: the prov library leaves them out of a relation with a role."""
+    from rdflib import PROV  # noqa: PLC0415 - an optional package for this form only
+
+    for qualified, influencer, plain in _UNQUALIFIED:
+        for subject, influence in graph.subject_objects(PROV[qualified]):
+            for other in graph.objects(influence, PROV[influencer]):
+                yield subject, PROV[plain], other
 
 
 def _picture(data: bytes, count: int) -> bytes:

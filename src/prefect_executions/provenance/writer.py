@@ -3,12 +3,15 @@
 Equal records have equal bytes. The text is written directly: ids have safe characters
 only, every other text is escaped, and elements are in the schema's order. Tests check
 the result with the W3C schema and two other readers.
+
+Law: `verify` writes the document of a sealed bundle again, so the text for a bundle format
+never changes once a bundle has it. `_since_format_2` marks what format 2 adds.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import BinaryIO
@@ -21,6 +24,7 @@ from prefect_executions.executions.record import (
     BundleFile,
     ExecuteRequest,
     ExecutionRecord,
+    Infrastructure,
     Instance,
     StagedInput,
     method_name,
@@ -58,11 +62,12 @@ def _document(record: ExecutionRecord, known: Mapping[str, BundleFile]) -> Itera
         f'<prov:document xmlns:prov="{vocabulary.PROV}" xmlns:xsi="{vocabulary.XSI}" xmlns:xsd="{vocabulary.XSD}"'
         f' xmlns:px="{NAMESPACE}" xmlns:exe="{vocabulary.TERMS}" xmlns:here="{NAMESPACE}{run_name(record.id)}/">\n'
     )
+    yield from _since_format_2(record, [_bundle(run, record)])
     yield _activity(run, record)
-    yield from _method(record.method, known)
+    yield from _method(record.method, known, record)
     yield from _agents(run, record)
     yield from _request(run, known)
-    yield from _environment(run, record.instance, known)
+    yield from _environment(run, record, known)
     for index, staged in enumerate(record.request.files):
         yield _staged(run, staged, index)
     by_file = {staged.input for staged in record.request.files}
@@ -75,6 +80,24 @@ def _document(record: ExecutionRecord, known: Mapping[str, BundleFile]) -> Itera
     yield from _phases(run, record)
     yield from _relatives(run, record)
     yield "</prov:document>\n"
+
+
+def _since_format_2(record: ExecutionRecord, parts: Iterable[str]) -> Iterable[str]:
+    return parts if record.format > 1 else ()
+
+
+def _bundle(run: str, record: ExecutionRecord) -> str:
+    """Return the entity of the bundle.
+
+    It comes first: ProvToolbox resolves ``exe:`` in a type only if an earlier element has a name with this prefix.
+    """
+    return _record(
+        "entity",
+        f"{run}.bundle",
+        _text("prov:label", f"Execution bundle {record.id}"),
+        _type("prov:Bundle"),
+        _number("exe:bundleFormat", record.format),
+    )
 
 
 def _activity(run: str, record: ExecutionRecord) -> str:
@@ -92,16 +115,23 @@ def _activity(run: str, record: ExecutionRecord) -> str:
         _text("exe:reason", job_status.reason),
         _text("exe:message", job_status.message),
         _number("exe:attempt", job_status.attempt),
-        ""
-        if job_status.partial is None
-        else f'<exe:partial xsi:type="xsd:boolean">{str(job_status.partial).lower()}</exe:partial>',
+        _boolean("exe:partial", value=job_status.partial),
         _text("exe:flowRunId", flow_run[1] if flow_run else None),
         _text("exe:flowRunName", record.request.flow_run_name),
         _text("exe:deployment", str(deployment.id) if deployment else None),
+        *_since_format_2(record, _requested(record.request)),
     )
 
 
-def _method(method: Method, known: Mapping[str, BundleFile]) -> Iterator[str]:
+def _requested(request: ExecuteRequest) -> Iterator[str]:
+    """Yield how the run was requested."""
+    yield _text("exe:deploymentName", request.deployment.name if request.deployment else None)
+    yield _text("exe:archiveLevel", request.archive)
+    yield _text("exe:createdBy", _json_text(request.created_by) if request.created_by else None)
+    yield _text("exe:tags", _json_text(request.tags) if request.tags else None)
+
+
+def _method(method: Method, known: Mapping[str, BundleFile], record: ExecutionRecord) -> Iterator[str]:
     this = f"px:{method_name(method)}"
     code = method.code or CodeIdentity()
     repository = code.repository or Repository()
@@ -122,6 +152,7 @@ def _method(method: Method, known: Mapping[str, BundleFile]) -> Iterator[str]:
         _text("exe:commit", repository.commit),
         _text("exe:image", code.image),
         _text("exe:imageDigest", code.image_digest),
+        *_since_format_2(record, _tree(method, repository)),
         _as_file(known.get(Method.file_name)),
     )
     for source in code.files:
@@ -135,8 +166,19 @@ def _method(method: Method, known: Mapping[str, BundleFile]) -> Iterator[str]:
             _text("exe:sha256", source.sha256),
             _number("exe:byteCount", file.size if file else None),
             _text("exe:gitObject", source.git_object),
+            *_since_format_2(record, [_text("exe:module", source.module)]),
         )
         yield _relation("hadMember", ("collection", this), ("entity", entity))
+
+
+def _tree(method: Method, repository: Repository) -> Iterator[str]:
+    """Yield the type of *method*, and the state of the repository in which it was found."""
+    yield _text("exe:methodType", method.type)
+    yield _text("exe:branch", repository.branch)
+    yield _text("exe:repositoryPath", repository.path)
+    yield _boolean("exe:dirty", value=repository.dirty)
+    yield _text("exe:changed", _json_text(repository.changed) if repository.changed else None)
+    yield _text("exe:diffSha256", repository.diff_sha256)
 
 
 def _agents(run: str, record: ExecutionRecord) -> Iterator[str]:
@@ -151,7 +193,8 @@ def _agents(run: str, record: ExecutionRecord) -> Iterator[str]:
         _text("exe:subject", _claim(record.agent, "sub")),
         _text("exe:issuer", _claim(record.agent, "iss")),
         _text("exe:source", record.agent.source),
-        f'<exe:verified xsi:type="xsd:boolean">{str(record.agent.verified).lower()}</exe:verified>',
+        _boolean("exe:verified", value=record.agent.verified),
+        *_since_format_2(record, [_text("exe:tokenSha256", record.agent.token_sha256)]),
     )
     yield _relation("wasAssociatedWith", ("activity", run), ("agent", person), more=plan + _role("requester"))
     worker = _worker(record)
@@ -191,7 +234,18 @@ def _worker(record: ExecutionRecord) -> tuple[str, ...]:
         _text("exe:containerId", instance.container_id),
         _text("exe:pod", instance.pod),
         _text("exe:prefectVersion", infrastructure.prefect_version),
+        *_since_format_2(record, _place(infrastructure, instance)),
     )
+
+
+def _place(infrastructure: Infrastructure, instance: Instance) -> Iterator[str]:
+    """Yield where Prefect and its worker ran the execution."""
+    yield _text("exe:workQueue", infrastructure.work_queue)
+    yield _text("exe:workerId", infrastructure.worker_id)
+    yield _text("exe:imageId", infrastructure.image_id)
+    yield _text("exe:prefectApi", infrastructure.prefect_api)
+    yield _text("exe:node", instance.node)
+    yield _text("exe:user", instance.user)
 
 
 def _request(run: str, known: Mapping[str, BundleFile]) -> Iterator[str]:
@@ -206,8 +260,8 @@ def _request(run: str, known: Mapping[str, BundleFile]) -> Iterator[str]:
     yield _relation("used", ("activity", run), ("entity", this), more=_role("request"))
 
 
-def _environment(run: str, instance: Instance, known: Mapping[str, BundleFile]) -> Iterator[str]:
-    python = instance.python
+def _environment(run: str, record: ExecutionRecord, known: Mapping[str, BundleFile]) -> Iterator[str]:
+    instance, python = record.instance, record.instance.python
     if python is None:
         return
     yield _record(
@@ -220,9 +274,23 @@ def _environment(run: str, instance: Instance, known: Mapping[str, BundleFile]) 
         _text("exe:implementation", python.implementation),
         _text("exe:packagesSha256", value_digest(instance.packages) if instance.packages else None),
         _number("exe:packageCount", len(instance.packages) or None),
+        *_since_format_2(record, _machine(instance)),
         _as_file(known.get(Instance.file_name)),
     )
     yield _relation("used", ("activity", run), ("entity", "here:environment"), more=_role("environment"))
+
+
+def _machine(instance: Instance) -> Iterator[str]:
+    """Yield the system and the hardware."""
+    yield _text("exe:executable", instance.python.executable if instance.python else None)
+    yield _text("exe:os", instance.os)
+    yield _text("exe:kernel", instance.kernel)
+    yield _text("exe:architecture", instance.architecture)
+    yield _text("exe:cpuModel", instance.cpu_model)
+    yield _number("exe:cpuCount", instance.cpu_count)
+    yield _number("exe:memory", instance.memory)
+    gpus = [gpu.model_dump(mode="json", exclude_none=True) for gpu in instance.gpus]
+    yield _text("exe:gpus", _json_text(gpus) if gpus else None)
 
 
 def _staged(run: str, staged: StagedInput, index: int) -> str:
@@ -374,6 +442,14 @@ def _role(name: str) -> str:
 
 def _number(tag: str, number: int | None) -> str:
     return "" if number is None else f'<{tag} xsi:type="xsd:long">{number}</{tag}>'
+
+
+def _boolean(tag: str, *, value: bool | None) -> str:
+    return "" if value is None else f'<{tag} xsi:type="xsd:boolean">{str(value).lower()}</{tag}>'
+
+
+def _json_text(value: object) -> str:
+    return canonical_json(value).decode()
 
 
 def _type(name: str) -> str:
