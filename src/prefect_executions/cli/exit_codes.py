@@ -9,7 +9,7 @@ code  means
 2     the request is wrong: change it before you try again (`RequestError`)
 3     the object is missing, or the action is not allowed (`NotAvailableError`)
 4     the world failed: try again, or call the operator (`WorldError`)
-130   interrupted (Ctrl-C)
+130   interrupted (Ctrl-C; `run` also by SIGTERM)
 141   the reader of the output closed the pipe
 ====  ==========================================================================
 """

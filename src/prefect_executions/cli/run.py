@@ -118,7 +118,7 @@ def _show(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bo
     catalog = open_catalog(settings)
     record, storage = catalog.record(ran.execution_id), catalog.storage_state(ran.execution_id)
     # A cancelled execution is also interrupted, but has its own status.
-    interrupted = isinstance(ran.error, KeyboardInterrupt) and record.status is not Status.CANCELLED
+    interrupted = ran.interrupted and record.status is not Status.CANCELLED
     if as_json:
         show_json(_as_json(record, storage))
     elif quiet:
@@ -136,7 +136,7 @@ def _show(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bo
 
 def show_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_json: bool) -> int:
     """Report that a run has no record, with its error if there is one, and return the exit code."""
-    if isinstance(ran.error, ExecutionsError | KeyboardInterrupt):
+    if isinstance(ran.error, ExecutionsError):
         raise ran.error
     error = {"type": type(ran.error).__name__, "message": str(ran.error)} if ran.error else None
     if as_json:
@@ -145,7 +145,7 @@ def show_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_jso
         # Prefect logs the error, except with --quiet.
         reason = f": {error['type']}: {error['message']}" if quiet and error else ""
         warn(f"Method '{flow.method.id}' did not start{reason}\nNext: executions list --method {flow.method.id}")
-    return FAILED
+    return INTERRUPTED if ran.interrupted else FAILED
 
 
 def _as_json(record: ExecutionRecord, storage: StorageState) -> dict[str, Any]:

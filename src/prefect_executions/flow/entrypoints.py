@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple, cast
 
 import prefect
-from prefect.exceptions import ScriptError
+from prefect.exceptions import ScriptError, TerminationSignal
 from prefect.flows import Flow
 from prefect.utilities.importtools import load_module, load_script_as_module
 
@@ -28,6 +31,11 @@ class Ran(NamedTuple):
 
     execution_id: str | None
     error: BaseException | None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM ended the run, perhaps as a request to cancel it."""
+        return isinstance(self.error, KeyboardInterrupt | TerminationSignal)
 
 
 def load_method(entrypoint: str) -> MethodFlow[Any, Any]:
@@ -119,14 +127,34 @@ def run_method(
 
     _check_names(flow, parameters)
     error: BaseException | None = None
-    with invoked(invocation._replace(on_opened=on_opened)), prefect.tags(*tags):
+    with invoked(invocation._replace(on_opened=on_opened)), prefect.tags(*tags), _surviving_sigterm():
         try:
             result = flow(**parameters)
             if inspect.iscoroutine(result):
                 asyncio.run(result)
-        except (Exception, KeyboardInterrupt, SystemExit, asyncio.CancelledError) as raised:  # noqa: BLE001 - returned to the caller, who shows it
+        except BaseException as raised:  # noqa: BLE001 - returned to the caller, who shows it
             error = api_client.too_large_error(raised, f"a run of '{flow.name}'", parameters) or raised
     return Ran(execution_ids[-1] if execution_ids else None, error)
+
+
+@contextmanager
+def _surviving_sigterm() -> Iterator[None]:
+    """Raise `TerminationSignal` for SIGTERM in the block, so that the caller can show how the run ended.
+
+    Prefect's engine does so while a flow runs, and then sends the signal again, for the handler before it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _raise_termination)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a C library has set the handler
+
+
+def _raise_termination(number: int, _frame: FrameType | None) -> None:
+    raise TerminationSignal(number)
 
 
 def _check_names(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> None:

@@ -85,6 +85,11 @@ def with_sealing_hook(hooks: Sequence[Hook], declared: Declared) -> list[Hook]:
     return [SealingHook(declared), *(hook for hook in hooks if not isinstance(hook, SealingHook))]
 
 
+def seal_in_state(declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger]) -> None:
+    """Seal the execution of *flow_run*, which ended in *state*, archive and index it; never raises."""
+    _Sealing(declared, flow_run, state, log).run()
+
+
 def _patience() -> float:
     try:
         return Settings.read().hook_timeout.total_seconds()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import traceback
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import prefect
 from prefect.exceptions import Pause
@@ -18,6 +20,14 @@ from prefect_executions.executions.record import Raised, Usage
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, merge_states
 from prefect_executions.lifecycle.status import Observer, Reason
 from prefect_executions.prefect_api import flow_runs
+
+LONGEST_MESSAGE = 1 << 20
+"""Characters of an exception's message and of its traceback; Prefect stores the message in its database."""
+
+_OMITTED = " [… {} characters …] "
+
+_set = object.__setattr__
+"""An exception class may forbid `setattr`."""
 
 _OUR_FOLDER = str(Path(__file__).parents[1])
 _PREFECT_FOLDER = str(Path(prefect.__file__).parent)
@@ -58,13 +68,13 @@ def _text(error: BaseException) -> str:
 
 
 def _masked_text(text: str, mask: SecretMask) -> str:
-    return clean_text(redact_urls(mask.mask(text)))
+    return _shortened(clean_text(redact_urls(mask.mask(text))))
 
 
 def mask_error(error: BaseException | None, mask: SecretMask) -> None:
-    """Mask secrets in *error*, its causes and the members of its group, before Prefect logs and stores its message.
+    """Prepare *error*, its causes and the members of its group for Prefect, which logs and stores their messages.
 
-    Characters that UTF-8 cannot encode are replaced by their escapes.
+    Secrets are masked. A message that Prefect cannot send is replaced: see `_make_printable`.
     """
     seen: set[int] = set()
     waiting = [error]
@@ -75,7 +85,8 @@ def mask_error(error: BaseException | None, mask: SecretMask) -> None:
         seen.add(id(current))
         if mask:
             _mask_texts(current, mask)
-        _escape_surrogates(current)
+        with suppress(Exception):  # an exception that refuses changes
+            _make_printable(current)
         waiting += [current.__cause__, current.__context__]
         if isinstance(current, BaseExceptionGroup):
             waiting += current.exceptions
@@ -98,10 +109,75 @@ def _mask_texts(error: BaseException, mask: SecretMask) -> None:
                 setattr(error, name, masked)
 
 
-def _escape_surrogates(error: BaseException) -> None:
-    # Prefect cannot send a lone surrogate, for example of a file name that is not UTF-8: its run would never end.
-    if clean_text(text := _text(error)) != text:
-        error.args = tuple(clean_text(arg) if isinstance(arg, str) else arg for arg in error.args)
+def _make_printable(error: BaseException) -> None:
+    """Give *error* a text that Prefect can put into a state, if it has none; otherwise its run would never end.
+
+    Prefect cannot format an exception whose `__str__` or `__repr__` raises, and its API refuses lone
+    surrogates (of a file name that is not UTF-8), null characters (PostgreSQL) and very long messages.
+    """
+    if _is_printable(error):
+        return
+    text = _shortened(_sendable(_text(error)))
+    with suppress(Exception):  # the class is built in, or refuses a subclass
+        _set(error, "__class__", _with_text(type(error), text))
+    if not _is_printable(error):
+        _replace_texts(error, text)
+
+
+def _is_printable(error: BaseException) -> bool:
+    try:
+        text = str(error)
+        repr(error)
+    except Exception:  # noqa: BLE001 - both are the author's code
+        return False
+    return len(text) <= LONGEST_MESSAGE and _sendable(text) == text
+
+
+def _sendable(text: str) -> str:
+    return clean_text(text).replace("\0", "\\x00")
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    half = LONGEST_MESSAGE // 2 - len(_OMITTED)
+    return text[:half] + _OMITTED.format(len(text) - 2 * half) + text[-half:]
+
+
+def _with_text(kind: type[BaseException], text: str) -> type[BaseException]:
+    """Return a subclass of *kind*, with its name, whose instances have this text and pickle as *kind*."""
+
+    def reduce(self: BaseException, protocol: SupportsIndex) -> Any:
+        reduced = super(printable, self).__reduce_ex__(protocol)
+        return (kind, *reduced[1:]) if isinstance(reduced, tuple) and reduced[0] is printable else reduced
+
+    members = {
+        "__slots__": (),  # the same layout, so that an instance of *kind* can become one of the subclass
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+        "__str__": lambda _: text,
+        "__repr__": lambda _: f"{kind.__name__}({text!r})",
+        "__reduce_ex__": reduce,
+    }
+    printable: type[BaseException] = type(kind.__name__, (kind,), members)
+    return printable
+
+
+def _replace_texts(error: BaseException, text: str) -> None:
+    """Replace the values that a built-in exception makes its text from."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        for name in ("errno", "strerror", "filename", "filename2"):
+            value = getattr(error, name)
+            if isinstance(value, bytes | str) and (clean := _sendable(os.fsdecode(value))) != value:
+                _set(error, name, clean)
+            elif not isinstance(value, bytes | str | int | None):
+                _set(error, name, text)
+    if isinstance(error, SyntaxError):
+        _set(error, "msg", text)
+    _set(error, "args", tuple(_sendable(arg) if isinstance(arg, str) else arg for arg in error.args))
+    if not _is_printable(error):
+        _set(error, "args", (text,))
 
 
 def _is_authors(trace: TracebackType) -> bool:

@@ -46,6 +46,7 @@ from prefect_executions.flow.invocation import owns_process
 from prefect_executions.flow.opening import Resumption, continued, late_worker_facts, now, opening, taken_over
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
+from prefect_executions.flow.unhooked import NO_STATE, seal_aborted, seal_returned_cancel
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.prefect_api import events as prefect_events
@@ -69,7 +70,9 @@ def recorded(declared: Declared) -> Callable[..., Any]:
         if call is None:
             return function(*args, **kwargs)
         with session(call), timeout(seconds=call.time_limit, timeout_exc_type=TimeoutError):
-            return function(*call.arguments.args, **call.arguments.kwargs)
+            returned = function(*call.arguments.args, **call.arguments.kwargs)
+        seal_returned_cancel(call, returned)
+        return returned
 
     @wraps(function)
     async def run_async(*args: Any, **kwargs: Any) -> Any:
@@ -78,7 +81,9 @@ def recorded(declared: Declared) -> Callable[..., Any]:
             return await cast("Awaitable[Any]", function(*args, **kwargs))
         async with session_async(call):
             with timeout_async(seconds=call.time_limit, timeout_exc_type=TimeoutError):
-                return await function(*call.arguments.args, **call.arguments.kwargs)
+                returned = await function(*call.arguments.args, **call.arguments.kwargs)
+        seal_returned_cancel(call, returned)
+        return returned
 
     entry: Callable[..., Any] = run_async if inspect.iscoroutinefunction(function) else run
     return entry
@@ -385,6 +390,8 @@ def finish(attempt: Attempt, error: BaseException | None) -> None:
         call.workbench.gather(attempt.bundle, record.request.archive)
     with call.never_losing("calling on_gathered"):
         call.invocation.on_gathered(attempt.bundle, error)
+    if isinstance(error, NO_STATE):
+        seal_aborted(call, error)
     trace_point(TracePoint.LEFT, record.id)
 
 

@@ -17,7 +17,7 @@ import prefect
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import TaskRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Cancelling
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_executions.capture.host import pod_of
 from prefect_executions.capture.parameters import recorded_parameters
@@ -398,6 +398,20 @@ def set_cancelled(flow_run_id: UUID, message: str | None) -> ObservedState:
     return observed_state(result.state)
 
 
+def set_crashed(flow_run_id: UUID, message: str) -> State[Any]:
+    """Move a flow run to Crashed from any state, and return the new state.
+
+    Raises:
+        NotFoundError: If the flow run is not in Prefect.
+        OrchestratorError: If Prefect's API is unavailable.
+    """
+    result = _set_state(flow_run_id, Crashed(message=message), force=True)
+    if result.state is None:
+        raise OrchestratorError(f"flow run {flow_run_id} cannot be moved to Crashed: {result.details}")
+    state: State[Any] = result.state
+    return state
+
+
 def cancel_request(states: Sequence[ObservedState]) -> ObservedState | None:
     """Return the state that requested the cancellation of the newest generation in *states*, or None."""
     newest = generations(states)[-1] if states else ()
@@ -410,4 +424,4 @@ def _set_state(flow_run_id: UUID, state: State[Any], *, force: bool) -> Any:
     except ObjectNotFound:
         raise NotFoundError(f"Flow run {flow_run_id} is not in Prefect") from None
     except Exception as error:
-        raise OrchestratorError(f"flow run {flow_run_id} cannot be cancelled: {error}") from error
+        raise OrchestratorError(f"flow run {flow_run_id} cannot be moved to {state.name}: {error}") from error

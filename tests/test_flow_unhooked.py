@@ -1,0 +1,162 @@
+"""Ends of a flow run for which Prefect calls no hook."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import task
+from prefect.client.orchestration import get_client
+from prefect.exceptions import Abort, CancelledRun
+from prefect.states import Cancelled, Completed, Crashed, Failed, State
+
+from homes import Bundles
+from prefect_executions import current_execution, method
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.workbench import background
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def bundles(home: Path) -> Bundles:
+    return Bundles(home)
+
+
+def sealed_record(bundles: Bundles) -> ExecutionRecord:
+    background.drain()
+    assert (bundles.one() / "manifest-sha256.txt").exists()
+    assert bundles.failed_checks() == []
+    return bundles.record()
+
+
+@task
+def cancelled_task() -> Any:
+    return Cancelled(message="of a task")
+
+
+def several() -> Any:
+    return [Completed(), Cancelled(message="second")]
+
+
+def of_a_task() -> Any:
+    return cancelled_task.submit()
+
+
+def of_tasks_and_states() -> Any:
+    return (cancelled_task.submit(), Completed())
+
+
+def alone() -> Any:
+    current_execution().output("done.txt").write_text("so far")
+    return Cancelled(message="nothing to do")
+
+
+@pytest.mark.parametrize("returns", [alone, several, of_a_task, of_tasks_and_states])
+def test_a_returned_cancelled_state_is_sealed_as_cancelled(bundles, returns):
+    method(version="1")(returns)(return_state=True)
+
+    record = sealed_record(bundles)
+    assert (record.status, record.job_status.reason) == (Status.CANCELLED, None)
+    assert record.job_status.history[-1].prefect_state.type == "CANCELLED"
+
+
+def test_an_async_method_that_returns_cancelled_is_sealed(bundles):
+    @method(version="1")
+    async def gives_up() -> Any:
+        current_execution().output("done.txt").write_text("so far")
+        return Cancelled(message="nothing to do")
+
+    with pytest.raises(CancelledRun):
+        asyncio.run(gives_up())
+
+    record = sealed_record(bundles)
+    assert (record.status, record.job_status.message) == (Status.CANCELLED, "nothing to do")
+    assert [output.path for output in record.job_status.outputs] == [
+        "outputs/done.txt",
+        "outputs/stderr.log",
+        "outputs/stdout.log",
+    ]
+
+
+def test_a_nested_method_that_returns_cancelled_is_sealed(bundles):
+    inner = method(version="1")(alone)
+
+    @method(version="1")
+    def outer() -> str:
+        return inner(return_state=True).name
+
+    assert outer() == "Cancelled"
+    background.drain()
+    statuses = {record.method.id: record.status for record in map(bundles.record, bundles.folders())}
+    assert statuses == {"alone": Status.CANCELLED, "outer": Status.COMPLETED}
+
+
+@pytest.mark.parametrize(
+    ("returned", "status", "reason"),
+    [
+        (Crashed(message="gone"), Status.FAILED, Reason.CRASHED),
+        (Failed(message="no"), Status.FAILED, Reason.ERROR),
+        ([Failed(message="no"), Completed()], Status.FAILED, Reason.ERROR),
+        (Completed(data={"much": 1}), Status.COMPLETED, None),
+        (Completed(data=Cancelled()), Status.COMPLETED, None),
+        ({"a": Cancelled()}, Status.COMPLETED, None),
+        ([Cancelled(), "text"], Status.COMPLETED, None),
+        (Failed(message="\udc80\0"), Status.FAILED, Reason.ERROR),
+    ],
+)
+def test_other_returned_states_are_sealed_by_their_hook(bundles, returned, status, reason):
+    @method(version="1")
+    def returns() -> Any:
+        return returned
+
+    returns(return_state=True)
+
+    record = sealed_record(bundles)
+    assert (record.status, record.job_status.reason) == (status, reason)
+
+
+@pytest.mark.parametrize("error", [GeneratorExit("stop"), Abort("no")])
+def test_an_exception_that_prefect_ignores_is_a_crash(bundles, error):
+    @method(version="1")
+    def ends() -> None:
+        current_execution().output("done.txt").write_text("so far")
+        raise error
+
+    with pytest.raises(type(error)):
+        ends()
+
+    record = sealed_record(bundles)
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
+    assert record.job_status.message == f"Execution was interrupted by {type(error).__name__}: {error}"
+    assert state_in_prefect(record.id).is_crashed()
+
+
+def test_a_coroutine_that_is_closed_is_a_crash(bundles):
+    @method(version="1")
+    async def waits() -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async def abandon() -> None:
+        call = asyncio.ensure_future(waits())
+        await started.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    started = asyncio.Event()
+    asyncio.run(abandon())
+
+    record = sealed_record(bundles)
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
+
+
+def state_in_prefect(execution_id: str) -> State[Any]:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(execution_id).state
+    assert state is not None
+    return state
