@@ -66,6 +66,11 @@ def data_folder(bundle: OpenBundle, name: str) -> Path:
     return bundle.scratch / _DATA / name
 
 
+def has_data_folders(bundle: OpenBundle) -> bool:
+    """Whether data folders are left, whose files are hard links to the outputs."""
+    return next((bundle.scratch / _DATA).glob("*.json"), None) is not None
+
+
 def collect_outputs(bundle: OpenBundle, name: str | None = None) -> tuple[str, ...]:
     """Link the files of the data folder *name*, or of all, into the outputs; return a note on each failure.
 

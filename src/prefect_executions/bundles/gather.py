@@ -5,6 +5,10 @@ scratch folder, so that another process can seal.
 
 Memory does not grow with the size of files: blocks of 1 MiB are hashed in threads
 (hashlib releases the GIL) while they are written.
+
+Law: no open descriptor changes a file after it was read. A file that somebody may still write
+to (it is open or mapped for writing, or has a hard link outside the bundle) is replaced by a copy of the
+bytes that were hashed, written in the same pass. The other file goes on without the bundle.
 """
 
 from __future__ import annotations
@@ -13,18 +17,22 @@ import json
 import os
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.data_folder import collect_outputs
+from prefect_executions.bundles.data_folder import collect_outputs, has_data_folders
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.sanitize import FolderListing, sanitize
 from prefect_executions.bundles.zip_writer import ZipWriter
+from prefect_executions.capture.logfiles import is_open_for_writing
 from prefect_executions.errors import BundleError, SealedError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest
 from prefect_executions.fsync import sync
@@ -100,11 +108,7 @@ def gather(bundle: OpenBundle, *, stop: Callable[[], bool] = lambda: False) -> G
 
 
 def load_gathered(bundle: OpenBundle) -> Gathered | None:
-    """Return the saved result of an earlier `gather`, or None.
-
-    Raises:
-        BundleError: If the saved result cannot be read.
-    """
+    """Return the saved result of an earlier `gather`, or None."""
     saved = _load(bundle)
     return None if saved is None else _from_json(saved)
 
@@ -119,6 +123,9 @@ class _Gathering:
         self.stop = stop
         self.notes: list[str] = []
         self.stamps: list[_Stamp] = []
+        self.held = _held_before(bundle)
+        # The data folders of scripts hold hard links to the outputs. They go with the scratch folder.
+        self.links_count = not has_data_folders(bundle)
 
     def run(self, notes: tuple[str, ...]) -> Gathered:
         temporary = self.bundle.scratch / "output.zip.new"
@@ -133,9 +140,12 @@ class _Gathering:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        notes = (*notes, *self.notes, *_changed_inputs(self.bundle, inputs_and_code))
+        kept = {file.path for file in (*outputs, *inputs_and_code)}
+        held = sorted(self.held & kept)
+        still_open = (f"{path} was still open for writing; the record has its content at that time" for path in held)
+        notes = (*notes, *self.notes, *still_open, *_changed_inputs(self.bundle, inputs_and_code))
         gathered = Gathered(outputs, inputs_and_code, output_zip, notes)
-        _save(self.bundle, gathered, self.stamps)
+        _save(self.bundle, gathered, self.stamps, held)
         return gathered
 
     def _slow_to_sync(self, temporary: Path, output_zip: BundleFile, others: Sequence[BundleFile]) -> Iterator[Path]:
@@ -182,52 +192,131 @@ class _Gathering:
             if descriptor >= 0:
                 os.close(descriptor)
             return None
-        # A later change also changes the stamp, so the next `gather` notices it.
-        self.stamps.append((path, status.st_size, status.st_mtime_ns))
+        copy = None
         try:
+            copy = self._copy_if_shared(path, descriptor, status)
             if len(first) < status.st_size:
-                return self._stream(path, descriptor, status.st_size, first, writer)
+                file = self._stream(_Reading(path, descriptor, status.st_size, first), writer, copy)
+            else:
+                file = self._whole(path, first, writer, copy)
+            if copy is not None:
+                copy.take_place()
         finally:
             os.close(descriptor)
+            if copy is not None:
+                copy.close()
             trace_point(TracePoint.FILE_READ, self.bundle.id, path)
-        if writer:
-            writer.add_bytes(path, first, deflate=_worth_deflating(path, first))
-        return BundleFile(path, sha256(first).hexdigest(), len(first))
+        # A later change also changes the stamp, so the next `gather` notices it.
+        self.stamps.append((path, status.st_size if copy is None else file.size, status.st_mtime_ns))
+        return file
 
-    def _stream(self, path: str, descriptor: int, size: int, first: bytes, writer: ZipWriter | None) -> BundleFile:
+    def _copy_if_shared(self, path: str, descriptor: int, status: os.stat_result) -> _Copy | None:
+        """Return a copy to fill if others may write to the file later."""
+        if is_open_for_writing(descriptor):
+            self.held.add(path)
+        elif status.st_nlink == 1 or not self.links_count or status.st_nlink == self._links_inside[status.st_ino]:
+            return None
+        return _Copy(self.bundle, path, status)
+
+    @cached_property
+    def _links_inside(self) -> Counter[int]:
+        """How many names each file with several names has in the bundle."""
+        names: Counter[int] = Counter()
+        for path in (path for listing in self.listings.values() for path in listing.files):
+            with suppress(OSError):  # it was removed since it was listed
+                names[os.lstat(f"{self.root}/{path}").st_ino] += 1
+        return names
+
+    def _whole(self, path: str, data: bytes, writer: ZipWriter | None, copy: _Copy | None) -> BundleFile:
+        if copy is not None:
+            copy.write(data)
+        if writer:
+            writer.add_bytes(path, data, deflate=_worth_deflating(path, data))
+        return BundleFile(path, sha256(data).hexdigest(), len(data))
+
+    def _stream(self, reading: _Reading, writer: ZipWriter | None, copy: _Copy | None) -> BundleFile:
         digest = _Digest(self.pool)
         done = 0
 
         def blocks() -> Iterator[bytes]:
             nonlocal done
-            block = first
+            block = reading.first
             while block:
                 digest.update(block)
+                if copy is not None:
+                    copy.write(block)
                 done += len(block)
                 yield block
-                block = self._next(path, descriptor, size - done)
+                block = self._next(reading, done)
 
+        path = reading.path
         if writer:
-            writer.add_stream(path, blocks(), size, deflate=_worth_deflating(path, first))
+            writer.add_stream(path, blocks(), reading.size, deflate=_worth_deflating(path, reading.first))
         else:
             for _ in blocks():
                 pass
-        if done != size:
+        if done != reading.size:
             self.notes.append(f"{path} became shorter while it was being read")
         return BundleFile(path, digest.finish(), done)
 
-    def _next(self, path: str, descriptor: int, left: int) -> bytes:
+    def _next(self, reading: _Reading, done: int) -> bytes:
         self._check_stop()
         try:
             # Stop at the initial size: a file that still grows would never end.
-            return os.read(descriptor, min(left, _BLOCK))
+            return os.read(reading.descriptor, min(reading.size - done, _BLOCK))
         except OSError as error:
-            self.notes.append(f"{path} cannot be read to its end and is truncated: {error.strerror}")
+            self.notes.append(f"{reading.path} cannot be read to its end and is truncated: {error.strerror}")
             return b""
 
     def _check_stop(self) -> None:
         if self.stop():
             raise BundleError(f"gathering the outputs of {self.bundle.id} was aborted; call it again to start over")
+
+
+class _Reading(NamedTuple):
+    """A large file while it is read: its path in the bundle, its size at the beginning, and its first block."""
+
+    path: str
+    descriptor: int
+    size: int
+    first: bytes
+
+
+class _Copy:
+    """A copy of a file, with its mode and times, that takes the place of the file in the bundle.
+
+    If the disk is full, the file itself stays: sealing must not fail for want of a copy.
+    """
+
+    def __init__(self, bundle: OpenBundle, path: str, status: os.stat_result) -> None:
+        self._target, self._status = bundle.folder / path, status
+        self._temporary = bundle.scratch / "copy.new"
+        self._descriptor = -1
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with suppress(OSError):
+            self._descriptor = os.open(self._temporary, flags, 0o600)
+
+    def write(self, block: bytes) -> None:
+        if self._descriptor >= 0:
+            try:
+                _write_all(self._descriptor, block)
+            except OSError:
+                self.close()
+
+    def take_place(self) -> None:
+        """Replace the file, if the copy is complete."""
+        if self._descriptor >= 0:
+            os.fchmod(self._descriptor, stat.S_IMODE(self._status.st_mode))
+            os.utime(self._descriptor, ns=(self._status.st_atime_ns, self._status.st_mtime_ns))
+            self._temporary.replace(self._target)
+            self.close()
+
+    def close(self) -> None:
+        """Close the copy, and remove it unless it has taken its place; idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+            self._temporary.unlink(missing_ok=True)
 
 
 class _Digest:
@@ -310,7 +399,7 @@ def _current_stamps(root: str, listings: Mapping[str, FolderListing]) -> Iterato
 def _saved_result(bundle: OpenBundle, listings: Mapping[str, FolderListing]) -> Gathered | None:
     """Return the result of an earlier call if no file has changed since."""
     saved = _load(bundle)
-    if saved is None or saved["fingerprint"] != _fingerprint(_current_stamps(str(bundle.folder), listings)):
+    if saved is None or saved.get("fingerprint") != _fingerprint(_current_stamps(str(bundle.folder), listings)):
         return None
     gathered = _from_json(saved)
     try:
@@ -324,26 +413,31 @@ def _fingerprint(stamps: Iterator[_Stamp] | list[_Stamp]) -> str:
     return sha256(repr(sorted(stamps)).encode()).hexdigest()
 
 
-def _save(bundle: OpenBundle, gathered: Gathered, stamps: list[_Stamp]) -> None:
+def _save(bundle: OpenBundle, gathered: Gathered, stamps: list[_Stamp], held: Sequence[str]) -> None:
     saved = {
         "fingerprint": _fingerprint(stamps),
         "files": gathered.files,
         "kept": gathered.inputs_and_code,
         "zip": gathered.output_zip,
         "notes": gathered.notes,
+        "held": held,
     }
     bundle.put(bundle.scratch / _GATHERED, json.dumps(saved).encode())
 
 
 def _load(bundle: OpenBundle) -> dict[str, Any] | None:
-    path = bundle.scratch / _GATHERED
+    """Return the saved result, or None if there is none or a power cut has damaged it."""
     try:
-        saved: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        saved: dict[str, Any] = json.loads((bundle.scratch / _GATHERED).read_bytes())
+        _from_json(saved)
+    except (OSError, ValueError, TypeError, LookupError):
         return None
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}; remove it and seal again") from error
     return saved
+
+
+def _held_before(bundle: OpenBundle) -> set[str]:
+    """The files that an earlier call has replaced because they were open for writing."""
+    return set((_load(bundle) or {}).get("held", ()))
 
 
 def _from_json(saved: dict[str, Any]) -> Gathered:

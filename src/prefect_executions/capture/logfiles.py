@@ -226,22 +226,30 @@ def _without(data: bytes, offset: int, hidden: deque[tuple[int, int]]) -> bytes:
     return b"".join(visible)
 
 
-def _is_held(path: Path) -> bool:
+def is_open_for_writing(descriptor: int) -> bool:
+    """Whether any process has the file of *descriptor*, which is open for reading only, open or mapped for writing.
+
+    False if the file system or the file's owner does not let this process know.
+    """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
-    with path.open("rb") as log:
-        try:
-            # The default signal for a broken lease, SIGIO, would kill the process.
-            fcntl.fcntl(log, fcntl.F_SETSIG, signal.SIGURG)
-            # Linux grants a read lease only if no process has the file open for writing.
-            fcntl.fcntl(log, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(log, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            # A network file system without leases: unknown.
-            return False
+    try:
+        # The default signal for a broken lease, SIGIO, would kill the process.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        # Linux grants a read lease only if no process has the file open for writing.
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        # A network file system without leases: unknown.
+        return False
     return False
+
+
+def _is_held(path: Path) -> bool:
+    with path.open("rb") as log:
+        return is_open_for_writing(log.fileno())
 
 
 def _replace_by_copy(path: Path) -> None:
