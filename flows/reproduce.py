@@ -31,6 +31,7 @@ def reproduce(
     grade: Grade = Grade.REPRODUCE,
     tolerance: float = 0.0,
     isolated: bool = False,
+    yes: bool = False,
 ) -> dict[str, str] | State[None]:
     """Replay the newest completed executions, and fail if any of them misses the grade.
 
@@ -41,13 +42,14 @@ def reproduce(
         grade: The grade that each execution must reach.
         tolerance: The relative difference up to which two numbers are equal.
         isolated: Run each replay in a fresh environment with the recorded packages.
+        yes: Also run code that was sealed on another machine and is not signed by a trusted key.
     """
     log, reader = get_run_logger(), Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
     since = datetime.now(UTC) - timedelta(days=days) if days is not None else None
     ids = reproducible(reader, Filter(method=method, since=since), limit=most)
     results = []
     goal = ReplayGoal(grade=grade, tolerance=tolerance, isolated=isolated)
-    for result in replay_each(reader, ids, goal, command=COMMAND):
+    for result in replay_each(reader, ids, goal, command=COMMAND, more=["--yes"] if yes else []):
         report = log.info if result.reached else log.warning
         report("%s %s %s %s", result.id, result.method, result.grade or "none", _differences(result))
         results.append(result)

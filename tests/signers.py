@@ -6,11 +6,13 @@ from pathlib import Path
 
 from bundle_makers import an_open_bundle
 from prefect_executions.attestation.keys import SigningKey
+from prefect_executions.attestation.policy import SignaturePolicy
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.seal import seal
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.settings import SignatureRule
 
 
 def a_key(letter: str = "a") -> SigningKey:
@@ -29,5 +31,7 @@ def a_signed_bundle(
     return bundle
 
 
-def trusting(*keys: SigningKey) -> dict[str, object]:
-    return {key.public.id: key.public for key in keys or (a_key(),)}
+def trusting(*keys: SigningKey) -> SignaturePolicy:
+    """Return the policy that trusts these keys, and notes unsigned bundles."""
+    trusted = {key.public.id: key.public for key in keys or (a_key(),)}
+    return SignaturePolicy(trusted=trusted, unsigned=SignatureRule.NOTE)

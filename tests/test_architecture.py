@@ -317,6 +317,20 @@ def threads_start_in_few_places(tree: SourceTree) -> Iterator[str]:
                 yield f"{module.at(line)}: {name} outside {', '.join(sorted(STARTS_THREADS))}"
 
 
+VERIFIES = {"verify", "verify_target", "verify_execution", "open_replayable", "share", "share_it"}
+"""Functions that verify a bundle; their default policy trusts no key."""
+
+
+def verifications_name_their_signature_policy(tree: SourceTree) -> Iterator[str]:
+    """A call that verifies a bundle says which signatures it accepts."""
+    for module in _in_packages(tree):
+        for node in ast.walk(module.tree):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in VERIFIES):
+                continue
+            if "signatures" not in {keyword.arg for keyword in node.keywords}:
+                yield f"{module.at(node.lineno)}: {node.func.id}() without signatures="
+
+
 RULES = [
     imports_look_down,
     imports_have_no_cycles,
@@ -333,6 +347,7 @@ RULES = [
     prefect_state_sets_are_defined_once,
     runtimes_are_compared_in_their_package_only,
     threads_start_in_few_places,
+    verifications_name_their_signature_policy,
 ]
 
 
@@ -474,6 +489,9 @@ VIOLATIONS = {
         ("flow.py", "def f(g):\n    threading.Thread(target=g).start()", "flow.py:2: threading.Thread outside capture"),
         ("workbench.py", "from threading import Timer\nTimer(1, print).start()", "workbench.py:2: Timer outside"),
         ("flow.py", "class Replica(threading.Thread): ...", "flow.py:1: threading.Thread outside"),
+    ],
+    "verifications_name_their_signature_policy": [
+        ("workbench.py", "report = verify(source, limits=limits)", "workbench.py:1: verify() without signatures="),
     ],
 }
 

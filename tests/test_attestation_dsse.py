@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bundle_makers import a_sealed_bundle, an_open_bundle, copy_of, finish, forge_json, renew_manifest, zip_of
 from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, commands, pae, sealed_envelope
 from prefect_executions.attestation.keys import SigningKey, VerifyingKey
+from prefect_executions.attestation.policy import SignaturePolicy
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.seal import seal
 from prefect_executions.bundles.verify import verify
@@ -46,7 +47,7 @@ def another_record() -> ExecutionRecord:
 
 
 def faults(folder: Path, *keys: SigningKey) -> list[str]:
-    report = verify(folder, only={"signature"}, trusted=trusting(*keys))
+    report = verify(folder, only={"signature"}, signatures=trusting(*keys))
     return [fault for check in report.checks for fault in check.faults]
 
 
@@ -78,6 +79,47 @@ def test_an_envelope_is_read_as_it_was_written(kind, payload):
 def test_what_is_no_envelope_is_refused_by_name(text):
     with pytest.raises(BundleError, match="attestation"):
         Envelope.from_json(text.encode(), "attestation")
+
+
+@pytest.mark.parametrize("steps", [(), ("signatures", 0)])
+def test_a_member_that_no_signature_covers_is_refused(bundle, steps):
+    envelope = json.loads((bundle / ATTESTATION).read_text())
+    part = envelope
+    for step in steps:
+        part = part[step]
+    part["more"] = "text"
+    (bundle / ATTESTATION).write_text(json.dumps(envelope))
+    assert faults(bundle) == [f"{ATTESTATION}: a DSSE envelope has no member 'more'"]
+
+
+def test_base64_with_a_second_text_for_the_same_bytes_is_refused(bundle):
+    text = (bundle / ATTESTATION).read_text()
+    assert '=="' in text  # 64 bytes leave four unused bits
+    place = text.index('=="') - 1
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    other = letters[letters.index(text[place]) ^ 1]
+    (bundle / ATTESTATION).write_text(text[:place] + other + text[place + 1 :])
+    assert faults(bundle) == [f"{ATTESTATION}: invalid base64: it is not in its canonical form"]
+
+
+@pytest.mark.parametrize(
+    ("value", "signed"),
+    [
+        (2**53 - 1, 2**53 - 1),
+        (2**53, "9007199254740992"),
+        (-(2**53) - 1, "-9007199254740993"),
+        (10**400, "1" + "0" * 400),
+        (1.5e308, 1.5e308),
+        (True, True),
+    ],
+)
+def test_a_number_that_other_libraries_cannot_read_exactly_is_signed_as_text(tmp_path, value, signed):
+    request = a_request(values={"nested": {"deep": [value]}})
+    folder = a_signed_bundle(tmp_path, a_record(request=request)).folder
+    payload = json.loads(Envelope.from_json((folder / ATTESTATION).read_bytes(), ATTESTATION).payload)
+    inputs = payload["predicate"]["buildDefinition"]["externalParameters"]["inputs"]
+    assert inputs["nested"]["value"] == {"deep": [signed]}
+    assert faults(folder) == []
 
 
 def test_a_key_that_is_read_from_its_pem_is_the_same_key():
@@ -137,16 +179,18 @@ def test_the_signature_of_a_sealing_that_was_cut_short_does_not_stay_when_nobody
 
 def test_a_signed_bundle_verifies_as_folder_and_zip_with_and_without_trust(signed, tmp_path):
     for place in (signed, zip_of(signed, tmp_path / "it.zip")):
-        report = verify(place, trusted=trusting())
+        report = verify(place, signatures=trusting())
         assert (report.faults, report.unchecked) == ((), ())
         assert report.signers == (a_key().public.id,)
-        assert "there are no trusted keys" in verify(place).unchecked[-1]
-        assert verify(place).passed
+        assert not verify(place).passed
+        lenient = verify(place, signatures=SignaturePolicy(allow_unknown=True))
+        assert lenient.passed
+        assert "cannot be checked" in lenient.unchecked[-1]
 
 
 def test_an_unsigned_bundle_is_told_where_keys_are_trusted(tmp_path):
     folder = a_sealed_bundle(tmp_path).folder
-    report = verify(folder, trusted=trusting())
+    report = verify(folder, signatures=trusting())
     assert report.passed
     assert report.unchecked == ("signature: the bundle is not signed",)
     assert verify(folder).unchecked == ()

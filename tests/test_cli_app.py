@@ -426,7 +426,14 @@ def test_prov_prints_the_requested_format(executions, home, tmp_path):
 
 def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     bundle = kept(bench_at(home))
-    assert "archive: verified" in executions("verify", EXECUTION_ID[:6])
+    assert executions("verify", EXECUTION_ID[:6]).splitlines() == [
+        f"workbench and archive: verified: execution {EXECUTION_ID}, unsigned",
+        "segment-coins 1.2.0  COMPLETED  2026-09-22 12:00:08Z",
+    ]
+    shown = executions("verify", EXECUTION_ID, "-v")
+    assert "archive\tdigests\tok" in shown
+    assert "archive\tsignature\tunchecked\tthe bundle is not signed" in shown
+    assert "signature\tok" not in shown
     (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
     assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in executions(
         "verify", EXECUTION_ID, code=exit_codes.FAILED
@@ -440,7 +447,10 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
     zipped = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
     elsewhere = tmp_path / "elsewhere"
     done = executed(["verify", zipped], elsewhere)
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "zip: verified")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (
+        0,
+        f"zip: verified: execution {EXECUTION_ID}, unsigned",
+    )
     assert not elsewhere.exists()
 
 

@@ -18,10 +18,12 @@ from bundle_makers import an_open_bundle
 from prefect_executions.archive.archive import Archive, open_archive
 from prefect_executions.archive.objects import Removed
 from prefect_executions.attestation.dsse import Envelope, sealed_envelope
+from prefect_executions.attestation.policy import TRUST_NOBODY
 from prefect_executions.attestation.transparency import SealEntry, checkpoint_of, inclusions
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
+from prefect_executions.errors import RequestError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import JobStatus
@@ -343,7 +345,61 @@ def test_an_incomplete_archive_is_not_a_violation(tmp_path):
     assert {(one.weight, one.kind, one.execution) for one in found} == {
         ("incomplete", "unsigned", VICTIM),
         ("incomplete", "unsealed", OTHER),
+        ("incomplete", "no-checkpoint", ""),
     }
+
+
+def test_an_archive_without_any_checkpoint_is_reported_if_a_key_is_trusted(place):
+    shutil.rmtree(place.root / "checkpoints")
+    for proof in place.root.glob("executions/*/inclusion.json"):
+        proof.unlink()
+    (found,) = audit(place.archive(), trusting())
+    assert (found.weight, found.kind, found.execution) == ("incomplete", "no-checkpoint", "")
+    assert "have been deleted" in found.what
+    assert "no-checkpoint" not in {one.kind for one in audit(place.archive(), TRUST_NOBODY)}
+
+
+def _remove_newest(place: Place) -> None:
+    """Remove the newest checkpoint with all that it lists, as a person with write access can."""
+    place.checkpoint(2).unlink()
+    shutil.rmtree(place.of(OTHER))
+    for mark in place.root.glob(f"sealed/*/{OTHER}-*"):
+        mark.unlink()
+
+
+def _replace_newest(place: Place) -> None:
+    """Remove the newest checkpoint and what it lists, and sign another one with the same key."""
+    _remove_newest(place)
+    written_down(place.archive(), 2, IDS[:1])
+
+
+@pytest.mark.parametrize("harm", [_remove_newest, _replace_newest])
+def test_a_copy_of_a_checkpoint_reveals_what_the_archive_alone_does_not(place, harm):
+    copy = place.checkpoint(2).read_bytes()
+    assert list(audit(place.archive(), trusting(), witness=copy)) == []
+    harm(place)
+    assert violations(place) == []
+    found = [one for one in audit(place.archive(), trusting(), witness=copy) if one.weight == "violation"]
+    assert {(one.kind, one.execution) for one in found} == {("checkpoint", ""), ("removed", OTHER)}
+
+
+def test_a_copy_of_a_checkpoint_may_be_older_than_the_newest(place):
+    copy = place.checkpoint(1).read_bytes()
+    assert list(audit(place.archive(), trusting(), witness=copy)) == []
+    place.checkpoint(2).unlink()
+    assert {one.kind for one in audit(place.archive(), trusting(), witness=copy)} == {"checkpoint", "no-checkpoint"}
+
+
+def test_a_copy_that_is_no_checkpoint_of_a_trusted_key_is_refused(place):
+    copy = place.checkpoint(2).read_bytes()
+    _remove_newest(place)
+    with pytest.raises(RequestError, match="cannot be read"):
+        list(audit(place.archive(), trusting(), witness=b"{}"))
+    with pytest.raises(RequestError, match="not trusted here"):
+        list(audit(place.archive(), trusting(a_key("b")), witness=copy))
+    forged = copy.replace(b'"sig": "', b'"sig": "AAAA')
+    with pytest.raises(RequestError, match="cannot be used"):
+        list(audit(place.archive(), trusting(), witness=forged))
 
 
 def test_a_seal_without_checkpoint_and_stray_objects_are_incomplete(place, tmp_path):
@@ -374,7 +430,7 @@ def test_a_removal_with_a_note_is_not_a_violation(place):
 
 
 def test_without_a_trusted_key_signatures_are_reported_as_unchecked(place):
-    found = list(audit(place.archive(), {}))
+    found = list(audit(place.archive(), TRUST_NOBODY))
     assert {one.weight for one in found} == {"incomplete"}
     assert {one.kind for one in found} == {"unknown-signer", "checkpoint"}
 
@@ -386,6 +442,11 @@ def test_the_audit_command_counts_findings_and_sets_its_exit_code(home, made, mo
     assert main(["keys", "trust", str(tmp_path / "alice.pem")]) == 0
     assert main(["audit"]) == 0
     assert "3 executions: 0 violations" in capsys.readouterr().out
+    copy = tmp_path / "kept.json"
+    copy.write_bytes(place.checkpoint(2).read_bytes())
+    assert main(["audit", "--checkpoint", str(copy)]) == 0
+    assert main(["audit", "--checkpoint", str(tmp_path / "none.json")]) == 2
+    assert "none.json cannot be read" in capsys.readouterr().err
     shutil.rmtree(place.of(VICTIM))
     assert main(["audit", "--json"]) == 1
     payload = json.loads(capsys.readouterr().out)
@@ -420,10 +481,11 @@ def test_an_exported_bundle_carries_its_proof_and_is_imported_with_it(place, tmp
     file = tmp_path / "all.zip"
     file.write_bytes(b"".join(data))
     there = a_bench(tmp_path / "there")
-    assert len(import_bundles(there, str(file), ImportPolicy.of(Settings(home=tmp_path), datetime.now(UTC)))) == 3
+    policy = ImportPolicy.of(Settings(home=tmp_path), datetime.now(UTC), trusting())
+    assert len(import_bundles(there, str(file), policy)) == 3
     for one in IDS:
         assert there.archive.read(one, layout.INCLUSION) == place.archive().inclusion(one)
-    assert list(audit(there.archive, trusting(), deep=True)) == []
+    assert [one.kind for one in audit(there.archive, trusting(), deep=True)] == ["no-checkpoint"]
 
 
 def test_a_proof_of_another_bundle_or_by_another_key_is_found(place, tmp_path):
@@ -432,13 +494,13 @@ def test_a_proof_of_another_bundle_or_by_another_key_is_found(place, tmp_path):
     proofs = {one: place.archive().inclusion(one) for one in IDS}
     (folder / layout.INCLUSION).write_bytes(proofs[VICTIM])
     only = {"inclusion"}
-    assert verify(folder, only=only, trusted=trusting()).faults == ()
-    (by_another,) = verify(folder, only=only, trusted=trusting(a_key("b"))).faults
+    assert verify(folder, only=only, signatures=trusting()).faults == ()
+    (by_another,) = verify(folder, only=only, signatures=trusting(a_key("b"))).faults
     assert "not trusted" in by_another
     (folder / layout.INCLUSION).write_bytes(proofs[UNTOUCHED])
-    assert any(UNTOUCHED in fault for fault in verify(folder, only=only, trusted=trusting()).faults)
+    assert any(UNTOUCHED in fault for fault in verify(folder, only=only, signatures=trusting()).faults)
     edit_proof = json.loads(proofs[VICTIM])
     edit_proof["path"][0] = "0" * 64
     (folder / layout.INCLUSION).write_text(json.dumps(edit_proof))
-    (wrong,) = verify(folder, only=only, trusted=trusting()).faults
+    (wrong,) = verify(folder, only=only, signatures=trusting()).faults
     assert "does not lead" in wrong

@@ -232,7 +232,7 @@ def test_a_bundle_reproduces_without_the_method_and_randomness_is_reported(told,
         (tmp_path / name).unlink()
     monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path / "elsewhere"))
 
-    reproduced = told("replay", zips[0])
+    reproduced = told("replay", zips[0], "--yes")
     verdict = reproduced["verdict"]
     assert (verdict["grade"], verdict["replayOf"]) == ("reproduce", first)
     assert {one["path"]: one["agreement"] for one in verdict["outputs"]}["outputs/shouted.csv"] == "same"
@@ -242,11 +242,11 @@ def test_a_bundle_reproduces_without_the_method_and_randomness_is_reported(told,
     }
     told("verify", reproduced["id"])
 
-    drifted = told("replay", zips[1], code=1)
+    drifted = told("replay", zips[1], "--yes", code=1)
     assert drifted["verdict"]["grade"] == "recompute"
     shouted = next(one for one in drifted["verdict"]["outputs"] if one["path"] == "outputs/shouted.csv")
     assert shouted["words"] == ["column text differs in 2 of 2 rows"]
-    assert told("replay", zips[1], "--grade", "recompute")["reached"]
+    assert told("replay", zips[1], "--yes", "--grade", "recompute")["reached"]
 
 
 @pytest.mark.long

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bundle_makers import an_open_bundle
+from bundle_makers import a_sealed_bundle, an_open_bundle
 from prefect_executions.archive.archive import open_archive
 from prefect_executions.bundles import layout
 from prefect_executions.cli.app import main
 from prefect_executions.errors import RequestError, SettingsError
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Observer, Status
-from prefect_executions.operations.verify import NAMESPACE, Trust, verify_target
+from prefect_executions.operations.verify import NAMESPACE, verify_target
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.keyring import KeyRing
@@ -114,7 +114,7 @@ def test_with_a_key_each_seal_is_signed_and_the_signature_is_archived(tmp_path, 
     assert here.seal(EXECUTION_ID, END).archived
     kept = here.archive.read(EXECUTION_ID, layout.ATTESTATION)
     assert kept == (folder / layout.ATTESTATION).read_bytes()
-    copies = list(verify_target(Catalog(here), EXECUTION_ID, Trust(ring.trusted())))
+    copies = list(verify_target(Catalog(here), EXECUTION_ID, signatures=ring.policy()))
     assert [one.place for one in copies] == ["workbench", "archive"]
     assert [(one.report.faults, one.report.unchecked) for one in copies] == [((), ()), ((), copies[1].report.unchecked)]
     assert not any("signature" in words for words in copies[1].report.unchecked)
@@ -149,12 +149,12 @@ def test_keys_are_created_listed_and_trusted_at_the_terminal(home, tmp_path, cap
 
 def test_verify_prints_the_commands_for_a_reviewer(home, tmp_path, capsys):
     folder = a_signed_bundle(tmp_path).folder
-    assert main(["verify", str(folder)]) == 0
+    assert main(["verify", str(folder), "-v", "--allow-unknown-signer"]) == 0
     output = capsys.readouterr().out
     assert "openssl pkeyutl -verify -pubin -inkey SIGNER.pem -rawin" in output
     (tmp_path / "alice.pem").write_bytes(a_key().public.pem)
     main(["keys", "trust", str(tmp_path / "alice.pem")])
-    assert main(["verify", str(folder)]) == 0
+    assert main(["verify", str(folder), "--verbose"]) == 0
     assert f"-inkey {home}/keys/trusted/alice.pem" in capsys.readouterr().out
     (folder / layout.ATTESTATION).write_bytes(
         a_signed_bundle(tmp_path / "b", key=a_key("b")).folder.joinpath(layout.ATTESTATION).read_bytes()
@@ -165,7 +165,7 @@ def test_verify_prints_the_commands_for_a_reviewer(home, tmp_path, capsys):
 
 def test_a_manifest_signed_with_an_ssh_key_is_checked_against_the_allowed_signers(home, tmp_path, need_program, capsys):
     keygen = need_program("ssh-keygen")
-    folder = a_signed_bundle(tmp_path).folder
+    folder = a_sealed_bundle(tmp_path).folder
     for name in ("alice", "mallory"):
         subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", tmp_path / name], check=True)
     allowed = tmp_path / "allowed"

@@ -18,6 +18,7 @@
     │   ├── NotFoundError           the execution, Method, output or file does not exist
     │   ├── SealedError             the bundle is sealed and cannot change
     │   ├── EndedError              the execution has ended and cannot be cancelled
+    │   ├── ForeignCodeError        code from another machine is not signed by a trusted key, and was not approved
     │   └── DirtyTreeError          the working tree has uncommitted changes, which the operator forbids
     ├── ScriptError               a script of a descriptor Method failed: read its output
     └── WorldError                an outside system failed: retry, or call the operator
@@ -107,6 +108,10 @@ class SealedError(NotAvailableError):
 
 class EndedError(NotAvailableError):
     """The execution or its process has ended and cannot be cancelled."""
+
+
+class ForeignCodeError(NotAvailableError):
+    """The code of a bundle from another machine is not signed by a trusted key, and was not approved; nothing ran."""
 
 
 class DirtyTreeError(NotAvailableError):

@@ -46,6 +46,14 @@ class ImportNames(StrEnum):
     """Names that this operating system accepts."""
 
 
+class SignatureRule(StrEnum):
+    """What to do with an unsigned bundle."""
+
+    IGNORE = "ignore"
+    NOTE = "note"
+    REQUIRE = "require"
+
+
 class Settings(BaseSettings):
     """The operator's settings, from environment variables with the prefix ``EXECUTIONS_``."""
 
@@ -152,6 +160,11 @@ class Settings(BaseSettings):
         default=None,
         description="The private key that signs seals: Ed25519 in PEM. Trusted keys are in trusted/ beside it. "
         "Default: keys/signing.pem in the home folder, if it exists.",
+    )
+    signatures: SignatureRule = Field(
+        default=SignatureRule.NOTE,
+        description="What to do with an unsigned bundle that is verified, imported, replayed, audited or shared: "
+        "ignore, note or require (refuse it). A wrong signature is always refused.",
     )
     capture_streams: bool = Field(default=True, description="Whether stdout and stderr are recorded in the bundle.")
 

@@ -57,7 +57,8 @@ class Envelope(NamedTuple):
             BundleError: If *data* is not a DSSE envelope.
         """
         match strict_json(data, name):
-            case {"payloadType": str(kind), "payload": str(payload), "signatures": [_, *_] as signatures}:
+            case {"payloadType": str(kind), "payload": str(payload), "signatures": [_, *_] as signatures, **rest}:
+                _refuse_unknown(rest, name)
                 return cls(kind, _decoded(payload, name), tuple(_signature(item, name) for item in signatures))
             case _:
                 raise BundleError(f"{name} is not a DSSE envelope: it needs payloadType, payload and signatures")
@@ -80,10 +81,17 @@ def _signature_json(signature: Signature) -> str:
 
 def _signature(item: object, name: str) -> Signature:
     match item:
-        case {"sig": str(data), "keyid": str(key_id)}:
+        case {"sig": str(data), "keyid": str(key_id), **rest}:
+            _refuse_unknown(rest, name)
             return Signature(key_id, _decoded(data, name))
         case _:
             raise BundleError(f"{name}: a signature needs sig and keyid")
+
+
+def _refuse_unknown(members: Mapping[object, object], name: str) -> None:
+    """Refuse members that no signature covers."""
+    if members:
+        raise BundleError(f"{name}: a DSSE envelope has no member '{str(next(iter(members)))[:80]}'")
 
 
 def _encoded(data: bytes) -> str:
@@ -92,15 +100,22 @@ def _encoded(data: bytes) -> str:
 
 def _decoded(text: str, name: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BundleError(f"{name}: invalid base64: {error}") from error
+    if _encoded(data) != text:  # RFC 4648, section 3.5: unused bits that are not zero give a second text of the data
+        raise BundleError(f"{name}: invalid base64: it is not in its canonical form")
+    return data
 
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = f"{NAMESPACE}execution/v1"
+
+
+_EXACT = 2**53 - 1
+"""The largest integer that a double holds, and so does each smaller one."""
 
 
 class Statement(NamedTuple):
@@ -149,7 +164,7 @@ def statement_of(record: ExecutionRecord, manifest: BundleFile, files: Iterable[
                 "buildType": BUILD_TYPE,
                 "externalParameters": {
                     "method": {"id": record.method.id, "version": record.method.version},
-                    "inputs": json_value(record.request.inputs),
+                    "inputs": _portable(json_value(record.request.inputs)),
                 },
                 "resolvedDependencies": list(_dependencies(record)),
             },
@@ -158,6 +173,18 @@ def statement_of(record: ExecutionRecord, manifest: BundleFile, files: Iterable[
     }
     # A lone surrogate becomes its own JSON escape.
     return json.dumps(statement, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
+
+
+def _portable(value: Any) -> Any:
+    """Return a JSON *value* whose integers every JSON library reads exactly; a larger one is text.
+
+    RFC 7493, section 2.2: a number beyond the precision of a double belongs into a string.
+    """
+    if isinstance(value, dict):
+        return {name: _portable(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_portable(item) for item in value]
+    return str(value) if isinstance(value, int) and abs(value) > _EXACT else value
 
 
 def _metadata(record: ExecutionRecord) -> dict[str, str | None]:

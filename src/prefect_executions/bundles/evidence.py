@@ -6,13 +6,13 @@ file does not hide another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar, cast
 
 from prefect_executions.attestation.dsse import Envelope
-from prefect_executions.attestation.keys import VerifyingKey
+from prefect_executions.attestation.policy import SignaturePolicy
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
@@ -38,14 +38,23 @@ _KEPT_BY_LEVEL: Mapping[ArchiveLevel, tuple[str, ...]] = {
 }
 
 
+class Unchecked(str):
+    """A sentence on something that was not checked, because it is not in the bundle."""
+
+    __slots__ = ()
+
+
+Findings = Iterator[str]
+"""The faults that a check yields, and `Unchecked` sentences."""
+
+
 class Evidence:
     """Everything that the checks read."""
 
-    def __init__(self, source: Source, limits: Limits, trusted: Mapping[str, VerifyingKey]) -> None:
+    def __init__(self, source: Source, limits: Limits, signatures: SignaturePolicy) -> None:
         self.source = source
         self.limits = limits
-        self.trusted = trusted
-        """The trusted public keys by their ids."""
+        self.signatures = signatures
         self._documents: dict[type[Document], Document | BundleError] = {}
 
     @property

@@ -11,23 +11,19 @@ both values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from hashlib import sha256
 from pathlib import Path
-from types import MappingProxyType
 
-from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, Statement
-from prefect_executions.attestation.keys import VerifyingKey
-from prefect_executions.attestation.transparency import Inclusion
+from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.evidence import Evidence
+from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
+from prefect_executions.bundles.signatures import check_inclusion, check_signature, signature_state
 from prefect_executions.bundles.source import Source, open_source
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.crate import reader as crate_reader
-from prefect_executions.documents import text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest, mixed_formats
 from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
@@ -36,14 +32,6 @@ from prefect_executions.lifecycle.status import AS_OGC, Status
 from prefect_executions.methods.model import Method
 from prefect_executions.provenance import times as prov_times
 
-
-class Unchecked(str):
-    """A sentence on something that was not checked, because it is not in the bundle."""
-
-    __slots__ = ()
-
-
-Findings = Iterator[str]
 _Part = StepSummary | PhaseSummary
 
 
@@ -258,65 +246,6 @@ def _told_files(evidence: Evidence) -> Findings:
         yield from _compare(evidence, layout.CRATE, path, digest, None)
 
 
-def _signature(evidence: Evidence) -> Findings:
-    """The attestation is signed by a trusted key and covers this manifest, its files and this execution."""
-    if layout.ATTESTATION not in evidence.files:
-        if evidence.trusted:
-            yield Unchecked("the bundle is not signed")
-        return
-    yield from _signer_findings(evidence, evidence.envelope, layout.ATTESTATION)
-    if evidence.envelope.payload_type != PAYLOAD_TYPE:
-        yield f"{layout.ATTESTATION} has the type {evidence.envelope.payload_type} instead of {PAYLOAD_TYPE}"
-        return
-    yield from _statement(evidence, Statement.from_json(evidence.envelope.payload, layout.ATTESTATION))
-
-
-def _inclusion(evidence: Evidence) -> Findings:
-    """The inclusion proof leads from this seal to a checkpoint that is signed by a trusted key."""
-    if layout.INCLUSION not in evidence.files:
-        return
-    proof = Inclusion.from_json(evidence.bytes_of(layout.INCLUSION))
-    yield from _signer_findings(evidence, proof.head.envelope, layout.INCLUSION)
-    if not proof.holds:
-        yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {proof.parsed_head().number}"
-    manifest_sha256 = sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()
-    pairs = {
-        "execution": (proof.seal.execution_id, evidence.document(JobStatus).job_id),
-        "manifest": (proof.seal.manifest_sha256, manifest_sha256),
-    }
-    for what, (proven, actual) in pairs.items():
-        if proven != actual:
-            yield f"{layout.INCLUSION} belongs to the {what} {proven}; this is {actual}"
-
-
-def _signer_findings(evidence: Evidence, envelope: Envelope, path: str) -> Findings:
-    for signature in envelope.signatures:
-        key = evidence.trusted.get(signature.key_id)
-        if key is None and evidence.trusted:
-            yield f"{path} is signed with the key {signature.key_id}, which is not trusted"
-        elif key is None:
-            yield Unchecked(f"the signature of {signature.key_id} is not verified: there are no trusted keys")
-        elif not key.signed(envelope.signed, signature.data):
-            yield f"{path}: the signature of {signature.key_id} is invalid for this content"
-
-
-def _statement(evidence: Evidence, statement: Statement) -> Findings:
-    sealed = {**evidence.listed, layout.MANIFEST: sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()}
-    for path in sorted(sealed.keys() | statement.subjects.keys()):
-        actual, signed = sealed.get(path), statement.subjects.get(path)
-        if actual != signed:
-            yield f"{path!r} was signed as {_words(signed)}; the manifest says {_words(actual)}"
-    status = evidence.document(JobStatus)
-    pairs = {
-        "execution": (statement.execution_id, status.job_id),
-        "start": (statement.started, text_of_time(status.started) if status.started else None),
-        "end": (statement.finished, text_of_time(status.finished) if status.finished else None),
-    }
-    for what, (signed, actual) in pairs.items():
-        if signed != actual:
-            yield f"the {what} was signed as {_words(signed)}; {JobStatus.file_name} says {_words(actual)}"
-
-
 CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "layout": _layout,
     "manifest": _manifest,
@@ -334,8 +263,8 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "provenance-times": _provenance_times,
     "crate": _crate,
     "told-files": _told_files,
-    "signature": _signature,
-    "inclusion": _inclusion,
+    "signature": check_signature,
+    "inclusion": check_inclusion,
 }
 """Every check by its name, in the order of the report."""
 
@@ -400,9 +329,10 @@ def _words(value: object) -> str:
 MAX_SHOWN = 100
 """The most faults of one check in a report; the others are counted."""
 
+_SUMMARIZED = 5
+"""Faults in the summary of a report."""
+
 DEFAULT_LIMITS = Limits()
-NO_KEYS: Mapping[str, VerifyingKey] = MappingProxyType({})
-"""No trusted keys: signatures are listed but not verified."""
 
 
 @dataclass(frozen=True)
@@ -421,12 +351,26 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """The execution that a verified bundle records."""
+
+    execution_id: str
+    method: str
+    version: str
+    status: Status
+    finished: datetime | None
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of a verification."""
 
     checks: tuple[Check, ...]
     signers: tuple[str, ...] = ()
-    """The key ids that the signatures claim; the checks say whether the claim is true."""
+    """The key ids that the signatures claim; `signature` says whether the claim is true."""
+    signature: SignatureState = SignatureState.UNSIGNED
+    subject: Subject | None = None
+    """The execution that the bundle records; None if its documents cannot be read."""
 
     @property
     def passed(self) -> bool:
@@ -438,6 +382,12 @@ class Report:
         return tuple(f"{check.name}: {fault}" for check in self.checks for fault in check.faults)
 
     @property
+    def summary(self) -> str:
+        """The first faults, and the number of the others."""
+        more = f" (and {len(self.faults) - _SUMMARIZED} more)" if len(self.faults) > _SUMMARIZED else ""
+        return "; ".join(self.faults[:_SUMMARIZED]) + more
+
+    @property
     def unchecked(self) -> tuple[str, ...]:
         return tuple(f"{check.name}: {sentence}" for check in self.checks for sentence in check.unchecked)
 
@@ -447,30 +397,40 @@ def verify(
     *,
     limits: Limits = DEFAULT_LIMITS,
     only: Collection[str] | None = None,
-    trusted: Mapping[str, VerifyingKey] = NO_KEYS,
+    signatures: SignaturePolicy = TRUST_NOBODY,
 ) -> Report:
     """Verify a bundle in a folder, in a zip of that folder, or in any other source.
 
     A damaged bundle gives a report with faults, not an error. *only* selects checks of
-    `CHECKS` by name. *trusted* are the trusted public keys by their ids; without any,
-    signatures are listed but not verified.
+    `CHECKS` by name. *signatures* says which signers are accepted; by default none is, so
+    that a signed bundle fails.
 
     Raises:
         NotFoundError: If the path does not exist.
     """
     names = [name for name in CHECKS if only is None or name in only]
     if not isinstance(bundle, Path):
-        return _report(Evidence(bundle, limits, trusted), names)
+        return _report(Evidence(bundle, limits, signatures), names)
     try:
         with open_source(bundle, limits) as source:
-            return _report(Evidence(source, limits, trusted), names)
+            return _report(Evidence(source, limits, signatures), names)
     except BundleError as error:
         # The zip or the folder itself cannot be read.
         return Report((Check("layout", (f"{bundle.name}: {error}",)),))
 
 
 def _report(evidence: Evidence, names: Collection[str]) -> Report:
-    return Report(tuple(_check(name, evidence) for name in names), _signers(evidence))
+    checks = tuple(_check(name, evidence) for name in names)
+    failed = any(check.name == "signature" and not check.passed for check in checks)
+    state = signature_state(evidence, failed=failed)
+    return Report(checks, _signers(evidence), state, _subject(evidence))
+
+
+def _subject(evidence: Evidence) -> Subject | None:
+    with suppress(BundleError):
+        method, status = evidence.document(Method), evidence.document(JobStatus)
+        return Subject(status.job_id, method.id, method.version, status.execution_status, status.finished)
+    return None
 
 
 def _signers(evidence: Evidence) -> tuple[str, ...]:

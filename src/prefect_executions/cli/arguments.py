@@ -20,6 +20,7 @@ from prefect_executions.query.filter import Filter
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
+    from prefect_executions.attestation.policy import SignaturePolicy
     from prefect_executions.workbench.catalog import Catalog
     from prefect_executions.workbench.workbench import Workbench
 
@@ -87,6 +88,43 @@ class InputOptions:
 
 
 NO_INPUTS = InputOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SignatureOptions:
+    """Options that say which signatures of a bundle are accepted."""
+
+    signer: tuple[str, ...] = ()
+    """Only bundles signed with this key: its name, its id, or a public key file (repeatable)."""
+    allow_unknown_signer: bool = False
+    """Accept a signature by an unknown key, which cannot be checked."""
+    require_signature: bool = False
+    """Refuse a bundle without a signature."""
+
+    def policy(self, settings: Settings) -> SignaturePolicy:
+        """Return the signature policy of the home with these options.
+
+        Raises:
+            RequestError: If a signer is unknown.
+        """
+        # Start-up time of the CLI, as below.
+        from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+
+        return KeyRing(settings).policy(
+            signers=self.signer, allow_unknown=self.allow_unknown_signer, require=self.require_signature
+        )
+
+    def words(self) -> tuple[str, ...]:
+        """Return these options as words of a command line."""
+        return (
+            *(word for signer in self.signer for word in ("--signer", signer)),
+            *(["--allow-unknown-signer"] if self.allow_unknown_signer else []),
+            *(["--require-signature"] if self.require_signature else []),
+        )
+
+
+DEFAULT_SIGNATURES = SignatureOptions()
 
 
 def set_defaults() -> None:

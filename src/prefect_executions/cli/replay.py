@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import (
+    DEFAULT_SIGNATURES,
     FILTER_NAMES,
     NO_FILTER,
     NO_INPUTS,
     FilterOptions,
     InputOptions,
     Json,
+    SignatureOptions,
     open_catalog,
     set_defaults,
 )
 from prefect_executions.cli.deploy import show_submitted
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import (
+    escape_controls,
     pluralize,
     progress_bar,
     say,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from prefect_executions.bundles.open_bundle import OpenBundle
     from prefect_executions.comparison.records import Difference
     from prefect_executions.comparison.verdict import Verdict
+    from prefect_executions.operations.code_origin import ForeignCode
     from prefect_executions.operations.replay import Replay
     from prefect_executions.operations.reproduce import Reproduced
     from prefect_executions.workbench.catalog import Catalog
@@ -176,16 +180,20 @@ def replay(
     *,
     goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,
     inputs: InputOptions = NO_INPUTS,
+    yes: bool = False,
+    signatures: SignatureOptions = DEFAULT_SIGNATURES,
     as_json: Json = False,
 ) -> int:
     """Replay an execution from its bundle and judge how far its outputs agree.
 
     Anything missing is reported before the Method runs. The verdict is recorded in the
-    new execution's bundle.
+    new execution's bundle. It asks before it runs code that was sealed on another
+    machine and is not signed by a trusted key.
 
     Args:
         target: A zip or folder with one bundle, or an execution's id or id prefix.
         inputs.param: Name a secret, or override an input: name=value (repeatable).
+        yes: Run the code without asking, whoever sealed it.
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
@@ -193,12 +201,30 @@ def replay(
 
     edits, settings = inputs.read(), Settings.read()
     with (
-        open_replayable(open_catalog(settings), target) as (record, source),
+        open_replayable(
+            open_catalog(settings),
+            target,
+            signatures=signatures.policy(settings),
+            approve=lambda code: _approve(code, yes=yes),
+        ) as (record, source),
         prepare_replay(record, source, edits, runtime=settings.runtime) as prepared,
     ):
         if goal.isolated:
-            return _replay_isolated(prepared, target, edits, goal, as_json=as_json)
+            # It was approved above.
+            return _replay_isolated(prepared, target, edits, goal, ["--yes", *signatures.words()], as_json=as_json)
         return _replay_here(prepared, goal, as_json=as_json)
+
+
+def _approve(code: ForeignCode, *, yes: bool) -> bool:
+    """Say whose code would run, and ask on a terminal, unless the answer is *yes*."""
+    warn("This code was sealed on another machine, and no trusted key signed it. The bundle says:")
+    for name, value in code.facts:
+        warn(f"  {name:<10}  {escape_controls(value or 'unknown')}")
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return yes
+    sys.stderr.write("Run it with your permissions? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def reproduce(
@@ -206,6 +232,8 @@ def reproduce(
     filters: FilterOptions = NO_FILTER,
     limit: int | None = None,
     goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,
+    yes: bool = False,
+    signatures: SignatureOptions = DEFAULT_SIGNATURES,
     as_json: Json = False,
 ) -> int:
     """Replay many executions in sequence and report which still reproduce.
@@ -213,6 +241,7 @@ def reproduce(
     Args:
         executions: Ids or id prefixes; without any, the filters choose among completed executions, except replays.
         limit: Largest number of executions, the newest first.
+        yes: Also run code that was sealed on another machine and is not signed by a trusted key.
         as_json: Print one JSON document: each execution, its grade, and the differences or the problem.
     """
     criteria = filters.filter(datetime.now(UTC))
@@ -222,13 +251,15 @@ def reproduce(
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproducible  # noqa: PLC0415
 
-    catalog = open_catalog()
+    settings = Settings.read()
+    catalog, more = open_catalog(settings), [*(["--yes"] if yes else []), *signatures.words()]
+    signatures.policy(settings)  # refuse a wrong option before the first replay
     ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, criteria, limit=limit)
     if not ids:
         raise RequestError("no completed execution matches the filters. Next: executions list")
     results = []
     with progress_bar(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as progress:
-        for result in replay_each(catalog, ids, goal, command=_executions(sys.executable)):
+        for result in replay_each(catalog, ids, goal, command=_executions(sys.executable), more=more):
             results.append(result)
             progress(result.id)
     _show_summary(results, goal.grade, as_json=as_json)
@@ -274,7 +305,7 @@ def _check_module(prepared: Replay, error: RequestError) -> None:
 
 
 def _replay_isolated(
-    prepared: Replay, target: str, edits: Mapping[str, Any], goal: ReplayGoal, *, as_json: bool
+    prepared: Replay, target: str, edits: Mapping[str, Any], goal: ReplayGoal, more: Sequence[str], *, as_json: bool
 ) -> int:
     # Start-up time of the CLI: only this needs it.
     from prefect_executions.operations.reproduce import make_environment  # noqa: PLC0415
@@ -294,6 +325,7 @@ def _replay_isolated(
             *required,
             "--params",
             str(file),
+            *more,
             *(["--json"] if as_json else []),
         ]
         return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own command line

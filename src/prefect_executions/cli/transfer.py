@@ -14,10 +14,12 @@ from cyclopts import App, Parameter
 
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.cli.arguments import (
+    DEFAULT_SIGNATURES,
     FILTER_NAMES,
     NO_FILTER,
     FilterOptions,
     Json,
+    SignatureOptions,
     open_catalog,
     open_workbench,
     parse_time,
@@ -39,7 +41,7 @@ from prefect_executions.cli.output import (
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import EVERYTHING
-from prefect_executions.settings import Settings
+from prefect_executions.settings import Settings, SignatureRule
 
 if TYPE_CHECKING:
     from prefect_executions.operations.export import Exported
@@ -90,10 +92,12 @@ def export(
         say(f"{pluralize(len(exported.ids), 'execution')}, {format_size(exported.size)} in {target}")
 
 
-def import_executions(target: str, /, *, as_json: Json = False) -> None:
+def import_executions(
+    target: str, /, *, signatures: SignatureOptions = DEFAULT_SIGNATURES, as_json: Json = False
+) -> None:
     """Import executions from a zip, a folder or the address of a zip.
 
-    Everything is verified before anything is recorded.
+    Everything is verified before anything is recorded, signatures included.
 
     Args:
         target: A zip, a folder, or the https://, http:// or s3:// address of a zip, with bundles, a bag or CCP exports.
@@ -103,17 +107,19 @@ def import_executions(target: str, /, *, as_json: Json = False) -> None:
     from prefect_executions.operations.imports import ImportPolicy, import_bundles  # noqa: PLC0415
 
     settings = Settings.read()
+    policy = ImportPolicy.of(settings, datetime.now(UTC), signatures.policy(settings))
     with progress_bar(f"Importing {target}", quiet=as_json) as progress:
-        results = import_bundles(
-            open_workbench(settings), target, ImportPolicy.of(settings, datetime.now(UTC)), progress=progress
-        )
+        results = import_bundles(open_workbench(settings), target, policy, progress=progress)
     if as_json:
         show_json({"target": target, "executions": results})
         return
-    show_table(("id", "result", "kind", "manifest"), results)
+    show_table(("id", "result", "kind", "manifest", "signature"), results)
     new = sum(result.result == "imported" for result in results)
     present = len(results) - new
     say(f"{pluralize(new, 'execution')} imported" + (f", {present} already present and unchanged" if present else ""))
+    unsigned = sum(result.signature == "unsigned" for result in results)
+    if unsigned and settings.signatures is SignatureRule.NOTE:
+        say(f"note: {pluralize(unsigned, 'execution')} without a signature")
 
 
 def _write(target: str, write: Callable[..., Exported]) -> Exported:
@@ -132,12 +138,13 @@ def share(
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
     expires: str = "7d",
     level: ExportLevel = ExportLevel.FULL,
+    signatures: SignatureOptions = DEFAULT_SIGNATURES,
     as_json: Json = False,
 ) -> None:
     """Share an execution or one of its outputs by a link that expires.
 
-    Anyone who has the link can read the copy in the archive. Before it is copied, the
-    content is scanned for secrets. A revoked share is removed from the archive.
+    Anyone who has the link can read the copy in the archive. Before it is copied, its
+    signature is checked and the content is scanned for secrets. A revoked share is removed from the archive.
 
     Args:
         execution: The execution's id or an id prefix.
@@ -149,11 +156,19 @@ def share(
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.share import share as share_it  # noqa: PLC0415
 
-    catalog, now = open_catalog(), datetime.now(UTC)
+    settings, now = Settings.read(), datetime.now(UTC)
+    catalog, policy = open_catalog(settings), signatures.policy(settings)
     execution_id, lifetime = catalog.find(execution), now - parse_time(expires, now)
     with status_line(f"Sharing {output or execution_id}", quiet=as_json):
         shared = share_it(
-            catalog, execution_id, now=now, expires=lifetime, output=output, level=level, environment=os.environ
+            catalog,
+            execution_id,
+            now=now,
+            expires=lifetime,
+            output=output,
+            level=level,
+            environment=os.environ,
+            signatures=policy,
         )
     if as_json:
         show_json({**to_json(shared.share), "url": shared.url})

@@ -8,20 +8,30 @@ from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
-from prefect_executions.cli.arguments import Json, TimeOption, open_catalog, open_workbench, parse_time, set_defaults
+from prefect_executions.cli.arguments import (
+    DEFAULT_SIGNATURES,
+    Json,
+    SignatureOptions,
+    TimeOption,
+    open_catalog,
+    open_workbench,
+    parse_time,
+    set_defaults,
+)
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
-from prefect_executions.cli.output import pluralize, say, show_facts, show_json, show_table, status_line
+from prefect_executions.cli.output import format_time, pluralize, say, show_facts, show_json, show_table, status_line
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
+    from prefect_executions.attestation.policy import SignaturePolicy
+    from prefect_executions.bundles.verify import Report
     from prefect_executions.operations.audit import AuditFinding
     from prefect_executions.operations.verify import Verified
-    from prefect_executions.workbench.keyring import KeyRing
     from prefect_executions.workbench.recovery import Settled
 
 keys = App(name="keys", help="Manage the keys that sign and verify seals.")
@@ -31,77 +41,141 @@ SETTLE_INTERVAL = 60.0
 """Seconds between two rounds of `settle`."""
 
 
-def verify(target: str, /, *, allowed_signers: Path | None = None, as_json: Json = False) -> int:
-    """Verify a bundle: its digests, and that its documents agree.
+def verify(
+    target: str,
+    /,
+    *,
+    verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False,
+    signatures: SignatureOptions = DEFAULT_SIGNATURES,
+    allowed_signers: Path | None = None,
+    as_json: Json = False,
+) -> int:
+    """Verify a bundle: digests, signature, and that its documents agree.
 
     For an execution, both copies are verified: on the workbench and in the archive.
 
     Args:
         target: An execution's id or id prefix, a folder, a zip, or the https://, http:// or s3:// address of a zip.
+        verbose: Show every check, and the commands that check the signature with openssl.
         allowed_signers: Require manifest-sha256.txt.sig by a signer in this file (see ALLOWED SIGNERS in ssh-keygen).
         as_json: Print one JSON document: every check with its faults.
     """
     # Start-up time of the CLI: lxml comes with it.
-    from prefect_executions.operations.verify import Trust, verify_target  # noqa: PLC0415
-    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
+    from prefect_executions.operations.verify import verify_target  # noqa: PLC0415
 
     if allowed_signers is not None and not allowed_signers.is_file():
         raise RequestError(
             f"--allowed-signers {allowed_signers}: file not found; 'man ssh-keygen' describes its format"
         )
-    copies, passed = [], True
-    ring = KeyRing(Settings.read())
-    for verified in verify_target(open_catalog(), target, Trust(ring.trusted(), allowed_signers)):
-        passed = passed and verified.report.passed
-        if as_json:
-            copies.append(_as_json(verified))
-        else:
-            _show_verified(verified)
-            _show_openssl_commands(verified, ring)
+    settings = Settings.read()
+    policy = signatures.policy(settings)
+    copies: list[Verified] = []
+    for verified in verify_target(open_catalog(settings), target, signatures=policy, allowed=allowed_signers):
+        copies.append(verified)
+        if not as_json and (verbose or not verified.report.passed):
+            _show_checks(verified, verbose=verbose)
+    passed = all(verified.report.passed for verified in copies)
     if as_json:
-        show_json({"target": target, "passed": passed, "copies": copies})
+        show_json({"target": target, "passed": passed, "copies": [_as_json(verified, policy) for verified in copies]})
+        return OK if passed else FAILED
+    for report, places in _grouped(copies):
+        _show_verdict(report, places, policy)
+    if verbose:
+        _show_openssl_commands(copies[-1].report, settings)
     return OK if passed else FAILED
 
 
-def _as_json(verified: Verified) -> dict[str, Any]:
+def _as_json(verified: Verified, policy: SignaturePolicy) -> dict[str, Any]:
+    report = verified.report
     checks = [
         {"name": check.name, "passed": check.passed, "faults": check.faults, "unchecked": check.unchecked}
-        for check in verified.report.checks
+        for check in report.checks
     ]
     return {
         "place": verified.place,
-        "passed": verified.report.passed,
-        "signers": verified.report.signers,
+        "passed": report.passed,
+        "signers": report.signers,
+        "signature": report.signature,
+        "signerNames": [policy.names.get(signer) for signer in report.signers],
+        "subject": report.subject,
         "checks": checks,
     }
 
 
-def _show_verified(verified: Verified) -> None:
+def _show_checks(verified: Verified, *, verbose: bool) -> None:
+    """Show every check, or only those that failed."""
     rows: list[tuple[str, str, str]] = []
     for check in verified.report.checks:
         rows += [(check.name, "FAILED", fault) for fault in check.faults]
-        rows += [(check.name, "unchecked", reason) for reason in check.unchecked]
-        if check.passed and not check.unchecked:
-            rows.append((check.name, "ok", ""))
+        if verbose:
+            rows += [(check.name, "unchecked", reason) for reason in check.unchecked]
+        if verbose and check.passed and not check.unchecked:
+            rows.append((check.name, _result(check.name, verified.report), ""))
     show_table(("check", "result", "what"), rows, title=verified.place)
-    failed = sum(not check.passed for check in verified.report.checks)
-    verdict = f"{failed} of {len(verified.report.checks)} checks failed" if failed else "verified"
-    say(f"{verified.place}: {verdict}")
 
 
-def _show_openssl_commands(verified: Verified, ring: KeyRing) -> None:
-    if not verified.report.signers:
+def _result(check: str, report: Report) -> str:
+    return "unsigned" if check == "signature" and not report.signers else "ok"
+
+
+def _grouped(copies: Iterable[Verified]) -> list[tuple[Report, list[str]]]:
+    """Return each report with the places of all copies for which the verdict is the same."""
+    groups: list[tuple[Report, list[str]]] = []
+    for place, report in copies:
+        last = groups[-1][0] if groups else None
+        if last and last.passed and report.passed and (last.subject, last.signers) == (report.subject, report.signers):
+            groups[-1][1].append(place)
+        else:
+            groups.append((report, [place]))
+    return groups
+
+
+def _show_verdict(report: Report, places: list[str], policy: SignaturePolicy) -> None:
+    """Show the verdict with id and signer, then Method, status and time."""
+    failed = sum(not check.passed for check in report.checks)
+    verdict = f"FAILED ({failed} of {len(report.checks)} checks)" if failed else "verified"
+    subject = report.subject
+    name = f"execution {subject.execution_id}" if subject else "bundle"
+    say(f"{' and '.join(places)}: {verdict}: {name}, {_signed(report, policy)}")
+    if subject is not None:
+        what = (f"{subject.method} {subject.version}", subject.status, format_time(subject.finished))
+        say("  ".join(filter(None, what)))
+
+
+def _signed(report: Report, policy: SignaturePolicy) -> str:
+    signers = ", ".join(map(policy.name_of, report.signers))
+    match report.signature:
+        case "unsigned":
+            return "unsigned"
+        case "trusted":
+            return f"signed by {signers}"
+        case "unknown":
+            return f"signed by the unknown key {signers}, not checked"
+        case _:
+            return "its signature is invalid"
+
+
+def _show_openssl_commands(report: Report, settings: Settings) -> None:
+    if not report.signers:
         return
     # Start-up time of the CLI, as above.
     from prefect_executions.attestation.dsse import commands  # noqa: PLC0415
+    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
-    paths = {key.id: str(key.path) for key in ring.entries()}
+    paths = {key.id: str(key.path) for key in KeyRing(settings).entries()}
     say("\nTo check the signature with openssl, run in the bundle's folder:")
-    for line in commands(paths.get(verified.report.signers[0], "SIGNER.pem")):
+    for line in commands(paths.get(report.signers[0], "SIGNER.pem")):
         say(f"  {line}")
 
 
-def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> int:
+def audit(
+    *,
+    deep: bool = False,
+    every: bool = False,
+    checkpoint: Path | None = None,
+    signatures: SignatureOptions = DEFAULT_SIGNATURES,
+    as_json: Json = False,
+) -> int:
     """Audit the archive: find tampering and report what is incomplete.
 
     It reads seals, manifests, signatures and checkpoints. The exit code is 1 if a record
@@ -110,22 +184,30 @@ def audit(*, deep: bool = False, every: bool = False, as_json: Json = False) -> 
     Args:
         deep: Also verify every execution, which reads all data.
         every: List incomplete records instead of counting them.
+        checkpoint: Copy of a checkpoint that was kept elsewhere; the archive must still have all that it lists.
         as_json: Print one JSON document with every finding.
     """
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.audit import audit as audit_archive  # noqa: PLC0415
-    from prefect_executions.workbench.keyring import KeyRing  # noqa: PLC0415
 
-    counts = [0]
-    catalog, trusted = open_catalog(), KeyRing(Settings.read()).trusted()
+    counts, settings = [0], Settings.read()
+    policy, kept = signatures.policy(settings), _read_copy(checkpoint) if checkpoint else None
+    archive = open_catalog(settings).workbench.archive
     with status_line("Reading the archive", quiet=as_json):
-        findings = list(audit_archive(catalog.workbench.archive, trusted, deep=deep, progress=counts.append))
+        findings = list(audit_archive(archive, policy, deep=deep, witness=kept, progress=counts.append))
     violations = [finding for finding in findings if finding.weight == "violation"]
     if as_json:
         show_json({"executions": counts[-1], "violations": len(violations), "findings": findings})
     else:
         _show_findings(findings if every else violations, findings, counts[-1])
     return FAILED if violations else OK
+
+
+def _read_copy(checkpoint: Path) -> bytes:
+    try:
+        return checkpoint.read_bytes()
+    except OSError as error:
+        raise RequestError(f"--checkpoint {checkpoint} cannot be read: {error.strerror}") from error
 
 
 def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], executions: int) -> None:
@@ -138,6 +220,9 @@ def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], exec
     counts = Counter(finding.kind for finding in findings if finding.weight == "incomplete")
     for kind, count in sorted(counts.items()):
         say(f"incomplete: {kind}: {count}")
+    for finding in findings:
+        if finding.kind == "no-checkpoint" and not finding.execution:
+            say(f"note: {finding.what}")
 
 
 @keys.command

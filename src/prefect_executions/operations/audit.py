@@ -28,7 +28,7 @@ from prefect_executions.archive.objects import (
     folder_of,
     parse_seal,
 )
-from prefect_executions.attestation.keys import VerifyingKey
+from prefect_executions.attestation.policy import SignaturePolicy, SignatureState
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.verify import verify
@@ -37,6 +37,7 @@ from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.objectstore.interface import ObjectInfo
 from prefect_executions.operations.checkpoints import SealHistory, read_seal_history
+from prefect_executions.settings import SignatureRule
 from prefect_executions.workbench.catalog import ArchivedSource
 from prefect_executions.workbench.sealing import is_bulk
 
@@ -68,19 +69,23 @@ class AuditFinding(NamedTuple):
 
 def audit(
     archive: Archive,
-    trusted: Mapping[str, VerifyingKey],
+    signatures: SignaturePolicy,
     *,
     deep: bool = False,
+    witness: bytes | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> Iterator[AuditFinding]:
-    """Yield the violations and incomplete parts of *archive*; *trusted* are the accepted public keys.
+    """Yield the violations and incomplete parts of *archive*; *signatures* says which signers are accepted.
 
-    *progress* is called with the number of executions checked so far.
+    If no key is trusted at all, a signature is unchecked, which is no violation. *witness*
+    is a copy of a checkpoint that was kept elsewhere: the archive must still have it, and
+    everything that it lists. *progress* is called with the number of executions checked so far.
 
     Raises:
+        RequestError: If *witness* is not a checkpoint with an accepted signature.
         ArchiveError: If the archive is unavailable.
     """
-    run = _Audit(archive, trusted, deep=deep)
+    run = _Audit(archive, signatures, deep=deep, witness=witness)
     yield from run.checkpoints()
     count = 0
     for batch in _batches(archive.listing()):
@@ -90,15 +95,18 @@ def audit(
 
 
 class _Audit:
-    def __init__(self, archive: Archive, trusted: Mapping[str, VerifyingKey], *, deep: bool) -> None:
-        self._archive, self._trusted, self._deep = archive, trusted, deep
+    def __init__(self, archive: Archive, signatures: SignaturePolicy, *, deep: bool, witness: bytes | None) -> None:
+        self._archive, self._deep, self._kept = archive, deep, witness
+        # A missing key explains an unknown signer, and the law says that it is no violation then.
+        self._signatures = signatures.accepting_unknown(when=not signatures.trusted)
         self._seen: set[str] = set()
+        self._sealed_count = 0
         self._history = SealHistory()
         self._marks: dict[str, set[str]] = {}
 
     def checkpoints(self) -> Iterator[AuditFinding]:
         """Read and check the checkpoints, and read the marks of seals."""
-        self._history, faults = read_seal_history(self._archive, self._trusted)
+        self._history, faults = read_seal_history(self._archive, self._signatures, witness=self._kept)
         for weight, what in faults:
             yield AuditFinding(weight, "checkpoint", "", what)
         for mark in self._archive.marks.sealed_since(LONG_AGO):
@@ -124,13 +132,20 @@ class _Audit:
         names = {execution_id: [*SealedRecord.reads(seal, batch[execution_id])] for execution_id, seal in seals.items()}
         keys = {folder_of(execution_id) + name for execution_id in names for name in names[execution_id]}
         content = self._archive.store.get_many(keys)
+        self._sealed_count += len(seals)
         for execution_id, seal in seals.items():
             folder = folder_of(execution_id)
             files = {name: content[folder + name] for name in names[execution_id] if folder + name in content}
             yield from self._sealed(execution_id, SealedRecord(seal, batch[execution_id], files))
 
     def missing(self) -> Iterator[AuditFinding]:
-        """Report the executions that have a checkpoint or a mark and are not in the archive."""
+        """Report what only the whole archive shows: executions that are gone, and that there are no checkpoints."""
+        if self._sealed_count and not self._history.last and self._signatures.trusted:
+            what = (
+                "the archive has no checkpoints. 'executions settle --once' writes them if it has a signing key; "
+                "if there were any, they have been deleted"
+            )
+            yield AuditFinding("incomplete", "no-checkpoint", "", what)
         for execution_id in sorted((self._history.sealed.keys() | self._marks.keys()) - self._seen):
             yield self._removal(execution_id, f"it is missing; {self._witness(execution_id)} says that it was sealed")
 
@@ -168,13 +183,13 @@ class _Audit:
             yield _stray(execution_id, strays)
         yield from self._check_history(execution_id, record)
         yield from self._check_proof(execution_id, record)
-        report = verify(record, only={"signature", "inclusion"}, trusted=self._trusted)
+        report = verify(record, only={"signature", "inclusion"}, signatures=self._signatures)
         faults = (fault for check in report.checks for fault in check.faults)
         yield from (AuditFinding("violation", "signature", execution_id, fault) for fault in faults)
-        if layout.ATTESTATION not in record.files:
+        if report.signature is SignatureState.UNSIGNED and self._signatures.unsigned is SignatureRule.NOTE:
             yield AuditFinding("incomplete", "unsigned", execution_id, "it is not signed")
-        elif not self._trusted:
-            what = "no key is trusted here: executions keys trust FILE"
+        elif report.signature is SignatureState.UNKNOWN and self._signatures.allow_unknown:
+            what = "its key is not trusted here, so the signature was not checked: executions keys trust FILE"
             yield AuditFinding("incomplete", "unknown-signer", execution_id, what)
         if self._deep:
             yield from self._check_content(execution_id)
@@ -217,7 +232,7 @@ class _Audit:
     def _check_content(self, execution_id: str) -> Iterator[AuditFinding]:
         try:
             source = ArchivedSource(self._archive, self._archive.bundle(execution_id))
-            faults = [*source.seal_faults(), *verify(source, trusted=self._trusted).faults]
+            faults = [*source.seal_faults(), *verify(source, signatures=self._signatures).faults]
         except (ArchiveError, BundleError) as error:
             faults = [str(error)]
         yield from (AuditFinding("violation", "content", execution_id, fault) for fault in faults)

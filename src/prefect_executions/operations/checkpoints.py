@@ -6,7 +6,7 @@ wins; the loser reads the winner's checkpoint and writes the seals that it lacks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -14,9 +14,10 @@ from typing import Literal
 
 from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.marks import LONG_AGO, SKEW
-from prefect_executions.attestation.keys import SigningKey, VerifyingKey
+from prefect_executions.attestation.keys import SigningKey
+from prefect_executions.attestation.policy import SignaturePolicy, SignatureState
 from prefect_executions.attestation.transparency import Checkpoint, SealEntry, checkpoint_of, inclusions
-from prefect_executions.errors import BundleError
+from prefect_executions.errors import BundleError, RequestError
 from prefect_executions.workbench.workbench import Workbench
 
 CheckpointFinding = tuple[Literal["violation", "incomplete"], str]
@@ -115,23 +116,30 @@ class SealHistory:
 
 
 def read_seal_history(
-    archive: Archive, trusted: Mapping[str, VerifyingKey]
+    archive: Archive, signatures: SignaturePolicy, *, witness: bytes | None = None
 ) -> tuple[SealHistory, list[CheckpointFinding]]:
     """Read all checkpoints; return the seals of the valid ones and the findings on the chain.
 
+    *witness* is a copy of a checkpoint from elsewhere. If the archive lacks it or has
+    another one with its number, the seals of the copy count as well.
+
     Raises:
+        RequestError: If *witness* is not a checkpoint with an accepted signature.
         ArchiveError: If the archive is unavailable.
     """
     numbers = archive.checkpoints.numbers()
-    chain = _Chain(trusted)
+    chain = _Chain(signatures)
     for stored in archive.checkpoints.read(numbers):
         chain.add(stored.number, stored.data)
+    if witness is not None:
+        chain.compare(witness)
     return chain.history, chain.findings
 
 
 class _Chain:
-    def __init__(self, trusted: Mapping[str, VerifyingKey]) -> None:
-        self._trusted = trusted
+    def __init__(self, signatures: SignaturePolicy) -> None:
+        self._signatures = signatures
+        self._digests: dict[int, str] = {}
         self._previous: str | None = None
         self._until: datetime | None = None
         self.history = SealHistory()
@@ -153,8 +161,26 @@ class _Chain:
             if not any(weight == "violation" for weight, _ in findings):
                 self._add_seals(checkpoint, number, until)
             self._until = until
-        self._previous = sha256(data).hexdigest()
+        self._previous = self._digests[number] = sha256(data).hexdigest()
         self.history.last = number
+
+    def compare(self, witness: bytes) -> None:
+        """Check that the archive still has the checkpoint of which *witness* is a copy."""
+        try:
+            checkpoint = Checkpoint.from_json(witness)
+            head = checkpoint.parsed_head()
+            findings = list(self._check(checkpoint, head.number, linked=False))
+        except BundleError as error:
+            raise RequestError(f"the copy of a checkpoint cannot be read: {error}") from error
+        faults = [what for weight, what in findings if weight == "violation"]
+        if faults:
+            raise RequestError(f"the copy of a checkpoint cannot be used: {faults[0]}")
+        stored, digest = self._digests.get(head.number), sha256(witness).hexdigest()
+        if stored != digest:
+            has = f"the archive has {stored}" if stored else "the archive does not have it"
+            self.findings.append(("violation", f"checkpoint {head.number} has the digest {digest} in the copy; {has}"))
+            self._until = None
+            self._add_seals(checkpoint, head.number, head.until)
 
     def _check(self, checkpoint: Checkpoint, number: int, *, linked: bool) -> Iterator[CheckpointFinding]:
         head, envelope = checkpoint.parsed_head(), checkpoint.head.envelope
@@ -165,15 +191,15 @@ class _Chain:
             yield "violation", what
         for fault in checkpoint.faults():
             yield "violation", f"checkpoint {number}: {fault}"
-        for signature in envelope.signatures:
-            key = self._trusted.get(signature.key_id)
-            if key is not None and not key.signed(envelope.signed, signature.data):
+        for signature in self._signatures.judge(envelope):
+            if signature.state is SignatureState.INVALID:
                 yield "violation", f"checkpoint {number}: the signature is not from the key {signature.key_id}"
-            elif key is None and self._trusted:
+            elif signature.state is SignatureState.UNKNOWN and self._signatures.allow_unknown:
+                what = f"checkpoint {number}: the key {signature.key_id} is not trusted here, so it was not checked"
+                yield "incomplete", what
+            elif signature.state is SignatureState.UNKNOWN:
                 what = f"checkpoint {number} is signed with the key {signature.key_id}, which is not trusted here"
                 yield "violation", what
-            elif key is None:
-                yield "incomplete", f"checkpoint {number}: no key is trusted here, so its signature was not checked"
 
     def _add_seals(self, checkpoint: Checkpoint, number: int, until: datetime) -> None:
         for seal in checkpoint.seals:

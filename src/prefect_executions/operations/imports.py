@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from prefect_executions.archive.archive import Content, sent_with_seal
 from prefect_executions.archive.objects import IMPORTED, Imported
+from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import ccp, layout, manifest
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.incoming import IncomingBundle, find_bundles, open_container
@@ -38,14 +39,12 @@ from prefect_executions.ledger.ledger import Bulk
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.settings import ImportNames, Settings
+from prefect_executions.workbench.keyring import KeyRing
 from prefect_executions.workbench.sealing import is_bulk
 from prefect_executions.workbench.workbench import Workbench, import_origin
 
 _STAGING = "import-"
 """Prefix of the temporary folders of imports."""
-
-_SHOWN = 5
-"""Faults that the message on a refused bundle lists."""
 
 _UPLOADS = 4
 """Bundles that are archived in parallel."""
@@ -61,6 +60,7 @@ class ImportResult(NamedTuple):
     result: Literal["imported", "unchanged"]
     kind: BundleKind
     manifest_sha256: str
+    signature: SignatureState = SignatureState.UNSIGNED
 
 
 class _VerifiedBundle(NamedTuple):
@@ -73,20 +73,22 @@ class _VerifiedBundle(NamedTuple):
     manifest_sha256: str
     known: bool
     source_sha256: str | None = None
+    signature: SignatureState = SignatureState.UNSIGNED
 
 
 class ImportPolicy(NamedTuple):
-    """The policy of an import: limits on resources, rules for file names, and the time."""
+    """The policy of an import: limits on resources, rules for file names, the time, and the accepted signers."""
 
     limits: Limits
     names: ImportNames
     at: datetime
+    signatures: SignaturePolicy = TRUST_NOBODY
 
     @classmethod
-    def of(cls, settings: Settings, at: datetime) -> ImportPolicy:
-        """Return the policy that the operator configured."""
+    def of(cls, settings: Settings, at: datetime, signatures: SignaturePolicy | None = None) -> ImportPolicy:
+        """Return the policy that the operator configured; *signatures* replaces that of the key ring."""
         limits = Limits(entries=settings.import_entries, allowance=settings.import_limit, expansion=0)
-        return cls(limits, settings.import_names, at)
+        return cls(limits, settings.import_names, at, signatures or KeyRing(settings).policy())
 
 
 def import_bundles(
@@ -157,6 +159,8 @@ class _Verifier:
             raise BundleError(f"{where}{error}") from error
 
     def _translate(self, incoming: IncomingBundle) -> _VerifiedBundle:
+        if self._policy.signatures.required:  # our own signature of the translation would say nothing of its origin
+            raise BundleError("an export of CCP is not signed, and a signature is required")
         execution = ccp.translate(incoming, self._policy.at, self._policy.limits)
         mark = self._workbench.archive.imported(execution.id)
         if mark and mark.source_sha256 == execution.source_sha256:
@@ -168,15 +172,22 @@ class _Verifier:
         return self._verify(incoming, FolderSource(folder), execution.source_sha256)
 
     def _verify(self, incoming: IncomingBundle, source: Source, source_sha256: str | None) -> _VerifiedBundle:
-        faults = verify(source, limits=self._policy.limits).faults
-        if faults:
-            more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-            raise BundleError("; ".join(faults[:_SHOWN]) + more)
+        report = verify(source, limits=self._policy.limits, signatures=self._signatures(incoming))
+        if not report.passed:
+            raise BundleError(report.summary)
         status = JobStatus.from_json(b"".join(source.blocks(JobStatus.file_name)))
         execution_id = layout.check_execution_id(status.job_id)
         digest = sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
         known = self._is_archived(execution_id, digest)
-        return _VerifiedBundle(execution_id, incoming, source, digest, known, source_sha256)
+        signature = report.signature if incoming.kind is BundleKind.BUNDLE else SignatureState.UNSIGNED
+        return _VerifiedBundle(execution_id, incoming, source, digest, known, source_sha256, signature)
+
+    def _signatures(self, incoming: IncomingBundle) -> SignaturePolicy:
+        """The policy for a bundle; a translated one has our own signature, if any."""
+        if incoming.kind is BundleKind.BUNDLE:
+            return self._policy.signatures
+        key = self._workbench.signing_key()
+        return SignaturePolicy(trusted={key.public.id: key.public} if key else {})
 
     def _is_archived(self, execution_id: str, manifest_sha256: str) -> bool:
         """Whether the archive has this bundle already; another bundle with its id is an error."""
@@ -253,7 +264,7 @@ class _Recorder:
         mark = self._workbench.archive.imported(bundle.id) if bundle.known else self._mark(bundle)
         bulk.record(record, archive="archived", manifest_sha256=bundle.manifest_sha256, imported=import_origin(mark))
         result: Literal["imported", "unchanged"] = "unchanged" if bundle.known else "imported"
-        return ImportResult(bundle.id, result, bundle.incoming.kind, bundle.manifest_sha256)
+        return ImportResult(bundle.id, result, bundle.incoming.kind, bundle.manifest_sha256, bundle.signature)
 
     def _archive(self, bundle: _VerifiedBundle, content: Content) -> None:
         archive = self._workbench.archive

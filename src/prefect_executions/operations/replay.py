@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.gather import load_gathered
 from prefect_executions.bundles.incoming import find_bundles, open_container
@@ -42,6 +43,7 @@ from prefect_executions.errors import (
 )
 from prefect_executions.executions.record import ExecutionRecord, Relative, ScriptRun, StagedInput
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.operations.code_origin import Approve, check_code, refuse
 from prefect_executions.operations.compare import compare_outputs
 from prefect_executions.runtimes.registry import image_runtime, open_runtime
 from prefect_executions.workbench.catalog import Catalog
@@ -277,27 +279,42 @@ class Replay:
 
 
 @contextmanager
-def open_replayable(catalog: Catalog, target: str) -> Iterator[tuple[ExecutionRecord, Source]]:
+def open_replayable(
+    catalog: Catalog, target: str, *, signatures: SignaturePolicy = TRUST_NOBODY, approve: Approve = refuse
+) -> Iterator[tuple[ExecutionRecord, Source]]:
     """Open and verify the bundle to replay: a folder or zip with one bundle, or the id of a sealed execution.
+
+    *signatures* says which signers are accepted. *approve* decides on code that was sealed
+    on another machine and is not signed by a trusted key.
 
     Raises:
         NotFoundError: If *target* does not exist.
         RequestError: If it contains several bundles, or none in the format of this package.
         NotAvailableError: If the execution is not sealed yet.
-        BundleError: If the bundle is damaged.
+        BundleError: If the bundle is damaged, or its signature is wrong or not accepted.
+        ForeignCodeError: If *approve* refuses.
     """
+
+    def checked(source: Source) -> tuple[ExecutionRecord, Source]:
+        report = verify(source, signatures=signatures)
+        if not report.passed:
+            raise BundleError(f"{target} is not replayed: {report.summary}")
+        record, digest = record_of(source), sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
+        check_code(catalog, record, report, digest, approve)
+        return record, source
+
     if path := path_of(target):
         with open_container(path, DEFAULT_LIMITS) as container:
             bundles = find_bundles(container)
             if len(bundles) != 1 or bundles[0].kind is not BundleKind.BUNDLE:
                 raise RequestError(f"{target} contains {len(bundles)} bundles; a replay needs one, of this package")
-            yield _verified(bundles[0].source, target), bundles[0].source
+            yield checked(bundles[0].source)
         return
     execution_id = catalog.find(target)
     source = catalog.local_source(execution_id) or catalog.bundle_source(execution_id)
     if source is None:
         raise NotAvailableError(f"execution {execution_id} is not sealed yet; replay it when it is")
-    yield _verified(source, target), source
+    yield checked(source)
 
 
 @contextmanager
@@ -347,13 +364,6 @@ def requirements_of(record: ExecutionRecord) -> tuple[str, ...]:
     return tuple(
         f"{name}=={version}" for name, version in record.instance.packages.items() if name != "prefect-executions"
     )
-
-
-def _verified(source: Source, target: str) -> ExecutionRecord:
-    report = verify(source)
-    if report.faults:
-        raise BundleError(f"{target} differs from its record: {report.faults[0]}. 'executions verify' lists all")
-    return record_of(source)
 
 
 def _entrypoint(record: ExecutionRecord) -> str:

@@ -69,14 +69,14 @@ class _ReplayResult(BaseModel):
 
 
 def reproduce(
-    catalog: Catalog, ids: Iterable[str], goal: ReplayGoal, *, command: Sequence[str]
+    catalog: Catalog, ids: Iterable[str], goal: ReplayGoal, *, command: Sequence[str], more: Sequence[str] = ()
 ) -> Iterator[Reproduced]:
     """Replay the executions *ids* one after the other and yield the result of each.
 
-    *command* starts the `executions` command line; `replay`, the full id and the options of *goal* follow it.
+    *command* starts the `executions` command line; `replay`, the full id, the options of *goal* and *more* follow it.
     """
     isolated = ["--isolated"] if goal.isolated else []
-    options = [*isolated, "--grade", goal.grade.value, "--tolerance", str(goal.tolerance), "--json"]
+    options = [*isolated, "--grade", goal.grade.value, "--tolerance", str(goal.tolerance), "--json", *more]
     for execution_id in ids:
         yield _replay(catalog, execution_id, [*command, "replay", execution_id, *options])
 

@@ -10,14 +10,26 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
+from hashlib import file_digest
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from prefect_executions.bundles.layout import OUTPUT_ZIP, ExportLevel
+from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy
+from prefect_executions.bundles import manifest
+from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, ExportLevel
+from prefect_executions.bundles.source import Source
+from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipReader
 from prefect_executions.capture.secrets import SecretMask, reveals, secrets_around
 from prefect_executions.documents import ArchiveDocument, Time
-from prefect_executions.errors import ArchiveError, BundleError, NotFoundError, RequestError, SecretError
+from prefect_executions.errors import (
+    ArchiveError,
+    BundleError,
+    NotAvailableError,
+    NotFoundError,
+    RequestError,
+    SecretError,
+)
 from prefect_executions.objectstore.interface import Store
 from prefect_executions.operations.export import export
 from prefect_executions.workbench.catalog import Catalog
@@ -62,15 +74,18 @@ def share(
     output: str | None = None,
     level: ExportLevel = ExportLevel.FULL,
     environment: Mapping[str, str],
+    signatures: SignaturePolicy = TRUST_NOBODY,
 ) -> Shared:
     """Copy an execution, or one *output*, to the shares of the archive and return its presigned URL.
 
     The copy may contain no secret: none of the *environment*, and none that the execution received from it.
+    *signatures* says which signers of the bundle are accepted.
 
     Raises:
         RequestError: If *expires* is not positive or exceeds the limit.
         NotAvailableError: If the archive has no presigned URLs, for example a folder.
         NotFoundError: If the execution or output does not exist.
+        BundleError: If the signature of the bundle is wrong or not accepted, or the output is not the signed one.
         SecretError: If the copy contains something that looks like a secret; the message names the files.
     """
     if not timedelta(0) < expires <= MAX_LIFETIME:
@@ -86,6 +101,7 @@ def share(
                 file.writelines(catalog.blocks(execution_id, output))
             else:
                 export(catalog, [execution_id], file.write, level=level)
+        check_signature(catalog, execution_id, copy, output, signatures)
         _check(copy, name, zipped=output is None, mask=_mask(catalog, execution_id, environment))
         note = Share(
             id=share_id,
@@ -145,6 +161,33 @@ def _mask(catalog: Catalog, execution_id: str, environment: Mapping[str, str]) -
         if isinstance(reference, str) and reference.startswith("env:"):
             mask.add(environment.get(reference.removeprefix("env:"), ""))
     return mask
+
+
+def check_signature(
+    catalog: Catalog, execution_id: str, copy: Path, output: str | None, signatures: SignaturePolicy
+) -> None:
+    """Check the signature of the bundle in *copy*, or of the sealed one that has *copy* as an output."""
+    if not output:
+        _check_faults(copy, signatures)
+        return
+    source = catalog.local_source(execution_id) or catalog.bundle_source(execution_id)
+    if source is None:
+        if signatures.required:
+            raise NotAvailableError(f"execution {execution_id} is not sealed yet, and a signature is required")
+        return
+    _check_faults(source, signatures)
+    path = catalog.output(execution_id, output).path
+    listed = manifest.parse(b"".join(source.blocks(MANIFEST))).get(path)
+    with copy.open("rb") as stream:
+        digest = file_digest(stream, "sha256").hexdigest()
+    if digest != listed:
+        raise BundleError(f"nothing is shared: {path} is {digest}; the manifest says {listed}")
+
+
+def _check_faults(bundle: Path | Source, signatures: SignaturePolicy) -> None:
+    faults = verify(bundle, only={"signature", "inclusion"}, signatures=signatures).faults
+    if faults:
+        raise BundleError(f"nothing is shared: {faults[0]}")
 
 
 def _check(copy: Path, name: str, *, zipped: bool, mask: SecretMask) -> None:

@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from prefect_executions.attestation.keys import VerifyingKey
+from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy
 from prefect_executions.bundles.incoming import find_bundles, open_container
 from prefect_executions.bundles.layout import MANIFEST, SSH_SIGNATURE, BundleKind
 from prefect_executions.bundles.source import Source
-from prefect_executions.bundles.verify import DEFAULT_LIMITS, NO_KEYS, Check, Report, verify
+from prefect_executions.bundles.verify import DEFAULT_LIMITS, Check, Report, verify
 from prefect_executions.errors import BundleError, NotAvailableError
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.workbench.catalog import ArchivedSource, Catalog
@@ -68,16 +68,6 @@ def _ssh_keygen(arguments: list[str], manifest: Path) -> subprocess.CompletedPro
         )
 
 
-class Trust(NamedTuple):
-    """The accepted signers: trusted keys by their ids, and a file of allowed signers in the format of ssh-keygen."""
-
-    keys: Mapping[str, VerifyingKey] = NO_KEYS
-    allowed: Path | None = None
-
-
-NO_TRUST = Trust()
-
-
 class Verified(NamedTuple):
     """The verification report of one copy of a bundle."""
 
@@ -85,8 +75,13 @@ class Verified(NamedTuple):
     report: Report
 
 
-def verify_target(catalog: Catalog, text: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+def verify_target(
+    catalog: Catalog, text: str, *, signatures: SignaturePolicy = TRUST_NOBODY, allowed: Path | None = None
+) -> Iterator[Verified]:
     """Verify every copy of a target: all bundles of a folder, zip or URL, or an execution by its id.
+
+    *signatures* says which signers are accepted; *allowed*, a file of allowed signers as
+    ssh-keygen reads it, requires an SSH signature of each manifest as well.
 
     An existing path precedes an id. Both copies of an execution are verified, first
     the one on this workbench: each may be damaged alone.
@@ -96,22 +91,26 @@ def verify_target(catalog: Catalog, text: str, trust: Trust = NO_TRUST) -> Itera
         NotAvailableError: If the execution is not sealed yet.
         ArchiveError: If the archive is unavailable; the local copy has been verified then.
     """
+    trust = _Trust(signatures, allowed)
     if is_url(text):
         with downloaded(text) as file:
             yield from _verify_path(file, "download", trust)
     elif path := path_of(text):
         yield from _verify_path(path, "folder" if path.is_dir() else "zip", trust)
     else:
-        yield from verify_execution(catalog, catalog.find(text), trust)
+        yield from verify_execution(catalog, catalog.find(text), signatures=signatures, allowed=allowed)
 
 
-def verify_execution(catalog: Catalog, execution_id: str, trust: Trust = NO_TRUST) -> Iterator[Verified]:
+def verify_execution(
+    catalog: Catalog, execution_id: str, *, signatures: SignaturePolicy = TRUST_NOBODY, allowed: Path | None = None
+) -> Iterator[Verified]:
     """Verify the sealed copies of an execution, on this workbench and in the archive.
 
     Raises:
         NotAvailableError: If it is not sealed yet.
         ArchiveError: If the archive is unavailable; the local copy has been verified then.
     """
+    trust = _Trust(signatures, allowed)
     local = catalog.local_source(execution_id)
     if local is not None:
         yield Verified("workbench", _report(local, trust))
@@ -124,7 +123,12 @@ def verify_execution(catalog: Catalog, execution_id: str, trust: Trust = NO_TRUS
         raise NotAvailableError(f"execution {execution_id} is {status} and not sealed yet; {cure}.")
 
 
-def _verify_path(path: Path, what: str, trust: Trust) -> Iterator[Verified]:
+class _Trust(NamedTuple):
+    signatures: SignaturePolicy
+    allowed: Path | None
+
+
+def _verify_path(path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
     """Verify each bundle of a folder or zip, with or without a bag; anything else is verified as one bundle."""
     with suppress(BundleError), open_container(path, DEFAULT_LIMITS) as container:
         bundles = find_bundles(container)
@@ -133,7 +137,7 @@ def _verify_path(path: Path, what: str, trust: Trust) -> Iterator[Verified]:
                 report = _report(bundle.source, trust)
                 yield Verified(what if len(bundles) == 1 else f"{what} {bundle.path}", report)
             return
-    report = verify(path, trusted=trust.keys)
+    report = verify(path, signatures=trust.signatures)
     if trust.allowed is not None:
         report = replace(
             report, checks=(*report.checks, Check(SSH_CHECK, ("the target is not a complete signed bundle",)))
@@ -141,13 +145,13 @@ def _verify_path(path: Path, what: str, trust: Trust) -> Iterator[Verified]:
     yield Verified(what, report)
 
 
-def _report(source: Source, trust: Trust) -> Report:
-    report = verify(source, trusted=trust.keys)
+def _report(source: Source, trust: _Trust) -> Report:
+    report = verify(source, signatures=trust.signatures)
     if trust.allowed is None:
         return report
     return replace(report, checks=(*report.checks, ssh_check(source, trust.allowed)))
 
 
-def _report_with_seal(source: ArchivedSource, trust: Trust) -> Report:
+def _report_with_seal(source: ArchivedSource, trust: _Trust) -> Report:
     report = _report(source, trust)
     return replace(report, checks=(Check("seal", tuple(source.seal_faults())), *report.checks))

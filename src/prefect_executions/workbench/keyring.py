@@ -15,13 +15,18 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.attestation.keys import SEED, SigningKey, VerifyingKey
+from prefect_executions.attestation.policy import SignaturePolicy
 from prefect_executions.errors import RequestError, SettingsError
-from prefect_executions.settings import Settings
+from prefect_executions.settings import Settings, SignatureRule
+
+_SHORTEST_ID = 8
+"""The fewest digits of a key id that identify a key on the command line."""
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@-]{0,63}")
 
@@ -35,12 +40,18 @@ class TrustedKey(NamedTuple):
     own: bool
 
 
+class _NamedKey(NamedTuple):
+    name: str
+    key: VerifyingKey
+
+
 class KeyRing:
     """The keys in the folder that *settings* name."""
 
     def __init__(self, settings: Settings) -> None:
         self.private = settings.signing_key_file
         self._required = settings.signing_key is not None
+        self._unsigned = settings.signatures
         self._folder = self.private.parent / "trusted"
 
     def signing_key(self) -> SigningKey | None:
@@ -69,6 +80,32 @@ class KeyRing:
         """
         keys = (self._read(path) for path in self._files())
         return {key.id: key for key in keys}
+
+    def policy(
+        self, *, signers: Iterable[str] = (), allow_unknown: bool = False, require: bool = False
+    ) -> SignaturePolicy:
+        """Return the signature policy of this home, which trusts the keys of `trusted` and its own key.
+
+        *signers* restricts the signers to these keys: the name or the id of a trusted key,
+        or a file with a public key, which is then trusted as well. *require* refuses
+        unsigned bundles whatever the settings say.
+
+        Raises:
+            RequestError: If a signer is none of these.
+            SettingsError: If a key cannot be read.
+        """
+        keys = [_NamedKey(path.stem, self._read(path)) for path in self._files()]
+        with suppress(SettingsError):  # a key that cannot be read signs nothing; `announce` reports it
+            own = self.signing_key() if self.private.exists() else None
+            keys += [_NamedKey("own", own.public)] if own else []
+        accepted = [_signer(text, keys) for text in signers]
+        return SignaturePolicy(
+            trusted={named.key.id: named.key for named in (*keys, *accepted)},
+            names={named.key.id: named.name for named in reversed((*keys, *accepted))},
+            signers=frozenset(named.key.id for named in accepted),
+            allow_unknown=allow_unknown,
+            unsigned=SignatureRule.REQUIRE if require else self._unsigned,
+        )
 
     def entries(self) -> tuple[TrustedKey, ...]:
         """Return the trusted keys with their names and files, sorted by name.
@@ -126,6 +163,25 @@ class KeyRing:
             return VerifyingKey.from_pem(path.read_bytes(), str(path))
         except OSError as error:
             raise SettingsError(f"The trusted key {path} cannot be read: {error.strerror}") from error
+
+
+def _signer(text: str, keys: Iterable[_NamedKey]) -> _NamedKey:
+    """Return the key that *text* names: the name or the id of one of *keys*, or a file with a public key."""
+    named = [entry for entry in keys if entry.name == text]
+    by_id = [entry for entry in keys if len(text) >= _SHORTEST_ID and entry.key.id.startswith(text)]
+    matches = {entry.key.id: entry for entry in named or by_id}
+    if len(matches) == 1:
+        return next(iter(matches.values()))
+    path = Path(text).expanduser()
+    try:
+        if path.is_file():
+            return _NamedKey(path.stem, VerifyingKey.from_pem(path.read_bytes(), text))
+    except OSError as error:
+        raise RequestError(f"--signer {text} cannot be read: {error.strerror}") from error
+    raise RequestError(
+        f"--signer {text} is neither the name nor the id of a trusted key, nor a file with a public key. "
+        "'executions keys list' shows the trusted keys"
+    )
 
 
 def _write_new(path: Path, data: bytes, *, mode: int) -> None:

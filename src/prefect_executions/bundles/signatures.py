@@ -1,0 +1,105 @@
+"""The checks of signatures: that of the attestation, and that of the inclusion proof's checkpoint."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, Statement
+from prefect_executions.attestation.policy import SignatureState
+from prefect_executions.attestation.transparency import Inclusion
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
+from prefect_executions.documents import text_of_time
+from prefect_executions.errors import BundleError
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.settings import SignatureRule
+
+_ABSENT = "absent"
+
+
+def check_signature(evidence: Evidence) -> Findings:
+    """The attestation is signed by a trusted key and covers this manifest, its files and this execution."""
+    policy = evidence.signatures
+    if layout.ATTESTATION not in evidence.files:
+        if policy.required:
+            yield "the bundle is not signed, and a signature is required"
+        elif policy.unsigned is SignatureRule.NOTE:
+            yield Unchecked("the bundle is not signed")
+        return
+    yield from _envelope(evidence, evidence.envelope, layout.ATTESTATION)
+    if policy.signers.isdisjoint(_valid_signers(evidence)) and policy.signers:
+        wanted = " or ".join(sorted(map(policy.name_of, policy.signers)))
+        yield f"{layout.ATTESTATION} has no valid signature of {wanted}"
+    if evidence.envelope.payload_type != PAYLOAD_TYPE:
+        yield f"{layout.ATTESTATION} has the type {evidence.envelope.payload_type} instead of {PAYLOAD_TYPE}"
+        return
+    yield from _statement(evidence, Statement.from_json(evidence.envelope.payload, layout.ATTESTATION))
+
+
+def check_inclusion(evidence: Evidence) -> Findings:
+    """The inclusion proof leads from this seal to a checkpoint that is signed by a trusted key."""
+    if layout.INCLUSION not in evidence.files:
+        return
+    proof = Inclusion.from_json(evidence.bytes_of(layout.INCLUSION))
+    yield from _envelope(evidence, proof.head.envelope, layout.INCLUSION)
+    if not proof.holds:
+        yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {proof.parsed_head().number}"
+    manifest_sha256 = sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()
+    pairs = {
+        "execution": (proof.seal.execution_id, evidence.document(JobStatus).job_id),
+        "manifest": (proof.seal.manifest_sha256, manifest_sha256),
+    }
+    for what, (proven, actual) in pairs.items():
+        if proven != actual:
+            yield f"{layout.INCLUSION} belongs to the {what} {proven}; this is {actual}"
+
+
+def signature_state(evidence: Evidence, *, failed: bool) -> SignatureState:
+    """Return the state of the bundle's signature; *failed* is the result of `check_signature`."""
+    if layout.ATTESTATION not in evidence.files:
+        return SignatureState.UNSIGNED
+    try:
+        states = {judged.state for judged in evidence.signatures.judge(evidence.envelope)}
+    except BundleError:
+        return SignatureState.INVALID
+    if SignatureState.INVALID in states:
+        return SignatureState.INVALID
+    if SignatureState.UNKNOWN in states:
+        return SignatureState.UNKNOWN
+    return SignatureState.INVALID if failed else SignatureState.TRUSTED
+
+
+def _valid_signers(evidence: Evidence) -> set[str]:
+    judged = evidence.signatures.judge(evidence.envelope)
+    return {signature.key_id for signature in judged if signature.state is SignatureState.TRUSTED}
+
+
+def _envelope(evidence: Evidence, envelope: Envelope, path: str) -> Findings:
+    policy = evidence.signatures
+    for signature in policy.judge(envelope):
+        if signature.state is SignatureState.INVALID:
+            yield f"{path}: the signature of {policy.name_of(signature.key_id)} is invalid for this content"
+        elif signature.state is SignatureState.UNKNOWN and policy.allow_unknown:
+            yield Unchecked(f"{path}: the signature of the unknown key {signature.key_id} cannot be checked")
+        elif signature.state is SignatureState.UNKNOWN:
+            yield (
+                f"{path} is signed with the key {signature.key_id}, which is not trusted here. "
+                "Trust it with 'executions keys trust FILE', or accept it unchecked with --allow-unknown-signer"
+            )
+
+
+def _statement(evidence: Evidence, statement: Statement) -> Findings:
+    sealed = {**evidence.listed, layout.MANIFEST: sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()}
+    for path in sorted(sealed.keys() | statement.subjects.keys()):
+        actual, signed = sealed.get(path, _ABSENT), statement.subjects.get(path, _ABSENT)
+        if actual != signed:
+            yield f"{path!r} was signed as {signed}; the manifest says {actual}"
+    status = evidence.document(JobStatus)
+    pairs = {
+        "execution": (statement.execution_id, status.job_id),
+        "start": (statement.started, text_of_time(status.started) if status.started else None),
+        "end": (statement.finished, text_of_time(status.finished) if status.finished else None),
+    }
+    for what, (signed_value, value) in pairs.items():
+        if signed_value != value:
+            yield f"the {what} was signed as {signed_value or _ABSENT}; {JobStatus.file_name} says {value or _ABSENT}"
