@@ -35,6 +35,7 @@ from prefect_executions.capture.git import (
     stamp,
 )
 from prefect_executions.capture.packages import Packages, package_of
+from prefect_executions.capture.probes import Failures, Probe, probe
 from prefect_executions.documents import canonical_json
 from prefect_executions.errors import DirtyTreeError
 from prefect_executions.methods.model import CodeIdentity, Notebook, Repository, SourceFile
@@ -103,6 +104,7 @@ class _CachedIdentity:
     """Start of the last check of its files, on the monotonic clock."""
     settled: bool
     requirements: bytes
+    failures: Failures
 
 
 @dataclass
@@ -125,6 +127,7 @@ def identify(
     environment: Mapping[str, str] | None = None,
     since: float | None = None,
     cache: CodeCache = _PROCESS,
+    failures: Failures | None = None,
 ) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return the identity of *function*'s code, and the files for ``code/`` by their paths in the bundle.
 
@@ -134,7 +137,8 @@ def identify(
     (or of the same folder, outside Git), the uncommitted diff up to `Settings.diff_limit`,
     and the exact versions of all packages. A package installed in an environment inside the
     repository is not the repository's code: it is recorded by name and version.
-    *environment* is used only for the path of a Jupyter notebook.
+    *environment* is used only for the path of a Jupyter notebook. Facts that cannot be read
+    are absent, and *failures* gets the reasons.
 
     `dirty` means: a tracked file differs from the commit, or a loaded file is neither
     tracked nor ignored. Other untracked files are not code.
@@ -151,7 +155,10 @@ def identify(
         DirtyTreeError: If `Settings.dirty` is ``refuse``, and the tree is dirty or its state is unknown.
     """
     source = _source_of(function)
-    notebook = observe_notebook(environment or {}) if source.file is None else None
+    failures = {} if failures is None else failures
+    notebook = None
+    if source.file is None:
+        notebook = probe(Probe.NOTEBOOK, lambda: observe_notebook(environment or {}), None, failures)
     folder = _folder(source, notebook)
     options = (settings.diff_limit, settings.code_commit, settings.image, settings.image_digest)
     key = (source, folder, notebook, *options)
@@ -159,7 +166,8 @@ def identify(
         cached = cache.identities.get(key)
         if cached is None or not _is_current(cached, source, math.inf if since is None else since):
             cached = cache.identities[key] = _observe(source, folder, notebook, settings, cache)
-        _renew_requirements(cached, cache.packages)
+        probe(Probe.PACKAGES, lambda: _renew_requirements(cached, cache.packages), None, failures)
+    failures |= cached.failures
     repository = cached.identity.repository
     clean = repository.dirty is False if repository else source.file is None
     if settings.dirty is DirtyTree.REFUSE and cached.root and not clean:
@@ -254,14 +262,18 @@ def _observe(
     # The working folder of a prompt is unrelated to the code typed there.
     repository = root if source.file or notebook or texts else None
     relative = [os.path.relpath(file, root) for file in texts]
-    checkout = read_checkout(repository, relative, settings.diff_limit) if repository else None
+    failures: Failures = {}
+    checkout: Checkout | None = None
+    if repository:
+        read = partial(read_checkout, repository, relative, settings.diff_limit)
+        checkout = probe(Probe.REPOSITORY, read, None, failures)
     entry, files, contents = _bundle_files(source, local, texts, names)
     identity = CodeIdentity(
         entrypoint=f"{entry}:{source.name}".rstrip(":") if entry else None,
         sha256=_digest(files),
         repository=_repository(checkout, names.get(source.file or ""), set(names.values()), settings),
         files=files,
-        package=_package(source),
+        package=probe(Probe.METHOD_PACKAGE, lambda: _package(source), None, failures),
         notebook=notebook,
         image=settings.image or None,
         image_digest=settings.image_digest or None,
@@ -281,6 +293,7 @@ def _observe(
         checked=begun,
         settled=newest < before - _SETTLED and (checkout.settled if checkout else not repository or not git_program()),
         requirements=b"",
+        failures=failures,
     )
 
 

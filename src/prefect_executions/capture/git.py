@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -107,21 +108,24 @@ def stamp(path: str) -> Stamp:
 
 def git_program() -> str | None:
     """Return the path of the program git, or None."""
-    return shutil.which("git")
+    with suppress(Exception):  # an unreadable folder on the path
+        return shutil.which("git")
+    return None
 
 
-def read_checkout(root: str, files: Sequence[str], diff_limit: int) -> Checkout | None:
-    """Read the state of the working tree at *root*; return None if Git is missing or fails.
+def read_checkout(root: str, files: Sequence[str], diff_limit: int) -> Checkout:
+    """Read the state of the working tree at *root*.
 
     *files*, relative to the root, are checked for being tracked or ignored.
+
+    Raises:
+        OSError: If Git is missing.
+        subprocess.SubprocessError: If Git fails or takes too long.
     """
     program = git_program()
     if program is None:
-        return None
-    try:
-        return _read(_Git(program, root), files, diff_limit)
-    except (subprocess.SubprocessError, OSError):
-        return None
+        raise FileNotFoundError("the program git is missing")
+    return _read(_Git(program, root), files, diff_limit)
 
 
 class _Git:

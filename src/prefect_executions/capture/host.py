@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 
 from prefect_executions.capture.packages import Packages
+from prefect_executions.capture.probes import Failures, Probe, probe
 from prefect_executions.capture.processes import this_process
 from prefect_executions.capture.procfs import content, cpu_count, facts
 from prefect_executions.capture.secrets import MASK, looks_secret
@@ -72,20 +73,29 @@ _UNIT = 1 if sys.platform == "darwin" else 1024
 _PROCESS = Packages()
 
 
-def observe(*, environment: Mapping[str, str], allowed: Sequence[str], packages: Packages = _PROCESS) -> Instance:
+def observe(
+    *,
+    environment: Mapping[str, str],
+    allowed: Sequence[str],
+    packages: Packages = _PROCESS,
+    failures: Failures | None = None,
+) -> Instance:
     """Return the environment of this process; a `Meter` measures its usage.
+
+    Facts that cannot be read are absent, and *failures* gets the reasons.
 
     Only the variables of `ENVIRONMENT` and *allowed* (names, or patterns with ``*``) are recorded,
     and values that look secret are withheld. GPUs are limited to `CUDA_VISIBLE_DEVICES` as far
     as possible.
     """
-    system = facts()
-    return Instance(
-        hostname=socket.gethostname() or None,
+    system, failures = facts(), {} if failures is None else failures
+    failures |= system.failures
+    instance = Instance(
+        hostname=probe(Probe.HOSTNAME, lambda: socket.gethostname() or None, None, failures),
         pid=os.getpid(),
-        process=this_process(),
-        user=this_user(),
-        working_directory=_working_directory(),
+        process=probe(Probe.PROCESS, this_process, None, failures),
+        user=probe(Probe.USER, this_user, None, failures),
+        working_directory=probe(Probe.WORKING_DIRECTORY, lambda: _text(os.getcwd()), None, failures),  # noqa: PTH109
         container_id=system.container_id,
         pod=pod_of(environment),
         node=_first(environment, _NODE),
@@ -93,13 +103,15 @@ def observe(*, environment: Mapping[str, str], allowed: Sequence[str], packages:
         kernel=system.kernel,
         architecture=system.architecture,
         cpu_model=system.cpu_model,
-        cpu_count=cpu_count(system.cpu_limit),
+        cpu_count=probe(Probe.CPU_COUNT, lambda: cpu_count(system.cpu_limit), system.cpu_limit, failures),
         memory=system.memory,
-        gpus=visible_gpus(installed_gpus(), environment),
+        gpus=probe(Probe.GPUS, lambda: visible_gpus(installed_gpus(), environment), (), failures),
         python=system.python,
-        packages=dict(packages.versions()),
-        environment=recorded_environment(environment, allowed),
+        packages=probe(Probe.PACKAGES, lambda: dict(packages.versions()), {}, failures),
+        environment=probe(Probe.ENVIRONMENT, lambda: recorded_environment(environment, allowed), {}, failures),
     )
+    failures |= packages.failures
+    return instance
 
 
 def pod_of(environment: Mapping[str, str]) -> str | None:
@@ -125,6 +137,9 @@ class Meter:
     Peak memory is the largest resident size of the process or of one child that it waited for,
     not their sum. The peak is reset at each start (proc(5), clear_refs); where Linux refuses the
     reset, the figure is the peak since the process started.
+
+    Attributes:
+        failures: Why a figure is missing.
     """
 
     _lock = threading.Lock()
@@ -134,9 +149,17 @@ class Meter:
         self._wall = self._cpu = 0.0
         self._children = 0
         self._peak: int | None = None
+        self.failures: Failures = {}
 
     def start(self) -> None:
         """Start measuring."""
+        probe(Probe.USAGE, self._start, None, self.failures)
+
+    def stop(self) -> Usage:
+        """Return the usage since `start`; empty if the meter is not running."""
+        return probe(Probe.USAGE, self._stop, Usage(), self.failures)
+
+    def _start(self) -> None:
         with Meter._lock:
             if Meter._running:
                 _record_peak(Meter._running)
@@ -146,14 +169,14 @@ class Meter:
         self._children = _peak_of_children()
         self._wall, self._cpu = time.monotonic(), _cpu_seconds()
 
-    def stop(self) -> Usage:
-        """Return the usage since `start`; empty if the meter is not running."""
+    def _stop(self) -> Usage:
         wall, cpu = time.monotonic(), _cpu_seconds()
         with Meter._lock:
             if self not in Meter._running:
                 return Usage()
-            _record_peak(Meter._running)
+            meters = Meter._running.copy()
             Meter._running.discard(self)
+            _record_peak(meters)
         children = _peak_of_children()
         # Before its exec, a child is as large as its parent, and Linux counts that as the child's peak.
         if children > max(self._children, self._peak or 0):
@@ -191,7 +214,7 @@ def _peak_of_children() -> int:
 
 
 def this_user() -> str:
-    """Return the name of the effective user, or the uid if it has no name."""
+    """Return the name of the effective user, or the uid if it has no name or the user database cannot be read."""
     return _user(os.geteuid())
 
 
@@ -199,19 +222,12 @@ def this_user() -> str:
 def _user(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (KeyError, OSError, UnicodeError):
         return str(uid)
 
 
-def _working_directory() -> str | None:
-    try:
-        return _text(os.getcwd())  # noqa: PTH109 - text is needed
-    except OSError:
-        return None
-
-
 def _first(environment: Mapping[str, str], names: Sequence[str]) -> str | None:
-    return next((environment[name] for name in names if environment.get(name)), None)
+    return next((_text(environment[name]) for name in names if environment.get(name)), None)
 
 
 def _matching(environment: Mapping[str, str], pattern: str) -> list[str]:
@@ -232,10 +248,10 @@ def installed_gpus() -> tuple[Gpu, ...]:
         return _gpus_of_driver()
     query = [program, "--query-gpu=name,uuid,memory.total,driver_version", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=_GPU_QUERY_SECONDS, check=True)  # noqa: S603
+        done = subprocess.run(query, capture_output=True, timeout=_GPU_QUERY_SECONDS, check=True)  # noqa: S603
     except (OSError, subprocess.SubprocessError):
         return _gpus_of_driver()
-    return gpus_in(done.stdout)
+    return gpus_in(done.stdout.decode(errors="replace"))
 
 
 def gpus_in(table: str) -> tuple[Gpu, ...]:
@@ -244,7 +260,7 @@ def gpus_in(table: str) -> tuple[Gpu, ...]:
     for row in csv.reader(table.splitlines(), skipinitialspace=True):
         if len(row) == 4:  # noqa: PLR2004 - the four queried fields
             name, uuid, memory, driver = (field if field and not field.startswith("[") else None for field in row)
-            size = int(memory) * 1024**2 if memory and memory.isdigit() else None
+            size = int(memory) * 1024**2 if memory and memory.isdecimal() else None
             gpus.append(Gpu(name=name or "NVIDIA GPU", uuid=uuid, memory=size, driver=driver))
     return tuple(gpus)
 

@@ -9,20 +9,27 @@ import sys
 import threading
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from prefect_executions.capture.probes import Failures, Probe, reason
 
 _NAME = re.compile(r"^Name:[ \t]*(\S+)", re.MULTILINE)
 _VERSION = re.compile(r"^Version:[ \t]*(\S+)", re.MULTILINE)
 
 
 class _Folder(NamedTuple):
-    """The packages in a folder of ``sys.path``: name and version by normalized name, and the folder's mtime."""
+    """The packages in a folder of ``sys.path``: name and version by normalized name, and the folder's mtime.
+
+    `unread` says which of its packages could not be read, and why.
+    """
 
     changed: int
     packages: Mapping[str, tuple[str, str]]
+    unread: tuple[str, ...] = ()
 
 
 class Packages:
@@ -38,6 +45,12 @@ class Packages:
         self._folders: Mapping[str, _Folder] = {}
         self._versions: Mapping[str, str] = MappingProxyType({})
         self._requirements = b""
+        self._failures: Failures = {}
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """Which packages are missing in the result of the last call, and why."""
+        return self._failures
 
     def versions(self) -> Mapping[str, str]:
         """Return the version of each package by name, sorted like pip."""
@@ -52,7 +65,9 @@ class Packages:
             return self._requirements
 
     def _renew(self) -> None:
-        before, self._folders = self._folders, {path: _read(path, self._folders.get(path)) for path in sys.path}
+        before, self._folders = self._folders, {path: _read(path, self._folders.get(path)) for path in sys.path.copy()}
+        unread = dict.fromkeys(why for folder in self._folders.values() for why in folder.unread)
+        self._failures = {Probe.PACKAGES: "; ".join(unread)} if unread else {}
         if _packages_of(before) != _packages_of(self._folders):
             self._versions = MappingProxyType(_installed(_packages_of(self._folders)))
             lines = (f"{name}=={version}\n" for name, version in self._versions.items())
@@ -68,12 +83,32 @@ def package_of(module: str, file: str) -> str | None:
     try:
         distribution = importlib.metadata.distribution(top)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        names = importlib.metadata.packages_distributions().get(top, ())
+        names = _distributions_of(top)
         if not names:
             return None
         distribution = importlib.metadata.distribution(names[0])
     folder = _editable_project(distribution) or str(Path(str(distribution.locate_file(""))).resolve())
     return f"{distribution.name}=={distribution.version}" if Path(file).is_relative_to(folder) else None
+
+
+def _distributions_of(top: str) -> list[str]:
+    """Return the names of the distributions that contain the module *top*, although others may be broken."""
+    try:
+        return list(importlib.metadata.packages_distributions().get(top, ()))
+    except Exception:  # noqa: BLE001 - one broken package fails the whole function
+        return [
+            name
+            for distribution in importlib.metadata.distributions()
+            if (name := _named_with(distribution, top)) is not None
+        ]
+
+
+def _named_with(distribution: importlib.metadata.Distribution, top: str) -> str | None:
+    with suppress(Exception):  # the broken package itself
+        listed = (distribution.read_text("top_level.txt") or "").split()
+        if top in listed or any(file.parts[0] in {top, f"{top}.py"} for file in distribution.files or ()):
+            return distribution.name
+    return None
 
 
 def _editable_project(distribution: importlib.metadata.Distribution) -> str | None:
@@ -87,18 +122,42 @@ def _editable_project(distribution: importlib.metadata.Distribution) -> str | No
 def _read(folder: str, before: _Folder | None) -> _Folder:
     try:
         changed = os.stat(folder or ".").st_mtime_ns  # noqa: PTH116 - a Path costs more than the stat
-    except OSError:
+    except (OSError, ValueError, TypeError):  # sys.path may contain anything
         changed = 0
     if before is not None and before.changed == changed:
         return before
     packages: dict[str, tuple[str, str]] = {}
-    for distribution in importlib.metadata.distributions(path=[folder]):
-        # Search the two needed lines; parsing every message takes ten times as long.
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-        name, version = _NAME.search(text), _VERSION.search(text)
-        if name and version:
-            packages.setdefault(re.sub(r"[-_.]+", "-", name[1]).lower(), (name[1], version[1]))
-    return _Folder(changed, packages)
+    unread: list[str] = []
+    try:
+        for distribution in importlib.metadata.distributions(path=[folder]):
+            try:
+                name, version = _name_and_version(distribution)
+            except Exception as error:  # noqa: BLE001 - a broken package must not hide the others
+                unread.append(f"{_place(distribution)}: {reason(error)}")
+                continue
+            if name and version:
+                packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), (name, version))
+    except Exception as error:  # noqa: BLE001 - a finder of another package may fail in any way
+        unread.append(f"{folder}: {reason(error)}")
+    return _Folder(changed, packages, tuple(unread))
+
+
+def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str | None, str | None]:
+    # Search the two needed lines; parsing every message takes ten times as long.
+    text = _metadata(distribution, "METADATA") or _metadata(distribution, "PKG-INFO") or ""
+    name, version = _NAME.search(text), _VERSION.search(text)
+    return (name and name[1], version and version[1])
+
+
+def _metadata(distribution: importlib.metadata.Distribution, file: str) -> str | None:
+    try:
+        return distribution.read_text(file)
+    except UnicodeDecodeError as error:  # old packages have authors in Latin-1; the error has the file's bytes
+        return error.object.decode("utf-8", "replace")
+
+
+def _place(distribution: importlib.metadata.Distribution) -> str:
+    return str(getattr(distribution, "_path", None) or type(distribution).__name__)
 
 
 def _packages_of(folders: Mapping[str, _Folder]) -> list[Mapping[str, tuple[str, str]]]:

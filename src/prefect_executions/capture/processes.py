@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.capture.procfs import content
+from prefect_executions.documents import clean_text
 from prefect_executions.executions.record import Instance, Process
 
 EXECUTION_ID_ENV = "EXECUTION_ID"
@@ -118,10 +119,15 @@ def send(process: Process, number: signal.Signals) -> bool:
 
 
 def clock_ticks_since_boot() -> int:
-    """Return the current time in the unit of process start times (proc(5)); 0 on systems without that clock."""
+    """Return the current time in the unit of process start times (proc(5)).
+
+    0 on systems without that clock; if it cannot be read, a time after the start of every process.
+    """
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0
-    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+    with suppress(Exception):  # a sandbox may forbid the call
+        return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+    return sys.maxsize
 
 
 def kill_execution_processes(
@@ -269,12 +275,18 @@ def _is_tracker(pid: int) -> bool:
 
 def _identity(pid: int, started: int | None = None) -> Process:
     return Process(
-        host=socket.gethostname(),
+        host=_hostname(),
         boot=_boot(),
         pids=_pids(),
         pid=pid,
         started=_started(pid) if started is None else str(started),
     )
+
+
+def _hostname() -> str | None:
+    with suppress(Exception):
+        return clean_text(socket.gethostname())
+    return None
 
 
 _own: dict[int, Process] = {}
@@ -313,10 +325,9 @@ def _boot() -> str | None:
 
 def _pids() -> str | None:
     """Return the pid namespace of this process; on Linux each container has its own."""
-    try:
+    with suppress(Exception):  # as `content`
         return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return None
+    return None
 
 
 def _output_of(*words: str) -> str:

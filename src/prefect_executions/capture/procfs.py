@@ -7,10 +7,13 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from prefect_executions.capture.probes import Failures, Probe, probe
+from prefect_executions.documents import clean_text
 from prefect_executions.executions.record import Python
 
 _CONTAINER_IN_CGROUP = re.compile(r"(?:^|[/:-])([0-9a-f]{64})(?:\.scope)?(?:/container)?$")
@@ -28,26 +31,40 @@ class SystemFacts:
     cpu_limit: int | None
     memory: int | None
     container_id: str | None
-    python: Python
+    python: Python | None
+    failures: Mapping[str, str]
 
 
 @cache
 def facts() -> SystemFacts:
     """Return the facts for this process, read once."""
-    cgroup = content("/proc/self/cgroup")
+    cgroup, cgroups = content("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+    failures: Failures = {}
     return SystemFacts(
-        os=_system(),
-        kernel=platform.release() or None,
-        architecture=platform.machine() or None,
-        cpu_model=_cpu_model(content("/proc/cpuinfo")),
-        cpu_limit=cpu_limit_in(cgroup, Path("/sys/fs/cgroup")),
-        memory=_memory(content("/proc/meminfo"), memory_limit_in(cgroup, Path("/sys/fs/cgroup"))),
-        container_id=container_id_in(cgroup, content("/proc/self/mountinfo")),
-        python=Python(
-            version=platform.python_version(),
-            implementation=platform.python_implementation(),
-            executable=sys.executable or None,
+        os=probe(Probe.OPERATING_SYSTEM, _system, None, failures),
+        kernel=probe(Probe.KERNEL, lambda: platform.release() or None, None, failures),
+        architecture=probe(Probe.ARCHITECTURE, lambda: platform.machine() or None, None, failures),
+        cpu_model=probe(Probe.CPU_MODEL, lambda: _cpu_model(content("/proc/cpuinfo")), None, failures),
+        cpu_limit=probe(Probe.CPU_LIMIT, lambda: cpu_limit_in(cgroup, cgroups), None, failures),
+        memory=probe(
+            Probe.MEMORY,
+            lambda: _memory(content("/proc/meminfo"), memory_limit_in(cgroup, cgroups)),
+            None,
+            failures,
         ),
+        container_id=probe(
+            Probe.CONTAINER, lambda: container_id_in(cgroup, content("/proc/self/mountinfo")), None, failures
+        ),
+        python=probe(Probe.PYTHON, _python, None, failures),
+        failures=failures,
+    )
+
+
+def _python() -> Python:
+    return Python(
+        version=platform.python_version(),
+        implementation=platform.python_implementation(),
+        executable=clean_text(sys.executable) or None,
     )
 
 
@@ -113,7 +130,7 @@ def _cpu_model(cpuinfo: str) -> str | None:
 def _system() -> str | None:
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME") or platform.system() or None
-    except OSError:
+    except (OSError, UnicodeError):
         return platform.system() or None
 
 
@@ -137,6 +154,6 @@ def container_id_in(cgroup: str, mountinfo: str) -> str | None:
 def content(path: str | Path) -> str:
     """Return the text of *path*, or an empty string if it is unreadable."""
     try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
+        return Path(path).read_bytes().decode(errors="replace")
+    except Exception:  # noqa: BLE001 - the absence of a file must not end a run, whatever its reason
         return ""

@@ -14,14 +14,16 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture import host as host_facts
 from prefect_executions.capture.code import DIFF, REQUIREMENTS, identify
 from prefect_executions.capture.parameters import plain_text_defaults, recorded_method
+from prefect_executions.capture.probes import Failures, Probe, note_on, probe
 from prefect_executions.capture.processes import this_process_with_layout
-from prefect_executions.errors import ArchiveError, OrchestratorError
+from prefect_executions.errors import ArchiveError, DirtyTreeError, OrchestratorError
 from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance, Process, Usage
 from prefect_executions.flow.context import current_id
 from prefect_executions.flow.declared import Declared
@@ -123,8 +125,12 @@ def opening(
 
     *states* are Prefect's states of the run so far.
     """
-    method, code = resolve_method(declared, run, settings)
+    failures: Failures = {}
+    method, code = resolve_method(declared, run, settings, failures)
+    current = instance(run, settings, failures)
+    requester = agent(run, settings)
     job_status = flow_runs.job_status_from_prefect(execution_id, method.id, run, states)
+    job_status = with_failures(job_status, failures)
     if warning := _plain_text_warning(declared, method, code):
         job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=warning)
     return Opening(
@@ -140,19 +146,32 @@ def opening(
                 parent=_parent(run, settings),
             ),
             infrastructure=infrastructure(run, settings),
-            instance=instance(run, settings),
+            instance=current,
             job_status=job_status,
-            agent=agent(run, settings),
+            agent=requester,
         ),
         code,
     )
 
 
-def instance(run: FlowRun, settings: Settings) -> Instance:
-    """Return the host and process of this run, and whether the process was started for *run* alone."""
-    observed = host_facts.observe(environment=os.environ, allowed=settings.environment)
+def with_failures(job_status: JobStatus, failures: Failures) -> JobStatus:
+    """Return *job_status* with a note on the facts that could not be read, if there are any."""
+    note = note_on(failures)
+    if note is None:
+        return job_status
+    return add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
+
+
+def instance(run: FlowRun, settings: Settings, failures: Failures) -> Instance:
+    """Return the host and process of this run, and whether the process was started for *run* alone.
+
+    *failures* gets the facts that cannot be read.
+    """
+    observed = host_facts.observe(environment=os.environ, allowed=settings.environment, failures=failures)
     own = current_id() is None and owns_process(run)
-    process = this_process_with_layout() if own else observed.process
+    process = observed.process
+    if own and process is not None:
+        process = probe(Probe.PROCESS, this_process_with_layout, process, failures)
     return flow_runs.with_worker_labels(observed, run).model_copy(update={"process": process, "own_process": own})
 
 
@@ -163,7 +182,8 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
     parameters, because they were not validated.
     """
     # A dirty tree may be the very reason why the run was refused; it must not prevent the record.
-    method, code = resolve_method(declared, run, settings.model_copy(update={"dirty": DirtyTree.RECORD}))
+    failures: Failures = {}
+    method, code = resolve_method(declared, run, settings.model_copy(update={"dirty": DirtyTree.RECORD}), failures)
     return Opening(
         ExecutionRecord(
             method=method,
@@ -178,7 +198,7 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
             ),
             infrastructure=infrastructure(run, settings),
             instance=Instance(),
-            job_status=flow_runs.job_status_from_prefect(execution_id, method.id, run),
+            job_status=with_failures(flow_runs.job_status_from_prefect(execution_id, method.id, run), failures),
             agent=agent(run, settings),
         ),
         code,
@@ -192,10 +212,9 @@ def agent(run: FlowRun, settings: Settings) -> Agent:
     creator = flow_runs.created_by(run)
     if creator and "name" in creator:
         return Agent(source="prefect", claims={"sub": creator["name"], **creator})
-    try:
-        return Agent(source="system", claims={"sub": getpass.getuser()})
-    except (KeyError, OSError):  # a container's user without a name
-        return Agent(source="system", claims={"sub": f"uid {os.getuid()}"})
+    # A container's user may have no name; then the uid is the answer and not a gap in the record.
+    user = probe(Probe.USER, getpass.getuser, f"uid {os.getuid()}", {})
+    return Agent(source="system", claims={"sub": user})
 
 
 def _parent(run: FlowRun, settings: Settings) -> str | None:
@@ -209,17 +228,23 @@ def _parent(run: FlowRun, settings: Settings) -> str | None:
         return None
 
 
-def resolve_method(declared: Declared, run: FlowRun, settings: Settings) -> tuple[Method, Mapping[str, bytes]]:
+def resolve_method(
+    declared: Declared, run: FlowRun, settings: Settings, failures: Failures
+) -> tuple[Method, Mapping[str, bytes]]:
     """Return the Method with the identity of its code, and the files of that code.
+
+    *failures* gets the facts that cannot be read.
 
     Files that contain a key, or the credentials of a URL, as the default of an input are left
     out: the record has only their digests. This includes the diff.
     """
     sent = infrastructure(run, settings)
     settings = settings.model_copy(update={"image": sent.image or "", "image_digest": sent.image_digest or ""})
-    identity, code = identify(
-        declared.source, settings=settings, environment=os.environ, since=_prefetched_since(declared)
-    )
+    since, nothing = _prefetched_since(declared), (CodeIdentity(), dict[str, bytes]())
+    read = partial(identify, declared.source, settings=settings, environment=os.environ, since=since, failures=failures)
+    identity, code = probe(Probe.CODE, read, nothing, failures)
+    if Probe.CODE in failures and settings.dirty is DirtyTree.REFUSE:
+        raise DirtyTreeError(f"Method '{declared.method.id}'", ())
     if declared.withheld:
         code = {path: data for path, data in code.items() if path == REQUIREMENTS}
     plain_text = plain_text_defaults(declared.method)
@@ -279,11 +304,12 @@ def continued(
     on the previous one. The usage so far stays; exit code and exception of the previous
     attempt are removed from it, because the history has them. *states* are Prefect's states so far.
     """
-    current, previous = instance(run, settings), record.instance
-    job_status = _with_start(record.job_status, states)
+    failures: Failures = {}
+    current, previous = instance(run, settings, failures), record.instance
+    job_status = with_failures(_with_start(record.job_status, states), failures)
     if (current.hostname, current.pid) != (previous.hostname, previous.pid):
         job_status = _with_new_process(job_status, previous, current)
-        for path in _changed_files(record.method.code, resolve_method(declared, run, settings)[0].code):
+        for path in _changed_files(record.method.code, resolve_method(declared, run, settings, {})[0].code):
             note = f"{path} has changed since the execution began; the bundle has the first version"
             job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
     usage = (previous.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})

@@ -43,7 +43,15 @@ from prefect_executions.flow.context import Execution, Metadata, RecordSink, ent
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.inputs import Inputs
 from prefect_executions.flow.invocation import owns_process
-from prefect_executions.flow.opening import Resumption, continued, late_worker_facts, now, opening, taken_over
+from prefect_executions.flow.opening import (
+    Resumption,
+    continued,
+    late_worker_facts,
+    now,
+    opening,
+    taken_over,
+    with_failures,
+)
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.unhooked import NO_STATE, seal_aborted, seal_returned_cancel
@@ -362,6 +370,7 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
         job_status = _with_masked_names(attempt, job_status)
     instance = _instance(attempt, running)
     usage = merge_usage(instance.usage, call.meter.stop().model_copy(update=ended))
+    job_status = with_failures(job_status, call.meter.failures)
     changed = None if job_status is written else job_status
     _write(attempt, instance.model_copy(update={"usage": usage}), changed, metrics)
     return replace(attempt, record=replace(attempt.record, job_status=job_status))

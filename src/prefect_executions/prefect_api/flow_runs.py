@@ -119,8 +119,8 @@ def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructu
         type=str(pool_type) if pool_type else "direct" if run.deployment_id is None else "serve",
         work_pool=run.work_pool_name or _text(labels.get("prefect.work-pool.name")),
         work_queue=run.work_queue_name,
-        worker=_text(labels.get("prefect.worker.name")) or environment.get("PREFECT__WORKER_NAME"),
-        worker_id=environment.get("PREFECT__WORKER_ID"),
+        worker=_text(labels.get("prefect.worker.name") or environment.get("PREFECT__WORKER_NAME")),
+        worker_id=_text(environment.get("PREFECT__WORKER_ID")),
         image=_text(worker_labels.get(SeenLabel.IMAGE)),
         image_digest=_text(worker_labels.get(SeenLabel.IMAGE_DIGEST)),
         image_id=_text(worker_labels.get(SeenLabel.IMAGE_ID)),
@@ -170,7 +170,7 @@ def deployment(run: FlowRun, environment: Mapping[str, str]) -> Deployment | Non
     """Return the deployment of *run*; its name only if the worker passed it on."""
     if run.deployment_id is None:
         return None
-    return Deployment(id=run.deployment_id, name=environment.get("PREFECT__DEPLOYMENT_NAME"))
+    return Deployment(id=run.deployment_id, name=_text(environment.get("PREFECT__DEPLOYMENT_NAME")))
 
 
 def created_by(run: FlowRun) -> dict[str, str] | None:
@@ -183,7 +183,7 @@ def created_by(run: FlowRun) -> dict[str, str] | None:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else clean_text(str(value))
 
 
 def current_states(run: FlowRun) -> tuple[ObservedState, ...]:
