@@ -40,7 +40,7 @@ from prefect_executions.lifecycle.history import EntryKind, add_entry
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
-from records import EXECUTION_ID, NOON, OUTPUTS, a_job_status, an_instance
+from records import EXECUTION_ID, NOON, OUTPUTS, a_job_status, a_request, a_staged_input, an_instance
 from scenes import dead_process, forget_flows
 
 COMMAND = str(Path(sys.executable).with_name("executions"))
@@ -342,6 +342,20 @@ def test_show_prints_inputs_outputs_params_metrics_and_history(executions, home)
         "history\t",
     ):
         assert words in shown
+
+
+def test_show_prints_every_file_of_a_list(executions, home):
+    scenes = ["s3://survey/a.tif", "s3://survey/b.tif", "s3://survey/c.tif"]
+    files = tuple(
+        a_staged_input(input="scenes", name=scene[-5:], origin=scene, path=f"inputs/scenes/{scene[-5:]}")
+        for scene in scenes
+    )
+    begun(bench_at(home), record_of(request=a_request(values={"scenes": scenes, "threshold": 0.3}, files=files)))
+    lines = executions("show", EXECUTION_ID).splitlines()
+    assert [line for line in lines if line.startswith("input\t")] == [
+        *(f"input\tscenes\t{scene}" for scene in scenes),
+        "input\tthreshold\t0.3",
+    ]
 
 
 def test_show_reports_a_dead_process_and_the_last_progress(executions, home):

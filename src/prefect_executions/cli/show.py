@@ -255,9 +255,13 @@ def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
 
 
 def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
-    staged = {file.input: file for file in record.request.files}
+    """Every value; a list of files has a line for each file."""
+    origins: dict[str, list[str]] = {}
+    for file in record.request.files:
+        origins.setdefault(file.input, []).append(file.origin)
     for name, value in record.request.values.items():
-        yield name, staged[name].origin if name in staged else json.dumps(value, ensure_ascii=False)
+        for shown in origins.get(name) or [json.dumps(value, ensure_ascii=False)]:
+            yield name, shown
 
 
 def _outputs(catalog: Catalog, execution_id: str) -> Iterator[tuple[str, object, object]]:
