@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
+from datetime import UTC, datetime
 from math import inf, nan
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from PIL import Image
 
-from prefect_executions.comparison.outputs import compare_output, relative_difference
+from prefect_executions.comparison.numbers import relative_difference
+from prefect_executions.comparison.outputs import compare_output
+from prefect_executions.comparison.results import Runs, RunSpan
 from prefect_executions.comparison.verdict import GRADES, Agreement, Grade, OutputVerdict, Verdict, judge
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.lifecycle.status import Status
@@ -27,10 +28,16 @@ JSON = st.recursive(
 )
 
 
+RUNS = Runs(
+    RunSpan(datetime(2026, 9, 22, 11, tzinfo=UTC), datetime(2026, 9, 22, 13, tzinfo=UTC)),
+    RunSpan(datetime(2026, 9, 23, 11, tzinfo=UTC)),
+)
+
+
 def told(name, before, after, tolerance=0.0, /, **declared):
     before, after = (data.encode() if isinstance(data, str) else data for data in (before, after))
     path, comparison = f"outputs/{name}", Comparison(**declared) if declared else None
-    return compare_output(path, media_type(path), before, after, tolerance=tolerance, declared=comparison)
+    return compare_output(path, media_type(path), before, after, tolerance=tolerance, declared=comparison, runs=RUNS)
 
 
 def table(areas):
@@ -118,6 +125,24 @@ def test_times_in_an_output_are_named_and_not_ignored():
     assert told("a.txt", before, after.replace("x", "y")).agreement is Agreement.DIFFERS
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.csv"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("2024-05-01T00:00:00Z", "2024-05-02T00:00:00Z"),  # both long before
+        ("2026-09-22T12:00:00Z", "2026-09-21T12:00:00Z"),  # before the second run
+        ("2026-09-28T12:00:00Z", "2026-09-23T12:00:00Z"),  # after the first run
+        ("2026-09-22T12:00:00Z", "2026-09-33T12:00:00Z"),  # not a time
+        ("2026-09-22T12:00:00Z", "<time>"),
+        ("2026-09-22T12:00:00Z", "2026-09-23T12:00:00Z2026-09-23T12:00:00Z"),
+        ("2026-09-22T12:00:00Z", ""),
+    ],
+)
+def test_a_time_that_is_not_one_of_the_run_is_a_value(name, before, after):
+    form = '{{"at": "{}"}}' if name.endswith("json") else "at\n{}\n"
+    assert told(name, form.format(before), form.format(after)).agreement is Agreement.DIFFERS
+
+
 def test_a_log_is_told_and_not_judged():
     found = told("stdout.log", "took 1 s\n", "took 2 s\n")
     assert found.agreement is Agreement.VOLATILE
@@ -172,35 +197,6 @@ def test_a_whole_output_may_be_declared_to_differ_in_every_run(name):
     assert "the Method declares" in found.words[0]
 
 
-def picture(size=(4, 3), dots=(), mode="L", form="PNG", **how):
-    drawn = Image.new(mode, size)
-    for dot in dots:
-        drawn.putpixel(dot, 9 if mode != "RGB" else (0, 9, 0))
-    stream = io.BytesIO()
-    drawn.save(stream, form, **how)
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "1"])
-def test_pictures_are_compared_by_their_pixels(mode):
-    dots = [(0, 0), (2, 1)]
-    plain, other = picture(dots=dots, mode=mode), picture(dots=dots, mode=mode, form="TIFF")
-    assert told("p.png", plain, other).words == ("the same pixels in another file",)
-    found = told("p.png", plain, picture(dots=dots[:1], mode=mode))
-    step = 255 if mode == "1" else 9
-    words = f"1 of 12 pixels differ, in a channel by up to {step}"
-    assert (found.agreement, found.by, found.words) == (Agreement.DIFFERS, "pixels", (words,))
-    assert told("p.png", plain, picture(size=(3, 4), mode=mode)).words == ("it was 4 x 3 pixels and is 3 x 4",)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
-def test_pixels_may_differ_by_what_is_declared(mode):
-    plain, other = picture(mode=mode), picture(dots=[(1, 1)], mode=mode)
-    found = told("p.png", plain, other, absolute_tolerance=9)
-    assert (found.agreement, found.words) == (Agreement.EQUAL, ("the same pixels in another file, or within 9",))
-    assert told("p.png", plain, other, absolute_tolerance=8.9).agreement is Agreement.DIFFERS
-
-
 @pytest.mark.parametrize("name", ["a.json", "a.csv", "a.png", "a.txt", "a.bin", "stdout.log", "a.tsv"])
 @given(before=st.binary(max_size=40), after=st.binary(max_size=40))
 def test_no_content_breaks_the_comparison(name, before, after):
@@ -223,7 +219,159 @@ def test_no_content_breaks_a_declared_comparison(by, before, after, volatile):
 
 def test_what_is_not_what_its_name_says_is_compared_as_text_or_bytes():
     assert told("a.json", "{\n1\n", "{\n2\n").by == "lines"
-    assert told("a.json", b"\xff\x00", b"\xff\x01").words == ("1 of 2 bytes differ",)
+    reason = "compared by bytes, because it is not valid JSON: Expecting value: line 1 column 1 (char 0)"
+    assert told("a.json", b"\xff\x00", b"\xff\x01").words == ("1 of 2 bytes differ", reason)
+    assert "compared by lines, because it is not valid JSON" in told("a.json", "{\n1\n", "{\n2\n").words[1]
+
+
+# --- exactness -------------------------------------------------------------------
+
+INTEGERS = st.integers(-(10**30), 10**30)
+EXACT = st.integers(min_value=-(2**53), max_value=2**53) | INTEGERS | st.floats(allow_nan=True, allow_infinity=True)
+
+
+def leaves(value, path=()):
+    """All places of a JSON document that hold a value."""
+    if isinstance(value, dict | list) and value:
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(part, (*path, key))
+    else:
+        yield path
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    parts = dict(value) if isinstance(value, dict) else list(value)
+    parts[path[0]] = replaced(value[path[0]], path[1:], new)
+    return parts
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | EXACT | st.text(max_size=5),
+    lambda part: st.lists(part, max_size=3) | st.dictionaries(st.text(max_size=3), part, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(VALUES, st.data())
+def test_any_other_value_anywhere_in_json_differs(value, data):
+    path = data.draw(st.sampled_from(list(leaves(value))))
+    old = value
+    for step in path:
+        old = old[step]
+    texts = [json.dumps(old)]
+    other = data.draw(
+        VALUES.filter(
+            lambda new: json.dumps(new) not in texts and not (is_number(old) and is_number(new) and old == new)
+        )
+    )
+    found = told("a.json", json.dumps(value), json.dumps(replaced(value, path, other)))
+    assert (found.agreement, found.by) == (Agreement.DIFFERS, "JSON")
+
+
+def is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("1234567890123456788", "1234567890123456789"),
+        ("1700000000000000001.0", "1700000000000000002.0"),
+        ("0.1", "0.10000000000000000001"),
+        ("0.30000000000000004", "0.30000000000000005"),
+        ("1e400", "1e401"),
+        ("1e400", "Infinity"),
+        ("-1e400", "-Infinity"),
+        ("5e-324", "3e-324"),
+        ("1e-400", "0.0"),
+        ("0.0", "-0.0"),
+        ("NaN", "0.0"),
+        ("NaN", "null"),
+        ("NaN", '"NaN"'),
+        ("Infinity", "-Infinity"),
+        ("1", "true"),
+        ("1e99999999999999999999", "1e99999999999999999998"),
+        ("9" * 5000, "9" * 4999 + "8"),
+        ('{"a": 1, "a": 2}', '{"a": 3, "a": 2}'),
+        ('"\\u00e9"', '"e\\u0301"'),
+        ('"\\ud800"', '"\\ud801"'),
+    ],
+)
+def test_json_numbers_are_not_rounded_before_they_are_compared(before, after):
+    for form in ("{}", '{{"a": [{}, 1]}}'):
+        found = told("a.json", form.format(before), form.format(after) + "\n")
+        assert found.agreement is Agreement.DIFFERS, found
+        assert found.words
+
+
+def test_large_numbers_may_be_within_a_tolerance():
+    assert told("a.json", "1234567890123456788", "1234567890123456789", 1e-18).agreement is Agreement.EQUAL
+    assert told("a.json", "1234567890123456788", "1234567890123456789", 1e-19).agreement is Agreement.DIFFERS
+    assert told("a.json", "1e400", "1.0000001e400", 1e-6).agreement is Agreement.EQUAL
+    assert told("a.json", "1e400", "Infinity", 0.9).agreement is Agreement.DIFFERS
+
+
+def test_json_with_nan_is_compared_by_values():
+    before, after = (
+        '{"auc": NaN, "loss": 0.5, "most": -Infinity}',
+        '{"auc": NaN, "loss": 0.50000001, "most": -Infinity}',
+    )
+    found = told("a.json", before, after, 1e-6)
+    assert (found.agreement, found.by) == (Agreement.EQUAL, "JSON")
+    found = told("a.json", before, after)
+    assert (found.agreement, found.words) == (Agreement.DIFFERS, ("/loss was 0.5 and is 0.50000001",))
+
+
+@pytest.mark.parametrize(("before", "after"), [("1e1", "10.0"), ("0.5", "5.0e-1"), ("0.1", "0.10"), ("2", "2.0")])
+def test_json_numbers_may_be_written_in_another_way(before, after):
+    assert told("a.json", before, after).agreement is Agreement.EQUAL
+
+
+# --- text ------------------------------------------------------------------------
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(min_size=1, max_size=1), st.text(min_size=1, max_size=1))
+def test_any_other_character_anywhere_in_text_differs(begin, end, old, new):
+    assume(old != new)
+    found = told("a.txt", begin + old + end, begin + new + end)
+    assert found.agreement is Agreement.DIFFERS
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20), st.binary(max_size=2), st.binary(max_size=2))
+def test_any_other_byte_anywhere_in_an_unknown_format_differs(begin, end, old, new):
+    assume(old != new)
+    assert told("a.bin", begin + old + end, begin + new + end).agreement is Agreement.DIFFERS
+    assert told("a.npy", begin + old + end, begin + new + end).agreement is Agreement.DIFFERS
+
+
+@pytest.mark.parametrize("separator", ["\f", "\v", "\x1c", "\x85", "\u2028", "\u2029", "\r", "\n\n", ""])
+def test_only_lf_and_crlf_end_a_line(separator):
+    assert told("a.txt", "a\nb\n", f"a{separator}b\n").agreement is Agreement.DIFFERS
+
+
+def test_windows_line_ends_and_marks_of_the_byte_order_are_understood():
+    text = "größe,n\n1,2\n"
+    windows = text.replace("\n", "\r\n")
+    for other in (windows.encode(), windows.encode("utf-8-sig"), windows.encode("utf-16"), text.encode("utf-8-sig")):
+        assert told("a.txt", text, other).agreement is Agreement.EQUAL
+        assert told("a.csv", text, other).agreement is Agreement.EQUAL
+        assert told("a.txt", text.replace("2", "3"), other).agreement is Agreement.DIFFERS
+        assert told("a.csv", text.replace("2", "3"), other).agreement is Agreement.DIFFERS
+    assert told("a.json", b'\xef\xbb\xbf{"a": 1}\r\n', '{"a": 1.0}').agreement is Agreement.EQUAL
+    assert told("a.csv", text, windows.encode("utf-8-sig"), volatile=("größe",)).agreement is Agreement.EQUAL
+
+
+def test_line_ends_count_in_what_may_not_be_text():
+    found = told("a.dat", "a\nb\n", "a\r\nb\n")
+    assert (found.agreement, found.by) == (Agreement.DIFFERS, "bytes")
+    assert "only line ends differ" in found.words[1]
+    assert told("a.dat", "a\nb\n", "a\r\nb\n", by="lines").agreement is Agreement.EQUAL
+
+
+def test_text_without_its_last_line_end_differs():
+    assert told("a.txt", "a\nb\n", "a\nb").words == ("only one of them ends with a line end",)
 
 
 # --- the verdict -----------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from prefect_executions.comparison.outputs import compare_output, judged
 from prefect_executions.comparison.records import Changed, Difference, changed_sources, compare, source_diff
+from prefect_executions.comparison.results import Runs, RunSpan
 from prefect_executions.comparison.verdict import Agreement, OutputVerdict
 from prefect_executions.errors import ExecutionsError, NotFoundError
 from prefect_executions.executions.record import BundleFile, ExecutionRecord
@@ -29,12 +30,13 @@ def compare_outputs(
     contents: tuple[Content, Content],
     *,
     declared: Mapping[str, Comparison] | None,
+    runs: Runs,
     tolerance: float = 0,
 ) -> Iterator[OutputVerdict]:
     """Yield the agreement of each output in *after* with that in *before*, sorted by path.
 
     Outputs with different bytes are read through *contents*, one reader for each side,
-    and compared by the Method's *declared* comparison. An unreadable output counts as
+    and compared by the Method's *declared* comparison. Times of the *runs* may differ. An unreadable output counts as
     different, with the reason.
     """
     first, second = ({file.path: file for file in files} for files in (before, after))
@@ -49,15 +51,22 @@ def compare_outputs(
         elif max(first[path].size, second[path].size) > _COMPARED:
             yield judged(path, Agreement.DIFFERS, ("too large to compare its content",), declared=how)
         else:
-            yield _compared(path, contents, how, tolerance)
+            yield _compared(path, contents, how, tolerance, runs)
 
 
-def _compared(path: str, contents: tuple[Content, Content], how: Comparison | None, tolerance: float) -> OutputVerdict:
+def run_of(record: ExecutionRecord) -> RunSpan:
+    """Return when the execution ran; the finish of a record that is not final is unknown."""
+    return RunSpan(record.job_status.started, record.job_status.finished)
+
+
+def _compared(
+    path: str, contents: tuple[Content, Content], how: Comparison | None, tolerance: float, runs: Runs
+) -> OutputVerdict:
     try:
         first, second = (content(path) for content in contents)
     except ExecutionsError as error:
         return judged(path, Agreement.DIFFERS, (str(error),), declared=how)
-    return compare_output(path, media_type(path), first, second, tolerance=tolerance, declared=how)
+    return compare_output(path, media_type(path), first, second, tolerance=tolerance, declared=how, runs=runs)
 
 
 class Compared(NamedTuple):
@@ -87,7 +96,8 @@ def compare_executions(catalog: Catalog, before: str, after: str) -> Compared:
 def _outputs(catalog: Catalog, before: ExecutionRecord, after: ExecutionRecord) -> Iterator[OutputVerdict]:
     contents = (partial(_output, catalog, before.id), partial(_output, catalog, after.id))
     written = (before.job_status.outputs, after.job_status.outputs)
-    for verdict in compare_outputs(*written, contents, declared=before.method.comparisons):
+    runs = Runs(run_of(before), run_of(after))
+    for verdict in compare_outputs(*written, contents, declared=before.method.comparisons, runs=runs):
         if verdict.agreement not in {Agreement.SAME, Agreement.GONE, Agreement.NEW}:
             yield verdict
 

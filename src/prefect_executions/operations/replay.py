@@ -32,6 +32,7 @@ from prefect_executions.bundles.source import FolderSource, Source, record_of
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, verify
 from prefect_executions.bundles.zip_reader import ZipReader
 from prefect_executions.capture.staging import stage
+from prefect_executions.comparison.results import Runs
 from prefect_executions.comparison.verdict import Verdict, judge
 from prefect_executions.errors import (
     BundleError,
@@ -44,7 +45,7 @@ from prefect_executions.errors import (
 from prefect_executions.executions.record import ExecutionRecord, Relative, ScriptRun, StagedInput
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.code_origin import Approve, check_code, refuse
-from prefect_executions.operations.compare import compare_outputs
+from prefect_executions.operations.compare import compare_outputs, run_of
 from prefect_executions.runtimes.registry import image_runtime, open_runtime
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
@@ -260,14 +261,16 @@ class Replay:
         gathered = load_gathered(bundle)
         if gathered is None:
             raise BundleError(f"the outputs of bundle {bundle.id} are not gathered, so they cannot be compared")
+        after = bundle.record()
         verdict = judge(
             self.record,
-            bundle.record(),
+            after,
             compare_outputs(
                 self.record.job_status.outputs,
                 gathered.files,
                 (partial(_content, self.source), lambda path: (bundle.folder / path).read_bytes()),
                 declared=self.record.method.comparisons,
+                runs=Runs(run_of(self.record), run_of(after)),
                 tolerance=tolerance,
             ),
             status=Status.COMPLETED if well else Status.FAILED,
