@@ -77,6 +77,7 @@ class MemorySource:
     """A bundle in memory, to be changed byte by byte."""
 
     irregular: tuple[str, ...] = ()
+    empty_folders: tuple[str, ...] = ()
 
     def __init__(self, files: Mapping[str, bytes], absent: Mapping[str, str] | None = None) -> None:
         self._content = files
@@ -327,7 +328,9 @@ def test_a_value_only_in_prov_is_protected_by_the_digest_in_the_crate(bundle: Pa
 
 
 def test_a_source_file_that_was_removed_with_the_manifest_is_found(bundle: Path) -> None:
-    next(path for path in (bundle / "code").rglob("*") if path.is_file()).unlink()
+    removed = next(path for path in (bundle / "code").rglob("*") if path.is_file())
+    removed.unlink()
+    removed.parent.rmdir()
     renew_manifest(bundle)
     assert failed(verify(bundle)) == {"told-files"}
 

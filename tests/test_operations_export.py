@@ -23,7 +23,7 @@ from prefect_executions.archive.objects import folder_of
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
-from prefect_executions.errors import BundleError, NameRefusedError, NotAvailableError, RequestError
+from prefect_executions.errors import BundleError, NotAvailableError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.export import export, matching_ids
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
@@ -153,11 +153,13 @@ def test_every_bag_is_valid_to_bagit(bench, tmp_path):
     assert validated(*bags).returncode == 1
 
 
-def test_a_name_that_bagit_cannot_write_is_refused(tmp_path):
-    bench = bench_at(tmp_path)
+def test_a_name_that_bagit_cannot_write_is_replaced_and_listed(tmp_path):
+    bench = bench_at(tmp_path / "home")
     kept(bench, outputs={**OUTPUTS, "outputs/50%0Aoff": b"x"})
-    with pytest.raises(NameRefusedError, match="50%0Aoff"):
-        exported(bench, form=ExportFormat.BAGIT)
+    (bag,) = unpacked(exported(bench, form=ExportFormat.BAGIT), tmp_path / "bag").iterdir()
+    assert validated(bag).returncode == 0
+    (listed,) = json.loads((bag / "data/export.json").read_bytes())["executions"]
+    assert list(listed["renamed"].values()) == ["outputs/50%0Aoff"]
 
 
 @pytest.mark.long

@@ -6,7 +6,8 @@ file does not hide another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar, cast
@@ -47,6 +48,8 @@ class Unchecked(str):
 Findings = Iterator[str]
 """The faults that a check yields, and `Unchecked` sentences."""
 
+_NOT_LISTED = "not read, because the manifest does not list it"
+
 
 class Evidence:
     """Everything that the checks read."""
@@ -57,20 +60,31 @@ class Evidence:
         self.signatures = signatures
         self._documents: dict[type[Document], Document | BundleError] = {}
 
-    @property
+    @cached_property
     def files(self) -> Mapping[str, int]:
-        """The size of every file in the source."""
-        return self.source.files
+        """The size of every file in the source, without desktop files that the manifest does not list."""
+        skipped = set(self.skipped)
+        return {path: size for path, size in self.source.files.items() if path not in skipped}
+
+    @cached_property
+    def skipped(self) -> tuple[str, ...]:
+        """The desktop files that the manifest does not list; they are never read."""
+        return tuple(path for path in self.source.files if layout.is_desktop_file(path) and not self._is_listed(path))
 
     @cached_property
     def data(self) -> Mapping[str, bytes | BundleError]:
         """The bytes of each file of `_IN_MEMORY`, or the error that reading it raised."""
-        return {path: self._read_file(path) for path in _IN_MEMORY if path in self.files}
+        return {path: self._read_file(path) for path in _IN_MEMORY if path in self.source.files}
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
-        """The digest of every file; for an unreadable file, a text that equals no digest."""
-        return {path: self._digest(path) for path in self.files}
+        """The digest of every listed file; for another file, which is not read, a text that equals no digest.
+
+        Raises:
+            BundleError: If the manifest is missing or damaged.
+        """
+        listed = self.listed
+        return {path: self._digest(path) if _is_read(path, listed) else _NOT_LISTED for path in self.files}
 
     @cached_property
     def available(self) -> Mapping[str, str]:
@@ -110,8 +124,19 @@ class Evidence:
         with self.source.open(layout.OUTPUT_ZIP) as stream:
             reader = ZipReader.open(stream, self.limits)
             return {
-                name: self._member_digest(reader, name) for name, entry in reader.entries.items() if not entry.is_folder
+                name: self._member_digest(reader, name) if name in self.listed else _NOT_LISTED
+                for name, entry in reader.entries.items()
+                if not entry.is_folder
             }
+
+    @cached_property
+    def member_folders(self) -> Collection[str]:
+        """The folders of ``output.zip``; none if it cannot be read."""
+        if layout.OUTPUT_ZIP in self.files:
+            with suppress(BundleError), self.source.open(layout.OUTPUT_ZIP) as stream:
+                entries = ZipReader.open(stream, self.limits).entries
+                return {name.removesuffix("/") for name, entry in entries.items() if entry.is_folder}
+        return ()
 
     @cached_property
     def record(self) -> ExecutionRecord:
@@ -150,6 +175,10 @@ class Evidence:
         """The reason why paths with a given prefix are absent, from the source or the request's archive level."""
         return {**self._absent_by_level(), **self.source.absent}
 
+    def has_folder(self, folder: str) -> bool:
+        """Whether the empty *folder* belongs to the bundle: a folder of the format, or of ``output.zip``."""
+        return folder in layout.FOLDERS or folder in self.member_folders
+
     def absence_reason(self, path: str) -> str | None:
         """Return why the file at *path* may be absent, or None if it must be present."""
         folders = [path[: end + 1] for end, letter in enumerate(path) if letter == "/"]
@@ -187,6 +216,12 @@ class Evidence:
             raise document
         return cast("D", document)
 
+    def _is_listed(self, path: str) -> bool:
+        try:
+            return path in self.listed
+        except BundleError:
+            return False
+
     def _read(self, kind: type[Document]) -> Document | BundleError:
         try:
             self.json_of(kind)
@@ -207,7 +242,7 @@ class Evidence:
         }
 
     def _read_file(self, path: str) -> bytes | BundleError:
-        size = self.files[path]
+        size = self.source.files[path]
         if size > self.limits.document:
             return BundleError(f"{path} has {size} bytes; the limit for a document is {self.limits.document}")
         try:
@@ -240,3 +275,7 @@ class Evidence:
         except BundleError as error:
             return f"unreadable ({error})"
         return digest.hexdigest()
+
+
+def _is_read(path: str, listed: Mapping[str, str]) -> bool:
+    return path in _IN_MEMORY or path in listed

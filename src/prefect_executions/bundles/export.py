@@ -5,59 +5,47 @@ entries are stored, not deflated (libraries deflate differently), and outputs ar
 from ``output.zip`` in compressed form. Every copied file is checked against the manifest,
 and the manifest against the seal.
 
-A bag is a folder ``data/``, the payload, with manifests of its digests beside it. Bags have
-version 0.97, which `bagit.py` reads and writes completely: for 1.0 it does not decode
-``%25``, so that a name with a percent sign would have two spellings.
+`export.json` beside the bundles says what is in the export, what was omitted, and which
+files of a bag have another name than in their bundle.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.bag import BAG_PAYLOAD, bag_tag_files, stand_ins
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
-from prefect_executions.bundles.source import Source, SubfolderSource
+from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipEntry, ZipReader
 from prefect_executions.bundles.zip_writer import CompressedData, ZipWriter
 from prefect_executions.crate.collection import CollectedCrate, collect
 from prefect_executions.documents import ArchiveDocument, Part
-from prefect_executions.errors import BundleError, NameRefusedError, RequestError
+from prefect_executions.errors import BundleError, RequestError
 from prefect_executions.executions.record import Agent
 
 if TYPE_CHECKING:
     from hashlib import _Hash
-
-BAG_DECLARATION = "bagit.txt"
-BAG_PAYLOAD = "data/"
-
-_INFO = "bag-info.txt"
-_FETCH = "fetch.txt"
-_MANIFEST = re.compile(r"(tag)?manifest-(\w+)\.txt")
-_LINE = re.compile(r"([0-9A-Fa-f]+)[ \t]+\*?(.+)")
-_ENCODED = re.compile(r"%(0[DdAa]|25)")
-_AMBIGUOUS = re.compile(r"%0[DdAa]")
-_ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
-_LARGEST_TAG = 64 << 20
 
 _IN_MEMORY = 8 << 20
 """Files up to this many bytes are read into memory, so that their checksum can precede their data."""
 
 
 class ExportedBundle(Part):
-    """An exported bundle and the digest of its manifest."""
+    """An exported bundle, the digest of its manifest, and its files with another name in the export."""
 
     id: str
     manifest_sha256: str
+    renamed: dict[str, str] | None = None
+    """The path in the bundle of each file that a bag cannot name, by its path in the bag."""
 
 
 class Export(ArchiveDocument):
-    """The document beside the bundles in an export of several bundles, or of parts of one."""
+    """The document beside the bundles in an export of several bundles, of parts of one, or with renamed files."""
 
     file_name: ClassVar[str] = "export.json"
 
@@ -99,10 +87,13 @@ class Exporter:
         self._format, self._level, self._only = export_format, level, only
         self._bag = f"{only or 'executions'}/" if export_format is ExportFormat.BAGIT else ""
         self._root = f"{self._bag}{BAG_PAYLOAD}" if self._bag else ""
+        self._with_list = only is None or level is not ExportLevel.FULL
+        """Whether `export.json` is written. It is not allowed in a bundle, so each bundle then has its own folder."""
         self._digests: dict[str, str] = {}
         self._size = 0
         self._exported: list[ExportedBundle] = []
         self._crates: list[CollectedCrate] = []
+        self._finished: list[datetime] = []
 
     def add(self, bundle: BundleToExport) -> None:
         """Add a bundle; the caller adds bundles in the order of their ids.
@@ -110,24 +101,30 @@ class Exporter:
         Raises:
             BundleError: If a file is missing or damaged; discard everything written so far.
         """
-        prefix = self._root + ("" if self._only and self._format is not ExportFormat.ZIP else f"{bundle.id}/")
-        copy = _BundleCopy(bundle, self._level, self._zip, prefix, self._record)
-        copy.run(folders=self._format is not ExportFormat.BAGIT)
-        self._exported.append(ExportedBundle(id=bundle.id, manifest_sha256=bundle.manifest_sha256))
+        copy = _BundleCopy(bundle, self._level, self._zip, self._record)
+        renamed = stand_ins(copy.paths) if self._bag else {}
+        self._with_list |= bool(renamed)
+        at_root = self._only and self._format is not ExportFormat.ZIP and not self._with_list
+        folder = self._root if at_root else f"{self._root}{bundle.id}/"
+        copy.run(folder, renamed, folders=self._format is not ExportFormat.BAGIT)
+        originals = {stored: path for path, stored in sorted(renamed.items())} or None
+        exported = ExportedBundle(id=bundle.id, manifest_sha256=bundle.manifest_sha256, renamed=originals)
+        self._exported.append(exported)
+        self._finished += [bundle.finished] if bundle.finished else []
         if self._format is ExportFormat.CRATE and self._only is None:
             agent = Agent.from_json(b"".join(bundle.source.blocks(Agent.file_name)))
             self._crates.append(CollectedCrate(bundle.id, bundle.finished, agent))
 
     def close(self) -> int:
         """Write the files beside the bundles, and the directory; return the length of the zip."""
-        if self._only is None or self._level is not ExportLevel.FULL:
+        if self._with_list:
             document = Export(level=self._level, executions=tuple(self._exported))
             self._add_beside(document.file_name, document.to_json())
-        ids = [bundle.id for bundle in self._exported]
+        ids, newest = [bundle.id for bundle in self._exported], max(self._finished, default=None)
         if self._format is ExportFormat.CRATE and self._only is None:
             self._add_beside(layout.CRATE, collect(self._crates))
         if self._bag:
-            for name, data in bag_tag_files(self._digests, self._size, ids).items():
+            for name, data in bag_tag_files(self._digests, self._size, ids, newest).items():
                 self._zip.add_bytes(self._bag + name, data, deflate=False)
         return self._zip.close()
 
@@ -142,41 +139,47 @@ class Exporter:
 
 
 class _BundleCopy:
-    """Copies one bundle below *prefix* in the zip; *record* receives the name, digest and size of each file."""
+    """Copies one bundle to a folder of the zip; *record* receives the name, digest and size of each file."""
 
     def __init__(
         self,
         bundle: BundleToExport,
         level: ExportLevel,
         writer: ZipWriter,
-        prefix: str,
         record: Callable[[str, str, int], None],
     ) -> None:
         self._bundle, self._source = bundle, bundle.source
-        self._level, self._zip, self._prefix, self._record = level, writer, prefix, record
+        self._zip, self._record = writer, record
+        self._folder = ""
+        self._renamed: Mapping[str, str] = {}
         self._listed = self._read_manifest()
-
-    def run(self, *, folders: bool) -> None:
-        files, outputs = self._source.files, layout.OUTPUTS + "/"
-        paths = [path for path in files if not path.startswith(outputs) and _is_included(path, self._level)]
-        with_outputs = layout.OUTPUT_ZIP in paths
-        present = {*paths, *((path for path in self._listed if path.startswith(outputs)) if with_outputs else ())}
-        missing = [
-            path
-            for path in self._listed
-            if path not in present and path not in self._bundle.absent and _is_included(path, self._level)
+        outputs = layout.OUTPUTS + "/"
+        self._beside = [
+            path for path in self._source.files if not path.startswith(outputs) and _is_included(path, level)
         ]
-        if missing:
-            raise BundleError(f"execution {self._bundle.id} cannot be exported: {missing[0]} is missing")
-        for path in sorted(paths):
-            self._copy(path, files[path])
-        if self._bundle.inclusion and layout.INCLUSION not in files:
+        with_outputs = layout.OUTPUT_ZIP in self._beside
+        zipped = [path for path in self._listed if with_outputs and path.startswith(outputs)]
+        self.paths = frozenset([*self._beside, *zipped])
+        """The paths in the bundle of all files to copy."""
+        for path in self._listed:
+            if path not in self.paths and path not in bundle.absent and _is_included(path, level):
+                raise BundleError(f"execution {bundle.id} cannot be exported: {path} is missing")
+
+    def run(self, folder: str, renamed: Mapping[str, str], *, folders: bool) -> None:
+        """Copy all files to *folder*, some of them *renamed*; with *folders* also the empty folders."""
+        self._folder, self._renamed = folder, renamed
+        for path in sorted(self._beside):
+            self._copy(path, self._source.files[path])
+        if self._bundle.inclusion and layout.INCLUSION not in self._source.files:
             self._add_inclusion(self._bundle.inclusion)
-        if with_outputs:
+        if layout.OUTPUT_ZIP in self._beside:
             self._copy_outputs(folders=folders)
 
+    def _name(self, path: str) -> str:
+        return self._folder + self._renamed.get(path, path)
+
     def _copy(self, path: str, size: int) -> None:
-        digest, name = sha256(), self._prefix + path
+        digest, name = sha256(), self._name(path)
         hashed = _hashed(self._source.blocks(path), digest)
         if size <= _IN_MEMORY:
             self._zip.add_bytes(name, b"".join(hashed), deflate=False)
@@ -190,7 +193,7 @@ class _BundleCopy:
         self._record(name, actual, size)
 
     def _add_inclusion(self, data: bytes) -> None:
-        name = self._prefix + layout.INCLUSION
+        name = self._name(layout.INCLUSION)
         self._zip.add_bytes(name, data, deflate=False)
         self._record(name, sha256(data).hexdigest(), len(data))
 
@@ -202,14 +205,14 @@ class _BundleCopy:
                 if not entry.is_folder:
                     self._copy_output(reader, entry)
                 elif folders:
-                    self._zip.add_folder(self._prefix + entry.name)
+                    self._zip.add_folder(self._folder + entry.name)
 
     def _copy_output(self, reader: ZipReader, entry: ZipEntry) -> None:
         if entry.name not in self._listed:
             raise self._damaged(f"{layout.OUTPUT_ZIP} has {entry.name}, which the manifest does not list")
         packed = CompressedData(entry.method, entry.checksum, entry.packed, entry.size)
-        self._zip.add_compressed(self._prefix + entry.name, reader.compressed_blocks(entry), packed)
-        self._record(self._prefix + entry.name, self._listed[entry.name], entry.size)
+        self._zip.add_compressed(self._name(entry.name), reader.compressed_blocks(entry), packed)
+        self._record(self._name(entry.name), self._listed[entry.name], entry.size)
 
     def _read_manifest(self) -> Mapping[str, str]:
         if layout.MANIFEST not in self._source.files:
@@ -246,97 +249,3 @@ def _hashed(blocks: Iterator[bytes], digest: _Hash) -> Iterator[bytes]:
     for block in blocks:
         digest.update(block)
         yield block
-
-
-def bag_tag_files(digests: Mapping[str, str], size: int, names: Sequence[str]) -> dict[str, bytes]:
-    """Return the tag files of a bag, those beside ``data/``.
-
-    *digests* are the digests of the payload by path below ``data/``, *size* is its number of
-    bytes, and *names* become the External-Identifiers. Equal payloads give equal bytes.
-
-    Raises:
-        NameRefusedError: If BagIt cannot represent one of the paths.
-    """
-    lines = [f"{digest}  {_encoded(BAG_PAYLOAD + path)}\n" for path, digest in sorted(digests.items())]
-    identifiers = [f"External-Identifier: {name}\n" for name in names]
-    tags = {
-        BAG_DECLARATION: b"BagIt-Version: 0.97\nTag-File-Character-Encoding: UTF-8\n",
-        _INFO: "".join([*identifiers, f"Payload-Oxum: {size}.{len(digests)}\n"]).encode(),
-        "manifest-sha256.txt": "".join(lines).encode(),
-    }
-    tag_manifest = "".join(f"{sha256(data).hexdigest()}  {name}\n" for name, data in sorted(tags.items()))
-    return tags | {"tagmanifest-sha256.txt": tag_manifest.encode()}
-
-
-def bag_payload(bag: Source) -> SubfolderSource:
-    """Verify every file of *bag* against its manifests and return the payload.
-
-    Raises:
-        BundleError: If a digest is wrong, a file is missing or unlisted, or the bag refers to files elsewhere.
-    """
-    if _FETCH in bag.files:
-        raise BundleError(f"{_FETCH}: the bag refers to files elsewhere, which are never fetched")
-    manifests = {path: match for path in bag.files if (match := _MANIFEST.fullmatch(path))}
-    unsupported = [path for path, match in manifests.items() if match[2] not in _ALGORITHMS]
-    if unsupported or not any(match[1] is None for match in manifests.values()):
-        supported = ", ".join(_ALGORITHMS)
-        raise BundleError(
-            f"{unsupported[0] if unsupported else 'the bag'}: a bag needs a manifest, and only of {supported}"
-        )
-    listed = {path: dict(_listed(path, _text(bag, path))) for path in manifests}
-    claims: dict[str, list[tuple[str, str, str]]] = {}
-    for name, digests in listed.items():
-        for path, digest in digests.items():
-            claims.setdefault(path, []).append((manifests[name][2], digest, name))
-    _check_complete(bag, {path: set(digests) for path, digests in listed.items() if manifests[path][1] is None})
-    for path, path_claims in claims.items():
-        _check_digests(bag, path, path_claims)
-    return SubfolderSource(bag, BAG_PAYLOAD)
-
-
-def _check_complete(bag: Source, listed: Mapping[str, set[str]]) -> None:
-    present = {path for path in bag.files if path.startswith(BAG_PAYLOAD)}
-    for name, paths in listed.items():
-        for path in sorted(present ^ paths):
-            fault = "not listed in" if path in present else "missing and listed in"
-            raise BundleError(f"{path!r} is {fault} {name} of the bag")
-
-
-def _check_digests(bag: Source, path: str, claims: Sequence[tuple[str, str, str]]) -> None:
-    if path not in bag.files:
-        raise BundleError(f"{path!r} is missing and listed in {claims[0][2]} of the bag")
-    digests = {algorithm: hashlib.new(algorithm, usedforsecurity=False) for algorithm, _, _ in claims}
-    for block in bag.blocks(path):
-        for digest in digests.values():
-            digest.update(block)
-    for algorithm, expected, name in claims:
-        if digests[algorithm].hexdigest() != expected:
-            raise BundleError(f"{path!r} is {digests[algorithm].hexdigest()}; {name} of the bag says {expected}")
-
-
-def _text(bag: Source, path: str) -> str:
-    if bag.files[path] > _LARGEST_TAG:
-        raise BundleError(f"{path} has {bag.files[path]} bytes; the limit for it is {_LARGEST_TAG}")
-    try:
-        return b"".join(bag.blocks(path)).decode()
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{path} is not UTF-8") from error
-
-
-def _listed(manifest: str, text: str) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text.removesuffix("\n")), start=1):
-        match = _LINE.fullmatch(line)
-        if not match:
-            raise BundleError(f"line {number} of {manifest} is not 'digest path'")
-        path = _ENCODED.sub(lambda code: chr(int(code[1], 16)), match[2].removeprefix("./"))
-        if path in seen:
-            raise BundleError(f"line {number} of {manifest}: {path!r} is listed twice")
-        seen.add(path)
-        yield path, match[1].lower()
-
-
-def _encoded(path: str) -> str:
-    if _AMBIGUOUS.search(path):
-        raise NameRefusedError(f"{path!r} cannot be in a bag: BagIt decodes its %0A or %0D to a line break")
-    return path.replace("\r", "%0D").replace("\n", "%0A")

@@ -1,26 +1,36 @@
 """Finds the bundles in a folder or zip to import: one or several bundles, in a bag or not, or exports of CCP.
 
-It reads only file names, to assign each file to its bundle, and the manifests of a bag.
-A file that belongs to no bundle is an error, so that nothing is imported unnoticed.
+It reads file names, to assign each file to its bundle, then manifests and `export.json`.
+The files of a bag are read only if each of them belongs to a bundle. A file that belongs
+to no bundle is an error, so that nothing is imported unnoticed. Files that file managers
+add (`layout.is_desktop_file`) are skipped, unless a manifest lists them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect_executions.bundles import layout
-from prefect_executions.bundles.export import BAG_DECLARATION, BAG_PAYLOAD, Export, absent_at_level, bag_payload
+from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.bag import BAG_DECLARATION, BAG_PAYLOAD, check_bag
+from prefect_executions.bundles.export import Export, absent_at_level
 from prefect_executions.bundles.layout import BundleKind, ExportLevel
 from prefect_executions.bundles.source import Source, SubfolderSource, open_source
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
+from prefect_executions.lifecycle.history import JobStatus
 
 _CCP = ("metadata/request.json", "metadata/method.json")
 """Without a manifest, one of these files identifies an export of CCP."""
+
+NO_BUNDLE = f"it contains no bundle: neither {layout.MANIFEST}, nor {BAG_DECLARATION}, nor {_CCP[0]} was found"
 
 _DEEPEST = 8
 """The most folders that may be above a bundle."""
@@ -33,6 +43,81 @@ class IncomingBundle(NamedTuple):
     path: str
     source: Source
     level: ExportLevel = ExportLevel.FULL
+    folder: str = ""
+    """The name of its folder; empty at the root of a zip, folder or bag."""
+    export: Export | None = None
+    """The `export.json` beside it."""
+
+
+class BundleId(NamedTuple):
+    """The id of the execution in a bundle, as its documents say, and the digest of its manifest."""
+
+    id: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
+class Container:
+    """The bundles in a folder or zip."""
+
+    bundles: tuple[IncomingBundle, ...]
+    skipped: tuple[str, ...] = ()
+    """The desktop files, which no manifest lists."""
+    stray_folders: tuple[str, ...] = ()
+    """The empty folders outside all bundles."""
+
+    def some_bundles(self) -> tuple[IncomingBundle, ...]:
+        """Return the bundles.
+
+        Raises:
+            BundleError: If there is none.
+        """
+        if not self.bundles:
+            raise BundleError(NO_BUNDLE)
+        return self.bundles
+
+    def faults(self) -> Iterator[str]:
+        """Yield a sentence for each bundle that is there twice, and each contradiction to `export.json`."""
+        first: dict[str, int] = {}
+        for index, known in self.ids.items():
+            other = first.setdefault(known.id, index)
+            if other != index:
+                paths = f"{self.bundles[other].path!r} and {self.bundles[index].path!r}"
+                yield f"execution {known.id} is in it twice, at {paths}"
+        exports = {id(bundle.export): bundle.export for bundle in self.bundles if bundle.export}
+        for key, export in exports.items():
+            group = [index for index, bundle in enumerate(self.bundles) if id(bundle.export) == key]
+            present = [self.ids[index] for index in group if index in self.ids]
+            yield from _export_faults(export, present, complete=len(present) == len(group))
+
+    def folder_faults(self) -> Iterator[str]:
+        """Yield a sentence for each folder that lacks the name of the execution in it, or is empty."""
+        for index, known in self.ids.items():
+            folder = self.bundles[index].folder
+            if folder and folder != known.id:
+                yield misnamed(folder, known.id)
+        for folder in self.stray_folders:
+            yield f"{folder!r} is an empty folder that belongs to no bundle"
+
+    @cached_property
+    def ids(self) -> Mapping[int, BundleId]:
+        """The ids of the bundles of this package by their index, except those whose documents are damaged."""
+        ids = {}
+        for index, bundle in enumerate(self.bundles):
+            if bundle.kind is BundleKind.BUNDLE:
+                with suppress(BundleError):
+                    ids[index] = _id_of(bundle.source)
+        return ids
+
+
+def misnamed(folder: str, execution_id: str) -> str:
+    """Return the sentence on a folder that lacks the name of the execution in it."""
+    return f"the folder {folder!r} holds execution {execution_id}: rename it to {execution_id}"
+
+
+def skipped_file(path: str) -> str:
+    """Return the sentence on a desktop file that was skipped."""
+    return f"{path!r} was skipped: file managers add such files, and no manifest lists it"
 
 
 @contextmanager
@@ -50,53 +135,142 @@ def open_container(path: Path, limits: Limits) -> Iterator[Source]:
 
 
 def find_bundles(source: Source) -> tuple[IncomingBundle, ...]:
+    """Return the bundles of `read_container`.
+
+    Raises:
+        BundleError: As `read_container`, and if there is none.
+    """
+    return read_container(source).some_bundles()
+
+
+def read_container(source: Source) -> Container:
     """Return the bundles in *source*, sorted by path.
 
     Raises:
-        BundleError: If there is none, a file belongs to none, or the bag around them is
-            damaged or incomplete.
+        BundleError: If a file belongs to no bundle, or the bag around them is damaged or incomplete.
     """
-    bundles = tuple(_find(source, ""))
-    if not bundles:
-        raise BundleError(
-            f"it contains no bundle: neither {layout.MANIFEST}, nor {BAG_DECLARATION}, nor {_CCP[0]} was found"
-        )
-    return bundles
+    search = _Search()
+    bundles = tuple(search.find(source, ""))
+    return Container(bundles, tuple(search.skipped), tuple(search.stray_folders))
 
 
-def _find(source: Source, prefix: str) -> Iterator[IncomingBundle]:
-    roots = _roots(source.files)
-    files_below: dict[str, dict[str, int]] = {root: {} for root in roots}
-    unassigned: list[str] = []
-    for path, size in source.files.items():
-        root = next((folder for folder in _folders_above(path) if folder in files_below), None)
-        if root is None:
-            unassigned.append(path)
-        else:
-            files_below[root][path.removeprefix(root)] = size
-    export = _export(source, unassigned, prefix) if roots else None
-    for root, kind in sorted(roots.items()):
-        part = SubfolderSource(source, root, files_below[root])
-        if kind is None:
-            if prefix:
+class _Search:
+    """One search for bundles, and what it found outside of them."""
+
+    def __init__(self) -> None:
+        self.skipped: list[str] = []
+        self.stray_folders: list[str] = []
+
+    def find(self, source: Source, prefix: str) -> Iterator[IncomingBundle]:
+        """Yield the bundles in *source*, which is the payload of a bag at *prefix*, or everything."""
+        roots = _roots([path for path in source.files if not layout.is_desktop_file(path)])
+        files, beside = _assigned(source.files, roots)
+        folders, stray_folders = _assigned(dict.fromkeys(source.empty_folders, 0), roots)
+        self.stray_folders += [prefix + folder for folder in stray_folders if not layout.is_desktop_file(f"{folder}/")]
+        self.skipped += [prefix + path for path in beside if layout.is_desktop_file(path)]
+        documents = [path for path in beside if not layout.is_desktop_file(path)]
+        if prefix and files.get("", {}).pop(Export.file_name, None) is not None:
+            documents.append(Export.file_name)  # as this package wrote it into bags of version 0.97
+        export = _export(source, documents, roots, prefix) if roots else None
+        for root, kind in sorted(roots.items()):
+            part = SubfolderSource(source, root, files[root], tuple(folders[root]))
+            if kind is not None:
+                yield self._bundle(IncomingBundle(kind, prefix + root, part, folder=_last(root), export=export))
+            elif prefix:
                 raise BundleError(f"{prefix + root!r} is a bag in a bag, which is not supported")
-            yield from _find(bag_payload(part), f"{root}{BAG_PAYLOAD}")
-        else:
-            level = export.level if export else ExportLevel.FULL
-            part.absent = absent_at_level(level)
-            yield IncomingBundle(kind, prefix + root, part, level)
+            else:
+                yield from self._in_bag(part, root)
+
+    def _in_bag(self, bag: Source, path: str) -> Iterator[IncomingBundle]:
+        folders = [folder.removeprefix(BAG_PAYLOAD) for folder in bag.empty_folders if folder.startswith(BAG_PAYLOAD)]
+        payload = SubfolderSource(bag, BAG_PAYLOAD, empty_folders=tuple(folders))
+        bundles = tuple(self.find(payload, path + BAG_PAYLOAD))
+        for bundle in bundles:
+            if bundle.kind is BundleKind.BUNDLE:
+                _check_listed(bundle)
+        check_bag(bag)
+        yield from bundles
+
+    def _bundle(self, bundle: IncomingBundle) -> IncomingBundle:
+        """Return *bundle* without its desktop files, with the original names of renamed files."""
+        source, export = bundle.source, bundle.export
+        level = export.level if export else ExportLevel.FULL
+        names = {path: path for path in source.files}
+        exported = next((one for one in export.executions if one.id == bundle.folder), None) if export else None
+        if exported and exported.renamed:
+            names |= _renamed(exported.renamed, source)
+            names = {path: stored for path, stored in names.items() if path not in exported.renamed}
+        listed = _listed(source) if any(map(layout.is_desktop_file, names)) else {}
+        skipped = [path for path in names if layout.is_desktop_file(path) and path not in listed]
+        self.skipped += [bundle.path + path for path in skipped]
+        files = {path: source.files[stored] for path, stored in sorted(names.items()) if path not in set(skipped)}
+        moved = {path: stored for path, stored in names.items() if path != stored}
+        part = SubfolderSource(source, "", files, source.empty_folders, moved)
+        part.absent = absent_at_level(level)
+        return bundle._replace(source=part, level=level)
 
 
-def _roots(files: Mapping[str, int]) -> dict[str, BundleKind | None]:
+def _renamed(renamed: Mapping[str, str], source: Source) -> Mapping[str, str]:
+    """Return the name in *source* of each file that `export.json` lists as renamed, by its path in the bundle."""
+    for stored, path in renamed.items():
+        if stored not in source.files:
+            raise BundleError(f"{Export.file_name} lists {stored!r}, which is missing")
+        if not layout.is_open_path(path) or path in source.files:
+            raise BundleError(f"{Export.file_name} gives {stored!r} the path {path!r}, which is not allowed")
+    names = {path: stored for stored, path in renamed.items()}
+    if len(names) < len(renamed):
+        raise BundleError(f"{Export.file_name} gives two files the same path")
+    return names
+
+
+def _check_listed(bundle: IncomingBundle) -> None:
+    listed = _listed(bundle.source)
+    for path in bundle.source.files:
+        if path not in listed and path not in layout.UNLISTED:
+            raise BundleError(f"{bundle.path + path!r} is present and not in the manifest")
+
+
+def _listed(source: Source) -> Mapping[str, str]:
+    """Return the files in the manifest of *source*; none without a manifest."""
+    return manifest.parse(_read_document(source, layout.MANIFEST)) if layout.MANIFEST in source.files else {}
+
+
+def _id_of(source: Source) -> BundleId:
+    status = strict_json(_read_document(source, JobStatus.file_name), JobStatus.file_name)
+    execution_id = status.get("jobID") if isinstance(status, dict) else None
+    if not isinstance(execution_id, str):
+        raise BundleError(f"{JobStatus.file_name} has no jobID")
+    return BundleId(execution_id, sha256(_read_document(source, layout.MANIFEST)).hexdigest())
+
+
+def _export_faults(export: Export, present: Sequence[BundleId], *, complete: bool) -> Iterator[str]:
+    """Yield the contradictions between *export* and the bundles beside it; *complete* if none of these is damaged."""
+    times = Counter(listed.id for listed in export.executions)
+    yield from (f"{Export.file_name} lists execution {name} twice" for name, count in times.items() if count > 1)
+    if complete:
+        missing = times.keys() - {known.id for known in present}
+        yield from (f"{Export.file_name} lists execution {name}, which is missing" for name in sorted(missing))
+    digests = {listed.id: listed.manifest_sha256 for listed in export.executions}
+    for known in present:
+        if known.id not in digests:
+            yield f"{Export.file_name} does not list execution {known.id}"
+        elif digests[known.id] != known.manifest_sha256:
+            yield (
+                f"the manifest of execution {known.id} is {known.manifest_sha256}; "
+                f"{Export.file_name} says {digests[known.id]}"
+            )
+
+
+def _roots(paths: Collection[str]) -> dict[str, BundleKind | None]:
     """Return the folders that are a bundle, or a bag (kind None); of two nested ones, the outer one."""
     marks = [*((name, BundleKind.CCP) for name in _CCP), *((name.replace("/", "_"), BundleKind.FLAT) for name in _CCP)]
     roots: dict[str, BundleKind | None] = {}
-    for path in files:
+    for path in paths:
         for mark, kind in marks:
             if path == mark or path.endswith(f"/{mark}"):
                 roots.setdefault(path.removesuffix(mark), kind)
     for mark, mark_kind in ((layout.MANIFEST, BundleKind.BUNDLE), (BAG_DECLARATION, None)):
-        for path in files:
+        for path in paths:
             if path == mark or path.endswith(f"/{mark}"):
                 roots[path.removesuffix(mark)] = mark_kind
     return {
@@ -104,6 +278,21 @@ def _roots(files: Mapping[str, int]) -> dict[str, BundleKind | None]:
         for root, kind in roots.items()
         if not any(folder != root and folder in roots for folder in _folders_above(root))
     }
+
+
+def _assigned(
+    paths: Mapping[str, int], roots: Mapping[str, BundleKind | None]
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Return *paths* by the root that they lie below, relative to it, and those that lie below none."""
+    below: dict[str, dict[str, int]] = {root: {} for root in roots}
+    beside: list[str] = []
+    for path, size in paths.items():
+        root = next((folder for folder in _folders_above(path) if folder in below), None)
+        if root is None:
+            beside.append(path)
+        else:
+            below[root][path.removeprefix(root)] = size
+    return below, beside
 
 
 def _folders_above(path: str) -> Iterator[str]:
@@ -117,20 +306,31 @@ def _folders_above(path: str) -> Iterator[str]:
         yield path[: end + 1]
 
 
-def _export(source: Source, unassigned: list[str], prefix: str) -> Export | None:
+def _last(folder: str) -> str:
+    return folder.removesuffix("/").rpartition("/")[2]
+
+
+def _export(source: Source, documents: list[str], roots: Collection[str], prefix: str) -> Export | None:
+    """Return the `export.json` among *documents*, which lie outside the bundles at *roots*."""
     export: Export | None = None
-    for path in unassigned:
-        if path == Export.file_name:
-            data = _read_document(source, path)
-            strict_json(data, path)
-            export = Export.from_json(data)
-        elif path != layout.CRATE:
+    for path in documents:
+        folder, _, name = path.rpartition("/")
+        above_all = all(root.startswith(f"{folder}/" if folder else "") for root in roots)
+        if name not in {Export.file_name, layout.CRATE} or not above_all:
             raise BundleError(f"{prefix + path!r} belongs to no bundle")
+        data = _read_document(source, path)
+        strict_json(data, path)
+        if name == Export.file_name:
+            if export:
+                raise BundleError(f"{prefix + path!r} is the second {Export.file_name}")
+            export = Export.from_json(data)
     return export
 
 
 def _read_document(source: Source, path: str) -> bytes:
     limit = Limits().document
+    if path not in source.files:
+        raise BundleError(f"{path} is missing")
     if source.files[path] > limit:
         raise BundleError(f"{path} has {source.files[path]} bytes; the limit for a document is {limit}")
     return b"".join(source.blocks(path))

@@ -53,6 +53,9 @@ UNLISTED = frozenset({MANIFEST, ATTESTATION}) | ADDED
 NAME_BYTES = 255
 """The longest file name on Linux and macOS, in bytes."""
 
+_DESKTOP_FOLDER = "__MACOSX"
+_DESKTOP_NAMES = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
+
 _UP_OR_EMPTY = frozenset({"", ".", ".."})
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
@@ -98,8 +101,19 @@ class BundlePaths:
 
 def is_bundle_path(path: str) -> bool:
     """Whether the format allows a file at *path*."""
+    return path in FIXED or path in ADDED or is_open_path(path)
+
+
+def is_open_path(path: str) -> bool:
+    """Whether *path* is below one of the folders whose file names the user chooses."""
     top, *rest = path.split("/")
-    return path in FIXED or path in ADDED or (top in OPEN_FOLDERS and bool(rest) and _UP_OR_EMPTY.isdisjoint(rest))
+    return top in OPEN_FOLDERS and bool(rest) and _UP_OR_EMPTY.isdisjoint(rest)
+
+
+def is_desktop_file(path: str) -> bool:
+    """Whether *path* has a name that file managers add on their own: of macOS, of Windows, or AppleDouble (``._x``)."""
+    folders, _, name = path.rpartition("/")
+    return name.casefold() in _DESKTOP_NAMES or name.startswith("._") or _DESKTOP_FOLDER in folders.split("/")
 
 
 def check_execution_id(execution_id: str) -> str:

@@ -12,7 +12,7 @@ from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Protocol, cast
 
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.zip_reader import Limits, ZipReader
+from prefect_executions.bundles.zip_reader import Limits, ZipEntry, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.executions.record import DOCUMENTS, ExecutionRecord
 from prefect_executions.seekable import SeekableFile
@@ -35,6 +35,10 @@ class Source(Protocol):
     @property
     def irregular(self) -> tuple[str, ...]:
         """One sentence for each entry that is not a plain file, such as a link."""
+
+    @property
+    def empty_folders(self) -> tuple[str, ...]:
+        """The path of each folder without a file or folder in it."""
 
     @property
     def absent(self) -> Mapping[str, str]:
@@ -73,13 +77,17 @@ class FolderSource:
         self.absent: Mapping[str, str] = absent or {}
         sizes: dict[str, int] = {}
         irregular: list[str] = []
+        empty: list[str] = []
         for path, status in _walk(folder):
-            if stat.S_ISREG(status.st_mode):
+            if stat.S_ISDIR(status.st_mode):
+                empty.append(path)
+            elif stat.S_ISREG(status.st_mode):
                 sizes[path] = status.st_size
             else:
                 irregular.append(f"{path!r} is a link or a special file; a bundle has plain files only")
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
         self.irregular = tuple(sorted(irregular))
+        self.empty_folders = tuple(sorted(empty))
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks."""
@@ -108,6 +116,7 @@ class ZipSource:
             self._zip.data_offset(entry)
         self._zip.check_folders()
         top = _only_folder(files) if top is None else top
+        self.empty_folders = tuple(sorted(folder.removeprefix(top) for folder in _empty_folders(self._zip.entries)))
         self._entries = {name.removeprefix(top): entry for name, entry in files.items()}
         self.files: Mapping[str, int] = {path: entry.size for path, entry in sorted(self._entries.items())}
 
@@ -151,22 +160,34 @@ class SubfolderSource:
 
     irregular: tuple[str, ...] = ()
 
-    def __init__(self, source: Source, prefix: str, files: Mapping[str, int] | None = None) -> None:
-        """Select the files of *source* below *prefix*, or *files* if the caller has listed them already."""
+    def __init__(
+        self,
+        source: Source,
+        prefix: str,
+        files: Mapping[str, int] | None = None,
+        empty_folders: tuple[str, ...] = (),
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
+        """Select the files of *source* below *prefix*, or *files* if the caller has listed them already.
+
+        *renamed* gives the name below *prefix* of each file that has another path here.
+        """
         self._source = source
         self._prefix = prefix
         self.absent: Mapping[str, str] = {}
         if files is None:
             files = {path.removeprefix(prefix): size for path, size in source.files.items() if path.startswith(prefix)}
         self.files: Mapping[str, int] = files
+        self.empty_folders = empty_folders
+        self.renamed = renamed or {}
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks."""
-        return self._source.blocks(self._prefix + path)
+        return self._source.blocks(self._prefix + self.renamed.get(path, path))
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""
-        return self._source.open(self._prefix + path)
+        return self._source.open(self._prefix + self.renamed.get(path, path))
 
 
 @contextmanager
@@ -189,10 +210,14 @@ def open_source(path: Path, limits: Limits, *, top: str | None = None) -> Iterat
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield each file, link and empty folder below *folder*, with its status."""
     waiting = [""]
     while waiting:
         above = waiting.pop()
-        with _read_errors_of(above), os.scandir(folder / above) as entries:
+        with _read_errors_of(above), os.scandir(folder / above) as scan:
+            entries = list(scan)
+            if not entries and above:
+                yield above.removesuffix("/"), (folder / above).lstat()
             for entry in entries:
                 path = f"{above}{entry.name}"
                 status = entry.stat(follow_symlinks=False)
@@ -200,6 +225,13 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     waiting.append(path + "/")
                 else:
                     yield path, status
+
+
+def _empty_folders(entries: Mapping[str, ZipEntry]) -> Iterator[str]:
+    parents = {name.removesuffix("/").rpartition("/")[0] for name in entries}
+    for name, entry in entries.items():
+        if entry.is_folder and name.removesuffix("/") not in parents:
+            yield name.removesuffix("/")
 
 
 def _only_folder(files: Mapping[str, object]) -> str:

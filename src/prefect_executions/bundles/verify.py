@@ -45,6 +45,11 @@ def _layout(evidence: Evidence) -> Findings:
     for path in evidence.files:
         if not layout.is_bundle_path(path):
             yield f"{path!r} is not allowed in a bundle"
+    for folder in evidence.source.empty_folders:
+        if not layout.is_desktop_file(f"{folder}/x") and not evidence.has_folder(folder):
+            yield f"{folder!r} is an empty folder that {layout.OUTPUT_ZIP} does not have"
+    for path in evidence.skipped:
+        yield Unchecked(f"{path!r} was skipped: file managers add such files, and no manifest lists it")
 
 
 def _manifest(evidence: Evidence) -> Findings:

@@ -37,6 +37,7 @@ from prefect_executions.cli.output import (
     show_table,
     status_line,
     to_json,
+    warn,
 )
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
@@ -109,7 +110,7 @@ def import_executions(
     settings = Settings.read()
     policy = ImportPolicy.of(settings, datetime.now(UTC), signatures.policy(settings))
     with progress_bar(f"Importing {target}", quiet=as_json) as progress:
-        results = import_bundles(open_workbench(settings), target, policy, progress=progress)
+        results = import_bundles(open_workbench(settings), target, policy, progress=progress, note=warn)
     if as_json:
         show_json({"target": target, "executions": results})
         return

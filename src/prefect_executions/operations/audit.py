@@ -245,6 +245,7 @@ class SealedRecord:
     """
 
     irregular: tuple[str, ...] = ()
+    empty_folders: tuple[str, ...] = ()
     absent: Mapping[str, str] = {}
 
     def __init__(self, seal: Seal, objects: Mapping[str, int], content: Mapping[str, bytes]) -> None:

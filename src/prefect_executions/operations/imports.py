@@ -23,7 +23,7 @@ from prefect_executions.archive.objects import IMPORTED, Imported
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import ccp, layout, manifest
 from prefect_executions.bundles.gather import gather
-from prefect_executions.bundles.incoming import IncomingBundle, find_bundles, open_container
+from prefect_executions.bundles.incoming import Container, IncomingBundle, open_container, read_container, skipped_file
 from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
@@ -97,12 +97,14 @@ def import_bundles(
     policy: ImportPolicy,
     *,
     progress: Callable[[str, int], object] = lambda _id, _steps: None,
+    note: Callable[[str], object] = lambda _: None,
 ) -> tuple[ImportResult, ...]:
     """Import a zip, a folder, or the https://, http:// or s3:// URL of a zip.
 
     *target* may contain one or more bundles, a bag around them, or exports of CCP. Importing
     a bundle again changes nothing. *progress* is called twice for each execution, when it
-    is verified and when it is recorded, with its id and the total number of steps.
+    is verified and when it is recorded, with its id and the total number of steps. *note* is
+    called with a sentence on each file that was skipped.
 
     Raises:
         NotFoundError: If *target* does not exist.
@@ -111,12 +113,18 @@ def import_bundles(
     """
     if is_url(target):
         with downloaded(target, largest=policy.limits.allowance) as path:
-            return _import(workbench, path, redact_url(target, query=False), policy, progress)
-    return _import(workbench, Path(target), Path(target).resolve().name, policy, progress)
+            return _import(workbench, path, redact_url(target, query=False), policy, progress=progress, note=note)
+    return _import(workbench, Path(target), Path(target).resolve().name, policy, progress=progress, note=note)
 
 
 def _import(
-    workbench: Workbench, path: Path, origin: str, policy: ImportPolicy, progress: Callable[[str, int], object]
+    workbench: Workbench,
+    path: Path,
+    origin: str,
+    policy: ImportPolicy,
+    *,
+    progress: Callable[[str, int], object],
+    note: Callable[[str], object],
 ) -> tuple[ImportResult, ...]:
     with ExitStack() as stack:
         staging = stack.enter_context(_staging_folder(workbench.folder))
@@ -124,13 +132,18 @@ def _import(
             container = stack.enter_context(open_container(path, policy.limits))
             if policy.names is ImportNames.PORTABLE:
                 check_names(container.files, policy.limits.entries)
-            incoming = find_bundles(container)
+            found = read_container(container)
+            incoming = found.some_bundles()
+            _check_renamed(incoming, policy)
             verifier = _Verifier(workbench, staging, policy)
             bundles, steps = [], 2 * len(incoming)
             for bundle in incoming:
                 bundles.append(verifier.verify(bundle))
                 progress(bundles[-1].id, steps)
             _check_unique(bundles)
+            _check_container(found)
+            for skipped in found.skipped:
+                note(skipped_file(skipped))
         except BundleError as error:
             raise ImportRefusedError(f"{origin} is not imported: {error}") from error
         recorder = _Recorder(workbench, staging, origin, policy.at)
@@ -283,7 +296,8 @@ class _Recorder:
     def _content(self, bundle: _VerifiedBundle, record: ExecutionRecord) -> Content:
         source, folder, outputs = bundle.source, self._staging / f"big-{bundle.id}", layout.OUTPUTS + "/"
         listed = manifest.parse(b"".join(source.blocks(layout.MANIFEST)))
-        sizes = {path: size for path, size in source.files.items() if not path.startswith(outputs)}
+        kept = {path for path in listed if not path.startswith(outputs)} | layout.UNLISTED
+        sizes = {path: size for path, size in source.files.items() if path in kept}
         # Staging a file on disk takes as long as archiving it; but all parallel uploads must fit into memory.
         in_memory = sum(sizes.values()) <= _HELD
         held = {path: b"".join(source.blocks(path)) for path in sizes} if in_memory else {}
@@ -331,6 +345,20 @@ def _check_unique(bundles: Sequence[_VerifiedBundle]) -> None:
         if first is not bundle:
             paths = f"{first.incoming.path!r} and {bundle.incoming.path!r}"
             raise BundleError(f"execution {bundle.id} is in it twice, at {paths}")
+
+
+def _check_renamed(bundles: Iterable[IncomingBundle], policy: ImportPolicy) -> None:
+    """Check the original names of files that a bag renamed; the names in the bag are checked already."""
+    if policy.names is ImportNames.PORTABLE:
+        for bundle in bundles:
+            if bundle.export and any(exported.renamed for exported in bundle.export.executions):
+                check_names(bundle.source.files, policy.limits.entries)
+
+
+def _check_container(found: Container) -> None:
+    fault = next(found.faults(), None)
+    if fault:
+        raise BundleError(fault)
 
 
 def _described(path: str, data: bytes) -> BundleFile:

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy
-from prefect_executions.bundles.incoming import find_bundles, open_container
+from prefect_executions.bundles.incoming import (
+    NO_BUNDLE,
+    Container,
+    misnamed,
+    open_container,
+    read_container,
+    skipped_file,
+)
 from prefect_executions.bundles.layout import MANIFEST, SSH_SIGNATURE, BundleKind
 from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, Check, Report, verify
@@ -27,6 +34,9 @@ NAMESPACE = "prefect-executions"
 """The namespace of an SSH signature (``ssh-keygen -n``); signatures for other purposes are rejected."""
 
 SSH_CHECK = "ssh-signature"
+CONTAINER = "container"
+"""The check of what is around the bundles of a folder or zip: names of folders, `export.json`, other files."""
+
 _LARGEST = 1 << 26
 _SECONDS = 60
 
@@ -130,19 +140,45 @@ class _Trust(NamedTuple):
 
 def _verify_path(path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
     """Verify each bundle of a folder or zip, with or without a bag; anything else is verified as one bundle."""
-    with suppress(BundleError), open_container(path, DEFAULT_LIMITS) as container:
-        bundles = find_bundles(container)
-        if all(bundle.kind is BundleKind.BUNDLE for bundle in bundles):
-            for bundle in bundles:
-                report = _report(bundle.source, trust)
-                yield Verified(what if len(bundles) == 1 else f"{what} {bundle.path}", report)
-            return
+    with ExitStack() as stack:
+        try:
+            source = stack.enter_context(open_container(path, DEFAULT_LIMITS))
+        except BundleError as error:
+            container = Check(CONTAINER, (str(error),))
+        else:
+            try:
+                found = read_container(source)
+            except BundleError as error:
+                yield Verified(what, Report((Check(CONTAINER, (str(error),)),)))
+                return
+            if found.bundles and all(bundle.kind is BundleKind.BUNDLE for bundle in found.bundles):
+                yield from _verify_bundles(found, path, what, trust)
+                return
+            container = Check(CONTAINER, () if found.bundles else (NO_BUNDLE,))
     report = verify(path, signatures=trust.signatures)
+    report = replace(report, checks=(container, *report.checks))
     if trust.allowed is not None:
         report = replace(
             report, checks=(*report.checks, Check(SSH_CHECK, ("the target is not a complete signed bundle",)))
         )
     yield Verified(what, report)
+
+
+def _verify_bundles(found: Container, path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
+    container: tuple[Check, ...] = (_container_check(found, path),)
+    for bundle in found.bundles:
+        report = _report(bundle.source, trust)
+        report = replace(report, checks=(*container, *report.checks))
+        yield Verified(what if len(found.bundles) == 1 else f"{what} {bundle.path}", report)
+        container = ()
+
+
+def _container_check(found: Container, path: Path) -> Check:
+    faults = [*found.faults(), *found.folder_faults()]
+    if path.is_dir() and not found.bundles[0].path and 0 in found.ids:
+        folder, execution_id = path.resolve().name, found.ids[0].id
+        faults += [misnamed(folder, execution_id)] if folder != execution_id else []
+    return Check(CONTAINER, tuple(faults), tuple(map(skipped_file, found.skipped)))
 
 
 def _report(source: Source, trust: _Trust) -> Report:

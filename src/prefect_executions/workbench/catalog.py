@@ -322,6 +322,7 @@ class ArchivedSource:
     """
 
     irregular: tuple[str, ...] = ()
+    empty_folders: tuple[str, ...] = ()
 
     def __init__(self, archive: Archive, bundle: ArchivedBundle) -> None:
         self._bundle = bundle
