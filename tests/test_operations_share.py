@@ -14,11 +14,13 @@ from urllib.error import HTTPError
 import pytest
 
 from archives import KEY, SECRET, Place, place_on
-from benches import bench_at, kept
+from benches import OTHER_ID, bench_at, kept, record_of
+from bundle_makers import copy_of
+from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.bundles.layout import ExportLevel
 from prefect_executions.capture.secrets import reveals, secrets_around
 from prefect_executions.cli.app import main
-from prefect_executions.errors import NotAvailableError, NotFoundError, RequestError, SecretError
+from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError, RequestError, SecretError
 from prefect_executions.operations.export import export
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.operations.share import Shared, revoke, share, shares, sweep
@@ -26,7 +28,9 @@ from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS, a_request
+from signers import a_key, a_signed_bundle, trusting
 
+THIRD_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e12"
 NOW = datetime(2026, 10, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
 KEYS = {
@@ -85,6 +89,20 @@ def test_a_link_reads_one_output(bench):
     assert "/regions.csv?" in result.url
     with pytest.raises(NotFoundError):
         shared(bench, output="none.csv")
+
+
+@pytest.mark.parametrize("output", [None, "regions.csv"])
+def test_only_a_bundle_whose_signature_holds_is_shared(bench, tmp_path, output):
+    for execution_id, key in ((OTHER_ID, a_key()), (THIRD_ID, a_key("b"))):
+        signed = a_signed_bundle(tmp_path / "signed", record_of(execution_id), key).folder
+        copy_of(signed, bench.folder / execution_id)
+        assert bench.settle(execution_id).archived
+    options = {"now": NOW, "expires": WEEK, "environment": KEYS, "output": output, "signatures": trusting()}
+    with pytest.raises(BundleError, match=r"nothing is shared: signature: .* is not trusted here"):
+        share(Catalog(bench), THIRD_ID, **options)
+    assert not list(bench.archive.store.list("shared/"))
+    assert share(Catalog(bench), OTHER_ID, **options).signature is SignatureState.TRUSTED
+    assert share(Catalog(bench), EXECUTION_ID, **options).signature is SignatureState.UNSIGNED
 
 
 def test_shares_are_listed_and_a_revoked_link_stops_working(bench):

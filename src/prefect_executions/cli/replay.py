@@ -200,18 +200,21 @@ def replay(
     from prefect_executions.operations.replay import open_replayable, prepare_replay  # noqa: PLC0415
 
     edits, settings = inputs.read(), Settings.read()
+    approved: list[str] = []
+
+    def approve(code: ForeignCode) -> bool:
+        approved.append("--yes")
+        return _approve(code, yes=yes)
+
     with (
-        open_replayable(
-            open_catalog(settings),
-            target,
-            signatures=signatures.policy(settings),
-            approve=lambda code: _approve(code, yes=yes),
-        ) as (record, source),
+        open_replayable(open_catalog(settings), target, signatures=signatures.policy(settings), approve=approve) as (
+            record,
+            source,
+        ),
         prepare_replay(record, source, edits, runtime=settings.runtime) as prepared,
     ):
         if goal.isolated:
-            # It was approved above.
-            return _replay_isolated(prepared, target, edits, goal, ["--yes", *signatures.words()], as_json=as_json)
+            return _replay_isolated(prepared, target, edits, goal, [*approved, *signatures.words()], as_json=as_json)
         return _replay_here(prepared, goal, as_json=as_json)
 
 

@@ -172,7 +172,7 @@ def share(
             signatures=policy,
         )
     if as_json:
-        show_json({**to_json(shared.share), "url": shared.url})
+        show_json({**to_json(shared.share), "url": shared.url, "signature": shared.signature})
         return
     show_facts(
         [
@@ -181,6 +181,7 @@ def share(
             ("what", shared.share.what),
             ("size", format_size(shared.share.size)),
             ("expires", format_time(shared.share.expires)),
+            ("signature", shared.signature),
             ("link", shared.url),
         ]
     )

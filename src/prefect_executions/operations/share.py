@@ -14,7 +14,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy
+from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import manifest
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, ExportLevel
 from prefect_executions.bundles.source import Source
@@ -63,6 +63,7 @@ class Shared(NamedTuple):
 
     share: Share
     url: str
+    signature: SignatureState = SignatureState.UNSIGNED
 
 
 def share(
@@ -101,7 +102,7 @@ def share(
                 file.writelines(catalog.blocks(execution_id, output))
             else:
                 export(catalog, [execution_id], file.write, level=level)
-        check_signature(catalog, execution_id, copy, output, signatures)
+        signature = check_signature(catalog, execution_id, copy, output, signatures)
         _check(copy, name, zipped=output is None, mask=_mask(catalog, execution_id, environment))
         note = Share(
             id=share_id,
@@ -115,7 +116,7 @@ def share(
         # The note first: only a copy with a note can be revoked.
         store.put(f"{_ROOT}{share_id}/{_NOTE}", note.to_json())
         store.put(key, copy)
-    return Shared(note, url)
+    return Shared(note, url, signature)
 
 
 def shares(store: Store) -> Iterator[Share]:
@@ -165,29 +166,34 @@ def _mask(catalog: Catalog, execution_id: str, environment: Mapping[str, str]) -
 
 def check_signature(
     catalog: Catalog, execution_id: str, copy: Path, output: str | None, signatures: SignaturePolicy
-) -> None:
-    """Check the signature of the bundle in *copy*, or of the sealed one that has *copy* as an output."""
+) -> SignatureState:
+    """Check the signature of the bundle in *copy*, or of the sealed one that has *copy* as an output.
+
+    Raises:
+        BundleError: If the signature is wrong or not accepted, or the output is not the signed one.
+        NotAvailableError: If a signature is required and the execution is not sealed yet.
+    """
     if not output:
-        _check_faults(copy, signatures)
-        return
+        return _accepted(copy, signatures)
     source = catalog.local_source(execution_id) or catalog.bundle_source(execution_id)
     if source is None:
         if signatures.required:
             raise NotAvailableError(f"execution {execution_id} is not sealed yet, and a signature is required")
-        return
-    _check_faults(source, signatures)
-    path = catalog.output(execution_id, output).path
+        return SignatureState.UNSIGNED
+    signature, path = _accepted(source, signatures), catalog.output(execution_id, output).path
     listed = manifest.parse(b"".join(source.blocks(MANIFEST))).get(path)
     with copy.open("rb") as stream:
         digest = file_digest(stream, "sha256").hexdigest()
     if digest != listed:
         raise BundleError(f"nothing is shared: {path} is {digest}; the manifest says {listed}")
+    return signature
 
 
-def _check_faults(bundle: Path | Source, signatures: SignaturePolicy) -> None:
-    faults = verify(bundle, only={"signature", "inclusion"}, signatures=signatures).faults
-    if faults:
-        raise BundleError(f"nothing is shared: {faults[0]}")
+def _accepted(bundle: Path | Source, signatures: SignaturePolicy) -> SignatureState:
+    report = verify(bundle, only={"signature", "inclusion"}, signatures=signatures)
+    if report.faults:
+        raise BundleError(f"nothing is shared: {report.faults[0]}")
+    return report.signature
 
 
 def _check(copy: Path, name: str, *, zipped: bool, mask: SecretMask) -> None:
