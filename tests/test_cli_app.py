@@ -447,6 +447,7 @@ def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     shown = executions("verify", EXECUTION_ID, "-v")
     assert "archive\tdigests\tok" in shown
     assert "archive\tsignature\tunchecked\tthe bundle is not signed" in shown
+    assert "archive\tinclusion\tno proof" in shown
     assert "signature\tok" not in shown
     (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
     assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in executions(

@@ -23,7 +23,7 @@ from prefect_executions.attestation.transparency import SealEntry, checkpoint_of
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
-from prefect_executions.errors import RequestError
+from prefect_executions.errors import BundleError, RequestError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import JobStatus
@@ -31,6 +31,8 @@ from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.operations.audit import AuditFinding, audit
 from prefect_executions.operations.export import export
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
+from prefect_executions.operations.replay import open_replayable
+from prefect_executions.operations.verify import verify_execution
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.sealing import Ending
@@ -486,6 +488,26 @@ def test_an_exported_bundle_carries_its_proof_and_is_imported_with_it(place, tmp
     for one in IDS:
         assert there.archive.read(one, layout.INCLUSION) == place.archive().inclusion(one)
     assert [one.kind for one in audit(there.archive, trusting(), deep=True)] == ["no-checkpoint"]
+
+
+def test_the_proof_beside_the_seal_is_verified_with_the_archived_execution(place, tmp_path):
+    catalog = Catalog(
+        Workbench(tmp_path / "none", open_archive=place.archive, open_ledger=lambda: a_bench(tmp_path).ledger)
+    )
+
+    def faults() -> str:
+        (verified,) = verify_execution(catalog, VICTIM, signatures=trusting())
+        assert verified.report.proven
+        return "\n".join(verified.report.faults)
+
+    assert faults() == ""
+    proof = place.of(VICTIM) / "inclusion.json"
+    proof.write_bytes(place.archive().inclusion(UNTOUCHED))
+    assert f"metadata/inclusion.json belongs to the execution {UNTOUCHED}" in faults()
+    with pytest.raises(BundleError, match=r"inclusion\.json"), open_replayable(catalog, VICTIM, signatures=trusting()):
+        pass
+    proof.write_bytes(b"{}")
+    assert "inclusion" in faults()
 
 
 def test_a_proof_of_another_bundle_or_by_another_key_is_found(place, tmp_path):

@@ -374,6 +374,8 @@ class Report:
     signers: tuple[str, ...] = ()
     """The key ids that the signatures claim; `signature` says whether the claim is true."""
     signature: SignatureState = SignatureState.UNSIGNED
+    proven: bool = False
+    """Whether the bundle has an inclusion proof; its check says whether it holds."""
     subject: Subject | None = None
     """The execution that the bundle records; None if its documents cannot be read."""
 
@@ -428,7 +430,8 @@ def _report(evidence: Evidence, names: Collection[str]) -> Report:
     checks = tuple(_check(name, evidence) for name in names)
     failed = any(check.name == "signature" and not check.passed for check in checks)
     state = signature_state(evidence, failed=failed)
-    return Report(checks, _signers(evidence), state, _subject(evidence))
+    proven = layout.INCLUSION in evidence.files
+    return Report(checks, _signers(evidence), state, proven, _subject(evidence))
 
 
 def _subject(evidence: Evidence) -> Subject | None:

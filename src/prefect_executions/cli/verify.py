@@ -110,12 +110,15 @@ def _show_checks(verified: Verified, *, verbose: bool) -> None:
         if verbose:
             rows += [(check.name, "unchecked", reason) for reason in check.unchecked]
         if verbose and check.passed and not check.unchecked:
-            rows.append((check.name, _result(check.name, verified.report), ""))
+            rows.append((check.name, _result(verified.report, check.name), ""))
     show_table(("check", "result", "what"), rows, title=verified.place)
 
 
-def _result(check: str, report: Report) -> str:
-    return "unsigned" if check == "signature" and not report.signers else "ok"
+def _result(report: Report, check: str) -> str:
+    """Return the result of a check that passed; nothing is ok that does not exist."""
+    if check == "signature" and report.signature == "unsigned":
+        return "unsigned"
+    return "no proof" if check == "inclusion" and not report.proven else "ok"
 
 
 def _grouped(copies: Iterable[Verified]) -> list[tuple[Report, list[str]]]:
@@ -144,15 +147,12 @@ def _show_verdict(report: Report, places: list[str], policy: SignaturePolicy) ->
 
 def _signed(report: Report, policy: SignaturePolicy) -> str:
     signers = ", ".join(map(policy.name_of, report.signers))
-    match report.signature:
-        case "unsigned":
-            return "unsigned"
-        case "trusted":
-            return f"signed by {signers}"
-        case "unknown":
-            return f"signed by the unknown key {signers}, not checked"
-        case _:
-            return "its signature is invalid"
+    signed = {
+        "unsigned": "unsigned",
+        "trusted": f"signed by {signers}",
+        "unknown": f"signed by the unknown key {signers}, not checked",
+    }
+    return signed.get(report.signature, "its signature is invalid")
 
 
 def _show_openssl_commands(report: Report, settings: Settings) -> None:

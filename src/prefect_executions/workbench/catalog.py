@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
 
 from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
-from prefect_executions.archive.objects import Imported, folder_of
+from prefect_executions.archive.objects import INCLUSION, Imported, folder_of
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.export import absent_at_level
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
@@ -32,6 +32,7 @@ from prefect_executions.executions.record import ExecutionRecord, Instance
 from prefect_executions.ledger.rows import ArchiveState, FileEdge, Relation
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
 from prefect_executions.mediatypes import media_type
+from prefect_executions.seekable import open_ranges
 from prefect_executions.workbench.lookup import find
 from prefect_executions.workbench.sealing import LateSeal
 from prefect_executions.workbench.workbench import Workbench
@@ -254,7 +255,7 @@ class Catalog:
         archive = self.workbench.archive
         if archive.seal_of(execution_id) is None:
             return None
-        return ArchivedSource(archive, archive.bundle(execution_id))
+        return ArchivedSource(archive, archive.bundle(execution_id), with_proof=True)
 
     # --- private -----------------------------------------------------------------
 
@@ -324,12 +325,18 @@ class ArchivedSource:
     irregular: tuple[str, ...] = ()
     empty_folders: tuple[str, ...] = ()
 
-    def __init__(self, archive: Archive, bundle: ArchivedBundle) -> None:
-        self._bundle = bundle
+    def __init__(self, archive: Archive, bundle: ArchivedBundle, *, with_proof: bool = False) -> None:
+        """List the files; *with_proof* adds the inclusion proof beside the seal, as an export does."""
+        self._bundle, self._archive = bundle, archive
         folder = folder_of(bundle.seal.execution_id)
+        self._proof_key = folder + INCLUSION
         sizes = {path: data.size for path, data in bundle.seal.data.items()}
         for info in archive.store.list(folder + bundle.seal.objects):
             sizes[bundle.seal.path_of(info.key.removeprefix(folder))] = info.size
+        proof = archive.store.head(self._proof_key) if with_proof and layout.INCLUSION not in sizes else None
+        self._proof_size = proof.size if proof else None
+        if proof:
+            sizes[layout.INCLUSION] = proof.size
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
         zipped = OUTPUT_ZIP in bundle.seal.data
         absent = {f"{OUTPUTS}/": f"the archive keeps them in {OUTPUT_ZIP}"} if zipped else {}
@@ -355,7 +362,12 @@ class ArchivedSource:
             ArchiveError: If the archive is unavailable.
         """
         with _as_bundle_error(path):
-            return cast("BinaryIO", io.BufferedReader(_RemoteFile(self._bundle.open(path), path), _BUFFER))
+            opened = self._bundle.open(path) if path != layout.INCLUSION or self._proof_size is None else self._proof()
+            return cast("BinaryIO", io.BufferedReader(_RemoteFile(opened, path), _BUFFER))
+
+    def _proof(self) -> BinaryIO:
+        store = self._archive.store
+        return open_ranges(lambda start, end: store.get_range(self._proof_key, start, end), self._proof_size or 0)
 
     def seal_faults(self) -> Iterator[str]:
         """Yield one sentence for each difference between the seal and the manifest."""
