@@ -719,7 +719,7 @@ def flow(tmp_path) -> str:
     return f"{tmp_path / 'greeting.py'}:greet"
 
 
-def test_a_run_on_an_embedded_server_is_recorded(home, flow, tmp_path):
+def test_a_run_without_an_api_starts_a_local_server_and_is_recorded(home, flow, tmp_path):
     embedded = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml")}
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     environment |= embedded | {"EXECUTIONS_HOME": str(home)}
@@ -727,7 +727,11 @@ def test_a_run_on_an_embedded_server_is_recorded(home, flow, tmp_path):
         [COMMAND, "run", flow, "-p", "name=Ada"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "Starting Prefect's embedded server" in done.stderr
+    assert "Starting a local Prefect server" in done.stderr
+    shown = subprocess.run(
+        [COMMAND, "server", "stop", "--json"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(shown.stdout) == {"stopped": True}
     shown = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
     assert shown["status"] == "COMPLETED"
     assert "hello Ada\n" in done.stdout

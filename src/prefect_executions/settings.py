@@ -156,6 +156,12 @@ class Settings(BaseSettings):
         description="How long the archive keeps executions: rules for 'executions retain', separated by commas: "
         "METHOD=90d, METHOD:FAILED=14d, *=365d.",
     )
+    server_idle: timedelta = Field(
+        default=timedelta(minutes=10),
+        ge=timedelta(0),
+        description="How long the local Prefect server stays up after its last use, in seconds. Commands start it if "
+        "no API is configured, and share it. 0: each command starts a server of its own and stops it.",
+    )
     signing_key: Path | None = Field(
         default=None,
         description="The private key that signs seals: Ed25519 in PEM. Trusted keys are in trusted/ beside it. "
@@ -175,7 +181,7 @@ class Settings(BaseSettings):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("time_limit", "archive_timeout", "hook_timeout", mode="before")
+    @field_validator("time_limit", "archive_timeout", "hook_timeout", "server_idle", mode="before")
     @classmethod
     def _seconds(cls, value: object) -> object:
         if isinstance(value, str):

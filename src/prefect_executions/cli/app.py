@@ -19,6 +19,7 @@ from prefect_executions.cli.output import warn
 from prefect_executions.cli.remove import gc, remove, retain
 from prefect_executions.cli.replay import diff, replay, reproduce, rerun
 from prefect_executions.cli.run import run
+from prefect_executions.cli.server import server
 from prefect_executions.cli.show import logs, outputs, prov, show
 from prefect_executions.cli.transfer import export, import_executions, share, shares
 from prefect_executions.cli.verify import audit, keys, ledger, settle, verify
@@ -64,6 +65,7 @@ app.command(settle)
 app.command(ledger)
 app.command(methods)
 app.command(doctor)
+app.command(server)
 
 
 @app.meta.default

@@ -133,6 +133,19 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
+def connect_local_server(settings: Settings) -> None:
+    """Use the local Prefect server of the home, and start it if it does not run; a configured API takes precedence.
+
+    Call this after `set_defaults`; it imports Prefect.
+
+    Raises:
+        OrchestratorError: If the server does not start.
+    """
+    from prefect_executions.prefect_api import server  # noqa: PLC0415 - Start-up time of the CLI: it imports Prefect
+
+    server.connect(settings.home_folder, settings.server_idle)
+
+
 def open_workbench(settings: Settings, *, with_events: bool = False) -> Workbench:
     """Return the workbench of *settings*; *with_events* sends its events to Prefect, whose import is slow."""
     # Start-up time of the CLI: it imports archive, bundles and ledger, which --help does not need.

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, open_catalog, parse_inputs, set_defaults
+from prefect_executions.cli.arguments import (
+    NO_INPUTS,
+    InputOptions,
+    Json,
+    connect_local_server,
+    open_catalog,
+    parse_inputs,
+    set_defaults,
+)
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
 from prefect_executions.cli.output import say, show_facts, show_json, status_line, warn
 from prefect_executions.dispatch.options import DeployOptions, SubmitOptions
@@ -143,6 +151,7 @@ def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> i
         from prefect_executions.capture.host import this_user  # noqa: PLC0415
         from prefect_executions.dispatch.cancel import cancel as cancel_execution  # noqa: PLC0415
 
+        connect_local_server(settings)
     result = cancel_execution(
         catalog,
         execution,

@@ -47,15 +47,18 @@ _FASTAPI_REMEDY = "Run: pip install 'fastapi>=0.139,<0.151'"
 # Code for a subprocess: if Prefect fails to import, doctor still runs.
 _PROBE_API = """
 import json
-from prefect_executions.prefect_api import client
+from prefect_executions.prefect_api import client, server
 from prefect_executions.errors import ExecutionsError
+from prefect_executions.settings import Settings
 api = client.configured_api()
+local = None if api else server.find(Settings.read().home_folder)
 try:
-    print(json.dumps({"api": api, "version": client.ping() if api else None}))
+    version = client.ping() if api else None
+    print(json.dumps({"api": api, "version": version, "local": local and local.url}))
 except ExecutionsError as error:
     print(json.dumps({"api": api, "error": str(error)}))
 """
-_NO_API = "none is configured: each run starts an embedded server"
+_NO_API = "none is configured: commands start a local server"
 _START_SERVER = "from prefect.server.api.server import create_app; create_app()"
 
 _UPGRADE = "Run: pip install --upgrade prefect-executions"
@@ -145,7 +148,7 @@ def _prefect(remedy: str) -> Iterator[Diagnosis]:
     if server.returncode:
         # A configured API replaces the server of this installation.
         # An API check that crashed (its advice is *remedy*) does not show that one is configured.
-        outcome: Outcome = "fail" if api.found == _NO_API or api.advice == remedy else "warn"
+        outcome: Outcome = "fail" if api.found.startswith(_NO_API) or api.advice == remedy else "warn"
         yield Diagnosis(outcome, "Prefect's server", f"does not start: {_last_line(server.stderr)}", remedy)
     else:
         yield Diagnosis("ok", "Prefect's server", "can start here")
@@ -163,7 +166,8 @@ def check_api(remedy: str) -> Diagnosis:
             "fail", "Prefect's API", answer["error"], "Start it (prefect server start), or correct PREFECT_API_URL."
         )
     if answer["api"] is None:
-        return Diagnosis("ok", "Prefect's API", _NO_API)
+        local = f"{_NO_API}; it runs at {answer['local']}" if answer["local"] else _NO_API
+        return Diagnosis("ok", "Prefect's API", local)
     return Diagnosis("ok", "Prefect's API", f"{answer['api']} answers, version {answer['version']}")
 
 

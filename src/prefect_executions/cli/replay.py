@@ -281,6 +281,7 @@ def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
         flow, ran = run_in_process(
             prepared.entrypoint,
             prepared.request.parameters,
+            Settings.read(),
             tags=tags,
             on_gathered=judge,
             image=prepared.image,
@@ -321,6 +322,8 @@ def _replay_isolated(
         required = ["--tolerance", str(goal.tolerance), "--grade", goal.grade.value]
         # These variables would add packages of this environment.
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
+        # A shared server would outlive the environment, which is removed.
+        environment["EXECUTIONS_SERVER_IDLE"] = "0"
         command = [
             *_executions(python),
             "replay",

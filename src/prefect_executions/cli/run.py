@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import NO_INPUTS, InputOptions, Json, open_catalog, set_defaults
+from prefect_executions.cli.arguments import (
+    NO_INPUTS,
+    InputOptions,
+    Json,
+    connect_local_server,
+    open_catalog,
+    set_defaults,
+)
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import format_duration, say, show_facts, show_json, status_line, warn
 from prefect_executions.errors import ExecutionsError
@@ -54,13 +61,14 @@ def run_and_show(
 ) -> int:
     """Run the Method at *entrypoint* in this process, print its result and return the exit code."""
     settings = Settings.read()
-    flow, ran = run_in_process(entrypoint, parameters, tags=tags, quiet=quiet, as_json=as_json)
+    flow, ran = run_in_process(entrypoint, parameters, settings, tags=tags, quiet=quiet, as_json=as_json)
     return _show(flow, ran, settings, quiet=quiet, as_json=as_json)
 
 
 def run_in_process(
     entrypoint: str,
     parameters: Mapping[str, Any],
+    settings: Settings,
     *,
     tags: Sequence[str],
     on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
@@ -74,7 +82,7 @@ def run_in_process(
     """
     set_defaults()
     with _redirected_output(redirect=quiet or as_json, discard=quiet):
-        result = _run(entrypoint, parameters, tags, on_gathered, image, quiet=quiet)
+        result = _run(entrypoint, parameters, tags, on_gathered, image, settings=settings, quiet=quiet)
     if quiet:
         # The embedded server logs its shutdown when this process ends.
         logging.getLogger("prefect").setLevel(logging.WARNING)
@@ -88,6 +96,7 @@ def _run(
     on_gathered: Callable[[OpenBundle, BaseException | None], None],
     image: ExactImage | None,
     *,
+    settings: Settings,
     quiet: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
     with status_line("Loading Prefect and the Method", quiet=quiet):
@@ -98,10 +107,9 @@ def _run(
 
         flow = load_method(entrypoint)
     api = api_client.configured_api()
-    activity = (
-        f"Connecting to Prefect at {api}" if api else "Starting Prefect's embedded server (the first time takes longer)"
-    )
+    activity = f"Connecting to Prefect at {api}" if api else "Starting a local Prefect server (only the first time)"
     with status_line(activity, quiet=quiet or bool(api)):
+        connect_local_server(settings)
         api_client.ping()
     invocation = Invocation(partial(_say_started, quiet=quiet), on_gathered, image)
     return flow, run_method(flow, parameters, invocation, tags=tags)

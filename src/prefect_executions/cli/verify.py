@@ -17,6 +17,7 @@ from prefect_executions.cli.arguments import (
     Json,
     SignatureOptions,
     TimeOption,
+    connect_local_server,
     open_catalog,
     open_workbench,
     parse_time,
@@ -303,6 +304,7 @@ def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = Fals
     from prefect_executions.workbench.recovery import sweep_uploads  # noqa: PLC0415
 
     settings = Settings.read()
+    connect_local_server(settings)
     bench = open_workbench(settings, with_events=True)
     after = parse_time(since, datetime.now(UTC)) if since else None
     with suppress(ArchiveError):  # an unavailable archive is reported below, for each execution that waits for it
