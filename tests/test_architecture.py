@@ -46,7 +46,7 @@ ALLOWED_IN = {
     "kubernetes": {"runtimes"},
     "fastapi": {"web"},
     "starlette": {"web"},
-    "uvicorn": {"web"},
+    "uvicorn": {"web", "prefect_api"},  # prefect_api: the local Prefect server
     "jinja2": {"web"},
     "http": HTTP,
     "httpx": HTTP,
