@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect_executions import events
+from prefect_executions.capture.code import git_object
 from prefect_executions.comparison.verdict import Agreement, Grade, OutputVerdict, Verdict
 from prefect_executions.events import Event
 from prefect_executions.executions.record import (
@@ -103,27 +104,26 @@ def a_method(**changes: Any) -> Method:
             "threshold": InputDescription(json_schema={"type": "number", "default": 0.3}, min_occurs=0),
         },
         "outputs": {"regions.csv": OutputDescription(json_schema={"type": "string"})},
-        "code": CodeIdentity(
-            entrypoint="flows/coins.py:segment",
-            sha256=digest(SOURCE),
-            repository=Repository(
-                remote="https://example.org/coins.git",
-                commit="4b825dc642cb6eb9a060e54bf8d69288fbee4904",
-                branch="main",
-                path="flows/coins.py",
-                dirty=False,
-            ),
-            files=(
-                SourceFile(
-                    path="code/flows/coins.py",
-                    sha256=digest(SOURCE),
-                    git_object="8ab686eafeb1f44702738c8b0f24f2567c36da6d",
-                    module="coins",
-                ),
-            ),
-        ),
+        "code": a_code_identity(),
     }
     return Method(**members | changes)
+
+
+def a_code_identity(source: bytes = SOURCE) -> CodeIdentity:
+    """Return the identity of code that is one file with the content *source*."""
+    path = "code/flows/coins.py"
+    return CodeIdentity(
+        entrypoint="flows/coins.py:segment",
+        sha256=digest(f"{digest(source)}  {path}\n".encode()),
+        repository=Repository(
+            remote="https://example.org/coins.git",
+            commit="4b825dc642cb6eb9a060e54bf8d69288fbee4904",
+            branch="main",
+            path="flows/coins.py",
+            dirty=False,
+        ),
+        files=(SourceFile(path=path, sha256=digest(source), git_object=git_object(source), module="coins"),),
+    )
 
 
 def a_request(**changes: Any) -> ExecuteRequest:
@@ -150,8 +150,10 @@ def a_verdict(**changes: Any) -> Verdict:
         "grade": Grade.REPEAT,
         "environment": ("numpy was 2.3.0 and is 2.3.1",),
         "outputs": (
-            OutputVerdict(path="outputs/labels.png", agreement=Agreement.SAME, by="bytes"),
+            OutputVerdict(path="outputs/maps/labels.tif", agreement=Agreement.SAME, by="bytes"),
             OutputVerdict(path="outputs/regions.csv", agreement=Agreement.DIFFERS, by="table", words=drift),
+            OutputVerdict(path="outputs/stderr.log", agreement=Agreement.SAME, by="bytes"),
+            OutputVerdict(path="outputs/stdout.log", agreement=Agreement.SAME, by="bytes"),
         ),
     }
     return Verdict(**members | changes)
@@ -285,7 +287,7 @@ def with_phases(record: ExecutionRecord, exit_code: int = 0) -> ExecutionRecord:
     def entry(kind: EntryKind, phase: Phase, task: str = tasks[0], **changes: Any) -> None:
         nonlocal place
         place += 1
-        like = history[place - 1].model_copy(update={"progress": None, "message": None})
+        like = history[place - 1].model_copy(update={"progress": None, "message": None, "exit_code": None})
         history.insert(place, like.model_copy(update={"kind": kind, "phase": phase, "task": task, **changes}))
 
     entry(EntryKind.PHASE, Phase.EXECUTE, tasks[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,18 @@ from prefect_executions.methods.model import Comparison, InputDescription
 from prefect_executions.operations.compare import compare_executions
 from prefect_executions.operations.replay import open_replayable, prepare_replay, requirements_of
 from prefect_executions.workbench.catalog import Catalog
-from records import EXECUTION_ID, OUTPUTS, PICTURE, SOURCE, a_method, a_record, a_request, a_staged_input, an_instance
+from records import (
+    EXECUTION_ID,
+    OUTPUTS,
+    PICTURE,
+    SOURCE,
+    a_code_identity,
+    a_method,
+    a_record,
+    a_request,
+    a_staged_input,
+    an_instance,
+)
 
 METHOD = '''
 from prefect_executions import InputFile, current_execution, method
@@ -109,9 +119,7 @@ def test_an_input_kept_by_reference_is_read_from_its_unchanged_origin(replayed, 
 
 def test_a_missing_module_is_named_and_isolated_suggested(home, capsys):
     bench, source = bench_at(home), b"import no_such_module\n"
-    code = a_method().code
-    file = code.files[0].model_copy(update={"sha256": sha256(source).hexdigest()})
-    record = record_of(method=a_method(code=code.model_copy(update={"files": (file,)})))
+    record = record_of(method=a_method(code=a_code_identity(source)))
     bundle = begun(bench, record)
     bundle.write("code/flows/coins.py", source)
     bench.leases.release(EXECUTION_ID)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
-from hashlib import sha256
+from hashlib import sha1, sha256
 from typing import Any, TypeVar, cast
 
 from prefect_executions.attestation.dsse import Envelope
@@ -22,6 +22,7 @@ from prefect_executions.documents import Document, strict_json
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord
 from prefect_executions.executions.summary import ReadSummary, RecordSummary, summary_of
+from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.provenance import reader as prov_reader
 from prefect_executions.settings import ArchiveLevel
 
@@ -147,6 +148,15 @@ class Evidence:
         """
         return ExecutionRecord.read(self.document, self.files.__contains__)
 
+    @property
+    def format(self) -> int:
+        """The bundle format, whose rules apply to this bundle.
+
+        Raises:
+            BundleError: If `jobStatus.json` is missing or damaged.
+        """
+        return self.document(JobStatus).format
+
     @cached_property
     def summary(self) -> RecordSummary:
         """The summary of the JSON documents."""
@@ -221,6 +231,17 @@ class Evidence:
             return path in self.listed
         except BundleError:
             return False
+
+    def git_object(self, path: str) -> str:
+        """Return the id of a file's content in Git (``git hash-object``).
+
+        Raises:
+            BundleError: If it cannot be read.
+        """
+        digest = sha1(b"blob %d\0" % self.files[path], usedforsecurity=False)
+        for block in self.source.blocks(path):
+            digest.update(block)
+        return digest.hexdigest()
 
     def _read(self, kind: type[Document]) -> Document | BundleError:
         try:

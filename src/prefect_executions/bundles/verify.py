@@ -11,28 +11,24 @@ both values.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
-from prefect_executions.bundles import layout
+from prefect_executions.bundles import agreement, layout
+from prefect_executions.bundles.agreement import words
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
 from prefect_executions.bundles.signatures import check_inclusion, check_signature, signature_state
 from prefect_executions.bundles.source import Source, open_source
 from prefect_executions.bundles.zip_reader import Limits
-from prefect_executions.crate import reader as crate_reader
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import BundleFile, ExecuteRequest, mixed_formats
-from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
+from prefect_executions.executions.record import mixed_formats
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, faults
 from prefect_executions.lifecycle.status import AS_OGC, Status
 from prefect_executions.methods.model import Method
-from prefect_executions.provenance import times as prov_times
-
-_Part = StepSummary | PhaseSummary
 
 
 def _layout(evidence: Evidence) -> Findings:
@@ -136,27 +132,11 @@ def _lifecycle(evidence: Evidence) -> Findings:
         "updated": (status.updated, max((entry.time for entry in status.history), default=None)),
         "attempt": (status.attempt, max((entry.attempt for entry in status.history), default=None)),
     }
+    if status.format > 1:
+        pairs = {**pairs, "message": (status.message, last and last.message)}
     for member, (value, from_history) in pairs.items():
         if value != from_history:
-            yield f"{JobStatus.file_name}: {member} is {_words(value)}; the history says {_words(from_history)}"
-
-
-def _same_execution(evidence: Evidence) -> Findings:
-    """Every document belongs to the same execution of the same Method."""
-    status, request, method = evidence.document(JobStatus), evidence.document(ExecuteRequest), evidence.document(Method)
-    claims = {
-        ExecuteRequest.file_name: (request.execution_id, f"{request.method_id} {request.method_version}"),
-        Method.file_name: (status.job_id, f"{method.id} {method.version}"),
-        JobStatus.file_name: (status.job_id, f"{status.process_id} {method.version}"),
-    }
-    for path, (execution, of_method) in claims.items():
-        if execution != status.job_id:
-            yield f"{path} belongs to execution {execution}; {JobStatus.file_name} to {status.job_id}"
-        if of_method != f"{method.id} {method.version}":
-            yield f"{path} belongs to Method {of_method}; {Method.file_name} to {method.id} {method.version}"
-    for path, read in ((layout.PROVENANCE, evidence.provenance_summary), (layout.CRATE, evidence.crate_summary)):
-        if read.summary.execution_id != status.job_id:
-            yield f"{path} belongs to execution {read.summary.execution_id}; {JobStatus.file_name} to {status.job_id}"
+            yield f"{JobStatus.file_name}: {member} is {words(value)}; the history says {words(from_history)}"
 
 
 def _ogc_status(evidence: Evidence) -> Findings:
@@ -167,88 +147,8 @@ def _ogc_status(evidence: Evidence) -> Findings:
     )
     expected = {status.value: word for status, word in AS_OGC.items()}.get(str(ours))
     if ogc is None or ogc != expected:
-        reason = f"executionStatus {_words(ours)} requires {_words(expected)}"
-        yield f"{JobStatus.file_name}: status is {_words(ogc)}; {reason}"
-
-
-def _inputs(evidence: Evidence) -> Findings:
-    """Every staged input has the digest and size in `request.json`."""
-    for file in evidence.document(ExecuteRequest).files:
-        path = file.path
-        if path is None:
-            yield Unchecked(f"input {file.input!r} is only referenced: {file.origin}")
-        elif not path.startswith(layout.INPUTS + "/"):
-            yield f"{ExecuteRequest.file_name} has the input {file.input!r} at {path!r}, which is outside inputs/"
-        elif path in evidence.files or not evidence.absence_reason(path):
-            yield from _compare(evidence, ExecuteRequest.file_name, path, file.sha256, file.size)
-        else:
-            yield Unchecked(f"{path!r} is absent: {evidence.absence_reason(path)}")
-
-
-def _code(evidence: Evidence) -> Findings:
-    """Every file of the Method's code has the digest in `method.json`."""
-    code = evidence.document(Method).code
-    for file in code.files if code else ():
-        path = file.path
-        if path in evidence.files or path in evidence.listed:
-            yield from _compare(evidence, Method.file_name, path, file.sha256, None)
-        else:
-            yield Unchecked(f"{path!r} is not in the bundle; {Method.file_name} says {file.sha256}")
-
-
-def _outputs(evidence: Evidence) -> Findings:
-    """`jobStatus.json` lists every output with its digest and size."""
-    recorded = {output.path: output for output in evidence.document(JobStatus).outputs}
-    why = evidence.absence_reason(layout.OUTPUTS + "/")
-    digests = evidence.available if why else evidence.digests
-    present = {path for path in digests if path.startswith(layout.OUTPUTS + "/")}
-    for path in sorted(present - recorded.keys()):
-        yield f"{path!r} is present and not in {JobStatus.file_name}"
-    if why and not present:
-        listed = {path for path in evidence.listed if path.startswith(layout.OUTPUTS + "/")}
-        for path in sorted(listed ^ recorded.keys()):
-            yield f"{path!r} is listed in only one of {JobStatus.file_name} and {layout.MANIFEST}"
-        yield Unchecked(f"{len(recorded)} outputs are absent: {why}")
-    for path, output in recorded.items():
-        yield from _compare(evidence, JobStatus.file_name, path, output.sha256, output.size)
-
-
-def _provenance(evidence: Evidence) -> Findings:
-    """`provo.xml` agrees with the documents."""
-    yield from _differences(evidence.summary, evidence.provenance_summary.summary, layout.PROVENANCE)
-
-
-def _provenance_times(evidence: Evidence) -> Findings:
-    """The times in `provo.xml` are in a possible order."""
-    for fault in prov_times.time_faults(evidence.bytes_of(layout.PROVENANCE)):
-        yield f"{layout.PROVENANCE}: {fault}"
-
-
-def _crate(evidence: Evidence) -> Findings:
-    """`ro-crate-metadata.json` agrees with the documents."""
-    differences = list(_differences(evidence.summary, evidence.crate_summary.summary, layout.CRATE))
-    yield from differences or _crate_rebuilt(evidence)
-
-
-def _crate_rebuilt(evidence: Evidence) -> Findings:
-    """Compare the crate with one built from the documents; `told-files` compares the digests of single files."""
-    in_crate = dict(evidence.crate_summary.files)
-    listed = {path: digest for path, digest in evidence.listed.items() if path != layout.CRATE}
-    files = [BundleFile(path, digest, evidence.files.get(path, 0)) for path, digest in (listed | in_crate).items()]
-    measured = {
-        path for path, digest in listed.items() if path in evidence.files and in_crate.get(path, digest) == digest
-    }
-    unmeasured = frozenset(file.path for file in files if file.path not in measured)
-    yield from crate_reader.differences(evidence.bytes_of(layout.CRATE), evidence.record, files, unmeasured)
-
-
-def _told_files(evidence: Evidence) -> Findings:
-    """Every file in `provo.xml` and `ro-crate-metadata.json` has the digest that they give."""
-    for path, digest in sorted(evidence.provenance_summary.files):
-        if path in evidence.files or path in evidence.listed:  # PROV also gives digests of source that is not copied
-            yield from _compare(evidence, layout.PROVENANCE, path, digest, None)
-    for path, digest in sorted(evidence.crate_summary.files):
-        yield from _compare(evidence, layout.CRATE, path, digest, None)
+        reason = f"executionStatus {words(ours)} requires {words(expected)}"
+        yield f"{JobStatus.file_name}: status is {words(ogc)}; {reason}"
 
 
 CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
@@ -259,76 +159,21 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "output-zip": _output_zip,
     "documents": _documents,
     "lifecycle": _lifecycle,
-    "same-execution": _same_execution,
+    "same-execution": agreement.same_execution,
     "ogc-status": _ogc_status,
-    "inputs": _inputs,
-    "code": _code,
-    "outputs": _outputs,
-    "provenance": _provenance,
-    "provenance-times": _provenance_times,
-    "crate": _crate,
-    "told-files": _told_files,
+    "inputs": agreement.inputs,
+    "code": agreement.code,
+    "packages": agreement.packages,
+    "outputs": agreement.outputs,
+    "provenance": agreement.provenance,
+    "provenance-times": agreement.provenance_times,
+    "crate": agreement.crate,
+    "told-files": agreement.told_files,
+    "verdict": agreement.verdict,
     "signature": check_signature,
     "inclusion": check_inclusion,
 }
 """Every check by its name, in the order of the report."""
-
-
-def _compare(evidence: Evidence, document: str, path: str, digest: str, size: int | None) -> Findings:
-    why = evidence.absence_reason(path)
-    actual = (evidence.available if why else evidence.digests).get(path)
-    if actual is None:
-        # The file is legitimately absent: compare with the manifest instead.
-        listed = evidence.listed.get(path) if why else None
-        if listed is None:
-            yield f"{path!r} is missing; {document} lists it with {digest}"
-        elif listed != digest:
-            yield f"{path!r} is {listed} in {layout.MANIFEST}; {document} says {digest}"
-        return
-    if actual != digest:
-        yield f"{path!r} is {actual}; {document} says {digest}"
-    actual_size = evidence.files.get(path)
-    if None not in {size, actual_size} and size != actual_size:
-        yield f"{path!r} has {actual_size} bytes; {document} says {size}"
-
-
-def _differences(ours: RecordSummary, theirs: RecordSummary, path: str) -> Findings:
-    for member in ("execution_id", "method", "status", "started", "finished"):
-        our_value, their_value = getattr(ours, member), getattr(theirs, member)
-        if our_value != their_value:
-            yield f"{path}: {member.replace('_', ' ')} is {_words(their_value)}; the documents say {_words(our_value)}"
-    for kind, own, other in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
-        for name, digest in sorted(other - own):
-            yield f"{path}: {kind} {name!r} is {digest}; the documents say {_digests_of(own, name)}"
-        for name, digest in sorted(own - other):
-            yield f"{path}: {kind} {name!r} is {_digests_of(other, name)}; the documents say {digest}"
-    yield from _part_differences("step", ours.steps, theirs.steps, path)
-    yield from _part_differences("phase", ours.phases, theirs.phases, path)
-
-
-def _part_differences(kind: str, ours: Iterable[_Part], theirs: Iterable[_Part], path: str) -> Findings:
-    """Compare steps or phases, whose first member is their name."""
-    our_parts, their_parts = {part[0]: part for part in ours}, {part[0]: part for part in theirs}
-    for part in sorted(set(theirs) - set(ours), key=str):
-        yield f"{path}: {kind} {part[0]} is {_part(part)}; the documents say {_part(our_parts.get(part[0]))}"
-    for name in sorted(our_parts.keys() - their_parts.keys(), key=str):
-        yield f"{path}: {kind} {name} is absent; the documents say {_part(our_parts[name])}"
-
-
-def _part(part: _Part | None) -> str:
-    return "absent" if part is None else " ".join(_words(member) for member in part[1:])
-
-
-def _digests_of(pairs: frozenset[tuple[str, str]], name: str) -> str:
-    return ", ".join(sorted(digest for other, digest in pairs if other == name)) or "absent"
-
-
-def _words(value: object) -> str:
-    if value is None:
-        return "absent"
-    if isinstance(value, Image):
-        return "/".join(filter(None, value))
-    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 MAX_SHOWN = 100

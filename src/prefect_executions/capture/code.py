@@ -38,11 +38,9 @@ from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.capture.probes import Failures, Probe, probe
 from prefect_executions.documents import canonical_json
 from prefect_executions.errors import DirtyTreeError
-from prefect_executions.methods.model import CodeIdentity, Notebook, Repository, SourceFile
+from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Notebook, Repository, SourceFile
 from prefect_executions.settings import DirtyTree, Settings
 
-DIFF = "code/uncommitted.diff"
-REQUIREMENTS = "code/requirements.txt"
 TYPED = "cell.py"
 """The file name for code typed into a notebook or a prompt."""
 

@@ -70,8 +70,12 @@ class Packages:
         self._failures = {Probe.PACKAGES: "; ".join(unread)} if unread else {}
         if _packages_of(before) != _packages_of(self._folders):
             self._versions = MappingProxyType(_installed(_packages_of(self._folders)))
-            lines = (f"{name}=={version}\n" for name, version in self._versions.items())
-            self._requirements = "".join(lines).encode()
+            self._requirements = requirements_of(self._versions)
+
+
+def requirements_of(versions: Mapping[str, str]) -> bytes:
+    """Return a requirements file with exactly these *versions*, given by name."""
+    return "".join(f"{name}=={version}\n" for name, version in versions.items()).encode()
 
 
 def package_of(module: str, file: str) -> str | None:

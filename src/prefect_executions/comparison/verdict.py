@@ -106,6 +106,17 @@ class Verdict(Document):
         """Whether the verdict is at least *grade*."""
         return self.grade is not None and GRADES.index(self.grade) >= GRADES.index(grade)
 
+    def implied_grade(self, *, completed: bool) -> Grade | None:
+        """Return the grade that the lists of differences give, if the Method *completed*."""
+        return _highest(
+            (
+                completed,
+                not self.inputs,
+                not self.code and not self.environment,
+                all(output.agreement.agrees for output in self.outputs),
+            )
+        )
+
     @property
     def differs(self) -> tuple[str, ...]:
         """All differences in words; a difference of an output begins with its path."""
@@ -144,22 +155,17 @@ def judge(
         ),
     }
     outputs = tuple(outputs)
+    verdict = Verdict(
+        replay_of=before.id, manifest_sha256=manifest_sha256, tolerance=tolerance, outputs=outputs, **by_part
+    )
     same_method = before.method.id == after.method.id and status is Status.COMPLETED
-    reached = (
-        same_method,
-        not by_part["inputs"],
-        not by_part["code"] and not by_part["environment"],
-        all(output.agreement.agrees for output in outputs),
-    )
+    return verdict.model_copy(update={"grade": verdict.implied_grade(completed=same_method)})
+
+
+def _highest(reached: Sequence[bool]) -> Grade | None:
+    """Return the grade whose requirement, and every requirement before it, is *reached*, in the order of `GRADES`."""
     number = next((number for number, holds in enumerate(reached) if not holds), len(reached))
-    return Verdict(
-        replay_of=before.id,
-        manifest_sha256=manifest_sha256,
-        grade=GRADES[number - 1] if number else None,
-        tolerance=tolerance,
-        outputs=outputs,
-        **by_part,
-    )
+    return GRADES[number - 1] if number else None
 
 
 def _code_differences(before: ExecutionRecord, after: ExecutionRecord) -> Iterator[str]:

@@ -33,14 +33,12 @@ from prefect_executions.executions.summary import Image, image_of, named_image, 
 from prefect_executions.lifecycle.history import Step
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.mediatypes import UNKNOWN, media_type
-from prefect_executions.methods.model import Method
+from prefect_executions.methods.model import REQUIREMENTS, Method
 
 _METADATA = {"@id": vocabulary.FILE}
 _ROOT = {"@id": "./"}
 NOT_STATED = {"@id": "#not-stated"}
 NO_LICENSE = {"@id": "#no-license-stated"}
-
-REQUIREMENTS = "code/requirements.txt"
 
 T = TypeVar("T")
 

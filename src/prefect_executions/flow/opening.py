@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture import host as host_facts
-from prefect_executions.capture.code import DIFF, REQUIREMENTS, identify
+from prefect_executions.capture.code import identify
+from prefect_executions.capture.packages import requirements_of
 from prefect_executions.capture.parameters import plain_text_defaults, recorded_method
 from prefect_executions.capture.probes import Failures, Probe, note_on, probe
 from prefect_executions.capture.processes import this_process_with_layout
@@ -37,7 +38,7 @@ from prefect_executions.lifecycle.history import (
     merge_states,
 )
 from prefect_executions.lifecycle.status import Observer
-from prefect_executions.methods.model import CodeIdentity, Method
+from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Method
 from prefect_executions.prefect_api import blocks, flow_runs
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.settings import DirtyTree, Settings
@@ -150,7 +151,8 @@ def opening(
             job_status=job_status,
             agent=requester,
         ),
-        code,
+        # From the packages in `instance.json`: another one may have been installed since `code` was read.
+        {**code, REQUIREMENTS: requirements_of(current.packages)} if current.packages else code,
     )
 
 

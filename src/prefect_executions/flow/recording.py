@@ -23,6 +23,7 @@ from prefect.exceptions import Pause
 from prefect.utilities.timeout import timeout, timeout_async
 
 from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.capture.packages import requirements_of
 from prefect_executions.capture.secrets import mask_names
 from prefect_executions.capture.streams import open_streams
 from prefect_executions.documents import Document
@@ -57,6 +58,7 @@ from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_s
 from prefect_executions.flow.unhooked import NO_STATE, seal_aborted, seal_returned_cancel
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Status
+from prefect_executions.methods.model import REQUIREMENTS
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.tracepoints import TracePoint, trace_point
@@ -222,6 +224,7 @@ def _running(attempt: Attempt) -> Iterator[RunningAttempt]:
         if attempt.resumption:
             bundle.write_document(record.infrastructure)
             bundle.write_document(record.instance)
+            bundle.write(REQUIREMENTS, requirements_of(record.instance.packages))
         job_status = record.job_status
         if not call.declared.is_scripted:
             job_status = advance(job_status, Status.EXECUTING, now(), observer=Observer.HOOK)

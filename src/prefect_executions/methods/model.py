@@ -33,6 +33,12 @@ _ENDINGS = (".json", ".yaml", ".yml")
 
 OUTPUTS = "outputs/"
 
+REQUIREMENTS = "code/requirements.txt"
+"""The file of a bundle with the exact versions of all packages."""
+
+DIFF = "code/uncommitted.diff"
+"""The file of a bundle with the uncommitted changes."""
+
 METHOD_TYPES = (
     "Analysis",
     "Annotation",

@@ -6,7 +6,7 @@ Law: any DTD is refused; nothing is fetched; memory does not grow with the docum
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
@@ -93,17 +93,27 @@ def records(data: bytes) -> Iterator[Record]:
     Raises:
         BundleError: If *data* is not a PROV-XML document, has a DTD, or is too large.
     """
+    return (_record(element, namespaces) for element, namespaces in elements(data, _KINDS))
+
+
+def elements(data: bytes, kinds: Iterable[str] | None = None) -> Iterator[tuple[_Element, Mapping[str, str]]]:
+    """Yield the top-level elements of a PROV-XML document, with the namespaces by their prefixes.
+
+    *kinds* selects elements by their names in the namespace of PROV. An element is valid until the next is yielded.
+
+    Raises:
+        BundleError: If *data* is not a PROV-XML document, has a DTD, or is too large.
+    """
     # Importing lxml takes 20 ms, and only readers of PROV need it.
     from lxml import etree  # noqa: PLC0415
 
     if len(data) > SIZE_LIMIT:
         raise fault(f"it has {len(data)} bytes; the limit is {SIZE_LIMIT}")
-    tags = [f"{{{vocabulary.PROV}}}{kind}" for kind in (*_KINDS, "document")]
     source = _LimitedSource(data)
     parts = etree.iterparse(
         cast("Any", source),
         events=("start-ns", "start", "end"),
-        tag=tags,
+        tag=None if kinds is None else [f"{{{vocabulary.PROV}}}{kind}" for kind in (*kinds, "document")],
         resolve_entities=False,
         no_network=True,
         load_dtd=False,
@@ -112,7 +122,7 @@ def records(data: bytes) -> Iterator[Record]:
         huge_tree=False,
     )
     try:
-        yield from _records(parts, source)
+        yield from _elements(parts, source)
     except etree.XMLSyntaxError as error:
         raise fault(f"invalid XML: {error}") from error
 
@@ -136,7 +146,7 @@ class _LimitedSource:
         self._bytes = self._elements = 0
 
 
-def _records(parts: Any, source: _LimitedSource) -> Iterator[Record]:
+def _elements(parts: Any, source: _LimitedSource) -> Iterator[tuple[_Element, Mapping[str, str]]]:
     namespaces: dict[str, str] = {}
     root: _Element | None = None
     for event, part in parts:
@@ -146,8 +156,11 @@ def _records(parts: Any, source: _LimitedSource) -> Iterator[Record]:
             if root is None:
                 root = part
                 _check_document(root)
+        elif root is not None and part is root:
+            _check_text_before(root[-1] if len(root) else None, root)
         elif part.getparent() is root and root is not None:
-            yield _record(part, namespaces)
+            _check_text_before(part.getprevious(), root)
+            yield part, namespaces
             _free(part)
             source.reset()
     if root is None:
@@ -167,8 +180,16 @@ def _check_document(root: _Element) -> None:
         raise fault("it is not a PROV document")
 
 
+def _check_text_before(previous: _Element | None, root: _Element) -> None:
+    """Refuse text between two records, which no reader of PROV shows."""
+    text = root.text if previous is None else previous.tail
+    if text and text.strip():
+        raise fault(f"it has the text '{text.strip()[:40]}' outside of a record")
+
+
 def _free(element: _Element) -> None:
-    element.clear()
+    # The tail stays for `_check_text_before`; the type information lacks the parameter.
+    element.clear(keep_tail=True)  # type: ignore[call-arg]
     parent = element.getparent()
     while parent is not None and element.getprevious() is not None:
         del parent[0]

@@ -32,12 +32,15 @@ from prefect_executions.executions.record import (
     value_digest,
 )
 from prefect_executions.executions.summary import Image, image_of, phases_of
-from prefect_executions.lifecycle.history import OutputFile
+from prefect_executions.lifecycle.history import EntryKind, OutputFile
+from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import CodeIdentity, Method, Repository
 from prefect_executions.provenance import vocabulary
 
 # The flow run id in an execution id, whose generation is left out.
 _FLOW_RUN = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[0-9]+)?")
+
+_STATUS_TIMES = {Status.CREATED: "created", Status.SCHEDULED: "scheduled", Status.EXECUTING: "executing"}
 
 
 def write(record: ExecutionRecord, files: Sequence[BundleFile], stream: BinaryIO) -> None:
@@ -120,7 +123,16 @@ def _activity(run: str, record: ExecutionRecord) -> str:
         _text("exe:flowRunName", record.request.flow_run_name),
         _text("exe:deployment", str(deployment.id) if deployment else None),
         *_since_format_2(record, _requested(record.request)),
+        *_since_format_2(record, _steps_to_start(record)),
     )
+
+
+def _steps_to_start(record: ExecutionRecord) -> Iterator[str]:
+    """Yield the times of the statuses for which PROV has no attribute."""
+    for entry in record.job_status.history:
+        name = _STATUS_TIMES.get(entry.status)
+        if name and entry.kind is EntryKind.STATUS:
+            yield f'<exe:{name} xsi:type="xsd:dateTime">{text_of_time(entry.time)}</exe:{name}>'
 
 
 def _requested(request: ExecuteRequest) -> Iterator[str]:

@@ -1,0 +1,252 @@
+"""Checks that the documents, the files, PROV and the crate of a bundle agree on every fact that two of them state.
+
+A check is a generator. It yields one sentence per fault, with the file and both values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from hashlib import sha256
+
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
+from prefect_executions.comparison.verdict import Agreement, Verdict
+from prefect_executions.crate import reader as crate_reader
+from prefect_executions.executions.record import BundleFile, ExecuteRequest, Instance
+from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.status import Status
+from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Method, Repository
+from prefect_executions.provenance import times as prov_times
+from prefect_executions.provenance.differences import differences as prov_differences
+
+_Part = StepSummary | PhaseSummary
+_RERUNS = frozenset({"rerun-of", "edited-rerun-of"})
+
+
+def same_execution(evidence: Evidence) -> Findings:
+    """Every document belongs to the same execution of the same Method."""
+    status, request, method = evidence.document(JobStatus), evidence.document(ExecuteRequest), evidence.document(Method)
+    claims = {
+        ExecuteRequest.file_name: (request.execution_id, f"{request.method_id} {request.method_version}"),
+        Method.file_name: (status.job_id, f"{method.id} {method.version}"),
+        JobStatus.file_name: (status.job_id, f"{status.process_id} {method.version}"),
+    }
+    for path, (execution, of_method) in claims.items():
+        if execution != status.job_id:
+            yield f"{path} belongs to execution {execution}; {JobStatus.file_name} to {status.job_id}"
+        if of_method != f"{method.id} {method.version}":
+            yield f"{path} belongs to Method {of_method}; {Method.file_name} to {method.id} {method.version}"
+    for path, read in ((layout.PROVENANCE, evidence.provenance_summary), (layout.CRATE, evidence.crate_summary)):
+        if read.summary.execution_id != status.job_id:
+            yield f"{path} belongs to execution {read.summary.execution_id}; {JobStatus.file_name} to {status.job_id}"
+
+
+def inputs(evidence: Evidence) -> Findings:
+    """Every staged input has the digest and size in `request.json`."""
+    for file in evidence.document(ExecuteRequest).files:
+        path = file.path
+        if path is None:
+            yield Unchecked(f"input {file.input!r} is only referenced: {file.origin}")
+        elif not path.startswith(layout.INPUTS + "/"):
+            yield f"{ExecuteRequest.file_name} has the input {file.input!r} at {path!r}, which is outside inputs/"
+        elif path in evidence.files or not evidence.absence_reason(path):
+            yield from _compare(evidence, ExecuteRequest.file_name, path, file.sha256, file.size)
+        else:
+            yield Unchecked(f"{path!r} is absent: {evidence.absence_reason(path)}")
+
+
+def code(evidence: Evidence) -> Findings:
+    """Every file of the Method's code, and their digests as a whole, are those of `method.json`."""
+    code = evidence.document(Method).code
+    for file in code.files if code else ():
+        path = file.path
+        if path in evidence.files or path in evidence.listed:
+            yield from _compare(evidence, Method.file_name, path, file.sha256, None)
+        else:
+            yield Unchecked(f"{path!r} is not in the bundle; {Method.file_name} says {file.sha256}")
+    if code and evidence.format > 1:
+        yield from _git_objects(evidence, code)
+        yield from _code_digests(evidence, code)
+
+
+def _git_objects(evidence: Evidence, code: CodeIdentity) -> Findings:
+    for file in code.files:
+        if evidence.digests.get(file.path) == file.sha256:
+            actual = evidence.git_object(file.path)
+            if actual != file.git_object:
+                yield f"{file.path!r} is the Git object {actual}; {Method.file_name} says {file.git_object}"
+
+
+def _code_digests(evidence: Evidence, code: CodeIdentity) -> Findings:
+    listing = "".join(f"{file.sha256}  {file.path}\n" for file in code.files)
+    whole = sha256(listing.encode()).hexdigest() if code.files else None
+    if code.sha256 != whole:
+        yield f"{Method.file_name}: code.sha256 is {words(code.sha256)}; its files have {words(whole)}"
+    diff, repository = evidence.listed.get(DIFF), code.repository or Repository()
+    if diff is not None and diff != repository.diff_sha256:
+        yield f"{DIFF!r} is {diff}; {Method.file_name} says {words(repository.diff_sha256)}"
+    if bool(repository.diff_kept) != (diff is not None):
+        yield f"{DIFF!r} is {'absent' if diff is None else 'present'}; {Method.file_name} says the opposite"
+
+
+def packages(evidence: Evidence) -> Findings:
+    """`requirements.txt` lists the packages in `instance.json`."""
+    recorded = evidence.document(Instance).packages
+    if evidence.format == 1 or not recorded or REQUIREMENTS not in evidence.files:
+        return
+    lines = {f"{name}=={version}" for name, version in recorded.items()}
+    listed = set(b"".join(evidence.source.blocks(REQUIREMENTS)).decode(errors="replace").splitlines())
+    for line in sorted(listed - lines):
+        yield f"{REQUIREMENTS!r} has {line[:200]}; {Instance.file_name} does not"
+    for line in sorted(lines - listed):
+        yield f"{REQUIREMENTS!r} lacks {line[:200]}, which {Instance.file_name} has"
+
+
+def outputs(evidence: Evidence) -> Findings:
+    """`jobStatus.json` lists every output with its digest and size."""
+    recorded = {output.path: output for output in evidence.document(JobStatus).outputs}
+    why = evidence.absence_reason(layout.OUTPUTS + "/")
+    digests = evidence.available if why else evidence.digests
+    present = {path for path in digests if path.startswith(layout.OUTPUTS + "/")}
+    for path in sorted(present - recorded.keys()):
+        yield f"{path!r} is present and not in {JobStatus.file_name}"
+    if why and not present:
+        listed = {path for path in evidence.listed if path.startswith(layout.OUTPUTS + "/")}
+        for path in sorted(listed ^ recorded.keys()):
+            yield f"{path!r} is listed in only one of {JobStatus.file_name} and {layout.MANIFEST}"
+        yield Unchecked(f"{len(recorded)} outputs are absent: {why}")
+    for path, output in recorded.items():
+        yield from _compare(evidence, JobStatus.file_name, path, output.sha256, output.size)
+
+
+def provenance(evidence: Evidence) -> Findings:
+    """`provo.xml` agrees with the documents."""
+    differences = list(_differences(evidence.summary, evidence.provenance_summary.summary, layout.PROVENANCE))
+    yield from differences or _provenance_rebuilt(evidence)
+
+
+def _provenance_rebuilt(evidence: Evidence) -> Findings:
+    """Compare PROV with what the documents give; `told-files` compares the digests of single files."""
+    in_provenance = dict(evidence.provenance_summary.files)
+    files = [
+        BundleFile(path, in_provenance.get(path, digest), evidence.files.get(path, 0))
+        for path, digest in evidence.listed.items()
+    ]
+    measured = {path for path, digest in evidence.listed.items() if in_provenance.get(path, digest) == digest}
+    unmeasured = frozenset(in_provenance.keys() - (measured & evidence.files.keys()))
+    yield from prov_differences(evidence.bytes_of(layout.PROVENANCE), evidence.record, files, unmeasured)
+
+
+def provenance_times(evidence: Evidence) -> Findings:
+    """The times in `provo.xml` are in a possible order."""
+    for fault in prov_times.time_faults(evidence.bytes_of(layout.PROVENANCE)):
+        yield f"{layout.PROVENANCE}: {fault}"
+
+
+def crate(evidence: Evidence) -> Findings:
+    """`ro-crate-metadata.json` agrees with the documents."""
+    differences = list(_differences(evidence.summary, evidence.crate_summary.summary, layout.CRATE))
+    yield from differences or _crate_rebuilt(evidence)
+
+
+def _crate_rebuilt(evidence: Evidence) -> Findings:
+    """Compare the crate with one built from the documents; `told-files` compares the digests of single files."""
+    in_crate = dict(evidence.crate_summary.files)
+    listed = {path: digest for path, digest in evidence.listed.items() if path != layout.CRATE}
+    files = [BundleFile(path, digest, evidence.files.get(path, 0)) for path, digest in (listed | in_crate).items()]
+    measured = {
+        path for path, digest in listed.items() if path in evidence.files and in_crate.get(path, digest) == digest
+    }
+    unmeasured = frozenset(file.path for file in files if file.path not in measured)
+    yield from crate_reader.differences(evidence.bytes_of(layout.CRATE), evidence.record, files, unmeasured)
+
+
+def verdict(evidence: Evidence) -> Findings:
+    """The verdict on a replay agrees with its own lists, the request and the outputs."""
+    if Verdict.file_name not in evidence.files:
+        return
+    record, verdict = evidence.record, evidence.document(Verdict)
+    reruns = {relative.execution_id for relative in record.request.relatives if relative.relation in _RERUNS}
+    if verdict.replay_of not in reruns:
+        yield f"{Verdict.file_name} is on {verdict.replay_of}; {ExecuteRequest.file_name} reruns {_listed(reruns)}"
+    expected = verdict.implied_grade(completed=record.status is Status.COMPLETED)
+    if verdict.grade not in {expected, None}:
+        yield f"{Verdict.file_name}: the grade is {words(verdict.grade)}; its lists give {words(expected)}"
+    judged = {output.path: output.agreement for output in verdict.outputs}
+    written = {output.path for output in record.job_status.outputs}
+    for path in sorted(written ^ {path for path, agreement in judged.items() if agreement is not Agreement.GONE}):
+        has = "has" if path in written else "lacks"
+        yield f"{Verdict.file_name}: {path!r} is {words(judged.get(path))}; {JobStatus.file_name} {has} it"
+
+
+def told_files(evidence: Evidence) -> Findings:
+    """Every file in `provo.xml` and `ro-crate-metadata.json` has the digest that they give."""
+    for path, digest in sorted(evidence.provenance_summary.files):
+        if path in evidence.files or path in evidence.listed:  # PROV also gives digests of source that is not copied
+            yield from _compare(evidence, layout.PROVENANCE, path, digest, None)
+    for path, digest in sorted(evidence.crate_summary.files):
+        yield from _compare(evidence, layout.CRATE, path, digest, None)
+
+
+def _compare(evidence: Evidence, document: str, path: str, digest: str, size: int | None) -> Findings:
+    why = evidence.absence_reason(path)
+    actual = (evidence.available if why else evidence.digests).get(path)
+    if actual is None:
+        # The file is legitimately absent: compare with the manifest instead.
+        listed = evidence.listed.get(path) if why else None
+        if listed is None:
+            yield f"{path!r} is missing; {document} lists it with {digest}"
+        elif listed != digest:
+            yield f"{path!r} is {listed} in {layout.MANIFEST}; {document} says {digest}"
+        return
+    if actual != digest:
+        yield f"{path!r} is {actual}; {document} says {digest}"
+    actual_size = evidence.files.get(path)
+    if None not in {size, actual_size} and size != actual_size:
+        yield f"{path!r} has {actual_size} bytes; {document} says {size}"
+
+
+def _differences(ours: RecordSummary, theirs: RecordSummary, path: str) -> Findings:
+    for member in ("execution_id", "method", "status", "started", "finished"):
+        our_value, their_value = getattr(ours, member), getattr(theirs, member)
+        if our_value != their_value:
+            yield f"{path}: {member.replace('_', ' ')} is {words(their_value)}; the documents say {words(our_value)}"
+    for kind, own, other in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
+        for name, digest in sorted(other - own):
+            yield f"{path}: {kind} {name!r} is {digest}; the documents say {_digests_of(own, name)}"
+        for name, digest in sorted(own - other):
+            yield f"{path}: {kind} {name!r} is {_digests_of(other, name)}; the documents say {digest}"
+    yield from _part_differences("step", ours.steps, theirs.steps, path)
+    yield from _part_differences("phase", ours.phases, theirs.phases, path)
+
+
+def _part_differences(kind: str, ours: Iterable[_Part], theirs: Iterable[_Part], path: str) -> Findings:
+    """Compare steps or phases, whose first member is their name."""
+    our_parts, their_parts = {part[0]: part for part in ours}, {part[0]: part for part in theirs}
+    for part in sorted(set(theirs) - set(ours), key=str):
+        yield f"{path}: {kind} {part[0]} is {_part(part)}; the documents say {_part(our_parts.get(part[0]))}"
+    for name in sorted(our_parts.keys() - their_parts.keys(), key=str):
+        yield f"{path}: {kind} {name} is absent; the documents say {_part(our_parts[name])}"
+
+
+def _part(part: _Part | None) -> str:
+    return "absent" if part is None else " ".join(words(member) for member in part[1:])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "no execution"
+
+
+def _digests_of(pairs: frozenset[tuple[str, str]], name: str) -> str:
+    return ", ".join(sorted(digest for other, digest in pairs if other == name)) or "absent"
+
+
+def words(value: object) -> str:
+    """Return *value* for a sentence."""
+    if value is None:
+        return "absent"
+    if isinstance(value, Image):
+        return "/".join(filter(None, value))
+    return value.isoformat() if isinstance(value, datetime) else str(value)
