@@ -181,7 +181,7 @@ everywhere = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=list(
 @everywhere
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_a_signature_that_does_not_hold_is_refused(signed, another, tmp_path, operation, forgery):
-    bundle, (forge, message) = copy_of(signed, tmp_path / "bundle"), FORGERIES[forgery]
+    bundle, (forge, message) = copy_of(signed, tmp_path / "forged" / EXECUTION_ID), FORGERIES[forgery]
     forge(bundle, another)
     assert message in operation(bundle, tmp_path / "home", TRUSTED)
 
@@ -193,7 +193,7 @@ def test_a_valid_signature_of_a_trusted_key_is_accepted(signed, tmp_path, operat
 
 @everywhere
 def test_a_missing_signature_is_refused_if_one_is_required(signed, tmp_path, operation):
-    bundle = copy_of(signed, tmp_path / "bundle")
+    bundle = copy_of(signed, tmp_path / "forged" / EXECUTION_ID)
     (bundle / layout.ATTESTATION).unlink()
     assert operation(bundle, tmp_path / "accepting", TRUSTED) == ""
     (tmp_path / "bundle.zip").unlink(missing_ok=True)
@@ -220,7 +220,7 @@ def test_the_default_policy_accepts_no_signature(signed):
 
 
 def test_even_the_most_lenient_policy_refuses_a_signature_over_other_content(signed, another, tmp_path):
-    bundle = copy_of(signed, tmp_path / "bundle")
+    bundle = copy_of(signed, tmp_path / "forged" / EXECUTION_ID)
     _swapped(bundle, another)
     report = verify(bundle, signatures=SignaturePolicy(allow_unknown=True))
     assert any("was signed as" in fault for fault in report.faults)

@@ -20,7 +20,7 @@ from prefect_executions.executions.record import Deployment, Relative, relatives
 from prefect_executions.methods.model import InputDescription
 from prefect_executions.operations.replay import copy_inputs, find_entrypoint, record_source, rerun_request
 from prefect_executions.workbench.catalog import Catalog
-from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input
+from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input, an_instance
 
 METHOD = '''
 from prefect_executions import InputFile, current_execution, method
@@ -117,6 +117,19 @@ def test_the_method_is_searched_here_and_in_its_working_directory(tmp_path):
     (tmp_path / "flows").mkdir()
     (tmp_path / "flows" / "coins.py").touch()
     assert find_entrypoint(a_record(), tmp_path) == f"{tmp_path}/flows/coins.py:segment"
+
+
+@pytest.mark.parametrize("entrypoint", ["../outside.py:f", "{folder}/outside.py:f", "link.py:f", "outside.py:f"])
+def test_the_record_of_an_imported_execution_chooses_no_file_outside_the_folder(tmp_path, entrypoint):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "outside.py").touch()
+    (folder / "link.py").symlink_to(tmp_path / "outside.py")
+    code = a_method().code.model_copy(update={"entrypoint": entrypoint.format(folder=tmp_path)})
+    record = a_record(method=a_method(code=code), instance=an_instance(working_directory=str(tmp_path)))
+    assert find_entrypoint(record, folder)
+    with pytest.raises(NotFoundError, match="cannot find Method"):
+        find_entrypoint(record, folder, imported=True)
 
 
 # --- with Prefect ----------------------------------------------------------------

@@ -155,7 +155,8 @@ def _run_again(
     )
 
     record = catalog.record(execution_id)
-    entrypoint = method or find_entrypoint(record, Path.cwd())
+    imported = catalog.imported(execution_id) is not None
+    entrypoint = method or find_entrypoint(record, Path.cwd(), imported=imported)
     rerun_request(record, edits)  # refuse a wrong request before copying files
     with TemporaryDirectory(prefix="executions-") as folder:
         source = record_source(catalog, execution_id)

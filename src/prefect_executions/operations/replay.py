@@ -90,17 +90,21 @@ def rerun_request(
     return RerunRequest({**inputs, **edits}, relation)
 
 
-def find_entrypoint(record: ExecutionRecord, folder: Path) -> str:
+def find_entrypoint(record: ExecutionRecord, folder: Path, *, imported: bool = False) -> str:
     """Return the entrypoint of the Method of *record* below *folder*, or below the working directory of its process.
+
+    The record of an *imported* execution comes from elsewhere, so it does not choose a
+    file outside *folder*.
 
     Raises:
         NotFoundError: If the file is in neither folder; the message says what else to do.
     """
     entrypoint = _entrypoint(record)
     file, _, function = entrypoint.partition(":")
-    folders = [folder, *([Path(record.instance.working_directory)] if record.instance.working_directory else [])]
+    working_directory = None if imported else record.instance.working_directory
+    folders = [folder, *([Path(working_directory)] if working_directory else [])]
     for path in [parent / file for parent in folders] if file else []:
-        if path.is_file():
+        if path.is_file() and not (imported and not path.resolve().is_relative_to(folder.resolve())):
             return f"{path}:{function}" if function else str(path)
     searched = " or ".join(f"'{parent}'" for parent in folders)
     raise NotFoundError(
