@@ -8,7 +8,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from prefect_executions.operations.replay import open_replayable
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
-from records import EXECUTION_ID, a_method, an_instance
+from records import EXECUTION_ID, a_code_identity, a_method, an_instance
 from signers import a_key, a_signed_bundle
 
 COMMAND = str(Path(sys.executable).with_name("executions"))
@@ -141,11 +140,8 @@ def on_a_terminal(arguments: list[str], home: Path, answer: str) -> str:
     [("n", "nothing was run: the code of execution"), ("y", "module 'no_such_module' is missing")],
 )
 def test_on_a_terminal_a_person_decides(home, tmp_path, answer, result):
-    source, code = b"import no_such_module\n", a_method().code
-    file = code.files[0].model_copy(update={"sha256": sha256(source).hexdigest()})
-    bench = bench_at(tmp_path / "there")
-    record = record_of(method=a_method(code=code.model_copy(update={"files": (file,)})))
-    bundle = begun(bench, record)
+    source, bench = b"import no_such_module\n", bench_at(tmp_path / "there")
+    bundle = begun(bench, record_of(method=a_method(code=a_code_identity(source))))
     bundle.write("code/flows/coins.py", source)
     bench.leases.release(EXECUTION_ID)
     bench.settle(EXECUTION_ID)
