@@ -320,6 +320,16 @@ def test_empty_folders_of_the_outputs_and_of_the_format_belong_to_a_bundle(tmp_p
     assert any("'outputs/empty' is an empty folder" in fault for fault in verified(bench, folder)[0])
 
 
+def test_a_hard_link_to_a_file_outside_is_noted(theirs, tmp_path):
+    folder = copy_of(theirs.folder / EXECUTION_ID, tmp_path / EXECUTION_ID)
+    os.link(folder / "outputs/regions.csv", tmp_path / "outside.csv")
+    faults, (note,) = verified(theirs, folder)
+    assert faults == []
+    assert "'outputs/regions.csv' is also a file outside the folder" in note
+    (tmp_path / "outside.csv").unlink()
+    assert verified(theirs, folder) == ([], [])
+
+
 def test_a_source_lists_its_empty_folders(tmp_path):
     for folder in ("a/b", "c", "d/e"):
         (tmp_path / "x" / folder).mkdir(parents=True)

@@ -10,10 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_executions.archive.objects import Imported, Removed, Seal
+from prefect_executions.attestation.transparency import Checkpoint, CheckpointHead, Inclusion
+from prefect_executions.bundles.export import Export
 from prefect_executions.documents import FORMAT, canonical_json, clean_text, in_utc, json_value, text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Instance, OpeningRecord
 from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.operations.share import Share
+from prefect_executions.workbench.sealing import LateSeal
 from records import a_record
 
 UNRECORDED_INT = {"unrecorded": "builtins.int"}
@@ -152,3 +157,12 @@ def test_the_canonical_form_does_not_depend_on_order():
         == canonical_json({"a": [1.0, "ä"], "b": 1})
         == '{"a":[1.0,"ä"],"b":1}'.encode()
     )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Seal, Imported, Removed, OpeningRecord, LateSeal, Checkpoint, CheckpointHead, Inclusion, Share, Export],
+)
+def test_a_member_that_a_document_of_the_archive_has_twice_is_refused(kind):
+    with pytest.raises(BundleError, match="the member 'format' twice"):
+        kind.from_json(b'{"format": 1, "format": 1}')

@@ -451,3 +451,31 @@ def _full_traceback(error: BaseException) -> str:
     import traceback  # noqa: PLC0415 - one test's need
 
     return "".join(traceback.format_exception(error))
+
+
+def test_a_link_in_a_folder_is_not_an_object(tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_bytes(b"secret")
+    store = open_store((tmp_path / "archive").as_uri())
+    store.put("a/real", b"x")
+    (tmp_path / "archive/a/link").symlink_to(tmp_path / "secret")
+    (tmp_path / "archive/b").symlink_to(tmp_path / "folder")
+    for key in ("a/link", "b/file"):
+        assert store.head(key) is None
+        assert store.get_many([key]) == {}
+        with pytest.raises(NotFoundError, match="it is a link"):
+            store.get(key)
+        with pytest.raises(NotFoundError, match="it is a link"):
+            store.get_range(key, 0, 3)
+        with pytest.raises(NotFoundError, match="it is a link"):
+            store.download(key, tmp_path / "to", 6, "0" * 64)
+    assert {info.key: info.is_link for info in store.list("")} == {"a/link": True, "a/real": False, "b": True}
+
+
+def test_an_archive_may_lie_behind_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "archive").symlink_to(tmp_path / "real")
+    store = open_store((tmp_path / "archive").as_uri())
+    store.put("a/b", b"x")
+    assert store.get("a/b") == b"x"

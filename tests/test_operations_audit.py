@@ -226,6 +226,17 @@ def seal_removed(place: Place) -> None:
     (place.of(VICTIM) / "seal.json").unlink()
 
 
+def linked(path: Path) -> None:
+    """Replace a file or folder by a link to its copy outside the archive."""
+    archive = next(folder for folder in path.parents if folder.name == "archive")
+    target = path.rename(archive.parent / f"outside-{path.name}")
+    path.symlink_to(target)
+
+
+def member_twice(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"{", b'{"format": 1,', 1))
+
+
 class Change(NamedTuple):
     """A single change, and the kind of the violation that it must be found as."""
 
@@ -258,6 +269,20 @@ MATRIX = {
     "an appended zip": Change(lambda place: appended(place.zip()), "digest"),
     "the zip removed": Change(lambda place: place.zip().unlink(), "missing"),
     "a file removed": Change(lambda place: place.file(layout.PROVENANCE).unlink(), "missing"),
+    "a member twice in the seal": Change(lambda place: member_twice(place.of(VICTIM) / "seal.json"), "damaged"),
+    "a member twice in the inclusion proof": Change(
+        lambda place: member_twice(place.of(VICTIM) / "inclusion.json"), "damaged"
+    ),
+    "a member twice in the job status": Change(lambda place: member_twice(place.file(JobStatus.file_name)), "damaged"),
+    "a link to a document": Change(lambda place: linked(place.file("metadata/instance.json")), "link"),
+    "a link to the manifest": Change(lambda place: linked(place.file(layout.MANIFEST)), "link"),
+    "a link to the zip": Change(lambda place: linked(place.zip()), "link"),
+    "a link to a document, found by reading": Change(
+        lambda place: linked(place.file("metadata/instance.json")), "content", deep=True
+    ),
+    "a link to the documents": Change(lambda place: linked(place.file("metadata")), "missing"),
+    "a link to the seal": Change(lambda place: linked(place.of(VICTIM) / "seal.json"), "removed"),
+    "a link to all of it": Change(lambda place: linked(place.of(VICTIM)), "removed"),
     "a file put there": Change(lambda place: place.file("metadata/more.json").write_text("{}"), "added"),
 }
 

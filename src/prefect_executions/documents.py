@@ -110,6 +110,17 @@ class ArchiveDocument(Document):
 
     format: Literal[1] = 1
 
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Read a document.
+
+        Raises:
+            BundleError: If *data* is not a valid document, or has a member twice, of which
+                readers take one or the other.
+        """
+        strict_json(data, cls.file_name, bounded=False)
+        return super().from_json(data)
+
 
 def _unknown_format(errors: Sequence[ErrorDetails]) -> str | None:
     for error in errors:

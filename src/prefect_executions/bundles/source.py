@@ -227,6 +227,19 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     yield path, status
 
 
+def hard_linked(folder: Path) -> Iterator[str]:
+    """Yield each file below *folder* that also has a name outside of it, as a hard link."""
+    inside: dict[tuple[int, int], list[str]] = {}
+    links: dict[tuple[int, int], int] = {}
+    for path, status in _walk(folder):
+        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+            inside.setdefault((status.st_dev, status.st_ino), []).append(path)
+            links[status.st_dev, status.st_ino] = status.st_nlink
+    for file, paths in inside.items():
+        if links[file] > len(paths):
+            yield from paths
+
+
 def _empty_folders(entries: Mapping[str, ZipEntry]) -> Iterator[str]:
     parents = {name.removesuffix("/").rpartition("/")[0] for name in entries}
     for name, entry in entries.items():

@@ -36,13 +36,15 @@ LONGEST_PAUSE = 5.0
 class ObjectInfo(NamedTuple):
     """An object's metadata; `size` is in bytes.
 
-    `etag` and `modified` are None if the store does not report them.
+    `etag` and `modified` are None if the store does not report them. `is_link` marks a
+    symbolic link in a folder: a listing names it, and it cannot be read.
     """
 
     key: str
     size: int
     etag: str | None = None
     modified: datetime | None = None
+    is_link: bool = False
 
 
 class Durability(Enum):

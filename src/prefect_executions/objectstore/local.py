@@ -1,7 +1,7 @@
 """The object store in a local folder: each object is a temporary file, fsynced and renamed into place."""
 
 # For a small bundle, Path objects would cost as much time as the disk does (measured).
-# ruff: noqa: PTH103, PTH105, PTH108, PTH112, PTH120, PTH123
+# ruff: noqa: PTH103, PTH105, PTH108, PTH112, PTH114, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from errno import ELOOP
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from stat import S_ISLNK
+from typing import BinaryIO, NamedTuple
 
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
@@ -98,8 +100,8 @@ class FolderStore:
         return True
 
     def get(self, key: str) -> bytes:
-        with self._translated(key, reading=True):
-            return self._path(key).read_bytes()
+        with self._opened(key) as file:
+            return file.read()
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         objects = {}
@@ -109,20 +111,22 @@ class FolderStore:
         return objects
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
-        with self._translated(key, reading=True), self._path(key).open("rb") as file:
+        with self._opened(key) as file:
             file.seek(start)
             return file.read(max(0, end - start))
 
     def download(self, key: str, to: Path, size: int, sha256: str) -> None:
-        with self._translated(key, reading=True), self._path(key).open("rb") as file:
+        with self._opened(key) as file:
             download_verified(iter(lambda: file.read(_CHUNK), b""), to, Expected(f"{self.url}/{key}", size, sha256))
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
             with self._translated(key, reading=True):
-                return _object_info(key, self._path(key).stat())
+                self._refuse_linked_folder(key)
+                status = self._path(key).lstat()
         except NotFoundError:
             return None
+        return None if S_ISLNK(status.st_mode) else _object_info(key, status)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self._root / prefix
@@ -136,7 +140,8 @@ class FolderStore:
                 yield from self.list(f"{prefix}{entry.name}/")
             elif not entry.name.startswith(TEMP_PREFIX):
                 with suppress(FileNotFoundError):  # deleted since the folder was listed
-                    yield _object_info(f"{prefix}{entry.name}", entry.stat())
+                    status = entry.stat(follow_symlinks=False)
+                    yield _object_info(f"{prefix}{entry.name}", status)
 
     def list_children(self, prefix: str) -> Iterator[str]:
         try:
@@ -173,6 +178,19 @@ class FolderStore:
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[BinaryIO]:
+        """Open an object; a link is not an object, because its content may change outside the archive."""
+        with self._translated(key, reading=True):
+            self._refuse_linked_folder(key)
+            with os.fdopen(os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+                yield file
+
+    def _refuse_linked_folder(self, key: str) -> None:
+        for folder in _parents(key):
+            if folder and os.path.islink(f"{self._root}/{folder}"):
+                raise OSError(ELOOP, os.strerror(ELOOP))
 
     def _write_temp(self, key: str, data: bytes | Path, folders: set[str]) -> _TempFile:
         path = f"{self._root}/{check_key(key)}"
@@ -211,6 +229,8 @@ class FolderStore:
         try:
             yield
         except OSError as error:
+            if reading and error.errno == ELOOP:
+                raise NotFoundError(f"There is no object {self.url}/{key} in the archive: it is a link") from error
             if reading and isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise NotFoundError(f"There is no object {self.url}/{key} in the archive") from error
             raise ArchiveError(f"{self.url}/{key}: {error.strerror or error}") from error
@@ -257,7 +277,8 @@ def _make_folder(folder: str) -> set[str]:
 
 
 def _object_info(key: str, stat: os.stat_result) -> ObjectInfo:
-    return ObjectInfo(key, stat.st_size, modified=datetime.fromtimestamp(stat.st_mtime, UTC))
+    modified = datetime.fromtimestamp(stat.st_mtime, UTC)
+    return ObjectInfo(key, stat.st_size, modified=modified, is_link=S_ISLNK(stat.st_mode))
 
 
 def _parents(key: str) -> Iterator[str]:

@@ -32,6 +32,7 @@ from prefect_executions.attestation.policy import SignaturePolicy, SignatureStat
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.verify import verify
+from prefect_executions.documents import strict_json
 from prefect_executions.errors import ArchiveError, BundleError, NameRefusedError
 from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.history import JobStatus
@@ -54,6 +55,9 @@ _LATE = timedelta(days=1)
 
 _BESIDE = (layout.ATTESTATION, layout.INCLUSION, layout.SSH_SIGNATURE)
 _READ = (layout.MANIFEST, JobStatus.file_name, *_BESIDE)
+_LINK = -1
+"""The size of a link, which is not read."""
+
 _MAX_READ = 64 << 20
 """Largest object in bytes that is read."""
 
@@ -177,6 +181,9 @@ class _Audit:
         return AuditFinding("incomplete", "stray", execution_id, what)
 
     def _sealed(self, execution_id: str, record: SealedRecord) -> Iterator[AuditFinding]:
+        for name in sorted(name for name, size in record.objects.items() if size == _LINK):
+            what = f"{name!r} is a link; its content may change outside the archive, so it is not read"
+            yield AuditFinding("violation", "link", execution_id, what)
         yield from (AuditFinding("violation", kind, execution_id, what) for kind, what in record.faults())
         strays = [name for name in record.objects if not _belongs(name, record.seal)]
         if strays:
@@ -336,6 +343,7 @@ class SealedRecord:
         if digest != expected:
             yield "digest", f"{JobStatus.file_name!r} has the digest {digest}; the manifest says {expected}"
         try:
+            strict_json(data, JobStatus.file_name)
             status = JobStatus.from_json(data)
         except BundleError as error:
             yield "damaged", str(error)
@@ -383,6 +391,9 @@ def _split_key(key: str) -> tuple[str, str]:
 def _batches(listing: Iterable[ObjectInfo]) -> Iterator[dict[str, dict[str, int]]]:
     """The executions of a sorted listing in batches, each with the sizes of its objects by name."""
     groups = groupby(listing, key=lambda info: _split_key(info.key)[0])
-    each = ((execution_id, {_split_key(info.key)[1]: info.size for info in infos}) for execution_id, infos in groups)
+    each = (
+        (execution_id, {_split_key(info.key)[1]: _LINK if info.is_link else info.size for info in infos})
+        for execution_id, infos in groups
+    )
     while batch := dict(islice(each, _BATCH)):
         yield batch

@@ -23,7 +23,7 @@ from prefect_executions.bundles.incoming import (
     skipped_file,
 )
 from prefect_executions.bundles.layout import MANIFEST, SSH_SIGNATURE, BundleKind
-from prefect_executions.bundles.source import Source
+from prefect_executions.bundles.source import Source, hard_linked
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, Check, Report, verify
 from prefect_executions.errors import BundleError, NotAvailableError
 from prefect_executions.operations.download import downloaded, is_url
@@ -178,7 +178,9 @@ def _container_check(found: Container, path: Path) -> Check:
     if path.is_dir() and not found.bundles[0].path and 0 in found.ids:
         folder, execution_id = path.resolve().name, found.ids[0].id
         faults += [misnamed(folder, execution_id)] if folder != execution_id else []
-    return Check(CONTAINER, tuple(faults), tuple(map(skipped_file, found.skipped)))
+    linked = sorted(hard_linked(path)) if path.is_dir() else ()
+    notes = [f"{name!r} is also a file outside the folder (a hard link): a write there changes it" for name in linked]
+    return Check(CONTAINER, tuple(faults), (*map(skipped_file, found.skipped), *notes))
 
 
 def _report(source: Source, trust: _Trust) -> Report:
