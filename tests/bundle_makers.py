@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import gather
@@ -17,6 +18,24 @@ from prefect_executions.bundles.seal import seal
 from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.lifecycle.history import JobStatus
 from records import a_record, contents_of
+
+
+class MemorySource:
+    """A bundle in memory, to be changed byte by byte."""
+
+    irregular: tuple[str, ...] = ()
+    empty_folders: tuple[str, ...] = ()
+
+    def __init__(self, files: Mapping[str, bytes], absent: Mapping[str, str] | None = None) -> None:
+        self._content = files
+        self.absent = absent or {}
+        self.files = {path: len(data) for path, data in files.items()}
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        yield self._content[path]
+
+    def open(self, path: str) -> BinaryIO:
+        return io.BytesIO(self._content[path])
 
 
 def an_open_bundle(workbench: Path, record: ExecutionRecord | None = None) -> OpenBundle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,12 +9,12 @@ from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from lxml import etree
 
-from bundle_makers import an_open_bundle, contents
+from bundle_makers import MemorySource, an_open_bundle, contents
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.seal import seal
@@ -95,23 +94,6 @@ ONCE = {
     "auth/jwt.json": {"claims/aud"},
 }
 """The leaves of each document that no other file states. Each pattern is needed."""
-
-
-class MemorySource:
-    """A bundle in memory."""
-
-    irregular: tuple[str, ...] = ()
-    absent: Mapping[str, str] = {}
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._content = files
-        self.files = {path: len(data) for path, data in files.items()}
-
-    def blocks(self, path: str) -> Iterator[bytes]:
-        yield self._content[path]
-
-    def open(self, path: str) -> BinaryIO:
-        return io.BytesIO(self._content[path])
 
 
 def a_full_record() -> ExecutionRecord:

@@ -10,16 +10,17 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bundle_makers import (
+    MemorySource,
     a_sealed_bundle,
     an_open_bundle,
     contents,
@@ -71,24 +72,6 @@ def failed(report: Report) -> set[str]:
 def failed_by_content(report: Report) -> set[str]:
     """Return the failed checks except that of the digests in PROV and crate."""
     return failed(report) - {"told-files"}
-
-
-class MemorySource:
-    """A bundle in memory, to be changed byte by byte."""
-
-    irregular: tuple[str, ...] = ()
-    empty_folders: tuple[str, ...] = ()
-
-    def __init__(self, files: Mapping[str, bytes], absent: Mapping[str, str] | None = None) -> None:
-        self._content = files
-        self.absent = absent or {}
-        self.files = {path: len(data) for path, data in files.items()}
-
-    def blocks(self, path: str) -> Iterator[bytes]:
-        yield self._content[path]
-
-    def open(self, path: str) -> BinaryIO:
-        return io.BytesIO(self._content[path])
 
 
 @pytest.fixture(scope="module")
