@@ -146,6 +146,22 @@ def test_a_value_is_read_from_a_file(tmp_path):
     assert parse_inputs(given_, None) == {"a": [1, 2], "b": "two\nlines"}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_file_of_windows_is_read(tmp_path, encoding):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "inputs.json").write_bytes(f'{mark}{{"name": "Zoë"}}\r\n'.encode(encoding))
+    (tmp_path / "prompt.txt").write_bytes(f"{mark}two\r\nlines".encode(encoding))
+
+    assert parse_inputs([], str(tmp_path / "inputs.json")) == {"name": "Zoë"}
+    assert parse_inputs([f"a=@{tmp_path / 'prompt.txt'}"], None) == {"a": "two\r\nlines"}
+
+
+def test_a_file_with_numbers_that_json_lacks_is_refused_with_the_notation(tmp_path):
+    (tmp_path / "inputs.json").write_text('{"a": [NaN]}')
+    with pytest.raises(RequestError, match='write "NaN" or "Infinity"'):
+        parse_inputs([], str(tmp_path / "inputs.json"))
+
+
 def test_a_single_input_overrides_the_file_of_inputs(tmp_path):
     (tmp_path / "inputs.json").write_text('{"a": 1, "b": 2}')
     assert parse_inputs(["b=3"], str(tmp_path / "inputs.json")) == {"a": 1, "b": 3}
@@ -160,6 +176,7 @@ def test_a_single_input_overrides_the_file_of_inputs(tmp_path):
         (["a=@no/such/file"], None, "no/such/file cannot be read"),
         ([], "no/such/file", "cannot be read"),
         ([], __file__, "is not a JSON object"),
+        ([], "/dev/null", "is not a JSON object"),
     ],
 )
 def test_invalid_parameters_are_refused(pairs, file, message):

@@ -1,5 +1,6 @@
 """The scripts of a descriptor Method: every value arrives unchanged, and none is executed."""
 
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from prefect_executions.descriptors.inputs import values_of
-from prefect_executions.descriptors.loader import method_of, read_method
+from prefect_executions.descriptors.loader import document_of, method_of, read_method
 from prefect_executions.descriptors.scripts import DEPLOY, EXECUTE, MAX_VARIABLE_BYTES, scripts_of
 from prefect_executions.errors import InputError, MethodError
 
@@ -25,6 +26,17 @@ def a_method(*lines, deploy=(), **schemas):
     parameters = [{"name": "execute-script", "value": list(lines)}, {"name": "deploy-script", "value": list(deploy)}]
     document = {"id": "m", "version": "1", "inputs": inputs, "additionalParameters": {"parameters": parameters}}
     return method_of(document, "m.json")
+
+
+@pytest.mark.parametrize("lines", [("\ufeff#!/bin/sh\r", "echo $name\r"), ("#!/bin/sh\r\necho $name\r\n",)])
+def test_a_script_from_windows_runs(tmp_path, lines):
+    method = a_method(*lines, name={"type": "string"})
+    data = json.dumps(document_of(method)).encode("utf-8-sig").replace(b", ", b",\r\n ")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for described in (method, read_method(data, "m.json")):
+        assert run(scripts_of(described, {"name": "Zoë"}, {}), folder) == "Zoë\n".encode()
+    assert document_of(method)["additionalParameters"]["parameters"][0]["value"] == list(lines)
 
 
 def run(made, folder, *, name=EXECUTE, shell=None):

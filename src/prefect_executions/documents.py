@@ -7,6 +7,7 @@ was not observed is absent, never null.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -184,6 +185,18 @@ def _clean(value: Any) -> Any:
             return {clean_text(name): _clean(part) for name, part in value.items()}
         case _:
             return value
+
+
+def decode_text(data: bytes) -> str:
+    """Return the text of a file that a person wrote, without a byte order mark.
+
+    It is UTF-8, or UTF-16 if it begins with that mark, as PowerShell writes it.
+
+    Raises:
+        UnicodeDecodeError: If it is neither.
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig")
 
 
 def canonical_json(value: Any) -> bytes:

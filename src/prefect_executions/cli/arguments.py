@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from prefect_executions.documents import decode_text
 from prefect_executions.durations import parse_duration
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
@@ -218,7 +219,10 @@ def parse_time(text: str, now: datetime) -> datetime:
 
 
 def _read_object(file: str) -> dict[str, Any]:
-    inputs = _json(_read_text(file, "--params"))
+    text = _read_text(file, "--params")
+    inputs = _json(text)
+    if not isinstance(inputs, dict) and _has_constant(text):
+        raise RequestError(f'--params {file} has NaN or Infinity, which JSON lacks: write "NaN" or "Infinity"')
     if not isinstance(inputs, dict):
         raise RequestError(f'--params {file} is not a JSON object: write {{"name": value, …}}')
     return inputs
@@ -233,11 +237,11 @@ def _value(name: str, text: str) -> Any:
 def _read_text(file: str, option: str) -> str:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
-        return data.decode()
+        return decode_text(data)
     except OSError as error:
         raise RequestError(f"{option}: {file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{option}: {file} is not UTF-8 text") from error
+        raise RequestError(f"{option}: {file} is not UTF-8 text; save it as UTF-8") from error
 
 
 def _json(text: str) -> Any:
@@ -245,6 +249,13 @@ def _json(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return text
+
+
+def _has_constant(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _refuse_constant(word: str) -> None:

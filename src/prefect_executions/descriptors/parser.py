@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from prefect_executions.documents import strict_json
+from prefect_executions.documents import decode_text, strict_json
 from prefect_executions.errors import BundleError, MethodError
 
 MAX_BYTES = 1024 * 1024  # scripts are text; CCP's descriptors have a few thousand bytes
@@ -51,7 +51,7 @@ def parse(data: bytes, name: str) -> Any:
     if len(data) > MAX_BYTES:
         raise MethodError(f"{name}: larger than {MAX_BYTES} bytes; move data from the scripts into an input file")
     try:
-        text = data.decode("utf-8-sig")
+        text = decode_text(data)
     except UnicodeDecodeError as error:
         raise MethodError(f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     if PurePath(name).suffix.lower() in {".yaml", ".yml"}:

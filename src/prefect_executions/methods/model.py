@@ -345,9 +345,14 @@ class Method(Document):
         return frozenset(name for name, described in self.inputs.items() if described.is_secret)
 
     def script(self, name: str) -> tuple[str, ...]:
-        """Return the lines of the script *name*, for example ``execute-script``; none if it is missing."""
+        """Return the lines of the script *name*, for example ``execute-script``; none if it is missing.
+
+        A byte order mark and the carriage returns of Windows are left out, because a shell would read them as text.
+        """
         parameters = self.additional_parameters.parameters if self.additional_parameters else ()
-        return next((tuple(map(str, parameter.value)) for parameter in parameters if parameter.name == name), ())
+        lines = next((tuple(map(str, parameter.value)) for parameter in parameters if parameter.name == name), ())
+        unix = [line.replace("\r\n", "\n").removesuffix("\r") for line in lines]
+        return (unix[0].removeprefix("\ufeff"), *unix[1:]) if unix else ()
 
 
 def check_type(term: str | None, further: Sequence[str]) -> str | None:
