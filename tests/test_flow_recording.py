@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -32,6 +36,7 @@ from pydantic import BaseModel, Field, SecretStr, model_validator
 from homes import WHOLE_WAY, Bundles, holding, kinds
 from prefect_executions import Comparison, Execution, InputFile, MethodFlow, current_execution, method
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
+from prefect_executions.executions.value_types import restore
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
@@ -492,41 +497,163 @@ def test_progress_shows_in_prefect_as_an_artifact(bundles):
     assert (ours["type"], ours["data"], ours["description"]) == ("progress", 40.0, "nearly half")
 
 
-@pytest.mark.parametrize("bad", ["0.5", True, None, [1]])
-def test_a_metric_must_be_a_number(bundles, bad):
+MISSING = [
+    "0.5",
+    None,
+    [1],
+    1 + 2j,
+    np.complex128(1 + 2j),
+    np.ma.masked,
+    np.ma.array([1.5], mask=[True]),
+    np.datetime64("NaT"),
+    np.timedelta64(5, "ns"),
+    np.array([1, 2]),
+    10**4300,
+    Decimal("1e999"),
+    Decimal("sNaN"),
+    Fraction(10**400),
+]
+
+
+def test_a_metric_that_is_not_a_number_is_unrecorded_with_a_warning(bundles):
     @method(version="1")
     def logs() -> None:
-        current_execution().log_metrics({"accuracy": bad})
+        for number, value in enumerate(MISSING):
+            current_execution().log_metrics({f"bad-{number}": value, "good": number})
 
-    with pytest.raises(RequestError, match="metric 'accuracy' must be a number"):
-        logs()
+    logs()
+    record = bundles.record()
+    notes = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
+
+    assert [(metric.name, metric.value) for metric in record.metrics.metrics] == [
+        ("good", number) for number in range(len(MISSING))
+    ]
+    assert [note.partition(" is unrecorded: ")[0] for note in notes] == [
+        f"metric 'bad-{number}'" for number in range(len(MISSING))
+    ]
+    assert "metric 'bad-4' is unrecorded" in (bundles.one() / "outputs/stderr.log").read_text()
 
 
-def test_an_invalid_report_is_refused_with_the_reason(bundles):
+def test_numbers_of_any_library_are_recorded_with_their_value(bundles):
+    values = {
+        "true": (True, 1),
+        "numpy-true": (np.bool_(1), 1),
+        "half": (np.float16(0.5), 0.5),
+        "no-mask": (np.ma.array([1.5], mask=[False]), 1.5),
+        "large": (np.uint64(2**63), 2**63),
+        "decimal": (Decimal("0.1"), 0.1),
+        "third": (Fraction(1, 3), 1 / 3),
+        "infinite": (np.float32("inf"), math.inf),
+    }
+
+    @method(version="1")
+    def logs() -> None:
+        current_execution().log_metrics({name: value for name, (value, _) in values.items()})
+
+    logs()
+    record = bundles.record()
+
+    assert {metric.name: metric.value for metric in record.metrics.metrics} == {
+        name: expected for name, (_, expected) in values.items()
+    }
+    assert [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE] == [
+        f"metric 'third' is recorded as {1 / 3!r}, the nearest double to its value"
+    ]
+
+
+def test_params_have_values_that_json_lacks(bundles):
+    @method(version="1")
+    def logs() -> None:
+        current_execution().log_params(
+            {
+                "rate": math.inf,
+                "names": {1: "a", "b": (1, 2)},
+                "same": {1: "a", "1": "b"},
+                "phase": 1 + 2j,
+                "date": np.datetime64("NaT"),
+                "mask": [np.ma.masked],
+                "many": 10**5000,
+                "raw": b"\xff",
+                "array": np.array([1.0, 2.0]),
+            }
+        )
+
+    logs()
+    record = bundles.record()
+    params = record.metrics.params
+    notes = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
+
+    assert params["rate"] == {"python": "float", "value": "Infinity"}
+    assert params["names"] == {"1": "a", "b": [1, 2]}
+    assert restore(params["same"]) == {1: "a", "1": "b"}
+    assert restore(params["phase"]) == 1 + 2j
+    assert np.isnat(restore(params["date"]))
+    assert restore(params["many"]) == 10**5000
+    assert restore(params["raw"]) == b"\xff"
+    assert params["mask"][0]["unrecorded"].startswith("numpy.ma")
+    assert params["array"]["sha256"] == sha256(np.array([1.0, 2.0]).tobytes()).hexdigest()
+    assert [note.partition(":")[0] for note in notes] == [
+        "param 'mask' is recorded without its value",
+        "param 'array' is recorded without its value",
+    ]
+    assert bundles.failed_checks() == []
+
+
+def test_an_invalid_report_is_noted_and_does_not_end_the_method(bundles):
     @method(version="1")
     def reports() -> None:
         execution = current_execution()
-        for tell, words in (
-            (lambda: execution.progress("half"), "progress must be a number from 0 to 100"),
-            (lambda: execution.progress(float("nan")), "progress must be a number from 0 to 100"),
-            (lambda: execution.log_metrics({"loss": 1}, step="first"), "step of a metric must be an integer"),
-            (lambda: execution.log_metrics({"loss": 1}, step=1.5), "step of a metric must be an integer"),
-            (lambda: execution.log_metrics({"loss": 10**4300}), "metric 'loss' has more than 4300 digits"),
-            (lambda: execution.log_metrics({"loss": 1}, step=10**4300), "the step of a metric has more than 4300"),
-            (lambda: execution.log_metrics({1: 1}), "1 is of type int"),
-            (lambda: execution.log_params({1: 1}), "1 is of type int"),
-            (lambda: execution.note(b"done"), "of type bytes"),
-            (lambda: execution.log_metrics([0.5]), "metrics must be a mapping such as .*; list was given"),
-            (lambda: execution.log_params("fast"), "params must be a mapping such as .*; str was given"),
-            (lambda: execution.log_metrics({"loss": np.array([1, 2])}), "metric 'loss' must be a single number"),
-            (lambda: execution.output(7), "7 is of type int"),
-        ):
-            with pytest.raises(RequestError, match=words):
-                tell()
+        execution.progress("half")
+        execution.progress(float("nan"))
+        execution.progress(101)
+        execution.log_metrics({"loss": 1}, step="first")
+        execution.log_metrics({"loss": 1}, step=1.5)
+        execution.log_metrics({"loss": 1}, step=10**4300)
+        execution.log_metrics({1: 1})
+        execution.log_params({1: 1})
+        execution.log_metrics([0.5])
+        execution.log_params("fast")
+        execution.log_params({"strange": Unprintable()})
+        execution.note(b"done")
+        execution.note(Unprintable())
         execution.log_metrics({"loss": 1}, step=3.0)
+        execution.progress(100.00000000000001)
+        with pytest.raises(RequestError, match="7 is of type int"):
+            execution.output(7)
 
     reports()
-    assert [metric.step for metric in bundles.record().metrics.metrics] == [3]
+    record = bundles.record()
+    notes = [entry.message for entry in record.job_status.history if entry.kind is EntryKind.NOTE]
+
+    assert [metric.step for metric in record.metrics.metrics] == [3]
+    assert [entry.progress for entry in record.job_status.history if entry.kind is EntryKind.PROGRESS] == [100]
+    for note, words in zip(
+        notes,
+        (
+            "progress is unrecorded: it must be a number from 0 to 100; 'half' was given",
+            "progress is unrecorded: it must be a number from 0 to 100; nan was given",
+            "progress is unrecorded: it must be a number from 0 to 100; 101 was given",
+            "metric 'loss' is unrecorded: its step must be an integer; 'first' was given",
+            "metric 'loss' is unrecorded: its step must be an integer; 1.5 was given",
+            "metric 'loss' is unrecorded: it has more than 4300 digits",
+            "a name in metrics is unrecorded: a name must be a string; 1 is of type int",
+            "a name in params is unrecorded: a name must be a string; 1 is of type int",
+            "a report of metrics is unrecorded: it must be a mapping such as {'loss': 0.1}, not list",
+            "a report of params is unrecorded: it must be a mapping such as {'loss': 0.1}, not str",
+            f"param 'strange' is recorded without its value: {Unprintable.__module__}.Unprintable",
+            "b'done'",
+            "a note is unrecorded: ZeroDivisionError: ",
+        ),
+        strict=True,
+    ):
+        assert note.startswith(words)
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        return str(1 // 0)
+
+    __repr__ = __str__
 
 
 def test_an_output_may_be_named_by_a_path(bundles):

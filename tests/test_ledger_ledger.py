@@ -6,11 +6,13 @@ import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 
 from ledgers import KINDS, SEAL, a_fresh_url, an_id, as_read, numbered
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
 from prefect_executions.executions.record import Metric, Metrics, Relative
+from prefect_executions.executions.values import recorded_form
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import FileEdge, Relation
 from prefect_executions.lifecycle.status import Reason, Status
@@ -117,6 +119,12 @@ def test_an_execution_with_unobserved_creation_is_listed_by_its_first_status(led
         ("\ud800", ('"\\\\ud800"', None, "\\ud800", None)),
         (math.inf, ('"Infinity"', None, "Infinity", None)),
         (math.nan, ('"NaN"', None, "NaN", None)),
+        (recorded_form(math.inf), ('{"python":"float","value":"Infinity"}', math.inf, "Infinity", None)),
+        (recorded_form(math.nan), ('{"python":"float","value":"NaN"}', None, "NaN", None)),
+        (recorded_form(b"a"), ('{"python":"bytes","value":"a"}', None, "a", None)),
+        (recorded_form((1, 2)), ('{"python":"tuple","value":[1,2]}', None, None, None)),
+        (recorded_form(np.float32(0.5)), ('{"python":"numpy.float32","value":0.5}', 0.5, None, None)),
+        (recorded_form(np.bool_(1)), ('{"python":"numpy.bool","value":true}', None, None, True)),
         (None, ("null", None, None, None)),
         ([1, {"a": None}], ('[1,{"a":null}]', None, None, None)),
         ("x" * 70_000, (None, None, None, None)),

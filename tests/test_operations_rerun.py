@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -17,7 +18,8 @@ from flows.rerun import rerun
 from prefect_executions.cli.arguments import open_catalog
 from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
 from prefect_executions.executions.record import Deployment, Relative, relatives_from_tags
-from prefect_executions.methods.model import InputDescription
+from prefect_executions.executions.values import recorded_form
+from prefect_executions.methods.model import InputDescription, InputFile
 from prefect_executions.operations.replay import copy_inputs, find_entrypoint, record_source, rerun_request
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input, an_instance
@@ -68,6 +70,57 @@ def test_an_input_missing_in_the_record_must_be_given(value):
     with pytest.raises(RequestError, match="-p model="):
         rerun_request(record, {})
     assert rerun_request(record, {"model": 1}).parameters == {"model": 1}
+
+
+def test_a_value_that_json_lacks_is_restored():
+    values = {"size": (1, 2.0), "rate": math.inf, "raw": b"\xff", "by": {1: {"a"}}}
+    recorded = {name: recorded_form(value) for name, value in values.items()}
+    record = a_record(request=a_request(values=recorded, parameters={}, files=()))
+    exact = rerun_request(record, {})
+    assert (exact.parameters, exact.relative.relation) == (values, "rerun-of")
+    assert rerun_request(record, {"size": (1, 2.0)}).relative.relation == "rerun-of"
+    assert rerun_request(record, {"size": [1, 2.0]}).relative.relation == "edited-rerun-of"
+    notation = rerun_request(record, {"size": recorded["size"], "rate": recorded["rate"]})
+    assert (notation.parameters, notation.relative.relation) == (values, "rerun-of")
+
+
+def test_equal_numbers_of_another_type_are_an_edit():
+    record = a_record(request=a_request(values={"n": 1}, parameters={}, files=()))
+    for value in (True, 1.0):
+        assert rerun_request(record, {"n": value}).relative.relation == "edited-rerun-of"
+
+
+def test_a_deployment_is_asked_for_a_value_that_json_lacks():
+    record = a_record(request=a_request(values={"size": recorded_form((1, 2)), "n": 1}, parameters={}, files=()))
+    with pytest.raises(RequestError, match=r"JSON cannot hold the value of size \(\(1, 2\)\).*-p size=.*--method"):
+        rerun_request(record, {}, as_json=True)
+    assert rerun_request(record, {"size": [1]}, as_json=True).parameters == {"size": [1], "n": 1}
+
+
+def test_an_input_that_the_record_cannot_supply_is_asked_for_by_name_and_type():
+    frame = {"unrecorded": "numpy.ndarray", "dtype": "float64", "shape": [2, 3], "sha256": "c0ffee"}
+    values = {"frame": frame, "mode": {"python": "survey.Mode", "value": "fast"}, "url": "https://example.org", "n": 1}
+    rerun = {"frame": "caller", "mode": "caller", "url": "caller", "n": "default"}
+    record = a_record(request=a_request(values=values, parameters={}, files=(), rerun=rerun))
+    with pytest.raises(RequestError) as raised:
+        rerun_request(record, {})
+    assert "frame (a numpy.ndarray of shape (2, 3), sha256 c0ffee), mode (a survey.Mode), url" in str(raised.value)
+    assert "-p frame=… -p mode=… -p url=…" in str(raised.value)
+    assert rerun_request(record, {"frame": 1, "mode": 2, "url": "x"}).parameters == {"frame": 1, "mode": 2, "url": "x"}
+
+
+def test_files_inside_values_that_json_lacks_are_replaced_by_their_copies():
+    files = [
+        a_staged_input("scenes", path="inputs/scenes/a", origin="a"),
+        a_staged_input("by.1", path="inputs/by.1/b", origin="b"),
+    ]
+    values = {"scenes": (InputFile("a"), 1), "by": {1: InputFile("b")}}
+    recorded = {name: recorded_form(value) for name, value in values.items()}
+    record = a_record(request=a_request(values=recorded, parameters={}, files=files))
+    copies = {"inputs/scenes/a": Path("/copy/a"), "inputs/by.1/b": Path("/copy/b")}
+    parameters = rerun_request(record, {}, copies).parameters
+    assert parameters == {"scenes": ("/copy/a", 1), "by": {1: "/copy/b"}}
+    assert isinstance(parameters["scenes"][0], InputFile)
 
 
 def test_omitted_and_bound_inputs_are_not_requested():

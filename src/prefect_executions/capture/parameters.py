@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
 from prefect_executions.capture.secrets import SecretMask, looks_secret, mask_credentials, redact_urls
 from prefect_executions.documents import json_value
+from prefect_executions.executions.value_types import WITHHELD, is_marker
 from prefect_executions.methods.model import InputDescription, Method
 from prefect_executions.methods.secrets import is_secret_reference
-
-WITHHELD = {"withheld": True}
-"""The recorded value of a secret whose name was never resolved."""
 
 # Members of a JSON Schema that contain the author's values instead of a schema.
 _DATA = frozenset({"default", "example", "examples", "enum", "const"})
@@ -20,14 +19,14 @@ _DATA = frozenset({"default", "example", "examples", "enum", "const"})
 def recorded_parameters(method: Method, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return raw parameters for the record, without secrets that were given in plain text."""
     return {
-        name: _secret_name(value) if name in method.secrets else _without_credentials(json_value(value))
+        name: _secret_name(value) if name in method.secrets else without_credentials(json_value(value))
         for name, value in parameters.items()
     }
 
 
 def plain_value(value: Any) -> Any:
     """Return *value* as JSON without credentials: URLs are redacted, and values that look like keys are withheld."""
-    return _without_credentials(json_value(value))
+    return without_credentials(json_value(value))
 
 
 def recorded_method(method: Method) -> Method:
@@ -67,14 +66,17 @@ def _secret_name(value: object) -> Any:
     return {"secret": value} if is_secret_reference(value) and str(value).startswith("env:") else dict(WITHHELD)
 
 
-def _without_credentials(value: Any) -> Any:
+def without_credentials(value: Any) -> Any:
+    """Return a JSON value without credentials: URLs are redacted, and values that look like keys are withheld."""
     match value:
         case str():
             return dict(WITHHELD) if looks_secret("", clean := redact_urls(value)) else clean
         case list():
-            return [_without_credentials(part) for part in value]
+            return [without_credentials(part) for part in value]
+        case {"python": _, "base64": str() as encoded} if is_marker(value):  # base64 looks as random as a key
+            return dict(WITHHELD) if looks_secret("", b64decode(encoded).decode("latin-1")) else value
         case dict():
-            return {name: _without_credentials(part) for name, part in value.items()}
+            return {name: without_credentials(part) for name, part in value.items()}
         case _:
             return value
 

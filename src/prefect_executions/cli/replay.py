@@ -172,7 +172,11 @@ def _rows(shown: list[Difference], *, everything: bool) -> Iterator[tuple[str, .
 
 
 def _value(value: Any) -> str:
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None or isinstance(value, str):
+        return value or ""
+    from prefect_executions.executions.values import text_of  # noqa: PLC0415 - start-up time of the CLI
+
+    return text_of(value)
 
 
 def replay(

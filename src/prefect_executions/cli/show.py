@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
@@ -256,11 +255,13 @@ def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
 
 def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
     """Every value; a list of files has a line for each file."""
+    from prefect_executions.executions.values import text_of  # noqa: PLC0415 - start-up time of the CLI
+
     origins: dict[str, list[str]] = {}
     for file in record.request.files:
         origins.setdefault(file.input, []).append(file.origin)
     for name, value in record.request.values.items():
-        for shown in origins.get(name) or [json.dumps(value, ensure_ascii=False)]:
+        for shown in origins.get(name) or [text_of(value)]:
             yield name, shown
 
 
@@ -270,8 +271,10 @@ def _outputs(catalog: Catalog, execution_id: str) -> Iterator[tuple[str, object,
 
 
 def _params(record: ExecutionRecord) -> Iterator[tuple[str, str]]:
+    from prefect_executions.executions.values import text_of  # noqa: PLC0415 - as above
+
     for name, value in (record.metrics.params if record.metrics else {}).items():
-        yield name, json.dumps(value, ensure_ascii=False)
+        yield name, text_of(value)
 
 
 def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:

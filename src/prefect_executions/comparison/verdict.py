@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from prefect_executions.comparison.records import Difference, compare
 from prefect_executions.documents import Document, Part
 from prefect_executions.errors import RequestError
 from prefect_executions.executions.record import ExecutionRecord, ScriptRun
+from prefect_executions.executions.values import has_marker, text_of
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import Comparison
 
@@ -201,9 +202,14 @@ def _is_environment(difference: Difference) -> bool:
 
 
 def _in_words(difference: Difference) -> str:
-    name, before, after = difference.name, difference.before, difference.after
+    name, before, after = difference.name, _value_text(difference.before), _value_text(difference.after)
     if before is None:
         return f"{name} is {after} and was absent"
     if after is None:
         return f"{name} was {before} and is absent"
     return f"{name} was {before} and is {after}"
+
+
+def _value_text(value: Any) -> Any:
+    """Return a value that JSON lacks as Python writes it; any other value as it is."""
+    return text_of(value) if has_marker(value) else value

@@ -17,6 +17,7 @@ from jsonschema import Draft202012Validator, FormatChecker, SchemaError
 from referencing import Registry
 
 from prefect_executions.descriptors.parser import DescriptorFault, pointer
+from prefect_executions.documents import json_value
 from prefect_executions.methods.model import InputDescription
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference
 
@@ -223,8 +224,8 @@ def _describe(parameter: Mapping[str, Any], definitions: Mapping[str, Any], *, r
         title=parameter.get("title"),
         description=parameter.get("description"),
         min_occurs=1 if required else 0,
-        json_schema=as_openapi(schema, definitions),
-        **_custom_members(schema),
+        json_schema=json_value(as_openapi(schema, definitions)),  # a default or limit may be infinite
+        **json_value(_custom_members(schema)),
     )
 
 

@@ -111,7 +111,7 @@ def submit_again(
         OrchestratorError: If Prefect's API is unavailable.
     """
     record = catalog.record(execution_id)
-    rerun = rerun_request(record, edits or {})
+    rerun = rerun_request(record, edits or {}, as_json=True)
     deployment, name = record.request.deployment, record.method.id
     if pool is None and deployment is not None and deployment.name:
         name = f"{name}/{deployment.name}"

@@ -71,6 +71,10 @@ class Deployment(Part):
     name: str | None = None
 
 
+RerunSource = Literal["caller", "default"]
+"""Where a rerun gets an input that the record cannot supply: from its caller, or from the Method's default."""
+
+
 class ExecuteRequest(Document):
     """The request: an OGC ``execute`` document, and the parameters that Prefect was sent.
 
@@ -95,6 +99,8 @@ class ExecuteRequest(Document):
     validated: bool = True
     """False if Prefect could not validate the parameters; `inputs` are then the raw parameters."""
     files: tuple[StagedInput, ...] = ()
+    rerun: dict[str, RerunSource] | None = None
+    """The inputs whose recorded value would not give the Method the same value again; absent if there are none."""
     archive: ArchiveLevel = ArchiveLevel.FULL
     relatives: tuple[Relative, ...] = ()
     flow_run_name: str | None = None

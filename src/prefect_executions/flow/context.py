@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
-from prefect_executions.documents import TOO_LONG, clean_text, json_value
+from prefect_executions.documents import TOO_LONG, clean_text
 from prefect_executions.errors import InputError, NoExecutionError, RequestError
 from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import ExecuteRequest, Metric, Metrics
+from prefect_executions.executions.values import readable_form
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.methods.model import Method
 from prefect_executions.workbench import background
 
 _FLUSH_SECONDS = 1.0
+_MAX_WARNINGS = 100
+"""How many different warnings about reports one record gets."""
+_ROUNDING = 1e-6
+"""Percent that a sum of rounded numbers may be outside of 0 to 100."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,8 @@ class Execution:
         self._latest: tuple[float, str | None, datetime] | None = None
         self._unshown: tuple[float, str | None] | None = None
         self._unwritten_metrics = False
+        self._warned: set[str] = set()
+        self._warnings: list[str] = []
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._flusher: threading.Thread | None = None
@@ -109,7 +118,9 @@ class Execution:
             RequestError: If *name* is neither a string nor a path.
             NameRefusedError: If *name* would leave the outputs or is not a valid file name.
         """
-        return self._output_path(_text(os.fspath(name) if isinstance(name, os.PathLike) else name))
+        if not isinstance(name, str | os.PathLike):
+            raise RequestError(f"the name of an output must be a string; {name!r} is of type {type(name).__name__}")
+        return self._output_path(os.fspath(name))
 
     def input(self, name: str) -> Path:
         """Return the path of the file that was staged for the input *name*.
@@ -136,55 +147,94 @@ class Execution:
     def progress(self, percent: float, message: str | None = None) -> None:
         """Report the progress of the Method: *percent* from 0 to 100, with an optional message.
 
-        May be called at any rate; about once a second the latest report is recorded and shown.
-
-        Raises:
-            RequestError: If *percent* is not a number from 0 to 100.
+        May be called at any rate; about once a second the latest report is recorded and
+        shown. A *percent* that a rounding error puts outside the range is 0 or 100; any other
+        is not recorded, and a warning says so.
         """
-        checked = _percent(percent)
-        with self._open():
-            self._latest = (checked, message and self._clean(message), self._clock())
+        with self._open(), self._reporting("progress"):
+            self._latest = (_percent(percent), message and self._clean(message), self._clock())
         self._flush_soon()
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Record named numbers, with an optional *step* (an epoch, an iteration).
 
-        Scalars of NumPy and similar libraries are converted to Python numbers.
-
-        Raises:
-            RequestError: If a value is not a number, *step* is not an integer, or either has more than 4300 digits.
+        Scalars of NumPy and similar libraries are converted to Python numbers. A value that
+        is not a single number, is masked or missing, or has more than 4300 digits is not
+        recorded, and neither are values whose *step* is not an integer: a warning and a note
+        in the history say so.
         """
         at = self._clock()
-        new = [
-            Metric(name=self._clean(name), value=_number(name, value), step=_step(step), time=at)
-            for name, value in _named("metrics", values)
-        ]
         with self._open():
-            self._metrics.extend(new)
-            self._unwritten_metrics = True
+            for name, value in self._named("metrics", values):
+                with self._reporting(f"metric {name!r}"):
+                    number = _number(value)
+                    metric = Metric(name=self._clean(name), value=number, step=_step(step), time=at)
+                    self._metrics.append(metric)
+                    self._unwritten_metrics = True
+                    if _is_rounded(value, number):
+                        self._warn(f"metric {name!r} is recorded as {number!r}, the nearest double to its value")
         self._flush_soon()
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Record parameters that the Method chose itself (a learning rate, a model), as JSON values.
 
-        Raises:
-            RequestError: If *values* is not a mapping.
+        A part without a JSON form is recorded by its type, an array also by shape and digest;
+        a warning and a note in the history say so.
         """
-        named = _named("params", values)
-        new = {self._clean(name): _masked(json_value(value), self._sink.mask) for name, value in named}
         with self._open():
-            self._params |= new
-            self._unwritten_metrics = True
+            for name, value in self._named("params", values):
+                with self._reporting(f"param {name!r}"):
+                    form, missing = readable_form(value)
+                    self._params[self._clean(name)] = _masked(form, self._sink.mask)
+                    self._unwritten_metrics = True
+                    if missing:
+                        self._warn(f"param {name!r} is recorded without its value: {', '.join(missing)}")
         self._flush_soon()
 
     def note(self, text: str) -> None:
-        """Add a note to the history of this execution."""
-        with self._open():
-            self._take_progress()  # reported before the note, so it comes first in the history
-            self._job_status = add_entry(
-                self._job_status, EntryKind.NOTE, self._clock(), observer=Observer.HOOK, message=self._clean(text)
-            )
-            self._sink.write_status(self._job_status)
+        """Add a note to the history of this execution; another object is noted as its text."""
+        with self._open(), self._reporting("a note"):
+            self._add_note(self._clean(text))
+
+    def _add_note(self, message: str) -> None:
+        self._take_progress()  # reported before the note, so it comes first in the history
+        self._job_status = add_entry(
+            self._job_status, EntryKind.NOTE, self._clock(), observer=Observer.HOOK, message=message
+        )
+        self._sink.write_status(self._job_status)
+
+    def _named(self, what: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        """Yield the members of *values* whose name is text; warn of others."""
+        items: list[tuple[str, Any]] = []
+        with self._reporting(f"a report of {what}"):
+            if not isinstance(values, Mapping):
+                kind = type(values).__name__
+                raise _UnrecordedError(f"it must be a mapping such as {{'loss': 0.1}}, not {kind}")
+            items = list(values.items())
+        for name, value in items:
+            with self._reporting(f"a name in {what}"):
+                yield _text(name), value
+
+    @contextmanager
+    def _reporting(self, what: str) -> Iterator[None]:
+        """Warn that *what* is unrecorded if the block fails: a report never ends the Method."""
+        try:
+            yield
+        except _UnrecordedError as error:
+            self._warn(f"{what} is unrecorded: {error}")
+        except Exception as error:  # noqa: BLE001 - the author's own classes may raise anything
+            self._warn(f"{what} is unrecorded: {type(error).__name__}: {error}")
+
+    def _warn(self, text: str) -> None:
+        """Note *text* in the history and log it, once; of very many different warnings, only the first."""
+        with suppress(Exception):
+            text = self._clean(text)
+            if text in self._warned or len(self._warned) >= _MAX_WARNINGS:
+                return
+            self._warned.add(text)
+            self._warnings.append(text)
+            self._flush_soon()
+            self._add_note(text)
 
     def change(self, change: Callable[[JobStatus], JobStatus], *, write: bool = True) -> JobStatus:
         """Apply *change* to the job status and return the result; used by the recording, not by user code.
@@ -207,8 +257,8 @@ class Execution:
                 )
             yield
 
-    def _clean(self, text: str) -> str:
-        return clean_text(self._sink.mask(_text(text)))
+    def _clean(self, text: object) -> str:
+        return clean_text(self._sink.mask(str(text)))
 
     def close(self) -> tuple[JobStatus, Metrics | None]:
         """Close the execution and return its last job status, and its metrics if there are any.
@@ -240,7 +290,10 @@ class Execution:
                 progress, self._unshown = self._unshown, None
                 metrics = self._all_metrics() if self._unwritten_metrics else None
                 self._unwritten_metrics = False
+                warnings, self._warnings = self._warnings, []
             try:
+                for warning in warnings:
+                    self._sink.failed(warning)
                 self._flush(progress, metrics, last=closing)
             except Exception as error:  # noqa: BLE001 - a failed report must never end the Method; it is logged
                 self._sink.failed(f"progress or metrics could not be written: {error}")
@@ -274,56 +327,81 @@ class Execution:
         return Metrics(params=dict(self._params), metrics=tuple(self._metrics))
 
 
+class _UnrecordedError(Exception):
+    """A report cannot be recorded; the message says why."""
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise RequestError(f"a name or message must be a string; {value!r} is of type {type(value).__name__}")
+        raise _UnrecordedError(f"a name must be a string; {_shown(value)} is of type {type(value).__name__}")
     return value
 
 
-def _named(what: str, values: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    if not isinstance(values, Mapping):
-        raise RequestError(f"{what} must be a mapping such as {{'loss': 0.1}}; {type(values).__name__} was given")
-    return values.items()
+def _shown(value: object) -> str:
+    try:
+        return shortened(value)
+    except Exception:  # noqa: BLE001 - the author's own class, or an integer of too many digits
+        return f"a {type(value).__name__}"
 
 
 def _percent(value: float) -> float:
     try:
-        percent = float(value)
-    except (TypeError, ValueError):
+        percent = float(value) if isinstance(value, str) else float(_number(value))
+    except (_UnrecordedError, OverflowError, ValueError):
         percent = -1.0
-    if not 0 <= percent <= 100:  # noqa: PLR2004 - percent
-        raise RequestError(f"progress must be a number from 0 to 100; {value!r} was given")
-    return percent
+    if not -_ROUNDING <= percent <= 100 + _ROUNDING:  # NaN is outside as well
+        raise _UnrecordedError(f"it must be a number from 0 to 100; {_shown(value)} was given")
+    return min(max(percent, 0.0), 100.0)
 
 
 def _step(value: float | None) -> int | None:
     if value is None:
         return None
-    try:
-        step = int(value)
-    except (TypeError, ValueError, OverflowError):
-        step = None
-    if step is None or step != value:
-        raise RequestError(f"the step of a metric must be an integer; {value!r} was given")
-    return _readable("the step of a metric", step)
+    step = _number(value, f"its step must be an integer; {_shown(value)} was given")
+    if step != step or step in (inf, -inf) or step != int(step):  # noqa: PLR0124 - NaN
+        raise _UnrecordedError(f"its step must be an integer; {_shown(value)} was given")
+    return int(step)
 
 
-def _number(name: str, value: object) -> int | float:
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        kind = type(value).__name__
-        raise RequestError(f"metric '{name}' must be a number, not {kind}; use log_params for other values")
+def _number(value: object, problem: str | None = None) -> int | float:
+    """Return the number in *value*, which may be a scalar of NumPy or a similar library."""
+    problem = problem or f"its value must be a single number, not {type(value).__name__}"
     if isinstance(value, int):
-        return _readable(f"metric '{name}'", value)
-    if getattr(value, "size", 1) != 1:  # an array or series
-        kind = type(value).__name__
-        raise RequestError(f"metric '{name}' must be a single number, not {kind}; write arrays to an output")
-    plain = value.item() if hasattr(value, "item") else value
-    return plain if isinstance(plain, int) and not isinstance(plain, bool) else float(plain)
+        return _readable(int(value))
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")
+    if not hasattr(value, "__float__") or kind not in "biuf" or _is_missing(value):
+        raise _UnrecordedError(problem)
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+        number = _readable(int(plain)) if isinstance(plain, int) else float(plain)
+    except _UnrecordedError:
+        raise
+    except Exception as error:
+        raise _UnrecordedError(problem) from error
+    if number in (inf, -inf) and plain != number:
+        raise _UnrecordedError("its value is too large for a double")
+    return number
 
 
-def _readable(name: str, number: int) -> int:
+def _is_missing(value: Any) -> bool:
+    """Whether a value is masked, or a missing value of pandas, which converts to a number that was never measured."""
+    mask = getattr(value, "mask", None)
+    masked = mask is not None and not callable(mask) and bool(getattr(mask, "any", lambda: mask)())
+    return masked or type(value).__name__ in {"NaTType", "NAType"}
+
+
+def _is_rounded(value: Any, number: float) -> bool:
+    """Whether *number* is not the exact value, as of a fraction; digits that JSON repeats count as exact."""
+    if type(value) in {int, float, bool} or hasattr(value, "item"):
+        return False
+    with suppress(Exception):
+        return bool(number == number and value != number and str(value) != repr(number))  # noqa: PLR0124 - NaN
+    return False
+
+
+def _readable(number: int) -> int:
     if abs(number) >= TOO_LONG:
-        raise RequestError(f"{name} has more than 4300 digits, which JSON readers refuse; write it to an output")
+        raise _UnrecordedError("it has more than 4300 digits, which JSON readers refuse; write it to an output")
     return number
 
 

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import signal
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,11 +126,11 @@ def run_method(
         execution_ids.append(execution_id)
         invocation.on_opened(execution_id)
 
-    _check_names(flow, parameters)
+    arguments = _arguments(flow, parameters)
     error: BaseException | None = None
     with invoked(invocation._replace(on_opened=on_opened)), prefect.tags(*tags), _surviving_sigterm():
         try:
-            result = flow(**parameters)
+            result = flow(*arguments.args, **arguments.kwargs)
             if inspect.iscoroutine(result):
                 asyncio.run(result)
         except BaseException as raised:  # noqa: BLE001 - returned to the caller, who shows it
@@ -157,9 +158,22 @@ def _raise_termination(number: int, _frame: FrameType | None) -> None:
     raise TerminationSignal(number)
 
 
-def _check_names(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> None:
+def _arguments(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> inspect.BoundArguments:
+    """Return *parameters* as the arguments of a call.
+
+    As in a deployment, ``*args`` and ``**kwargs`` may be given by their names, as a list and an object.
+    """
+    signature = flow.call_signature
+    known = {name: value for name, value in parameters.items() if name in signature.parameters}
+    unknown = {name: value for name, value in parameters.items() if name not in signature.parameters}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            known[name], unknown = dict(known.get(name, {})) | unknown, {}
+    given = inspect.BoundArguments(signature, OrderedDict(known))
+    if any(signature.parameters[name].kind is inspect.Parameter.VAR_POSITIONAL for name in known):
+        given.apply_defaults()  # positions before it must be filled
     try:
-        flow.call_signature.bind(**parameters)
+        return signature.bind(*given.args, **given.kwargs | unknown)
     except TypeError as error:
-        names = ", ".join(flow.call_signature.parameters) or "none"
+        names = ", ".join(signature.parameters) or "none"
         raise RequestError(f"Method '{flow.method.id}': {error}. Its inputs: {names}.") from error

@@ -6,17 +6,29 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
-from pydantic import BaseModel
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    PlainValidator,
+    PydanticUserError,
+    TypeAdapter,
+    WrapValidator,
+)
 
 from prefect_executions.bundles.open_bundle import OpenBundle
-from prefect_executions.capture.parameters import WITHHELD, plain_value, register_credentials, resolved_name
+from prefect_executions.capture.parameters import register_credentials, resolved_name, without_credentials
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.capture.staging import Staged, stage
 from prefect_executions.documents import json_value
-from prefect_executions.executions.record import StagedInput
+from prefect_executions.errors import InputError
+from prefect_executions.executions.record import RerunSource, StagedInput
+from prefect_executions.executions.value_types import WITHHELD
+from prefect_executions.executions.values import ValueForm, input_form, recorded_form, same_form, type_name
 from prefect_executions.flow.declared import Declared
 from prefect_executions.methods.model import FILE_FORMAT, InputFile
 from prefect_executions.prefect_api import blocks
@@ -30,6 +42,13 @@ _SEVERAL = (list, tuple, set, frozenset)
 
 _RECEIVERS = frozenset({"self", "cls"})
 """Parameters that Python fills in and Prefect's form omits."""
+
+
+class RecordedInputs(NamedTuple):
+    """The recorded values of all inputs, and how a rerun gets those that the record cannot supply."""
+
+    values: dict[str, Any]
+    rerun: dict[str, RerunSource]
 
 
 class Inputs:
@@ -49,13 +68,28 @@ class Inputs:
             if name in described and described[name].is_file:
                 bound.arguments[name] = _as_file(value)
 
-    def values(self) -> dict[str, Any]:
-        """Return the JSON values of all inputs, with secrets withheld."""
-        secrets = self._declared.method.secrets
-        return {
-            name: dict(WITHHELD) if name in secrets and value is not None else plain_value(value)
-            for name, value in self._given()
-        }
+    def recorded(self) -> RecordedInputs:
+        """Return the recorded values of all inputs, with secrets withheld.
+
+        Raises:
+            InputError: If neither a value nor its digest can be recorded; the message names the input.
+        """
+        values: dict[str, Any] = {}
+        rerun: dict[str, RerunSource] = {}
+        for name, value in self._given():
+            if name in self._declared.method.secrets:
+                values[name] = None if value is None else dict(WITHHELD)
+                continue
+            try:
+                form, exact = self._form(name, value)
+            except InputError as error:
+                if not self._is_default(name, value):
+                    raise InputError(f"input '{name}' {error}") from error
+                form, exact = {"unrecorded": type_name(value)}, False
+            values[name] = without_credentials(form)
+            if not exact or values[name] != form:
+                rerun[name] = "default" if self._is_default(name, value) else "caller"
+        return RecordedInputs(values, rerun)
 
     def files(self) -> dict[str, list[str]]:
         """Return the paths and URLs of all files to stage, by input name."""
@@ -120,6 +154,27 @@ class Inputs:
             self.bound.arguments[name] = _walk(name, value, lambda path, _: _copy(copies[path]), self._shape(name))
         return tuple(records)
 
+    def _form(self, name: str, value: Any) -> ValueForm:
+        value = _walk(name, value, lambda _, file: file, self._shape(name))
+        described = self._declared.method.inputs.get(name)
+        is_file = described is not None and described.is_file
+        kind = annotations_of(self._declared.function).get(name, _ANYTHING)
+        return input_form(
+            value,
+            lambda given: _as_file(kind.validate(given)) if is_file else kind.validate(given),
+            converts=kind.converts,
+        )
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        """Whether *value* is the parameter's default; validation may have copied it."""
+        parameter = inspect.signature(self._declared.function).parameters.get(name)
+        if parameter is None or parameter.default is inspect.Parameter.empty:
+            return False
+        try:
+            return value is parameter.default or same_form(recorded_form(value), recorded_form(parameter.default))
+        except InputError:
+            return False
+
     def _given(self) -> list[tuple[str, Any]]:
         return [(name, value) for name, value in self.bound.arguments.items() if name not in _RECEIVERS]
 
@@ -127,6 +182,69 @@ class Inputs:
         """Return the schema from the input's annotation; a descriptor's schema does not describe files in values."""
         described = self._declared.method.inputs.get(name)
         return described.json_schema if described is not None and not self._declared.is_scripted else {}
+
+
+class Annotation(NamedTuple):
+    """The annotation of a parameter: how it validates a requested value, and whether it may change a valid value."""
+
+    validate: Callable[[Any], Any]
+    converts: bool
+
+
+_ANYTHING = Annotation(lambda value: value, converts=False)
+_PLAIN = frozenset({inspect.Parameter.empty, Any, None, bool, int, float, str, InputFile})
+
+
+@lru_cache(maxsize=256)
+def annotations_of(function: Callable[..., Any]) -> Mapping[str, Annotation]:
+    """Return the annotations of the parameters of *function*; those that cannot be evaluated are left out."""
+    try:
+        parameters = inspect.signature(function, eval_str=True).parameters
+    except Exception:  # noqa: BLE001 - an annotation for type checkers only, whose evaluation runs the author's code
+        return {}
+    return {
+        name: Annotation(_Validator(parameter.annotation), _converts(parameter.annotation))
+        for name, parameter in parameters.items()
+        if parameter.kind not in {parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL}
+    }
+
+
+class _Validator:
+    """Validates a value as Prefect does; pydantic's part is built when it is first needed."""
+
+    def __init__(self, annotation: Any) -> None:
+        self._annotation = Any if annotation is inspect.Parameter.empty else annotation
+        self._adapter: TypeAdapter[Any] | None = None
+
+    def __call__(self, value: Any) -> Any:
+        if self._adapter is None:
+            try:
+                self._adapter = TypeAdapter(self._annotation, config={"arbitrary_types_allowed": True})
+            except PydanticUserError:  # a model has a configuration of its own
+                self._adapter = TypeAdapter(self._annotation)
+        return self._adapter.validate_python(value)
+
+
+def _converts(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
+    """Whether the author's own validators may change a value that is valid already."""
+    try:
+        if annotation in _PLAIN or annotation in seen:
+            return False
+    except TypeError:  # not hashable, as `Annotated` with a list
+        return True
+    if any(isinstance(part, _VALIDATORS) for part in getattr(annotation, "__metadata__", ())):
+        return True
+    decorators = getattr(annotation, "__pydantic_decorators__", None)
+    if decorators and (decorators.validators or decorators.field_validators or decorators.model_validators):
+        return True
+    fields = list(getattr(annotation, "__pydantic_fields__", {}).values())
+    if any(isinstance(part, _VALIDATORS) for field in fields for part in field.metadata):
+        return True
+    inner = [*get_args(annotation), *(field.annotation for field in fields)]
+    return any(_converts(part, seen | {annotation}) for part in inner)
+
+
+_VALIDATORS = (BeforeValidator, AfterValidator, WrapValidator, PlainValidator)
 
 
 def _as_file(value: Any) -> Any:

@@ -28,6 +28,7 @@ from prefect_executions.errors import ArchiveError, DirtyTreeError, Orchestrator
 from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance, Process, Usage
 from prefect_executions.flow.context import current_id
 from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.inputs import RecordedInputs
 from prefect_executions.flow.invocation import owns_process
 from prefect_executions.lifecycle.history import (
     EntryKind,
@@ -117,7 +118,7 @@ def opening(
     declared: Declared,
     run: FlowRun,
     execution_id: str,
-    values: Mapping[str, Any],
+    inputs: RecordedInputs,
     settings: Settings,
     *,
     states: Sequence[ObservedState],
@@ -141,10 +142,11 @@ def opening(
                 run,
                 method,
                 execution_id,
-                values,
+                inputs.values,
                 archive=settings.archive_level,
                 environment=os.environ,
                 parent=_parent(run, settings),
+                rerun=inputs.rerun,
             ),
             infrastructure=infrastructure(run, settings),
             instance=current,

@@ -176,7 +176,7 @@ def open_attempt(call: Call) -> Attempt:
     if place.bundle is not None:
         resumption = continued(place.bundle.record(), call.declared, run, states, call.settings)
         return Attempt(call=call, inputs=inputs, record=resumption.record, bundle=place.bundle, resumption=resumption)
-    record, code = opening(call.declared, run, place.id, inputs.values(), call.settings, states=states)
+    record, code = opening(call.declared, run, place.id, inputs.recorded(), call.settings, states=states)
     archived = workbench.archive.opening(place.id) if run.run_count > 1 else None
     taken = taken_over(record, OpeningRecord.from_json(archived).record(), states) if archived is not None else None
     record = taken.record if taken else record

@@ -22,6 +22,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from prefect_executions.documents import json_value
 from prefect_executions.executions.record import ExecutionRecord, Metric
+from prefect_executions.executions.value_types import is_marker
 from prefect_executions.ledger.columns import EXECUTIONS, ColumnType, names
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, StatusEntry
 from prefect_executions.lifecycle.status import Reason, Status
@@ -318,6 +319,8 @@ def _value(name: str, value: Any) -> Columns:
     plain = json_value(value)
     json_text = _json(plain)
     stored_json = json_text if len(json_text) <= VALUE_LIMIT else None
+    if isinstance(plain, dict) and is_marker(plain) and "value" in plain:
+        return clean(name), stored_json, *_python_value(plain["python"], plain["value"], stored=bool(stored_json))
     if isinstance(plain, bool):
         return clean(name), stored_json, None, None, plain
     if isinstance(plain, str):
@@ -326,6 +329,20 @@ def _value(name: str, value: Any) -> Columns:
         return clean(name), stored_json, None, json_text.strip('"'), None
     number = _double(plain) if isinstance(plain, int | float) else None
     return clean(name), stored_json, number, None, None
+
+
+def _python_value(kind: str, value: Any, *, stored: bool) -> tuple[float | None, str | None, bool | None]:
+    """Return the columns number, text and truth of a value that JSON lacks; NaN is text, as SQLite cannot store it."""
+    if isinstance(value, bool):
+        return None, None, value
+    if isinstance(value, int | float):
+        return _double(value), None, None
+    if not isinstance(value, str) or not stored:
+        return None, None, None
+    if kind in {"int", "float"}:
+        number = _double(int(value, 16)) if kind == "int" else float(value)
+        return None if math.isnan(number) else number, clean(value), None
+    return None, clean(value), None
 
 
 def _json(plain: Any) -> str:

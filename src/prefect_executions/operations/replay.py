@@ -37,21 +37,21 @@ from prefect_executions.comparison.verdict import Verdict, judge
 from prefect_executions.errors import (
     BundleError,
     ExecutionsError,
+    InputError,
     NotAvailableError,
     NotFoundError,
     RequestError,
     SecretError,
 )
-from prefect_executions.executions.record import ExecutionRecord, Relative, ScriptRun, StagedInput
+from prefect_executions.executions.record import ExecutionRecord, Relative, RerunSource, ScriptRun, StagedInput
+from prefect_executions.executions.value_types import is_marker, restore
+from prefect_executions.executions.values import has_marker, recorded_form, same_form, text_of
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.code_origin import Approve, check_code, refuse
 from prefect_executions.operations.compare import compare_outputs, run_of
 from prefect_executions.runtimes.registry import image_runtime, open_runtime
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
-
-_UNKNOWN = ({"withheld"}, {"unrecorded"})
-"""The keys of a JSON object that stands for an input value that the record does not contain."""
 
 # Bundles are untrusted: a name without a digest could be another image.
 _IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}")
@@ -66,26 +66,39 @@ class RerunRequest(NamedTuple):
 
 
 def rerun_request(
-    record: ExecutionRecord, edits: Mapping[str, Any], files: Mapping[str, Path] | None = None
+    record: ExecutionRecord,
+    edits: Mapping[str, Any],
+    files: Mapping[str, Path] | None = None,
+    *,
+    as_json: bool = False,
 ) -> RerunRequest:
     """Return the request to run *record* again, with *edits* overriding its inputs.
 
     *files* gives the copies of input files by their paths in the bundle; other files are
-    requested from their origin.
+    requested from their origin. Set *as_json* if the request goes through Prefect's API,
+    which passes on only what JSON has.
 
     Raises:
         SecretError: If *edits* lacks a secret input.
         RequestError: If *edits* lacks an input that the record does not contain.
     """
+    if not as_json:  # an edit may have the notation of the record
+        edits = {name: restore(value) if has_marker(value) else value for name, value in edits.items()}
     inputs = {name: value for name, value in _requestable(record).items() if name not in edits}
     _check_secrets(record, inputs)
-    _check_recorded(inputs)
+    rerun = record.request.rerun or {}
+    inputs = {name: value for name, value in inputs.items() if rerun.get(name) != "default"}
+    _check_recorded(inputs, rerun, as_json=as_json)
     locations: dict[str, Iterator[str]] = {}
     for name in dict.fromkeys(file.input for file in record.request.files):
         locations[name] = iter([_location(file, files or {}) for file in record.request.files if file.input == name])
-    inputs = {name: _with_locations(name, value, locations) for name, value in inputs.items()}
+    inputs = {name: restore(_with_locations(name, value, locations)) for name, value in inputs.items()}
     values, secrets = record.request.values, record.method.secrets
-    edited = any(name not in values or values[name] != value for name, value in edits.items() if name not in secrets)
+    edited = any(
+        name not in values or not same_form(values[name], recorded_form(value))
+        for name, value in edits.items()
+        if name not in secrets
+    )
     relation = Relative(execution_id=record.id, relation="edited-rerun-of" if edited else "rerun-of")
     return RerunRequest({**inputs, **edits}, relation)
 
@@ -170,17 +183,41 @@ def _old_reference(value: Any) -> str:
     return f" (then '{name}')" if name else ""
 
 
-def _check_recorded(inputs: Mapping[str, Any]) -> None:
-    unknown = sorted(name for name, value in inputs.items() if _has_unknown(value))
+def _check_recorded(inputs: Mapping[str, Any], rerun: Mapping[str, RerunSource], *, as_json: bool) -> None:
+    unknown = sorted(name for name, value in inputs.items() if name in rerun or _cannot_restore(value))
     if unknown:
+        listed = ", ".join(f"{name}{_recorded_as(inputs[name])}" for name in unknown)
         options = " ".join(f"-p {name}=…" for name in unknown)
-        raise RequestError(f"the record lacks parts of the input {', '.join(unknown)}; give it: {options}")
+        raise RequestError(
+            f"the record cannot supply the value of {listed}; give it: {options}, or call the Method in Python with it"
+        )
+    python = sorted(name for name, value in inputs.items() if as_json and has_marker(value))
+    if python:
+        listed = ", ".join(f"{name} ({text_of(inputs[name])})" for name in python)
+        options = " ".join(f"-p {name}=…" for name in python)
+        raise RequestError(
+            f"JSON cannot hold the value of {listed}, so a deployment cannot receive it; give another value: "
+            f"{options}, or run the Method here: --method path.py:function"
+        )
 
 
-def _has_unknown(value: Any) -> bool:
-    if isinstance(value, dict):
-        return value.keys() in _UNKNOWN or any(map(_has_unknown, value.values()))
-    return isinstance(value, list) and any(map(_has_unknown, value))
+def _cannot_restore(value: Any) -> bool:
+    try:
+        restore(value)
+    except InputError:
+        return True
+    return False
+
+
+def _recorded_as(value: Any) -> str:
+    """Return the type that the record has instead of a value, with its shape and digest."""
+    facts = value if isinstance(value, dict) and is_marker(value) else {}
+    kind = facts.get("unrecorded") or facts.get("python")
+    if kind is None:
+        return ""
+    shape = f" of shape {tuple(facts['shape'])}" if isinstance(facts.get("shape"), list) else ""
+    digest = f", sha256 {facts['sha256']}" if "sha256" in facts else ""
+    return f" (a {kind}{shape}{digest})"
 
 
 def _location(file: StagedInput, files: Mapping[str, Path]) -> str:
@@ -193,9 +230,20 @@ def _with_locations(name: str, value: Any, locations: Mapping[str, Iterator[str]
         return next(locations[name], value)
     if isinstance(value, list):
         return [_with_locations(name, part, locations) for part in value]
+    if isinstance(value, dict) and is_marker(value):
+        return _marker_with_locations(name, value, locations)
     if isinstance(value, dict):
         return {key: _with_locations(f"{name}.{key}", part, locations) for key, part in value.items()}
     return value
+
+
+def _marker_with_locations(name: str, marker: Mapping[str, Any], locations: Mapping[str, Iterator[str]]) -> Any:
+    if marker.get("python") == "dict":
+        pairs = [(key, _with_locations(f"{name}.{restore(key)}", part, locations)) for key, part in marker["value"]]
+        return {**marker, "value": [list(pair) for pair in pairs]}
+    if "value" not in marker:
+        return marker
+    return {**marker, "value": _with_locations(name, marker["value"], locations)}
 
 
 class ExactImage(NamedTuple):

@@ -7,6 +7,7 @@ end by some tenths of a second.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -32,6 +33,7 @@ from prefect_executions.executions.record import (
     Infrastructure,
     Instance,
     Relative,
+    RerunSource,
     relatives_from_tags,
 )
 from prefect_executions.lifecycle.history import (
@@ -54,6 +56,8 @@ MAX_STEPS = 10_000
 """The most steps in a record; fifty requests."""
 
 _PAGE_SIZE = 200
+_PLACEHOLDER = re.compile(r"<\w+>")
+"""Prefect's text for a parameter that it cannot encode."""
 _LONG_AGO, _NEVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
@@ -276,8 +280,11 @@ def request_of(
     archive: ArchiveLevel,
     environment: Mapping[str, str],
     parent: str | None = None,
+    rerun: Mapping[str, RerunSource] | None = None,
 ) -> ExecuteRequest:
     """Return the request of *run*; *values* are None if Prefect could not validate the parameters.
+
+    *rerun* names the inputs that *values* cannot supply to a rerun.
 
     *archive* is the level of Methods that declare none, *parent* the execution whose Method called this one.
     """
@@ -289,6 +296,7 @@ def request_of(
         values=raw if values is None else dict(values),
         parameters=raw,
         validated=values is not None,
+        rerun=dict(rerun or (_lossy(method, raw) if values is None and run.deployment_id is None else {})) or None,
         archive=method.archive or archive,
         relatives=_relatives(run, execution_id, parent),
         flow_run_name=run.name,
@@ -296,6 +304,26 @@ def request_of(
         tags=tuple(run.tags),
         created_by=created_by(run),
     )
+
+
+def _lossy(method: Method, raw: Mapping[str, Any]) -> dict[str, RerunSource]:
+    """Return the parameters of a direct call that Prefect may have stored as another value.
+
+    Prefect's JSON has null for infinity, ``<dict>`` for what it cannot encode, and a list for a tuple. Only the
+    annotation of a single value restores it.
+    """
+    return {
+        name: "caller"
+        for name, value in raw.items()
+        if name not in method.secrets and not _restorable(method, name, value)
+    }
+
+
+def _restorable(method: Method, name: str, value: Any) -> bool:
+    schema = method.inputs[name].json_schema if name in method.inputs else {}
+    if schema.get("type") not in {"boolean", "integer", "number", "string"} and "enum" not in schema:
+        return False
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and not _PLACEHOLDER.fullmatch(value))
 
 
 def _relatives(run: FlowRun, execution_id: str, parent: str | None) -> tuple[Relative, ...]:
