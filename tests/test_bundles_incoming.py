@@ -237,6 +237,12 @@ def contents_of_archive(bench: Workbench) -> set[str]:
     return set(Catalog(bench).bundle_source(EXECUTION_ID).files)
 
 
+def test_the_note_is_shown_by_verify(theirs, tmp_path, home, capsys):
+    target = zipped({**files_of(theirs, EXECUTION_ID), ".DS_Store": b"x"}, tmp_path / "x.zip")
+    assert main(["verify", str(target)]) == 0
+    assert "'.DS_Store' was skipped" in capsys.readouterr().err
+
+
 def test_the_note_is_shown_by_import(theirs, tmp_path, home, capsys):
     target = zipped({**files_of(theirs, EXECUTION_ID), ".DS_Store": b"x"}, tmp_path / "x.zip")
     assert main(["import", str(target)]) == 0

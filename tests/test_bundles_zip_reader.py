@@ -55,6 +55,12 @@ PROGRAMS: Mapping[str, tuple[str, Callable[[str, Path, str, Path], None]]] = {
             run, "--format", "zip", "--options", "zip:compression=store", "-cf", to, top, folder=folder
         ),
     ),
+    "bsdtar with 64-bit sizes": (
+        "bsdtar",
+        lambda run, folder, top, to: _run(
+            run, "--format", "zip", "--options", "zip:zip64", "-cf", to, top, folder=folder
+        ),
+    ),
     "Info-ZIP": ("zip", lambda run, folder, top, to: _run(run, "-qr", to, top, folder=folder)),
     "Info-ZIP to a pipe": ("zip", lambda run, folder, top, to: _run(run, "-qr", "-", top, folder=folder, to=to)),
     "Info-ZIP with 64-bit sizes": ("zip", lambda run, folder, top, to: _run(run, "-qrfz", to, top, folder=folder)),

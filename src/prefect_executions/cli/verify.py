@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,16 @@ from prefect_executions.cli.arguments import (
     set_defaults,
 )
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
-from prefect_executions.cli.output import format_time, pluralize, say, show_facts, show_json, show_table, status_line
+from prefect_executions.cli.output import (
+    format_time,
+    pluralize,
+    say,
+    show_facts,
+    show_json,
+    show_table,
+    status_line,
+    warn,
+)
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
@@ -75,6 +84,9 @@ def verify(
         copies.append(verified)
         if not as_json and (verbose or not verified.report.passed):
             _show_checks(verified, verbose=verbose)
+        if not as_json and not verbose:
+            for note in _notes(verified.report):
+                warn(note)
     passed = all(verified.report.passed for verified in copies)
     if as_json:
         show_json({"target": target, "passed": passed, "copies": [_as_json(verified, policy) for verified in copies]})
@@ -101,6 +113,11 @@ def _as_json(verified: Verified, policy: SignaturePolicy) -> dict[str, Any]:
         "subject": report.subject,
         "checks": checks,
     }
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """Yield a sentence for each file that was skipped, and each hard link."""
+    yield from (note for check in report.checks if check.name in {"container", "layout"} for note in check.unchecked)
 
 
 def _show_checks(verified: Verified, *, verbose: bool) -> None:
