@@ -16,7 +16,7 @@ from prefect_executions.attestation.keys import SigningKey
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.verify import verify
-from prefect_executions.errors import BundleError, ImportRefusedError, RequestError
+from prefect_executions.errors import BundleError, ForeignCodeError, ImportRefusedError, RequestError
 from prefect_executions.operations.audit import audit
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.operations.replay import open_replayable
@@ -133,7 +133,7 @@ def _replay(bundle: Path, home: Path, policy: SignaturePolicy) -> str:
     try:
         with open_replayable(Catalog(bench_at(home)), str(zipped), signatures=policy, approve=lambda _: True):
             return ""
-    except BundleError as error:
+    except (BundleError, ForeignCodeError) as error:
         return str(error)
 
 

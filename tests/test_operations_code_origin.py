@@ -89,6 +89,8 @@ def test_code_that_a_trusted_key_signed_is_not_asked_about(home, tmp_path):
     bundle = a_signed_bundle(tmp_path).folder
     trusted = SignaturePolicy(trusted={a_key().public.id: a_key().public})
     assert asked(bench_at(home), bundle, trusted) == []
+    with pytest.raises(ForeignCodeError, match="which is not trusted here"):
+        asked(bench_at(home), bundle)
     (code,) = asked(bench_at(home), bundle, SignaturePolicy(allow_unknown=True))
     assert code.signers == (a_key().public.id,)
 

@@ -234,6 +234,12 @@ class Report:
         return tuple(f"{check.name}: {fault}" for check in self.checks for fault in check.faults)
 
     @property
+    def only_signer_unknown(self) -> bool:
+        """Whether the signature is by an unknown key, and no other check failed."""
+        failed = {check.name for check in self.checks if not check.passed}
+        return self.signature is SignatureState.UNKNOWN and failed == {"signature"}
+
+    @property
     def summary(self) -> str:
         """The first faults, and the number of the others."""
         more = f" (and {len(self.faults) - _SUMMARIZED} more)" if len(self.faults) > _SUMMARIZED else ""

@@ -37,6 +37,7 @@ from prefect_executions.comparison.verdict import Verdict, judge
 from prefect_executions.errors import (
     BundleError,
     ExecutionsError,
+    ForeignCodeError,
     InputError,
     NotAvailableError,
     NotFoundError,
@@ -347,13 +348,14 @@ def open_replayable(
         RequestError: If it contains several bundles, or none in the format of this package.
         NotAvailableError: If the execution is not sealed yet.
         BundleError: If the bundle is damaged, or its signature is wrong or not accepted.
-        ForeignCodeError: If *approve* refuses.
+        ForeignCodeError: If *approve* refuses, or the only fault is an unknown signer.
     """
 
     def checked(source: Source) -> tuple[ExecutionRecord, Source]:
         report = verify(source, signatures=signatures)
         if not report.passed:
-            raise BundleError(f"{target} is not replayed: {report.summary}")
+            refused = ForeignCodeError if report.only_signer_unknown else BundleError
+            raise refused(f"{target} is not replayed: {report.summary}")
         record, digest = record_of(source), sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
         check_code(catalog, record, report, digest, approve)
         return record, source
