@@ -15,9 +15,13 @@ from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.seal import seal
+from prefect_executions.capture.packages import requirements_of
+from prefect_executions.comparison.verdict import Verdict
 from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.lifecycle.history import JobStatus
-from records import a_record, contents_of
+from prefect_executions.methods.model import DIFF as DIFF_PATH
+from prefect_executions.methods.model import REQUIREMENTS
+from records import DIFF, a_record, contents_of
 
 
 class MemorySource:
@@ -58,6 +62,19 @@ def finish(bundle: OpenBundle) -> OpenBundle:
 
 def a_sealed_bundle(workbench: Path, record: ExecutionRecord | None = None) -> OpenBundle:
     return finish(an_open_bundle(workbench, record))
+
+
+def a_complete_bundle(workbench: Path, record: ExecutionRecord, verdict: Verdict | None = None) -> OpenBundle:
+    """Return a sealed bundle with every file that the format allows for *record* and *verdict*."""
+    bundle = an_open_bundle(workbench, record)
+    repository = record.method.code.repository if record.method.code else None
+    if record.instance.packages:
+        bundle.write(REQUIREMENTS, requirements_of(record.instance.packages))
+    if repository and repository.diff_kept:
+        bundle.write(DIFF_PATH, DIFF)
+    if verdict:
+        bundle.write_document(verdict)
+    return finish(bundle)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -21,10 +21,12 @@ from prefect_executions.executions.record import (
     Deployment,
     ExecuteRequest,
     ExecutionRecord,
+    Gpu,
     Infrastructure,
     Instance,
     Metric,
     Metrics,
+    Process,
     Python,
     Raised,
     Relative,
@@ -51,11 +53,13 @@ from prefect_executions.methods.model import (
     Repository,
     SourceFile,
 )
+from prefect_executions.settings import ArchiveLevel
 
 EXECUTION_ID = "0b1e5a52-6f0c-4f2e-9a41-3d6d5d3f2e10"
 NOON = datetime(2026, 9, 22, 12, 0, 0, 123456, UTC)
 
 SOURCE = b"def segment(picture, threshold=0.3):\n    ...\n"
+DIFF = b"--- a/flows/coins.py\n+++ b/flows/coins.py\n"
 PICTURE = b"\x89PNG a picture of coins"
 OUTPUTS: Mapping[str, bytes] = {
     "outputs/regions.csv": b"label,area\n1,2604\n",
@@ -369,6 +373,58 @@ def a_never_started_record(
         "metrics": None,
     }
     return a_record(**members | changes)
+
+
+def a_full_record() -> ExecutionRecord:
+    """Return a record with every part that a record may have."""
+    repository = a_method().code.repository.model_copy(
+        update={
+            "dirty": True,
+            "changed": ("flows/coins.py",),
+            "diff_sha256": digest(DIFF),
+            "diff_kept": True,
+        }
+    )
+    code = a_method().code.model_copy(update={"repository": repository, "package": "coins==1.2", "image": "coins:1.2"})
+    record = with_phases(
+        a_failed_record(Reason.ERROR, method=a_method(code=code, time_limit=60.0, archive=ArchiveLevel.FULL)),
+        exit_code=1,
+    )
+    instance = record.instance
+    return replace(
+        record,
+        agent=an_agent(claims=an_agent().claims | {"aud": "executions"}),
+        request=a_request(
+            relatives=(
+                Relative(execution_id=a_verdict().replay_of, relation="rerun-of"),
+                Relative(execution_id="parent-1", relation="parent"),
+            ),
+            created_by={"type": "schedule", "id": "1", "name": "nightly"},
+        ),
+        job_status=record.job_status.model_copy(update={"steps": some_steps(), "partial": True}),
+        infrastructure=an_infrastructure(
+            image="registry.example.org/coins:1.2",
+            image_digest=f"sha256:{'a' * 64}",
+            image_id=f"sha256:{'c' * 64}",
+            worker_id="w-1",
+            prefect_api="https://prefect.example.org/api",
+            job_variables={"cpu": "2"},
+        ),
+        instance=an_instance(
+            usage=instance.usage.model_copy(update={"cpu_seconds": 4.25, "peak_memory": 123_456}),
+            runs=instance.runs,
+            process=Process(host="vm-7", boot="b", pids="p", pid=4711, started="1", layout="l"),
+            own_process=True,
+            earlier_processes=(Process(pid=4710),),
+            working_directory="/home/alice",
+            container_id="c" * 12,
+            pod="pod-1",
+            node="node-1",
+            cpu_model="Xeon",
+            python=Python(version="3.11.9", implementation="CPython", executable="/usr/bin/python3"),
+            gpus=(Gpu(name="H200", uuid="GPU-1", memory=1, driver="550"),),
+        ),
+    )
 
 
 def contents_of(record: ExecutionRecord) -> dict[str, bytes]:

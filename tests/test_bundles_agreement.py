@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -14,32 +14,13 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from bundle_makers import MemorySource, an_open_bundle, contents
+from bundle_makers import MemorySource, a_complete_bundle, contents
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.gather import gather
-from prefect_executions.bundles.seal import seal
 from prefect_executions.bundles.verify import verify
-from prefect_executions.executions.record import BundleFile, ExecutionRecord, Gpu, Process, Python, Relative
-from prefect_executions.lifecycle.history import JobStatus
-from prefect_executions.lifecycle.status import Reason
-from prefect_executions.settings import ArchiveLevel
-from records import (
-    EXECUTION_ID,
-    a_failed_record,
-    a_method,
-    a_record,
-    a_request,
-    a_verdict,
-    an_agent,
-    an_infrastructure,
-    an_instance,
-    some_steps,
-    with_phases,
-)
+from prefect_executions.executions.record import BundleFile
+from records import EXECUTION_ID, a_full_record, a_record, a_verdict
 
 XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
-DIFF = b"--- a/flows/coins.py\n+++ b/flows/coins.py\n"
-OTHER = "b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f"
 
 ONCE = {
     "metadata/request.json": {
@@ -96,80 +77,20 @@ ONCE = {
 """The leaves of each document that no other file states. Each pattern is needed."""
 
 
-def a_full_record() -> ExecutionRecord:
-    """Return a record with every part that a record may have."""
-    repository = a_method().code.repository.model_copy(
-        update={
-            "dirty": True,
-            "changed": ("flows/coins.py",),
-            "diff_sha256": sha256(DIFF).hexdigest(),
-            "diff_kept": True,
-        }
-    )
-    code = a_method().code.model_copy(update={"repository": repository, "package": "coins==1.2", "image": "coins:1.2"})
-    record = with_phases(
-        a_failed_record(Reason.ERROR, method=a_method(code=code, time_limit=60.0, archive=ArchiveLevel.FULL)),
-        exit_code=1,
-    )
-    instance = record.instance
-    return replace(
-        record,
-        agent=an_agent(claims=an_agent().claims | {"aud": "executions"}),
-        request=a_request(
-            relatives=(
-                Relative(execution_id=OTHER, relation="rerun-of"),
-                Relative(execution_id="parent-1", relation="parent"),
-            ),
-            created_by={"type": "schedule", "id": "1", "name": "nightly"},
-        ),
-        job_status=record.job_status.model_copy(update={"steps": some_steps(), "partial": True}),
-        infrastructure=an_infrastructure(
-            image="registry.example.org/coins:1.2",
-            image_digest=f"sha256:{'a' * 64}",
-            image_id=f"sha256:{'c' * 64}",
-            worker_id="w-1",
-            prefect_api="https://prefect.example.org/api",
-            job_variables={"cpu": "2"},
-        ),
-        instance=an_instance(
-            usage=instance.usage.model_copy(update={"cpu_seconds": 4.25, "peak_memory": 123_456}),
-            runs=instance.runs,
-            process=Process(host="vm-7", boot="b", pids="p", pid=4711, started="1", layout="l"),
-            own_process=True,
-            earlier_processes=(Process(pid=4710),),
-            working_directory="/home/alice",
-            container_id="c" * 12,
-            pod="pod-1",
-            node="node-1",
-            cpu_model="Xeon",
-            python=Python(version="3.11.9", implementation="CPython", executable="/usr/bin/python3"),
-            gpus=(Gpu(name="H200", uuid="GPU-1", memory=1, driver="550"),),
-        ),
-    )
-
-
-def sealed_files(folder: Path, record: ExecutionRecord) -> dict[str, bytes]:
-    bundle = an_open_bundle(folder, record)
-    packages = record.instance.packages.items()
-    bundle.write("code/requirements.txt", "".join(f"{name}=={version}\n" for name, version in packages).encode())
-    if record.method.code.repository.diff_kept:
-        bundle.write("code/uncommitted.diff", DIFF)
-    if record.instance.usage and record.instance.usage.exception is None:
-        bundle.write_document(a_verdict())
-    gathered = gather(bundle)
-    bundle.write_document(bundle.read(JobStatus).model_copy(update={"outputs": gathered.outputs}))
-    seal(bundle)
-    return contents(bundle.folder)
-
-
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
-    """A failed execution with every part, and a replay that completed."""
+    """A failed execution with every part, a replay that completed, and a bundle of the first format."""
     folder = tmp_path_factory.mktemp("sealed")
     return {
-        "full": sealed_files(folder / "full", a_full_record()),
-        "replay": sealed_files(folder / "replay", a_record()),
+        "full": contents(a_complete_bundle(folder / "full", a_full_record()).folder),
+        "replay": contents(a_complete_bundle(folder / "replay", a_record(), a_verdict()).folder),
+        "format 1": golden_files("format-1-failed.zip"),
     }
+
+
+def golden_files(name: str) -> dict[str, bytes]:
+    with zipfile.ZipFile(Path(__file__).parent / "bundles" / name) as golden:
+        return {path.partition("/")[2]: golden.read(path) for path in golden.namelist() if not path.endswith("/")}
 
 
 def forged(files: Mapping[str, bytes], path: str, data: bytes) -> MemorySource:
@@ -272,7 +193,7 @@ def accepted_edits(files: Mapping[str, bytes], path: str) -> Iterator[str]:
             yield "/".join(map(str, steps))
 
 
-@pytest.mark.parametrize("name", ["full", "replay"])
+@pytest.mark.parametrize("name", ["full", "replay", "format 1"])
 def test_an_unchanged_bundle_verifies(bundles, name):
     assert verify(MemorySource(bundles[name])).faults == ()
     assert verify(forged(bundles[name], layout.CRATE, bundles[name][layout.CRATE])).faults == ()
@@ -280,12 +201,13 @@ def test_an_unchanged_bundle_verifies(bundles, name):
 
 @pytest.mark.parametrize("path", sorted(kind.file_name for kind in layout.DOCUMENTS))
 def test_a_changed_leaf_of_a_document_is_found_if_another_file_states_it(bundles, path):
-    edits = {edit for files in bundles.values() if path in files for edit in accepted_edits(files, path)}
+    new = [files for name, files in bundles.items() if name != "format 1" and path in files]
+    edits = {edit for files in new for edit in accepted_edits(files, path)}
     assert {edit for edit in edits if not any(fnmatchcase(edit, pattern) for pattern in ONCE[path])} == set()
     assert {pattern for pattern in ONCE[path] if not any(fnmatchcase(edit, pattern) for edit in edits)} == set()
 
 
-@pytest.mark.parametrize("name", ["full", "replay"])
+@pytest.mark.parametrize("name", ["full", "replay", "format 1"])
 def test_every_changed_leaf_of_the_crate_is_found(bundles, name):
     assert list(accepted_edits(bundles[name], layout.CRATE)) == []
 
@@ -308,7 +230,7 @@ def xml_edits(data: bytes) -> Iterator[tuple[str, bytes]]:
             yield f"{element.tag} {name} {element.text}", etree.tostring(root)
 
 
-@pytest.mark.parametrize("name", ["full", "replay"])
+@pytest.mark.parametrize("name", ["full", "replay", "format 1"])
 def test_every_change_of_provenance_is_found(bundles, name):
     files = bundles[name]
     checks = ("provenance", "same-execution", "told-files", "documents")

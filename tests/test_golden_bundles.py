@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from prefect_executions.bundles.verify import verify
+from prefect_executions.documents import FORMAT
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
 
@@ -23,12 +24,22 @@ GOLDEN = {
     "format-1-cancelled.zip": "cfcbf381c43c3636210e5cf179a39fc7ab119c5471927481755b5f45a469e17b",
     "format-1-failed.zip": "a735f329fb9bcbf23930e1378239cb7127c0848fce15891af1aca815fe015821",
     "format-1-never-started.zip": "af986422dab60f360d5ff90a9eae7178c475b1145a30689c88eab7200e577cf4",
+    "format-2.zip": "dd6958f410e59a5534d01d7e135211f39a45c9a4fcd7907cfe0f04ae44bdcc8c",
+    "format-2-cancelled.zip": "dafcabc940b74fa2ae9655e031a8d078937610632e87819ae647d5d08c9268c7",
+    "format-2-failed.zip": "a8a164443a3f1fe0c8cb7b130327b15fe801cd764beee67ff84a836bdaa332c1",
+    "format-2-never-started.zip": "833aa329d7a7fb17bb8857fbe48b11105a6817ab5ff1cd9b26fde5bf909dd9eb",
+    "format-2-replay.zip": "6647a96c82f71c7df7bf77999216f8f203095a9ff8683a302d76fd24c4b0b753",
 }
 ENDED = {
     "format-1.zip": Status.COMPLETED,
     "format-1-cancelled.zip": Status.CANCELLED,
     "format-1-failed.zip": Status.FAILED,
     "format-1-never-started.zip": Status.CANCELLED,
+    "format-2.zip": Status.COMPLETED,
+    "format-2-cancelled.zip": Status.CANCELLED,
+    "format-2-failed.zip": Status.FAILED,
+    "format-2-never-started.zip": Status.CANCELLED,
+    "format-2-replay.zip": Status.COMPLETED,
 }
 
 
@@ -58,16 +69,16 @@ def test_a_golden_bundle_is_read(name):
     record = _record(name)
 
     assert record.status is ENDED[name]
+    assert name.startswith(f"format-{record.format}")
 
 
-def test_golden_bundles_contain_every_part_of_a_record():
-    records = {name: _record(name) for name in GOLDEN}
-
-    assert records["format-1.zip"].request.files
-    assert records["format-1.zip"].metrics
-    assert records["format-1-failed.zip"].instance.runs
-    assert records["format-1-failed.zip"].job_status.steps
-    assert records["format-1-never-started.zip"].started is None
+@pytest.mark.parametrize("number", range(1, FORMAT + 1))
+def test_golden_bundles_contain_every_part_of_a_record(number):
+    assert _record(f"format-{number}.zip").request.files
+    assert _record(f"format-{number}.zip").metrics
+    assert _record(f"format-{number}-failed.zip").instance.runs
+    assert _record(f"format-{number}-failed.zip").job_status.steps
+    assert _record(f"format-{number}-never-started.zip").started is None
 
 
 @pytest.mark.parametrize("name", GOLDEN)
