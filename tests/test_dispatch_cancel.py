@@ -89,7 +89,8 @@ def running(home: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[subproce
     def run(*words: str) -> tuple[subprocess.Popen[bytes], ExecutionRecord]:
         known = set(bundles.folders())
         with (tmp_path / "log").open("ab") as log:
-            made.append(subprocess.Popen([*words, COMMAND, "run", "waiting.py:waits"], cwd=tmp_path, stdout=log))
+            command = [*words, COMMAND, "run", "waiting.py:waits", "--json"]
+            made.append(subprocess.Popen(command, cwd=tmp_path, stdout=log))
 
         def waits() -> Path | None:
             fresh = [one for one in bundles.folders() if one not in known]
@@ -122,7 +123,7 @@ def prefects_state(record: ExecutionRecord) -> StateType | None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("shell", [(), ("sh", "-c", "trap '' INT; exec \"$@\"", "sh")], ids=["terminal", "background"])
-def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, cli, bundles, shell):
+def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, cli, bundles, shell, tmp_path):
     process, record = running(*shell)
     assert (record.instance.pid, record.instance.own_process) == (process.pid, True)
     assert record.instance.process.layout
@@ -134,10 +135,24 @@ def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, cl
     assert "cancelled by ada" in shown
     assert prefects_state(record) is StateType.CANCELLED
     assert (bundles.home / "workbench" / record.id / "outputs/half.txt").read_text() == "half"
-    assert process.wait(60) == (exit_codes.FAILED if not shell else -signal.SIGTERM)
+    assert process.wait(60) == exit_codes.FAILED
+    printed = json.loads((tmp_path / "log").read_text())
+    assert (printed["id"], printed["status"], printed["sealed"]) == (record.id, "CANCELLED", True)
     waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
     assert "verified" in cli("verify", record.id)
     assert "ada" in cli("cancel", record.id)  # again
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_interrupted_prints_its_result(running, bundles, tmp_path, number):
+    process, record = running()
+    os.kill(process.pid, number)
+
+    assert process.wait(60) == exit_codes.INTERRUPTED
+    printed = json.loads((tmp_path / "log").read_text())
+    assert (printed["id"], printed["status"], printed["reason"]) == (record.id, "FAILED", "crashed")
+    assert bundles.failed_checks() == []
 
 
 @pytest.mark.long
