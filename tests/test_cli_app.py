@@ -419,7 +419,12 @@ def test_a_damaged_output_leaves_no_file(executions, home, tmp_path):
     bundle = kept(bench_at(home))
     (bundle.folder / "outputs/regions.csv").write_bytes(b"forged")
     target = tmp_path / "table.csv"
-    assert "was recorded as" in executions(
+    executions("outputs", EXECUTION_ID, "regions.csv", "-o", str(target))
+    assert target.read_bytes() == OUTPUTS["outputs/regions.csv"]  # the archive's
+    target.unlink()
+    bundle.paths.output_zip.unlink()
+    shutil.rmtree(home / "archive")
+    assert "was changed on this workbench after it was sealed" in executions(
         "outputs", EXECUTION_ID, "regions.csv", "-o", str(target), code=exit_codes.WORLD
     )
     assert not list(tmp_path.glob("*.part"))

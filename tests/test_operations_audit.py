@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from archives import place_on
+from benches import record_of
 from bundle_makers import an_open_bundle
 from prefect_executions.archive.archive import Archive, open_archive
 from prefect_executions.archive.objects import Removed
@@ -24,7 +25,7 @@ from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, RequestError
-from prefect_executions.executions.record import BundleFile, ExecuteRequest
+from prefect_executions.executions.record import BundleFile, ExecuteRequest, OpeningRecord
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Observer, Status
@@ -367,7 +368,7 @@ def test_an_archive_on_s3_has_findings_only_after_tampering(need, tmp_path):
 def test_an_incomplete_archive_is_not_a_violation(tmp_path):
     bench = a_bench(tmp_path, signs=False)
     sealed(bench, VICTIM)
-    bench.archive.put_opening(OTHER, b"{}")
+    bench.archive.put_opening(OTHER, OpeningRecord.of(record_of(OTHER)).to_json())
     found = list(audit(bench.archive, trusting()))
     assert {(one.weight, one.kind, one.execution) for one in found} == {
         ("incomplete", "unsigned", VICTIM),

@@ -15,6 +15,7 @@ from prefect_executions.errors import NotAvailableError, NotFoundError, Settings
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.retention import clear_workbench, expired, parse_rules, remove
 from prefect_executions.settings import ArchiveLevel
+from prefect_executions.workbench.index import rebuild_ledger
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, a_request
 
@@ -42,7 +43,7 @@ def test_a_removed_execution_leaves_only_a_note(tmp_path):
     assert [path for path in contents(tmp_path / "archive") if path.startswith(f"executions/{EXECUTION_ID}")] == []
     note = bench.archive.removed(EXECUTION_ID)
     assert (note.manifest_sha256, note.why, note.removed) == (digest, "asked for", NOW)
-    assert bench.rebuild_ledger() == 1
+    assert rebuild_ledger(bench).executions == 1
 
 
 def test_removing_twice_changes_nothing(tmp_path):

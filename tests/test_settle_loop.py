@@ -286,7 +286,7 @@ def test_a_run_on_a_lost_machine_is_sealed_from_the_archive(scene, elsewhere):
         age(run.id, A_MINUTE)
     late = scene.settle(there)
     assert late[str(gone.id)].status is Status.FAILED
-    words = [json.loads(data) for data in scene.bench.archive.late_seals(str(gone.id))]
+    words = [json.loads(data) for name, data in scene.bench.archive.beside(str(gone.id)).items() if "late" in name]
     assert [word["executionId"] for word in words] == [str(gone.id)]
     assert (far.folder / ".late" / str(gone.id) / "outputs/regions.csv").exists()
     assert far.ledger.get(str(gone.id)).archive == "archived"
@@ -328,7 +328,7 @@ def test_a_run_that_loses_the_race_to_seal_leaves_a_late_seal(scene, elsewhere):
     record = scene.record(run_id)
 
     assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.LOST)
-    [word] = [json.loads(data) for data in scene.bench.archive.late_seals(run_id)]
+    [word] = [json.loads(data) for name, data in scene.bench.archive.beside(run_id).items() if "late" in name]
     assert (word["status"], word["executionId"]) == ("COMPLETED", run_id)
     assert (scene.home / "workbench" / ".late" / run_id / "outputs/result.txt").read_text() == "late"
     assert scene.bench.ledger.get(run_id).status is Status.FAILED

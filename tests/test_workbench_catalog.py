@@ -154,9 +154,17 @@ def test_the_outputs_of_a_sealed_execution_carry_their_digests(bench, reader):
     assert set(result) == set(OUTPUTS)
 
 
-def test_a_changed_output_fails_after_its_last_block(bench, reader):
+def test_a_changed_output_is_read_from_the_archive(bench, reader):
     bundle = kept(bench)
     (bundle.folder / "outputs/regions.csv").write_bytes(b"label,area\n1,9999\n")
+    assert b"".join(reader.blocks(EXECUTION_ID, "regions.csv")) == OUTPUTS["outputs/regions.csv"]
+
+
+def test_a_changed_output_without_another_copy_is_an_error(bench, reader):
+    bundle = kept(bench)
+    (bundle.folder / "outputs/regions.csv").write_bytes(b"label,area\n1,9999\n")
+    bundle.paths.output_zip.unlink()
+    shutil.rmtree(bench.folder.parent / "archive")
     with pytest.raises(BundleError, match=r"outputs/regions\.csv.*verify"):
         list(reader.blocks(EXECUTION_ID, "regions.csv"))
 

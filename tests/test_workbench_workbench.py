@@ -16,6 +16,7 @@ from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.verify import verify_target
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.heartbeat import Leases
+from prefect_executions.workbench.index import rebuild_ledger
 from prefect_executions.workbench.recovery import recover, restore
 from prefect_executions.workbench.sealing import Ending
 from records import EXECUTION_ID, SOURCE, a_job_status
@@ -84,7 +85,7 @@ def test_a_rebuilt_ledger_has_the_row_of_an_unarchived_execution(tmp_path):
     before = bench.ledger.dump()
     (tmp_path / "archive").unlink()
     shutil.move(tmp_path / "away", tmp_path / "archive")
-    bench.rebuild_ledger()
+    rebuild_ledger(bench)
     assert bench.ledger.get(EXECUTION_ID).archive == "pending"
     assert bench.ledger.dump() == before
 
@@ -98,7 +99,7 @@ def test_the_loser_of_a_seal_race_is_set_aside_and_noted(tmp_path):
     assert late.job_status.execution_status is Status.FAILED
     assert there.record(EXECUTION_ID).job_status.reason is Reason.LOST
     assert (bundle.aside / "outputs").is_dir()
-    [word] = Catalog(there).late_seals(EXECUTION_ID)
+    [word] = Catalog(there).beside(EXECUTION_ID).late
     assert (word.status, word.execution_id) == (Status.COMPLETED, EXECUTION_ID)
     assert list(there.unfinished()) == []
     assert there.ledger.get(EXECUTION_ID).status is Status.FAILED

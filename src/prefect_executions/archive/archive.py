@@ -200,14 +200,13 @@ class Archive:
         return None if data is None else parse_seal(execution_id, data)
 
     def seals_of(self, ids: Iterable[str]) -> dict[str, Seal]:
-        """Return the seals of several executions by id, fetched together; unsealed executions are left out.
-
-        Raises:
-            ArchiveError: If a seal is damaged.
-        """
+        """Return the seals of several executions by id, fetched together; one without a valid seal is left out."""
         keys = {folder_of(execution_id) + SEAL: execution_id for execution_id in ids}
-        objects = self.store.get_many(keys)
-        return {keys[key]: parse_seal(keys[key], data) for key, data in objects.items()}
+        seals = {}
+        for key, data in self.store.get_many(keys).items():
+            with suppress(ArchiveError):  # damaged; an audit reports it
+                seals[keys[key]] = parse_seal(keys[key], data)
+        return seals
 
     def put_inclusions(self, proofs: Sequence[Inclusion]) -> None:
         """Store each proof of inclusion beside its seal."""
@@ -226,18 +225,23 @@ class Archive:
         """
         data = self._get(folder_of(execution_id) + IMPORTED)
         try:
-            return None if data is None else Imported.from_json(data)
+            imported = None if data is None else Imported.from_json(data)
         except BundleError as error:
             raise ArchiveError(f"The import record {IMPORTED} of {execution_id} is damaged: {error}") from error
+        if imported is not None and imported.execution_id != execution_id:
+            raise ArchiveError(f"The import record {IMPORTED} of {execution_id} is that of {imported.execution_id}")
+        return imported
 
     def put_late_seal(self, execution_id: str, data: bytes) -> None:
         """Store a report that lost the race for the seal; identical reports are stored once."""
         self.store.put(f"{folder_of(execution_id)}{LATE}{sha256(data).hexdigest()[:16]}.json", data)
 
-    def late_seals(self, execution_id: str) -> list[bytes]:
-        """Return the reports that lost the race for the seal, in any order."""
-        keys = [info.key for info in self.store.list(folder_of(execution_id) + LATE)]
-        return list(self.store.get_many(keys).values())
+    def beside(self, execution_id: str) -> dict[str, bytes]:
+        """Return the objects beside a seal by name: the opening and import records, and the late seals."""
+        folder = folder_of(execution_id)
+        keys = [info.key for info in self.store.list(folder + LATE)]
+        objects = self.store.get_many([folder + OPENING, folder + IMPORTED, *keys])
+        return {key.removeprefix(folder): data for key, data in objects.items()}
 
     def bundle(self, execution_id: str) -> ArchivedBundle:
         """Return the sealed bundle for reading.
@@ -271,6 +275,14 @@ class Archive:
     def listing(self) -> Iterator[ObjectInfo]:
         """Yield every object of every execution, grouped by execution."""
         return self.store.list(_ROOT)
+
+    def check_available(self) -> None:
+        """Ask the store for one object.
+
+        Raises:
+            ArchiveError: If the archive is unavailable: not only one of its objects is damaged.
+        """
+        self.store.head(f"{_ROOT}{SEAL}")
 
     def ids(self) -> Iterator[str]:
         """Yield the ids of all executions, sealed or open; a recently removed id may still be listed."""
@@ -310,10 +322,12 @@ class Archive:
 
     def _sweep(self, execution_id: str, older_than: datetime) -> int:
         folder = folder_of(execution_id)
-        seal = self.seal_of(execution_id)
         infos = list(self.store.list(folder))
+        seal = self.seals_of([execution_id]).get(execution_id)
         names = {info.key.removeprefix(folder) for info in infos}
-        if seal:
+        if SEAL in names and seal is None:  # it is damaged, so nothing says what belongs to the bundle
+            orphans = set()
+        elif seal:
             # A seal never changes, so the age of the objects does not matter.
             wanted = {SEAL, OPENING, IMPORTED, INCLUSION} | {name for name in names if name.startswith(LATE)}
             orphans = {name for name in names - wanted if not seal.names(name)}

@@ -39,6 +39,9 @@ ASIDE = ".late"
 WITHHELD = ".withheld"
 """The folder of the workbench for logs that may contain a secret and so are in no bundle."""
 
+DAMAGED = ".damaged"
+"""The folder of the workbench for files of sealed bundles that were changed after the seal and are restored."""
+
 LOCK_TIMEOUT = 10.0
 """The default time that `OpenBundle.lock` waits, in seconds."""
 

@@ -155,7 +155,7 @@ def _run_again(
     )
 
     record = catalog.record(execution_id)
-    imported = catalog.imported(execution_id) is not None
+    imported = catalog.is_imported(execution_id)
     entrypoint = method or find_entrypoint(record, Path.cwd(), imported=imported)
     rerun_request(record, edits)  # refuse a wrong request before copying files
     with TemporaryDirectory(prefix="executions-") as folder:

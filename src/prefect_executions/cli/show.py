@@ -55,16 +55,19 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
         catalog.storage_state(execution_id),
         catalog.links(execution_id),
     )
-    late = catalog.late_seals(execution_id) if storage.sealed else ()
-    imported = catalog.imported(execution_id) if storage.folder is None else None
+    beside = catalog.beside(execution_id) if storage.sealed else None
+    late = beside.late if beside else ()
+    damaged = [f"{path} on the workbench" for path in catalog.damaged(execution_id)]
+    damaged += [what for _, what in beside.faults] if beside else []
+    imported = beside.imported if beside and storage.folder is None else None
     gone_process = catalog.dead_process(execution_id)
     if as_json:
-        show_json(
-            _as_json(record, storage, links) | {"lateWords": late, "imported": imported, "processGone": gone_process}
-        )
+        shown = {"lateWords": late, "imported": imported, "processGone": gone_process}
+        show_json(_as_json(record, storage, links) | shown | ({"damaged": damaged} if damaged else {}))
         return
     show_facts(_facts(record, storage, links, gone_process))
     show_facts([("imported", format_time(imported.imported)), ("origin", imported.origin)] if imported else [])
+    show_facts([("damaged", f"{what}; 'executions verify {execution_id}' says more") for what in damaged])
     show_table(("name", "value"), _inputs(record), title="input")
     show_table(("name", "size", "media type"), _outputs(catalog, execution_id), title="output")
     show_table(("execution", "output", "input"), _file_edges(links.made_from), title="made from")

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from prefect_executions.bundles.verify import Report
     from prefect_executions.operations.audit import AuditFinding
     from prefect_executions.operations.verify import Verified
+    from prefect_executions.workbench.catalog import Catalog
+    from prefect_executions.workbench.local_copy import Restored
     from prefect_executions.workbench.recovery import Settled
 
 keys = App(name="keys", help="Manage the keys that sign and verify seals.")
@@ -58,6 +60,7 @@ def verify(
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False,
     signatures: SignatureOptions = DEFAULT_SIGNATURES,
     allowed_signers: Path | None = None,
+    restore: bool = False,
     as_json: Json = False,
 ) -> int:
     """Verify a bundle: digests, signature, and that its documents agree.
@@ -68,6 +71,7 @@ def verify(
         target: An execution's id or id prefix, a folder, a zip, or the https://, http:// or s3:// address of a zip.
         verbose: Show every check, and the commands that check the signature with openssl.
         allowed_signers: Require manifest-sha256.txt.sig by a signer in this file (see ALLOWED SIGNERS in ssh-keygen).
+        restore: First replace each damaged file on the workbench by the sealed one, from output.zip or the archive.
         as_json: Print one JSON document: every check with its faults.
     """
     # Start-up time of the CLI: lxml comes with it.
@@ -79,8 +83,12 @@ def verify(
         )
     settings = Settings.read()
     policy = signatures.policy(settings)
+    catalog = open_catalog(settings)
     copies: list[Verified] = []
-    for verified in verify_target(open_catalog(settings), target, signatures=policy, allowed=allowed_signers):
+    restored = _restore(catalog, target) if restore else None
+    if restored and not as_json:
+        _show_restored(restored)
+    for verified in verify_target(catalog, target, signatures=policy, allowed=allowed_signers):
         copies.append(verified)
         if not as_json and (verbose or not verified.report.passed):
             _show_checks(verified, verbose=verbose)
@@ -89,13 +97,32 @@ def verify(
                 warn(note)
     passed = all(verified.report.passed for verified in copies)
     if as_json:
-        show_json({"target": target, "passed": passed, "copies": [_as_json(verified, policy) for verified in copies]})
+        shown = {"target": target, "passed": passed, "copies": [_as_json(verified, policy) for verified in copies]}
+        show_json(shown | ({"restored": restored} if restored else {}))
         return OK if passed else FAILED
     for report, places in _grouped(copies):
         _show_verdict(report, places, policy)
     if verbose:
         _show_openssl_commands(copies[-1].report, settings)
     return OK if passed else FAILED
+
+
+def _restore(catalog: Catalog, target: str) -> Restored:
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.bundles.open_bundle import OpenBundle  # noqa: PLC0415
+    from prefect_executions.workbench.local_copy import restore_copy  # noqa: PLC0415
+
+    bench = catalog.workbench
+    return restore_copy(bench.archive, OpenBundle(bench.folder, catalog.find(target)))
+
+
+def _show_restored(restored: Restored) -> None:
+    for path in restored.restored:
+        say(f"restored: {path}")
+    for path in restored.lost:
+        warn(f"not restored: {path}: neither output.zip nor the archive has it as it was sealed")
+    if restored.restored:
+        say(f"The changed files are in {restored.aside}")
 
 
 def _as_json(verified: Verified, policy: SignaturePolicy) -> dict[str, Any]:
@@ -351,16 +378,23 @@ def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) ->
 
 
 @ledger.command
-def rebuild(*, as_json: Json = False) -> None:
+def rebuild(*, as_json: Json = False) -> int:
     """Rebuild the ledger from the archive and the workbench.
+
+    Damaged executions are listed; the exit code is 4 if there are any.
 
     Args:
         as_json: Print one JSON document.
     """
+    # Start-up time of the CLI, as above.
+    from prefect_executions.workbench.index import rebuild_ledger  # noqa: PLC0415
+
     catalog = open_catalog()
     with status_line("Reading the archive", quiet=as_json):
-        count = catalog.workbench.rebuild_ledger()
+        count, problems = rebuild_ledger(catalog.workbench)
     if as_json:
-        show_json({"executions": count})
+        show_json({"executions": count} | ({"problems": problems} if problems else {}))
     else:
-        say(f"The ledger has {pluralize(count, 'execution')}. Next: executions list")
+        show_table(("execution", "problem"), problems, title="damaged")
+        say(f"The ledger has {pluralize(count, 'execution')}. Next: executions {'audit' if problems else 'list'}")
+    return WORLD if problems else OK

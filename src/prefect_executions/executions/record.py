@@ -465,6 +465,18 @@ class OpeningRecord(ArchiveDocument):
         """Return the opening record of *record*."""
         return cls(**{name: getattr(record, name) for name in REQUIRED}, code=dict(code or {}))
 
+    @classmethod
+    def of_execution(cls, execution_id: str, data: bytes) -> OpeningRecord:
+        """Read the opening record of an execution.
+
+        Raises:
+            BundleError: If it is damaged or belongs to another execution.
+        """
+        opening = cls.from_json(data)
+        if opening.job_status.job_id != execution_id:
+            raise BundleError(f"{cls.file_name} of {execution_id} is that of {opening.job_status.job_id}")
+        return opening
+
     def record(self) -> ExecutionRecord:
         """Return the record at its opening."""
         return ExecutionRecord(**{name: getattr(self, name) for name in REQUIRED})

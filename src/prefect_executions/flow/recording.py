@@ -178,7 +178,8 @@ def open_attempt(call: Call) -> Attempt:
         return Attempt(call=call, inputs=inputs, record=resumption.record, bundle=place.bundle, resumption=resumption)
     record, code = opening(call.declared, run, place.id, inputs.recorded(), call.settings, states=states)
     archived = workbench.archive.opening(place.id) if run.run_count > 1 else None
-    taken = taken_over(record, OpeningRecord.from_json(archived).record(), states) if archived is not None else None
+    opened = OpeningRecord.of_execution(place.id, archived).record() if archived is not None else None
+    taken = taken_over(record, opened, states) if opened is not None else None
     record = taken.record if taken else record
     return Attempt(call=call, inputs=inputs, record=record, bundle=workbench.begin(record, code), resumption=taken)
 

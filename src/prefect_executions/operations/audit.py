@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 from itertools import groupby, islice
@@ -39,13 +40,11 @@ from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.objectstore.interface import ObjectInfo
 from prefect_executions.operations.checkpoints import SealHistory, read_seal_history
 from prefect_executions.settings import SignatureRule
+from prefect_executions.workbench.beside import Fault, documents_beside, faults_beside, is_beside
 from prefect_executions.workbench.catalog import ArchivedSource
 from prefect_executions.workbench.sealing import is_bulk
 
 Weight = Literal["violation", "incomplete"]
-
-Fault = tuple[str, str]
-"""The kind of a fault, and a sentence."""
 
 _BATCH = 100
 """Executions whose small files are read together."""
@@ -133,6 +132,7 @@ class _Audit:
                 yield AuditFinding("violation", "damaged", execution_id, str(error))
             if data is None:
                 yield self._unsealed(execution_id, objects)
+        yield from self._opening_faults(raw, batch)
         names = {execution_id: [*SealedRecord.reads(seal, batch[execution_id])] for execution_id, seal in seals.items()}
         keys = {folder_of(execution_id) + name for execution_id in names for name in names[execution_id]}
         content = self._archive.store.get_many(keys)
@@ -141,6 +141,21 @@ class _Audit:
             folder = folder_of(execution_id)
             files = {name: content[folder + name] for name in names[execution_id] if folder + name in content}
             yield from self._sealed(execution_id, SealedRecord(seal, batch[execution_id], files))
+
+    def _opening_faults(
+        self, seals: Mapping[str, bytes], batch: Mapping[str, Mapping[str, int]]
+    ) -> Iterator[AuditFinding]:
+        """Check the opening records of the executions without a seal, from which settle may have to seal them."""
+        folders = {folder_of(execution_id): execution_id for execution_id in batch}
+        keys = [
+            folder + OPENING
+            for folder, execution_id in folders.items()
+            if folder + SEAL not in seals and 0 < batch[execution_id].get(OPENING, 0) <= _MAX_READ
+        ]
+        for key, data in self._archive.store.get_many(keys).items():
+            execution_id = folders[key.removesuffix(OPENING)]
+            faults = documents_beside(execution_id, {OPENING: data}).faults
+            yield from (AuditFinding("violation", kind, execution_id, what) for kind, what in faults)
 
     def missing(self) -> Iterator[AuditFinding]:
         """Report what only the whole archive shows: executions that are gone, and that there are no checkpoints."""
@@ -189,6 +204,7 @@ class _Audit:
         if strays:
             yield _stray(execution_id, strays)
         yield from self._check_history(execution_id, record)
+        yield from self._check_import(execution_id, record)
         yield from self._check_proof(execution_id, record)
         report = verify(record, only={"signature", "inclusion"}, signatures=self._signatures)
         faults = (fault for check in report.checks for fault in check.faults)
@@ -222,6 +238,15 @@ class _Audit:
             elif since and seal.finished < since - _LATE:
                 what = f"it ended at {seal.finished} and was sealed after {since}: late, or back-dated"
                 yield AuditFinding("incomplete", "late", execution_id, what)
+
+    def _check_import(self, execution_id: str, record: SealedRecord) -> Iterator[AuditFinding]:
+        """An execution is sealed here when it is imported, so the checkpoint comes later."""
+        imported = documents_beside(execution_id, record.beside).imported
+        when = self._history.when.get(execution_id)
+        witnessed = record.seal.manifest_sha256 in self._history.sealed.get(execution_id, set())
+        if imported and when and witnessed and imported.imported > when[1] + SKEW:
+            what = f"it was imported at {imported.imported}, after the checkpoint that contains its seal"
+            yield AuditFinding("violation", "time", execution_id, what)
 
     def _check_proof(self, execution_id: str, record: SealedRecord) -> Iterator[AuditFinding]:
         """Check the inclusion proof beside the seal: it reveals that the newest checkpoints were removed."""
@@ -259,6 +284,8 @@ class SealedRecord:
         self.seal, self.objects = seal, objects
         self._data = {path: content[seal.object_of(path)] for path in _READ if seal.object_of(path) in content}
         self._proof = content.get(INCLUSION)
+        self.beside = {name: data for name, data in content.items() if is_beside(name)}
+        """The objects beside the seal by name."""
         self.files: Mapping[str, int] = {path: len(data) for path, data in self._data.items()}
 
     @staticmethod
@@ -267,8 +294,9 @@ class SealedRecord:
         for path in _READ:
             if 0 <= objects.get(seal.object_of(path), -1) <= _MAX_READ:
                 yield seal.object_of(path)
-        if 0 <= objects.get(INCLUSION, -1) <= _MAX_READ:
-            yield INCLUSION
+        for name, size in objects.items():
+            if (name == INCLUSION or is_beside(name)) and size <= _MAX_READ:
+                yield name
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content."""
@@ -296,6 +324,10 @@ class SealedRecord:
 
     def faults(self) -> Iterator[Fault]:
         """Yield the contradictions between the seal, the manifest, the job status and the objects."""
+        yield from faults_beside(self.seal, self.beside, self._job_status())
+        for name in self.objects:
+            if name.startswith(LATE) and not is_beside(name):
+                yield "added", f"{name!r} exists and is not a late seal"
         data = self._data.get(layout.MANIFEST)
         if data is None:
             yield "missing", f"{layout.MANIFEST} is missing"
@@ -312,6 +344,11 @@ class SealedRecord:
         yield from self._status_faults(listed)
         if digest == self.seal.manifest_sha256:
             yield from self._name_faults(listed, digest)
+
+    def _job_status(self) -> JobStatus | None:
+        with suppress(BundleError):  # `_status_faults` reports it
+            return JobStatus.from_json(self._data.get(JobStatus.file_name, b""))
+        return None
 
     def _object_faults(self, listed: Mapping[str, str]) -> Iterator[Fault]:
         seal = self.seal

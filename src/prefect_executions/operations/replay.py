@@ -129,8 +129,10 @@ def find_entrypoint(record: ExecutionRecord, folder: Path, *, imported: bool = F
 
 def record_source(catalog: Catalog, execution_id: str) -> Source | None:
     """Return the files of an execution from this workbench, else from the archive; None if neither has them."""
-    folder = catalog.storage_state(execution_id).folder
-    return FolderSource(folder) if folder is not None else catalog.bundle_source(execution_id)
+    state = catalog.storage_state(execution_id)
+    if state.folder is not None and not state.sealed:
+        return FolderSource(state.folder)
+    return catalog.intact_source(execution_id)
 
 
 def copy_inputs(record: ExecutionRecord, source: Source, folder: Path) -> dict[str, Path]:
@@ -368,7 +370,7 @@ def open_replayable(
             yield checked(bundles[0].source)
         return
     execution_id = catalog.find(target)
-    source = catalog.local_source(execution_id) or catalog.bundle_source(execution_id)
+    source = catalog.intact_source(execution_id)
     if source is None:
         raise NotAvailableError(f"execution {execution_id} is not sealed yet; replay it when it is")
     yield checked(source)

@@ -175,7 +175,7 @@ def check_signature(
     """
     if not output:
         return _accepted(copy, signatures)
-    source = catalog.local_source(execution_id) or catalog.bundle_source(execution_id)
+    source = catalog.intact_source(execution_id)
     if source is None:
         if signatures.required:
             raise NotAvailableError(f"execution {execution_id} is not sealed yet, and a signature is required")

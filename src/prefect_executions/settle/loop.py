@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, ParamSpec
 
 from prefect_executions.archive.marks import LONG_AGO, SKEW
@@ -25,7 +26,7 @@ from prefect_executions.settle.decide import Decision, Judgement, judge
 from prefect_executions.settle.observe import Snapshot, flow_run_of, observe, take_snapshot
 from prefect_executions.settle.seal import seal, seal_unstarted
 from prefect_executions.workbench.heartbeat import PERIOD
-from prefect_executions.workbench.recovery import Settled, settle_all
+from prefect_executions.workbench.recovery import Settled, restore_changed, settle_all
 from prefect_executions.workbench.workbench import Outcome, Workbench
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def settle(
             unfinished.append(result.id)
         else:
             yield result
+    yield from restore_changed(workbench, datetime.now(UTC))
     try:
         yield from _Round(workbench, settings, unfinished, pause).run(since)
     except (ArchiveError, LedgerError, OrchestratorError) as error:
@@ -111,7 +113,11 @@ class _Round:
         """Settle the executions that have a bundle on this machine or an open mark in the archive."""
         ended = []
         for execution_id in snapshot.ids:
-            if execution_id not in snapshot.reachable and self._end_in_archive(execution_id):
+            try:
+                if execution_id not in snapshot.reachable and self._end_in_archive(execution_id):
+                    continue
+            except ArchiveError as error:
+                yield Settled(execution_id, "failed", str(error))
                 continue
             run = snapshot.runs.get(flow_run_of(execution_id))
             state = flow_runs.observed_state(run.state) if run and run.state else None
@@ -132,7 +138,9 @@ class _Round:
             yield from _result_of(execution_id, self._seal_announced, snapshot, execution_id)
 
     def _is_gone(self, snapshot: Snapshot, execution_id: str) -> bool:
-        return observe(self.workbench, snapshot, execution_id, None).alive is False
+        with suppress(ExecutionsError):  # its record is damaged meanwhile; sealing it reports that
+            return observe(self.workbench, snapshot, execution_id, None).alive is False
+        return False
 
     def _seal_announced(self, snapshot: Snapshot, execution_id: str) -> Outcome | None:
         run_id = flow_run_of(execution_id)
@@ -177,7 +185,12 @@ class _Round:
             if run.state is None or run.id in seen:
                 continue
             seen.add(run.id)
-            for execution_id in self._unsealed_generations(run, flow_runs.observed_state(run.state), sealed):
+            try:
+                unsealed = [*self._unsealed_generations(run, flow_runs.observed_state(run.state), sealed)]
+            except ArchiveError as error:
+                yield Settled(str(run.id), "failed", str(error))
+                continue
+            for execution_id in unsealed:
                 if execution_id not in snapshot.silences and execution_id not in snapshot.reachable:
                     yield from self._settle_unannounced(snapshot, run, execution_id)
 
@@ -226,9 +239,13 @@ class _Round:
     def _index(self, sealed: Collection[str]) -> Iterator[Settled]:
         """Index the executions that other machines sealed, which may not reach the ledger."""
         for execution_id in sorted(self.workbench.ledger.unarchived(sealed)):
-            if self.workbench.archive.removed(execution_id) and not self.workbench.archive.seal_of(execution_id):
-                continue  # its mark is left
-            yield from _result_of(execution_id, self.workbench.index, execution_id)
+            yield from _result_of(execution_id, self._index_unless_removed, execution_id)
+
+    def _index_unless_removed(self, execution_id: str) -> Outcome | None:
+        archive = self.workbench.archive
+        if archive.seal_of(execution_id) is None and archive.removed(execution_id):
+            return None  # its mark is left
+        return self.workbench.index(execution_id)
 
     def _end_in_archive(self, execution_id: str) -> datetime | None:
         """Return when a sealed execution ended or a removed one was removed; repair marks that are stale or lost."""

@@ -51,7 +51,7 @@ def take_snapshot(workbench: Workbench, unfinished: Collection[str]) -> Snapshot
     """
     marks = workbench.archive.marks
     clock = marks.clock()
-    silences = {mark.id: max(clock - mark.renewed, timedelta(0)) for mark in marks.open()}
+    silences = {mark.id: max(clock - mark.renewed, timedelta(0)) for mark in marks.open() if _is_of_run(mark.id)}
     elsewhere = _writable(workbench, marks.workbenches(silences.keys() - set(unfinished)))
     now = prefect_queries.server_time()
     runs = prefect_queries.runs_by_id({flow_run_of(execution_id) for execution_id in {*unfinished, *silences}})
@@ -89,12 +89,21 @@ def flow_run_of(execution_id: str) -> UUID:
     return ExecutionId.parse(execution_id).flow_run_uuid
 
 
+def _is_of_run(execution_id: str) -> bool:
+    """Whether a mark has the id of a flow run: any writer to the archive can add other names."""
+    try:
+        flow_run_of(execution_id)
+    except ValueError:
+        return False
+    return True
+
+
 def _writable(workbench: Workbench, places: Mapping[str, str]) -> dict[str, Workbench]:
     """Return the bundles on other workbenches of this machine, or on a disk that it shares with others."""
     return {
         execution_id: workbench.at(Path(place))
         for execution_id, place in places.items()
-        if os.access(Path(place, execution_id), os.W_OK)
+        if "\0" not in place and os.access(Path(place, execution_id), os.W_OK)
     }
 
 

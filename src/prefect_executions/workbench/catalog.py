@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
 
 from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
-from prefect_executions.archive.objects import INCLUSION, Imported, folder_of
+from prefect_executions.archive.objects import IMPORTED, INCLUSION, folder_of
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.export import absent_at_level
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
@@ -33,8 +33,9 @@ from prefect_executions.ledger.rows import ArchiveState, FileEdge, Relation
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
 from prefect_executions.mediatypes import media_type
 from prefect_executions.seekable import open_ranges
+from prefect_executions.workbench.beside import Beside, documents_beside, faults_beside
+from prefect_executions.workbench.local_copy import LocalCopy
 from prefect_executions.workbench.lookup import find
-from prefect_executions.workbench.sealing import LateSeal
 from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -137,18 +138,21 @@ class Catalog:
         except LedgerError:
             return Links()
 
-    def imported(self, execution_id: str) -> Imported | None:
-        """Return the import mark of an execution, or None if it was not imported or the archive is unavailable."""
+    def is_imported(self, execution_id: str) -> bool:
+        """Whether an execution has an import record, damaged or not; false if the archive is unavailable."""
         with suppress(ArchiveError):
-            return self.workbench.archive.imported(execution_id)
-        return None
+            return IMPORTED in self.workbench.archive.beside(execution_id)
+        return False
 
-    def late_seals(self, execution_id: str) -> tuple[LateSeal, ...]:
-        """Return the results that lost the race to seal an execution; empty if the archive is unavailable."""
+    def beside(self, execution_id: str) -> Beside:
+        """Return what is beside a seal: the import record, and the results that lost the race to seal the execution.
+
+        Empty if the archive is unavailable. An object that is damaged is among the faults.
+        """
         with suppress(ArchiveError):
-            seals = (LateSeal.from_json(data) for data in self.workbench.archive.late_seals(execution_id))
-            return tuple(sorted(seals, key=lambda seal: seal.noted))
-        return ()
+            beside = documents_beside(execution_id, self.workbench.archive.beside(execution_id))
+            return beside._replace(late=tuple(sorted(beside.late, key=lambda seal: seal.noted)))
+        return Beside()
 
     def outputs(self, execution_id: str) -> tuple[StoredOutput, ...]:
         """Return the outputs and logs of an execution by name; for an open one, the current files."""
@@ -210,10 +214,11 @@ class Catalog:
             NotFoundError: If it is missing; the message says whether it will be written later.
         """
         bundle = self._local(execution_id)
-        if bundle is not None:
+        if bundle is not None and not bundle.sealed:
             with suppress(OSError):
                 return (bundle.folder / path).read_bytes()
-        return self._archived(execution_id).read(path)
+        with self._open(execution_id, path) as stream:
+            return b"".join(_read_all(stream, f"{path} of execution {execution_id}"))
 
     def log(self, execution_id: str, stream: Stream) -> BinaryIO:
         """Open a log, as far as it is written.
@@ -230,7 +235,7 @@ class Catalog:
             NotFoundError: If it is not here.
         """
         bundle = self._local(execution_id)
-        if bundle is None:
+        if bundle is None or bundle.sealed:
             with self.log(execution_id, stream) as opened:
                 yield from _read_all(opened, f"{_LOGS[stream]} of execution {execution_id}")
             return
@@ -249,6 +254,27 @@ class Catalog:
         """Return the sealed bundle on this workbench for verification, or None."""
         bundle = self._local(execution_id)
         return FolderSource(bundle.folder) if bundle is not None and bundle.sealed else None
+
+    def intact_source(self, execution_id: str) -> Source | None:
+        """Return a sealed bundle from this workbench, or from the archive if a file was changed here; or None.
+
+        Raises:
+            ArchiveError: If the archive is needed and unavailable.
+        """
+        local = self.local_source(execution_id)
+        if local is not None and not self.damaged(execution_id):
+            return local
+        return self.bundle_source(execution_id) or local
+
+    def damaged(self, execution_id: str) -> tuple[str, ...]:
+        """Return the paths of the files of a sealed bundle on this workbench that were changed after the seal."""
+        bundle = self._local(execution_id)
+        if bundle is None or not bundle.sealed:
+            return ()
+        try:
+            return tuple(LocalCopy(bundle).damaged())
+        except BundleError:
+            return (layout.MANIFEST,)
 
     def bundle_source(self, execution_id: str) -> ArchivedSource | None:
         """Return the sealed bundle in the archive for verification, or None."""
@@ -275,11 +301,28 @@ class Catalog:
             ) from None
 
     def _open(self, execution_id: str, path: str) -> BinaryIO:
+        """Open a file here, or in the archive if it is not here or was changed after the seal."""
         bundle = self._local(execution_id)
-        if bundle is not None:
+        if bundle is None:
+            return self._open_archived(execution_id, path)
+        copy = LocalCopy(bundle) if bundle.sealed else None
+        if copy is None or copy.is_intact(path) or path in layout.UNLISTED:
             with suppress(OSError):
                 return _open_plain(bundle.folder / path)
-        return self._archived(execution_id).open_output(path)
+        try:
+            return self._open_archived(execution_id, path)
+        except (ArchiveError, NotFoundError) as error:
+            if copy is None or not os.path.lexists(bundle.folder / path):
+                raise
+            if stream := copy.open_zipped(path):
+                return stream
+            raise copy.changed(path) from error
+
+    def _open_archived(self, execution_id: str, path: str) -> BinaryIO:
+        archived = self._archived(execution_id)
+        if path.startswith(f"{layout.OUTPUTS}/"):
+            return archived.open_output(path)
+        return io.BytesIO(archived.read(path))
 
 
 def _live_outputs(folder: Path) -> Iterator[StoredOutput]:
@@ -340,8 +383,12 @@ class ArchivedSource:
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
         zipped = OUTPUT_ZIP in bundle.seal.data
         absent = {f"{OUTPUTS}/": f"the archive keeps them in {OUTPUT_ZIP}"} if zipped else {}
-        came = archive.imported(bundle.seal.execution_id) if bundle.seal.absent else None
+        came = self._beside(archive).imported if bundle.seal.absent else None
         self.absent: Mapping[str, str] = {**absent, **(absent_at_level(came.level) if came else {})}
+
+    def _beside(self, archive: Archive) -> Beside:
+        execution_id = self._bundle.seal.execution_id
+        return documents_beside(execution_id, archive.beside(execution_id))
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks.
@@ -370,8 +417,13 @@ class ArchivedSource:
         return open_ranges(lambda start, end: store.get_range(self._proof_key, start, end), self._proof_size or 0)
 
     def seal_faults(self) -> Iterator[str]:
-        """Yield one sentence for each difference between the seal and the manifest."""
+        """Yield one sentence for each difference between the seal, the manifest, and the objects beside the seal."""
         seal = self._bundle.seal
+        job_status = None
+        with suppress(BundleError):  # the checks of the bundle report it
+            job_status = JobStatus.from_json(b"".join(self.blocks(JobStatus.file_name)))
+        beside = self._archive.beside(seal.execution_id)
+        yield from (what for _, what in faults_beside(seal, beside, job_status))
         try:
             digest = sha256(b"".join(self.blocks(MANIFEST))).hexdigest()
         except BundleError as error:

@@ -6,12 +6,14 @@
   workbench is out of reach (`recover`, `restore`).
 - The scripts of a descriptor Method may outlive the process of their execution (`end_script_runs`).
 - A bundle may have ended without being sealed, archived or indexed (`settle_all`, `sweep_uploads`).
+- A sealed bundle may have been changed since (`restore_changed`).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,6 +30,8 @@ from prefect_executions.errors import BundleError, ExecutionsError, NotFoundErro
 from prefect_executions.executions.record import ExecutionRecord, OpeningRecord, keep_files
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.workbench.local_copy import LocalCopy, restore_copy
+from prefect_executions.workbench.lookup import local_ids
 from prefect_executions.workbench.workbench import BundleSlot, Outcome, Workbench
 
 PLANS = "plan"
@@ -114,7 +118,7 @@ def recover(archive: Archive, execution_id: str) -> Recovered | None:
     opening_json = archive.opening(execution_id)
     if opening_json is None:
         return None
-    opening = OpeningRecord.from_json(opening_json)
+    opening = OpeningRecord.of_execution(execution_id, opening_json)
     record = opening.record()
     data = {info.key.rpartition("/")[2]: info for info in archive.store.list(folder_of(execution_id) + _DATA)}
     staged = {file.sha256 for file in record.request.files}
@@ -201,7 +205,7 @@ class Settled(NamedTuple):
     """The result of settling one execution, and the reason in `message`. A "report" needs an operator's attention."""
 
     id: str
-    result: Literal["archived", "pending", "open", "report", "failed"]
+    result: Literal["archived", "pending", "open", "report", "failed", "restored"]
     message: str | None = None
     status: Status | None = None
 
@@ -227,6 +231,34 @@ def settle_all(workbench: Workbench) -> Iterator[Settled]:
             yield Settled(execution_id, "open")
         else:
             yield Settled.of(execution_id, outcome)
+
+
+def restore_changed(workbench: Workbench, now: datetime) -> Iterator[Settled]:
+    """Restore the bundles of *workbench* that were sealed lately and changed since; a failure does not stop the others.
+
+    What a run leaves behind (a thread, a child, a log handler) writes soon after the seal. A later change is
+    found when the file is read.
+    """
+    for execution_id in local_ids(workbench):
+        bundle = OpenBundle(workbench.folder, execution_id)
+        with suppress(FileNotFoundError):
+            if now.timestamp() - bundle.paths.manifest.stat().st_mtime > STALE.total_seconds():
+                continue
+        try:
+            if bundle.sealed and any(LocalCopy(bundle).damaged()):
+                yield from _restored(workbench, bundle)
+        except (ExecutionsError, OSError) as error:
+            yield Settled(execution_id, "failed", str(error))
+
+
+def _restored(workbench: Workbench, bundle: OpenBundle) -> Iterator[Settled]:
+    done = restore_copy(workbench.archive, bundle)
+    if done.restored:
+        paths = ", ".join(done.restored)
+        yield Settled(bundle.id, "restored", f"changed after the seal, now in {done.aside}: {paths}")
+    if done.lost:
+        paths = ", ".join(done.lost)
+        yield Settled(bundle.id, "report", f"changed after the seal, and not in the archive: {paths}")
 
 
 def sweep_uploads(workbench: Workbench, now: datetime) -> int:

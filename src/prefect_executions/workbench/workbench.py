@@ -27,7 +27,7 @@ from prefect_executions.bundles import layout
 from prefect_executions.bundles.gather import Gathered, gather
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.seal import Sealed, seal
-from prefect_executions.errors import ArchiveError, LedgerError, NotFoundError
+from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
 from prefect_executions.executions.ids import each_generation
 from prefect_executions.executions.record import DOCUMENTS, ExecutionRecord, OpeningRecord
 from prefect_executions.ledger.ledger import Ledger
@@ -40,6 +40,7 @@ from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench import background
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing
+from prefect_executions.workbench.local_copy import LocalCopy
 from prefect_executions.workbench.sealing import (
     DeliverEvents,
     Ending,
@@ -300,11 +301,14 @@ class Workbench:
 
         Raises:
             NotFoundError: If the archive does not have it sealed.
+            ArchiveError: If it is damaged. With a damaged import record, it is indexed without its origin.
         """
         archived = self.archive.bundle(execution_id).seal
         record = self.archived_record(execution_id)
-        came = import_origin(self.archive.imported(execution_id))
+        came, damaged = read_import_origin(self.archive, execution_id)
         self._index(record, archive="archived", manifest_sha256=archived.manifest_sha256, came=came)
+        if damaged is not None:
+            raise damaged
         return Outcome(record.job_status, self.folder / execution_id, archived=True)
 
     def settle(self, execution_id: str) -> Outcome | None:
@@ -334,13 +338,24 @@ class Workbench:
     def record(self, execution_id: str) -> ExecutionRecord:
         """Return the record of an execution, from this workbench or else from the archive.
 
+        A document that was changed on this workbench after the seal is not used.
+
         Raises:
             NotFoundError: If neither has it.
+            BundleError: If it was changed here, and the archive does not have it.
         """
-        slot = self._at(execution_id)
-        if slot.bundle is not None:
-            return slot.bundle.record()
-        return self.archived_record(execution_id)
+        bundle = self._at(execution_id).bundle
+        if bundle is None:
+            return self.archived_record(execution_id)
+        if not bundle.sealed:
+            return bundle.record()
+        try:
+            return LocalCopy(bundle).record()
+        except BundleError:
+            with suppress(ArchiveError):
+                if self.archive.seal_of(execution_id) is not None:
+                    return self.archived_record(execution_id)
+            raise
 
     def archived_record(self, execution_id: str) -> ExecutionRecord:
         """Return the record of an execution in the archive: the sealed record, else the opening record.
@@ -355,36 +370,7 @@ class Workbench:
         opening = self.archive.opening(execution_id)
         if opening is None:
             raise NotFoundError(f"execution {execution_id} is neither on this workbench nor in the archive")
-        return OpeningRecord.from_json(opening).record()
-
-    def rebuild_ledger(self) -> int:
-        """Rebuild the ledger from the archive and this workbench; return its number of executions."""
-        count = 0
-        self.ledger.clear()
-        with self.ledger.bulk() as bulk:
-            for execution_id in self.archive.ids():
-                archived = self.archive.seal_of(execution_id)
-                try:
-                    record = self.archived_record(execution_id)
-                except NotFoundError:  # its writer is not done or was killed; settle cleans up
-                    continue
-                bulk.record(
-                    record,
-                    archive="archived" if archived else "local",
-                    manifest_sha256=archived.manifest_sha256 if archived else None,
-                    imported=import_origin(self.archive.imported(execution_id)) if archived else None,
-                )
-                count += 1
-            for execution_id in self.unfinished():
-                bundle = OpenBundle.load(self.folder, execution_id)
-                if self.archive.seal_of(execution_id) is None:
-                    sealed = seal(bundle) if bundle.sealed else None
-                    bulk.record(
-                        sealed.record if sealed else bundle.record(),
-                        archive="pending" if sealed else "local",
-                        manifest_sha256=sealed.sha256 if sealed else None,
-                    )
-        return count
+        return OpeningRecord.of_execution(execution_id, opening).record()
 
     # --- private -----------------------------------------------------------------
 
@@ -458,6 +444,14 @@ class Workbench:
 def import_origin(imported: Imported | None) -> ImportOrigin | None:
     """Return the ledger's columns for the mark of an import, or None without a mark."""
     return ImportOrigin(at=imported.imported, origin=imported.origin) if imported else None
+
+
+def read_import_origin(archive: Archive, execution_id: str) -> tuple[ImportOrigin | None, ArchiveError | None]:
+    """Return where an execution came from, or the error if its import record is damaged."""
+    try:
+        return import_origin(archive.imported(execution_id)), None
+    except ArchiveError as error:
+        return None, error
 
 
 def _clear(bundle: OpenBundle) -> None:

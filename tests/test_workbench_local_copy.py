@@ -1,0 +1,186 @@
+"""A sealed bundle that is changed on the workbench: readers take the archive's files, and it can be restored."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benches import bench_at, kept
+from bundle_makers import contents
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.bundles.verify import verify
+from prefect_executions.errors import BundleError, NotFoundError
+from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.operations.export import export
+from prefect_executions.operations.replay import record_source
+from prefect_executions.workbench.catalog import Catalog
+from prefect_executions.workbench.local_copy import LocalCopy, restore_copy
+from prefect_executions.workbench.recovery import restore_changed
+from prefect_executions.workbench.workbench import Workbench
+from records import EXECUTION_ID, OUTPUTS
+
+NAME, DATA = next((path.removeprefix("outputs/"), data) for path, data in OUTPUTS.items() if data)
+JOB_STATUS = JobStatus.file_name
+
+
+@pytest.fixture
+def bench(home: Path) -> Workbench:
+    return bench_at(home)
+
+
+@pytest.fixture
+def bundle(bench: Workbench) -> OpenBundle:
+    return kept(bench)
+
+
+def appended(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"late")
+
+
+def overwritten_with_its_time(path: Path) -> None:
+    """Change a byte and put size and modification time back."""
+    status = path.stat()
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def linked(path: Path) -> None:
+    target = path.with_name(path.name + ".target")
+    path.rename(target)
+    path.symlink_to(target)
+
+
+def replaced_by_a_folder(path: Path) -> None:
+    path.unlink()
+    (path / "below").mkdir(parents=True)
+
+
+DAMAGES: Mapping[str, Callable[[Path], object]] = {
+    "appended": appended,
+    "overwritten": overwritten_with_its_time,
+    "truncated": lambda path: path.write_bytes(b""),
+    "removed": Path.unlink,
+    "linked": linked,
+    "a folder": replaced_by_a_folder,
+}
+
+FILES = (f"outputs/{NAME}", JOB_STATUS, "metadata/provo.xml", "inputs/picture.png", "output.zip", "manifest-sha256.txt")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("path", FILES)
+def test_damage_is_never_served_and_can_be_restored(bench, bundle, path, damage):
+    catalog, sealed = Catalog(bench), contents(bundle.folder)
+    record = catalog.record(EXECUTION_ID)
+    DAMAGES[damage](bundle.folder / path)
+
+    if path != "manifest-sha256.txt" or damage != "removed":  # without a manifest it is an open bundle
+        assert path in catalog.damaged(EXECUTION_ID) or path == "manifest-sha256.txt"
+        assert catalog.record(EXECUTION_ID) == record
+        assert b"".join(catalog.blocks(EXECUTION_ID, NAME)) == DATA
+        with catalog.open_output(EXECUTION_ID, NAME) as stream:
+            assert stream.read() == DATA
+        assert catalog.read(EXECUTION_ID, "metadata/provo.xml") == sealed["metadata/provo.xml"]
+        source = record_source(catalog, EXECUTION_ID)
+        assert source is not None
+        assert b"".join(source.blocks("inputs/picture.png")) == sealed["inputs/picture.png"]
+
+        restored = restore_copy(bench.archive, bundle)
+
+        assert path in restored.restored
+        assert restored.lost == ()
+        assert verify(bundle.folder).faults == ()
+        assert contents(bundle.folder) == sealed
+        assert catalog.damaged(EXECUTION_ID) == ()
+
+
+def test_an_intact_copy_is_not_hashed_again(bench, bundle):
+    copy = LocalCopy(bundle)
+    before = [(path, (bundle.folder / path).stat().st_atime_ns) for path in copy.listed]
+
+    assert list(copy.damaged()) == []
+
+    assert [(path, (bundle.folder / path).stat().st_atime_ns) for path in copy.listed] == before
+    assert restore_copy(bench.archive, bundle).restored == ()
+
+
+def test_a_copied_workbench_is_intact(bench, bundle, tmp_path):
+    """Every file is newer than the manifest, but none differs."""
+    shutil.copytree(bundle.folder, tmp_path / "elsewhere" / bundle.id)
+
+    assert list(LocalCopy(OpenBundle(tmp_path / "elsewhere", bundle.id)).damaged()) == []
+
+
+def test_the_changed_files_are_moved_aside(bench, bundle):
+    appended(bundle.folder / f"outputs/{NAME}")
+    (bundle.folder / "outputs/new.txt").write_text("new")
+
+    restored = restore_copy(bench.archive, bundle)
+
+    assert (restored.aside / f"outputs/{NAME}").read_bytes() == DATA + b"late"
+    assert (restored.aside / "outputs/new.txt").read_text() == "new"
+    assert not (bundle.folder / "outputs/new.txt").exists()
+
+
+def test_an_output_comes_from_the_local_zip_when_the_archive_does_not_have_it(bench, bundle):
+    shutil.rmtree(bench.folder.parent / "archive")
+    appended(bundle.folder / f"outputs/{NAME}")
+
+    assert b"".join(Catalog(bench).blocks(EXECUTION_ID, NAME)) == DATA
+    assert restore_copy(bench.archive, bundle).restored == (f"outputs/{NAME}",)
+
+
+def test_damage_without_any_other_copy_is_an_error_and_is_reported_as_lost(bench, bundle):
+    shutil.rmtree(bench.folder.parent / "archive")
+    appended(bundle.folder / JOB_STATUS)
+
+    with pytest.raises(BundleError, match="changed on this workbench after it was sealed"):
+        Catalog(bench).record(EXECUTION_ID)
+    assert restore_copy(bench.archive, bundle).lost == (JOB_STATUS,)
+
+
+def test_an_open_bundle_is_not_restored(bench):
+    with pytest.raises(NotFoundError, match="no sealed bundle"):
+        restore_copy(bench.archive, OpenBundle(bench.folder, EXECUTION_ID))
+
+
+def test_an_export_has_the_sealed_files(bench, bundle):
+    appended(bundle.folder / f"outputs/{NAME}")
+    target = io.BytesIO()
+
+    export(Catalog(bench), [EXECUTION_ID], target.write)
+
+    with zipfile.ZipFile(target) as zipped:
+        (path,) = (name for name in zipped.namelist() if name.endswith(f"outputs/{NAME}"))
+        assert zipped.read(path) == DATA
+
+
+def test_show_names_the_damage_and_verify_restores_it(bench, bundle, told):
+    appended(bundle.folder / f"outputs/{NAME}")
+
+    assert told("show", EXECUTION_ID)["damaged"] == [f"outputs/{NAME} on the workbench"]
+    told("verify", EXECUTION_ID, code=1)
+    shown: dict[str, Any] = told("verify", EXECUTION_ID, "--restore")
+    assert shown["restored"]["restored"] == [f"outputs/{NAME}"]
+    assert "damaged" not in told("show", EXECUTION_ID)
+
+
+def test_settle_restores_what_was_changed_soon_after_the_seal(bench, bundle):
+    appended(bundle.folder / f"outputs/{NAME}")
+    now = datetime.now(UTC)
+
+    assert list(restore_changed(bench, now + timedelta(days=2))) == []
+    (settled,) = restore_changed(bench, now)
+    assert (settled.id, settled.result) == (EXECUTION_ID, "restored")
+    assert list(restore_changed(bench, now)) == []
+    assert verify(bundle.folder).faults == ()
