@@ -142,6 +142,88 @@ def test_a_dirty_tree_is_told_with_a_diff_that_applies(project, tmp_path):
         assert (tmp_path / "clone" / name).read_bytes() == (project.folder / name).read_bytes()
 
 
+DIFF_SETTINGS = [
+    {"diff.noprefix": "true"},
+    {"diff.mnemonicPrefix": "true"},
+    {"diff.srcPrefix": "old/tree/", "diff.dstPrefix": "new/tree/"},
+    {"diff.context": "0", "diff.interHunkContext": "9"},
+    {"diff.algorithm": "patience", "diff.indentHeuristic": "false"},
+    {"diff.external": "false", "color.ui": "always", "color.diff": "always", "diff.colorMoved": "zebra"},
+    {"diff.python.textconv": "tr a-z A-Z", "diff.python.command": "false"},
+    {"diff.python.xfuncname": "^ANSWER.*", "diff.python.binary": "true", "diff.python.algorithm": "histogram"},
+    {"diff.renames": "copies", "diff.relative": "true", "diff.suppressBlankEmpty": "true"},
+    {"diff.orderFile": "order", "diff.submodule": "log", "diff.ignoreSubmodules": "all"},
+    {"core.autocrlf": "input", "core.safecrlf": "true", "core.whitespace": "tab-in-indent"},
+    {"core.abbrev": "4", "core.quotePath": "true", "core.compression": "0", "core.bigFileThreshold": "1"},
+    {"core.pager": "false", "pager.diff": "true", "core.attributesFile": "attributes"},
+]
+
+
+@pytest.fixture
+def changed_project(project):
+    """Return a repository with every kind of change: text, binary, renamed, deleted, staged, mode."""
+    lines = "".join(f"LINE_{number} = {number}\n\n" for number in range(40))
+    for name, text in {"moved.txt": lines, "mode.sh": "true\n", "gone.txt": "x\n", "ü.txt": "ü\n"}.items():
+        project.write(name, text)
+    project.write(f"flows/{project.helper}.py", f"ANSWER = 42\n\n\ndef other():\n{lines.replace('LINE', '    LINE')}")
+    (project.folder / "picture.bin").write_bytes(bytes(range(256)) * 40)
+    (project.folder / "windows.txt").write_bytes(b"one\r\ntwo\r\nthree\r\n")
+    project.write(".gitattributes", "*.py diff=python\n*.txt diff=text\n")
+    project.commit()
+    source = (project.folder / f"flows/{project.helper}.py").read_text()
+    project.write(f"flows/{project.helper}.py", source.replace("LINE_20 = 20", "LINE_20 = 21"))
+    git(project.folder, "mv", "moved.txt", "moved there.txt")
+    git(project.folder, "rm", "-q", "gone.txt")
+    (project.folder / "mode.sh").chmod(0o755)
+    (project.folder / "picture.bin").write_bytes(bytes(reversed(range(256))) * 40)
+    (project.folder / "windows.txt").write_bytes(b"one\r\n2\r\nthree\r\n")
+    project.write("ü.txt", "no line break at the end")
+    return project
+
+
+@pytest.mark.parametrize("settings", DIFF_SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_the_diff_applies_and_has_one_digest_whatever_git_is_set_to(changed_project, tmp_path, settings):
+    project = changed_project
+    usual = project.identify()[0].repository.diff_sha256
+    project.write(".git/order", "windows.txt\n")
+    project.write(".git/attributes", "*.txt diff=python\n")
+    for name, value in settings.items():
+        below = f"{project.folder}/.git/" if name in {"diff.orderFile", "core.attributesFile"} else ""
+        git(project.folder, "config", name, below + value)
+    identity, files = identify(project.function, settings=Settings(), cache=CodeCache())
+    for name in settings:
+        git(project.folder, "config", "--unset", name)
+    git(project.folder, "worktree", "add", "-q", "--detach", str(tmp_path / "tree"))
+    (tmp_path / "diff").write_bytes(files["code/uncommitted.diff"])
+    git(tmp_path / "tree", "apply", "--index", str(tmp_path / "diff"))
+    for name in identity.repository.changed:
+        changed, original = tmp_path / "tree" / name, project.folder / name
+        assert changed.exists() == original.exists()
+        if original.exists():
+            assert changed.read_bytes() == original.read_bytes()
+            assert changed.stat().st_mode == original.stat().st_mode
+    assert identity.repository.diff_sha256 == usual
+
+
+def test_a_submodule_with_changes_inside_does_not_spoil_the_diff(project, tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    git(inner, "init", "-q")
+    (inner / "file.txt").write_text("x\n")
+    git(inner, "add", ".")
+    git(inner, "commit", "-q", "-m", "inner")
+    project.commit()
+    git(project.folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(inner), "sub")
+    git(project.folder, "commit", "-q", "-m", "with submodule")
+    (project.folder / "sub/file.txt").write_text("y\n")
+    project.write("data.txt", "other\n")
+    identity, files = project.identify()
+    assert identity.repository.changed == ("data.txt", "sub")
+    git(project.folder, "checkout", "-q", "data.txt")
+    (tmp_path / "diff").write_bytes(files["code/uncommitted.diff"])
+    git(project.folder, "apply", "--index", str(tmp_path / "diff"))
+
+
 def test_a_diff_above_the_limit_is_told_by_its_digest(project):
     project.commit()
     project.write("data.txt", "other\n" * 1000)

@@ -7,11 +7,12 @@ prompts and without network access.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -21,7 +22,6 @@ from typing import IO
 from prefect_executions.capture.secrets import redact_url
 
 _TIME_LIMIT = 30.0
-_BLOCK = 1 << 20
 # A file system's clock ticks every 10 ms or faster: a file changed within this time may change again unnoticed.
 _SETTLED = 50_000_000
 _ENVIRONMENT_VARIABLES = {
@@ -42,6 +42,26 @@ _OPTIONS = (
     # Otherwise `git diff` writes the refreshed index.
     *("-c", "diff.autoRefreshIndex=false"),
 )
+
+# `git apply` must accept the diff, and equal changes must have equal digests, whatever the user's configuration says.
+_DIFF_OPTIONS = (
+    *("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--binary", "--full-index"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--unified=3", "--inter-hunk-context=0"),
+    *("--diff-algorithm=myers", "--indent-heuristic", "-O/dev/null"),
+    # Without the mark "-dirty", which no commit has.
+    *("--submodule=short", "--ignore-submodules=dirty"),
+)
+_DIFF_SETTINGS = (
+    *("-c", "diff.noPrefix=false"),
+    *("-c", "diff.mnemonicPrefix=false"),
+    *("-c", "diff.relative=false"),
+    *("-c", "diff.suppressBlankEmpty=false"),
+    *("-c", "core.safecrlf=false"),
+    *("-c", "core.bigFileThreshold=512m"),
+    *("-c", "core.compression=-1"),
+)
+_DRIVER_SETTINGS = r"^diff\..*\.(binary|algorithm)$"
+_HUNK = re.compile(rb"@@ -[0-9,]+ \+[0-9,]+ @@(?= )")
 
 INSTALLED = ("site-packages", "dist-packages")
 """Names of the folders into which installers write packages."""
@@ -218,7 +238,8 @@ def _reference(head: str) -> str | None:
 
 
 def _status(git: _Git) -> tuple[dict[str, str], tuple[str, ...]]:
-    status = git.output("status", "--porcelain=v2", "--branch", "-z", "--untracked-files=no", "--no-renames")
+    options = ("--untracked-files=no", "--no-renames", "--ignore-submodules=untracked")
+    status = git.output("status", "--porcelain=v2", "--branch", "-z", *options)
     headers: dict[str, str] = {}
     changed: list[str] = []
     for line in filter(None, status.split("\0")):
@@ -231,20 +252,36 @@ def _status(git: _Git) -> tuple[dict[str, str], tuple[str, ...]]:
     return headers, tuple(sorted(changed))
 
 
-def _diff(git: _Git, changed: Sequence[str], limit: int) -> tuple[bytes | None, str]:
+def _diff(git: _Git, changed: Sequence[str], limit: int) -> tuple[bytes | None, str | None]:
+    """Return the diff from HEAD, unless it is larger than *limit*, and its digest.
+
+    Both depend only on HEAD and the working tree, and not on the user's configuration.
+    """
     # Too many paths exceed the length of a command line; Git then finds the changes itself.
     paths = ["--", *changed] if len(changed) <= 1000 else []  # noqa: PLR2004
-    options = ("--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--binary", "--full-index")
     with tempfile.TemporaryFile() as target:
-        git.write(target, "diff", *options, "--submodule=short", "HEAD", *paths)
-        size = target.tell()
+        try:
+            git.write(target, *_driver_options(git), *_DIFF_SETTINGS, "diff", *_DIFF_OPTIONS, "HEAD", *paths)
+        except subprocess.SubprocessError:  # a partial clone without the old content
+            return None, None
         target.seek(0)
-        digest = sha256()
-        diff = b""
-        while block := target.read(_BLOCK):
-            digest.update(block)
-            diff = diff + block if size <= limit else b""
-    return (diff if size <= limit else None), digest.hexdigest()
+        digest, size, kept = sha256(), 0, list[bytes]()
+        for line in target:
+            # The text after a hunk's line numbers is for people; it depends on Git's version and configuration.
+            hunk = _HUNK.match(line)
+            part = hunk[0] + b"\n" if hunk else line
+            digest.update(part)
+            size += len(part)
+            if size <= limit:
+                kept.append(part)
+    return (b"".join(kept) if size <= limit else None), digest.hexdigest()
+
+
+def _driver_options(git: _Git) -> Iterator[str]:
+    """Yield options that reset the user's settings of diff drivers, which attributes assign to files."""
+    for key in git.output_or_empty("config", "--name-only", "-z", "--get-regexp", _DRIVER_SETTINGS).split("\0"):
+        if key:
+            yield from ("-c", f"{key}={'myers' if key.endswith('.algorithm') else 'auto'}")
 
 
 def _newest(stamps: dict[str, Stamp]) -> int:
