@@ -275,3 +275,51 @@ def test_an_isolated_replay_runs_in_an_environment_of_its_own_with_the_recorded_
     assert f"{sys.prefix}\n" in logs[0]
     assert f"{sys.prefix}\n" not in logs[1]
     assert "/venv\n" in logs[1]
+
+
+LATE = '''
+from prefect_executions import current_execution, method
+
+
+@method(version="1.0.0")
+def m() -> None:
+    """Import modules late."""
+    import importlib
+
+    from helper.late import answer
+
+    computed = importlib.import_module("_".join(["computed", "name"]))
+    current_execution().output("o.txt").write_text(f"{answer()} {computed.ANSWER}")
+'''
+
+
+def test_modules_that_are_imported_inside_the_function_are_replayed(told, home, tmp_path, monkeypatch, prefect_server):
+    (tmp_path / "project/helper").mkdir(parents=True)
+    for name, text in {
+        "meth.py": LATE,
+        "helper/__init__.py": "",
+        "helper/late.py": "from helper.deep import NUMBER\n\ndef answer():\n    return NUMBER\n",
+        "helper/deep.py": "NUMBER = 42\n",
+        "computed_name.py": "ANSWER = 7\n",
+    }.items():
+        (tmp_path / "project" / name).write_text(text)
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.syspath_prepend(str(tmp_path / "project"))
+    ids = [told("run", "meth.py:m")["id"] for _ in range(2)]
+    first, second = (told("show", one)["method"]["code"] for one in ids)
+    assert {file["path"]: file.get("late") for file in first["files"]} == {
+        "code/meth.py": None,
+        "code/helper/__init__.py": None,
+        "code/helper/late.py": None,
+        "code/helper/deep.py": None,
+        "code/computed_name.py": True,
+    }
+    assert first["sha256"] == second["sha256"]
+    zipped = told("export", ids[0], "-o", str(tmp_path / "first.zip"))["file"]
+    for path in (tmp_path / "project").rglob("*.py"):
+        path.unlink()
+    for name in ("helper", "helper.late", "helper.deep", "computed_name"):
+        del sys.modules[name]
+    monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path / "elsewhere"))
+    assert told("replay", zipped)["verdict"]["grade"] == "reproduce"
+    told("verify", zipped)

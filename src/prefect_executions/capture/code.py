@@ -7,15 +7,13 @@ at a prompt is identified as far as possible, and never fails a run.
 from __future__ import annotations
 
 import inspect
-import json
 import linecache
 import math
 import os
 import sys
-import sysconfig
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha1, sha256
@@ -24,19 +22,11 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from prefect_executions.capture.git import (
-    INSTALLED,
-    Checkout,
-    Stamp,
-    find_root,
-    git_program,
-    is_environment,
-    read_checkout,
-    stamp,
-)
+from prefect_executions.capture.git import Checkout, Stamp, find_root, git_program, read_checkout, stamp
+from prefect_executions.capture.notebook import observe_notebook
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.capture.probes import Failures, Probe, probe
-from prefect_executions.documents import canonical_json
+from prefect_executions.capture.project import Project, as_text, is_installed, package_top
 from prefect_executions.errors import DirtyTreeError
 from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Notebook, Repository, SourceFile
 from prefect_executions.settings import DirtyTree, Settings
@@ -44,21 +34,8 @@ from prefect_executions.settings import DirtyTree, Settings
 TYPED = "cell.py"
 """The file name for code typed into a notebook or a prompt."""
 
-# Jupyter Server sets this variable for a kernel; it is a path only if the session belongs to a notebook.
-SESSION_VARIABLE = "JPY_SESSION_NAME"
-# VS Code sets this name in the notebook's namespace.
-VSCODE_NAME = "__vsc_ipynb_file__"
-
 # Limit for the content of a project's modules; digests and the Method's own file are always recorded.
 KEPT_BYTES = 8 * 1024**2
-_INSTALLED = tuple(f"/{name}/" for name in INSTALLED)
-_FOREIGN_FOLDERS = (
-    *(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")),
-    # The project folder may be the virtual environment; its programs are not the author's code.
-    *([f"{sysconfig.get_path('scripts')}/"] if sys.prefix != sys.base_prefix else []),
-    # This package, installed in place; its version is listed with the packages.
-    str(Path(__file__).parents[1]) + "/",
-)
 # cloudpickle, which transfers a served flow to its process, replaces the file name by this text. The globals keep the
 # real name.
 _PICKLED = "<dynamic-code>"
@@ -95,7 +72,9 @@ class _CachedIdentity:
     files: Mapping[str, bytes]
     root: str | None
     folder: str | None
-    local: frozenset[str]
+    project: Project
+    local: Mapping[str, str]
+    """The module names of the project's files, by path."""
     modules: list[ModuleType]
     stamps: dict[str, Stamp]
     checked: float
@@ -112,6 +91,9 @@ class CodeCache:
     packages: Packages = field(default_factory=Packages)
     lock: threading.Lock = field(default_factory=threading.Lock)
     identities: dict[tuple[object, ...], _CachedIdentity] = field(default_factory=dict)
+    latest: dict[_Source, _CachedIdentity] = field(default_factory=dict)
+    late: dict[_Source, dict[str, str]] = field(default_factory=dict)
+    """Modules that earlier runs of the same code loaded late; every later run has them from the beginning."""
     reads: dict[str, _SourceText] = field(default_factory=dict)
 
 
@@ -164,6 +146,7 @@ def identify(
         cached = cache.identities.get(key)
         if cached is None or not _is_current(cached, source, math.inf if since is None else since):
             cached = cache.identities[key] = _observe(source, folder, notebook, settings, cache)
+        cache.latest[source] = cached
         probe(Probe.PACKAGES, lambda: _renew_requirements(cached, cache.packages), None, failures)
     failures |= cached.failures
     repository = cached.identity.repository
@@ -171,6 +154,55 @@ def identify(
     if settings.dirty is DirtyTree.REFUSE and cached.root and not clean:
         raise DirtyTreeError(cached.root, repository.changed if repository else ())
     return cached.identity, cached.files
+
+
+def late_modules(
+    function: Callable[..., Any] | Path,
+    identity: CodeIdentity,
+    before: Collection[str],
+    *,
+    cache: CodeCache = _PROCESS,
+) -> tuple[CodeIdentity, Mapping[str, bytes]]:
+    """Return *identity* with the modules that were loaded after it was observed, and their files for ``code/``.
+
+    *before* are the names of the modules that were loaded when the Method's code began. A module
+    loaded by another thread in the meantime counts as well. Later runs of the same code in this
+    process have these files from the beginning, so that their digest is the same.
+    """
+    source = _source_of(function)
+    with cache.lock:
+        cached = cache.latest.get(source)
+        names = sys.modules.keys() - before
+        if cached is None or not names or not _has_modules(source):
+            return identity, {}
+        loaded = cached.project.loaded_anywhere(names)
+        if loaded.keys() <= cached.local.keys():
+            return identity, {}
+        cache.late[source] = cache.late.get(source, {}) | loaded
+        new = loaded.keys() - cached.local.keys()
+        files = cached.project.with_imported({**cached.local, **loaded}, sorted(new), partial(_text, cache=cache))
+        late = [file for file in sorted(files) if file not in cached.local]
+        texts = {file: text for file in (*cached.local, *late) if (text := _read(file, cache)) is not None}
+        paths = cached.project.names({file: files.get(file, "") for file in texts})
+        return _with_late(
+            identity, {f"code/{paths[file]}": (texts[file], files[file]) for file in late if file in texts}
+        )
+
+
+def _with_late(
+    identity: CodeIdentity, late: Mapping[str, tuple[_SourceText, str]]
+) -> tuple[CodeIdentity, Mapping[str, bytes]]:
+    known = {file.path for file in identity.files}
+    added, kept, left = list[SourceFile](), dict[str, bytes](), KEPT_BYTES
+    for path, (text, module) in late.items():
+        if path in known:
+            continue
+        added.append(_source_file(path, text.content, module).model_copy(update={"late": True}))
+        left -= len(text.content)
+        if left >= 0:
+            kept[path] = text.content
+    files = tuple(sorted((*identity.files, *added), key=lambda file: file.path))
+    return identity.model_copy(update={"files": files, "sha256": _digest(files)}), kept
 
 
 def git_object(content: bytes) -> str:
@@ -236,7 +268,8 @@ def _is_current(cached: _CachedIdentity, source: _Source, since: float) -> bool:
         return False
     modules = list(sys.modules.values())
     if len(modules) != len(cached.modules) or not all(map(is_, modules, cached.modules)):
-        if _local_modules(cached.root or cached.folder, source).keys() != cached.local:
+        loaded = cached.project.loaded() if _has_modules(source) else {}
+        if not loaded.keys() <= cached.local.keys():
             return False
         cached.modules = modules
     if not fresh:
@@ -253,13 +286,13 @@ def _observe(
     modules, begun = list(sys.modules.values()), time.monotonic()
     before = time.time_ns()
     root = find_root(f"{folder}/x") if folder else None
-    top = root or folder
-    local = _local_modules(top, source)
-    texts = {file: text for file in local if (text := _read(file, cache)) is not None}
-    names = {file: _text(os.path.relpath(file, top)) for file in texts}
+    project = Project(root or _folder_of_project(source) or folder)
+    local = _files(source, folder, project, cache)
+    texts = {file: text for file in sorted(local) if (text := _read(file, cache)) is not None}
+    names = project.names({file: local[file] for file in texts})
+    relative = [os.path.relpath(file, root) for file in texts if file.startswith(f"{root}/")]
     # The working folder of a prompt is unrelated to the code typed there.
-    repository = root if source.file or notebook or texts else None
-    relative = [os.path.relpath(file, root) for file in texts]
+    repository = root if source.file or notebook or relative else None
     failures: Failures = {}
     checkout: Checkout | None = None
     if repository:
@@ -285,7 +318,8 @@ def _observe(
         files=MappingProxyType(contents),
         root=root,
         folder=folder,
-        local=frozenset(local),
+        project=project,
+        local=local,
         modules=modules,
         stamps=stamps,
         checked=begun,
@@ -293,6 +327,35 @@ def _observe(
         requirements=b"",
         failures=failures,
     )
+
+
+def _has_modules(source: _Source) -> bool:
+    """Whether the modules beside the code belong to it: not for a descriptor or an installed package."""
+    return bool(source.name) and not (source.file and is_installed(source.file))
+
+
+def _folder_of_project(source: _Source) -> str | None:
+    return package_top(source.file, source.module) if source.file and _has_modules(source) else None
+
+
+def _files(source: _Source, folder: str | None, project: Project, cache: CodeCache) -> dict[str, str]:
+    """Return the module names of the files to record, by path: loaded modules, their imports, late modules."""
+    own = {source.file: source.module} if source.file else {}
+    if not _has_modules(source) or project.top is None:
+        return own
+    typed = f"{folder}/<typed>.py"
+
+    def text(file: str) -> str | None:
+        return (source.typed or b"").decode(errors="replace") if file == typed else _text(file, cache)
+
+    begin = {**project.loaded(), **cache.late.get(source, {}), **(own or {typed: source.module})}
+    files = project.with_imported(begin, begin, text)
+    return {file: name for file, name in files.items() if file != typed}
+
+
+def _text(file: str, cache: CodeCache) -> str | None:
+    read = _read(file, cache)
+    return read.content.decode(errors="replace") if read else None
 
 
 def _folder(source: _Source, notebook: Notebook | None) -> str | None:
@@ -304,34 +367,6 @@ def _folder(source: _Source, notebook: Notebook | None) -> str | None:
         return os.path.dirname(os.path.realpath(notebook.path)) if notebook else os.path.realpath(".")  # noqa: PTH120
     except OSError:
         return None
-
-
-def _local_modules(top: str | None, source: _Source) -> dict[str, str]:
-    modules: dict[str, str] = {}
-    installed = source.file is not None and any(part in source.file for part in _INSTALLED)
-    if top and top != "/" and not installed and source.name:
-        prefix = f"{top}/"
-        environments: dict[str, bool] = {top: False}
-        # Iterate over a copy: building the pairs may collect garbage, and a finalizer may import.
-        for name, module in sys.modules.copy().items():
-            file = getattr(module, "__file__", None)
-            if not isinstance(file, str) or any(part in file for part in _INSTALLED):
-                continue
-            if file.startswith(_FOREIGN_FOLDERS):
-                continue
-            real = os.path.realpath(file)
-            if real.startswith(prefix) and not _in_environment(os.path.dirname(real), environments):  # noqa: PTH120
-                modules.setdefault(real, name)
-    if source.file:
-        modules[source.file] = source.module
-    return modules
-
-
-def _in_environment(folder: str, known: dict[str, bool]) -> bool:
-    """Whether *folder* is in an environment; *known* caches results and starts with the top folder."""
-    if folder not in known:
-        known[folder] = is_environment(folder) or _in_environment(os.path.dirname(folder), known)  # noqa: PTH120
-    return known[folder]
 
 
 def _read(file: str, cache: CodeCache) -> _SourceText | None:
@@ -364,18 +399,21 @@ def _bundle_files(
     bytes_left = KEPT_BYTES
     for name in sorted(contents, key=lambda name: (name != entry, name)):
         content, module = contents[name]
-        files.append(
-            SourceFile(
-                path=f"code/{name}",
-                sha256=sha256(content).hexdigest(),
-                git_object=git_object(content),
-                module=module or None,
-            )
-        )
+        files.append(_source_file(f"code/{name}", content, module))
         bytes_left -= len(content)
         if bytes_left >= 0 or name == entry:
             in_bundle[f"code/{name}"] = content
     return entry, tuple(sorted(files, key=lambda file: file.path)), in_bundle
+
+
+def _source_file(path: str, content: bytes, module: str) -> SourceFile:
+    digest = sha256(content).hexdigest()
+    return SourceFile(path=path, sha256=digest, git_object=git_object(content), module=_module_name(module))
+
+
+def _module_name(name: str) -> str | None:
+    # Prefect's loader of scripts makes up a name.
+    return None if not name or name.startswith("__prefect_loader_") else name
 
 
 def _digest(files: tuple[SourceFile, ...]) -> str | None:
@@ -387,7 +425,7 @@ def _repository(checkout: Checkout | None, entry: str | None, names: set[str], s
     if checkout is None:
         return Repository(commit=settings.code_commit) if settings.code_commit else None
     changed = sorted(
-        {_text(name) for name in checkout.changed} | ({_text(name) for name in checkout.untracked} & names)
+        {as_text(name) for name in checkout.changed} | ({as_text(name) for name in checkout.untracked} & names)
     )
     return Repository(
         remote=checkout.remote,
@@ -411,54 +449,3 @@ def _renew_requirements(cached: _CachedIdentity, packages: Packages) -> None:
     if requirements is not cached.requirements:
         cached.requirements = requirements
         cached.files = MappingProxyType({**cached.files, REQUIREMENTS: requirements})
-
-
-def _text(path: str) -> str:
-    # A name that is not UTF-8 has no JSON form; escape its bytes.
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def observe_notebook(environment: Mapping[str, str]) -> Notebook | None:
-    """Return the notebook of the caller, if its path is known and its file is readable."""
-    shell = _shell()
-    if shell is None:
-        return None
-    for candidate in (getattr(shell, "user_ns", {}).get(VSCODE_NAME), environment.get(SESSION_VARIABLE)):
-        if not isinstance(candidate, str) or not candidate.endswith(".ipynb"):
-            continue
-        try:
-            digest = notebook_digest(Path(candidate).read_bytes())
-        except (OSError, ValueError):
-            continue
-        return Notebook(path=candidate, sha256=digest)
-    return None
-
-
-def notebook_digest(data: bytes) -> str:
-    """Return the SHA-256 of a notebook's canonical JSON, without the parts that change when it runs.
-
-    Excluded are outputs, execution counts and times, and the state of widgets.
-
-    Raises:
-        ValueError: If *data* is not a notebook.
-    """
-    notebook = json.loads(data)
-    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
-        raise ValueError("not a notebook of format 4")  # noqa: TRY004 - wrong content, not a wrong type
-    cells = [_stripped(cell) for cell in notebook["cells"]]
-    metadata = {key: value for key, value in notebook.get("metadata", {}).items() if key != "widgets"}
-    return sha256(canonical_json({**notebook, "cells": cells, "metadata": metadata})).hexdigest()
-
-
-def _stripped(cell: dict[str, Any]) -> dict[str, Any]:
-    source = {key: value for key, value in cell.items() if key not in {"outputs", "execution_count"}}
-    metadata = {
-        key: value for key, value in cell.get("metadata", {}).items() if key not in {"execution", "ExecuteTime"}
-    }
-    return {**source, "metadata": metadata}
-
-
-def _shell() -> Any:
-    ipython = sys.modules.get("IPython")
-    get_ipython = getattr(ipython, "get_ipython", None)
-    return get_ipython() if get_ipython else None

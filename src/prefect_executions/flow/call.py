@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ class Call:
 
     Attributes:
         arguments: As the function gets them: when the inputs are staged, with staged files and resolved secrets.
+        modules_before: The names of the modules that were loaded when the call began.
         task_logs: The task runs that have logged something.
     """
 
@@ -46,6 +48,7 @@ class Call:
     log: LoggerAdapter[Logger]
     mask: SecretMask = field(default_factory=SecretMask)
     meter: Meter = field(default_factory=Meter)
+    modules_before: frozenset[str] = field(default_factory=lambda: frozenset(sys.modules), repr=False)
     task_logs: set[prefect_logs.TaskLog] = field(default_factory=set)
 
     @property

@@ -52,6 +52,7 @@ from prefect_executions.flow.opening import (
     opening,
     taken_over,
     with_failures,
+    with_late_code,
 )
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
@@ -372,6 +373,9 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
         job_status = _with_end(call, job_status, error, ended)
     with call.never_losing("masking the names of outputs"):
         job_status = _with_masked_names(attempt, job_status)
+    if running:
+        with call.never_losing("recording the modules that were loaded late"):
+            _write_late_code(attempt)
     instance = _instance(attempt, running)
     usage = merge_usage(instance.usage, call.meter.stop().model_copy(update=ended))
     job_status = with_failures(job_status, call.meter.failures)
@@ -421,6 +425,16 @@ def _with_end(call: Call, job_status: JobStatus, error: BaseException | None, en
     if call.will_retry(error):
         return attempt_failed(job_status, ended["exception"], now(), timed_out=isinstance(error, TimeoutError))
     return job_status
+
+
+def _write_late_code(attempt: Attempt) -> None:
+    """Add the modules that the author's code loaded to the record; the opening record stays as it was."""
+    call, bundle = attempt.call, attempt.bundle
+    method, code = with_late_code(call.declared, attempt.record.method, call.modules_before)
+    if method is not attempt.record.method:
+        for path, data in code.items():
+            bundle.write(path, data)
+        bundle.write_document(method)
 
 
 def _with_masked_names(attempt: Attempt, job_status: JobStatus) -> JobStatus:

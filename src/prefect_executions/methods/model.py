@@ -265,6 +265,8 @@ class SourceFile(Part):
     sha256: str
     git_object: str
     module: str | None = None
+    late: bool | None = None
+    """True if the module was loaded after the Method's code began."""
 
 
 class Repository(Part):
