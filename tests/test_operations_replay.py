@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -321,5 +322,51 @@ def test_modules_that_are_imported_inside_the_function_are_replayed(told, home, 
     for name in ("helper", "helper.late", "helper.deep", "computed_name"):
         del sys.modules[name]
     monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path / "elsewhere"))
-    assert told("replay", zipped)["verdict"]["grade"] == "reproduce"
+    assert told("replay", zipped, "--yes")["verdict"]["grade"] == "reproduce"
     told("verify", zipped)
+
+
+PACKAGED = '''
+
+from prefect_executions import current_execution, method
+
+from ..numbers import answer
+
+
+@method(version="1.0.0")
+def m() -> None:
+    """Import from the package above."""
+    current_execution().output("o.txt").write_text(f"{answer()} {__name__}")
+'''
+
+
+@pytest.mark.parametrize("place", ["", "src/"])
+@pytest.mark.usefixtures("prefect_server")
+def test_a_method_in_a_package_is_replayed_by_its_module(told, home, tmp_path, monkeypatch, place):
+    top = f"package_{'src' if place else 'flat'}"
+    for name, text in {
+        "sub/__init__.py": "",
+        "sub/mod.py": PACKAGED,
+        "numbers.py": "def answer():\n    return 42\n",
+        "__init__.py": "",
+    }.items():
+        path = tmp_path / "project" / place / top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    if place:
+        subprocess.run(["git", "init", "-q", tmp_path / "project"], check=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path / "project" / place))
+    first = told("run", f"{top}.sub.mod:m")["id"]
+    assert {file["path"]: file["module"] for file in told("show", first)["method"]["code"]["files"]} == {
+        f"code/{place}{top}/__init__.py": top,
+        f"code/{place}{top}/numbers.py": f"{top}.numbers",
+        f"code/{place}{top}/sub/__init__.py": f"{top}.sub",
+        f"code/{place}{top}/sub/mod.py": f"{top}.sub.mod",
+    }
+    zipped = told("export", first, "-o", str(tmp_path / "first.zip"))["file"]
+    (tmp_path / "project").rename(tmp_path / "away")
+    for name in [name for name in sys.modules if name.partition(".")[0] == top]:
+        del sys.modules[name]
+    monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path / "elsewhere"))
+    assert told("replay", zipped, "--yes")["verdict"]["grade"] == "reproduce"

@@ -290,6 +290,7 @@ def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
             tags=tags,
             on_gathered=judge,
             image=prepared.image,
+            load_from=prepared.folder,
             quiet=False,
             as_json=as_json,
         )

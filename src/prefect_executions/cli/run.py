@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -73,16 +74,20 @@ def run_in_process(
     tags: Sequence[str],
     on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
     image: ExactImage | None = None,
+    load_from: Path | None = None,
     quiet: bool,
     as_json: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
     """Run the Method at *entrypoint* in this process; its flow run gets *tags*.
 
-    *on_gathered* receives the bundle before it is sealed. Scripts run in *image*, if given.
+    *on_gathered* receives the bundle before it is sealed. Scripts run in *image*, if given. The Method is
+    imported in the working directory *load_from*, if given.
     """
     set_defaults()
     with _redirected_output(redirect=quiet or as_json, discard=quiet):
-        result = _run(entrypoint, parameters, tags, on_gathered, image, settings=settings, quiet=quiet)
+        result = _run(
+            entrypoint, parameters, tags, on_gathered, image, load_from=load_from, settings=settings, quiet=quiet
+        )
     if quiet:
         # The embedded server logs its shutdown when this process ends.
         logging.getLogger("prefect").setLevel(logging.WARNING)
@@ -96,6 +101,7 @@ def _run(
     on_gathered: Callable[[OpenBundle, BaseException | None], None],
     image: ExactImage | None,
     *,
+    load_from: Path | None,
     settings: Settings,
     quiet: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
@@ -105,7 +111,9 @@ def _run(
         from prefect_executions.flow.invocation import Invocation  # noqa: PLC0415
         from prefect_executions.prefect_api import client as api_client  # noqa: PLC0415
 
-        flow = load_method(entrypoint)
+        # Prefect imports modules from the working directory first.
+        with chdir(load_from) if load_from else nullcontext():
+            flow = load_method(entrypoint)
     api = api_client.configured_api()
     activity = f"Connecting to Prefect at {api}" if api else "Starting a local Prefect server (only the first time)"
     with status_line(activity, quiet=quiet or bool(api)):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -50,6 +50,7 @@ from prefect_executions.executions.values import has_marker, recorded_form, same
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.code_origin import Approve, check_code, refuse
 from prefect_executions.operations.compare import compare_outputs, run_of
+from prefect_executions.operations.recorded_code import copy_code, entrypoint_of, missing_code
 from prefect_executions.runtimes.registry import image_runtime, open_runtime
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
@@ -113,7 +114,7 @@ def find_entrypoint(record: ExecutionRecord, folder: Path, *, imported: bool = F
     Raises:
         NotFoundError: If the file is in neither folder; the message says what else to do.
     """
-    entrypoint = _entrypoint(record)
+    entrypoint = entrypoint_of(record)
     file, _, function = entrypoint.partition(":")
     working_directory = None if imported else record.instance.working_directory
     folders = [folder, *([Path(working_directory)] if working_directory else [])]
@@ -302,8 +303,10 @@ class Replay:
     manifest_sha256: str
     request: RerunRequest
     entrypoint: str
+    folder: Path
+    """The copy of the folder ``code/``."""
     paths: tuple[str, ...]
-    """The folders from which its modules are imported."""
+    """The folders in it from which its modules are imported."""
     image: ExactImage | None = None
     """The image in which its scripts ran."""
 
@@ -389,7 +392,7 @@ def prepare_replay(
         BundleError: If an input or a source file differs from its record.
     """
     with TemporaryDirectory(prefix="executions-replay-") as name:
-        folder, missing = Path(name), list(_missing_code(record, source))
+        folder, missing = Path(name), list(missing_code(record, source))
         check_names(path for path in source.files if path.startswith((f"{layout.CODE}/", f"{layout.INPUTS}/")))
         files = copy_inputs(record, source, folder)
         for number, file in enumerate(record.request.files):
@@ -406,14 +409,15 @@ def prepare_replay(
         if missing:
             lines = "\n  ".join(missing)
             raise NotAvailableError(f"execution {record.id} cannot be replayed; nothing was run:\n  {lines}")
-        _copy_code(source, folder)
+        code = copy_code(record, source, folder)
         yield Replay(
             record=record,
             source=source,
             manifest_sha256=sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest(),
             request=request,
-            entrypoint=f"{folder / layout.CODE}/{_entrypoint(record)}",
-            paths=tuple(dict.fromkeys(str(folder / root) for root in _import_roots(record))),
+            entrypoint=code.entrypoint,
+            folder=folder / layout.CODE,
+            paths=code.paths,
             image=image,
         )
 
@@ -425,20 +429,6 @@ def requirements_of(record: ExecutionRecord) -> tuple[str, ...]:
     )
 
 
-def _entrypoint(record: ExecutionRecord) -> str:
-    return (record.method.code.entrypoint if record.method.code else None) or ""
-
-
-def _missing_code(record: ExecutionRecord, source: Source) -> Iterator[str]:
-    main = _entrypoint(record).partition(":")[0]
-    files = record.method.code.files if record.method.code else ()
-    if not main or f"{layout.CODE}/{main}" not in source.files:
-        yield f"code: the bundle lacks the file of the Method, {main or 'which had none'}"
-    for file in files:
-        if file.path not in source.files and file.path != f"{layout.CODE}/{main}":
-            yield f"code: the bundle lacks {file.path}"
-
-
 def _check_origin(file: StagedInput, folder: Path) -> Iterator[str]:
     """Check that an input that is not in the bundle is still available and unchanged at its origin."""
     try:
@@ -448,24 +438,6 @@ def _check_origin(file: StagedInput, folder: Path) -> Iterator[str]:
         return
     if staged.sha256 != file.sha256:
         yield f"input '{file.input}' is kept by reference only, and {file.origin} has changed"
-
-
-def _copy_code(source: Source, folder: Path) -> None:
-    for path in source.files:
-        if path.startswith(f"{layout.CODE}/"):
-            target = folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(b"".join(source.blocks(path)))
-
-
-def _import_roots(record: ExecutionRecord) -> Iterator[str]:
-    """The folders from which the recorded modules were imported, derived from the names of the modules."""
-    for file in record.method.code.files if record.method.code else ():
-        parts = PurePosixPath(file.path).with_suffix("").parts
-        parts = parts[:-1] if parts[-1] == "__init__" else parts
-        names = tuple((file.module or "").split("."))
-        if parts[-len(names) :] == names:
-            yield "/".join(parts[: -len(names)])
 
 
 def _content(source: Source, path: str) -> bytes:

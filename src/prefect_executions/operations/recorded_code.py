@@ -1,0 +1,74 @@
+"""The code in a bundle: what it lacks, its copy for a replay, and the entrypoint that runs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import NamedTuple
+
+from prefect_executions.bundles import layout
+from prefect_executions.bundles.source import Source
+from prefect_executions.capture.imports import import_root
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.methods.model import SourceFile
+
+
+class CodeCopy(NamedTuple):
+    """A copy of recorded code: its entrypoint for Prefect, and the folders from which its modules are imported."""
+
+    entrypoint: str
+    paths: tuple[str, ...]
+
+
+def entrypoint_of(record: ExecutionRecord) -> str:
+    """Return the recorded entrypoint, ``path.py:function``; empty if there is none."""
+    return (record.method.code.entrypoint if record.method.code else None) or ""
+
+
+def missing_code(record: ExecutionRecord, source: Source) -> Iterator[str]:
+    """Yield a sentence for each file of the recorded code that *source* lacks."""
+    main = entrypoint_of(record).partition(":")[0]
+    if not main or f"{layout.CODE}/{main}" not in source.files:
+        yield f"code: the bundle lacks the file of the Method, {main or 'which had none'}"
+    for file in _files(record):
+        if file.path not in source.files and file.path != f"{layout.CODE}/{main}":
+            yield f"code: the bundle lacks {file.path}"
+
+
+def copy_code(record: ExecutionRecord, source: Source, folder: Path) -> CodeCopy:
+    """Copy the code in *source* into *folder* and return how to run it.
+
+    A Method in a package runs by the name of its module, so that relative imports work; any other by its file.
+    """
+    for path in source.files:
+        if path.startswith(f"{layout.CODE}/"):
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(b"".join(source.blocks(path)))
+    paths = tuple(
+        dict.fromkeys(
+            filter(None, (import_root(str(folder / file.path), file.module or "") for file in _files(record)))
+        )
+    )
+    main, _, function = entrypoint_of(record).partition(":")
+    module = next((file.module for file in _files(record) if file.path == f"{layout.CODE}/{main}"), None)
+    file = folder / layout.CODE / main
+    if function and module and "." in module and import_root(str(file), module) and _finds_copy(module, paths, folder):
+        return CodeCopy(f"{module}:{function}", paths)
+    return CodeCopy(f"{file}:{function}" if function else str(file), paths)
+
+
+def _finds_copy(module: str, paths: Sequence[str], folder: Path) -> bool:
+    """Whether this process would import *module* from *folder* if *paths* came first on ``sys.path``."""
+    top = module.partition(".")[0]
+    if top in sys.modules or top in sys.stdlib_module_names:
+        return False
+    found = PathFinder.find_spec(top, [*paths, *sys.path])
+    places = [found.origin] if found and found.has_location else (found and found.submodule_search_locations) or []
+    return bool(places) and Path(next(iter(places)) or "/").is_relative_to(folder)
+
+
+def _files(record: ExecutionRecord) -> tuple[SourceFile, ...]:
+    return record.method.code.files if record.method.code else ()
