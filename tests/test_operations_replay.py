@@ -328,15 +328,21 @@ def test_modules_that_are_imported_inside_the_function_are_replayed(told, home, 
 
 PACKAGED = '''
 
+from importlib.resources import files
+from pathlib import Path
+
 from prefect_executions import current_execution, method
 
 from ..numbers import answer
 
+SETTINGS = Path(__file__).with_name("settings.txt").read_text()
+
 
 @method(version="1.0.0")
 def m() -> None:
-    """Import from the package above."""
-    current_execution().output("o.txt").write_text(f"{answer()} {__name__}")
+    """Import from the package above, and read data of the package."""
+    table = files(__package__.rpartition(".")[0]).joinpath("data/table.csv").read_text()
+    current_execution().output("o.txt").write_text(f"{answer()} {__name__} {SETTINGS} {table}")
 '''
 
 
@@ -349,16 +355,22 @@ def test_a_method_in_a_package_is_replayed_by_its_module(told, home, tmp_path, m
         "sub/mod.py": PACKAGED,
         "numbers.py": "def answer():\n    return 42\n",
         "__init__.py": "",
+        "sub/settings.txt": "setting",
+        "data/table.csv": "a,b",
     }.items():
         path = tmp_path / "project" / place / top / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     if place:
-        subprocess.run(["git", "init", "-q", tmp_path / "project"], check=True)
+        for arguments in (["init", "-q"], ["add", "."]):
+            subprocess.run(["git", *arguments], cwd=tmp_path / "project", check=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "project" / place))
     first = told("run", f"{top}.sub.mod:m")["id"]
-    assert {file["path"]: file["module"] for file in told("show", first)["method"]["code"]["files"]} == {
+    code = told("show", first)["method"]["code"]
+    data = [f"code/{place}{top}/data/table.csv", f"code/{place}{top}/sub/settings.txt"]
+    assert [file["path"] for file in code["dataFiles"]] == data
+    assert {file["path"]: file["module"] for file in code["files"]} == {
         f"code/{place}{top}/__init__.py": top,
         f"code/{place}{top}/numbers.py": f"{top}.numbers",
         f"code/{place}{top}/sub/__init__.py": f"{top}.sub",
@@ -370,3 +382,48 @@ def test_a_method_in_a_package_is_replayed_by_its_module(told, home, tmp_path, m
         del sys.modules[name]
     monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path / "elsewhere"))
     assert told("replay", zipped, "--yes")["verdict"]["grade"] == "reproduce"
+
+
+LACKING = '''
+from pathlib import Path
+
+from prefect_executions import current_execution, method
+
+
+@method(version="1.0.0")
+def m() -> None:
+    """Read data that is not kept."""
+    here = Path(__file__).parent
+    size = (here / "large.bin").stat().st_size if (here / "large.bin").exists() else 0
+    for name in ("large.bin", "token.txt", "small.txt"):
+        if (here / name).exists():
+            (here / name).read_bytes()
+    current_execution().output("o.txt").write_text(str(size))
+'''
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_data_that_is_not_kept_is_named_by_show_and_verify_and_before_a_replay(
+    told, home, tmp_path, monkeypatch, capsys
+):
+    for name, text in {"lacking.py": LACKING, "token.txt": "hunter2", "small.txt": "small"}.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "large.bin").write_bytes(bytes(1024**2 + 1))
+    monkeypatch.chdir(tmp_path)
+    first = told("run", "lacking.py:m")["id"]
+    code = told("show", first)["method"]["code"]
+    assert [file["path"] for file in code["dataFiles"]] == ["code/small.txt"]
+    large = {"path": "code/large.bin", "why": "it has 1048577 bytes, more than 1048576"}
+    secret = {"path": "code/token.txt", "why": "its name says that it may hold credentials"}
+    assert code["lacking"] == [large, secret]
+    assert b"hunter2" not in b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    capsys.readouterr()
+    assert main(["show", first]) == 0
+    assert "code/large.bin: it has 1048577 bytes" in capsys.readouterr().out
+    assert any("code/large.bin" in text for text in json.dumps(told("verify", first)).split('"'))
+    assert main(["replay", first]) == 3
+    output = capsys.readouterr().err
+    assert "nothing was run" in output
+    assert "code/large.bin: it has 1048577 bytes" in output
+    assert "--allow-missing" in output
+    assert main(["replay", first, "--allow-missing"]) == 1

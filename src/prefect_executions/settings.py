@@ -217,6 +217,15 @@ class Settings(BaseSettings):
         return (self.workbench or self.home_folder / "workbench").expanduser().absolute()
 
     @property
+    def local_folders(self) -> tuple[Path, ...]:
+        """The folders in which this package and Prefect keep their own files."""
+        place = self.archive_url.removeprefix("file://")
+        archive = () if ":" in place else (Path(place),)
+        prefect = Path(os.environ.get("PREFECT_HOME") or "~/.prefect")
+        folders = (self.home_folder, self.workbench_folder, *archive, self.signing_key_file.parent, prefect)
+        return tuple(folder.expanduser().absolute() for folder in folders)
+
+    @property
     def signing_key_file(self) -> Path:
         return (self.signing_key or self.home_folder / "keys" / "signing.pem").expanduser().absolute()
 

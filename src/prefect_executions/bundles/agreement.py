@@ -60,7 +60,12 @@ def inputs(evidence: Evidence) -> Findings:
 def code(evidence: Evidence) -> Findings:
     """Every file of the Method's code, and their digests as a whole, are those of `method.json`."""
     code = evidence.document(Method).code
-    for file in code.files if code else ():
+    files = (*code.files, *(code.data_files or ())) if code else ()
+    recorded = {file.path for file in files}
+    for lacking in (code.lacking if code else None) or ():
+        if lacking.path not in recorded:
+            yield Unchecked(f"{lacking.path!r} was used and is not in the bundle: {lacking.why}")
+    for file in files:
         path = file.path
         if path in evidence.files or path in evidence.listed:
             yield from _compare(evidence, Method.file_name, path, file.sha256, None)
@@ -72,7 +77,7 @@ def code(evidence: Evidence) -> Findings:
 
 
 def _git_objects(evidence: Evidence, code: CodeIdentity) -> Findings:
-    for file in code.files:
+    for file in (*code.files, *(code.data_files or ())):
         if evidence.digests.get(file.path) == file.sha256:
             actual = evidence.git_object(file.path)
             if actual != file.git_object:

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha1, sha256
@@ -44,7 +44,7 @@ _SETTLED = 50_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Source:
+class CodeSource:
     """Where the code of a function is: a file, a member of an archive, or only typed lines."""
 
     module: str
@@ -55,7 +55,7 @@ class _Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _SourceText:
+class SourceText:
     """A source file that was read."""
 
     stamp: Stamp
@@ -76,6 +76,8 @@ class _CachedIdentity:
     local: Mapping[str, str]
     """The module names of the project's files, by path."""
     modules: list[ModuleType]
+    tracked: Container[str] | None
+    """The files that Git tracks; None outside Git."""
     stamps: dict[str, Stamp]
     checked: float
     """Start of the last check of its files, on the monotonic clock."""
@@ -91,13 +93,14 @@ class CodeCache:
     packages: Packages = field(default_factory=Packages)
     lock: threading.Lock = field(default_factory=threading.Lock)
     identities: dict[tuple[object, ...], _CachedIdentity] = field(default_factory=dict)
-    latest: dict[_Source, _CachedIdentity] = field(default_factory=dict)
-    late: dict[_Source, dict[str, str]] = field(default_factory=dict)
+    latest: dict[CodeSource, _CachedIdentity] = field(default_factory=dict)
+    late: dict[CodeSource, dict[str, str]] = field(default_factory=dict)
     """Modules that earlier runs of the same code loaded late; every later run has them from the beginning."""
-    reads: dict[str, _SourceText] = field(default_factory=dict)
+    reads: dict[str, SourceText] = field(default_factory=dict)
 
 
-_PROCESS = CodeCache()
+PROCESS = CodeCache()
+"""The code identities of this process."""
 
 
 def identify(
@@ -106,7 +109,7 @@ def identify(
     settings: Settings,
     environment: Mapping[str, str] | None = None,
     since: float | None = None,
-    cache: CodeCache = _PROCESS,
+    cache: CodeCache = PROCESS,
     failures: Failures | None = None,
 ) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return the identity of *function*'s code, and the files for ``code/`` by their paths in the bundle.
@@ -134,7 +137,7 @@ def identify(
     Raises:
         DirtyTreeError: If `Settings.dirty` is ``refuse``, and the tree is dirty or its state is unknown.
     """
-    source = _source_of(function)
+    source = source_of(function)
     failures = {} if failures is None else failures
     notebook = None
     if source.file is None:
@@ -156,63 +159,15 @@ def identify(
     return cached.identity, cached.files
 
 
-def late_modules(
-    function: Callable[..., Any] | Path,
-    identity: CodeIdentity,
-    before: Collection[str],
-    *,
-    cache: CodeCache = _PROCESS,
-) -> tuple[CodeIdentity, Mapping[str, bytes]]:
-    """Return *identity* with the modules that were loaded after it was observed, and their files for ``code/``.
-
-    *before* are the names of the modules that were loaded when the Method's code began. A module
-    loaded by another thread in the meantime counts as well. Later runs of the same code in this
-    process have these files from the beginning, so that their digest is the same.
-    """
-    source = _source_of(function)
-    with cache.lock:
-        cached = cache.latest.get(source)
-        names = sys.modules.keys() - before
-        if cached is None or not names or not _has_modules(source):
-            return identity, {}
-        loaded = cached.project.loaded_anywhere(names)
-        if loaded.keys() <= cached.local.keys():
-            return identity, {}
-        cache.late[source] = cache.late.get(source, {}) | loaded
-        new = loaded.keys() - cached.local.keys()
-        files = cached.project.with_imported({**cached.local, **loaded}, sorted(new), partial(_text, cache=cache))
-        late = [file for file in sorted(files) if file not in cached.local]
-        texts = {file: text for file in (*cached.local, *late) if (text := _read(file, cache)) is not None}
-        paths = cached.project.names({file: files.get(file, "") for file in texts})
-        return _with_late(
-            identity, {f"code/{paths[file]}": (texts[file], files[file]) for file in late if file in texts}
-        )
-
-
-def _with_late(
-    identity: CodeIdentity, late: Mapping[str, tuple[_SourceText, str]]
-) -> tuple[CodeIdentity, Mapping[str, bytes]]:
-    known = {file.path for file in identity.files}
-    added, kept, left = list[SourceFile](), dict[str, bytes](), KEPT_BYTES
-    for path, (text, module) in late.items():
-        if path in known:
-            continue
-        added.append(_source_file(path, text.content, module).model_copy(update={"late": True}))
-        left -= len(text.content)
-        if left >= 0:
-            kept[path] = text.content
-    files = tuple(sorted((*identity.files, *added), key=lambda file: file.path))
-    return identity.model_copy(update={"files": files, "sha256": _digest(files)}), kept
-
-
 def git_object(content: bytes) -> str:
     """Return the object id of *content* in a SHA-1 repository, without Git's filters."""
     return sha1(b"blob %d\0%s" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
-def _source_of(function: Callable[..., Any] | Path) -> _Source:
+def source_of(function: Callable[..., Any] | Path) -> CodeSource:
+    """Return where the code of *function*, or of a descriptor, is."""
     if isinstance(function, Path):
-        return _Source(module="", name="", file=os.path.realpath(function))
+        return CodeSource(module="", name="", file=os.path.realpath(function))
     plain: Any = function
     while isinstance(plain, partial):
         plain = plain.func
@@ -224,13 +179,13 @@ def _source_of(function: Callable[..., Any] | Path) -> _Source:
     name = str(getattr(plain, "__qualname__", None) or type(plain).__qualname__)
     path = _file_name(plain, module)
     if path and os.path.isfile(path):  # noqa: PTH113 - on every run
-        return _Source(module=module, name=name, file=os.path.realpath(path))
+        return CodeSource(module=module, name=name, file=os.path.realpath(path))
     archive = _archive_of(path) if path else None
     if path and archive:
         loader = getattr(sys.modules.get(module), "__loader__", None)
-        return _Source(module=module, name=name, file=None, archive=archive, typed=_member(loader, path))
+        return CodeSource(module=module, name=name, file=None, archive=archive, typed=_member(loader, path))
     lines = "".join(linecache.getlines(plain.__code__.co_filename)) if hasattr(plain, "__code__") else ""
-    return _Source(module=module, name=name, file=None, typed=lines.encode("utf-8", "backslashreplace") or None)
+    return CodeSource(module=module, name=name, file=None, typed=lines.encode("utf-8", "backslashreplace") or None)
 
 
 def _file_name(plain: Any, module: str) -> str | None:
@@ -262,13 +217,13 @@ def _member(loader: Any, path: str) -> bytes | None:
         return None
 
 
-def _is_current(cached: _CachedIdentity, source: _Source, since: float) -> bool:
+def _is_current(cached: _CachedIdentity, source: CodeSource, since: float) -> bool:
     fresh = cached.checked >= since
     if not (fresh or cached.settled) or (cached.folder and find_root(f"{cached.folder}/x") != cached.root):
         return False
     modules = list(sys.modules.values())
     if len(modules) != len(cached.modules) or not all(map(is_, modules, cached.modules)):
-        loaded = cached.project.loaded() if _has_modules(source) else {}
+        loaded = cached.project.loaded() if has_modules(source) else {}
         if not loaded.keys() <= cached.local.keys():
             return False
         cached.modules = modules
@@ -281,14 +236,14 @@ def _is_current(cached: _CachedIdentity, source: _Source, since: float) -> bool:
 
 
 def _observe(
-    source: _Source, folder: str | None, notebook: Notebook | None, settings: Settings, cache: CodeCache
+    source: CodeSource, folder: str | None, notebook: Notebook | None, settings: Settings, cache: CodeCache
 ) -> _CachedIdentity:
     modules, begun = list(sys.modules.values()), time.monotonic()
     before = time.time_ns()
     root = find_root(f"{folder}/x") if folder else None
     project = Project(root or _folder_of_project(source) or folder)
     local = _files(source, folder, project, cache)
-    texts = {file: text for file in sorted(local) if (text := _read(file, cache)) is not None}
+    texts = {file: text for file in sorted(local) if (text := read_source(file, cache)) is not None}
     names = project.names({file: local[file] for file in texts})
     relative = [os.path.relpath(file, root) for file in texts if file.startswith(f"{root}/")]
     # The working folder of a prompt is unrelated to the code typed there.
@@ -301,7 +256,7 @@ def _observe(
     entry, files, contents = _bundle_files(source, local, texts, names)
     identity = CodeIdentity(
         entrypoint=f"{entry}:{source.name}".rstrip(":") if entry else None,
-        sha256=_digest(files),
+        sha256=digest_of(files),
         repository=_repository(checkout, names.get(source.file or ""), set(names.values()), settings),
         files=files,
         package=probe(Probe.METHOD_PACKAGE, lambda: _package(source), None, failures),
@@ -321,6 +276,7 @@ def _observe(
         project=project,
         local=local,
         modules=modules,
+        tracked=checkout.stamps if checkout else None,
         stamps=stamps,
         checked=begun,
         settled=newest < before - _SETTLED and (checkout.settled if checkout else not repository or not git_program()),
@@ -329,36 +285,37 @@ def _observe(
     )
 
 
-def _has_modules(source: _Source) -> bool:
+def has_modules(source: CodeSource) -> bool:
     """Whether the modules beside the code belong to it: not for a descriptor or an installed package."""
     return bool(source.name) and not (source.file and is_installed(source.file))
 
 
-def _folder_of_project(source: _Source) -> str | None:
-    return package_top(source.file, source.module) if source.file and _has_modules(source) else None
+def _folder_of_project(source: CodeSource) -> str | None:
+    return package_top(source.file, source.module) if source.file and has_modules(source) else None
 
 
-def _files(source: _Source, folder: str | None, project: Project, cache: CodeCache) -> dict[str, str]:
+def _files(source: CodeSource, folder: str | None, project: Project, cache: CodeCache) -> dict[str, str]:
     """Return the module names of the files to record, by path: loaded modules, their imports, late modules."""
     own = {source.file: source.module} if source.file else {}
-    if not _has_modules(source) or project.top is None:
+    if not has_modules(source) or project.top is None:
         return own
     typed = f"{folder}/<typed>.py"
 
     def text(file: str) -> str | None:
-        return (source.typed or b"").decode(errors="replace") if file == typed else _text(file, cache)
+        return (source.typed or b"").decode(errors="replace") if file == typed else source_text(file, cache)
 
     begin = {**project.loaded(), **cache.late.get(source, {}), **(own or {typed: source.module})}
     files = project.with_imported(begin, begin, text)
     return {file: name for file, name in files.items() if file != typed}
 
 
-def _text(file: str, cache: CodeCache) -> str | None:
-    read = _read(file, cache)
+def source_text(file: str, cache: CodeCache) -> str | None:
+    """Return the text of *file*, from the *cache* if it is unchanged; None if it cannot be read."""
+    read = read_source(file, cache)
     return read.content.decode(errors="replace") if read else None
 
 
-def _folder(source: _Source, notebook: Notebook | None) -> str | None:
+def _folder(source: CodeSource, notebook: Notebook | None) -> str | None:
     if source.file:
         return os.path.dirname(source.file)  # noqa: PTH120 - as in _file_name
     if source.archive or (source.typed is None and source.module != "__main__"):
@@ -369,7 +326,8 @@ def _folder(source: _Source, notebook: Notebook | None) -> str | None:
         return None
 
 
-def _read(file: str, cache: CodeCache) -> _SourceText | None:
+def read_source(file: str, cache: CodeCache) -> SourceText | None:
+    """Return *file* with its digests, from the *cache* if it is unchanged; None if it cannot be read."""
     current = stamp(file)
     cached = cache.reads.get(file)
     if cached and cached.stamp == current:
@@ -379,7 +337,7 @@ def _read(file: str, cache: CodeCache) -> _SourceText | None:
             content = opened.read()
     except OSError:
         return None
-    text = _SourceText(
+    text = SourceText(
         stamp=current, content=content, sha256=sha256(content).hexdigest(), git_object=git_object(content)
     )
     cache.reads[file] = text
@@ -387,7 +345,7 @@ def _read(file: str, cache: CodeCache) -> _SourceText | None:
 
 
 def _bundle_files(
-    source: _Source, local: Mapping[str, str], texts: Mapping[str, _SourceText], names: Mapping[str, str]
+    source: CodeSource, local: Mapping[str, str], texts: Mapping[str, SourceText], names: Mapping[str, str]
 ) -> tuple[str | None, tuple[SourceFile, ...], dict[str, bytes]]:
     entry = names.get(source.file or "")
     contents = {names[file]: (text.content, local[file]) for file, text in texts.items()}
@@ -399,14 +357,15 @@ def _bundle_files(
     bytes_left = KEPT_BYTES
     for name in sorted(contents, key=lambda name: (name != entry, name)):
         content, module = contents[name]
-        files.append(_source_file(f"code/{name}", content, module))
+        files.append(recorded_file(f"code/{name}", content, module))
         bytes_left -= len(content)
         if bytes_left >= 0 or name == entry:
             in_bundle[f"code/{name}"] = content
     return entry, tuple(sorted(files, key=lambda file: file.path)), in_bundle
 
 
-def _source_file(path: str, content: bytes, module: str) -> SourceFile:
+def recorded_file(path: str, content: bytes, module: str) -> SourceFile:
+    """Return the record of the file at *path* in the bundle."""
     digest = sha256(content).hexdigest()
     return SourceFile(path=path, sha256=digest, git_object=git_object(content), module=_module_name(module))
 
@@ -416,7 +375,8 @@ def _module_name(name: str) -> str | None:
     return None if not name or name.startswith("__prefect_loader_") else name
 
 
-def _digest(files: tuple[SourceFile, ...]) -> str | None:
+def digest_of(files: tuple[SourceFile, ...]) -> str | None:
+    """Return the digest of the manifest lines of *files*; None without files."""
     listing = "".join(f"{file.sha256}  {file.path}\n" for file in files)
     return sha256(listing.encode()).hexdigest() if files else None
 
@@ -439,7 +399,7 @@ def _repository(checkout: Checkout | None, entry: str | None, names: set[str], s
     )
 
 
-def _package(source: _Source) -> str | None:
+def _package(source: CodeSource) -> str | None:
     path = source.file or source.archive
     return package_of(source.module, path) if path and source.module not in {"", "__main__"} else None
 

@@ -21,6 +21,7 @@ _AFTER = re.compile(r"[^\S\n]*(\([^)]*\)|(?:[^\\\n#;]|\\\r?\n)*)")
 _CALL = re.compile(r"""(?:import_module|__import__|run_module)\(\s*["']([\w.]+)["']""")
 _NAME = re.compile(r"[^\W\d]\w*(?:\.\w+)*")
 _INIT = "__init__.py"
+_NOT_THE_AUTHORS = sys.stdlib_module_names | {"prefect_executions"}
 
 
 class ImportedName(NamedTuple):
@@ -71,8 +72,8 @@ class _Finder:
         *module*.
         """
         if not name.level:
-            for root in roots if name.module and name.module[0] not in sys.stdlib_module_names else ():
-                yield from self._walk(root, (), name)
+            first = next((root for root in roots if self._has(root, name.module)), None)
+            yield from () if first is None else self._walk(first, (), name)
             return
         folder, package = file, tuple(module.split("."))
         if os.path.basename(file) == _INIT:  # noqa: PTH119 - runs for every import statement of the project
@@ -82,6 +83,12 @@ class _Finder:
         if _INIT in self._in(folder):
             yield f"{folder}/{_INIT}", ".".join(package)
         yield from self._walk(folder, package, name)
+
+    def _has(self, root: str, module: tuple[str, ...]) -> bool:
+        if not module or module[0] in _NOT_THE_AUTHORS:
+            return False
+        names = self._in(root)
+        return f"{module[0]}.py" in names or (module[0] in names and bool(self._in(f"{root}/{module[0]}")))
 
     def _walk(self, folder: str, package: tuple[str, ...], name: ImportedName) -> Iterator[tuple[str, str]]:
         for part in (*name.module, *([name.member] if name.member else [])):
@@ -132,7 +139,13 @@ def reachable(
         file = waiting.pop()
         source = text(file) if file.endswith(".py") else None
         for name in imported_names(source) if source else ():
-            for path, module in (*_of_loaded(name, loaded), *finder.files(name, file, result[file], (*all_roots,))):
+            loaded_files = list(_of_loaded(name, loaded))
+            if loaded_files and not allowed(os.path.realpath(loaded_files[0][0])):
+                continue
+            # The top module, if it is loaded, tells where its other modules are.
+            top = import_root(*loaded_files[0]) if loaded_files else None
+            search = (top,) if top else tuple(all_roots)
+            for path, module in (*loaded_files, *finder.files(name, file, result[file], search)):
                 if path in seen:
                     continue
                 seen.add(path)

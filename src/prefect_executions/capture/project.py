@@ -100,8 +100,8 @@ class Project:
         modules = sys.modules.copy()
         first: set[str] = set()
         for name in modules if names is None else names:
-            file = getattr(modules.get(name), "__file__", None)
-            if isinstance(file, str) and not is_installed(file) and not file.startswith(_FOREIGN_FOLDERS):
+            file = _file_of(modules.get(name))
+            if file is not None and not is_installed(file) and not file.startswith(_FOREIGN_FOLDERS):
                 real = os.path.realpath(file)
                 if real not in first and self._is_own(real, environments):
                     first.add(real)
@@ -124,7 +124,14 @@ def _in_environment(folder: str, known: dict[str, bool]) -> bool:
 
 
 def _loaded_file(name: str) -> str | None:
-    file = getattr(sys.modules.get(name), "__file__", None)
+    return _file_of(sys.modules.get(name))
+
+
+def _file_of(module: object) -> str | None:
+    try:
+        file = getattr(module, "__file__", None)
+    except Exception:  # noqa: BLE001 - a module may be any object
+        return None
     return file if isinstance(file, str) else None
 
 

@@ -186,6 +186,7 @@ def replay(
     goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,
     inputs: InputOptions = NO_INPUTS,
     yes: bool = False,
+    allow_missing: bool = False,
     signatures: SignatureOptions = DEFAULT_SIGNATURES,
     as_json: Json = False,
 ) -> int:
@@ -199,6 +200,7 @@ def replay(
         target: A zip or folder with one bundle, or an execution's id or id prefix.
         inputs.param: Name a secret, or override an input: name=value (repeatable).
         yes: Run the code without asking, whoever sealed it.
+        allow_missing: Run although the bundle lacks files that the code used.
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
@@ -216,10 +218,11 @@ def replay(
             record,
             source,
         ),
-        prepare_replay(record, source, edits, runtime=settings.runtime) as prepared,
+        prepare_replay(record, source, edits, runtime=settings.runtime, allow_missing=allow_missing) as prepared,
     ):
         if goal.isolated:
-            return _replay_isolated(prepared, target, edits, goal, [*approved, *signatures.words()], as_json=as_json)
+            more = [*approved, *(["--allow-missing"] if allow_missing else []), *signatures.words()]
+            return _replay_isolated(prepared, target, edits, goal, more, as_json=as_json)
         return _replay_here(prepared, goal, as_json=as_json)
 
 

@@ -254,6 +254,8 @@ def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
     repository = code.repository
     if repository and repository.commit:
         yield "commit", repository.commit + (" with uncommitted changes" if repository.dirty else "")
+    if code.lacking:
+        yield "lacks for a replay", "\n".join(f"{file.path}: {file.why}" for file in code.lacking)
 
 
 def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Call:
 
     Attributes:
         arguments: As the function gets them: when the inputs are staged, with staged files and resolved secrets.
+        begun: The start of the call, in nanoseconds of the epoch.
         modules_before: The names of the modules that were loaded when the call began.
         task_logs: The task runs that have logged something.
     """
@@ -48,6 +50,7 @@ class Call:
     log: LoggerAdapter[Logger]
     mask: SecretMask = field(default_factory=SecretMask)
     meter: Meter = field(default_factory=Meter)
+    begun: int = field(default_factory=time.time_ns)
     modules_before: frozenset[str] = field(default_factory=lambda: frozenset(sys.modules), repr=False)
     task_logs: set[prefect_logs.TaskLog] = field(default_factory=set)
 

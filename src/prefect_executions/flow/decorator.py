@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import TypedDict  # before Python 3.12, pydantic refuses the class of `typing`
 
+from prefect_executions.capture import opened_files
 from prefect_executions.descriptors.schema import inputs_of
 from prefect_executions.errors import MethodError
 from prefect_executions.flow import prefect_logs
@@ -28,6 +29,9 @@ from prefect_executions.methods.model import Comparison, Method, OutputDescripti
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference, marked, secret_inputs, unmarked
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import ArchiveLevel, Settings
+
+# Modules often read their data when they are imported, after this one.
+opened_files.watch()
 
 P = ParamSpec("P")
 R = TypeVar("R")

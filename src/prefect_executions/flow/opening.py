@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture import host as host_facts
-from prefect_executions.capture.code import identify, late_modules
+from prefect_executions.capture.code import identify
 from prefect_executions.capture.packages import requirements_of
-from prefect_executions.capture.parameters import plain_text_defaults, recorded_method
+from prefect_executions.capture.parameters import recorded_method
 from prefect_executions.capture.probes import Failures, Probe, note_on, probe
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.errors import ArchiveError, DirtyTreeError, OrchestratorError
@@ -30,6 +30,7 @@ from prefect_executions.flow.context import current_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.inputs import RecordedInputs
 from prefect_executions.flow.invocation import owns_process
+from prefect_executions.flow.recorded_code import without_credentials
 from prefect_executions.lifecycle.history import (
     EntryKind,
     JobStatus,
@@ -39,7 +40,7 @@ from prefect_executions.lifecycle.history import (
     merge_states,
 )
 from prefect_executions.lifecycle.status import Observer
-from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Method
+from prefect_executions.methods.model import REQUIREMENTS, CodeIdentity, Method
 from prefect_executions.prefect_api import blocks, flow_runs
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.settings import DirtyTree, Settings
@@ -249,34 +250,8 @@ def resolve_method(
     identity, code = probe(Probe.CODE, read, nothing, failures)
     if Probe.CODE in failures and settings.dirty is DirtyTree.REFUSE:
         raise DirtyTreeError(f"Method '{declared.method.id}'", ())
-    identity, allowed = _without_credentials(declared, identity, code)
+    identity, allowed = without_credentials(declared, identity, code)
     return recorded_method(declared.method).model_copy(update={"code": identity}), allowed
-
-
-def with_late_code(
-    declared: Declared, method: Method, modules_before: Collection[str]
-) -> tuple[Method, Mapping[str, bytes]]:
-    """Return the recorded *method* with the modules that its code loaded while it ran, and their files."""
-    if method.code is None:
-        return method, {}
-    identity, code = late_modules(declared.source, method.code, modules_before)
-    if identity is method.code:
-        return method, {}
-    identity, allowed = _without_credentials(declared, identity, code)
-    return method.model_copy(update={"code": identity}), allowed
-
-
-def _without_credentials(
-    declared: Declared, identity: CodeIdentity, code: Mapping[str, bytes]
-) -> tuple[CodeIdentity, Mapping[str, bytes]]:
-    if declared.withheld:
-        code = {path: data for path, data in code.items() if path == REQUIREMENTS}
-    plain_text = plain_text_defaults(declared.method)
-    allowed = {path: data for path, data in code.items() if not plain_text.holds(data)}
-    if DIFF in code.keys() - allowed.keys() and identity.repository:
-        repository = identity.repository.model_copy(update={"diff_kept": False})
-        identity = identity.model_copy(update={"repository": repository})
-    return identity, allowed
 
 
 def _plain_text_warning(declared: Declared, method: Method, code: Mapping[str, bytes]) -> str | None:

@@ -23,6 +23,7 @@ from prefect.exceptions import Pause
 from prefect.utilities.timeout import timeout, timeout_async
 
 from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.capture.opened_files import ignore
 from prefect_executions.capture.packages import requirements_of
 from prefect_executions.capture.secrets import mask_names
 from prefect_executions.capture.streams import open_streams
@@ -52,10 +53,10 @@ from prefect_executions.flow.opening import (
     opening,
     taken_over,
     with_failures,
-    with_late_code,
 )
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
+from prefect_executions.flow.recorded_code import with_late_code
 from prefect_executions.flow.unhooked import NO_STATE, seal_aborted, seal_returned_cancel
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Status
@@ -168,6 +169,7 @@ async def session_async(call: Call) -> AsyncIterator[RunningAttempt]:
 def open_attempt(call: Call) -> Attempt:
     """Open the record of *call*, or continue the open record of an earlier attempt."""
     call.meter.start()
+    ignore(*map(str, call.settings.local_folders))
     inputs, run, workbench = Inputs(call.declared, call.arguments), call.run, call.workbench
     place = workbench.next_slot(str(run.id), revisited=run.run_count > 1)
     states = flow_runs.current_states(run)
@@ -430,7 +432,10 @@ def _with_end(call: Call, job_status: JobStatus, error: BaseException | None, en
 def _write_late_code(attempt: Attempt) -> None:
     """Add the modules that the author's code loaded to the record; the opening record stays as it was."""
     call, bundle = attempt.call, attempt.bundle
-    method, code = with_late_code(call.declared, attempt.record.method, call.modules_before)
+    inputs = [file.origin for file in attempt.record.request.files]
+    method, code = with_late_code(
+        call.declared, attempt.record.method, call.modules_before, begun=call.begun, apart=inputs, mask=call.mask
+    )
     if method is not attempt.record.method:
         for path, data in code.items():
             bundle.write(path, data)

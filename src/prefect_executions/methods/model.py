@@ -269,6 +269,14 @@ class SourceFile(Part):
     """True if the module was loaded after the Method's code began."""
 
 
+class LackingFile(Part):
+    """A file that the code used and that the bundle does not keep."""
+
+    path: str
+    """Its path below ``code/``, had it been kept."""
+    why: str
+
+
 class Repository(Part):
     """The Git repository of the code; it is only read."""
 
@@ -301,6 +309,10 @@ class CodeIdentity(Part):
     """The digest of the paths and digests of all `files`: equal digests mean equal code."""
     repository: Repository | None = None
     files: tuple[SourceFile, ...] = ()
+    data_files: tuple[SourceFile, ...] | None = None
+    """The files beside the code that it opened; `sha256` does not cover them."""
+    lacking: tuple[LackingFile, ...] | None = None
+    """What a replay lacks; absent if nothing is known to be missing."""
     package: str | None = None
     """The installed package of the Method, ``name==version``."""
     notebook: Notebook | None = None

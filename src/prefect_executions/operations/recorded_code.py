@@ -14,6 +14,9 @@ from prefect_executions.capture.imports import import_root
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.methods.model import SourceFile
 
+CODE_LACKS = "code: the bundle lacks "
+"""The beginning of the sentence for a file, other than the file of the Method, that a bundle lacks."""
+
 
 class CodeCopy(NamedTuple):
     """A copy of recorded code: its entrypoint for Prefect, and the folders from which its modules are imported."""
@@ -27,14 +30,19 @@ def entrypoint_of(record: ExecutionRecord) -> str:
     return (record.method.code.entrypoint if record.method.code else None) or ""
 
 
-def missing_code(record: ExecutionRecord, source: Source) -> Iterator[str]:
-    """Yield a sentence for each file of the recorded code that *source* lacks."""
+def missing_code(record: ExecutionRecord, source: Source, *, main_only: bool = False) -> Iterator[str]:
+    """Yield a sentence for each file that the recorded code used and *source* lacks; or only for its main file."""
     main = entrypoint_of(record).partition(":")[0]
     if not main or f"{layout.CODE}/{main}" not in source.files:
-        yield f"code: the bundle lacks the file of the Method, {main or 'which had none'}"
-    for file in _files(record):
-        if file.path not in source.files and file.path != f"{layout.CODE}/{main}":
-            yield f"code: the bundle lacks {file.path}"
+        yield f"code: the file of the Method is not in the bundle, {main or 'because it had none'}"
+    if main_only:
+        return
+    lacking = {file.path: file.why for file in (record.method.code.lacking if record.method.code else None) or ()}
+    recorded = [file.path for file in (*_files(record), *_data_files(record)) if file.path not in source.files]
+    for path in dict.fromkeys((*recorded, *lacking)):
+        if path != f"{layout.CODE}/{main}":
+            why = f": {lacking[path]}" if path in lacking else ""
+            yield f"{CODE_LACKS}{path}{why}"
 
 
 def copy_code(record: ExecutionRecord, source: Source, folder: Path) -> CodeCopy:
@@ -68,6 +76,10 @@ def _finds_copy(module: str, paths: Sequence[str], folder: Path) -> bool:
     found = PathFinder.find_spec(top, [*paths, *sys.path])
     places = [found.origin] if found and found.has_location else (found and found.submodule_search_locations) or []
     return bool(places) and Path(next(iter(places)) or "/").is_relative_to(folder)
+
+
+def _data_files(record: ExecutionRecord) -> tuple[SourceFile, ...]:
+    return (record.method.code.data_files if record.method.code else None) or ()
 
 
 def _files(record: ExecutionRecord) -> tuple[SourceFile, ...]:

@@ -12,7 +12,7 @@ The verdict is written before the new bundle is sealed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +50,7 @@ from prefect_executions.executions.values import has_marker, recorded_form, same
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.code_origin import Approve, check_code, refuse
 from prefect_executions.operations.compare import compare_outputs, run_of
-from prefect_executions.operations.recorded_code import copy_code, entrypoint_of, missing_code
+from prefect_executions.operations.recorded_code import CODE_LACKS, copy_code, entrypoint_of, missing_code
 from prefect_executions.runtimes.registry import image_runtime, open_runtime
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
@@ -381,18 +381,24 @@ def open_replayable(
 
 @contextmanager
 def prepare_replay(
-    record: ExecutionRecord, source: Source, edits: Mapping[str, Any], *, runtime: str = "process"
+    record: ExecutionRecord,
+    source: Source,
+    edits: Mapping[str, Any],
+    *,
+    runtime: str = "process",
+    allow_missing: bool = False,
 ) -> Iterator[Replay]:
     """Copy the code and inputs of *record* from *source* into a folder that is removed when the context ends.
 
-    *edits* override its inputs; *runtime* is the operator's choice for scripts.
+    *edits* override its inputs; *runtime* is the operator's choice for scripts. With *allow_missing* only
+    the file of the Method must be in the bundle.
 
     Raises:
         NotAvailableError: If something is missing; the message lists all of it.
         BundleError: If an input or a source file differs from its record.
     """
     with TemporaryDirectory(prefix="executions-replay-") as name:
-        folder, missing = Path(name), list(missing_code(record, source))
+        folder, missing = Path(name), list(missing_code(record, source, main_only=allow_missing))
         check_names(path for path in source.files if path.startswith((f"{layout.CODE}/", f"{layout.INPUTS}/")))
         files = copy_inputs(record, source, folder)
         for number, file in enumerate(record.request.files):
@@ -408,7 +414,8 @@ def prepare_replay(
             missing.append(str(error))
         if missing:
             lines = "\n  ".join(missing)
-            raise NotAvailableError(f"execution {record.id} cannot be replayed; nothing was run:\n  {lines}")
+            hint = "" if allow_missing else _hint(missing)
+            raise NotAvailableError(f"execution {record.id} cannot be replayed; nothing was run:\n  {lines}{hint}")
         code = copy_code(record, source, folder)
         yield Replay(
             record=record,
@@ -420,6 +427,11 @@ def prepare_replay(
             paths=code.paths,
             image=image,
         )
+
+
+def _hint(missing: Sequence[str]) -> str:
+    lacks_files = all(sentence.startswith(CODE_LACKS) for sentence in missing)
+    return "\n--allow-missing runs it without these files" if lacks_files else ""
 
 
 def requirements_of(record: ExecutionRecord) -> tuple[str, ...]:

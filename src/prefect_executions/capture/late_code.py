@@ -1,0 +1,143 @@
+"""What a Method's code has loaded when it has run: modules that are imported late, and data files beside it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect_executions.capture.code import (
+    KEPT_BYTES,
+    PROCESS,
+    CodeCache,
+    SourceText,
+    digest_of,
+    has_modules,
+    read_source,
+    recorded_file,
+    source_of,
+    source_text,
+)
+from prefect_executions.capture.data_files import DataFile, data_files
+from prefect_executions.capture.opened_files import opened_files
+from prefect_executions.capture.project import as_text
+from prefect_executions.methods.model import CodeIdentity, LackingFile, SourceFile
+
+_MOST_LISTED = 20
+
+
+def late_modules(
+    function: Callable[..., Any] | Path,
+    identity: CodeIdentity,
+    before: Collection[str],
+    *,
+    cache: CodeCache = PROCESS,
+) -> tuple[CodeIdentity, Mapping[str, bytes]]:
+    """Return *identity* with the modules that were loaded after it was observed, and their files for ``code/``.
+
+    *before* are the names of the modules that were loaded when the Method's code began. A module
+    loaded by another thread in the meantime counts as well. Later runs of the same code in this
+    process have these files from the beginning, so that their digest is the same.
+    """
+    source = source_of(function)
+    with cache.lock:
+        cached = cache.latest.get(source)
+        names = sys.modules.keys() - before
+        if cached is None or not names or not has_modules(source):
+            return identity, {}
+        loaded = cached.project.loaded_anywhere(names)
+        if loaded.keys() <= cached.local.keys():
+            return identity, {}
+        cache.late[source] = cache.late.get(source, {}) | loaded
+        new = loaded.keys() - cached.local.keys()
+        files = cached.project.with_imported({**cached.local, **loaded}, sorted(new), partial(source_text, cache=cache))
+        late = [file for file in sorted(files) if file not in cached.local]
+        texts = {file: text for file in (*cached.local, *late) if (text := read_source(file, cache)) is not None}
+        paths = cached.project.names({file: files.get(file, "") for file in texts})
+        return _with_late(
+            identity, {f"code/{paths[file]}": (texts[file], files[file]) for file in late if file in texts}
+        )
+
+
+def opened_data(
+    function: Callable[..., Any] | Path,
+    *,
+    before: int,
+    apart: Iterable[str],
+    secret: Callable[[bytes], bool],
+    cache: CodeCache = PROCESS,
+) -> list[DataFile]:
+    """Return the data files beside the code of *function* that this process has opened.
+
+    In Git, "beside" is the whole repository; elsewhere the folders with source files of the Method, and folders
+    in them, except the home folder. Files that changed after *before*, in nanoseconds of the epoch, and files below
+    one of *apart* do not count. *secret* says whether a content holds a credential.
+    """
+    source = source_of(function)
+    with cache.lock:
+        cached, late = cache.latest.get(source), cache.late.get(source, {})
+    if cached is None or cached.project.top is None or not has_modules(source):
+        return []
+    own = cached.local.keys() | late.keys()
+    folders = {os.path.dirname(file) for file in own} - {os.path.expanduser("~")}  # noqa: PTH120, PTH111 - text
+    return list(
+        data_files(
+            opened_files(),
+            top=cached.project.top,
+            folders=[cached.root] if cached.root else folders,
+            apart=apart,
+            known=own,
+            before=before,
+            tracked=cached.tracked.__contains__ if cached.tracked is not None else None,
+            secret=secret,
+        )
+    )
+
+
+def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIdentity, Mapping[str, bytes]]:
+    """Return *identity* with *data* files, and those to keep; further ones are listed as lacking."""
+    recorded = {file.path: file for file in identity.data_files or ()}
+    lacking = {file.path: file for file in identity.lacking or ()}
+    kept: dict[str, bytes] = {}
+    left = KEPT_BYTES
+    for file in data:
+        path = f"code/{as_text(file.path)}"
+        left -= len(file.content or b"")
+        why = file.why_missing or (f"the data files have more than {KEPT_BYTES} bytes" if left < 0 else None)
+        if why is not None:
+            lacking.setdefault(path, LackingFile(path=path, why=why))
+        elif path not in recorded and file.content is not None:
+            recorded[path], kept[path] = recorded_file(path, file.content, ""), file.content
+    update = {"data_files": tuple(recorded[path] for path in sorted(recorded)) or None}
+    return identity.model_copy(update=update | {"lacking": tuple(_collapsed(lacking.values())) or None}), kept
+
+
+def _collapsed(files: Iterable[LackingFile]) -> Iterator[LackingFile]:
+    """Yield *files*, and one entry for a folder instead of many for its files."""
+    groups: dict[tuple[str, str], list[LackingFile]] = {}
+    for file in files:
+        groups.setdefault((file.path.rpartition("/")[0], file.why), []).append(file)
+    for (folder, why), group in sorted(groups.items()):
+        if len(group) > _MOST_LISTED:
+            yield LackingFile(path=f"{folder}/", why=f"{len(group)} files: {why}")
+        else:
+            yield from sorted(group, key=lambda file: file.path)
+
+
+def _with_late(
+    identity: CodeIdentity, late: Mapping[str, tuple[SourceText, str]]
+) -> tuple[CodeIdentity, Mapping[str, bytes]]:
+    known = {file.path for file in identity.files}
+    added, kept, left = list[SourceFile](), dict[str, bytes](), KEPT_BYTES
+    for path, (text, module) in late.items():
+        if path in known:
+            continue
+        added.append(recorded_file(path, text.content, module).model_copy(update={"late": True}))
+        left -= len(text.content)
+        if left >= 0:
+            kept[path] = text.content
+    files = tuple(sorted((*identity.files, *added), key=lambda file: file.path))
+    return identity.model_copy(update={"files": files, "sha256": digest_of(files)}), kept

@@ -1,0 +1,84 @@
+"""Notes the files that this process opens for reading, with an audit hook of the interpreter.
+
+Law: the hook is permanent and runs for every audit event of the process, so it does next to nothing: it notes
+names, and reads no file. It never raises, because an exception would fail the author's call.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from contextlib import suppress
+from importlib.util import source_from_cache
+from typing import Any
+
+from prefect_executions.capture.git import INSTALLED
+
+# A Method that reads more files has data, which belongs into its inputs.
+LARGEST = 10_000
+"""The largest number of names that are noted."""
+
+_CACHE = "/__pycache__/"
+_WRITING = os.O_WRONLY | os.O_RDWR
+_SYSTEM = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")} | {"/proc/", "/sys/", "/dev/"})
+_INSTALLED = tuple(f"/{name}/" for name in INSTALLED)
+
+_read: dict[str, str] = {}
+"""The real path by the absolute path as it was opened."""
+_ignored = _SYSTEM
+_watching = False
+
+
+def watch() -> None:
+    """Begin to note the files that this process opens; calling it again changes nothing."""
+    global _watching  # noqa: PLW0603 - an audit hook cannot be removed, so it is installed once
+    if not _watching:
+        _watching = True
+        sys.addaudithook(_hook)
+
+
+def ignore(*folders: str) -> None:
+    """Do not note files in *folders* any more."""
+    global _ignored  # noqa: PLW0603 - a tuple, because the hook tests all of it in one call
+    new = tuple(f"{folder}/" for folder in folders if f"{folder}/" not in _ignored)
+    _ignored += new
+
+
+def opened_files() -> list[str]:
+    """Return the real paths of the files that this process has opened for reading, in the order of the first time.
+
+    Installed packages, the standard library, files of the system and ignored folders are left out. Libraries in
+    other languages than Python may open files unnoticed.
+    """
+    paths = [path for path in list(_read) if not path.startswith(_ignored)]
+    for path in paths:
+        _read[path] = _read[path] or os.path.realpath(_source(path))
+    return list(dict.fromkeys(_read[path] for path in paths))
+
+
+def _source(path: str) -> str:
+    """Return the source file of a file with bytecode; for any other file, itself."""
+    if _CACHE in path and path.endswith(".pyc"):
+        with suppress(ValueError):
+            return source_from_cache(path)
+    return path
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open":
+        try:  # noqa: SIM105 - `suppress` takes longer
+            _note(*arguments)
+        except Exception:  # noqa: BLE001, S110 - the author's call must not fail
+            pass
+
+
+def _note(file: object, _mode: object, flags: int) -> None:
+    if isinstance(file, int) or file is None:
+        return
+    if flags & _WRITING or file in _read or len(_read) >= LARGEST:
+        return
+    name = os.fsdecode(file)  # type: ignore[arg-type]  # anything else raises, which the hook ignores
+    if name.startswith(_ignored) or any(part in name for part in _INSTALLED):
+        return
+    _read.setdefault(os.path.abspath(name), "")  # noqa: PTH100 - on every opened file

@@ -1,0 +1,71 @@
+"""The code of a Method as its record has it: without credentials, and completed when the code has run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
+
+from prefect_executions.capture.code import KEPT_BYTES
+from prefect_executions.capture.late_code import late_modules, opened_data, with_data
+from prefect_executions.capture.parameters import plain_text_defaults
+from prefect_executions.capture.secrets import SecretMask, reveals
+from prefect_executions.flow.declared import Declared
+from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, LackingFile, Method
+
+
+def with_late_code(
+    declared: Declared,
+    method: Method,
+    modules_before: Collection[str],
+    *,
+    begun: int,
+    apart: Iterable[str],
+    mask: SecretMask,
+) -> tuple[Method, Mapping[str, bytes]]:
+    """Return the recorded *method* with the modules and data files that its code loaded, and the new files.
+
+    *modules_before* are the names of the modules that were loaded when the run began, at *begun* nanoseconds of
+    the epoch. Data files below the folders *apart*, or with a secret of *mask*, are not kept.
+    """
+    if method.code is None or declared.withheld:
+        return method, {}
+    late, modules = late_modules(declared.source, method.code, modules_before)
+    secret = partial(_reveals, mask)
+    complete, data = with_data(late, opened_data(declared.source, before=begun, apart=apart, secret=secret))
+    if complete == method.code:
+        return method, {}
+    identity, allowed = without_credentials(declared, complete, {**modules, **data}, before=method.code)
+    return method.model_copy(update={"code": identity}), allowed
+
+
+def without_credentials(
+    declared: Declared, identity: CodeIdentity, code: Mapping[str, bytes], *, before: CodeIdentity | None = None
+) -> tuple[CodeIdentity, Mapping[str, bytes]]:
+    """Return *identity* and its *code* without files that hold credentials from the defaults of inputs.
+
+    The identity lists the files that are not kept. Those of *before* are already kept or listed.
+    """
+    withheld = declared.withheld
+    plain_text = plain_text_defaults(declared.method)
+    allowed = {path: data for path, data in code.items() if path == REQUIREMENTS or not withheld}
+    allowed = {path: data for path, data in allowed.items() if not plain_text.holds(data)}
+    if DIFF in code.keys() - allowed.keys() and identity.repository:
+        repository = identity.repository.model_copy(update={"diff_kept": False})
+        identity = identity.model_copy(update={"repository": repository})
+    new = _paths(identity) - (_paths(before) if before else set())
+    credentials = "it holds a key or password in plain text"
+    lacking = [
+        LackingFile(path=path, why=credentials if path in code else f"the code has more than {KEPT_BYTES} bytes")
+        for path in sorted(new - allowed.keys())
+    ]
+    if lacking:
+        identity = identity.model_copy(update={"lacking": (*(identity.lacking or ()), *lacking)})
+    return identity, allowed
+
+
+def _paths(identity: CodeIdentity) -> set[str]:
+    return {file.path for file in (*identity.files, *(identity.data_files or ()))}
+
+
+def _reveals(mask: SecretMask, content: bytes) -> bool:
+    return reveals([content], mask)
