@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,3 +172,14 @@ def test_a_zip_that_leads_out_is_not_recommended_for_unpacking() -> None:
     with pytest.raises(BundleError) as refused:
         read(a_zip([Member(b"../evil")]))
     assert "unpacked" not in str(refused.value)
+
+
+@pytest.mark.parametrize("path", MADE, ids=lambda path: path.stem)
+def test_a_changed_byte_is_refused_or_has_no_effect(path: Path) -> None:
+    whole = bytearray(path.read_bytes())
+    for place in range(min(len(whole), 2000)):
+        for bit in (0, 3, 7):
+            whole[place] ^= 1 << bit
+            with suppress(BundleError):
+                assert read(bytes(whole)) == TREE, place
+            whole[place] ^= 1 << bit
