@@ -163,7 +163,7 @@ def test_a_second_gathering_reads_nothing_again(bundle):
     assert bundle.paths.output_zip.stat().st_ino == zipped.st_ino
 
 
-@pytest.mark.parametrize("saved", [b"", b"{", b"[]", b"null", b"{}", b'{"files": 3}'])
+@pytest.mark.parametrize("saved", [b"", b"{", b"[]", b"null", b"{}", b'{"files": 3}', b"[" * 100_000])
 def test_a_damaged_result_is_gathered_again(bundle, saved):
     bundle.output_path("a.txt").write_text("data")
     first = gather(bundle)
@@ -171,3 +171,11 @@ def test_a_damaged_result_is_gathered_again(bundle, saved):
 
     assert load_gathered(bundle) is None
     assert gather(bundle) == first
+
+
+@pytest.mark.parametrize("notes", [b"", b"[", b"null", b"\x80", b"[" * 100_000])
+def test_damaged_notes_do_not_prevent_gathering(bundle, notes):
+    bundle.output_path("a.txt").write_text("data")
+    (bundle.scratch / "notes.json").write_bytes(notes)
+
+    assert gather(bundle).notes == ("the notes on outputs that were renamed or left out are lost",)

@@ -430,7 +430,7 @@ def _load(bundle: OpenBundle) -> dict[str, Any] | None:
     try:
         saved: dict[str, Any] = json.loads((bundle.scratch / _GATHERED).read_bytes())
         _from_json(saved)
-    except (OSError, ValueError, TypeError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     return saved
 

@@ -90,7 +90,12 @@ def sanitize(bundle: OpenBundle) -> tuple[dict[str, FolderListing], tuple[str, .
 
 def _read_notes(bundle: OpenBundle) -> frozenset[str]:
     path = bundle.scratch / _NOTES
-    return frozenset(json.loads(path.read_bytes())) if path.exists() else frozenset()
+    if not path.exists():
+        return frozenset()
+    try:
+        return frozenset(map(str, json.loads(path.read_bytes())))
+    except (ValueError, TypeError, RecursionError):  # damaged by a power cut
+        return frozenset({"the notes on outputs that were renamed or left out are lost"})
 
 
 def _entries(root: str, folder: str, listing: FolderListing) -> list[os.DirEntry[str]]:
