@@ -13,7 +13,6 @@ from prefect_executions.comparison.records import Difference, compare
 from prefect_executions.documents import Document, Part
 from prefect_executions.errors import RequestError
 from prefect_executions.executions.record import ExecutionRecord, ScriptRun
-from prefect_executions.executions.values import has_marker, text_of
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import Comparison
 
@@ -212,4 +211,6 @@ def _in_words(difference: Difference) -> str:
 
 def _value_text(value: Any) -> Any:
     """Return a value that JSON lacks as Python writes it; any other value as it is."""
+    from prefect_executions.executions.values import has_marker, text_of  # noqa: PLC0415 - start-up time of the CLI
+
     return text_of(value) if has_marker(value) else value
