@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import requires
 from pathlib import Path
 
 import prefect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from prefect_executions.cli import exit_codes
@@ -29,10 +31,10 @@ from prefect_executions.cli.app import app, main
 from prefect_executions.cli.arguments import parse_inputs, parse_time
 from prefect_executions.cli.doctor import (
     check_api,
-    check_fastapi,
+    check_prefect,
     check_runtime,
-    check_sqlalchemy,
     check_unknown_settings,
+    check_version,
 )
 from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
 from prefect_executions.errors import NotFoundError, RequestError
@@ -619,29 +621,56 @@ def test_commands_that_do_not_need_prefect_do_not_import_it(home, arguments):
 
 
 @pytest.mark.parametrize(
-    ("version", "outcome", "word"),
+    ("prefect", "package", "version", "outcome", "word"),
     [
-        ("0.150.0", "ok", ""),
-        ("0.139.2", "ok", ""),
-        ("0.151.0", "fail", "deployments"),
-        ("0.155.1", "fail", "server"),
-        ("1.0", "fail", "server"),
-        ("0.115.0", "warn", "older"),
+        ("3.8.8", "fastapi", "0.150.0", "ok", ""),
+        ("3.8.8", "fastapi", "0.139.2", "ok", ""),
+        ("3.8.8", "fastapi", "0.151.0", "fail", "since 0.151 it breaks its deployments"),
+        ("3.8.8", "fastapi", "0.155.1", "fail", "since 0.155 it breaks its server"),
+        ("3.8.8", "fastapi", "1.0", "fail", "server"),
+        ("3.8.8", "fastapi", "0.115.0", "warn", "older"),
+        ("3.9.1", "fastapi", "0.150.0", "ok", ""),
+        (
+            "3.9.1",
+            "fastapi",
+            "0.165.0",
+            "fail",
+            "incompatible with Prefect 3.9.1: since 0.151 it breaks its deployments",
+        ),
+        ("3.10.0", "fastapi", "0.150.0", "ok", ""),
+        ("3.8.8", "sqlalchemy", "2.0.58", "ok", ""),
+        ("3.8.8", "sqlalchemy", "2.1.0", "warn", "schedules"),
+        ("3.8.8", "sqlalchemy", "3.0", "warn", "schedules"),
+        ("3.9.1", "sqlalchemy", "2.0.58", "ok", ""),
+        ("3.9.1", "sqlalchemy", "2.1.9", "warn", "newer"),
+        ("3.9.1", "pydantic", "2.14.4", "ok", ""),
+        ("3.9.1", "pydantic", "3.0.0b1", "warn", "newer"),
     ],
 )
-def test_the_doctor_names_a_fastapi_that_breaks_prefect(version, outcome, word):
-    found = check_fastapi(version)
-    assert found.outcome == outcome
+def test_the_doctor_names_a_version_that_breaks_prefect(prefect, package, version, outcome, word):
+    found = check_version(package, version, prefect)
+    assert (found.outcome, found.subject) == (outcome, package)
     assert word in found.found
     assert (outcome == "ok") == (not found.advice)
 
 
-def test_the_doctor_warns_of_a_sqlalchemy_that_breaks_schedules():
-    assert [check_sqlalchemy(version).outcome for version in ("2.0.58", "2.1.0", "2.1.9", "3.0")] == [
-        "ok",
-        *["warn"] * 3,
-    ]
-    assert "schedule" in check_sqlalchemy("2.1.9").found
+@pytest.mark.parametrize(
+    ("version", "outcome"),
+    [("3.8.8", "ok"), ("3.9.0", "ok"), ("3.9.17", "ok"), ("3.8.7", "warn"), ("3.10.0", "warn"), ("4.0.0rc1", "warn")],
+)
+def test_the_doctor_knows_the_tested_versions_of_prefect(version, outcome):
+    found = check_prefect(version)
+    assert found.outcome == outcome
+    assert (found.advice == "Run: pip install 'prefect>=3.8.8,<3.10'") is (outcome == "warn")
+
+
+def test_the_doctor_and_the_package_allow_the_same_versions():
+    required = [Requirement(line) for line in requires("prefect-executions") or [] if "extra ==" not in line]
+    allowed = {requirement.name: requirement.specifier for requirement in required}
+    assert str(allowed["prefect"]) == "<3.10,>=3.8.8"
+    for package in ("fastapi", "sqlalchemy", "pydantic"):
+        (advice,) = {check_version(package, "0.0", prefect).advice for prefect in ("3.8.8", "3.9.1")}
+        assert advice == f"Run: pip install '{package}{','.join(reversed(str(allowed[package]).split(',')))}'"
 
 
 @pytest.mark.parametrize(

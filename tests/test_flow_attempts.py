@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.flow_runs import pause_flow_run, suspend_flow_run
-from prefect.states import AwaitingRetry, Crashed, Pending
+from prefect.states import AwaitingRetry, Crashed, Failed, Pending
 from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
@@ -37,6 +38,7 @@ from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.prefect_api import events as prefect_events
+from prefect_executions.workbench import background
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -92,6 +94,28 @@ def test_retries_are_attempts_of_one_execution_each_with_its_times_and_its_error
 
     assert record.instance.usage.exception is None
     assert record.instance.usage.exit_code == 0
+    assert bundles.failed_checks() == []
+
+
+def test_a_returned_failed_state_is_an_attempt_if_prefect_retries_it(bundles):
+    @method(version="1")
+    @flow(retries=1)
+    def says() -> Any:
+        attempt = current_execution().metadata.attempt
+        current_execution().output(f"{attempt}.txt").write_text("done")
+        return Failed(message="no") if attempt == 1 else 1
+
+    state = says(return_state=True)
+
+    if version("prefect").startswith("3.8."):  # the run waits for ever in this state
+        assert state.name == "AwaitingRetry"
+        return
+    background.drain()
+    record = bundles.record()
+    assert kinds(record) == [*WHOLE_WAY, "attempt-failed", "attempt", "COMPLETED"]
+    (failed,) = (entry for entry in record.job_status.history if entry.kind == EntryKind.ATTEMPT_FAILED)
+    assert (failed.attempt, failed.message) == (1, "no")
+    assert {file.path for file in record.job_status.outputs} > {"outputs/1.txt", "outputs/2.txt"}
     assert bundles.failed_checks() == []
 
 

@@ -157,7 +157,7 @@ def test_an_error_whose_str_fails_is_recorded_with_its_traceback(bundles):
     def fails() -> None:
         raise MuteError
 
-    with pytest.raises(RuntimeError, match="no words"):  # Prefect asks the error for its words, and fails with it
+    with pytest.raises(MuteError, match="<exception str\\(\\) failed>"):  # printable, so that Prefect can end the run
         fails()
     raised = bundles.record().instance.usage.exception
 

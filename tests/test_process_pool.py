@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from homes import WHOLE_WAY, Bundles, way
 from journeys import program, waited
 from prefect_executions.cli.app import main
-from prefect_executions.cli.doctor import check_sqlalchemy
+from prefect_executions.cli.doctor import check_version
 from prefect_executions.executions.record import ExecutionRecord
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,8 @@ def test_a_schedule_and_an_event_each_start_a_run(home, client, monkeypatch, cap
     monkeypatch.chdir(ROOT)
     client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template={}))
     chained = f"separate-irises/{POOL}"
-    assert check_sqlalchemy(version("sqlalchemy")).outcome == "ok", "Prefect's schedules do not fire with it"
+    found = check_version("sqlalchemy", version("sqlalchemy"), version("prefect"))
+    assert found.outcome == "ok", "Prefect's schedules do not fire with it"
     assert main(["deploy", "flows/separate_irises/method.yaml", "--pool", POOL]) == 0
     automate(["--after", "count-words", "--output", "counts.csv", "--start", chained, "--parameter", "one=virginica"])
     assert (

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from datetime import timedelta
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -39,10 +39,35 @@ LOW_DISK_SPACE = 1 << 30
 _SUBPROCESS_TIMEOUT = 180
 """Seconds: importing Prefect's server from a cold disk is slow."""
 
-# Measured with Prefect 3.8 on a fresh installation.
-_BREAKS_SERVER, _BREAKS_DEPLOYMENTS, _OLDEST_TESTED = (0, 155), (0, 151), (0, 139)
-_BREAKS_SCHEDULES = (2, 1)
-_FASTAPI_REMEDY = "Run: pip install 'fastapi>=0.139,<0.151'"
+Outcome = Literal["ok", "warn", "fail"]
+
+
+class _Tested(NamedTuple):
+    """The tested versions of a package, from *oldest* to *below*, and what newer ones break."""
+
+    oldest: str
+    below: str
+    breaks: tuple[tuple[str, str, Outcome], ...] = ()
+    """The version that breaks something, what it breaks, and how bad that is; sorted by version."""
+
+
+_OLDEST_PREFECT = "3.8.8"
+_TESTED = {
+    "3.8": {
+        "fastapi": _Tested("0.139", "0.151", (("0.151", "its deployments", "fail"), ("0.155", "its server", "fail"))),
+        "sqlalchemy": _Tested("2.0.40", "2.1", (("2.1", "its schedules, which never fire", "warn"),)),
+        "pydantic": _Tested("2.12", "3"),
+    },
+    "3.9": {
+        "fastapi": _Tested("0.139", "0.151", (("0.151", "its deployments", "fail"),)),
+        "sqlalchemy": _Tested("2.0.40", "2.1"),
+        "pydantic": _Tested("2.12", "3"),
+    },
+}
+"""The tested versions of what Prefect's server depends on, for each tested series of Prefect, the newest last.
+
+Each was measured with a server: 3.9 starts with FastAPI 0.155, but refuses the null in ``{"limit": null}``.
+"""
 
 # Code for a subprocess: if Prefect fails to import, doctor still runs.
 _PROBE_API = """
@@ -62,8 +87,6 @@ _NO_API = "none is configured: commands start a local server"
 _START_SERVER = "from prefect.server.api.server import create_app; create_app()"
 
 _UPGRADE = "Run: pip install --upgrade prefect-executions"
-
-Outcome = Literal["ok", "warn", "fail"]
 
 
 class Diagnosis(NamedTuple):
@@ -95,52 +118,58 @@ def examine() -> Iterator[Diagnosis]:
     yield from _programs()
 
 
-def check_fastapi(fastapi: str) -> Diagnosis:
-    """Return whether this version of FastAPI works with Prefect 3.8."""
-    numbers = re.findall(r"\d+", fastapi)
-    release = (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 else (0, 0)
-    if release >= _BREAKS_DEPLOYMENTS:
-        broken = "server (since 0.155)" if release >= _BREAKS_SERVER else "deployments (since 0.151)"
-        return Diagnosis(
-            "fail",
-            "fastapi",
-            f"{fastapi} is incompatible with this Prefect: it breaks its {broken}",
-            _FASTAPI_REMEDY,
-        )
-    if release < _OLDEST_TESTED:
-        return Diagnosis("warn", "fastapi", f"{fastapi} is older than the tested versions", _FASTAPI_REMEDY)
-    return Diagnosis("ok", "fastapi", fastapi)
+def check_prefect(installed: str) -> Diagnosis:
+    """Return whether this version of Prefect is tested."""
+    if _series(installed) in _TESTED and _release(installed) >= _release(_OLDEST_PREFECT):
+        return Diagnosis("ok", "prefect", installed)
+    newest = _release([*_TESTED][-1])
+    remedy = f"Run: pip install 'prefect>={_OLDEST_PREFECT},<{newest[0]}.{newest[1] + 1}'"
+    return Diagnosis("warn", "prefect", f"{installed} is not a tested version", remedy)
 
 
-def check_sqlalchemy(sqlalchemy: str) -> Diagnosis:
-    """Return whether this version of SQLAlchemy works with a server of Prefect 3.8."""
-    release = tuple(int(number) for number in re.findall(r"\d+", sqlalchemy)[:2])
-    if release >= _BREAKS_SCHEDULES:
-        found = f"{sqlalchemy}: since 2.1, a Prefect server of this installation starts no scheduled runs"
-        return Diagnosis("warn", "sqlalchemy", found, "Run: pip install 'sqlalchemy<2.1'")
-    return Diagnosis("ok", "sqlalchemy", sqlalchemy)
+def check_version(package: str, installed: str, prefect: str) -> Diagnosis:
+    """Return whether this version of *package* works with this version of Prefect, as far as it is tested."""
+    tested = _TESTED.get(_series(prefect), _TESTED[[*_TESTED][-1]])[package]
+    remedy = f"Run: pip install '{package}>={tested.oldest},<{tested.below}'"
+    release = _release(installed)
+    broken = [item for item in tested.breaks if release >= _release(item[0])]
+    if broken:
+        since, what, outcome = broken[-1]
+        found = f"{installed} is incompatible with Prefect {prefect}: since {since} it breaks {what}"
+        return Diagnosis(outcome, package, found, remedy)
+    if release < _release(tested.oldest):
+        return Diagnosis("warn", package, f"{installed} is older than the tested versions", remedy)
+    if release >= _release(tested.below):
+        return Diagnosis("warn", package, f"{installed} is newer than the tested versions", remedy)
+    return Diagnosis("ok", package, installed)
+
+
+def _series(version_text: str) -> str:
+    return ".".join(version_text.split(".")[:2])
+
+
+def _release(version_text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version_text)[:3])
 
 
 def _versions() -> Iterator[Diagnosis]:
     yield Diagnosis("ok", "python", f"{platform.python_version()} at {sys.executable}")
     yield Diagnosis("ok", "prefect-executions", version("prefect-executions"))
-    checks = {"prefect": _prefect_version, "fastapi": check_fastapi, "sqlalchemy": check_sqlalchemy}
-    for package, check in checks.items():
-        try:
-            installed = version(package)
-        except PackageNotFoundError:
+    installed = {package: _installed(package) for package in ("prefect", *_TESTED[[*_TESTED][-1]])}
+    for package, found in installed.items():
+        if found is None:
             yield Diagnosis("fail", package, "not installed", _UPGRADE)
-            continue
-        yield check(installed)
+        elif package == "prefect":
+            yield check_prefect(found)
+        else:
+            yield check_version(package, found, installed["prefect"] or "")
 
 
-def _prefect_version(installed: str) -> Diagnosis:
-    requirements = requires("prefect-executions") or []
-    required = next((line for line in requirements if re.match(r"prefect\b(?!-)", line)), "prefect")
-    series = re.search(r">=(\d+\.\d+)", required)
-    if series and not installed.startswith(f"{series[1]}."):
-        return Diagnosis("warn", "prefect", f"{installed} is not a tested version", f"Run: pip install '{required}'")
-    return Diagnosis("ok", "prefect", installed)
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _prefect(remedy: str) -> Iterator[Diagnosis]:
