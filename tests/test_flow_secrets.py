@@ -79,8 +79,9 @@ def test_a_source_file_with_a_password_is_recorded_by_digest_with_a_note(bundles
     assert not (bundles.one() / "code/careless.py").exists()
     assert not (bundles.one() / "code/uncommitted.diff").exists()
     assert (bundles.one() / "code/requirements.txt").exists()
-    (note,) = notes(bundles)
-    assert "the record has only the digest of code/careless.py" in note
+    warning, withheld = notes(bundles)
+    assert "the record has only the digest of code/careless.py" in warning
+    assert withheld == "withheld, because the name looks secret or the value contains a secret: key"
 
 
 @method(version="1")

@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     environment: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Additional environment variables to record: names, separated by commas."
     )
+    secret_names: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="Additional names of inputs, dictionary keys, params and environment variables whose values are "
+        "withheld, separated by commas.",
+    )
     method_types: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="Additional terms for the type of a Method, separated by commas."
     )
@@ -174,7 +179,7 @@ class Settings(BaseSettings):
     )
     capture_streams: bool = Field(default=True, description="Whether stdout and stderr are recorded in the bundle.")
 
-    @field_validator("environment", "method_types", "retention", mode="before")
+    @field_validator("environment", "secret_names", "method_types", "retention", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

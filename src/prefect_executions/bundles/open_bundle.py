@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +49,7 @@ LOCK_TIMEOUT = 10.0
 _LOCK_PAUSE = 0.005
 _STAND_IN = "stand-in"
 _CANCEL = "cancel"
+_SECRETS = "secrets.json"
 _PRIVATE = frozenset({Agent.file_name})
 
 D = TypeVar("D", bound=Document)
@@ -237,6 +239,21 @@ class OpenBundle:
         with _write_errors_of(self.scratch):
             _make_scratch(self.scratch)
         self.put(self.scratch / _STAND_IN, b"")
+
+    def keep_secret_names(self, names: Iterable[str]) -> None:
+        """Keep the *names* of the secrets that the logs may contain, in the scratch folder.
+
+        Raises:
+            BundleError: If the disk cannot be written.
+        """
+        self.put(self.scratch / _SECRETS, json.dumps(sorted(names)).encode(), mode=0o600)
+
+    def secret_names(self) -> frozenset[str]:
+        """Return the names of the secrets that the logs may contain; none if the execution is not open here."""
+        try:
+            return frozenset(map(str, json.loads((self.scratch / _SECRETS).read_bytes())))
+        except (OSError, ValueError):
+            return frozenset()
 
     def withhold_logs(self) -> Path:
         """Move the logs, which may contain a secret, out of the bundle and return their new folder.

@@ -28,6 +28,7 @@ from prefect_executions.capture.processes import this_process
 from prefect_executions.capture.procfs import content, cpu_count, facts
 from prefect_executions.capture.secrets import MASK, looks_secret
 from prefect_executions.executions.record import Gpu, Instance, Usage
+from prefect_executions.methods.secrets import is_withheld
 
 ENVIRONMENT = (
     "LANG",
@@ -77,6 +78,7 @@ def observe(
     *,
     environment: Mapping[str, str],
     allowed: Sequence[str],
+    names: tuple[str, ...] = (),
     packages: Packages = _PROCESS,
     failures: Failures | None = None,
 ) -> Instance:
@@ -85,8 +87,8 @@ def observe(
     Facts that cannot be read are absent, and *failures* gets the reasons.
 
     Only the variables of `ENVIRONMENT` and *allowed* (names, or patterns with ``*``) are recorded,
-    and values that look secret are withheld. GPUs are limited to `CUDA_VISIBLE_DEVICES` as far
-    as possible.
+    and values that look secret are withheld; *names* are additional names of secrets. GPUs are
+    limited to `CUDA_VISIBLE_DEVICES` as far as possible.
     """
     system, failures = facts(), {} if failures is None else failures
     failures |= system.failures
@@ -108,7 +110,7 @@ def observe(
         gpus=probe(Probe.GPUS, lambda: visible_gpus(installed_gpus(), environment), (), failures),
         python=system.python,
         packages=probe(Probe.PACKAGES, lambda: dict(packages.versions()), {}, failures),
-        environment=probe(Probe.ENVIRONMENT, lambda: recorded_environment(environment, allowed), {}, failures),
+        environment=probe(Probe.ENVIRONMENT, lambda: recorded_environment(environment, allowed, names), {}, failures),
     )
     failures |= packages.failures
     return instance
@@ -119,13 +121,20 @@ def pod_of(environment: Mapping[str, str]) -> str | None:
     return _first(environment, _POD)
 
 
-def recorded_environment(environment: Mapping[str, str], allowed: Sequence[str]) -> dict[str, str]:
+def recorded_environment(
+    environment: Mapping[str, str], allowed: Sequence[str], secret_names: tuple[str, ...] = ()
+) -> dict[str, str]:
     """Return the recorded variables, sorted; values that look secret are replaced by `MASK`."""
     patterns = (*ENVIRONMENT, *allowed)
     exact = {name for name in patterns if "*" not in name} & environment.keys()
     families = [pattern for pattern in patterns if "*" in pattern]
     names = exact.union(*(_matching(environment, pattern) for pattern in families))
-    return {name: MASK if looks_secret(name, environment[name]) else _text(environment[name]) for name in sorted(names)}
+    return {
+        name: MASK
+        if looks_secret(name, value := environment[name]) or is_withheld(name, value, secret_names)
+        else _text(value)
+        for name in sorted(names)
+    }
 
 
 class Meter:

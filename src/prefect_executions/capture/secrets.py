@@ -100,6 +100,11 @@ class SecretMask:
             self._firsts = frozenset(form[0] for form in self._forms)
             self._pattern = re.compile(b"|".join(map(re.escape, self._forms)))
 
+    @property
+    def size(self) -> int:
+        """The number of registered forms, which grows with each new secret."""
+        return len(self._forms)
+
     def __bool__(self) -> bool:
         return bool(self._forms)
 
@@ -395,8 +400,23 @@ def mask_names(folder: Path, mask: SecretMask) -> tuple[str, ...]:
             relative = entry.relative_to(folder).as_posix()
             clean = mask.mask(relative)
             if clean != relative:
-                renamed += _move(entry, folder / clean.replace(MASK, _MASK_IN_NAMES), folder)
+                renamed += _move(entry, folder / masked_name(relative, mask), folder)
     return tuple(sorted(renamed))
+
+
+def masked_name(name: str, mask: SecretMask) -> str:
+    """Return the file name or path *name* with underscores in place of registered secrets."""
+    clean = mask.mask(name)
+    return name if clean == name else clean.replace(MASK, _MASK_IN_NAMES)
+
+
+def free_path(target: Path) -> Path:
+    """Return *target*, with a number before its suffix if it exists."""
+    free, number = target, 1
+    while os.path.lexists(free):
+        number += 1
+        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
+    return free
 
 
 def _move(source: Path, target: Path, folder: Path) -> list[str]:
@@ -407,10 +427,7 @@ def _move(source: Path, target: Path, folder: Path) -> list[str]:
     if not os.path.lexists(source):  # an emptied folder that was removed
         return []
     target.parent.mkdir(parents=True, exist_ok=True)
-    free, number = target, 1
-    while os.path.lexists(free):
-        number += 1
-        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
+    free = free_path(target)
     source.rename(free)
     _remove_empty(source.parent, folder)
     return [free.relative_to(folder).as_posix()]

@@ -22,6 +22,7 @@ from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.invocation import Invocation, current_invocation
 from prefect_executions.flow.opening import workbench_for
 from prefect_executions.flow.outcome import mask_error
+from prefect_executions.flow.shared_secrets import SharedSecrets, join
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.workbench import Workbench
 
@@ -48,11 +49,16 @@ class Call:
     settings: Settings
     workbench: Workbench
     log: LoggerAdapter[Logger]
-    mask: SecretMask = field(default_factory=SecretMask)
+    secrets: SharedSecrets = field(repr=False)
     meter: Meter = field(default_factory=Meter)
     begun: int = field(default_factory=time.time_ns)
     modules_before: frozenset[str] = field(default_factory=lambda: frozenset(sys.modules), repr=False)
     task_logs: set[prefect_logs.TaskLog] = field(default_factory=set)
+
+    @property
+    def mask(self) -> SecretMask:
+        """Masks the secrets of this execution and of all that share its process."""
+        return self.secrets.mask
 
     @property
     def time_limit(self) -> float | None:
@@ -78,6 +84,14 @@ class Call:
                 )
 
     @contextmanager
+    def sharing_secrets(self) -> Iterator[None]:
+        """Share the secrets of this process until the block ends."""
+        try:
+            yield
+        finally:
+            self.secrets.leave(str(self.run.id))
+
+    @contextmanager
     def masking_errors(self) -> Iterator[None]:
         """Mask the secrets in what the block raises."""
         try:
@@ -94,6 +108,7 @@ def for_call(
     """Return the call to record, if Prefect is calling *entry* as the function of a flow run, else None.
 
     A Method's plain function may be called from inside its own run or another one; such a call is not recorded.
+    The caller uses `Call.sharing_secrets` around it.
     """
     context = FlowRunContext.get()
     if context is None or context.flow_run is None or getattr(context.flow, "fn", None) is not entry:
@@ -114,4 +129,5 @@ def for_call(
         settings=settings,
         workbench=workbench_for(settings),
         log=flow_run_logger(context.flow_run, context.flow),
+        secrets=join(enclosed=context.flow_run.parent_task_run_id is not None or context.flow_run.run_count > 1),
     )

@@ -61,6 +61,8 @@ class RecordSink:
     failed: Callable[[str], None]
     mask: Callable[[str], str]
     """Mask the secrets of the execution in a text of its code."""
+    param: Callable[[str, Any], Any]
+    """Withhold the value of a param whose name looks secret."""
 
 
 class Execution:
@@ -185,7 +187,7 @@ class Execution:
             for name, value in self._named("params", values):
                 with self._reporting(f"param {name!r}"):
                     form, missing = readable_form(value)
-                    self._params[self._clean(name)] = _masked(form, self._sink.mask)
+                    self._params[self._clean(name)] = _masked(self._sink.param(name, form), self._sink.mask)
                     self._unwritten_metrics = True
                     if missing:
                         self._warn(f"param {name!r} is recorded without its value: {', '.join(missing)}")

@@ -21,7 +21,10 @@ from uuid import UUID
 from prefect.logging.loggers import flow_run_logger
 
 from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.capture.parameters import register_credentials
 from prefect_executions.capture.processes import kill_execution_processes
+from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.documents import json_value
 from prefect_executions.errors import ExecutionsError, OrchestratorError, SettingsError
 from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import ExecuteRequest, Instance
@@ -31,6 +34,7 @@ from prefect_executions.flow.cancellation import is_unsupervised
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.invocation import current_invocation
 from prefect_executions.flow.opening import Opening, never_started, workbench_for
+from prefect_executions.flow.shared_secrets import current
 from prefect_executions.lifecycle.history import JobStatus, ObservedState, PrefectState
 from prefect_executions.lifecycle.status import Observer, terminal_status_of
 from prefect_executions.prefect_api import events as prefect_events
@@ -68,7 +72,9 @@ class SealingHook:
         with suppress(Exception):
             prefect_logs.shield()
             log = flow_run_logger(flow_run, flow)
-            sealing = _Sealing(self._declared, flow_run, state, log)
+            # Here: in the thread, another run of this process may have begun.
+            mask = current().mask
+            sealing = _Sealing(self._declared, flow_run, state, log, mask)
             patience = _patience()
             deadline = time.monotonic() + patience
             thread = background.submit(sealing.run, name="seal", patience=patience)
@@ -85,9 +91,14 @@ def with_sealing_hook(hooks: Sequence[Hook], declared: Declared) -> list[Hook]:
     return [SealingHook(declared), *(hook for hook in hooks if not isinstance(hook, SealingHook))]
 
 
-def seal_in_state(declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger]) -> None:
-    """Seal the execution of *flow_run*, which ended in *state*, archive and index it; never raises."""
-    _Sealing(declared, flow_run, state, log).run()
+def seal_in_state(
+    declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger], mask: SecretMask
+) -> None:
+    """Seal the execution of *flow_run*, which ended in *state*, archive and index it; never raises.
+
+    *mask* hides the secrets of this process in the message of *state*.
+    """
+    _Sealing(declared, flow_run, state, log, mask).run()
 
 
 def _patience() -> float:
@@ -100,11 +111,14 @@ def _patience() -> float:
 class _Sealing:
     """The sealing of one execution; `sealed_or_failed` is set when this machine has sealed the bundle, or cannot."""
 
-    def __init__(self, declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger]) -> None:
+    def __init__(
+        self, declared: Declared, flow_run: FlowRun, state: State[Any], log: LoggerAdapter[Logger], mask: SecretMask
+    ) -> None:
         self._declared = declared
         self._flow_run = flow_run
         self._state = state
         self._log = log
+        self._mask = mask
         self._crashed_here = False
         self._sealed = False
         self.sealed_or_failed = threading.Event()
@@ -112,7 +126,8 @@ class _Sealing:
     def run(self) -> None:
         """Seal, archive, index and send events; never raises."""
         try:
-            outcome = _seal(self._declared, self._flow_run, self._state, Settings.read(), self._on_sealed)
+            settings, run = Settings.read(), self._flow_run
+            outcome = _seal(self._declared, run, self._state, settings, mask=self._mask, on_sealed=self._on_sealed)
             if outcome is not None and not outcome.archived:
                 execution_id = outcome.job_status.job_id
                 self._log.warning("execution %s is not archived yet; 'executions settle' archives it", execution_id)
@@ -151,6 +166,8 @@ def _seal(
     flow_run: FlowRun,
     state: State[Any],
     settings: Settings,
+    *,
+    mask: SecretMask,
     on_sealed: Callable[[Outcome], None],
 ) -> Outcome | None:
     """Seal the execution; return None if it is sealed already or *state* does not end it."""
@@ -166,15 +183,16 @@ def _seal(
         return None
     before_seal: Callable[[OpenBundle], Sequence[str]] = _nothing
     if slot.bundle is None:
-        opened = _open_never_started(declared, flow_run, slot.id, settings)
+        opened = _open_never_started(declared, flow_run, slot.id, settings, mask)
         workbench.begin(opened.record, opened.code)
         current_invocation().on_opened(opened.record.id)
     elif state.is_crashed() or state.is_cancelling():
         kill_execution_processes(slot.id, instance=slot.bundle.read(Instance))
-        before_seal = partial(_finish_interrupted, flow_run.parameters)
+        before_seal = partial(_finish_interrupted, flow_run.parameters, settings.secret_names)
     status, reason = decision
     take_deferred(slot.id)
-    end = Ending(status, reason, final.time, Observer.HOOK, final.state, final.message)
+    message = final.message and mask.mask(final.message)
+    end = Ending(status, reason, final.time, Observer.HOOK, final.state, message)
     return workbench.seal(slot.id, end, before_seal=before_seal, on_sealed=on_sealed)
 
 
@@ -182,10 +200,10 @@ def _nothing(_: OpenBundle) -> tuple[str, ...]:
     return ()
 
 
-def _finish_interrupted(parameters: Mapping[str, Any], bundle: OpenBundle) -> tuple[str, ...]:
+def _finish_interrupted(parameters: Mapping[str, Any], names: tuple[str, ...], bundle: OpenBundle) -> tuple[str, ...]:
     """Do what the stopped process could not do; return notes about it."""
     notes = end_script_runs(bundle)
-    prefect_finish.finish_interrupted(bundle, parameters, os.environ)
+    prefect_finish.finish_interrupted(bundle, parameters, os.environ, names)
     return notes
 
 
@@ -241,8 +259,13 @@ def _cancel_request(flow_run_id: UUID) -> ObservedState | None:
     return None
 
 
-def _open_never_started(declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings) -> Opening:
+def _open_never_started(
+    declared: Declared, flow_run: FlowRun, execution_id: str, settings: Settings, mask: SecretMask
+) -> Opening:
     """Return the record of a run whose body never ran; refresh *flow_run* first, because it may be stale."""
     with suppress(OrchestratorError):
         flow_run = flow_runs.flow_run(flow_run.id) or flow_run
-    return never_started(declared, flow_run, execution_id, settings)
+    # Prefect's message on an invalid parameter repeats its value.
+    for name, value in flow_run.parameters.items():
+        register_credentials({name: json_value(value)}, mask, settings.secret_names)
+    return never_started(declared, flow_run, execution_id, settings, mask)

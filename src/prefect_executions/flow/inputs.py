@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
+from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -16,20 +18,22 @@ from pydantic import (
     BeforeValidator,
     PlainValidator,
     PydanticUserError,
+    SecretStr,
     TypeAdapter,
     WrapValidator,
 )
 
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.parameters import register_credentials, resolved_name, without_credentials
-from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.capture.secrets import SecretMask, free_path, masked_name
 from prefect_executions.capture.staging import Staged, stage
 from prefect_executions.documents import json_value
-from prefect_executions.errors import InputError
+from prefect_executions.errors import InputError, SecretError
 from prefect_executions.executions.record import RerunSource, StagedInput
 from prefect_executions.executions.value_types import WITHHELD
 from prefect_executions.executions.values import ValueForm, input_form, recorded_form, same_form, type_name
 from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.shared_secrets import SharedSecrets
 from prefect_executions.methods.model import FILE_FORMAT, InputFile
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import ArchiveLevel, Settings
@@ -37,6 +41,8 @@ from prefect_executions.settings import ArchiveLevel, Settings
 Visit = Callable[[str, InputFile], Any]
 Shape = Mapping[str, Any]
 """The JSON Schema of a value; empty if there is none."""
+
+_SECONDS_BETWEEN_STAGING_LINES = 2.0
 
 _SEVERAL = (list, tuple, set, frozenset)
 
@@ -63,19 +69,22 @@ class Inputs:
         self._declared = declared
         self.bound = bound
         self.staged: dict[str, tuple[Path, ...]] = {}
+        self._resolved: dict[str, SecretStr] = {}
+        self._unresolved: SecretError | None = None
         described = declared.method.inputs
         for name, value in bound.arguments.items():
             if name in described and described[name].is_file:
                 bound.arguments[name] = _as_file(value)
 
-    def recorded(self) -> RecordedInputs:
-        """Return the recorded values of all inputs, with secrets withheld.
+    def recorded(self, names: tuple[str, ...] = ()) -> RecordedInputs:
+        """Return the recorded values of all inputs, with secrets withheld; *names* are additional names of secrets.
 
         Raises:
             InputError: If neither a value nor its digest can be recorded; the message names the input.
         """
         values: dict[str, Any] = {}
         rerun: dict[str, RerunSource] = {}
+        files = self.files()
         for name, value in self._given():
             if name in self._declared.method.secrets:
                 values[name] = None if value is None else dict(WITHHELD)
@@ -86,7 +95,7 @@ class Inputs:
                 if not self._is_default(name, value):
                     raise InputError(f"input '{name}' {error}") from error
                 form, exact = {"unrecorded": type_name(value)}, False
-            values[name] = without_credentials(form)
+            values[name] = without_credentials(form, "" if name in files else name, names)
             if not exact or values[name] != form:
                 rerun[name] = "default" if self._is_default(name, value) else "caller"
         return RecordedInputs(values, rerun)
@@ -103,23 +112,38 @@ class Inputs:
             _walk(name, value, add, self._shape(name))
         return origins
 
-    def resolve_secrets(self, environment: Mapping[str, str], mask: SecretMask) -> dict[str, Any]:
-        """Replace the name of each secret by its value; return the names for the record.
+    def register_secrets(
+        self, environment: Mapping[str, str], shared: SharedSecrets, names: tuple[str, ...] = ()
+    ) -> None:
+        """Look up the value of each secret; add these values and all credentials among the arguments to *shared*.
 
-        Add these values and the credentials of all URLs among the arguments to *mask*.
-
-        Raises:
-            SecretError: If no secret has that name.
+        The failure of a look-up is raised by `resolve_secrets`, when there is a record of it.
         """
-        register_credentials([json_value(value) for _, value in self._given()], mask)
-        names = {}
+        files = self.files()
+        for name, value in self._given():
+            register_credentials({"" if name in files else name: json_value(value)}, shared.mask, names)
         for name in sorted(self._declared.method.secrets & self.bound.arguments.keys()):
             reference = self.bound.arguments[name]
             if reference is None:
                 continue
-            value = blocks.resolve_secret(name, reference, environment)
-            mask.add(value.get_secret_value())
-            names[name] = resolved_name(reference)
+            try:
+                self._resolved[name] = blocks.resolve_secret(name, reference, environment)
+            except SecretError as error:
+                self._unresolved = error
+                return
+            shared.add(reference, self._resolved[name].get_secret_value())
+
+    def resolve_secrets(self) -> dict[str, Any]:
+        """Replace the name of each secret by its value; return the names for the record.
+
+        Raises:
+            SecretError: If no secret has that name.
+        """
+        if self._unresolved is not None:
+            raise self._unresolved
+        names = {}
+        for name, value in self._resolved.items():
+            names[name] = resolved_name(self.bound.arguments[name])
             wrapped = name in self._declared.wrapped
             self.bound.arguments[name] = value if wrapped else value.get_secret_value()
         return names
@@ -130,11 +154,12 @@ class Inputs:
         level: ArchiveLevel,
         settings: Settings,
         progress: Callable[[str, int, int | None], None],
+        mask: SecretMask,
     ) -> tuple[StagedInput, ...]:
         """Stage all files, replace them by their copies in the arguments, and return their records.
 
         At archive level ``full``, copies up to the size limit go into the bundle. Others
-        stay in the scratch folder until the end of the execution.
+        stay in the scratch folder until the end of the execution. Names and origins are masked.
 
         Raises:
             InputError: If a file is missing or cannot be read; the message names the input.
@@ -146,7 +171,7 @@ class Inputs:
         records: list[StagedInput] = []
         all_staged = stage(origins, bundle.scratch / "inputs", progress=progress)
         for name in origins:
-            placed = [_place(staged, bundle, level, settings) for staged in all_staged if staged.input == name]
+            placed = [_place(staged, bundle, level, settings, mask) for staged in all_staged if staged.input == name]
             copies[name] = iter(placed)
             self.staged[name] = tuple(path for _, path in placed)
             records += [record for record, _ in placed]
@@ -247,6 +272,19 @@ def _converts(annotation: Any, seen: frozenset[Any] = frozenset()) -> bool:
 _VALIDATORS = (BeforeValidator, AfterValidator, WrapValidator, PlainValidator)
 
 
+def staging_progress(log: LoggerAdapter[Logger]) -> Callable[[str, int, int | None], None]:
+    """Return a callback that logs the progress of staging every two seconds."""
+    next_line = time.monotonic() + _SECONDS_BETWEEN_STAGING_LINES
+
+    def report(name: str, done: int, total: int | None) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + _SECONDS_BETWEEN_STAGING_LINES
+            log.info("input '%s': %s of %s bytes", name, done, "?" if total is None else total)
+
+    return report
+
+
 def _as_file(value: Any) -> Any:
     """Convert paths to `InputFile`: Prefect does not validate defaults, so a default may be a plain path."""
     if isinstance(value, _SEVERAL) and not hasattr(value, "_fields"):
@@ -318,18 +356,22 @@ def _same(left: Iterable[Any], right: Iterable[Any]) -> bool:
     return all(first is second for first, second in zip(left, right, strict=True))
 
 
-def _place(staged: Staged, bundle: OpenBundle, level: ArchiveLevel, settings: Settings) -> tuple[StagedInput, Path]:
+def _place(
+    staged: Staged, bundle: OpenBundle, level: ArchiveLevel, settings: Settings, mask: SecretMask
+) -> tuple[StagedInput, Path]:
     """Move a staged file into the bundle if level and limit allow it; return its record and its path."""
     in_bundle: Path | None = None
     if level is ArchiveLevel.FULL and staged.size <= settings.input_limit:
-        in_bundle = bundle.paths.inputs / staged.path.relative_to(bundle.scratch / "inputs")
+        relative = staged.path.relative_to(bundle.scratch / "inputs").as_posix()
+        in_bundle = bundle.paths.inputs / masked_name(relative, mask)
+        in_bundle = free_path(in_bundle) if in_bundle.name != staged.path.name else in_bundle
         in_bundle.parent.mkdir(parents=True, exist_ok=True)
         staged.path.replace(in_bundle)
     record = StagedInput(
         input=staged.input,
-        name=staged.name,
+        name=mask.mask(staged.name),
         path=in_bundle and in_bundle.relative_to(bundle.folder).as_posix(),
-        origin=staged.origin,
+        origin=mask.mask(staged.origin),
         sha256=staged.sha256,
         size=staged.size,
         media_type=staged.media_type,

@@ -21,9 +21,10 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture import host as host_facts
 from prefect_executions.capture.code import identify
 from prefect_executions.capture.packages import requirements_of
-from prefect_executions.capture.parameters import recorded_method
+from prefect_executions.capture.parameters import masked_record, recorded_method, withheld_note
 from prefect_executions.capture.probes import Failures, Probe, note_on, probe
 from prefect_executions.capture.processes import this_process_with_layout
+from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.errors import ArchiveError, DirtyTreeError, OrchestratorError
 from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance, Process, Usage
 from prefect_executions.flow.context import current_id
@@ -123,10 +124,11 @@ def opening(
     settings: Settings,
     *,
     states: Sequence[ObservedState],
+    parent: str | None,
 ) -> Opening:
     """Return the record of a run whose parameters are valid and whose Method is about to start.
 
-    *states* are Prefect's states of the run so far.
+    *states* are Prefect's states of the run so far; *parent* is the execution that called it.
     """
     failures: Failures = {}
     method, code = resolve_method(declared, run, settings, failures)
@@ -146,7 +148,8 @@ def opening(
                 inputs.values,
                 archive=settings.archive_level,
                 environment=os.environ,
-                parent=_parent(run, settings),
+                parent=parent,
+                names=settings.secret_names,
                 rerun=inputs.rerun,
             ),
             infrastructure=infrastructure(run, settings),
@@ -172,7 +175,9 @@ def instance(run: FlowRun, settings: Settings, failures: Failures) -> Instance:
 
     *failures* gets the facts that cannot be read.
     """
-    observed = host_facts.observe(environment=os.environ, allowed=settings.environment, failures=failures)
+    observed = host_facts.observe(
+        environment=os.environ, allowed=settings.environment, names=settings.secret_names, failures=failures
+    )
     own = current_id() is None and owns_process(run)
     process = observed.process
     if own and process is not None:
@@ -180,34 +185,46 @@ def instance(run: FlowRun, settings: Settings, failures: Failures) -> Instance:
     return flow_runs.with_worker_labels(observed, run).model_copy(update={"process": process, "own_process": own})
 
 
-def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings) -> Opening:
+def with_secrets_noted(record: ExecutionRecord, unknown: Sequence[str]) -> ExecutionRecord:
+    """Return *record* with a note on withheld values, and on secrets of its callers that are *unknown* here."""
+    notes = [withheld_note(record.method, record.request)]
+    if unknown:
+        listed = ", ".join(unknown)
+        notes.append(f"secrets of the calling execution cannot be read here, so they are not masked: {listed}")
+    job_status = record.job_status
+    for note in filter(None, notes):
+        if all(entry.message != note for entry in job_status.history):
+            job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
+    return replace(record, job_status=job_status)
+
+
+def never_started(declared: Declared, run: FlowRun, execution_id: str, settings: Settings, mask: SecretMask) -> Opening:
     """Return the record of a run that ended before the Method's code could start.
 
     `Instance` is empty, because no process was observed. The inputs are the raw
-    parameters, because they were not validated.
+    parameters, because they were not validated. *mask* hides the secrets of this process.
     """
     # A dirty tree may be the very reason why the run was refused; it must not prevent the record.
     failures: Failures = {}
     method, code = resolve_method(declared, run, settings.model_copy(update={"dirty": DirtyTree.RECORD}), failures)
-    return Opening(
-        ExecutionRecord(
-            method=method,
-            request=flow_runs.request_of(
-                run,
-                method,
-                execution_id,
-                None,
-                archive=settings.archive_level,
-                environment=os.environ,
-                parent=_parent(run, settings),
-            ),
-            infrastructure=infrastructure(run, settings),
-            instance=Instance(),
-            job_status=with_failures(flow_runs.job_status_from_prefect(execution_id, method.id, run), failures),
-            agent=agent(run, settings),
+    record = ExecutionRecord(
+        method=method,
+        request=flow_runs.request_of(
+            run,
+            method,
+            execution_id,
+            None,
+            archive=settings.archive_level,
+            environment=os.environ,
+            parent=parent_of(run, settings),
+            names=settings.secret_names,
         ),
-        code,
+        infrastructure=infrastructure(run, settings),
+        instance=Instance(),
+        job_status=with_failures(flow_runs.job_status_from_prefect(execution_id, method.id, run), failures),
+        agent=agent(run, settings),
     )
+    return Opening(with_secrets_noted(masked_record(record, mask), ()), code)
 
 
 def agent(run: FlowRun, settings: Settings) -> Agent:
@@ -222,7 +239,7 @@ def agent(run: FlowRun, settings: Settings) -> Agent:
     return Agent(source="system", claims={"sub": user})
 
 
-def _parent(run: FlowRun, settings: Settings) -> str | None:
+def parent_of(run: FlowRun, settings: Settings) -> str | None:
     """Return the id of the execution that started this run: in this process, or as Prefect records it."""
     if (parent := current_id()) is not None:
         return parent
@@ -250,8 +267,9 @@ def resolve_method(
     identity, code = probe(Probe.CODE, read, nothing, failures)
     if Probe.CODE in failures and settings.dirty is DirtyTree.REFUSE:
         raise DirtyTreeError(f"Method '{declared.method.id}'", ())
-    identity, allowed = without_credentials(declared, identity, code)
-    return recorded_method(declared.method).model_copy(update={"code": identity}), allowed
+    identity, allowed = without_credentials(declared, identity, code, names=settings.secret_names)
+    method = recorded_method(declared.method, settings.secret_names)
+    return method.model_copy(update={"code": identity}), allowed
 
 
 def _plain_text_warning(declared: Declared, method: Method, code: Mapping[str, bytes]) -> str | None:
@@ -264,7 +282,7 @@ def _plain_text_warning(declared: Declared, method: Method, code: Mapping[str, b
 
 def infrastructure(run: FlowRun, settings: Settings) -> Infrastructure:
     """Return where *run* was sent: from Prefect and its worker; the operator's settings override the image."""
-    sent = flow_runs.infrastructure(run, os.environ)
+    sent = flow_runs.infrastructure(run, os.environ, settings.secret_names)
     image, digest = settings.image or sent.image, settings.image_digest or sent.image_digest
     return sent.model_copy(update={"image": image, "image_digest": digest})
 

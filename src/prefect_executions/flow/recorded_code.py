@@ -21,6 +21,7 @@ def with_late_code(
     begun: int,
     apart: Iterable[str],
     mask: SecretMask,
+    names: tuple[str, ...],
 ) -> tuple[Method, Mapping[str, bytes]]:
     """Return the recorded *method* with the modules and data files that its code loaded, and the new files.
 
@@ -34,19 +35,25 @@ def with_late_code(
     complete, data = with_data(late, opened_data(declared.source, before=begun, apart=apart, secret=secret))
     if complete == method.code:
         return method, {}
-    identity, allowed = without_credentials(declared, complete, {**modules, **data}, before=method.code)
+    identity, allowed = without_credentials(declared, complete, {**modules, **data}, before=method.code, names=names)
     return method.model_copy(update={"code": identity}), allowed
 
 
 def without_credentials(
-    declared: Declared, identity: CodeIdentity, code: Mapping[str, bytes], *, before: CodeIdentity | None = None
+    declared: Declared,
+    identity: CodeIdentity,
+    code: Mapping[str, bytes],
+    *,
+    before: CodeIdentity | None = None,
+    names: tuple[str, ...] = (),
 ) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return *identity* and its *code* without files that hold credentials from the defaults of inputs.
 
     The identity lists the files that are not kept. Those of *before* are already kept or listed.
+    *names* are additional names of secrets.
     """
     withheld = declared.withheld
-    plain_text = plain_text_defaults(declared.method)
+    plain_text = plain_text_defaults(declared.method, names)
     allowed = {path: data for path, data in code.items() if path == REQUIREMENTS or not withheld}
     allowed = {path: data for path, data in allowed.items() if not plain_text.holds(data)}
     if DIFF in code.keys() - allowed.keys() and identity.repository:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import copy_context
@@ -25,6 +24,7 @@ from prefect.utilities.timeout import timeout, timeout_async
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.opened_files import ignore
 from prefect_executions.capture.packages import requirements_of
+from prefect_executions.capture.parameters import masked_metrics, masked_record, recorded_param
 from prefect_executions.capture.secrets import mask_names
 from prefect_executions.capture.streams import open_streams
 from prefect_executions.documents import Document
@@ -43,7 +43,7 @@ from prefect_executions.flow.call import Call, for_call
 from prefect_executions.flow.cancellation import CancellationWatcher
 from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.inputs import Inputs
+from prefect_executions.flow.inputs import Inputs, staging_progress
 from prefect_executions.flow.invocation import owns_process
 from prefect_executions.flow.opening import (
     Resumption,
@@ -51,8 +51,10 @@ from prefect_executions.flow.opening import (
     late_worker_facts,
     now,
     opening,
+    parent_of,
     taken_over,
     with_failures,
+    with_secrets_noted,
 )
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
@@ -65,8 +67,6 @@ from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench.recovery import resume, suspend
-
-_SECONDS_BETWEEN_STAGING_LINES = 2.0
 
 
 def recorded(declared: Declared) -> Callable[..., Any]:
@@ -110,6 +110,8 @@ class Attempt:
     record: ExecutionRecord
     bundle: OpenBundle
     resumption: Resumption | None
+    masked: int
+    """The size of the mask that was applied to the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,42 +130,45 @@ def session(call: Call) -> Iterator[RunningAttempt]:
     Raises:
         ExecutionsError: If the record cannot be opened or an input cannot be staged; the block did not run.
     """
-    error: BaseException | None = None
-    running: RunningAttempt | None = None
-    with call.masking_errors():
-        attempt = open_attempt(call)
-    try:
-        attempt = stage(attempt)
-        with _running(attempt) as running, wait_for_submitted_tasks(call.context.task_runner):
-            yield running
-    except BaseException as raised_error:
-        error = raised_error
-        raise
-    finally:
-        finish(write_end(attempt, running, error), error)
+    with call.sharing_secrets():
+        error: BaseException | None = None
+        running: RunningAttempt | None = None
+        with call.masking_errors():
+            attempt = open_attempt(call)
+        try:
+            attempt = stage(attempt)
+            with _running(attempt) as running, wait_for_submitted_tasks(call.context.task_runner):
+                yield running
+        except BaseException as raised_error:
+            error = raised_error
+            raise
+        finally:
+            finish(write_end(attempt, running, error), error)
 
 
 @asynccontextmanager
 async def session_async(call: Call) -> AsyncIterator[RunningAttempt]:
     """Do what `session` does, with the slow parts in threads so that the event loop keeps running."""
-    error: BaseException | None = None
-    running: RunningAttempt | None = None
-    with call.masking_errors():
-        attempt = await asyncio.to_thread(open_attempt, call)
-    try:
-        attempt = await asyncio.to_thread(stage, attempt)
-        with _running(attempt) as running, wait_for_submitted_tasks(call.context.task_runner):
-            yield running
-    except BaseException as raised_error:
-        error = raised_error
-        raise
-    finally:
-        # Not in a thread: a full pool or a cancellation would lose how the attempt ended, and the masking of its error.
-        ended = write_end(attempt, running, error)
-        if error is None or isinstance(error, Exception):
-            await asyncio.to_thread(finish, ended, error)
-        else:  # a cancelled task cannot wait for a thread
-            finish(ended, error)
+    with call.sharing_secrets():
+        error: BaseException | None = None
+        running: RunningAttempt | None = None
+        with call.masking_errors():
+            attempt = await asyncio.to_thread(open_attempt, call)
+        try:
+            attempt = await asyncio.to_thread(stage, attempt)
+            with _running(attempt) as running, wait_for_submitted_tasks(call.context.task_runner):
+                yield running
+        except BaseException as raised_error:
+            error = raised_error
+            raise
+        finally:
+            # Not in a thread: a full pool or a cancellation would lose how the attempt ended, and the masking of its
+            # error.
+            ended = write_end(attempt, running, error)
+            if error is None or isinstance(error, Exception):
+                await asyncio.to_thread(finish, ended, error)
+            else:  # a cancelled task cannot wait for a thread
+                finish(ended, error)
 
 
 def open_attempt(call: Call) -> Attempt:
@@ -171,24 +176,34 @@ def open_attempt(call: Call) -> Attempt:
     call.meter.start()
     ignore(*map(str, call.settings.local_folders))
     inputs, run, workbench = Inputs(call.declared, call.arguments), call.run, call.workbench
+    parent = parent_of(run, call.settings)
+    unknown = call.secrets.inherit(workbench, parent, os.environ)
+    inputs.register_secrets(os.environ, call.secrets, call.settings.secret_names)
     place = workbench.next_slot(str(run.id), revisited=run.run_count > 1)
     states = flow_runs.current_states(run)
     suspensions = [observed.state.id for observed in states if observed.state.type == "PAUSED"]
     if suspensions:
         place = resume(workbench, place, suspensions[-1])
-    if place.bundle is not None:
-        resumption = continued(place.bundle.record(), call.declared, run, states, call.settings)
-        return Attempt(call=call, inputs=inputs, record=resumption.record, bundle=place.bundle, resumption=resumption)
-    record, code = opening(call.declared, run, place.id, inputs.recorded(), call.settings, states=states)
-    archived = workbench.archive.opening(place.id) if run.run_count > 1 else None
-    opened = OpeningRecord.of_execution(place.id, archived).record() if archived is not None else None
-    taken = taken_over(record, opened, states) if opened is not None else None
-    record = taken.record if taken else record
-    return Attempt(call=call, inputs=inputs, record=record, bundle=workbench.begin(record, code), resumption=taken)
+    resumption: Resumption | None
+    bundle = place.bundle
+    if bundle is not None:
+        resumption = continued(bundle.record(), call.declared, run, states, call.settings)
+        record, masked = masked_record(resumption.record, call.mask), call.mask.size
+    else:
+        values = inputs.recorded(call.settings.secret_names)
+        record, code = opening(call.declared, run, place.id, values, call.settings, states=states, parent=parent)
+        archived = workbench.archive.opening(place.id) if run.run_count > 1 else None
+        opened = OpeningRecord.of_execution(place.id, archived).record() if archived is not None else None
+        resumption = taken_over(record, opened, states) if opened is not None else None
+        masked = call.mask.size
+        record = with_secrets_noted(masked_record(resumption.record if resumption else record, call.mask), unknown)
+        bundle = workbench.begin(record, code)
+    call.secrets.open(bundle)
+    return Attempt(call=call, inputs=inputs, record=record, bundle=bundle, resumption=resumption, masked=masked)
 
 
 def stage(attempt: Attempt) -> Attempt:
-    """Resolve secrets and stage inputs; return the attempt with both in its record.
+    """Put secrets and staged files into the arguments; return the attempt with both in its record.
 
     Raises:
         ExecutionsError: If a secret cannot be resolved or a file cannot be staged.
@@ -198,26 +213,14 @@ def stage(attempt: Attempt) -> Attempt:
     if inputs.files():  # staging may take long, and the machine may fail meanwhile
         call.workbench.announce(record)
         defer(record.id, row=partial(call.workbench.index_open, record))
-    secrets = inputs.resolve_secrets(os.environ, call.mask)
-    staged = inputs.stage(attempt.bundle, record.request.archive, call.settings, _staging_progress(call))
+    secrets = inputs.resolve_secrets()
+    staged = inputs.stage(attempt.bundle, record.request.archive, call.settings, staging_progress(call.log), call.mask)
     if secrets or staged:
         fields = record.request.model_dump(exclude={"inputs"}, by_alias=False) | {"files": staged}
         record = replace(record, request=ExecuteRequest(**fields | {"values": record.request.values | secrets}))
         attempt.bundle.write_document(record.request)
     trace_point(TracePoint.STAGED, record.id)
     return replace(attempt, record=record)
-
-
-def _staging_progress(call: Call) -> Callable[[str, int, int | None], None]:
-    next_line = time.monotonic() + _SECONDS_BETWEEN_STAGING_LINES
-
-    def log(name: str, done: int, total: int | None) -> None:
-        nonlocal next_line
-        if time.monotonic() >= next_line:
-            next_line = time.monotonic() + _SECONDS_BETWEEN_STAGING_LINES
-            call.log.info("input '%s': %s of %s bytes", name, done, "?" if total is None else total)
-
-    return log
 
 
 @contextmanager
@@ -331,6 +334,7 @@ def _record_sink(call: Call, record: ExecutionRecord, bundle: OpenBundle) -> Rec
         log=lambda text: context.run(call.log.info, "%s", text),
         failed=lambda text: context.run(call.log.warning, "%s", text),
         mask=call.mask.mask,
+        param=partial(recorded_param, names=call.settings.secret_names),
     )
 
 
@@ -378,6 +382,14 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
     if running:
         with call.never_losing("recording the modules that were loaded late"):
             _write_late_code(attempt)
+    with call.never_losing("masking secrets that became known later"):
+        if call.mask.size != attempt.masked:
+            record = with_secrets_noted(masked_record(replace(attempt.record, job_status=job_status), call.mask), ())
+            if record.request is not attempt.record.request:
+                _write(attempt, record.request)
+                call.workbench.announce(record)
+            attempt, job_status = replace(attempt, record=record), record.job_status
+            metrics = metrics and masked_metrics(metrics, call.mask)
     instance = _instance(attempt, running)
     usage = merge_usage(instance.usage, call.meter.stop().model_copy(update=ended))
     job_status = with_failures(job_status, call.meter.failures)
@@ -434,7 +446,13 @@ def _write_late_code(attempt: Attempt) -> None:
     call, bundle = attempt.call, attempt.bundle
     inputs = [file.origin for file in attempt.record.request.files]
     method, code = with_late_code(
-        call.declared, attempt.record.method, call.modules_before, begun=call.begun, apart=inputs, mask=call.mask
+        call.declared,
+        attempt.record.method,
+        call.modules_before,
+        begun=call.begun,
+        apart=inputs,
+        mask=call.mask,
+        names=call.settings.secret_names,
     )
     if method is not attempt.record.method:
         for path, data in code.items():

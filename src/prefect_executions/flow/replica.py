@@ -225,12 +225,12 @@ class Replica:
         return {"INPUTS": inputs, "OUTPUTS": self._mount_path, "ccptaskid": self.task}
 
     def _plan(self, runtime: Runtime, request: RunRequest) -> Plan:
-        """Compile the plan and write it into the bundle."""
-        bundle = self._spec.bundle
+        """Compile the plan and write it, without secrets that a value contains, into the bundle."""
+        bundle, mask = self._spec.bundle, self._spec.mask
         plan = runtime.compile(request, bundle.scratch / "plans" / request.id)
         name = request.id.removeprefix(f"{bundle.id}.")
-        bundle.write(f"{CODE}/{PLANS}/{name}/plan.json", plan.to_json())
-        bundle.write(f"{CODE}/{PLANS}/{name}/entrypoint.sh", request.script.encode())
+        bundle.write(f"{CODE}/{PLANS}/{name}/plan.json", mask.mask(plan.to_json()))
+        bundle.write(f"{CODE}/{PLANS}/{name}/entrypoint.sh", mask.mask(request.script.encode()))
         return plan
 
     def _follow(self, run: Run) -> Exception | None:

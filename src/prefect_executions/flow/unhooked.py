@@ -44,7 +44,7 @@ def seal_aborted(call: Call, error: BaseException) -> None:
         state = run.state
         if state is None or not state.is_final():
             state = flow_runs.set_crashed(run.id, f"Execution was interrupted by {type(error).__name__}: {error}")
-        seal_in_state(call.declared, run, state, call.log)
+        seal_in_state(call.declared, run, state, call.log, call.mask)
 
 
 def _cancels(returned: object) -> bool:
@@ -67,6 +67,6 @@ def _seal_when_cancelled(call: Call, patience: float) -> None:
         state = call.run.state  # Prefect's engine sets it, when its API has accepted the state
         if state is not None and state.is_final():
             if state.is_cancelled():  # for the other final states Prefect calls the hooks
-                seal_in_state(call.declared, call.run, state, call.log)
+                seal_in_state(call.declared, call.run, state, call.log, call.mask)
             return
         time.sleep(_POLL)

@@ -21,7 +21,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from prefect_executions.capture.host import pod_of
-from prefect_executions.capture.parameters import recorded_parameters
+from prefect_executions.capture.parameters import plain_value, recorded_parameters
 from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import clean_text, in_utc, json_value
 from prefect_executions.errors import NotFoundError, OrchestratorError
@@ -108,17 +108,19 @@ def parent_run_id(run: FlowRun) -> UUID | None:
         raise OrchestratorError(f"the parent of flow run {run.id} cannot be read: {error}") from error
 
 
-def infrastructure(run: FlowRun, environment: Mapping[str, str]) -> Infrastructure:
+def infrastructure(run: FlowRun, environment: Mapping[str, str], names: tuple[str, ...] = ()) -> Infrastructure:
     """Return where *run* was sent, according to Prefect and its worker.
 
-    Of the job variable ``env`` only the names are recorded: its values may be secrets.
+    Of the job variable ``env`` only the names are recorded: its values may be secrets. Other
+    variables are recorded like inputs; *names* are additional names of secrets.
     """
     labels, pod = run.labels or {}, pod_of(environment)
     worker_labels = _worker_labels(run, pod)
     pool_type = labels.get("prefect.worker.type")
-    variables = {name: json_value(value) for name, value in (run.job_variables or {}).items()}
-    if isinstance(variables.get("env"), dict):
-        variables["env"] = sorted(variables["env"])
+    given = {name: json_value(value) for name, value in (run.job_variables or {}).items()}
+    if isinstance(given.get("env"), dict):
+        given["env"] = sorted(given["env"])
+    variables = {name: plain_value(value, name, names) for name, value in given.items()}
     return Infrastructure(
         type=str(pool_type) if pool_type else "direct" if run.deployment_id is None else "serve",
         work_pool=run.work_pool_name or _text(labels.get("prefect.work-pool.name")),
@@ -281,14 +283,16 @@ def request_of(
     environment: Mapping[str, str],
     parent: str | None = None,
     rerun: Mapping[str, RerunSource] | None = None,
+    names: tuple[str, ...] = (),
 ) -> ExecuteRequest:
     """Return the request of *run*; *values* are None if Prefect could not validate the parameters.
 
     *rerun* names the inputs that *values* cannot supply to a rerun.
 
-    *archive* is the level of Methods that declare none, *parent* the execution whose Method called this one.
+    *archive* is the level of Methods that declare none, *parent* the execution whose Method called this one,
+    *names* additional names of secrets.
     """
-    raw = recorded_parameters(method, run.parameters)
+    raw = recorded_parameters(method, run.parameters, names)
     return ExecuteRequest(
         execution_id=execution_id,
         method_id=method.id,
