@@ -61,7 +61,7 @@ def forget() -> None:
         if isinstance(thing, code.CodeCache):
             thing.identities.clear()
             thing.reads.clear()
-    for packages in (host._PROCESS, code._PROCESS.packages):
+    for packages in (host._PROCESS, code.PROCESS.packages):
         packages.__init__()
     processes._own.clear()
     processes._marks.clear()

@@ -20,10 +20,11 @@ from prefect_executions.capture.probes import Failures, Probe, note_on, probe
 from prefect_executions.errors import DirtyTreeError
 
 ROOT = Path(__file__).parents[1] / "src/prefect_executions"
-MODULES = (
-    *(f"capture/{name}.py" for name in ("host", "procfs", "packages", "git", "code", "processes")),
-    "flow/opening.py",
+_CAPTURE = (
+    *("code", "data_files", "git", "host", "imports", "late_code", "notebook", "opened_files", "packages"),
+    *("processes", "procfs", "project"),
 )
+MODULES = (*(f"capture/{name}.py" for name in _CAPTURE), "flow/opening.py", "flow/recorded_code.py")
 """The modules whose calls read facts for the record."""
 
 NOTED = {
@@ -89,7 +90,7 @@ _PATH = {
 _HARMLESS = {
     # text only
     "os.fsencode", "os.fsdecode", "os.path.dirname", "os.path.basename", "os.path.join", "os.path.normpath",
-    "os.path.isabs", "os.path.relpath", "inspect.signature", "time.sleep", "time.monotonic", "time.time_ns",
+    "os.path.isabs", "os.path.relpath", "os.path.splitext", "os.path.expanduser", "inspect.signature", "time.sleep", "time.monotonic", "time.time_ns",
     "os.environ.items", "os.getpid", "os.geteuid", "os.getuid", "sysconfig.get_path",
     # after the end of a stopped run, and for other processes
     "os.pidfd_open", "os.kill", "os.close",
