@@ -90,7 +90,8 @@ _PATH = {
 _HARMLESS = {
     # text only
     "os.fsencode", "os.fsdecode", "os.path.dirname", "os.path.basename", "os.path.join", "os.path.normpath",
-    "os.path.isabs", "os.path.relpath", "os.path.splitext", "os.path.expanduser", "inspect.signature", "time.sleep", "time.monotonic", "time.time_ns",
+    "os.path.isabs", "os.path.relpath", "os.path.splitext", "os.path.expanduser", "inspect.signature",
+    "time.sleep", "time.monotonic", "time.time_ns",
     "os.environ.items", "os.getpid", "os.geteuid", "os.getuid", "sysconfig.get_path",
     # after the end of a stopped run, and for other processes
     "os.pidfd_open", "os.kill", "os.close",
