@@ -21,7 +21,7 @@ from prefect_executions.errors import BundleError, NotAvailableError, NotFoundEr
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.methods.model import Comparison, InputDescription
 from prefect_executions.operations.compare import compare_executions
-from prefect_executions.operations.replay import open_replayable, prepare_replay, requirements_of
+from prefect_executions.operations.replay import open_replayable, prepare_replay
 from prefect_executions.workbench.catalog import Catalog
 from records import (
     EXECUTION_ID,
@@ -30,7 +30,6 @@ from records import (
     SOURCE,
     a_code_identity,
     a_method,
-    a_record,
     a_request,
     a_staged_input,
     an_instance,
@@ -204,13 +203,6 @@ def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, 
     assert Verdict.from_json(Catalog(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
     [result] = compare_executions(Catalog(bench), EXECUTION_ID, OTHER_ID).outputs
     assert result == regions
-
-
-def test_this_package_is_not_among_the_requirements():
-    record = a_record()
-    packages = {"numpy": "2.3.1", "prefect-executions": "0.1.0"}
-    record = replace(record, instance=record.instance.model_copy(update={"packages": packages}))
-    assert requirements_of(record) == ("numpy==2.3.1",)
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "1", "nan"])

@@ -110,6 +110,7 @@ def observe(
         gpus=probe(Probe.GPUS, lambda: visible_gpus(installed_gpus(), environment), (), failures),
         python=system.python,
         packages=probe(Probe.PACKAGES, lambda: dict(packages.versions()), {}, failures),
+        package_origins=probe(Probe.PACKAGES, lambda: dict(packages.origins()) or None, None, failures),
         environment=probe(Probe.ENVIRONMENT, lambda: recorded_environment(environment, allowed, names), {}, failures),
     )
     failures |= packages.failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from prefect_executions.capture.probes import Failures, Probe, reason
+from prefect_executions.capture.secrets import redact_url
+from prefect_executions.executions.record import PackageOrigin
 
 _NAME = re.compile(r"^Name:[ \t]*(\S+)", re.MULTILINE)
 _VERSION = re.compile(r"^Version:[ \t]*(\S+)", re.MULTILINE)
@@ -30,6 +33,8 @@ class _Folder(NamedTuple):
     changed: int
     packages: Mapping[str, tuple[str, str]]
     unread: tuple[str, ...] = ()
+    origins: Mapping[str, PackageOrigin] = MappingProxyType({})
+    """Where those packages came from that came from no index, by name."""
 
 
 class Packages:
@@ -45,6 +50,7 @@ class Packages:
         self._folders: Mapping[str, _Folder] = {}
         self._versions: Mapping[str, str] = MappingProxyType({})
         self._requirements = b""
+        self._origins: Mapping[str, PackageOrigin] = MappingProxyType({})
         self._failures: Failures = {}
 
     @property
@@ -58,6 +64,12 @@ class Packages:
             self._renew()
             return self._versions
 
+    def origins(self) -> Mapping[str, PackageOrigin]:
+        """Return where those packages came from that came from no package index, by name."""
+        with self._lock:
+            self._renew()
+            return self._origins
+
     def requirements(self) -> bytes:
         """Return a requirements file with the exact version of each package."""
         with self._lock:
@@ -70,6 +82,8 @@ class Packages:
         self._failures = {Probe.PACKAGES: "; ".join(unread)} if unread else {}
         if _packages_of(before) != _packages_of(self._folders):
             self._versions = MappingProxyType(_installed(_packages_of(self._folders)))
+            origins = dict(ChainMap(*(dict(folder.origins) for folder in self._folders.values())))
+            self._origins = MappingProxyType({name: origins[name] for name in self._versions if name in origins})
             self._requirements = requirements_of(self._versions)
 
 
@@ -132,6 +146,7 @@ def _read(folder: str, before: _Folder | None) -> _Folder:
         return before
     packages: dict[str, tuple[str, str]] = {}
     unread: list[str] = []
+    origins: dict[str, PackageOrigin] = {}
     try:
         for distribution in importlib.metadata.distributions(path=[folder]):
             try:
@@ -141,9 +156,25 @@ def _read(folder: str, before: _Folder | None) -> _Folder:
                 continue
             if name and version:
                 packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), (name, version))
+                if (origin := _origin(distribution)) is not None:
+                    origins.setdefault(name, origin)
     except Exception as error:  # noqa: BLE001 - a finder of another package may fail in any way
         unread.append(f"{folder}: {reason(error)}")
-    return _Folder(changed, packages, tuple(unread))
+    return _Folder(changed, packages, tuple(unread), origins)
+
+
+def _origin(distribution: importlib.metadata.Distribution) -> PackageOrigin | None:
+    try:
+        text = distribution.read_text("direct_url.json")
+        direct = json.loads(text) if text else None
+        if direct is None:
+            return None
+        url, vcs = redact_url(direct["url"]), direct.get("vcs_info")
+        if vcs:
+            url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+        return PackageOrigin(url=url, editable=bool(direct.get("dir_info", {}).get("editable")) or None)
+    except Exception:  # noqa: BLE001 - it may contain anything; then the package must not be taken from an index
+        return PackageOrigin(url="unknown")
 
 
 def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str | None, str | None]:

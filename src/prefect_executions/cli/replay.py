@@ -321,11 +321,12 @@ def _replay_isolated(
     prepared: Replay, target: str, edits: Mapping[str, Any], goal: ReplayGoal, more: Sequence[str], *, as_json: bool
 ) -> int:
     # Start-up time of the CLI: only this needs it.
-    from prefect_executions.operations.reproduce import make_environment  # noqa: PLC0415
+    from prefect_executions.operations.environments import make_environment  # noqa: PLC0415
 
     with TemporaryDirectory(prefix="executions-environment-") as folder:
         with status_line(f"Installing the {len(prepared.record.instance.packages)} recorded packages", quiet=as_json):
-            python = make_environment(prepared.record, Path(folder) / "venv")
+            allow_missing = "--allow-missing" in more
+            python = make_environment(prepared.record, Path(folder) / "venv", allow_missing=allow_missing)
         file = Path(folder) / "inputs.json"
         file.write_text(json.dumps(edits))
         required = ["--tolerance", str(goal.tolerance), "--grade", goal.grade.value]

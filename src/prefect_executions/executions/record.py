@@ -256,6 +256,13 @@ class ScriptRun(Part):
     peak_memory: int | None = None
 
 
+class PackageOrigin(Part):
+    """Where a package was installed from that came from no package index (PEP 610), without credentials."""
+
+    url: str
+    editable: bool | None = None
+
+
 class Instance(Document):
     """Where the execution ran: host, process or container, system, Python, packages, usage."""
 
@@ -282,6 +289,8 @@ class Instance(Document):
     gpus: tuple[Gpu, ...] = ()
     python: Python | None = None
     packages: dict[str, str] = {}
+    package_origins: dict[str, PackageOrigin] | None = None
+    """The `packages` that came from no package index: from a folder, a file, a repository or another address."""
     environment: dict[str, str] = {}
     usage: Usage | None = None
     runs: tuple[ScriptRun, ...] | None = None

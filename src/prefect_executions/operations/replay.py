@@ -434,13 +434,6 @@ def _hint(missing: Sequence[str]) -> str:
     return "\n--allow-missing runs it without these files" if lacks_files else ""
 
 
-def requirements_of(record: ExecutionRecord) -> tuple[str, ...]:
-    """Return pip requirements with the exact versions of the recorded packages, except this package."""
-    return tuple(
-        f"{name}=={version}" for name, version in record.instance.packages.items() if name != "prefect-executions"
-    )
-
-
 def _check_origin(file: StagedInput, folder: Path) -> Iterator[str]:
     """Check that an input that is not in the bundle is still available and unchanged at its origin."""
     try:

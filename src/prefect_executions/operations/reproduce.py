@@ -1,43 +1,27 @@
 """Replay many executions, each in a process of its own, and report which of them still reproduce.
 
-With `--isolated` each replay runs in a virtual environment with the recorded packages (`make_environment`).
-
 Law: a replay that fails, or whose process dies, does not affect the others.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib.metadata import distribution
-from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from signal import Signals
 
 from pydantic import BaseModel, ValidationError
 
 from prefect_executions.comparison.verdict import Grade, ReplayGoal, Verdict
-from prefect_executions.errors import ArchiveError, ExecutionsError, NotAvailableError, NotFoundError, RequestError
-from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.errors import ArchiveError, ExecutionsError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.export import matching_ids
-from prefect_executions.operations.replay import requirements_of
 from prefect_executions.query.filter import EVERYTHING, Filter
 from prefect_executions.workbench.catalog import Catalog
-
-_DISTRIBUTION = "prefect-executions"
-
-_INSTALLER_LINES = 3
-"""Lines of an installer's error output in our message."""
-_EXPLAINS = re.compile(r"error|because|cause", re.IGNORECASE)
 
 _ERROR_PREFIX = "error: "
 """Prefix of an error message on the command line; the lines after it belong to it."""
@@ -156,60 +140,3 @@ def _problem(code: int, err: str) -> str:
         return "\n".join(lines[last:]).removeprefix(_ERROR_PREFIX)
     ended = f"was killed by {Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     return "\n".join([f"the replay {ended} and gave no verdict", *lines[-_STDERR_LINES:]])
-
-
-def make_environment(record: ExecutionRecord, folder: Path) -> Path:
-    """Create a virtual environment with the Python and the packages of *record* in *folder*; return its interpreter.
-
-    pip, or else uv, installs the recorded packages from its configured index. This
-    package is copied from here, because it only has to read the bundle's format.
-
-    Raises:
-        NotAvailableError: If the interpreter or a package is unavailable; the message names it.
-    """
-    recorded = record.instance.python.version if record.instance.python else None
-    current = ".".join(map(str, sys.version_info[:3]))
-    uv = shutil.which("uv")
-    if recorded in {None, current}:
-        _check_output([sys.executable, "-m", "venv", "--without-pip", str(folder)], "a virtual environment")
-    elif uv:
-        _check_output([uv, "venv", "--quiet", "--python", str(recorded), str(folder)], f"Python {recorded}")
-    else:
-        raise NotAvailableError(
-            f"the record needs Python {recorded}, this is {current}; install uv, which finds or installs interpreters"
-        )
-    python = folder / "bin" / "python"
-    requirements = folder / "requirements.txt"
-    requirements.write_text("".join(f"{line}\n" for line in requirements_of(record)))
-    if find_spec("pip"):
-        # Most modules are never imported; the interpreter compiles the others when it imports them.
-        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
-    elif uv:
-        command = [uv, "pip", "install", "--quiet", "--python", str(python)]
-    else:
-        raise NotAvailableError("installing the recorded packages needs pip or uv; install one of them")
-    _check_output([*command, "--no-deps", "-r", str(requirements)], "the recorded packages")
-    _copy_this_package(python)
-    return python
-
-
-def _copy_this_package(python: Path) -> None:
-    command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    site_packages = Path(_check_output(command, "the folder site-packages").strip())
-    source = Path(__file__).parents[1]
-    shutil.copytree(source, site_packages / "prefect_executions", ignore=shutil.ignore_patterns("__pycache__"))
-    installed = distribution(_DISTRIBUTION)
-    metadata = installed.read_text("METADATA") or f"Name: {_DISTRIBUTION}\nVersion: {installed.version}\n"
-    dist_info = site_packages / f"prefect_executions-{installed.version}.dist-info"
-    dist_info.mkdir()
-    (dist_info / "METADATA").write_text(metadata)
-
-
-def _check_output(command: list[str], what: str) -> str:
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
-    if completed.returncode:
-        lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
-        reasons = [line for line in lines if _EXPLAINS.search(line)] or lines
-        why = "\n  ".join(reasons[-_INSTALLER_LINES:])
-        raise NotAvailableError(f"{what} cannot be installed, so nothing was run:\n  {why}")
-    return completed.stdout
