@@ -11,6 +11,7 @@ from prefect import task
 from prefect.client.orchestration import get_client
 from prefect.exceptions import Abort, CancelledRun
 from prefect.states import Cancelled, Completed, Crashed, Failed, State
+from pydantic import SecretStr
 
 from homes import Bundles
 from prefect_executions import current_execution, method
@@ -117,6 +118,20 @@ def test_other_returned_states_are_sealed_by_their_hook(bundles, returned, statu
 
     record = sealed_record(bundles)
     assert (record.status, record.job_status.reason) == (status, reason)
+
+
+def test_a_secret_in_a_returned_state_is_masked_and_its_texts_can_be_sent(bundles, monkeypatch):
+    @method(version="1")
+    def returns(token: SecretStr) -> Any:
+        return Failed(name="No\udc80", message=f"no \0 with {token.get_secret_value()}")
+
+    monkeypatch.setenv("THE_TOKEN", "pl4nted-s3cret")
+    returns("env:THE_TOKEN", return_state=True)
+
+    record = sealed_record(bundles)
+    state = state_in_prefect(record.id)
+    assert (state.name, state.message) == ("No\\udc80", "no \\x00 with ********")
+    assert record.job_status.message == state.message
 
 
 @pytest.mark.parametrize("error", [GeneratorExit("stop"), Abort("no")])

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, SupportsIndex
 
 import prefect
+from prefect.client.schemas.objects import State
 from prefect.exceptions import Pause
 
 from prefect_executions.capture.secrets import SecretMask, redact_urls
@@ -90,6 +91,18 @@ def mask_error(error: BaseException | None, mask: SecretMask) -> None:
         waiting += [current.__cause__, current.__context__]
         if isinstance(current, BaseExceptionGroup):
             waiting += current.exceptions
+
+
+def sendable_state(returned: Any, mask: SecretMask) -> Any:
+    """Return what a Method *returned*; of a state, a copy whose texts Prefect's API accepts, with secrets masked.
+
+    Since 3.9 Prefect does not end a run whose final state its API refuses.
+    """
+    if not isinstance(returned, State):
+        return returned
+    texts = {"name": returned.name, "message": returned.message}
+    sendable = {name: text and _shortened(_sendable(mask.mask(text))) for name, text in texts.items()}
+    return returned if sendable == texts else returned.model_copy(update=sendable)
 
 
 def _mask_texts(error: BaseException, mask: SecretMask) -> None:

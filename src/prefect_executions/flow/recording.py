@@ -59,7 +59,7 @@ from prefect_executions.flow.opening import (
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.recorded_code import with_late_code
-from prefect_executions.flow.unhooked import NO_STATE, seal_aborted, seal_returned_cancel
+from prefect_executions.flow.unhooked import NO_STATE, for_prefect, seal_aborted
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.methods.model import REQUIREMENTS
@@ -83,8 +83,7 @@ def recorded(declared: Declared) -> Callable[..., Any]:
             return function(*args, **kwargs)
         with session(call), timeout(seconds=call.time_limit, timeout_exc_type=TimeoutError):
             returned = function(*call.arguments.args, **call.arguments.kwargs)
-        seal_returned_cancel(call, returned)
-        return returned
+        return for_prefect(call, returned)
 
     @wraps(function)
     async def run_async(*args: Any, **kwargs: Any) -> Any:
@@ -94,8 +93,7 @@ def recorded(declared: Declared) -> Callable[..., Any]:
         async with session_async(call):
             with timeout_async(seconds=call.time_limit, timeout_exc_type=TimeoutError):
                 returned = await function(*call.arguments.args, **call.arguments.kwargs)
-        seal_returned_cancel(call, returned)
-        return returned
+        return for_prefect(call, returned)
 
     entry: Callable[..., Any] = run_async if inspect.iscoroutinefunction(function) else run
     return entry

@@ -16,6 +16,7 @@ from prefect.futures import PrefectFuture
 
 from prefect_executions.flow.call import Call
 from prefect_executions.flow.hooks import seal_in_state
+from prefect_executions.flow.outcome import sendable_state
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.workbench import background
 
@@ -29,8 +30,18 @@ _POLL = 0.01
 """Seconds between two looks at the state of a run whose function has returned."""
 
 
-def seal_returned_cancel(call: Call, returned: object) -> None:
-    """Seal in the background as soon as Prefect has the run Cancelled, if *returned* makes it so; never raises."""
+def for_prefect(call: Call, returned: Any) -> Any:
+    """Return what the Method *returned* in a form that ends its flow run; never raises.
+
+    If it makes the run Cancelled, the execution is sealed in the background as soon as Prefect has that state.
+    """
+    _seal_returned_cancel(call, returned)
+    with call.never_losing("preparing the returned state"):
+        return sendable_state(returned, call.mask)
+    return returned
+
+
+def _seal_returned_cancel(call: Call, returned: object) -> None:
     with call.never_losing("sealing the returned state"):
         if _cancels(returned):
             patience = call.settings.hook_timeout.total_seconds()
