@@ -166,3 +166,12 @@ def test_the_canonical_form_does_not_depend_on_order():
 def test_a_member_that_a_document_of_the_archive_has_twice_is_refused(kind):
     with pytest.raises(BundleError, match="the member 'format' twice"):
         kind.from_json(b'{"format": 1, "format": 1}')
+
+
+@pytest.mark.parametrize("time", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+def test_a_time_outside_the_years_of_utc_is_refused(time):
+    with pytest.raises(ValueError, match="years 1 to 9999"):
+        in_utc(datetime.fromisoformat(time))
+    seal = {"format": 1, "executionId": "x", "manifestSha256": "0" * 64, "objects": f"sealed-{'0' * 16}/"}
+    with pytest.raises(BundleError, match=r"finished: .*years 1 to 9999"):
+        Seal.from_json(json.dumps({**seal, "status": "COMPLETED", "finished": time}).encode())

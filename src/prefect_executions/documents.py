@@ -41,10 +41,16 @@ def in_utc(time: datetime) -> datetime:
 
     Prefect's times are instances of a subclass with different arithmetic. A time
     without an offset is refused, because its meaning is unknown.
+
+    Raises:
+        ValueError: If it has no offset, or is outside the years 1 to 9999 in UTC.
     """
     if time.tzinfo is None:
         raise ValueError("a time needs an offset from UTC")
-    utc = time.astimezone(UTC)
+    try:
+        utc = time.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("a time must be in the years 1 to 9999 in UTC") from error
     return datetime.combine(utc.date(), utc.time(), UTC)
 
 
