@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from math import inf, nan
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from prefect_executions.comparison import json_values, tables
 from prefect_executions.comparison.numbers import relative_difference
 from prefect_executions.comparison.outputs import compare_output
 from prefect_executions.comparison.results import Runs, RunSpan
@@ -433,3 +435,70 @@ def test_a_verdict_reaches_its_grade_and_those_below_it():
         assert [verdict.reaches(one) for one in GRADES] == [other <= number for other in range(len(GRADES))]
     assert not Verdict(replay_of="a").reaches(Grade.RERUN)
     assert Verdict.from_json(Verdict(replay_of="a").to_json()) == Verdict(replay_of="a")
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("a.json", r'{"\ud800": 1}', r'{"\ud800": 2}'),
+        ("a.json", r'["\udcff"]', r'["\udcfe"]'),
+        ("a.json", "1", r'{"\ud800": 2}'),
+    ],
+)
+def test_a_difference_with_a_lone_surrogate_can_be_recorded(name, before, after):
+    verdict = told(name, before, after)
+    assert verdict.agreement is Agreement.DIFFERS
+    recorded = Verdict(replay_of="x", outputs=(verdict,))
+    assert Verdict.from_json(recorded.to_json()) == recorded
+
+
+@pytest.mark.parametrize(("before", "after"), [("0", "-0"), ("[1, 0]", "[1, -0]"), ("-0", "0.0"), ("0", "-0e5")])
+def test_an_integer_zero_of_json_has_its_sign(before, after):
+    assert told("a.json", before, after).agreement is Agreement.DIFFERS
+    assert told("a.json", after, before).agreement is Agreement.DIFFERS
+    assert told("a.json", after, f" {after} ").agreement is Agreement.EQUAL
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("a.json", "[],"), ("a.json", '{"a":1},'), ("a.csv", "1\n"), ("a.csv", "1,2\n"), ("a.csv", "\r"), ("a.tsv", "\t")],
+)
+def test_more_values_than_fit_into_memory_are_compared_by_lines(monkeypatch, name, part):
+    for module in (json_values, tables):
+        monkeypatch.setattr(module, "MAX_VALUES", 1000)
+    long = "[" + part * 1001 + "1]" if name == "a.json" else part * 1001
+    verdict = told(name, long + "1", long + "2")
+    assert (verdict.agreement, verdict.by) == (Agreement.DIFFERS, "lines")
+    assert "it may have more than 1000 values" in verdict.words[-1]
+    short = "[" + part * 100 + "1]" if name == "a.json" else part * 100
+    assert told(name, short, f"\ufeff{short}").by == ("JSON" if name == "a.json" else "table")
+
+
+def test_a_table_with_a_long_row_and_many_short_ones_is_compared_in_linear_time():
+    rows = "a," * 100_000 + "\n" + "1\n" * 100_000
+    begin = time.process_time()
+    verdict = told("a.csv", rows + "1\n", rows + "2\n")
+    assert verdict.words == ("column a differs in 1 of 100001 rows, largest relative difference 0.5",)
+    assert time.process_time() - begin < 60  # 10^10 steps would take an hour
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("a\nb", "a\n", "1 of 2 lines differ, the first is line 2: it was 'b' and is ''"),
+        ("a\nb\n", "a\n", "it had 2 lines and has 1"),
+        ("a\n", "a", "only one of them ends with a line end"),
+        ("", "\n", "it had 0 lines and has 1"),
+        ("a\r\r\nb", "a\nb", "1 of 2 lines differ, the first is line 1: it was 'a\\r' and is 'a'"),
+        ("ä\nb\nc", "ö\nb\nd", "2 of 3 lines differ, the first is line 1: it was 'ä' and is 'ö'"),
+        ("a\n\n", "a\nb\n", "1 of 2 lines differ, the first is line 2: it was '' and is 'b'"),
+        (
+            "\ufeff\x1b[1m😀\n",
+            "\x1b[1m\n",
+            "1 of 1 lines differ, the first is line 1: it was '\\x1b[1m😀' and is '\\x1b[1m'",
+        ),
+    ],
+)
+def test_lines_that_differ_are_counted_and_the_first_is_shown(before, after, words):
+    assert told("a.txt", before, after).words == (words,)
+    assert told("a.txt", before.encode("utf-16"), after.encode("utf-16")).agreement is Agreement.DIFFERS

@@ -13,6 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from prefect_executions.comparison import pictures
 from prefect_executions.comparison.outputs import compare_output
 from prefect_executions.comparison.results import Runs, RunSpan
 from prefect_executions.comparison.verdict import Agreement
@@ -323,3 +324,23 @@ def test_text_in_a_picture_is_a_value():
 def test_no_content_breaks_the_comparison_of_pictures(begin, rest):
     assert compared(PLAIN, begin + rest).agreement is Agreement.DIFFERS
     assert compared(begin + rest, begin + rest + b"\0").agreement is Agreement.DIFFERS
+
+
+@pytest.mark.parametrize(("mode", "bytes_of_a_pixel"), [("1", 1), ("L", 1), ("I;16", 2), ("RGB", 4), ("F", 4)])
+def test_a_picture_that_takes_too_much_memory_is_compared_by_bytes(monkeypatch, mode, bytes_of_a_pixel):
+    monkeypatch.setattr(pictures, "_MOST_BYTES", 100 * bytes_of_a_pixel)
+    form = "TIFF" if mode == "F" else "PNG"
+    for size, by in (((10, 10), "pixels"), ((10, 11), "bytes")):
+        verdict = compared(picture(size, mode=mode, form=form), picture(size, [(9, 9)], mode, form), f"p.{form}")
+        assert (verdict.agreement, verdict.by) == (Agreement.DIFFERS, by)
+
+
+def test_a_difference_anywhere_in_a_picture_of_many_strips_is_found(monkeypatch):
+    monkeypatch.setattr(pictures, "_BLOCK", 8)
+    for mode in ("L", "RGB", "I;16", "1"):
+        plain = picture((5, 7), mode=mode)
+        for dot in ((0, 0), (4, 6), (2, 3)):
+            words = compared(plain, picture((5, 7), [dot], mode)).words
+            assert words[0].startswith("1 of 35 pixels differ")
+        dots = [(x, y) for x in range(5) for y in range(7)]
+        assert compared(plain, picture((5, 7), dots, mode)).words[0].startswith("35 of 35 pixels differ")

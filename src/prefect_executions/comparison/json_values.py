@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from prefect_executions.comparison.numbers import equal_numbers, number
-from prefect_executions.comparison.results import Incomparable, Result, Runs, short, summary
+from prefect_executions.comparison.results import MAX_VALUES, Incomparable, Result, Runs, short, summary
 from prefect_executions.methods.model import Comparison
 
 _CONSTANTS = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
@@ -31,10 +31,15 @@ def compare_json(before: bytes, after: bytes, comparison: Comparison, runs: Runs
 
 
 def _parsed(data: bytes) -> Any:
-    # Without a limit on the number of values: the document is in memory already.
+    if sum(map(data.count, (b"[", b"{", b","))) > MAX_VALUES:
+        raise Incomparable(f"it may have more than {MAX_VALUES} values")
     try:
         return json.loads(
-            data, object_pairs_hook=_unique_members, parse_float=_fraction, parse_constant=_CONSTANTS.__getitem__
+            data,
+            object_pairs_hook=_unique_members,
+            parse_float=_fraction,
+            parse_int=_integer,
+            parse_constant=_CONSTANTS.__getitem__,
         )
     except ValueError as error:
         raise Incomparable(f"it is not valid JSON: {error}") from error
@@ -45,6 +50,10 @@ def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise ValueError("an object has a member twice")
     return members
+
+
+def _integer(text: str) -> int | Decimal:
+    return Decimal(text) if text == "-0" else int(text)  # an int has no sign of zero
 
 
 def _fraction(text: str) -> float | Decimal:

@@ -17,6 +17,7 @@ from prefect_executions.comparison.results import Incomparable, Result, Runs
 from prefect_executions.comparison.tables import compare_tables
 from prefect_executions.comparison.text import compare_lines
 from prefect_executions.comparison.verdict import Agreement, OutputVerdict
+from prefect_executions.documents import clean_text
 from prefect_executions.methods.model import Comparison
 
 LOGS = frozenset({"outputs/stdout.log", "outputs/stderr.log"})
@@ -71,7 +72,8 @@ def judged(
         if declared is not None and declared.is_volatile:
             reason = "not judged, because the Method declares that it differs in every run"
         agreement, words = (Agreement.VOLATILE, (reason, *words)) if reason else (agreement, words)
-    return OutputVerdict(path=path, agreement=agreement, by=by, words=words, declared=declared)
+    # JSON may hold a lone surrogate as an escape, which a verdict in UTF-8 cannot hold.
+    return OutputVerdict(path=path, agreement=agreement, by=by, words=tuple(map(clean_text, words)), declared=declared)
 
 
 def _comparers(name: str, media_type: str, comparison: Comparison, runs: Runs) -> Iterator[tuple[str, _Compare]]:

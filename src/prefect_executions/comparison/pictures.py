@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from math import copysign, isfinite, isnan
 from struct import calcsize, unpack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from prefect_executions.comparison.picture_files import Fact, PictureFile, PicturePage, read_structure
 from prefect_executions.comparison.results import Incomparable, Result, Runs, first_few, within
@@ -29,16 +29,14 @@ _CHANNELS = {
 }
 """Pillow modes whose pixels are those of the file, with the array type of a channel."""
 _MOST_PIXELS = 200_000_000
+_MOST_BYTES = 160 << 20
+"""Memory of one decoded page; two are in memory, however small their files are."""
+_PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
+"""Memory that pillow takes for a pixel; 4 in every other mode."""
 _BLOCK = 1 << 16
 _PNG_TIME = ">H5B"
 
 _Equal = Callable[[float, float], bool]
-
-
-class _Pixels(NamedTuple):
-    mode: str
-    size: tuple[int, int]
-    channels: array[int] | array[float]
 
 
 def compare_pictures(before: bytes, after: bytes, comparison: Comparison, runs: Runs) -> Result:
@@ -83,7 +81,7 @@ def _page_drift(
         total += max(_size_at(picture, number) for picture in pictures)
         if total > _MOST_PIXELS:
             raise ValueError("it is too large")
-        words = _drift(_pixels(pictures[0]), _pixels(pictures[1]), pages, comparison)
+        words = _drift(*pictures, pages, comparison)
         if words:
             yield f"page {number + 1}: {words}" if several else words
 
@@ -91,34 +89,48 @@ def _page_drift(
 def _size_at(picture: Image, number: int) -> int:
     if number:
         picture.seek(number)
-    return picture.size[0] * picture.size[1]
+    pixels = picture.size[0] * picture.size[1]
+    if pixels * _PIXEL_BYTES.get(picture.mode, 4) > _MOST_BYTES:
+        raise ValueError("it is too large")
+    return pixels
 
 
-def _pixels(picture: Image) -> _Pixels:
+def _mode(picture: Image) -> str:
     if picture.mode not in _CHANNELS:
         raise ValueError(f"its pixels, of the mode {picture.mode}, are not compared completely")
-    shown = picture.convert("L") if picture.mode == "1" else picture
-    channels = array(_CHANNELS[picture.mode], shown.tobytes())
-    if channels.typecode == "H":
-        if (picture.mode == "I;16B") is (sys.byteorder == "little"):
+    return "I;16" if picture.mode.startswith("I;16") else picture.mode
+
+
+def _strips(picture: Image) -> Iterator[array[int] | array[float]]:
+    """Yield the channels of some rows at a time."""
+    width, height = picture.size
+    rows = max(1, _BLOCK // max(1, width))
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(height, top + rows)))
+        channels = array(_CHANNELS[picture.mode], (strip.convert("L") if strip.mode == "1" else strip).tobytes())
+        if channels.typecode == "H" and (picture.mode == "I;16B") is (sys.byteorder == "little"):
             channels.byteswap()
-        return _Pixels("I;16", picture.size, channels)
-    return _Pixels(picture.mode, picture.size, channels)
+        yield channels
 
 
-def _drift(
-    first: _Pixels, second: _Pixels, pages: tuple[PicturePage, PicturePage], comparison: Comparison
-) -> str | None:
+def _drift(first: Image, second: Image, pages: tuple[PicturePage, PicturePage], comparison: Comparison) -> str | None:
+    first.load()
+    second.load()
+    modes = _mode(first), _mode(second)
     if first.size != second.size:
         return f"it was {_size(first.size)} pixels and is {_size(second.size)}"
     bits = pages[0].bits, pages[1].bits
-    if first.mode != second.mode or bits[0] != bits[1]:
-        return f"its pixels were {_kind(first.mode, bits[0])} and are {_kind(second.mode, bits[1])}"
+    if modes[0] != modes[1] or bits[0] != bits[1]:
+        return f"its pixels were {_kind(modes[0], bits[0])} and are {_kind(modes[1], bits[1])}"
     # The pixels of a palette are names of colours, and names are not near to each other.
-    exact = first.mode == "P" or not (comparison.tolerance or comparison.absolute_tolerance)
+    exact = modes[0] == "P" or not (comparison.tolerance or comparison.absolute_tolerance)
     pixels = first.size[0] * first.size[1]
     equal = _same if exact else _within_tolerance(comparison)
-    differing, largest = _count(first.channels, second.channels, len(first.channels) // max(1, pixels), equal)
+    differing, largest = 0, 0.0
+    for old, new in zip(_strips(first), _strips(second), strict=True):
+        if old.tobytes() != new.tobytes():
+            count, most = _count(old, new, len(first.getbands()), equal)
+            differing, largest = differing + count, max(largest, most)
     return f"{differing} of {pixels} pixels differ, in a channel by up to {largest:g}" if differing else None
 
 
@@ -126,15 +138,11 @@ def _count(
     first: array[int] | array[float], second: array[int] | array[float], channels: int, equal: _Equal
 ) -> tuple[int, float]:
     differing, largest, last = 0, 0.0, -1
-    for begin in range(0, len(first), _BLOCK):
-        blocks = first[begin : begin + _BLOCK], second[begin : begin + _BLOCK]
-        if blocks[0].tobytes() == blocks[1].tobytes():
+    for at, (old, new) in enumerate(zip(first, second, strict=True)):
+        if old is new or equal(old, new):
             continue
-        for at, (old, new) in enumerate(zip(*blocks, strict=True), begin):
-            if old is new or equal(old, new):
-                continue
-            differing += at // channels != last
-            last, largest = at // channels, max(largest, abs(old - new))
+        differing += at // channels != last
+        last, largest = at // channels, max(largest, abs(old - new))
     return differing, largest
 
 

@@ -14,6 +14,8 @@ from prefect_executions.methods.model import Comparison
 _SHOWN = 5
 """Number of differences of one output that are listed individually."""
 _SHORT = 60
+MAX_VALUES = 2_000_000
+"""How many values of one file are compared one by one; each takes about 100 bytes of memory."""
 _TIME = re.compile(
     r"(?<!\d)(\d{4})[-:](\d\d)[-:](\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)(?!\d)", re.ASCII
 )

@@ -13,14 +13,12 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from prefect_executions.comparison.numbers import equal_numbers, number, relative_difference
-from prefect_executions.comparison.results import Incomparable, Result, short, summary
+from prefect_executions.comparison.results import MAX_VALUES, Incomparable, Result, short, summary
 from prefect_executions.comparison.text import decoded
 from prefect_executions.comparison.verdict import Agreement
 from prefect_executions.methods.model import Comparison
 
 _Table = list[list[str]]
-_Column = Sequence[list[str]]
-"""The cell of each row, in a list that is empty if the row is shorter."""
 
 _MISSING = frozenset({"", "-", "--", "?", "*", "n/a", "na", "<na>", "nd", "n.d.", "none", "null", "nat", "missing"})
 """What a column of numbers may contain instead of a number, in lower case."""
@@ -39,10 +37,11 @@ def compare_tables(before: bytes, after: bytes, comparison: Comparison, delimite
         return Result(Agreement.DIFFERS, shapes)
     differing: list[str] = []
     volatile: list[str] = []
+    longer = list(zip(rows, others, strict=True))
     for index in range(max(map(len, rows), default=0)):
         name = head[index] if head and index < len(head) else str(index + 1)
-        old, new = ([row[index : index + 1] for row in table] for table in (rows, others))
-        words = _column_drift(name, old, new, comparison)
+        longer = [pair for pair in longer if len(pair[0]) > index]  # a row that is too short is not looked at again
+        words = _column_drift(name, [_Cell(old[index], new[index]) for old, new in longer], len(rows), comparison)
         if comparison.is_volatile_part(name):
             volatile += [f"{message} (volatile)" for message in words]
         else:
@@ -56,6 +55,8 @@ def _parsed(before: bytes, after: bytes, delimiter: str) -> tuple[_Table, _Table
         raise Incomparable("it is not text in UTF-8")
     if delimiter == "\t" and len({text.count('"') for text in texts if text}) > 1:
         raise Incomparable("its quotation marks differ, which may be a part of the values of a TSV table")
+    if max(_size(data, delimiter.encode()) for data in (before, after)) > MAX_VALUES:
+        raise Incomparable(f"it may have more than {MAX_VALUES} values")
     try:
         first, second = (
             list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)) for text in texts
@@ -63,6 +64,11 @@ def _parsed(before: bytes, after: bytes, delimiter: str) -> tuple[_Table, _Table
     except csv.Error as error:
         raise Incomparable(f"it is not a table: {error}") from error
     return first, second
+
+
+def _size(data: bytes, delimiter: bytes) -> int:
+    """Return an upper bound for the number of rows and cells together, without parsing *data*."""
+    return 2 * max(data.count(b"\n"), data.count(b"\r")) + data.count(delimiter)
 
 
 def _split_header(first: _Table, second: _Table) -> tuple[list[str] | None, _Table, _Table]:
@@ -86,8 +92,7 @@ class _Cell(NamedTuple):
     after: str
 
 
-def _column_drift(name: str, before: _Column, after: _Column, comparison: Comparison) -> Iterator[str]:
-    cells = [_Cell(*old, *new) for old, new in zip(before, after, strict=True) if old]
+def _column_drift(name: str, cells: Sequence[_Cell], rows: int, comparison: Comparison) -> Iterator[str]:
     changed = [cell for cell in cells if cell.before != cell.after]
     if not changed:
         return
@@ -100,7 +105,7 @@ def _column_drift(name: str, before: _Column, after: _Column, comparison: Compar
         elif not equal_numbers(old, new, comparison):
             differing, largest = differing + 1, max(largest, relative_difference(old, new))
     if differing:
-        words = f"column {short(name)} differs in {differing} of {len(before)} rows"
+        words = f"column {short(name)} differs in {differing} of {rows} rows"
         numeric = f", largest relative difference {largest:.2g}" if differing > others else ""
         yield f"{words}{numeric}{_why_text(word, changed)}"
 
