@@ -283,7 +283,7 @@ def test_an_empty_method_matches_no_execution(executions, home):
 
 def test_every_command_has_json_and_a_help_line_of_at_most_72_characters(capsys):
     groups = {"ledger": ("rebuild",), "methods": ("list", "show"), "keys": ("create", "list", "trust")}
-    groups |= {"shares": ("list", "revoke")}
+    groups |= {"shares": ("list", "revoke"), "server": ("status", "stop")}
     names = [(name,) for name in app if not name.startswith("-") and name not in groups]
     names += [(group, name) for group, below in groups.items() for name in below]
     for name in names:
