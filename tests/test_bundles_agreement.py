@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -267,3 +267,69 @@ def test_an_addition_to_provenance_is_found(bundles, addition):
     data = bundles["full"][layout.PROVENANCE].replace(b"</prov:document>", f"{addition}</prov:document>".encode())
     assert not verify(forged(bundles["full"], layout.PROVENANCE, data), only=("provenance",)).passed
     assert EXECUTION_ID.encode() in data
+
+
+def _document(files: Mapping[str, bytes], path: str, change: Callable[[Any], object]) -> MemorySource:
+    """Return the bundle with a changed document, and PROV, crate and manifest with its digest."""
+    document = json.loads(files[path])
+    change(document)
+    return forged(files, path, json.dumps(document, indent=2).encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "fault"),
+    [
+        ("auth/jwt.json", lambda d: d.pop("format"), "auth/jwt.json has no format"),
+        ("metadata/instance.json", lambda d: d.update(pid="4711"), 'pid is "4711"; the format requires 4711'),
+        ("auth/jwt.json", lambda d: d.update(verified=1), "verified is 1; the format requires true"),
+        ("metadata/jobStatus.json", lambda d: d.update(steps=None), "steps is null; the format requires absent"),
+        (
+            "metadata/metrics.json",
+            lambda d: d["metrics"][0].update(time="2026-09-22T14:00:05.123456+02:00"),
+            '"2026-09-22T14:00:05.123456+02:00"; the format requires "2026-09-22T12:00:05.123456+00:00"',
+        ),
+        (
+            "metadata/instance.json",
+            lambda d: d.update(cpu_count=d.pop("cpuCount")),
+            "cpu_count is 2; the format requires absent",
+        ),
+    ],
+)
+def test_a_document_that_another_program_reads_differently_is_refused(bundles, path, change, fault):
+    report = verify(_document(bundles["replay"], path, change))
+    assert [one for one in report.faults if one.startswith("documents: ") and fault in one]
+
+
+def test_an_execution_is_not_its_own_relative(bundles):
+    def change(request: Any) -> None:
+        request["relatives"].append({"executionId": EXECUTION_ID, "relation": "parent"})
+
+    report = verify(_document(bundles["replay"], "metadata/request.json", change), only=("same-execution",))
+    assert report.faults == ("same-execution: metadata/request.json has the execution itself as its parent",)
+
+
+def test_a_verdict_has_one_judgement_of_each_output(bundles):
+    def change(verdict: Any) -> None:
+        verdict["outputs"].append(verdict["outputs"][1] | {"agreement": "same", "words": []})
+
+    report = verify(_document(bundles["replay"], "metadata/verdict.json", change), only=("verdict",))
+    assert report.faults == ("verdict: metadata/verdict.json: 'outputs/regions.csv' is there 2 times",)
+
+
+def test_a_source_file_that_no_document_lists_is_found(bundles):
+    path = "code/flows/json.py"
+    report = verify(MemorySource(bundles["full"] | {path: b"import os\n"}), only=("code",))
+    assert report.faults == (f"code: {path!r} is present; metadata/method.json does not list it",)
+
+
+def test_the_scripts_of_a_plan_are_in_no_document(bundles):
+    files = bundles["full"] | {"code/plan/1.1/entrypoint.sh": b"true\n"}
+    assert verify(MemorySource(files), only=("code",)).passed
+
+
+def test_a_file_in_inputs_that_is_no_input_is_noted(bundles):
+    report = verify(MemorySource(bundles["full"] | {"inputs/picture.png.index": b"1"}), only=("inputs",))
+    assert report.passed
+    assert report.unchecked == (
+        "inputs: 'inputs/picture.png.index' is not a staged input; the Method may have written it",
+    )

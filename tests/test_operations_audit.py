@@ -457,6 +457,46 @@ def test_a_removal_with_a_note_is_not_a_violation(place):
     assert "asked for" in found.what
 
 
+def _noted(place: Place, execution_id: str = VICTIM, digest: str | None = None) -> None:
+    archive = place.archive()
+    digest = digest or archive.seal_of(execution_id).manifest_sha256
+    archive.put_removal(
+        Removed(execution_id=execution_id, manifest_sha256=digest, removed=datetime.now(UTC), why="asked for")
+    )
+
+
+def test_a_removal_note_does_not_hide_that_another_execution_has_the_id(place):
+    _noted(place)
+    forged_input_without_signature(place)
+    found = [one for one in audit(place.archive(), trusting()) if one.kind == "removed"]
+    assert [(one.weight, one.execution) for one in found] == [("incomplete", VICTIM)]
+    assert "asked for; the archive has another execution with its id" in found[0].what
+
+
+def test_a_removal_note_on_another_manifest_explains_nothing(place):
+    _noted(place, digest="a" * 64)
+    place.archive().remove(VICTIM)
+    (found,) = audit(place.archive(), trusting())
+    assert (found.weight, found.kind, found.execution) == ("violation", "removed", VICTIM)
+    assert f"its removal note is on another manifest, {'a' * 64}" in found.what
+
+
+def test_a_removal_note_on_another_execution_explains_nothing(place):
+    _noted(place, OTHER)
+    (place.root / f"removed/{OTHER}.json").rename(place.root / f"removed/{VICTIM}.json")
+    place.archive().remove(VICTIM)
+    (found,) = audit(place.archive(), trusting())
+    assert (found.weight, found.kind, found.execution) == ("violation", "removed", VICTIM)
+
+
+def test_a_seal_cannot_excuse_a_document(place):
+    edit(place.of(VICTIM) / "seal.json", lambda told: told.update(absent=["metadata/method.json"]))
+    place.file("metadata/method.json").unlink()
+    found = violations(place)
+    assert [(one.kind, one.execution) for one in found] == [("forged", VICTIM)]
+    assert found[0].what.startswith("'metadata/method.json' is not in the archive according to the seal")
+
+
 def test_without_a_trusted_key_signatures_are_reported_as_unchecked(place):
     found = list(audit(place.archive(), TRUST_NOBODY))
     assert {one.weight for one in found} == {"incomplete"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from math import isfinite, isnan
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -34,6 +34,8 @@ TOO_LONG = 10**4300
 """The smallest integer that JSON parsers refuse, Python's among them."""
 
 _DETAILED_ERRORS = 1000
+
+_ABSENT = object()
 
 
 def in_utc(time: datetime) -> datetime:
@@ -111,6 +113,23 @@ class Document(Part):
             errors = error.errors(include_url=False)
             raise BundleError(f"{cls.file_name}: {_unknown_format(errors) or _first_of(errors)}") from error
 
+    def form_faults(self, data: bytes) -> Iterator[str]:
+        """Yield one sentence for each member of *data*, of which this is the document, that is not in its only form.
+
+        Reading is lenient: it takes the text "18" for 18, another offset for UTC, and null for
+        an absent member. Other programs are not, so such a document could mean two things.
+        """
+        written = self.to_json()
+        if data == written:
+            return
+        given = json.loads(data)
+        if "format" not in given:
+            yield f"{self.file_name} has no format"
+        for where, value, expected in _deviations(given, json.loads(written), ""):
+            form = "absent" if expected is _ABSENT else json.dumps(expected, ensure_ascii=False)[:100]
+            given_form = json.dumps(value, ensure_ascii=False)[:100]
+            yield f"{self.file_name}: {where} is {given_form}; the format requires {form}"
+
 
 class ArchiveDocument(Document):
     """A JSON file of the archive or of an export; its format is independent of the bundle's."""
@@ -127,6 +146,18 @@ class ArchiveDocument(Document):
         """
         strict_json(data, cls.file_name, bounded=False)
         return super().from_json(data)
+
+
+def _deviations(value: Any, written: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield each part of *value* that differs from *written*; members that only *written* has are defaults."""
+    if isinstance(value, dict) and isinstance(written, dict):
+        for name, part in value.items():
+            yield from _deviations(part, written.get(name, _ABSENT), f"{where}/{name}" if where else name)
+    elif isinstance(value, list) and isinstance(written, list) and len(value) == len(written):
+        for number, (part, other) in enumerate(zip(value, written, strict=True)):
+            yield from _deviations(part, other, f"{where}/{number}")
+    elif value != written or isinstance(value, bool) is not isinstance(written, bool):
+        yield where, value, written
 
 
 def _unknown_format(errors: Sequence[ErrorDetails]) -> str | None:

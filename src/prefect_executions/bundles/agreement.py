@@ -5,6 +5,7 @@ A check is a generator. It yields one sentence per fault, with the file and both
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from hashlib import sha256
@@ -38,6 +39,8 @@ def same_execution(evidence: Evidence) -> Findings:
             yield f"{path} belongs to execution {execution}; {JobStatus.file_name} to {status.job_id}"
         if of_method != f"{method.id} {method.version}":
             yield f"{path} belongs to Method {of_method}; {Method.file_name} to {method.id} {method.version}"
+    for relation in sorted(other.relation for other in request.relatives if other.execution_id == status.job_id):
+        yield f"{ExecuteRequest.file_name} has the execution itself as its {relation}"
     for path, read in ((layout.PROVENANCE, evidence.provenance_summary), (layout.CRATE, evidence.crate_summary)):
         if read.summary.execution_id != status.job_id:
             yield f"{path} belongs to execution {read.summary.execution_id}; {JobStatus.file_name} to {status.job_id}"
@@ -45,7 +48,10 @@ def same_execution(evidence: Evidence) -> Findings:
 
 def inputs(evidence: Evidence) -> Findings:
     """Every staged input has the digest and size in `request.json`."""
-    for file in evidence.document(ExecuteRequest).files:
+    files = evidence.document(ExecuteRequest).files
+    for unstaged in sorted(_below(evidence, layout.INPUTS) - {file.path for file in files}):
+        yield Unchecked(f"{unstaged!r} is not a staged input; the Method may have written it")
+    for file in files:
         path = file.path
         if path is None:
             yield Unchecked(f"input {file.input!r} is only referenced: {file.origin}")
@@ -71,9 +77,18 @@ def code(evidence: Evidence) -> Findings:
             yield from _compare(evidence, Method.file_name, path, file.sha256, None)
         else:
             yield Unchecked(f"{path!r} is not in the bundle; {Method.file_name} says {file.sha256}")
+    if evidence.format > 1:
+        plans = f"{layout.CODE}/{layout.PLANS}/"
+        for path in sorted(_below(evidence, layout.CODE) - recorded - {REQUIREMENTS, DIFF}):
+            if not path.startswith(plans):
+                yield f"{path!r} is present; {Method.file_name} does not list it"
     if code and evidence.format > 1:
         yield from _git_objects(evidence, code)
         yield from _code_digests(evidence, code)
+
+
+def _below(evidence: Evidence, folder: str) -> set[str]:
+    return {path for path in evidence.files if path.startswith(f"{folder}/")}
 
 
 def _git_objects(evidence: Evidence, code: CodeIdentity) -> Findings:
@@ -180,6 +195,9 @@ def verdict(evidence: Evidence) -> Findings:
     if verdict.grade not in {expected, None}:
         yield f"{Verdict.file_name}: the grade is {words(verdict.grade)}; its lists give {words(expected)}"
     judged = {output.path: output.agreement for output in verdict.outputs}
+    for path, count in Counter(output.path for output in verdict.outputs).items():
+        if count > 1:
+            yield f"{Verdict.file_name}: {path!r} is there {count} times"
     written = {output.path for output in record.job_status.outputs}
     for path in sorted(written ^ {path for path, agreement in judged.items() if agreement is not Agreement.GONE}):
         has = "has" if path in written else "lacks"

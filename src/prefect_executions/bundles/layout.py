@@ -31,6 +31,8 @@ STDOUT = "outputs/stdout.log"
 STDERR = "outputs/stderr.log"
 
 AUTH, METADATA, INPUTS, CODE, OUTPUTS = "auth", "metadata", "inputs", "code", "outputs"
+PLANS = "plan"
+"""The folder below ``code/`` with one plan for each run of scripts."""
 FOLDERS = (AUTH, METADATA, INPUTS, CODE, OUTPUTS)
 OPEN_FOLDERS = (INPUTS, CODE, OUTPUTS)
 """The folders whose file names the user chooses."""

@@ -102,7 +102,7 @@ def _output_zip(evidence: Evidence) -> Findings:
 
 
 def _documents(evidence: Evidence) -> Findings:
-    """Every JSON document is valid, and all have the same format."""
+    """Every JSON document is valid and in the form of the format, and all have the same format."""
     documents = []
     for kind in layout.DOCUMENTS:
         if kind.file_name in evidence.files:
@@ -111,6 +111,9 @@ def _documents(evidence: Evidence) -> Findings:
             except BundleError as error:
                 yield str(error)
     yield from mixed_formats(documents)
+    for document in documents:
+        if document.format > 1:
+            yield from document.form_faults(evidence.bytes_of(document.file_name))
 
 
 def _lifecycle(evidence: Evidence) -> Findings:

@@ -453,9 +453,9 @@ def _write_late_code(attempt: Attempt) -> None:
         names=call.settings.secret_names,
     )
     if method is not attempt.record.method:
+        bundle.write_document(method)  # first: a file that no document lists would be a fault if this process died
         for path, data in code.items():
             bundle.write(path, data)
-        bundle.write_document(method)
 
 
 def _with_masked_names(attempt: Attempt, job_status: JobStatus) -> JobStatus:

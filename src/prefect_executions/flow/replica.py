@@ -25,7 +25,7 @@ from prefect_executions.bundles.data_folder import (
     prepare_data_folder,
     remove_data_folder,
 )
-from prefect_executions.bundles.layout import CODE
+from prefect_executions.bundles.layout import CODE, PLANS
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.descriptors.scripts import (
@@ -59,7 +59,6 @@ from prefect_executions.runtimes.interface import (
 from prefect_executions.runtimes.registry import open_runtime
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
-from prefect_executions.workbench.recovery import PLANS
 
 _UNDEPLOY_WHEN_STOPPED = 10.0  # seconds
 _SCRIPTS = {Phase.DEPLOY: DEPLOY, Phase.EXECUTE: EXECUTE, Phase.UNDEPLOY: UNDEPLOY}

@@ -173,17 +173,25 @@ class _Audit:
         return f"checkpoint {number}" if number else "its mark"
 
     def _removal(self, execution_id: str, what: str) -> AuditFinding:
-        note = self._removed(execution_id)
+        note, sealed = self._removed(execution_id), self._sealed_as(execution_id)
         if note is None:
             return AuditFinding("violation", "removed", execution_id, what)
-        what = f"it was removed on {note.removed:%Y-%m-%d}: {note.why}"
-        return AuditFinding("incomplete", "removed", execution_id, what)
+        if note.manifest_sha256 and sealed and note.manifest_sha256 not in sealed:
+            what = f"{what}; its removal note is on another manifest, {note.manifest_sha256}"
+            return AuditFinding("violation", "removed", execution_id, what)
+        return AuditFinding("incomplete", "removed", execution_id, _noted(note))
+
+    def _sealed_as(self, execution_id: str) -> set[str]:
+        """The digests of the manifests that were sealed, according to the checkpoints, or else to the marks."""
+        return self._history.sealed.get(execution_id) or self._marks.get(execution_id, set())
 
     def _removed(self, execution_id: str) -> Removed | None:
+        """The removal note of an execution; a note on another execution is none."""
         try:
-            return self._archive.removed(execution_id)
+            note = self._archive.removed(execution_id)
         except (ArchiveError, NameRefusedError):
             return None
+        return note if note and note.execution_id == execution_id else None
 
     def _unsealed(self, execution_id: str, objects: Mapping[str, int]) -> AuditFinding:
         if execution_id in self._history.sealed or execution_id in self._marks:
@@ -221,8 +229,11 @@ class _Audit:
         """Compare the seal with the checkpoints, or else with its mark."""
         seal, digest = record.seal, record.seal.manifest_sha256
         witnessed = self._history.sealed.get(execution_id, set())
-        replaced = (witnessed or self._marks.get(execution_id, set())) - {digest}
+        replaced = self._sealed_as(execution_id) - {digest}
         note = self._removed(execution_id) if replaced else None
+        if note and note.manifest_sha256 in replaced:
+            what = f"{_noted(note)}; the archive has another execution with its id"
+            yield AuditFinding("incomplete", "removed", execution_id, what)
         for other in sorted(replaced - {note.manifest_sha256 if note else None}):
             what = f"{self._witness(execution_id)} says that {other} was sealed; the archive has {digest}"
             yield AuditFinding("violation", "replaced", execution_id, what)
@@ -340,6 +351,9 @@ class SealedRecord:
         except BundleError as error:
             yield "damaged", str(error)
             return
+        for path in self.seal.absent:
+            if not is_bulk(path):
+                yield "forged", f"{path!r} is not in the archive according to the seal; every archive level keeps it"
         yield from self._object_faults(listed)
         yield from self._status_faults(listed)
         if digest == self.seal.manifest_sha256:
@@ -404,6 +418,10 @@ class SealedRecord:
         if name != self.seal.objects:
             signatures = ", ".join(beside) or "no signature"
             yield "signature", f"its signature files differ from those at the time of sealing: it has {signatures}"
+
+
+def _noted(note: Removed) -> str:
+    return f"it was removed on {note.removed:%Y-%m-%d}: {note.why}"
 
 
 def _belongs(name: str, seal: Seal) -> bool:

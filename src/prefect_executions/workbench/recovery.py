@@ -34,9 +34,6 @@ from prefect_executions.workbench.local_copy import LocalCopy, restore_copy
 from prefect_executions.workbench.lookup import local_ids
 from prefect_executions.workbench.workbench import BundleSlot, Outcome, Workbench
 
-PLANS = "plan"
-"""The folder below ``code/`` with one plan for each run of scripts."""
-
 STALE = timedelta(days=1)
 """Age after which an unfinished upload is abandoned; a living upload is retried for minutes only."""
 
@@ -172,7 +169,7 @@ def _unpack(stream: BinaryIO, folder: Path) -> None:
 
 def end_script_runs(bundle: OpenBundle) -> tuple[str, ...]:
     """Cancel and remove the orphaned script runs of *bundle*, and return a note on each."""
-    plans = sorted((bundle.paths.code / PLANS).glob("*/plan.json"))
+    plans = sorted((bundle.paths.code / layout.PLANS).glob("*/plan.json"))
     return tuple(note for path in plans for note in _end(bundle, *_runtime_and_run_id(path.read_bytes())))
 
 
