@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import zipfile
 import zlib
@@ -31,6 +32,7 @@ from bundle_makers import (
     renew_zip,
     zip_of,
 )
+from prefect_executions import documents
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.bundles.verify import CHECKS, Report, verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
@@ -882,3 +884,12 @@ def test_a_report_can_be_written_as_json(sealed: Path) -> None:
     report = verify(sealed)
     checks = json.loads(json.dumps([{"name": check.name, "faults": check.faults} for check in report.checks]))
     assert len(checks) == len(CHECKS)
+
+
+def test_a_proof_with_too_many_values_is_refused_before_it_is_parsed(sealed, tmp_path, monkeypatch):
+    bundle = tmp_path / sealed.name
+    shutil.copytree(sealed, bundle)
+    (bundle / "metadata/inclusion.json").write_bytes(b"[" + b"[]," * 100_000 + b"[]]")
+    monkeypatch.setattr(documents, "MAX_VALUES", 100_000)
+    (check,) = verify(bundle, only=["inclusion"]).checks
+    assert check.faults == ("metadata/inclusion.json: it may have more than 100000 values",)

@@ -9,7 +9,7 @@ from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
-from prefect_executions.documents import text_of_time
+from prefect_executions.documents import strict_json, text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.settings import SignatureRule
@@ -40,7 +40,9 @@ def check_inclusion(evidence: Evidence) -> Findings:
     """The inclusion proof leads from this seal to a checkpoint that is signed by a trusted key."""
     if layout.INCLUSION not in evidence.files:
         return
-    proof = Inclusion.from_json(evidence.bytes_of(layout.INCLUSION))
+    data = evidence.bytes_of(layout.INCLUSION)
+    strict_json(data, layout.INCLUSION)  # it limits the number of values
+    proof = Inclusion.from_json(data)
     yield from _envelope(evidence, proof.head.envelope, layout.INCLUSION)
     if not proof.holds:
         yield f"{layout.INCLUSION} does not lead from the seal to the root of checkpoint {proof.parsed_head().number}"
