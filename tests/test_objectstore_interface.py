@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -471,6 +472,21 @@ def test_a_link_in_a_folder_is_not_an_object(tmp_path):
         with pytest.raises(NotFoundError, match="it is a link"):
             store.download(key, tmp_path / "to", 6, "0" * 64)
     assert {info.key: info.is_link for info in store.list("")} == {"a/link": True, "a/real": False, "b": True}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: socket.socket(socket.AF_UNIX).bind(str(path))])
+def test_a_pipe_a_socket_and_a_folder_are_not_objects(tmp_path, monkeypatch, make):
+    store = open_store((tmp_path / "archive").as_uri())
+    store.put("a/real", b"x")
+    monkeypatch.chdir(tmp_path / "archive/a")  # the path of a socket has at most 108 bytes
+    make(Path("other"))
+    assert store.head("a/other") is None
+    assert store.get_many(["a/other", "a/real"]) == {"a/real": b"x"}
+    for read in (store.get, lambda key: store.get_range(key, 0, 3)):
+        with pytest.raises(NotFoundError, match="no object"):
+            read("a/other")
+    links = {info.key: info.is_link for info in store.list("")}
+    assert links == {"a/real": False} | ({} if Path("other").is_dir() else {"a/other": True})
 
 
 def test_an_archive_may_lie_behind_a_link(tmp_path):

@@ -37,7 +37,7 @@ class ObjectInfo(NamedTuple):
     """An object's metadata; `size` is in bytes.
 
     `etag` and `modified` are None if the store does not report them. `is_link` marks a
-    symbolic link in a folder: a listing names it, and it cannot be read.
+    symbolic link or special file in a folder: a listing names it, and it cannot be read.
     """
 
     key: str

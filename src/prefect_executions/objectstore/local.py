@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from errno import ELOOP
+from errno import ELOOP, ENXIO
 from io import FileIO
 from pathlib import Path
-from stat import S_ISLNK
+from stat import S_ISREG
 from typing import BinaryIO, NamedTuple
 
 from prefect_executions.capture.processes import gone, mark
@@ -126,7 +126,7 @@ class FolderStore:
                 status = self._path(key).lstat()
         except NotFoundError:
             return None
-        return None if S_ISLNK(status.st_mode) else _object_info(key, status)
+        return _object_info(key, status) if S_ISREG(status.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         folder = self._root / prefix
@@ -181,10 +181,17 @@ class FolderStore:
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[BinaryIO]:
-        """Open an object; a link is not an object, because its content may change outside the archive."""
+        """Open an object.
+
+        A link is not an object, because its content may change outside the archive. A pipe or device is none
+        either: it is opened without waiting for its writer, and refused.
+        """
         with self._translated(key, reading=True):
             self._refuse_linked_folder(key)
-            with os.fdopen(os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            with os.fdopen(os.open(self._path(key), flags), "rb") as file:
+                if not S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(ELOOP, os.strerror(ELOOP))
                 yield file
 
     def _refuse_linked_folder(self, key: str) -> None:
@@ -229,9 +236,10 @@ class FolderStore:
         try:
             yield
         except OSError as error:
-            if reading and error.errno == ELOOP:
-                raise NotFoundError(f"There is no object {self.url}/{key} in the archive: it is a link") from error
-            if reading and isinstance(error, FileNotFoundError | NotADirectoryError):
+            if reading and error.errno in {ELOOP, ENXIO}:  # ENXIO: a socket
+                what = "it is a link or a special file"
+                raise NotFoundError(f"There is no object {self.url}/{key} in the archive: {what}") from error
+            if reading and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
                 raise NotFoundError(f"There is no object {self.url}/{key} in the archive") from error
             raise ArchiveError(f"{self.url}/{key}: {error.strerror or error}") from error
 
@@ -278,7 +286,7 @@ def _make_folder(folder: str) -> set[str]:
 
 def _object_info(key: str, stat: os.stat_result) -> ObjectInfo:
     modified = datetime.fromtimestamp(stat.st_mtime, UTC)
-    return ObjectInfo(key, stat.st_size, modified=modified, is_link=S_ISLNK(stat.st_mode))
+    return ObjectInfo(key, stat.st_size, modified=modified, is_link=not S_ISREG(stat.st_mode))
 
 
 def _parents(key: str) -> Iterator[str]:

@@ -205,7 +205,7 @@ class _Audit:
 
     def _sealed(self, execution_id: str, record: SealedRecord) -> Iterator[AuditFinding]:
         for name in sorted(name for name, size in record.objects.items() if size == _LINK):
-            what = f"{name!r} is a link; its content may change outside the archive, so it is not read"
+            what = f"{name!r} is a link or a special file, whose content may change, so it is not read"
             yield AuditFinding("violation", "link", execution_id, what)
         yield from (AuditFinding("violation", kind, execution_id, what) for kind, what in record.faults())
         strays = [name for name in record.objects if not _belongs(name, record.seal)]
