@@ -101,6 +101,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     folder = tmp_path / "executions"
     monkeypatch.setenv("EXECUTIONS_HOME", str(folder))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv(
         "EXECUTIONS_HOOK_TIMEOUT", "150"
     )  # Prefect's server may be silent for a minute, as in `scenarios`

@@ -30,11 +30,24 @@ COMMAND = str(Path(sys.executable).with_name("executions"))
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Workbench:
-    """Another machine, which sealed the execution."""
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
+    """Another machine, which sealed the execution: another home, and another state folder of the user."""
+    here = os.environ.get("XDG_STATE_HOME")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "there" / "state"))
     bench = bench_at(tmp_path / "there")
     kept(bench)
+    monkeypatch.setenv("XDG_STATE_HOME", here or str(tmp_path / "here" / "state"))
     return bench
+
+
+def test_code_that_this_user_sealed_in_another_home_is_not_asked_about(home, tmp_path):
+    other = bench_at(tmp_path / "other")
+    kept(other)
+    zipped = zip_of(other.folder / EXECUTION_ID, tmp_path / "other.zip", f"{EXECUTION_ID}/")
+    assert asked(bench_at(home), zipped) == []
+    imported = bench_at(tmp_path / "imported")
+    import_bundles(imported, str(zipped), ImportPolicy.of(Settings(home=home), datetime.now(UTC)))
+    assert asked(imported, EXECUTION_ID) == []
 
 
 @pytest.fixture
@@ -95,10 +108,12 @@ def test_code_that_a_trusted_key_signed_is_not_asked_about(home, tmp_path):
     assert code.signers == (a_key().public.id,)
 
 
-def test_a_bundle_that_claims_to_be_of_this_machine_is_foreign(home, tmp_path):
+def test_a_bundle_that_claims_to_be_of_this_machine_is_foreign(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "there" / "state"))
     here = an_instance(hostname=os.uname().nodename, working_directory=str(home / "workbench"))
     bench = bench_at(tmp_path / "there")
     kept(bench, instance=here)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert len(asked(bench_at(home), bench.folder / EXECUTION_ID)) == 1
 
 

@@ -53,7 +53,7 @@ sys.stdin.read()
 @pytest.fixture
 def home(tmp_path):
     """An empty home, and Prefect without a configured API and with an empty database of its own."""
-    folder = tmp_path / "home"
+    folder = tmp_path / "home" / "workbench" / ".server"
     prefect = {
         PREFECT_API_URL: None,
         PREFECT_HOME: tmp_path / "prefect",
@@ -133,7 +133,7 @@ def test_a_server_ends_when_its_home_is_removed(home, tmp_path):
     process = command(home, tmp_path)
     process.stdout.readline()
     state = find(home)
-    shutil.rmtree(home)
+    shutil.rmtree(home.parents[1])
     until(lambda: not alive(state.process))
     close(process)
 
@@ -161,9 +161,9 @@ def test_a_server_that_does_not_start_is_reported_with_its_reason(home, monkeypa
 
 
 def test_an_unwritable_home_is_refused(home):
-    home.parent.joinpath("file").write_text("")
+    home.parents[2].joinpath("file").write_text("")
     with pytest.raises(OrchestratorError, match="Set EXECUTIONS_HOME to a folder of yours"):
-        connect(home.parent / "file" / "home", timedelta(seconds=IDLE))
+        connect(home.parents[2] / "file" / "home", timedelta(seconds=IDLE))
 
 
 def test_no_server_starts_with_an_api_without_idle_time_or_if_only_a_running_one_is_wanted(home):

@@ -235,6 +235,22 @@ class Settings(BaseSettings):
         return (self.signing_key or self.home_folder / "keys" / "signing.pem").expanduser().absolute()
 
     @property
+    def server_folder(self) -> Path:
+        """The files of the local Prefect server: address, password, log."""
+        return self.workbench_folder / ".server"
+
+    @property
+    def local_seals_file(self) -> Path | None:
+        """The list of bundles that this user sealed here, in the user's state folder (XDG Base Directory)."""
+        state = Path(os.environ.get("XDG_STATE_HOME", ""))
+        if not state.is_absolute():
+            try:
+                state = Path.home() / ".local" / "state"
+            except RuntimeError:  # a user without a home folder, as in some containers
+                return None
+        return state / "prefect-executions" / "sealed"
+
+    @property
     def archive_url(self) -> str:
         return self.archive or (self.home_folder / "archive").as_uri()
 

@@ -144,7 +144,7 @@ def connect_local_server(settings: Settings) -> None:
     """
     from prefect_executions.prefect_api import server  # noqa: PLC0415 - Start-up time of the CLI: it imports Prefect
 
-    server.connect(settings.home_folder, settings.server_idle)
+    server.connect(settings.server_folder, settings.server_idle)
 
 
 def open_workbench(settings: Settings, *, with_events: bool = False) -> Workbench:

@@ -76,7 +76,7 @@ from prefect_executions.prefect_api import client, server
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.settings import Settings
 api = client.configured_api()
-local = None if api else server.find(Settings.read().home_folder)
+local = None if api else server.find(Settings.read().server_folder)
 try:
     version = client.ping() if api else None
     print(json.dumps({"api": api, "version": version, "local": local and local.url}))

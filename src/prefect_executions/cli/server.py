@@ -24,7 +24,7 @@ def status(*, as_json: Json = False) -> None:
         # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.prefect_api.server import find, log_of  # noqa: PLC0415
 
-    state = find(settings.home_folder)
+    state = find(settings.server_folder)
     if as_json:
         show_json({"url": state and state.url, "pid": state and state.process.pid})
     elif state is None:
@@ -36,7 +36,7 @@ def status(*, as_json: Json = False) -> None:
                 ("url", state.url),
                 ("process", state.process.pid),
                 ("ends", idle),
-                ("log", log_of(settings.home_folder)),
+                ("log", log_of(settings.server_folder)),
             ]
         )
 
@@ -54,7 +54,7 @@ def stop(*, as_json: Json = False) -> None:
         # As above.
         from prefect_executions.prefect_api.server import stop as stop_server  # noqa: PLC0415
 
-    state = stop_server(settings.home_folder)
+    state = stop_server(settings.server_folder)
     if as_json:
         show_json({"stopped": state is not None})
     else:

@@ -1,7 +1,8 @@
 """Whose code a bundle has: sealed on this machine, signed by a trusted key, or foreign.
 
-Law: nothing that the bundle says of itself makes its code trusted. Only this home decides: a
-seal on its workbench, a seal in its archive without an import mark, or a signature by a key that it trusts.
+Law: nothing that the bundle says of itself makes its code trusted. Only this user's own files decide: a
+seal on the workbench, a seal in the archive without an import mark, the list of what this user sealed
+here in any home, or a signature by a trusted key.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ def check_code(
 
 
 def _sealed_here(catalog: Catalog, execution_id: str, manifest_sha256: str) -> bool:
-    """Whether this workbench, or its archive without an import mark, has the bundle with this manifest."""
+    """Whether this user sealed the bundle with this manifest here, or the archive has it without an import mark."""
+    if catalog.workbench.local_seals.has(manifest_sha256):
+        return True
     with suppress(ExecutionsError, OSError):  # in doubt it is foreign
         bundle = OpenBundle(catalog.workbench.folder, check_execution_id(execution_id))
         if bundle.sealed and sha256(bundle.paths.manifest.read_bytes()).hexdigest() == manifest_sha256:

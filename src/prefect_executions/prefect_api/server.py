@@ -64,7 +64,7 @@ class ServerState(BaseModel):
 
 @dataclass(frozen=True)
 class ServerFiles:
-    """The files of the server of one installation and one Prefect database, in the folder ``server`` of a home."""
+    """The files of the server of one installation and one Prefect database, in one folder."""
 
     folder: Path
     key: str
@@ -88,8 +88,8 @@ class ServerFiles:
         return self.folder / f"{self.key}.log"
 
 
-def files_of(home: Path) -> ServerFiles:
-    """Return the files of the server for this installation, in *home*.
+def files_of(folder: Path) -> ServerFiles:
+    """Return the files of the server for this installation, in *folder*.
 
     Another version of Prefect, another environment or another database has another server.
     """
@@ -100,11 +100,11 @@ def files_of(home: Path) -> ServerFiles:
         str(PREFECT_HOME.value()),
         str(PREFECT_API_DATABASE_CONNECTION_URL.value()),
     )
-    return ServerFiles(home / "server", sha256("\n".join(parts).encode()).hexdigest()[:12])
+    return ServerFiles(folder, sha256("\n".join(parts).encode()).hexdigest()[:12])
 
 
-def connect(home: Path, idle: timedelta, *, start: bool = True) -> str | None:
-    """Make this process and its children use the shared server in *home*, and return its URL.
+def connect(folder: Path, idle: timedelta, *, start: bool = True) -> str | None:
+    """Make this process and its children use the shared server in *folder*, and return its URL.
 
     Does nothing and returns None if an API is configured, if *idle* is zero, or if no server
     runs and *start* is False. A new server ends *idle* after its last use.
@@ -114,7 +114,7 @@ def connect(home: Path, idle: timedelta, *, start: bool = True) -> str | None:
     """
     if PREFECT_API_URL.value() or not idle:
         return None
-    files = files_of(home)
+    files = files_of(folder)
     if not start and not files.state.exists():
         return None
     try:
@@ -133,23 +133,23 @@ def connect(home: Path, idle: timedelta, *, start: bool = True) -> str | None:
     return state.url
 
 
-def find(home: Path) -> ServerState | None:
-    """Return the state of the shared server in *home*, or None if none runs."""
-    return _read(files_of(home))
+def find(folder: Path) -> ServerState | None:
+    """Return the state of the shared server in *folder*, or None if none runs."""
+    return _read(files_of(folder))
 
 
-def log_of(home: Path) -> Path:
-    """Return the log file of the shared server in *home*."""
-    return files_of(home).log
+def log_of(folder: Path) -> Path:
+    """Return the log file of the shared server in *folder*."""
+    return files_of(folder).log
 
 
-def stop(home: Path) -> ServerState | None:
-    """Stop the shared server in *home* and return its last state, or None if none ran.
+def stop(folder: Path) -> ServerState | None:
+    """Stop the shared server in *folder* and return its last state, or None if none ran.
 
     Raises:
         OrchestratorError: If it does not end in 20 seconds.
     """
-    files = files_of(home)
+    files = files_of(folder)
     state = _read(files)
     if state is None or not send(state.process, signal.SIGTERM):
         return None

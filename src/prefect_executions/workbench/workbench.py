@@ -41,6 +41,7 @@ from prefect_executions.workbench import background
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing
 from prefect_executions.workbench.local_copy import LocalCopy
+from prefect_executions.workbench.local_seals import LocalSeals
 from prefect_executions.workbench.sealing import (
     DeliverEvents,
     Ending,
@@ -58,6 +59,8 @@ log = logging.getLogger("prefect_executions")
 
 BLOCK = "block:"
 """Prefix of an archive URL that names a Prefect block."""
+
+NO_LOCAL_SEALS = LocalSeals(None)
 
 _MAX_OPENING_CODE = 1 << 20
 """Bytes of the Method's code in an opening record."""
@@ -92,8 +95,10 @@ class Workbench:
         open_ledger: Callable[[], Ledger],
         deliver_events: DeliverEvents = discard_events,
         signing_key: Callable[[], SigningKey | None] = lambda: None,
+        local_seals: LocalSeals = NO_LOCAL_SEALS,
     ) -> None:
         self.folder = folder
+        self.local_seals = local_seals
         self.signing_key = signing_key
         self._deliver_events = deliver_events
         self._open_archive = open_archive
@@ -131,6 +136,7 @@ class Workbench:
             open_ledger=lambda: Ledger.open(settings.ledger_url),
             deliver_events=deliver_events,
             signing_key=KeyRing(settings).signing_key,
+            local_seals=LocalSeals(settings.local_seals_file),
         )
 
     def at(self, folder: Path) -> Workbench:
@@ -141,6 +147,7 @@ class Workbench:
             open_ledger=lambda: self.ledger,
             deliver_events=self._deliver_events,
             signing_key=self.signing_key,
+            local_seals=self.local_seals,
         )
 
     @property
@@ -256,13 +263,16 @@ class Workbench:
         self.leases.release(execution_id)
         bundle = OpenBundle.load(self.folder, execution_id)
         with bundle.lock():
-            if not bundle.sealed:
+            new = not bundle.sealed
+            if new:
                 notes = before_seal(bundle)
                 gathered = gather(bundle)
                 job_status = merge_states(bundle.read(JobStatus), states)
                 bundle.write_document(ended(job_status, end, gathered, notes))
                 trace_point(TracePoint.FINAL_STATUS, bundle.id)
             sealed = seal(bundle, self.signing_key())
+            if new:
+                self.local_seals.add(sealed.sha256)
             on_sealed(Outcome(sealed.record.job_status, bundle.folder, archived=False))
             return self._close(bundle, sealed)
 
@@ -325,7 +335,9 @@ class Workbench:
             if not job_status.execution_status.terminal:
                 return None
             bundle.write_document(job_status.model_copy(update={"outputs": gather(bundle).outputs}))
-            return self._close(bundle, seal(bundle, self.signing_key()))
+            sealed = seal(bundle, self.signing_key())
+            self.local_seals.add(sealed.sha256)
+            return self._close(bundle, sealed)
 
     def unfinished(self) -> Iterator[str]:
         """Yield the ids of executions here that are not yet sealed, archived, indexed and their events delivered."""
