@@ -156,12 +156,14 @@ def on_a_terminal(arguments: list[str], home: Path, answer: str) -> str:
     ("answer", "result"),
     [("n", "nothing was run: the code of execution"), ("y", "module 'no_such_module' is missing")],
 )
-def test_on_a_terminal_a_person_decides(home, tmp_path, answer, result):
+def test_on_a_terminal_a_person_decides(home, tmp_path, monkeypatch, answer, result):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "there" / "state"))
     source, bench = b"import no_such_module\n", bench_at(tmp_path / "there")
     bundle = begun(bench, record_of(method=a_method(code=a_code_identity(source))))
     bundle.write("code/flows/coins.py", source)
     bench.leases.release(EXECUTION_ID)
     bench.settle(EXECUTION_ID)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     shown = on_a_terminal(["replay", str(bundle.folder)], home, f"{answer}\n")
     assert "Run it with your permissions? [y/N]" in shown
     assert result in shown

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benches import OTHER_ID, bench_at, kept, record_of
+from benches import OTHER_ID, begun, bench_at, kept, record_of
 from flows.reproduce import reproduce as reproduce_flow
 from prefect_executions.cli.app import main
 from prefect_executions.comparison.verdict import Agreement, Grade, OutputVerdict, ReplayGoal, Verdict
@@ -120,9 +120,11 @@ def test_only_completed_executions_that_are_not_replays_are_chosen(home):
     (bench.folder / EXECUTION_ID).rename(home / "away")
     assert reproducible(Catalog(bench)) == (EXECUTION_ID,)
     assert reproducible(Catalog(bench), Filter(method="other")) == ()
-    (home / "away").rename(bench.folder / EXECUTION_ID)
-    (bench.folder / EXECUTION_ID / Verdict.file_name).write_bytes(DRIFTED.to_json())
-    assert reproducible(Catalog(bench)) == ()
+    replays = bench_at(home / "replays")
+    begun(replays, record_of()).write_document(DRIFTED)
+    replays.leases.release(EXECUTION_ID)
+    replays.settle(EXECUTION_ID)
+    assert reproducible(Catalog(replays)) == ()
 
 
 def test_a_limit_takes_the_newest(home):

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.local_seals import LocalSeals
+from prefect_executions.workbench.keyring import LocalSeals
 
 DIGEST, OTHER = "a" * 64, "b" * 64
 

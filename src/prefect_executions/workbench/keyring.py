@@ -1,4 +1,4 @@
-"""The key ring of this home: the private key that signs seals, and the trusted public keys.
+"""What this machine trusts: the key ring of a home, and the list of what its user sealed here.
 
 ::
 
@@ -12,9 +12,11 @@ Law: a key is never overwritten. EXECUTIONS_SIGNING_KEY moves the private key, a
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +26,8 @@ from prefect_executions.attestation.keys import SEED, SigningKey, VerifyingKey
 from prefect_executions.attestation.policy import SignaturePolicy
 from prefect_executions.errors import RequestError, SettingsError
 from prefect_executions.settings import Settings, SignatureRule
+
+log = logging.getLogger(__name__)
 
 _SHORTEST_ID = 8
 """The fewest digits of a key id that identify a key on the command line."""
@@ -196,3 +200,39 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+class LocalSeals:
+    """The list of bundles that this user sealed on this machine, in a file outside of every home.
+
+    It has the SHA-256 digest of each manifest, one a line; without a *file* the list is always empty. A replay
+    does not ask before it runs their code, whichever home it uses. Only the sealing of a run adds to the list;
+    nothing in a bundle does, and an import does not.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+
+    def add(self, manifest_sha256: str) -> None:
+        """Append a digest; a failure is logged, because the seal does not depend on it."""
+        if self._file is None:
+            return
+        try:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                os.write(descriptor, f"{manifest_sha256}\n".encode())  # one short write: lines never mix
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.debug("cannot add to the list of local seals: %s", error)
+
+    def has(self, manifest_sha256: str) -> bool:
+        """Whether the digest is on the list; False if others can write the list, or it is unreadable."""
+        if self._file is None:
+            return False
+        with suppress(OSError), self._file.open("rb") as lines:
+            status = os.fstat(lines.fileno())
+            private = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            return private and f"{manifest_sha256}\n".encode() in lines
+        return False

@@ -39,9 +39,8 @@ from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench import background
 from prefect_executions.workbench.heartbeat import Leases
-from prefect_executions.workbench.keyring import KeyRing
+from prefect_executions.workbench.keyring import KeyRing, LocalSeals
 from prefect_executions.workbench.local_copy import LocalCopy
-from prefect_executions.workbench.local_seals import LocalSeals
 from prefect_executions.workbench.sealing import (
     DeliverEvents,
     Ending,
