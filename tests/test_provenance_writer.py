@@ -286,6 +286,15 @@ LAUGHS = '<!DOCTYPE d [<!ENTITY a "ha">' + "".join(
 )
 
 
+def many_attributes(count: int) -> str:
+    return " ".join(f"a{number}='>'" for number in range(count))
+
+
+def document_in(encoding: str) -> bytes:
+    text = as_provenance(RECORDS["completed"]).decode().partition("?>")[2].strip()
+    return f'<?xml version="1.0" encoding="{encoding}"?>{text}'.encode(encoding)
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -302,13 +311,35 @@ LAUGHS = '<!DOCTYPE d [<!ENTITY a "ha">' + "".join(
         changed("COMPLETED", "&undeclared;"),
         b"<a>" * 10_000,
         changed("<exe:status>", "<exe:status>" + "<a>" * 300 + "</a>" * 300),
+        changed("<exe:status>", f"<exe:status {many_attributes(200_000)}>"),
+        changed("<exe:status>", f"<exe:status {many_attributes(1001)}>"),
+        changed("<prov:document", "<!-- > --><?a <!?><!DOCTYPE prov:document><prov:document"),
+        document_in("UTF-16"),
+        document_in("UTF-16-LE"),
+        document_in("UTF-7"),
+        document_in("CP037"),
+        document_in("ISO-8859-1"),
     ],
-    ids=range(13),
+    ids=range(21),
 )
 def test_an_invalid_prov_document_is_refused(document):
     for ask in (read, lambda data: list(time_faults(data)), lambda data: convert(data, "json")):
         with pytest.raises(BundleError, match=r"^metadata/provo\.xml: "):
             ask(document)
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("declaration", [b"", b"<?xml version='1.0'?>", b'<?xml version="1.0" encoding="utf-8" ?>'])
+def test_a_document_in_utf_8_is_read_however_it_begins(start, declaration):
+    document = as_provenance(RECORDS["completed"]).partition(b"?>")[2].strip()
+    document = document.replace(b"<prov:document", b"<!-- <!DOCTYPE a> --><?a <!DOCTYPE a>?><prov:document", 1)
+    assert read(start + declaration + document).status == Status.COMPLETED
+
+
+def test_text_that_looks_like_many_attributes_is_read():
+    text = "a='1' " * 2000
+    document = changed("</prov:document>", f"<!-- {text} --><?a {text}?></prov:document>")
+    assert read(document).status == Status.COMPLETED
 
 
 FORGERIES: dict[str, tuple[str, str]] = {

@@ -6,6 +6,7 @@ Law: any DTD is refused; nothing is fetched; memory does not grow with the docum
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -36,6 +37,16 @@ RECORD_LIMIT = 16 * 1024**2
 
 ELEMENT_LIMIT = 100_000
 """The most elements between two records, counted by ``<``; each takes at least 200 bytes of memory."""
+
+ATTRIBUTE_LIMIT = 1000
+"""The most attributes of an element; libxml2 takes quadratic time for them."""
+
+_LONG_TAG = re.compile(rb"<(?![!?/])[^<]{%d,}" % (4 * ATTRIBUTE_LIMIT))  # an attribute has at least 4 bytes
+_NAME = re.compile(rb"<[^\s/>]+")
+_ATTRIBUTE = re.compile(rb"""\s*[^\s=<>"'/]+\s*=\s*(?:"[^"]*"|'[^']*')""")
+_ENCODING = re.compile(rb"""<\?xml\s[^>]*?\sencoding\s*=\s*["']([^"']*)["']""")
+_EBCDIC = b"\x4c\x6f\xa7\x94"  # "<?xm"; libxml2 recognises it
+_ENCODINGS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})
 
 _PREFIXES = {vocabulary.PROV: "prov:", vocabulary.TERMS: "exe:", NAMESPACE: "px:"}
 
@@ -109,6 +120,7 @@ def elements(data: bytes, kinds: Iterable[str] | None = None) -> Iterator[tuple[
 
     if len(data) > SIZE_LIMIT:
         raise fault(f"it has {len(data)} bytes; the limit is {SIZE_LIMIT}")
+    _check_bytes(data)
     source = _LimitedSource(data)
     parts = etree.iterparse(
         cast("Any", source),
@@ -125,6 +137,38 @@ def elements(data: bytes, kinds: Iterable[str] | None = None) -> Iterator[tuple[
         yield from _elements(parts, source)
     except etree.XMLSyntaxError as error:
         raise fault(f"invalid XML: {error}") from error
+
+
+def _check_bytes(data: bytes) -> None:
+    """Refuse what takes libxml2 too long, or would hide tags from the limits below, before it is parsed."""
+    text = data.removeprefix(BOM_UTF8)
+    declared = _ENCODING.match(text)
+    if text.startswith((BOM_UTF16_LE, BOM_UTF16_BE, _EBCDIC)) or b"\0" in text[:4]:
+        raise fault("it is not in UTF-8")
+    if declared and declared[1].lower() not in _ENCODINGS:
+        raise fault(f"it is in {declared[1].decode('latin-1')[:40]}, not in UTF-8")
+    if _has_doctype(text):
+        raise fault("it has a DTD, which is not allowed")
+    for tag in _LONG_TAG.finditer(text):
+        name = _NAME.match(text, tag.start())
+        at, attributes = name.end() if name else tag.start(), 0
+        while attribute := _ATTRIBUTE.match(text, at, tag.end()):
+            at, attributes = attribute.end(), attributes + 1
+            if attributes > ATTRIBUTE_LIMIT:
+                raise fault(f"an element has more than {ATTRIBUTE_LIMIT} attributes")
+
+
+def _has_doctype(text: bytes) -> bool:
+    """Return whether a DTD precedes the first element."""
+    at = 0
+    while (at := text.find(b"<", at)) >= 0:
+        end = {b"<?": b"?>", b"<!--": b"-->"}.get(text[at : at + 4 if text.startswith(b"<!--", at) else at + 2])
+        if end is None:
+            return text.startswith(b"<!", at)
+        at = text.find(end, at + len(end))
+        if at < 0:
+            return False
+    return False
 
 
 class _LimitedSource:
