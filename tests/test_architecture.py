@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"durations", "errors", "fsync", "mediatypes", "seekable", "tracepoints"},
-    {"documents", "settings"},
+    {"documents", "patterns", "settings"},
     {"lifecycle", "methods", "datasets"},
     {"executions", "descriptors", "query"},
     {"capture", "attestation", "events"},

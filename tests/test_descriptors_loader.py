@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import yaml
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ogc
+from prefect_executions.descriptors.inputs import values_of
 from prefect_executions.descriptors.loader import document_of, method_of, read_method, without_plain_text_secrets
 from prefect_executions.descriptors.parser import MAX_BYTES, parse
-from prefect_executions.errors import MethodError
+from prefect_executions.errors import InputError, MethodError
 from prefect_executions.methods.model import Method
+from prefect_executions.patterns import SECONDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "descriptors.md"
 
@@ -330,3 +333,49 @@ def test_the_faults_of_the_page_are_those_of_its_example_with_two_slips():
         read_method(wrong.encode(), "method.json")
 
     assert f"{refused.value}\n" in blocks("text")
+
+
+SLOW = "^(a+)+$"  # regex recognises this one
+SLOWER = "(a|a)*$"
+
+
+@pytest.mark.parametrize("pattern", [SLOW, SLOWER])
+def test_a_slow_regular_expression_of_a_default_is_refused_in_time(pattern):
+    schema = {"type": "string", "pattern": pattern, "default": "a" * 60 + "b"}
+    begin = perf_counter()
+    many = {f"x{number}": {"schema": schema} for number in range(50)}
+    assert re.search(r"(regular expression|does not fit)", refusal(a_document(inputs=many)))
+    assert perf_counter() - begin < 4 * SECONDS
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "pattern": SLOWER},
+        {"type": "object", "patternProperties": {SLOWER: {"type": "integer"}}},
+        {"type": "object", "additionalProperties": False, "patternProperties": {SLOWER: {}}},
+    ],
+    ids=["pattern", "patternProperties", "additionalProperties"],
+)
+def test_a_slow_regular_expression_of_a_value_is_refused_in_time(schema):
+    method = method_of(with_input(schema=schema), "method.json")
+    text = "a" * 60 + "b"
+    with pytest.raises(InputError, match=r"input 'x': the regular expression .* takes more than 2 s"):
+        values_of(method, {"x": text if schema["type"] == "string" else {text: 1}})
+
+
+def test_schemas_with_regular_expressions_accept_and_refuse_members():
+    schema = {"type": "object", "properties": {"b": {}}, "patternProperties": {"^a": {"type": "integer"}}}
+    method = method_of(with_input(schema=schema | {"additionalProperties": {"type": "null"}}), "method.json")
+    assert values_of(method, {"x": {"a1": 1, "b": "b", "c": None}})["x"] == {"a1": 1, "b": "b", "c": None}
+    for value in ({"a1": "text"}, {"c": 1}):
+        with pytest.raises(InputError, match="input 'x' at"):
+            values_of(method, {"x": value})
+    closed = method_of(with_input(schema=schema | {"additionalProperties": False}), "method.json")
+    with pytest.raises(InputError, match=r"\('c' was unexpected\)"):
+        values_of(closed, {"x": {"c": 1}})
+
+
+def test_unevaluated_properties_beside_patterns_are_refused():
+    schema = {"allOf": [{"patternProperties": {SLOW: {}}}], "unevaluatedProperties": False}
+    assert "/inputs/x/schema/unevaluatedProperties: is not supported" in refusal(with_input(schema=schema))

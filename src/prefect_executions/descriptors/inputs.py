@@ -16,6 +16,7 @@ from prefect_executions.descriptors.schema import ABSENT, coerce, default_of, sh
 from prefect_executions.errors import InputError, SecretError
 from prefect_executions.methods.model import FILE_FORMAT, InputDescription, Method
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference
+from prefect_executions.patterns import limited_time
 
 
 def parameter_schema(method: Method) -> dict[str, Any]:
@@ -57,18 +58,26 @@ def values_of(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
         InputError: If values are invalid; the message names every such input.
         SecretError: If a secret is given in plain text; the message does not repeat it.
     """
+    with limited_time():
+        return _values_of(method, given)
+
+
+def _values_of(method: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     faults = [fault for name in given if name not in method.inputs for fault in _unknown(name, method)]
     values: dict[str, Any] = {}
     for name, described in method.inputs.items():
-        value = _value(described, given.get(name, ABSENT))
-        if described.is_secret and value is not ABSENT and not is_secret_reference(value):
-            raise SecretError(
-                f"Method '{method.id}': input '{name}' is a secret and takes the name of a Prefect Secret block "
-                "or env:NAME, never the secret itself"
-            )
+        try:
+            value = _value(described, given.get(name, ABSENT))
+            if described.is_secret and value is not ABSENT and not is_secret_reference(value):
+                raise SecretError(
+                    f"Method '{method.id}': input '{name}' is a secret and takes the name of a Prefect Secret block "
+                    "or env:NAME, never the secret itself"
+                )
+            faults += _faults(name, described, value)
+        except InputError as error:  # a regular expression that takes too long
+            raise InputError(f"Method '{method.id}': input '{name}': {error}") from error
         if value is not ABSENT:
             values[name] = value
-        faults += _faults(name, described, value)
     if faults:
         listed = faults[0] if len(faults) == 1 else "".join(f"\n  {fault}" for fault in faults)
         raise InputError(f"Method '{method.id}': {listed}")

@@ -18,9 +18,10 @@ from prefect_executions.descriptors.inputs import IMAGE, request_faults
 from prefect_executions.descriptors.parser import DescriptorFault, parse, pointer
 from prefect_executions.descriptors.schema import ABSENT, Steps, default_of, schema_faults, shorten
 from prefect_executions.descriptors.scripts import EXECUTE, SCRIPTS, script_faults
-from prefect_executions.errors import MethodError
+from prefect_executions.errors import InputError, MethodError
 from prefect_executions.methods.model import AdditionalParameter, Comparison, InputDescription, Method
 from prefect_executions.methods.secrets import is_secret_reference
+from prefect_executions.patterns import limited_time
 
 _MAX_LISTED = 20
 _MAX_INPUTS = 500  # the inputs are fields of a form, and checking each schema takes time
@@ -63,7 +64,11 @@ def method_of(document: Any, name: str) -> Method:
         except ValidationError as error:
             faults = list(_model_faults(error, document))
     if method is not None:
-        faults = list(_faults(method))
+        try:
+            with limited_time():
+                faults = list(_faults(method))
+        except InputError as error:
+            raise MethodError(f"{name}: {error}") from error
     if method is None or faults:
         raise MethodError(_message(name, faults))
     return method

@@ -13,13 +13,15 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
-from jsonschema import Draft202012Validator, FormatChecker, SchemaError
+from jsonschema import Draft202012Validator, FormatChecker, SchemaError, ValidationError
+from jsonschema.validators import extend
 from referencing import Registry
 
 from prefect_executions.descriptors.parser import DescriptorFault, pointer
 from prefect_executions.documents import json_value
 from prefect_executions.methods.model import InputDescription
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference
+from prefect_executions.patterns import matches
 
 TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 
@@ -56,9 +58,50 @@ FORMATS.checks("date-time", raises=ValueError)(_is_time)
 FORMATS.checks("number")(_is_number)
 
 
-def validator(schema: Mapping[str, Any]) -> Draft202012Validator:
-    """Return a validator for *schema*; it never fetches a reference."""
-    return Draft202012Validator(schema, registry=Registry(), format_checker=FORMATS)
+def _pattern(_validator: Any, pattern: str, value: Any, _schema: Any) -> Iterator[ValidationError]:
+    if isinstance(value, str) and not matches(pattern, value):
+        yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: Mapping[str, Any], value: Any, _schema: Any
+) -> Iterator[ValidationError]:
+    if isinstance(value, dict):
+        for pattern, schema in patterns.items():
+            for name, member in value.items():
+                if matches(pattern, name):
+                    yield from validator.descend(member, schema, path=name, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, allowed: Any, value: Any, schema: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    if not isinstance(value, dict):
+        return
+    patterns = schema.get("patternProperties", {})
+    for name, member in value.items():
+        if name in schema.get("properties", {}) or any(matches(pattern, name) for pattern in patterns):
+            continue
+        if isinstance(allowed, dict):
+            yield from validator.descend(member, allowed, path=name)
+        elif not allowed:
+            yield ValidationError(f"Additional properties are not allowed ({name!r} was unexpected)")
+
+
+_Validator: Any = extend(
+    Draft202012Validator,
+    {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    },
+)
+"""JSON Schema 2020-12 with a time limit for regular expressions."""
+
+
+def validator(schema: Mapping[str, Any]) -> Any:
+    """Return a validator for *schema*; it never fetches a reference, and limits the time of regular expressions."""
+    return _Validator(schema, registry=Registry(), format_checker=FORMATS)
 
 
 def as_json_schema(schema: Any) -> Any:
@@ -162,7 +205,7 @@ def _parse(text: str, type_: object) -> Any:
 
 def schema_faults(described: InputDescription, *steps: str | int) -> Iterator[DescriptorFault]:
     """Yield the faults in the schema of an input; *steps* lead to the schema."""
-    references = list(_references(described.json_schema, steps))
+    references = [*_references(described.json_schema, steps), *_unlimited(described.json_schema, steps)]
     yield from references
     converted = as_json_schema(described.json_schema)
     try:
@@ -199,6 +242,25 @@ def _references(schema: Any, steps: Steps) -> Iterator[DescriptorFault]:
     elif isinstance(schema, list):
         for number, part in enumerate(schema):
             yield from _references(part, (*steps, number))
+
+
+def _unlimited(schema: Any, steps: Steps) -> Iterator[DescriptorFault]:
+    """Yield each pair of keywords for which jsonschema uses regular expressions without a time limit."""
+    if isinstance(schema, dict):
+        if "unevaluatedProperties" in schema and _has_key(schema, "patternProperties"):
+            message = "is not supported beside patternProperties; use additionalProperties"
+            yield DescriptorFault(pointer(*steps, "unevaluatedProperties"), message)
+        for key, part in schema.items():
+            if key not in _DATA:
+                yield from _unlimited(part, (*steps, key))
+    elif isinstance(schema, list):
+        for number, part in enumerate(schema):
+            yield from _unlimited(part, (*steps, number))
+
+
+def _has_key(schema: Any, key: str) -> bool:
+    parts = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    return (isinstance(schema, dict) and key in schema) or any(_has_key(part, key) for part in parts)
 
 
 def _schema_fault(error: SchemaError, steps: Steps) -> DescriptorFault:
