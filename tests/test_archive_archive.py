@@ -375,3 +375,51 @@ def test_a_file_read_by_ranges_equals_the_file(size: int, reads: list[tuple[int,
             assert opened.read(length) == plain.read(length)
         opened.seek(0)
         assert opened.read() == body
+
+
+def test_a_folder_that_is_no_id_is_not_an_execution(tmp_path: Path) -> None:
+    archive = open_archive(str(tmp_path))
+    archive.put_opening(ID, b"{}")
+    for name in (b"a b", b"-rf", b"\xff\xfe", b"x" * 255):
+        os.makedirs(os.path.join(os.fsencode(tmp_path), b"executions", name))  # noqa: PTH103, PTH118 - not UTF-8
+    assert set(archive.ids()) - {"x" * 255} == {ID}
+    archive.sweep(datetime.now(UTC))
+
+
+def test_a_huge_document_is_refused_unread_and_hides_no_other(tmp_path: Path) -> None:
+    archive, other = open_archive(str(tmp_path / "archive")), "other"
+    made = bundle(tmp_path / "made")
+    keep(archive, made)
+    archive.seal(ID, made)
+    for name in (
+        f"executions/{other}/seal.json",
+        f"{FOLDER}opening.json",
+        f"{FOLDER}imported.json",
+        f"removed/{ID}.json",
+    ):
+        path = tmp_path / "archive" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as stream:
+            stream.truncate(1 << 40)
+    assert set(archive.seals_of([ID, other])) == {ID}
+    with pytest.raises(ArchiveError, match=r"seal.json: it has more than 67108864 bytes"):
+        archive.seal_of(other)
+    for read in (archive.imported, archive.removed):
+        with pytest.raises(ArchiveError, match="it has more than 67108864 bytes"):
+            read(ID)
+    assert max(map(len, archive.beside(ID).values())) == (64 << 20) + 1
+
+
+@pytest.mark.parametrize("harm", ["encrypted", "method"])
+def test_a_zip_that_cannot_be_read_is_damaged(archive: Archive, tmp_path: Path, harm: str) -> None:
+    made = bundle(tmp_path / "made")
+    data = bytearray((made.folder / "output.zip").read_bytes())
+    at = -1
+    while (at := data.find(b"PK\1\2", at + 1)) >= 0:
+        data[at + 8] |= harm == "encrypted"
+        data[at + 10] = 14 if harm == "method" else data[at + 10]
+    keep(archive, made)
+    archive.seal(ID, made)
+    archive.store.put(FOLDER + f"data/{next(file.sha256 for file in made.data)}", bytes(data))
+    with pytest.raises(ArchiveError, match=r"output\.zip of .* is damaged: "):
+        archive.open_output(ID, "outputs/a.txt").read()

@@ -344,3 +344,27 @@ def test_a_difference_anywhere_in_a_picture_of_many_strips_is_found(monkeypatch)
             assert words[0].startswith("1 of 35 pixels differ")
         dots = [(x, y) for x in range(5) for y in range(7)]
         assert compared(plain, picture((5, 7), dots, mode)).words[0].startswith("35 of 35 pixels differ")
+
+
+def test_a_picture_without_pixels_has_the_same_reason_each_time():
+    data = picture()
+    empty = data[:8] + chunk(b"IHDR", bytes(8) + data[24:29]) + data[33:]
+    found = compared(empty, empty + b"", name="p.png", absolute_tolerance=1)
+    other = compared(empty, picture(), absolute_tolerance=1)
+    assert found.agreement is Agreement.EQUAL or "0x" not in str(found)
+    assert "pillow cannot read the picture" in str(other)
+    assert "0x" not in str(other)
+
+
+@pytest.mark.filterwarnings("error")
+def test_pillow_does_not_warn_of_a_large_picture(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert compared(picture(), picture(form="TIFF")).agreement is Agreement.EQUAL
+
+
+def test_an_unexpected_error_of_a_decoder_is_a_reason(monkeypatch):
+    def fail(*_):
+        raise KeyError("x")
+
+    monkeypatch.setattr(Image.Image, "crop", fail)
+    assert "the picture cannot be read (KeyError)" in str(compared(picture(), picture(form="TIFF")))

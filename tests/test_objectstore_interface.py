@@ -88,6 +88,8 @@ def test_put_many_and_get_many_round_trip(store: Store) -> None:
     objects: dict[str, bytes | Path] = {f"many/{number}/x": b"%d" % number for number in range(40)}
     store.put_many(objects)
     assert store.get_many([*objects, "many/none"]) == objects
+    assert store.get_many([*objects, "many/none"], limit=0) == {key: data[:1] for key, data in objects.items()}
+    assert store.get_many([*objects], limit=10**6) == objects
 
 
 def test_a_missing_object_is_not_found(store: Store, tmp_path: Path) -> None:

@@ -30,6 +30,9 @@ MAX_VALUES = 3_000_000
 MAX_MEMBERS = 200_000
 """How many members a JSON object may have: Prefect accepts fewer parameters, and the other large parts are lists."""
 
+SMALL_DOCUMENT = 64 * 1024**2
+"""The most bytes of a document of the archive, for example of a seal that names 100,000 absent files."""
+
 TOO_LONG = 10**4300
 """The smallest integer that JSON parsers refuse, Python's among them."""
 
@@ -141,10 +144,12 @@ class ArchiveDocument(Document):
         """Read a document.
 
         Raises:
-            BundleError: If *data* is not a valid document, or has a member twice, of which
-                readers take one or the other.
+            BundleError: If *data* is not a valid document, is too large, or has a member twice, of
+                which readers take one or the other.
         """
-        strict_json(data, cls.file_name, bounded=False)
+        if len(data) > SMALL_DOCUMENT:
+            raise BundleError(f"{cls.file_name}: it has more than {SMALL_DOCUMENT} bytes")
+        strict_json(data, cls.file_name)
         return super().from_json(data)
 
 

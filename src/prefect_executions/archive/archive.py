@@ -46,10 +46,12 @@ from prefect_executions.archive.objects import (
     folder_of,
     parse_seal,
     removed_key,
+    small_objects,
 )
 from prefect_executions.attestation.transparency import Inclusion
-from prefect_executions.bundles.layout import MANIFEST, check_execution_id
+from prefect_executions.bundles.layout import MANIFEST, check_execution_id, is_execution_id
 from prefect_executions.bundles.manifest import render
+from prefect_executions.documents import SMALL_DOCUMENT
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
 from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.status import Status
@@ -203,7 +205,7 @@ class Archive:
         """Return the seals of several executions by id, fetched together; one without a valid seal is left out."""
         keys = {folder_of(execution_id) + SEAL: execution_id for execution_id in ids}
         seals = {}
-        for key, data in self.store.get_many(keys).items():
+        for key, data in small_objects(self.store, keys):
             with suppress(ArchiveError):  # damaged; an audit reports it
                 seals[keys[key]] = parse_seal(keys[key], data)
         return seals
@@ -240,8 +242,8 @@ class Archive:
         """Return the objects beside a seal by name: the opening and import records, and the late seals."""
         folder = folder_of(execution_id)
         keys = [info.key for info in self.store.list(folder + LATE)]
-        objects = self.store.get_many([folder + OPENING, folder + IMPORTED, *keys])
-        return {key.removeprefix(folder): data for key, data in objects.items()}
+        objects = small_objects(self.store, [folder + OPENING, folder + IMPORTED, *keys])
+        return {key.removeprefix(folder): data for key, data in objects}
 
     def bundle(self, execution_id: str) -> ArchivedBundle:
         """Return the sealed bundle for reading.
@@ -285,8 +287,11 @@ class Archive:
         self.store.head(f"{_ROOT}{SEAL}")
 
     def ids(self) -> Iterator[str]:
-        """Yield the ids of all executions, sealed or open; a recently removed id may still be listed."""
-        return self.store.list_children(_ROOT)
+        """Yield the ids of all executions, sealed or open; a recently removed id may still be listed.
+
+        A folder whose name is no id is left out; an audit reports it.
+        """
+        return (name for name in self.store.list_children(_ROOT) if is_execution_id(name))
 
     def removed(self, execution_id: str) -> Removed | None:
         """Return when and why an execution was removed, or None if it was not removed.
@@ -353,7 +358,7 @@ class Archive:
         self.store.delete(*keys)
 
     def _get(self, key: str) -> bytes | None:
-        return self.store.get_many([key]).get(key)
+        return self.store.get_many([key], limit=SMALL_DOCUMENT).get(key)
 
 
 def open_archive(url: str, *, options: Mapping[str, Any] = NO_OPTIONS, timeout: timedelta = TIMEOUT) -> Archive:

@@ -7,6 +7,7 @@ manifest has the digests of all other files.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,9 @@ from prefect_executions.bundles.manifest import parse
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
 from prefect_executions.objectstore.interface import ObjectInfo, Store
 from prefect_executions.seekable import open_ranges
+
+ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error)
+"""What `zipfile` raises for a damaged zip; a RuntimeError for an encrypted member."""
 
 # A download holds at most this many bytes of small files in memory.
 _BATCH = 32 * 1024**2
@@ -81,13 +85,14 @@ class ArchivedBundle:
         """
         stream = self.open(OUTPUT_ZIP)
         try:
-            return cast("BinaryIO", zipfile.ZipFile(stream).open(member))
+            zipped = zipfile.ZipFile(stream)
+            if zipped.getinfo(member).compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise NotImplementedError(f"{member} is compressed by another method than deflate")
+            return cast("BinaryIO", zipped.open(member))
         except KeyError:
             raise NotFoundError(f"There is no output {member} of execution {self.seal.execution_id}") from None
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise ArchiveError(
-                f"The archived {OUTPUT_ZIP} of {self.seal.execution_id} is not a zip: {error}"
-            ) from error
+        except ZIP_ERRORS as error:
+            raise ArchiveError(f"The archived {OUTPUT_ZIP} of {self.seal.execution_id} is damaged: {error}") from error
 
     def presign(self, path: str, seconds: int) -> str:
         """Return a URL that reads one file for *seconds* without credentials."""

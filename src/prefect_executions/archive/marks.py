@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
+from prefect_executions.archive.objects import small_objects
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import ArchiveError, NotFoundError
 from prefect_executions.objectstore.interface import Durability, Store
@@ -35,6 +36,8 @@ _HOUR = "%Y-%m-%dT%H"
 _MARK_NAME = re.compile(r"(?P<id>.+)-(?P<sha256>[0-9a-f]{64})")
 _CHECKPOINTS = "checkpoints/"
 _CHECKPOINTS_PER_FOLDER = 1000
+_LONGEST_PATH = 4096
+_LONGEST_TIME = 100
 _BATCH = 50
 _CHECKPOINT_NAME = re.compile(r"checkpoints/\d{8}/(\d{12})\.json")
 
@@ -71,7 +74,7 @@ class Marks:
 
     def workbenches(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the paths, on any machine, of the Workbenches that have these open executions."""
-        objects = self._store.get_many([open_key(execution_id) for execution_id in ids])
+        objects = self._store.get_many([open_key(execution_id) for execution_id in ids], limit=_LONGEST_PATH)
         return {key.removeprefix(_OPEN): data.decode(errors="replace") for key, data in objects.items() if data}
 
     def open(self) -> Iterator[OpenMark]:
@@ -108,7 +111,7 @@ class Marks:
     def settled_until(self) -> datetime | None:
         """Return the settle watermark, or None if settle has not run yet."""
         try:
-            return in_utc(datetime.fromisoformat(self._store.get(_SETTLED).decode()))
+            return in_utc(datetime.fromisoformat(self._store.get_range(_SETTLED, 0, _LONGEST_TIME).decode()))
         except (NotFoundError, ValueError):
             return None
 
@@ -155,7 +158,7 @@ class Checkpoints:
         """Yield the checkpoints with these numbers, in this order; missing checkpoints are left out."""
         for start in range(0, len(numbers), _BATCH):
             batch = numbers[start : start + _BATCH]
-            objects = self._store.get_many([_key(number) for number in batch])
+            objects = dict(small_objects(self._store, [_key(number) for number in batch]))
             yield from (StoredCheckpoint(number, objects[_key(number)]) for number in batch if _key(number) in objects)
 
     def get(self, number: int) -> bytes:

@@ -8,15 +8,17 @@ record keeps `settle` from recreating the record of a removed execution.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 from urllib.parse import unquote
 
 from pydantic import Field
 
 from prefect_executions.bundles.layout import BundleKind, ExportLevel, check_execution_id
-from prefect_executions.documents import ArchiveDocument, Part, Time
+from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Part, Time
 from prefect_executions.errors import ArchiveError, BundleError
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.objectstore.interface import Store
 
 OPENING = "opening.json"
 SEAL = "seal.json"
@@ -26,6 +28,7 @@ SUSPENDED = "suspended.zip"
 INCLUSION = "inclusion.json"
 # Not every store accepts these characters in a key. "%" is escaped too, so that decoding is unambiguous.
 _UNSAFE = re.compile(r"[%\\\x00-\x1f\x7f]")
+_USUAL = 64 * 1024
 _DIGEST = r"[0-9a-f]{64}"
 
 
@@ -84,6 +87,13 @@ def data_name(digest: str) -> str:
 
 def _escaped(character: re.Match[str]) -> str:
     return f"%{ord(character[0]):02X}"
+
+
+def small_objects(store: Store, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield small documents by key, fetched together; each that is large is fetched alone, up to the limit of one."""
+    objects = store.get_many(keys, limit=_USUAL)
+    for key, data in objects.items():
+        yield key, data if len(data) <= _USUAL else store.get_many([key], limit=SMALL_DOCUMENT).get(key, b"")
 
 
 def parse_seal(execution_id: str, data: bytes) -> Seal:

@@ -118,13 +118,18 @@ def is_desktop_file(path: str) -> bool:
     return name.casefold() in _DESKTOP_NAMES or name.startswith("._") or _DESKTOP_FOLDER in folders.split("/")
 
 
+def is_execution_id(name: str) -> bool:
+    """Whether *name* is a valid folder name of an execution."""
+    return _ID.fullmatch(name) is not None
+
+
 def check_execution_id(execution_id: str) -> str:
     """Return *execution_id* if it is a valid folder name.
 
     Raises:
         NameRefusedError: If it is not.
     """
-    if not _ID.fullmatch(execution_id):
+    if not is_execution_id(execution_id):
         raise NameRefusedError(
             f"{execution_id!r} is not a valid execution id: "
             "use only letters, digits, '.', '_' and '-', beginning with a letter or digit"

@@ -12,6 +12,7 @@ from io import BytesIO
 from math import copysign, isfinite, isnan
 from struct import calcsize, unpack
 from typing import TYPE_CHECKING
+from warnings import catch_warnings, simplefilter
 
 from prefect_executions.comparison.picture_files import Fact, PictureFile, PicturePage, read_structure
 from prefect_executions.comparison.results import Incomparable, Result, Runs, first_few, within
@@ -50,24 +51,30 @@ def compare_pictures(before: bytes, after: bytes, comparison: Comparison, runs: 
         files = read_structure(before), read_structure(after)
         if len(files[0].pages) != len(files[1].pages):
             return _differs(f"it had {len(files[0].pages)} pages and has {len(files[1].pages)}")
-        with _opened(before, files[0]) as first, _opened(after, files[1]) as second:
-            words = list(_page_drift((first, second), files, comparison))
+        with catch_warnings():
+            simplefilter("ignore")  # pillow warns of large or odd pictures on stderr
+            with _opened(before, files[0]) as first, _opened(after, files[1]) as second:
+                words = list(_page_drift((first, second), files, comparison))
     except ImportError:
         raise Incomparable("comparing pixels needs the package pillow") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise Incomparable(f"{error}" or "the picture cannot be read") from error
+    except Exception as error:  # the errors of pillow's decoders have no common base class
+        raise Incomparable(f"the picture cannot be read ({type(error).__name__})") from error
     if words:
         return _differs(*first_few(words, "page"))
     return _compare_facts(files, runs, comparison)
 
 
 def _opened(data: bytes, file: PictureFile) -> Image:
-    from PIL import Image  # noqa: PLC0415 - an extra of this package
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - an extra of this package
 
     try:
         picture = Image.open(BytesIO(data), formats=[file.format])
     except Image.DecompressionBombError as error:
         raise ValueError("it is too large") from error
+    except UnidentifiedImageError as error:  # its text has a memory address
+        raise ValueError("pillow cannot read the picture") from error
     if getattr(picture, "n_frames", 1) != len(file.pages):
         raise ValueError("not all of its pages can be read")
     return picture

@@ -96,11 +96,11 @@ class FilesystemStore:
     def get(self, key: str) -> bytes:
         return self._on(key, lambda path: bytes(self._filesystem.cat_file(path)))
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def get_many(self, keys: Iterable[str], *, limit: int | None = None) -> dict[str, bytes]:
         objects = {}
         for key in keys:
             with suppress(NotFoundError):
-                objects[key] = self.get(key)
+                objects[key] = self.get(key) if limit is None else self.get_range(key, 0, limit + 1)
         return objects
 
     def get_range(self, key: str, start: int, end: int) -> bytes:

@@ -88,8 +88,11 @@ class Store(Protocol):
             NotFoundError: If there is no such object.
         """
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """Return the contents of several objects by key; missing objects are left out."""
+    def get_many(self, keys: Iterable[str], *, limit: int | None = None) -> dict[str, bytes]:
+        """Return the contents of several objects by key; missing objects are left out.
+
+        Of an object with more than *limit* bytes, only the first *limit* + 1 bytes are returned.
+        """
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         """Return the bytes from *start* up to, not including, *end*; fewer if the object is shorter.

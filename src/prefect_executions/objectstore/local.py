@@ -103,11 +103,11 @@ class FolderStore:
         with self._opened(key) as file:
             return file.read()
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def get_many(self, keys: Iterable[str], *, limit: int | None = None) -> dict[str, bytes]:
         objects = {}
         for key in keys:
-            with suppress(NotFoundError):
-                objects[key] = self.get(key)
+            with suppress(NotFoundError), self._opened(key) as file:
+                objects[key] = file.read(-1 if limit is None else limit + 1)
         return objects
 
     def get_range(self, key: str, start: int, end: int) -> bytes:

@@ -87,10 +87,10 @@ class S3Store:
             raise self._not_found(key)
         return objects[key]
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def get_many(self, keys: Iterable[str], *, limit: int | None = None) -> dict[str, bytes]:
         names = {key: self._name(key) for key in keys}
         bodies = self._run(
-            lambda bucket: gather_bounded((_get(bucket, name) for name in names.values()), _CONCURRENT_OBJECTS)
+            lambda bucket: gather_bounded((_get(bucket, name, limit) for name in names.values()), _CONCURRENT_OBJECTS)
         )
         return {key: body for key, body in zip(names, bodies, strict=True) if body is not None}
 
@@ -227,9 +227,10 @@ async def _create(bucket: Bucket, name: str, data: bytes) -> bool:
     return True
 
 
-async def _get(bucket: Bucket, name: str) -> bytes | None:
+async def _get(bucket: Bucket, name: str, limit: int | None) -> bytes | None:
+    most = None if limit is None else limit + 1
     try:
-        return (await bucket.call("get_object", name, {}, allowed=MISSING, body=True)).body
+        return (await bucket.call("get_object", name, {}, allowed=MISSING, body=True, most=most)).body
     except RefusedError:
         return None
 

@@ -92,8 +92,11 @@ class Bucket:
         *,
         allowed: frozenset[str] = frozenset(),
         body: bool = False,
+        most: int | None = None,
     ) -> Reply:
-        """Send a *request* for *key*, retry transient failures, and return the reply, with its body if *body*.
+        """Send a *request* for *key*, retry transient failures, and return the reply.
+
+        It has its body if *body*, of which *most* limits the bytes.
 
         Raises:
             RefusedError: If the server refuses with one of the *allowed* codes.
@@ -108,7 +111,7 @@ class Bucket:
                 # The public `call_s3` is for threads only. Both add the user's s3_additional_kwargs (encryption, for
                 # example) and drop parameters that the method does not have; the bare client does neither.
                 members = await self._filesystem._call_s3(method, request, Bucket=self._name, Key=key)  # noqa: SLF001
-                return Reply(members, await _read_body(members["Body"]) if body else b"")
+                return Reply(members, await _read_body(members["Body"], most) if body else b"")
             except _REQUEST_ERRORS as error:
                 fault = self._last_fault = classify_error(error)
                 if fault.code in allowed:
@@ -145,9 +148,14 @@ class Bucket:
         return re.sub(r"//[^/@\s]+@", "//***@", text)
 
 
-async def _read_body(stream: Any) -> bytes:
+async def _read_body(stream: Any, most: int | None) -> bytes:
     async with stream:  # a connection whose reply was not read to the end must not be reused
-        return bytes(await stream.read())
+        if most is None:
+            return bytes(await stream.read())
+        data = bytearray()
+        while len(data) < most and (piece := await stream.read(most - len(data))):
+            data += piece
+        return bytes(data)
 
 
 def classify_error(error: Exception) -> S3Fault:

@@ -28,6 +28,7 @@ from prefect_executions.archive.objects import (
     Seal,
     folder_of,
     parse_seal,
+    small_objects,
 )
 from prefect_executions.attestation.policy import SignaturePolicy, SignatureState
 from prefect_executions.attestation.transparency import Inclusion
@@ -122,7 +123,7 @@ class _Audit:
         batch = {execution_id: objects for execution_id, objects in batch.items() if execution_id}
         self._seen |= batch.keys()
         seals: dict[str, Seal] = {}
-        raw = self._archive.store.get_many([folder_of(execution_id) + SEAL for execution_id in batch])
+        raw = dict(small_objects(self._archive.store, [folder_of(execution_id) + SEAL for execution_id in batch]))
         for execution_id, objects in batch.items():
             data = raw.get(folder_of(execution_id) + SEAL)
             try:

@@ -21,7 +21,7 @@ from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipReader
 from prefect_executions.capture.secrets import SecretMask, reveals, secrets_around
-from prefect_executions.documents import ArchiveDocument, Time
+from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Time
 from prefect_executions.errors import (
     ArchiveError,
     BundleError,
@@ -127,7 +127,7 @@ def shares(store: Store) -> Iterator[Share]:
     """
     for share_id in store.list_children(_ROOT):
         key = f"{_ROOT}{share_id}/{_NOTE}"
-        data = store.get_many([key]).get(key)
+        data = store.get_many([key], limit=SMALL_DOCUMENT).get(key)
         try:
             if data is not None:
                 yield Share.from_json(data)

@@ -10,8 +10,6 @@ import io
 import os
 import stat
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
 
 from prefect_executions.archive.archive import Archive
-from prefect_executions.archive.bundle import ArchivedBundle
+from prefect_executions.archive.bundle import ZIP_ERRORS, ArchivedBundle
 from prefect_executions.archive.objects import IMPORTED, INCLUSION, folder_of
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.export import absent_at_level
@@ -198,7 +196,7 @@ class Catalog:
         output = self.output(execution_id, name)
         digest = sha256()
         with self._open(execution_id, output.path) as stream:
-            for block in _read_all(stream, f"{output.path} of execution {execution_id}"):
+            for block in _read_output(stream, f"{output.path} of execution {execution_id}", output):
                 digest.update(block)
                 yield block
         if output.sha256 is not None and digest.hexdigest() != output.sha256:
@@ -217,8 +215,10 @@ class Catalog:
         if bundle is not None and not bundle.sealed:
             with suppress(OSError):
                 return (bundle.folder / path).read_bytes()
+        name = f"{path} of execution {execution_id}"
+        output = self.output(execution_id, path) if path.startswith(f"{layout.OUTPUTS}/") else None
         with self._open(execution_id, path) as stream:
-            return b"".join(_read_all(stream, f"{path} of execution {execution_id}"))
+            return b"".join(_read_output(stream, name, output) if output else _read_all(stream, name))
 
     def log(self, execution_id: str, stream: Stream) -> BinaryIO:
         """Open a log, as far as it is written.
@@ -349,8 +349,18 @@ def _open_plain(path: Path) -> BinaryIO:
 def _read_all(stream: BinaryIO, name: str) -> Iterator[bytes]:
     try:
         yield from iter(lambda: stream.read(_BLOCK), b"")
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, *ZIP_ERRORS) as error:
         raise BundleError(f"{name} cannot be read: {error}") from error
+
+
+def _read_output(stream: BinaryIO, name: str, output: StoredOutput) -> Iterator[bytes]:
+    """Yield an output; refuse a sealed one that is larger than recorded, for example in a forged zip."""
+    size = 0
+    for block in _read_all(stream, name):
+        size += len(block)
+        if size > output.size and output.sha256 is not None:
+            raise BundleError(f"{name} has more than the recorded {output.size} bytes")
+        yield block
 
 
 def _read_from(path: Path, position: int) -> Iterator[bytes]:
