@@ -148,6 +148,24 @@ def test_a_value_is_read_from_a_file(tmp_path):
     assert parse_inputs(given_, None) == {"a": [1, 2], "b": "two\nlines"}
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 151 + "]" * 151, "nested more than 150 levels"),
+        ("[" * 100_000, "nested more than 150 levels"),
+        ('{"n":' * 900 + "1" + "}" * 900, "nested more than 150 levels"),
+        ('{"a": {"b": 1, "b": 2}}', "has the member 'b' twice"),
+    ],
+)
+def test_a_value_that_is_too_deep_or_ambiguous_is_refused(tmp_path, text, message):
+    (tmp_path / "params.json").write_text(f'{{"n": {text}}}' if text.count("[") != 100_000 else text)
+    for given_, file in (([f"n={text}"], None), ([], str(tmp_path / "params.json"))):
+        with pytest.raises(RequestError, match=message):
+            parse_inputs(given_, file)
+    deep = "[" * 150 + "]" * 150
+    assert parse_inputs([f"n={deep}"], None) == {"n": json.loads(deep)}
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
 def test_a_file_of_windows_is_read(tmp_path, encoding):
     mark = "\ufeff" if encoding == "utf-16-be" else ""

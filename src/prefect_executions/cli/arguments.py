@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.catalog import Catalog
     from prefect_executions.workbench.workbench import Workbench
 
+_MAX_DEPTH = 150
+"""How deep an input may be nested; readers of the documents that record it stop at 200 levels."""
+
 Json = Annotated[bool, Parameter(name="--json")]
 
 TimeOption = Annotated[str | None, Parameter(allow_leading_hyphen=True)]  # -7d means 7 days ago, as in other tools
@@ -246,9 +249,34 @@ def _read_text(file: str, option: str) -> str:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_members)
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
         return text
+    inside = [value]
+    for _ in range(_MAX_DEPTH):
+        inside = [part for level in inside for part in _parts(level)]
+        if not inside:
+            return value
+    raise _too_deep()
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _too_deep() -> RequestError:
+    return RequestError(f"a value is nested more than {_MAX_DEPTH} levels deep; put it into an input file")
+
+
+def _unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise RequestError(f"a value is a JSON object that has the member '{name[:80]}' twice; remove one")
+        members[name] = value
+    return members
 
 
 def _has_constant(text: str) -> bool:
