@@ -244,6 +244,20 @@ def test_a_bag_by_another_program_may_encode_a_percent_sign_or_not(tmp_path: Pat
     assert archived(ours, outputs) == outputs
 
 
+def test_a_bag_with_an_endless_version_or_path_is_read_or_refused(tmp_path: Path) -> None:
+    bench = bench_at(tmp_path / "theirs")
+    kept(bench)
+    _, bag = bag_of(bench, tmp_path / "x")
+    renew_bag(bag)
+    (bag / "bagit.txt").write_text(f"BagIt-Version: {'9' * 9000}.0\nTag-File-Character-Encoding: UTF-8\n")
+    assert faults(bench, bag) == []
+    with (bag / "manifest-sha256.txt").open("a") as manifest:
+        manifest.write(f"{'0' * 64}  data/{'x' * 9_000_000}\n")
+    with pytest.raises(ImportRefusedError, match="the limit is 16384") as refused:
+        import_bundles(bench_at(tmp_path / "ours"), str(bag), PORTABLE)
+    assert len(str(refused.value)) < 1000
+
+
 def renew_bag(bag: Path) -> None:
     """Rewrite the manifest of the payload, as a forger does."""
     payload = {path: data for path, data in contents(bag).items() if path.startswith("data/")}

@@ -368,3 +368,13 @@ def test_an_unexpected_error_of_a_decoder_is_a_reason(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "crop", fail)
     assert "the picture cannot be read (KeyError)" in str(compared(picture(), picture(form="TIFF")))
+
+
+def test_a_picture_that_takes_too_long_to_decode_is_compared_by_bytes():
+    data = picture()
+    many = data[:33] + chunk(b"tEXt", b"a\0b") * 100_001 + data[33:]
+    assert "more than 100000 chunks" in str(compared(data, many))
+    jpeg = picture(form="JPEG")
+    start = jpeg.index(b"\xff\xda")
+    scans = jpeg[:start] + jpeg[start:-2] * 101 + jpeg[-2:]
+    assert "more than 100 scans" in str(compared(jpeg, scans, name="p.jpg"))

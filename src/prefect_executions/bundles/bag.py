@@ -30,10 +30,13 @@ _FETCH = "fetch.txt"
 _SOFTWARE = "prefect-executions"
 _MANIFEST = re.compile(r"(tag)?manifest-(\w+)\.txt")
 _LINE = re.compile(r"([0-9A-Fa-f]+)[ \t]+\*?(.+)")
-_VERSION = re.compile(r"BagIt-Version: ?(\d+)\.")
+_VERSION = re.compile(r"BagIt-Version: ?([0-9]+)\.")
 _BREAKS = re.compile(r"%(0[DdAa])")
 _BREAKS_AND_PERCENT = re.compile(r"%(0[DdAa]|25)")
 _ALGORITHMS = ("md5", "sha1", "sha256", "sha512")
+_LONGEST_LINE = 16_384
+"""The most characters of a line in a manifest; systems limit a path to 4096 bytes."""
+
 _LARGEST_TAG = 64 << 20
 
 _NOT_KEPT = re.compile(r"[^A-Za-z0-9._-]+")
@@ -128,7 +131,7 @@ def _decodings(declaration: str) -> list[Callable[[str], str]]:
     """
     version = _VERSION.match(declaration)
     ways: list[Callable[[str], str]] = [_decoded_completely, _decoded_breaks, str]
-    return ways if version and int(version[1]) else [_decoded_breaks, str, _decoded_completely]
+    return ways if version and version[1].strip("0") else [_decoded_breaks, str, _decoded_completely]
 
 
 def _decoded_completely(path: str) -> str:
@@ -190,6 +193,8 @@ def _text(bag: Source, path: str) -> str:
 
 def _lines(manifest: str, text: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(re.split(r"\r\n|\n|\r", text.removesuffix("\n")), start=1):
+        if len(line) > _LONGEST_LINE:
+            raise BundleError(f"line {number} of {manifest} has {len(line)} characters; the limit is {_LONGEST_LINE}")
         match = _LINE.fullmatch(line)
         if not match:
             raise BundleError(f"line {number} of {manifest} is not 'digest path'")

@@ -15,6 +15,8 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_PAGES = 10_000
+_MOST_PARTS = 100_000
+_MOST_SCANS = 100
 
 
 Fact = tuple[object, ...] | None
@@ -75,7 +77,7 @@ def _png_page(data: bytes) -> PicturePage:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = len(_PNG)
+    at, count = len(_PNG), 0
     while at < len(data):
         length, name = struct.unpack_from(">I4s", data, at)
         content = data[at + 8 : at + 8 + length]
@@ -84,6 +86,9 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise ValueError("the picture is damaged: a checksum is wrong")
         yield name, content
         at += length + 12
+        count += 1
+        if count > _MOST_PARTS:
+            raise ValueError(f"it has more than {_MOST_PARTS} chunks")
 
 
 # --- JPEG (ITU T.81) -------------------------------------------------------------
@@ -97,7 +102,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 def _jpeg_page(data: bytes) -> PicturePage:
     facts: dict[str, list[bytes]] = {}
     bits: tuple[int, ...] = ()
-    at = 2
+    at, scans = 2, 0
     while True:
         if data[at] != 0xFF:  # noqa: PLR2004 - each marker begins with this byte
             raise ValueError("the picture is damaged or incomplete")
@@ -115,7 +120,7 @@ def _jpeg_page(data: bytes) -> PicturePage:
         elif marker in _FRAMES:
             bits = (content[0],) * content[5]
         elif marker == _SOS:
-            at = _end_of_scan(data, at)
+            at, scans = _end_of_scan(data, at, scans), scans + 1
     if at != len(data):
         raise ValueError("more data follows the picture")
     if set(bits) != {8}:
@@ -123,7 +128,9 @@ def _jpeg_page(data: bytes) -> PicturePage:
     return PicturePage(bits, {name: tuple(contents) for name, contents in facts.items()})
 
 
-def _end_of_scan(data: bytes, at: int) -> int:
+def _end_of_scan(data: bytes, at: int, before: int) -> int:
+    if before >= _MOST_SCANS:  # a decoder takes the time of a whole picture for each
+        raise ValueError(f"it has more than {_MOST_SCANS} scans")
     while (at := data.find(b"\xff", at)) >= 0:
         if data[at + 1] and data[at + 1] not in _ALONE:
             return at
