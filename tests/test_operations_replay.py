@@ -227,6 +227,7 @@ def beside(tmp_path, monkeypatch, prefect_server) -> None:
 @pytest.mark.usefixtures("beside")
 def test_a_bundle_reproduces_without_the_method_and_randomness_is_reported(told, home, tmp_path, monkeypatch):
     first = told("run", "shout.py:shout", "-p", "text=text.txt")["id"]
+    assert "dataFiles" not in told("show", first)["method"]["code"]  # text.txt is an input, staged from its origin
     random = told("run", "shout.py:shout", "-p", "text=text.txt", "-p", "chance=true")["id"]
     zips = [told("export", one, "-o", str(tmp_path / f"{one}.zip"))["file"] for one in (first, random)]
     for name in ("shout.py", "letters.py", "text.txt"):

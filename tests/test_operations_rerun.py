@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -157,11 +158,20 @@ def test_input_files_of_the_bundle_are_copied_and_checked(home, tmp_path, where)
     assert {path: place.read_bytes() for path, place in brought.items()} == {"inputs/picture.png": PICTURE}
 
 
-def test_an_input_that_was_changed_since_is_refused(home, tmp_path):
+def test_an_input_that_was_changed_here_is_read_from_the_archive_and_refused_if_changed_there_too(home, tmp_path):
     bench = bench_at(home)
     (kept(bench).folder / "inputs/picture.png").write_bytes(b"forged")
-    with pytest.raises(BundleError, match=r"inputs/picture.png is .* nothing was run"):
-        copy_inputs(Catalog(bench).record(EXECUTION_ID), record_source(Catalog(bench), EXECUTION_ID), tmp_path)
+    files = copy_inputs(
+        Catalog(bench).record(EXECUTION_ID), record_source(Catalog(bench), EXECUTION_ID), tmp_path / "first"
+    )
+    assert [Path(path).read_bytes() for path in files.values()] == [PICTURE]
+    archived = next((home / "archive").rglob(sha256(PICTURE).hexdigest()))
+    archived.chmod(0o600)
+    archived.write_bytes(b"forged")
+    with pytest.raises(BundleError, match=r"inputs/picture.png cannot be read from the archive: .* 6 of the 23 bytes"):
+        copy_inputs(
+            Catalog(bench).record(EXECUTION_ID), record_source(Catalog(bench), EXECUTION_ID), tmp_path / "second"
+        )
 
 
 def test_the_method_is_searched_here_and_in_its_working_directory(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import invalidate_caches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -284,6 +285,7 @@ def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
         verdicts.append(prepared.verdict(bundle, tolerance=goal.tolerance, well=error is None))
 
     sys.path[:0] = prepared.paths
+    invalidate_caches()  # the folders are new: a listing of the same clock tick may lack files
     tags = [prepared.request.relative.tag]
     try:
         flow, ran = run_in_process(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial, wraps
 from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
 from prefect.exceptions import Pause
 from prefect.utilities.timeout import timeout, timeout_async
@@ -442,7 +443,8 @@ def _with_end(call: Call, job_status: JobStatus, error: BaseException | None, en
 def _write_late_code(attempt: Attempt) -> None:
     """Add the modules that the author's code loaded to the record; the opening record stays as it was."""
     call, bundle = attempt.call, attempt.bundle
-    inputs = [file.origin for file in attempt.record.request.files]
+    origins = (urlsplit(file.origin) for file in attempt.record.request.files)
+    inputs = [unquote(origin.path) for origin in origins if origin.scheme == "file"]
     method, code = with_late_code(
         call.declared,
         attempt.record.method,
