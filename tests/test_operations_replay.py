@@ -221,6 +221,7 @@ def beside(tmp_path, monkeypatch, prefect_server) -> None:
     (tmp_path / "text.txt").write_text("hello ")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "letters", raising=False)  # another test's module, whose file is gone
 
 
 @pytest.mark.long
