@@ -203,7 +203,7 @@ OBJECTS: Mapping[str, tuple[str, str, Cell, Mapping[str, Cell]]] = {
         "removed",
         Cell(listed=False, show=3, audit=kinds("removed"), settle="removal record"),
         {
-            "of another execution": Cell(listed=False, show=3),
+            "of another execution": Cell(listed=False, show=3, audit=kinds("removed")),
             "missing": Cell(listed=False, show=3, audit=kinds("removed"), settle="no sealed execution"),
         },
     ),
