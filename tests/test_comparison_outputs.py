@@ -464,7 +464,7 @@ def test_an_integer_zero_of_json_has_its_sign(before, after):
     [("a.json", "[],"), ("a.json", '{"a":1},'), ("a.csv", "1\n"), ("a.csv", "1,2\n"), ("a.csv", "\r"), ("a.tsv", "\t")],
 )
 def test_more_values_than_fit_into_memory_are_compared_by_lines(monkeypatch, name, part):
-    for module in (json_values, tables):
+    for module in (json_values, tables):  # lowered: 2,000,000 values in each form would take minutes
         monkeypatch.setattr(module, "MAX_VALUES", 1000)
     long = "[" + part * 1001 + "1]" if name == "a.json" else part * 1001
     verdict = told(name, long + "1", long + "2")

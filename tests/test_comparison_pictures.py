@@ -328,7 +328,7 @@ def test_no_content_breaks_the_comparison_of_pictures(begin, rest):
 
 @pytest.mark.parametrize(("mode", "bytes_of_a_pixel"), [("1", 1), ("L", 1), ("I;16", 2), ("RGB", 4), ("F", 4)])
 def test_a_picture_that_takes_too_much_memory_is_compared_by_bytes(monkeypatch, mode, bytes_of_a_pixel):
-    monkeypatch.setattr(pictures, "_MOST_BYTES", 100 * bytes_of_a_pixel)
+    monkeypatch.setattr(pictures, "_MOST_BYTES", 100 * bytes_of_a_pixel)  # instead of 160 MiB
     form = "TIFF" if mode == "F" else "PNG"
     for size, by in (((10, 10), "pixels"), ((10, 11), "bytes")):
         verdict = compared(picture(size, mode=mode, form=form), picture(size, [(9, 9)], mode, form), f"p.{form}")
@@ -336,7 +336,7 @@ def test_a_picture_that_takes_too_much_memory_is_compared_by_bytes(monkeypatch, 
 
 
 def test_a_difference_anywhere_in_a_picture_of_many_strips_is_found(monkeypatch):
-    monkeypatch.setattr(pictures, "_BLOCK", 8)
+    monkeypatch.setattr(pictures, "_BLOCK", 8)  # strips of one row, so that a small picture has several
     for mode in ("L", "RGB", "I;16", "1"):
         plain = picture((5, 7), mode=mode)
         for dot in ((0, 0), (4, 6), (2, 3)):
@@ -358,7 +358,7 @@ def test_a_picture_without_pixels_has_the_same_reason_each_time():
 
 @pytest.mark.filterwarnings("error")
 def test_pillow_does_not_warn_of_a_large_picture(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # pillow warns above 89 million pixels
     assert compared(picture(), picture(form="TIFF")).agreement is Agreement.EQUAL
 
 
@@ -366,7 +366,7 @@ def test_an_unexpected_error_of_a_decoder_is_a_reason(monkeypatch):
     def fail(*_):
         raise KeyError("x")
 
-    monkeypatch.setattr(Image.Image, "crop", fail)
+    monkeypatch.setattr(Image.Image, "crop", fail)  # a defect of pillow, which no file triggers reliably
     assert "the picture cannot be read (KeyError)" in str(compared(picture(), picture(form="TIFF")))
 
 

@@ -21,7 +21,8 @@ from prefect_executions.objectstore.interface import ObjectInfo, Store
 from prefect_executions.seekable import open_ranges
 
 ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error)
-"""What `zipfile` raises for a damaged zip; a RuntimeError for an encrypted member."""
+"""What reading a zip with `zipfile` raises: damage, an unknown version or compression (`NotImplementedError`),
+an encrypted member (`RuntimeError`), offsets that are out of range, an early end."""
 
 # A download holds at most this many bytes of small files in memory.
 _BATCH = 32 * 1024**2
@@ -87,7 +88,7 @@ class ArchivedBundle:
         try:
             zipped = zipfile.ZipFile(stream)
             if zipped.getinfo(member).compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise NotImplementedError(f"{member} is compressed by another method than deflate")
+                raise zipfile.BadZipFile(f"{member} is neither stored nor deflated")
             return cast("BinaryIO", zipped.open(member))
         except KeyError:
             raise NotFoundError(f"There is no output {member} of execution {self.seal.execution_id}") from None

@@ -6,9 +6,9 @@ scratch folder, so that another process can seal.
 Memory does not grow with the size of files: blocks of 1 MiB are hashed in threads
 (hashlib releases the GIL) while they are written.
 
-Law: no open descriptor changes a file after it was read. A file that somebody may still write
-to (it is open or mapped for writing, or has a hard link outside the bundle) is replaced by a copy of the
-bytes that were hashed, written in the same pass. The other file goes on without the bundle.
+Law: no open descriptor changes a file after it was read. A file that is open or mapped for writing, or
+that has a hard link outside the bundle, is replaced by a copy of the hashed bytes, written in the same
+pass. Later writes go to the replaced inode, which is no longer in the bundle.
 """
 
 from __future__ import annotations

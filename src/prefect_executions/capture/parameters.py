@@ -24,7 +24,7 @@ from prefect_executions.methods.secrets import is_secret_reference, is_withheld
 
 # Members of a JSON Schema that contain the author's values instead of a schema.
 _DATA = frozenset({"default", "example", "examples", "enum", "const"})
-# Those whose value is a value of the input itself; the names of choices are no secrets.
+# The keywords of a JSON Schema that contain one value of the input. `enum` lists its choices, which are not secret.
 _VALUES = frozenset({"default", "example", "examples", "const"})
 
 _LISTED = 20

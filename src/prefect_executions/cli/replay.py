@@ -200,7 +200,7 @@ def replay(
     Args:
         target: A zip or folder with one bundle, or an execution's id or id prefix.
         inputs.param: Name a secret, or override an input: name=value (repeatable).
-        yes: Run the code without asking, whoever sealed it.
+        yes: Run foreign code without confirmation.
         allow_missing: Run although the bundle lacks files that the code used.
         as_json: Print one JSON document.
     """

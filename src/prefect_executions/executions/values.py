@@ -393,7 +393,7 @@ class _DigestSink:
 
 
 class _DigestPickler(pickle.Pickler):
-    """Leaves secrets out, so that nobody can guess a short one from the digest."""
+    """Excludes secrets: the digest of a short secret would reveal it to a brute-force search."""
 
     def persistent_id(self, value: Any) -> str | None:
         return "withheld" if isinstance(value, _SECRETS) else None

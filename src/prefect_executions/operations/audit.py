@@ -159,7 +159,7 @@ class _Audit:
             yield from (AuditFinding("violation", kind, execution_id, what) for kind, what in faults)
 
     def missing(self) -> Iterator[AuditFinding]:
-        """Report what only the whole archive shows: executions that are gone, and that there are no checkpoints."""
+        """Report executions that are missing from the archive, and an archive without checkpoints."""
         if self._sealed_count and not self._history.last and self._signatures.trusted:
             what = (
                 "the archive has no checkpoints. 'executions settle --once' writes them if it has a signing key; "
