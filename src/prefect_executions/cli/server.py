@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from cyclopts import App
 
 from prefect_executions.cli.arguments import Json, set_defaults
@@ -11,6 +13,15 @@ from prefect_executions.settings import Settings
 server = App(name="server", help="Show or stop the local Prefect server that commands start.")
 
 
+def _load(*, quiet: bool) -> ModuleType:
+    set_defaults()
+    with status_line("Loading Prefect", quiet=quiet):
+        # Prefect takes seconds to import; only commands that call it need it.
+        from prefect_executions.prefect_api import server as local_server  # noqa: PLC0415
+
+    return local_server
+
+
 @server.command
 def status(*, as_json: Json = False) -> None:
     """Show the local Prefect server of this home.
@@ -18,13 +29,8 @@ def status(*, as_json: Json = False) -> None:
     Args:
         as_json: Print one JSON document.
     """
-    settings = Settings.read()
-    set_defaults()
-    with status_line("Loading Prefect", quiet=as_json):
-        # Prefect takes seconds to import; only commands that call it need it.
-        from prefect_executions.prefect_api.server import find, log_of  # noqa: PLC0415
-
-    state = find(settings.server_folder)
+    settings, server_module = Settings.read(), _load(quiet=as_json)
+    state = server_module.find(settings.server_folder)
     if as_json:
         show_json({"url": state and state.url, "pid": state and state.process.pid})
     elif state is None:
@@ -36,7 +42,7 @@ def status(*, as_json: Json = False) -> None:
                 ("url", state.url),
                 ("process", state.process.pid),
                 ("ends", idle),
-                ("log", log_of(settings.server_folder)),
+                ("log", server_module.log_of(settings.server_folder)),
             ]
         )
 
@@ -48,13 +54,7 @@ def stop(*, as_json: Json = False) -> None:
     Args:
         as_json: Print one JSON document.
     """
-    settings = Settings.read()
-    set_defaults()
-    with status_line("Loading Prefect", quiet=as_json):
-        # As above.
-        from prefect_executions.prefect_api.server import stop as stop_server  # noqa: PLC0415
-
-    state = stop_server(settings.server_folder)
+    state = _load(quiet=as_json).stop(Settings.read().server_folder)
     if as_json:
         show_json({"stopped": state is not None})
     else:
