@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benches import bench_at, kept
+from benches import OTHER_ID, bench_at, kept
 from bundle_makers import contents
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.verify import verify
@@ -23,7 +23,7 @@ from prefect_executions.operations.export import export
 from prefect_executions.operations.replay import record_source
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.local_copy import LocalCopy, restore_copy
-from prefect_executions.workbench.recovery import restore_changed
+from prefect_executions.workbench.recovery import restore_changed, settle_all
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, OUTPUTS
 
@@ -184,3 +184,61 @@ def test_settle_restores_what_was_changed_soon_after_the_seal(bench, bundle):
     assert (settled.id, settled.result) == (EXECUTION_ID, "restored")
     assert list(restore_changed(bench, now)) == []
     assert verify(bundle.folder).faults == ()
+
+
+def test_each_restoration_keeps_what_was_moved_aside_before(bench, bundle):
+    for text in ("first", "second"):
+        (bundle.folder / "outputs" / NAME).write_text(text)
+        aside = restore_copy(bench.archive, bundle).aside
+    kept_aside = sorted(path.read_text() for path in (aside / "outputs").iterdir())
+    assert kept_aside == ["first", "second"]
+
+
+def test_a_link_in_place_of_a_folder_is_moved_aside_and_its_target_stays(bench, bundle, tmp_path):
+    away = tmp_path / "away"
+    (bundle.folder / "outputs").rename(away)
+    (bundle.folder / "outputs").symlink_to(away)
+    before = contents(away)
+    done = restore_copy(bench.archive, bundle)
+    assert done.lost == ()
+    assert verify(bundle.folder).faults == ()
+    assert not (bundle.folder / "outputs").is_symlink()
+    assert contents(away) == before
+
+
+def test_a_file_in_place_of_a_folder_is_moved_aside(bench, bundle):
+    shutil.rmtree(bundle.folder / "inputs")
+    (bundle.folder / "inputs").write_text("in the way")
+    assert restore_copy(bench.archive, bundle).lost == ()
+    assert verify(bundle.folder).faults == ()
+
+
+def test_touched_inodes_are_hashed_once(bench, bundle):
+    for path in bundle.folder.rglob("*"):
+        path.chmod(path.stat().st_mode)
+    assert list(restore_changed(bench, datetime.now(UTC))) == []
+    copy = LocalCopy(OpenBundle.load(bench.folder, EXECUTION_ID))
+    assert list(copy.damaged()) == []
+    assert not copy.hashed
+
+
+def test_a_changed_input_of_a_pending_bundle_is_not_archived(bench, bundle):
+    shutil.rmtree(bench.folder.parent / "archive")
+    bundle.scratch.mkdir(parents=True)  # as if the upload had failed
+    appended(next((bundle.folder / "inputs").iterdir()))
+    (result,) = settle_all(bench)
+    assert result.result == "failed"
+    assert "was changed on this workbench" in (result.message or "")
+    assert bench.archive.seal_of(EXECUTION_ID) is None
+
+
+def test_a_removed_output_of_a_pending_bundle_stops_only_its_own_execution(bench, bundle):
+    kept(bench, OTHER_ID)
+    shutil.rmtree(bench.folder.parent / "archive")
+    for execution_id in (EXECUTION_ID, OTHER_ID):
+        OpenBundle(bench.folder, execution_id).scratch.mkdir(parents=True)
+    (bundle.folder / "outputs" / NAME).unlink()
+    results = {entry.id: entry.result for entry in settle_all(bench)}
+    assert results == {EXECUTION_ID: "failed", OTHER_ID: "archived"}
+    assert [entry.result for entry in restore_changed(bench, datetime.now(UTC))] == ["restored"]
+    assert {entry.result for entry in settle_all(bench)} == {"archived"}

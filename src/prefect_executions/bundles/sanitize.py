@@ -155,7 +155,7 @@ def _note(bundle: OpenBundle, path: str, reason: _Irregular) -> str | None:
 def _resolve(bundle: OpenBundle, path: str, reason: _Irregular) -> None:
     entry = bundle.folder / path
     if reason == "name":
-        entry.rename(_free_path(entry.parent, _as_text(entry.name)))
+        entry.rename(free_path(entry.parent, _as_text(entry.name)))
         return
     target = _target_inside(bundle, path) if reason == "link" else None
     if target is None:
@@ -180,7 +180,8 @@ def _as_text(name: str) -> str:
     return _INVALID_BYTE.sub(lambda match: f"%{ord(match[0]) - 0xDC00:02X}", name)
 
 
-def _free_path(folder: Path, name: str) -> Path:
+def free_path(folder: Path, name: str) -> Path:
+    """Return *name* in *folder*, or the first of ``name.2``, ``name.3``, … that does not exist."""
     number = 1
     path = folder / name
     while os.path.lexists(path):

@@ -60,13 +60,13 @@ def settle(
 
     *since* replaces the watermark: everything that ended after it is compared again.
     """
+    yield from restore_changed(workbench, datetime.now(UTC))  # before a changed file could be archived
     unfinished = []
     for result in settle_all(workbench):
         if result.result == "open":
             unfinished.append(result.id)
         else:
             yield result
-    yield from restore_changed(workbench, datetime.now(UTC))
     try:
         yield from _Round(workbench, settings, unfinished, pause).run(since)
     except (ArchiveError, LedgerError, OrchestratorError) as error:

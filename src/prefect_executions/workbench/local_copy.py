@@ -10,8 +10,8 @@ if its inode was changed after the manifest was written.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,6 +25,7 @@ from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.open_bundle import DAMAGED, OpenBundle
+from prefect_executions.bundles.sanitize import free_path
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.executions.record import DOCUMENTS, ExecutionRecord
 
@@ -36,6 +37,9 @@ class LocalCopy:
 
     def __init__(self, bundle: OpenBundle) -> None:
         self.bundle = bundle
+        self.hashed = False
+        """Whether a file was hashed again, because its inode was changed."""
+        self._linked: dict[str, bool] = {"": False}
 
     @cached_property
     def listed(self) -> Mapping[str, str]:
@@ -53,10 +57,21 @@ class LocalCopy:
         """Whether a file is as it was sealed; false for a file that the manifest does not list."""
         with suppress(BundleError, LookupError, OSError):
             digest, status = self.listed[path], os.lstat(self.bundle.folder / path)
+            if not stat.S_ISREG(status.st_mode) or self._is_below_link(path):
+                return False
             # An inode changes with each write, rename or link. Equal times: the clock of the kernel ticks slowly.
-            unchanged = status.st_ctime_ns < self._sealed_at
-            return stat.S_ISREG(status.st_mode) and (unchanged or _has_digest(self.bundle.folder / path, digest))
+            if status.st_ctime_ns < self._sealed_at:
+                return True
+            self.hashed = True
+            return _has_digest(self.bundle.folder / path, digest)
         return False
+
+    def _is_below_link(self, path: str) -> bool:
+        """Whether a folder above a file is a symbolic link, which may lead out of the bundle."""
+        folder = path.rpartition("/")[0]
+        if folder not in self._linked:
+            self._linked[folder] = (self.bundle.folder / folder).is_symlink() or self._is_below_link(folder)
+        return self._linked[folder]
 
     def damaged(self) -> Iterator[str]:
         """Yield the paths of all files that were changed, removed or added since the seal.
@@ -98,18 +113,44 @@ class LocalCopy:
 
     def open_zipped(self, path: str) -> BinaryIO | None:
         """Open an output in the local output.zip; None if the zip was changed or does not have it."""
-        if path.startswith(f"{layout.OUTPUTS}/") and self.is_intact(layout.OUTPUT_ZIP):
+        if path.startswith(f"{layout.OUTPUTS}/") and self._zip is not None:
             with suppress(OSError, KeyError, zipfile.BadZipFile):
-                return cast("BinaryIO", zipfile.ZipFile(self.bundle.paths.output_zip).open(path))
+                return cast("BinaryIO", self._zip.open(path))
+        return None
+
+    @cached_property
+    def _zip(self) -> zipfile.ZipFile | None:
+        """The local output.zip, if it is as it was sealed."""
+        with suppress(OSError, zipfile.BadZipFile):
+            if self.is_intact(layout.OUTPUT_ZIP):
+                return zipfile.ZipFile(self.bundle.paths.output_zip)
         return None
 
     @property
     def _sealed_at(self) -> int:
         return os.lstat(self.bundle.paths.manifest).st_mtime_ns
 
-    def trust(self) -> None:
-        """Note that every file was compared with the manifest, so that none is hashed again until it changes."""
-        os.utime(self.bundle.paths.manifest)
+
+def trust_if_intact(bundle: OpenBundle) -> bool:
+    """Return whether every file is as sealed; if one was hashed for that, none is hashed again until it changes."""
+    copy, now = LocalCopy(bundle), time.time_ns()  # a write after this moment is noticed
+    if any(copy.damaged()):
+        return False
+    if copy.hashed:
+        os.utime(bundle.paths.manifest, ns=(now, now))
+    return True
+
+
+def check_archivable(bundle: OpenBundle) -> None:
+    """Check the files that the archive receives singly; outputs are in output.zip.
+
+    Raises:
+        BundleError: If one was changed after the seal.
+    """
+    copy = LocalCopy(bundle)
+    for path in copy.listed:
+        if not path.startswith(f"{layout.OUTPUTS}/") and not copy.is_intact(path):
+            raise copy.changed(path)
 
 
 class Restored(NamedTuple):
@@ -150,17 +191,19 @@ def _restore(copy: LocalCopy, archived: ArchivedBundle | None, aside: Path) -> t
         _put(folder, layout.MANIFEST, iter([archived.read(layout.MANIFEST)]), archived.seal.manifest_sha256, aside)
         restored.append(layout.MANIFEST)
         copy = LocalCopy(copy.bundle)
-    damaged = sorted(copy.damaged(), key=lambda path: path != layout.OUTPUT_ZIP)  # the zip has the outputs
-    for path in damaged:
-        if path not in copy.listed:
-            _move(folder / path, aside / path)
+    for path in [path for path in copy.damaged() if path not in copy.listed]:  # first: it may be in the way of a file
+        _move(folder / path, aside / path)
+        restored.append(path)
+    copy = LocalCopy(copy.bundle)
+    for path in sorted(copy.damaged(), key=lambda path: path != layout.OUTPUT_ZIP):  # the zip has the outputs
+        if any(_put(folder, path, blocks, copy.listed[path], aside) for blocks in _sealed(copy, archived, path)):
             restored.append(path)
-        elif any(_put(folder, path, blocks, copy.listed[path], aside) for blocks in _sealed(copy, archived, path)):
-            restored.append(path)
+            if path == layout.OUTPUT_ZIP:
+                copy = LocalCopy(copy.bundle)
         else:
             lost.append(path)
     if restored and not lost:
-        copy.trust()
+        trust_if_intact(copy.bundle)
     return restored, lost
 
 
@@ -205,9 +248,7 @@ def _put(folder: Path, path: str, blocks: Iterator[bytes], expected: str, aside:
 
 def _move(path: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if to.is_dir():
-        shutil.rmtree(to)
-    path.rename(to)
+    path.rename(free_path(to.parent, to.name))  # what was moved aside earlier stays
 
 
 def _paths(folder: Path) -> set[str]:

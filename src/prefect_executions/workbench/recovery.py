@@ -30,7 +30,7 @@ from prefect_executions.errors import BundleError, ExecutionsError, NotFoundErro
 from prefect_executions.executions.record import ExecutionRecord, OpeningRecord, keep_files
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.workbench.local_copy import LocalCopy, restore_copy
+from prefect_executions.workbench.local_copy import restore_copy, trust_if_intact
 from prefect_executions.workbench.lookup import local_ids
 from prefect_executions.workbench.workbench import BundleSlot, Outcome, Workbench
 
@@ -221,7 +221,7 @@ def settle_all(workbench: Workbench) -> Iterator[Settled]:
     for execution_id in list(workbench.unfinished()):
         try:
             outcome = workbench.settle(execution_id)
-        except ExecutionsError as error:
+        except (ExecutionsError, OSError) as error:
             yield Settled(execution_id, "failed", str(error))
             continue
         if outcome is None:
@@ -242,7 +242,7 @@ def restore_changed(workbench: Workbench, now: datetime) -> Iterator[Settled]:
             if now.timestamp() - bundle.paths.manifest.stat().st_mtime > STALE.total_seconds():
                 continue
         try:
-            if bundle.sealed and any(LocalCopy(bundle).damaged()):
+            if bundle.sealed and not trust_if_intact(bundle):
                 yield from _restored(workbench, bundle)
         except (ExecutionsError, OSError) as error:
             yield Settled(execution_id, "failed", str(error))

@@ -16,6 +16,7 @@ from prefect_executions.bundles.gather import Gathered
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.seal import Sealed
 from prefect_executions.documents import ArchiveDocument, Time
+from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, PrefectState, add_entry, advance
 from prefect_executions.lifecycle.status import Observer, Reason, Status
@@ -145,7 +146,11 @@ def _is_absent(path: str, level: ArchiveLevel) -> bool:
 
 def _listed(bundle: OpenBundle, sealed: Sealed) -> Iterator[BundleFile]:
     for path, digest in manifest.parse(sealed.manifest).items():
-        yield BundleFile(path, digest, (bundle.folder / path).stat().st_size)
+        try:
+            size = (bundle.folder / path).stat().st_size
+        except OSError as error:
+            raise BundleError(f"{path} of {bundle.id} cannot be read for the archive: {error.strerror}") from error
+        yield BundleFile(path, digest, size)
 
 
 class EventDelivery(Protocol):

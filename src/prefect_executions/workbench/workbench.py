@@ -40,7 +40,7 @@ from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench import background
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing, LocalSeals
-from prefect_executions.workbench.local_copy import LocalCopy
+from prefect_executions.workbench.local_copy import LocalCopy, check_archivable
 from prefect_executions.workbench.sealing import (
     DeliverEvents,
     Ending,
@@ -329,6 +329,7 @@ class Workbench:
         bundle = OpenBundle.load(self.folder, execution_id)
         with bundle.lock():
             if bundle.sealed:
+                check_archivable(bundle)
                 return self._close(bundle, seal(bundle))
             job_status = bundle.read(JobStatus)
             if not job_status.execution_status.terminal:
