@@ -199,15 +199,14 @@ class _Gathering:
                 file = self._stream(_Reading(path, descriptor, status.st_size, first), writer, copy)
             else:
                 file = self._whole(path, first, writer, copy)
-            if copy is not None:
-                copy.take_place()
+            replaced = copy is not None and copy.take_place()
         finally:
             os.close(descriptor)
             if copy is not None:
                 copy.close()
             trace_point(TracePoint.FILE_READ, self.bundle.id, path)
         # A later change also changes the stamp, so the next `gather` notices it.
-        self.stamps.append((path, status.st_size if copy is None else file.size, status.st_mtime_ns))
+        self.stamps.append((path, file.size if replaced else status.st_size, status.st_mtime_ns))
         return file
 
     def _copy_if_shared(self, path: str, descriptor: int, status: os.stat_result) -> _Copy | None:
@@ -285,7 +284,7 @@ class _Reading(NamedTuple):
 class _Copy:
     """A copy of a file, with its mode and times, that takes the place of the file in the bundle.
 
-    If the disk is full, the file itself stays: sealing must not fail for want of a copy.
+    If the disk is full or the folder is read-only, the file itself stays: sealing must not fail for want of a copy.
     """
 
     def __init__(self, bundle: OpenBundle, path: str, status: os.stat_result) -> None:
@@ -303,13 +302,19 @@ class _Copy:
             except OSError:
                 self.close()
 
-    def take_place(self) -> None:
-        """Replace the file, if the copy is complete."""
-        if self._descriptor >= 0:
+    def take_place(self) -> bool:
+        """Replace the file, if the copy is complete; return whether the copy is in its place."""
+        if self._descriptor < 0:
+            return False
+        try:
             os.fchmod(self._descriptor, stat.S_IMODE(self._status.st_mode))
             os.utime(self._descriptor, ns=(self._status.st_atime_ns, self._status.st_mtime_ns))
             self._temporary.replace(self._target)
+        except OSError:
+            return False
+        finally:
             self.close()
+        return True
 
     def close(self) -> None:
         """Close the copy, and remove it unless it has taken its place; idempotent."""
