@@ -24,6 +24,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from prefect_executions.archive.objects import small_objects
+from prefect_executions.bundles.layout import is_execution_id
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import ArchiveError, NotFoundError
 from prefect_executions.objectstore.interface import Durability, Store
@@ -97,7 +98,7 @@ class Marks:
             if hour >= first:
                 for info in self._store.list(f"{_SEALED}{hour}/"):
                     name = _MARK_NAME.fullmatch(info.key.rpartition("/")[2])
-                    if name:
+                    if name and is_execution_id(name["id"]):
                         yield SealMark(name["id"], name["sha256"], info.modified or LONG_AGO)
 
     def clock(self) -> datetime:
