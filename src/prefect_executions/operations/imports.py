@@ -295,7 +295,10 @@ class _Recorder:
 
     def _content(self, bundle: _VerifiedBundle, record: ExecutionRecord) -> Content:
         source, folder, outputs = bundle.source, self._staging / f"big-{bundle.id}", layout.OUTPUTS + "/"
-        listed = manifest.parse(b"".join(source.blocks(layout.MANIFEST)))
+        data = b"".join(source.blocks(layout.MANIFEST))
+        if sha256(data).hexdigest() != bundle.manifest_sha256:
+            raise ImportRefusedError(f"{layout.MANIFEST} of {bundle.id} changed while it was imported")
+        listed = manifest.parse(data)
         kept = {path for path in listed if not path.startswith(outputs)} | layout.UNLISTED
         sizes = {path: size for path, size in source.files.items() if path in kept}
         # Staging a file on disk takes as long as archiving it; but all parallel uploads must fit into memory.
