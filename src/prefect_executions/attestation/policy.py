@@ -61,8 +61,9 @@ class SignaturePolicy:
 
     def judge(self, envelope: Envelope) -> tuple[JudgedSignature, ...]:
         """Check each signature of *envelope*."""
+        signed = envelope.signed  # built anew at each access
         return tuple(
-            JudgedSignature(signature.key_id, self._state(envelope.signed, signature.key_id, signature.data))
+            JudgedSignature(signature.key_id, self._state(signed, signature.key_id, signature.data))
             for signature in envelope.signatures
         )
 

@@ -116,6 +116,10 @@ def packages(evidence: Evidence) -> Findings:
     recorded = evidence.document(Instance).packages
     if evidence.format == 1 or not recorded or REQUIREMENTS not in evidence.files:
         return
+    size, limit = evidence.files[REQUIREMENTS], evidence.limits.document
+    if size > limit:
+        yield f"{REQUIREMENTS!r} has {size} bytes, and a document may have {limit}"
+        return
     lines = {f"{name}=={version}" for name, version in recorded.items()}
     listed = set(b"".join(evidence.source.blocks(REQUIREMENTS)).decode(errors="replace").splitlines())
     for line in sorted(listed - lines):

@@ -201,9 +201,9 @@ class _Search:
             names |= _renamed(exported.renamed, source)
             names = {path: stored for path, stored in names.items() if path not in exported.renamed}
         listed = _listed(source) if any(map(layout.is_desktop_file, names)) else {}
-        skipped = [path for path in names if layout.is_desktop_file(path) and path not in listed]
-        self.skipped += [bundle.path + path for path in skipped]
-        files = {path: source.files[stored] for path, stored in sorted(names.items()) if path not in set(skipped)}
+        skipped = {path for path in names if layout.is_desktop_file(path) and path not in listed}
+        self.skipped += [bundle.path + path for path in names if path in skipped]
+        files = {path: source.files[stored] for path, stored in sorted(names.items()) if path not in skipped}
         moved = {path: stored for path, stored in names.items() if path != stored}
         part = SubfolderSource(source, "", files, source.empty_folders, moved)
         part.absent = absent_at_level(level)
