@@ -7,6 +7,8 @@ import time
 import pytest
 
 from prefect_executions.capture.data_files import LARGEST, data_files
+from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.flow.recorded_code import _reveals
 
 SECRET_NAMES = [
     ".env",
@@ -69,6 +71,7 @@ def judged(folder, *names: str, **options):
             "before": time.time_ns() + 10**9,
             "tracked": None,
             "secret": lambda content: b"SECRET" in content,
+            "limit": 2**23,
             **options,
         },
     )
@@ -134,3 +137,26 @@ def test_other_files_do_not_count(tmp_path):
         "apart": [str(tmp_path / "code/input.txt"), str(tmp_path / "inputs")],
     }
     assert judged(tmp_path, *names, **options) == {}
+
+
+def test_all_kept_files_together_have_at_most_the_limit(tmp_path):
+    for name, size in (("a.bin", 600), ("b.bin", 600), ("c.bin", 300)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    found = judged(tmp_path, "a.bin", "b.bin", "c.bin", limit=1000)
+    assert found == {"a.bin": b"x" * 600, "b.bin": "the data files together are too large", "c.bin": b"x" * 300}
+
+
+@pytest.mark.parametrize(
+    ("content", "revealing"),
+    [
+        ("db_password: hunter2hunter2\n", True),
+        ('{\n  "api_key": "0123456789"\n}', True),
+        ("[db]\nurl = postgresql://svc:pw12345@db/x\n", True),
+        ("my_own = abc\n", True),
+        ("max_tokens: 100\ntokenizer: bpe\nkeyword=x\n", False),
+        ("password: env:DB\n", False),
+        ("text,area\na,1.5\n", False),
+    ],
+)
+def test_a_data_file_with_a_secret_name_or_credentials_in_a_url_is_not_kept(content, revealing):
+    assert _reveals(SecretMask(), ("my_own",), content.encode()) is revealing

@@ -42,12 +42,14 @@ def data_files(
     before: int,
     tracked: Callable[[str], bool] | None,
     secret: Callable[[bytes], bool],
+    limit: int,
 ) -> Iterator[DataFile]:
     """Yield the *opened* files that are below the folder *top* and below one of *folders*, which have source files.
 
     *known* files, and files that are one of *apart* or below it, do not count, nor files that changed after
     the moment *before*, in nanoseconds of the epoch: the run has made them. *tracked* says whether Git
-    tracks a file; it is None outside Git. *secret* says whether a content holds a credential.
+    tracks a file; it is None outside Git. *secret* says whether a content holds a credential. All kept files
+    together have at most *limit* bytes.
     """
     above, top_slash = tuple(map(_with_slash, folders)), _with_slash(top)
     excluded = [os.path.realpath(path) for path in apart]
@@ -57,11 +59,19 @@ def data_files(
             continue
         seen.add(path)
         if path not in excluded and not path.startswith(excluded_folders):
-            yield from _judged(path, os.path.relpath(path, top), before, tracked, secret)
+            for file in _judged(path, os.path.relpath(path, top), before, tracked, secret=secret, limit=limit):
+                limit -= len(file.content or b"")
+                yield file
 
 
 def _judged(
-    path: str, relative: str, before: int, tracked: Callable[[str], bool] | None, secret: Callable[[bytes], bool]
+    path: str,
+    relative: str,
+    before: int,
+    tracked: Callable[[str], bool] | None,
+    *,
+    secret: Callable[[bytes], bool],
+    limit: int,
 ) -> Iterator[DataFile]:
     try:
         status = os.lstat(path)
@@ -77,6 +87,8 @@ def _judged(
         yield DataFile(relative, None, "Git does not track it")
     elif status.st_size > LARGEST:
         yield DataFile(relative, None, f"it has {status.st_size} bytes, more than {LARGEST}")
+    elif status.st_size > limit:
+        yield DataFile(relative, None, "the data files together are too large")
     else:
         yield _read(path, relative, secret)
 

@@ -52,6 +52,8 @@ def late_modules(
         if loaded.keys() <= cached.local.keys():
             return identity, {}
         cache.late[source] = cache.late.get(source, {}) | loaded
+        for key in [key for key in cache.identities if key[0] == source]:
+            del cache.identities[key]  # the next run observes the code with these modules
         new = loaded.keys() - cached.local.keys()
         files = cached.project.with_imported({**cached.local, **loaded}, sorted(new), partial(source_text, cache=cache))
         late = [file for file in sorted(files) if file not in cached.local]
@@ -93,6 +95,7 @@ def opened_data(
             before=before,
             tracked=cached.tracked.__contains__ if cached.tracked is not None else None,
             secret=secret,
+            limit=KEPT_BYTES,
         )
     )
 
@@ -102,13 +105,10 @@ def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIde
     recorded = {file.path: file for file in identity.data_files or ()}
     lacking = {file.path: file for file in identity.lacking or ()}
     kept: dict[str, bytes] = {}
-    left = KEPT_BYTES
     for file in data:
         path = f"code/{as_text(file.path)}"
-        left -= len(file.content or b"")
-        why = file.why_missing or (f"the data files have more than {KEPT_BYTES} bytes" if left < 0 else None)
-        if why is not None:
-            lacking.setdefault(path, LackingFile(path=path, why=why))
+        if file.why_missing is not None:
+            lacking.setdefault(path, LackingFile(path=path, why=file.why_missing))
         elif path not in recorded and file.content is not None:
             recorded[path], kept[path] = recorded_file(path, file.content, ""), file.content
     update = {"data_files": tuple(recorded[path] for path in sorted(recorded)) or None}
@@ -120,11 +120,15 @@ def _collapsed(files: Iterable[LackingFile]) -> Iterator[LackingFile]:
     groups: dict[tuple[str, str], list[LackingFile]] = {}
     for file in files:
         groups.setdefault((file.path.rpartition("/")[0], file.why), []).append(file)
+    found: dict[tuple[str, str], LackingFile] = {}
     for (folder, why), group in sorted(groups.items()):
         if len(group) > _MOST_LISTED:
-            yield LackingFile(path=f"{folder}/", why=f"{len(group)} files: {why}")
+            # It replaces the entry for this folder that an earlier attempt has made.
+            found[f"{folder}/", why] = LackingFile(path=f"{folder}/", why=f"{len(group)} files: {why}")
         else:
-            yield from sorted(group, key=lambda file: file.path)
+            for file in group:
+                found.setdefault((file.path, file.why.partition(" files: ")[2] or file.why), file)
+    yield from sorted(found.values(), key=lambda file: file.path)
 
 
 def _with_late(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
 from prefect_executions.capture.code import KEPT_BYTES
 from prefect_executions.capture.late_code import late_modules, opened_data, with_data
 from prefect_executions.capture.parameters import plain_text_defaults
-from prefect_executions.capture.secrets import SecretMask, reveals
+from prefect_executions.capture.secrets import SecretMask, redact_urls, reveals
 from prefect_executions.flow.declared import Declared
 from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, LackingFile, Method
+from prefect_executions.methods.secrets import is_withheld
+
+_MEMBER = re.compile(r"""^\W*([\w.-]+)["']?\s*[:=]\s*["']?([^\s"',#]+)""", re.MULTILINE)
+"""A line of a settings file in YAML, TOML, INI or JSON: a name and its value."""
 
 
 def with_late_code(
@@ -31,7 +36,7 @@ def with_late_code(
     if method.code is None or declared.withheld:
         return method, {}
     late, modules = late_modules(declared.source, method.code, modules_before)
-    secret = partial(_reveals, mask)
+    secret = partial(_reveals, mask, names)
     complete, data = with_data(late, opened_data(declared.source, before=begun, apart=apart, secret=secret))
     if complete == method.code:
         return method, {}
@@ -74,5 +79,11 @@ def _paths(identity: CodeIdentity) -> set[str]:
     return {file.path for file in (*identity.files, *(identity.data_files or ()))}
 
 
-def _reveals(mask: SecretMask, content: bytes) -> bool:
-    return reveals([content], mask)
+def _reveals(mask: SecretMask, names: tuple[str, ...], content: bytes) -> bool:
+    """Whether a data file holds a known secret, credentials in a URL, or a value with a secret name."""
+    text = content.decode(errors="replace")
+    return (
+        reveals([content], mask)
+        or redact_urls(text) != text
+        or any(is_withheld(name, value, names) for name, value in _MEMBER.findall(text))
+    )
