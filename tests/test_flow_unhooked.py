@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from homes import Bundles
 from prefect_executions import current_execution, method
 from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.flow import unhooked
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.workbench import background
 
@@ -175,3 +176,19 @@ def state_in_prefect(execution_id: str) -> State[Any]:
         state = client.read_flow_run(execution_id).state
     assert state is not None
     return state
+
+
+def test_the_first_part_of_a_large_result_decides():
+    seen = []
+
+    class Lazy(list):
+        def __iter__(self):
+            for number in range(3):
+                seen.append(number)
+                yield number
+
+    assert not unhooked._cancels(Lazy())
+    assert seen == [0]
+    assert unhooked._cancels([Cancelled(), Completed()])
+    assert not unhooked._cancels([Cancelled(), 1])
+    assert not unhooked._cancels([])

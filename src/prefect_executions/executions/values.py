@@ -221,9 +221,11 @@ class _Encoder:
         return _tag(name, self._items(parts(value), depth))
 
     def _items(self, values: Iterable[Any], depth: int) -> list[Any]:
-        items = [self.encode(value, depth) for value in values]
-        self._values += len(items)
-        return items
+        values = list(values)
+        self._values += len(values)
+        if self._values > _MAX_VALUES:
+            raise _UnfitError
+        return [self.encode(value, depth) for value in values]
 
     def _mapping(self, value: Mapping[Any, Any], name: str, depth: int) -> Any:
         if len(value) > _MAX_MEMBERS:

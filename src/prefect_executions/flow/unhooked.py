@@ -62,8 +62,13 @@ def _cancels(returned: object) -> bool:
     """Whether Prefect ends a run as Cancelled that returns this: see `prefect.states.return_value_to_state`."""
     several = isinstance(returned, list | tuple | set)
     parts: Iterable[object] = returned if several else [returned]  # type: ignore[assignment]  # mypy keeps `object`
-    states = [_state_of(part) for part in parts]
-    return any(state is not None and state.is_cancelled() for state in states) and None not in states
+    cancelled = False
+    for part in parts:
+        state = _state_of(part)
+        if state is None:  # the first part of a large result decides
+            return False
+        cancelled = cancelled or state.is_cancelled()
+    return cancelled
 
 
 def _state_of(part: object) -> State[Any] | None:
