@@ -158,3 +158,19 @@ def test_a_run_that_raises_it_is_sealed_as_failed(home: Path, name):
     assert (record.status, record.job_status.reason) == (Status.FAILED, expected)
     assert (bundles.one() / "manifest-sha256.txt").exists()
     assert bundles.failed_checks() == []
+
+
+def test_an_odd_collection_in_an_exception_stops_no_masking():
+    class Issues(list):
+        def __init__(self, schema, items):
+            super().__init__(items)
+            self.schema = schema
+
+    mask = SecretMask()
+    mask.add("hunter2hunter2")
+    cause = ValueError("the cause has hunter2hunter2")
+    error = ValueError("hunter2hunter2")
+    error.issues = Issues("s", ["hunter2hunter2"])
+    error.__cause__ = cause
+    mask_error(error, mask)
+    assert "hunter2" not in f"{error} {error.issues} {cause}"

@@ -226,6 +226,19 @@ def test_another_process_resolves_the_names_of_its_callers_secrets(home, monkeyp
     first.leave(record.id)
 
 
+def test_the_variable_of_a_calling_process_is_there_again_for_the_next_run(home, monkeypatch):
+    monkeypatch.setenv(SHARED_WITH_ENV, "the-caller")
+    bundle = workbench_for(Settings.read()).begin(a_record(), {})
+    shared = SharedSecrets()
+    shared.members = 1
+    shared.add("env:TOKEN", "hunter2hunter2")
+    shared.open(bundle)
+    assert os.environ[SHARED_WITH_ENV] == bundle.id
+    shared.leave(bundle.id)
+    assert os.environ[SHARED_WITH_ENV] == "the-caller"
+    monkeypatch.delenv(SHARED_WITH_ENV)
+
+
 @method(version="1")
 def by_name(user: str, password: str, options: dict[str, Any], max_tokens: int = 8) -> None:
     """Take a password by mistake."""

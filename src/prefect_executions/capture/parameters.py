@@ -15,7 +15,7 @@ from prefect_executions.capture.secrets import (
     mask_credentials,
     redact_urls,
 )
-from prefect_executions.documents import json_value
+from prefect_executions.documents import Document, json_value
 from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Metrics
 from prefect_executions.executions.value_types import WITHHELD, is_marker
 from prefect_executions.lifecycle.history import JobStatus
@@ -116,6 +116,11 @@ def masked_record(record: ExecutionRecord, mask: SecretMask) -> ExecutionRecord:
             }
         ),
     )
+
+
+def described_by(record: ExecutionRecord) -> tuple[Document, ...]:
+    """Return the documents that are written when a run begins, and may contain a secret that becomes known later."""
+    return record.request, record.infrastructure, record.instance
 
 
 def masked_history(job_status: JobStatus, mask: SecretMask) -> JobStatus:

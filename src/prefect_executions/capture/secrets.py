@@ -124,7 +124,12 @@ class SecretMask:
             case bytes():
                 return self.mask(value)
             case list() | tuple() if not hasattr(value, "_fields"):
-                return type(value)(map(self.mask_inside, value))
+                parts = [self.mask_inside(part) for part in value]
+                plain: type[list[Any] | tuple[Any, ...]] = list if isinstance(value, list) else tuple
+                try:
+                    return type(value)(parts)
+                except Exception:  # noqa: BLE001 - a subclass whose constructor takes other arguments
+                    return plain(parts)
             case dict():
                 return {self.mask_inside(name): self.mask_inside(part) for name, part in value.items()}
             case _:

@@ -27,6 +27,7 @@ from prefect_executions.capture.processes import (
 )
 from prefect_executions.executions.record import Instance
 from prefect_executions.flow.context import current_id
+from prefect_executions.flow.shared_secrets import restore_variable
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.workbench import background
 
@@ -84,7 +85,7 @@ class CancellationWatcher:
         if not self._outermost:
             return
         if self._own:
-            _restore(EXECUTION_ID_ENV, self._previous_id)
+            restore_variable(EXECUTION_ID_ENV, self._previous_id)
         reached = time_limit is not None and time.monotonic() - self._started >= time_limit
         timed_out = isinstance(error, TimeoutError) and reached
         if error is None or isinstance(error, Pause) or (isinstance(error, Exception) and not timed_out):
@@ -131,10 +132,3 @@ class CancellationWatcher:
 def is_unsupervised(run: FlowRun) -> bool:
     """Whether *run* was called directly in a process, so that no runner or worker supervises it."""
     return run.deployment_id is None and os.environ.get("PREFECT__FLOW_RUN_ID") != str(run.id)
-
-
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value

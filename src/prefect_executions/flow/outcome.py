@@ -85,8 +85,9 @@ def mask_error(error: BaseException | None, mask: SecretMask) -> None:
             continue
         seen.add(id(current))
         if mask:
-            _mask_texts(current, mask)
-        with suppress(Exception):  # an exception that refuses changes
+            with suppress(Exception):  # an exception that refuses changes; the others are masked all the same
+                _mask_texts(current, mask)
+        with suppress(Exception):  # the same
             _make_printable(current)
         waiting += [current.__cause__, current.__context__]
         if isinstance(current, BaseExceptionGroup):

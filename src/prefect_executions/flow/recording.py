@@ -25,7 +25,7 @@ from prefect.utilities.timeout import timeout, timeout_async
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.opened_files import ignore
 from prefect_executions.capture.packages import requirements_of
-from prefect_executions.capture.parameters import masked_metrics, masked_record, recorded_param
+from prefect_executions.capture.parameters import described_by, masked_metrics, masked_record, recorded_param
 from prefect_executions.capture.secrets import mask_names
 from prefect_executions.capture.streams import open_streams
 from prefect_executions.documents import Document
@@ -188,6 +188,9 @@ def open_attempt(call: Call) -> Attempt:
     if bundle is not None:
         resumption = continued(bundle.record(), call.declared, run, states, call.settings)
         record, masked = masked_record(resumption.record, call.mask), call.mask.size
+        if described_by(record) != described_by(resumption.record):  # written before a secret became known
+            bundle.write_document(record.request)
+            bundle.write_document(record.infrastructure)
     else:
         values = inputs.recorded(call.settings.secret_names)
         record, code = opening(call.declared, run, place.id, values, call.settings, states=states, parent=parent)
@@ -384,8 +387,8 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
     with call.never_losing("masking secrets that became known later"):
         if call.mask.size != attempt.masked:
             record = with_secrets_noted(masked_record(replace(attempt.record, job_status=job_status), call.mask), ())
-            if record.request is not attempt.record.request:
-                _write(attempt, record.request)
+            if described_by(record) != described_by(attempt.record):
+                _write(attempt, record.request, record.infrastructure)  # the instance is written below
                 call.workbench.announce(record)
             attempt, job_status = replace(attempt, record=record), record.job_status
             metrics = metrics and masked_metrics(metrics, call.mask)

@@ -46,6 +46,7 @@ class SharedSecrets:
         self._names: set[str] = set()
         self._bundles: dict[str, OpenBundle] = {}
         self._announced = False
+        self._inherited: str | None = None
 
     def add(self, name: str, value: str) -> None:
         """Add the *value* of the secret *name*, and let every open execution keep the name."""
@@ -94,14 +95,24 @@ class SharedSecrets:
     def _announce(self) -> None:
         ids = [bundle.id for bundle in self._bundles.values()] if self._names else []
         if ids and os.environ.get(SHARED_WITH_ENV) not in ids:
+            if not self._announced:
+                self._inherited = os.environ.get(SHARED_WITH_ENV)
             os.environ[SHARED_WITH_ENV] = ids[0]
         elif not ids and self._announced:
-            os.environ.pop(SHARED_WITH_ENV, None)
+            restore_variable(SHARED_WITH_ENV, self._inherited)
         self._announced = bool(ids)
 
 
 _lock = threading.Lock()
 _current = SharedSecrets()
+
+
+def restore_variable(name: str, value: str | None) -> None:
+    """Set an environment variable to its earlier *value*; None removes it."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def join(*, enclosed: bool) -> SharedSecrets:
