@@ -63,3 +63,29 @@ def test_bytecode_stands_for_its_source(tmp_path):
     (tmp_path / "late.py").write_text("X = 1")
     subprocess.run([sys.executable, "-c", "import late"], cwd=tmp_path, check=True)
     assert opened("sys.path.insert(0, sys.argv[1])\nimport late", tmp_path) == ["late.py"]
+
+
+def test_after_very_many_files_only_those_below_a_project_are_noted_and_too_many_of_them_are_reported(tmp_path):
+    (tmp_path / "project").mkdir()
+    code = """
+        from prefect_executions.capture import opened_files as module
+        project = sys.argv[1] + "/project"
+        module.keep_noting(project)
+        def read(folder, count):
+            for number in range(count):
+                try:
+                    open(f"{folder}/{number}.txt").close()
+                except OSError:
+                    pass
+        read(sys.argv[1] + "/elsewhere", module.MOST_NOTED + 5)
+        assert not module.has_unnoted(project)
+        read(project, module.MOST_NOTED)
+        assert not module.has_unnoted(project)
+        read(sys.argv[1] + "/elsewhere", module.MOST_NOTED + 50)
+        assert not module.has_unnoted(project)
+        read(project, module.MOST_NOTED + 1)
+        assert module.has_unnoted(project)
+        """
+    names = opened(code, tmp_path)
+    assert len(names) == 20_000
+    assert sum(name.startswith("project/") for name in names) == 10_000

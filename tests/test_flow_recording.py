@@ -35,6 +35,7 @@ from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from homes import WHOLE_WAY, Bundles, holding, kinds
 from prefect_executions import Comparison, Execution, InputFile, MethodFlow, current_execution, method
+from prefect_executions.capture.code import PROCESS
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
 from prefect_executions.executions.value_types import restore
 from prefect_executions.ledger.ledger import Ledger
@@ -233,6 +234,27 @@ def test_an_async_method_is_timed_out_too(bundles):
     with pytest.raises(TimeoutError):
         asyncio.run(waits())
     assert bundles.record().job_status.reason is Reason.TIMED_OUT
+
+
+def test_the_event_loop_runs_on_while_the_end_waits_for_the_code_of_another_run(bundles):
+    released: list[str] = []
+
+    def release(how: str) -> None:
+        released.append(how)
+        if len(released) == 1:
+            PROCESS.lock.release()
+
+    @method
+    async def waits() -> None:
+        PROCESS.lock.acquire()
+        asyncio.get_running_loop().call_later(0.5, release, "loop")
+        timer.start()
+
+    timer = threading.Timer(20, release, ("timer",))
+    asyncio.run(waits())
+    timer.cancel()
+    assert released == ["loop"]
+    assert bundles.record().status is Status.COMPLETED
 
 
 def test_a_cancelled_async_method_with_a_full_thread_pool_records_its_error_and_masks_it(bundles):

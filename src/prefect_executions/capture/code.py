@@ -21,9 +21,11 @@ from operator import is_
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
+from weakref import WeakSet
 
 from prefect_executions.capture.git import Checkout, Stamp, find_root, git_program, read_checkout, stamp
 from prefect_executions.capture.notebook import observe_notebook
+from prefect_executions.capture.opened_files import keep_noting
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.capture.probes import Failures, Probe, probe
 from prefect_executions.capture.project import Project, as_text, is_installed, package_top
@@ -65,7 +67,7 @@ class SourceText:
 
 
 @dataclass(kw_only=True)
-class _CachedIdentity:
+class ObservedCode:
     """A code identity, with the facts that show whether it is still current."""
 
     identity: CodeIdentity
@@ -86,17 +88,30 @@ class _CachedIdentity:
     failures: Failures
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedModules:
+    """The names of the modules that were loaded when a run began."""
+
+    names: frozenset[str]
+
+
 @dataclass
 class CodeCache:
     """The code identities of this process; thread-safe when used through `identify`."""
 
     packages: Packages = field(default_factory=Packages)
     lock: threading.Lock = field(default_factory=threading.Lock)
-    identities: dict[tuple[object, ...], _CachedIdentity] = field(default_factory=dict)
-    latest: dict[CodeSource, _CachedIdentity] = field(default_factory=dict)
+    identities: dict[tuple[object, ...], ObservedCode] = field(default_factory=dict)
+    observed: dict[tuple[CodeSource, str | None], ObservedCode] = field(default_factory=dict)
+    """By source and digest: what a run had observed when it began, although later runs observe something else."""
     late: dict[CodeSource, dict[str, str]] = field(default_factory=dict)
     """Modules that earlier runs of the same code loaded late; every later run has them from the beginning."""
     reads: dict[str, SourceText] = field(default_factory=dict)
+
+    running: dict[CodeSource, WeakSet[LoadedModules]] = field(default_factory=dict)
+    """The runs that have begun and not ended."""
+    running_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards `running`; unlike `lock`, it is never held for long."""
 
 
 PROCESS = CodeCache()
@@ -149,7 +164,7 @@ def identify(
         cached = cache.identities.get(key)
         if cached is None or not _is_current(cached, source, math.inf if since is None else since):
             cached = cache.identities[key] = _observe(source, folder, notebook, settings, cache)
-        cache.latest[source] = cached
+        cache.observed[source, cached.identity.sha256] = cached
         probe(Probe.PACKAGES, lambda: _renew_requirements(cached, cache.packages), None, failures)
     failures |= cached.failures
     repository = cached.identity.repository
@@ -217,7 +232,7 @@ def _member(loader: Any, path: str) -> bytes | None:
         return None
 
 
-def _is_current(cached: _CachedIdentity, source: CodeSource, since: float) -> bool:
+def _is_current(cached: ObservedCode, source: CodeSource, since: float) -> bool:
     fresh = cached.checked >= since
     if not (fresh or cached.settled) or (cached.folder and find_root(f"{cached.folder}/x") != cached.root):
         return False
@@ -237,11 +252,13 @@ def _is_current(cached: _CachedIdentity, source: CodeSource, since: float) -> bo
 
 def _observe(
     source: CodeSource, folder: str | None, notebook: Notebook | None, settings: Settings, cache: CodeCache
-) -> _CachedIdentity:
+) -> ObservedCode:
     modules, begun = list(sys.modules.values()), time.monotonic()
     before = time.time_ns()
     root = find_root(f"{folder}/x") if folder else None
     project = Project(root or _folder_of_project(source) or folder)
+    if project.top and has_modules(source):
+        keep_noting(project.top)
     local = _files(source, folder, project, cache)
     texts = {file: text for file in sorted(local) if (text := read_source(file, cache)) is not None}
     names = project.names({file: local[file] for file in texts})
@@ -268,7 +285,7 @@ def _observe(
         contents[DIFF] = checkout.diff
     stamps = {file: text.stamp for file, text in texts.items()} | (checkout.stamps if checkout else {})
     newest = max((max(text.stamp[:2]) for text in texts.values() if text.stamp), default=0)
-    return _CachedIdentity(
+    return ObservedCode(
         identity=identity,
         files=MappingProxyType(contents),
         root=root,
@@ -404,7 +421,7 @@ def _package(source: CodeSource) -> str | None:
     return package_of(source.module, path) if path and source.module not in {"", "__main__"} else None
 
 
-def _renew_requirements(cached: _CachedIdentity, packages: Packages) -> None:
+def _renew_requirements(cached: ObservedCode, packages: Packages) -> None:
     requirements = packages.requirements()
     if requirements is not cached.requirements:
         cached.requirements = requirements

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from prefect_executions.capture.code import (
     KEPT_BYTES,
     PROCESS,
     CodeCache,
+    LoadedModules,
     SourceText,
     digest_of,
     has_modules,
@@ -22,50 +25,66 @@ from prefect_executions.capture.code import (
     source_text,
 )
 from prefect_executions.capture.data_files import DataFile, data_files
-from prefect_executions.capture.opened_files import opened_files
+from prefect_executions.capture.opened_files import MOST_NOTED, has_unnoted, opened_files
 from prefect_executions.capture.project import as_text
 from prefect_executions.methods.model import CodeIdentity, LackingFile, SourceFile
 
 _MOST_LISTED = 20
+_UNNOTED = f"more than {2 * MOST_NOTED} files were opened; files here that were opened later may be missing"
+
+
+def loaded_at_start(function: Callable[..., Any] | Path, *, cache: CodeCache = PROCESS) -> LoadedModules:
+    """Return the modules that are loaded when a run of *function* begins.
+
+    A module that a concurrent run of the same code has loaded since its own start does not count: this run
+    uses it, too.
+    """
+    source = source_of(function)
+    with cache.running_lock:
+        running = cache.running.setdefault(source, WeakSet())
+        loaded = LoadedModules(frozenset(sys.modules).intersection(*(other.names for other in running)))
+        running.add(loaded)
+    return loaded
 
 
 def late_modules(
-    function: Callable[..., Any] | Path,
-    identity: CodeIdentity,
-    before: Collection[str],
-    *,
-    cache: CodeCache = PROCESS,
+    function: Callable[..., Any] | Path, identity: CodeIdentity, before: LoadedModules, *, cache: CodeCache = PROCESS
 ) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return *identity* with the modules that were loaded after it was observed, and their files for ``code/``.
 
-    *before* are the names of the modules that were loaded when the Method's code began. A module
-    loaded by another thread in the meantime counts as well. Later runs of the same code in this
-    process have these files from the beginning, so that their digest is the same.
+    *before* are the modules that were loaded when the run began. A module loaded by another thread in the
+    meantime counts as well. Later runs of the same code in this process have these files from the beginning, so
+    that their digest is the same.
     """
     source = source_of(function)
     with cache.lock:
-        cached = cache.latest.get(source)
-        names = sys.modules.keys() - before
-        if cached is None or not names or not has_modules(source):
+        observed = cache.observed.get((source, identity.sha256))
+        names = sys.modules.keys() - before.names
+        if observed is None or not names or not has_modules(source):
             return identity, {}
-        loaded = cached.project.loaded_anywhere(names)
-        if loaded.keys() <= cached.local.keys():
+        loaded = observed.project.loaded_anywhere(names)
+        new = loaded.keys() - observed.local.keys()
+        if not new:
             return identity, {}
-        cache.late[source] = cache.late.get(source, {}) | loaded
-        for key in [key for key in cache.identities if key[0] == source]:
-            del cache.identities[key]  # the next run observes the code with these modules
-        new = loaded.keys() - cached.local.keys()
-        files = cached.project.with_imported({**cached.local, **loaded}, sorted(new), partial(source_text, cache=cache))
-        late = [file for file in sorted(files) if file not in cached.local]
-        texts = {file: text for file in (*cached.local, *late) if (text := read_source(file, cache)) is not None}
-        paths = cached.project.names({file: files.get(file, "") for file in texts})
-        return _with_late(
+        if not loaded.keys() <= cache.late.get(source, {}).keys():
+            cache.late[source] = cache.late.get(source, {}) | loaded
+            for key in [key for key in cache.identities if key[0] == source]:
+                del cache.identities[key]  # the next run observes the code with these modules
+        local = observed.local
+        files = observed.project.with_imported({**local, **loaded}, sorted(new), partial(source_text, cache=cache))
+        late = [file for file in sorted(files) if file not in local]
+        texts = {file: text for file in (*local, *late) if (text := read_source(file, cache)) is not None}
+        paths = observed.project.names({file: files.get(file, "") for file in texts})
+        complete, kept = _with_late(
             identity, {f"code/{paths[file]}": (texts[file], files[file]) for file in late if file in texts}
         )
+        cache.observed[source, complete.sha256] = replace(observed, local=files)
+        return complete, kept
 
 
 def opened_data(
     function: Callable[..., Any] | Path,
+    identity: CodeIdentity,
     *,
     before: int,
     apart: Iterable[str],
@@ -74,30 +93,30 @@ def opened_data(
 ) -> list[DataFile]:
     """Return the data files beside the code of *function* that this process has opened.
 
-    In Git, "beside" is the whole repository; elsewhere the folders with source files of the Method, and folders
-    in them, except the home folder. Files that changed after *before*, in nanoseconds of the epoch, and files below
-    one of *apart* do not count. *secret* says whether a content holds a credential.
+    *identity* is that of the run, with its late modules. In Git, "beside" is the whole repository; elsewhere the
+    folders with source files of the Method, and folders in them, except the home folder. Files that changed after
+    *before*, in nanoseconds of the epoch, and files below one of *apart* do not count. *secret* says whether a
+    content holds a credential. An entry without a name stands for files whose names were not noted.
     """
     source = source_of(function)
     with cache.lock:
-        cached, late = cache.latest.get(source), cache.late.get(source, {})
-    if cached is None or cached.project.top is None or not has_modules(source):
+        observed = cache.observed.get((source, identity.sha256))
+    if observed is None or observed.project.top is None or not has_modules(source):
         return []
-    own = cached.local.keys() | late.keys()
+    own, top = observed.local.keys(), observed.project.top
     folders = {os.path.dirname(file) for file in own} - {os.path.expanduser("~")}  # noqa: PTH120, PTH111 - text
-    return list(
-        data_files(
-            opened_files(),
-            top=cached.project.top,
-            folders=[cached.root] if cached.root else folders,
-            apart=apart,
-            known=own,
-            before=before,
-            tracked=cached.tracked.__contains__ if cached.tracked is not None else None,
-            secret=secret,
-            limit=KEPT_BYTES,
-        )
+    files = data_files(
+        opened_files(),
+        top=top,
+        folders=[observed.root] if observed.root else folders,
+        apart=apart,
+        known=own,
+        before=before,
+        tracked=observed.tracked.__contains__ if observed.tracked is not None else None,
+        secret=secret,
+        limit=KEPT_BYTES,
     )
+    return [*files, *([DataFile("", None, _UNNOTED)] if has_unnoted(top) else [])]
 
 
 def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIdentity, Mapping[str, bytes]]:

@@ -16,8 +16,8 @@ from typing import Any
 from prefect_executions.capture.git import INSTALLED
 
 # A Method that reads more files has data, which belongs into its inputs.
-LARGEST = 10_000
-"""The largest number of names that are noted."""
+MOST_NOTED = 10_000
+"""The largest number of names that are noted; of files below the folders of `keep_noting`, as many again."""
 
 _CACHE = "/__pycache__/"
 _WRITING = os.O_WRONLY | os.O_RDWR
@@ -28,6 +28,9 @@ _read: dict[str, str] = {}
 """The real path by the absolute path as it was opened."""
 _ignored = _SYSTEM
 _watching = False
+_near: tuple[str, ...] = ()
+_dropped: set[str] = set()
+"""The folders of `keep_noting` with files whose names were not noted."""
 
 
 def watch() -> None:
@@ -43,6 +46,18 @@ def ignore(*folders: str) -> None:
     global _ignored  # noqa: PLW0603 - a tuple, because the hook tests all of it in one call
     new = tuple(f"{folder}/" for folder in folders if f"{folder}/" not in _ignored)
     _ignored += new
+
+
+def keep_noting(folder: str) -> None:
+    """Note files below *folder* although many other files were opened."""
+    global _near  # noqa: PLW0603 - as above
+    if f"{folder}/" not in _near:
+        _near += (f"{folder}/",)
+
+
+def has_unnoted(folder: str) -> bool:
+    """Whether so many files were opened that names of files below *folder*, given to `keep_noting`, were not noted."""
+    return f"{folder}/" in _dropped
 
 
 def opened_files() -> list[str]:
@@ -76,9 +91,16 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def _note(file: object, _mode: object, flags: int) -> None:
     if isinstance(file, int) or file is None:
         return
-    if flags & _WRITING or file in _read or len(_read) >= LARGEST:
+    if flags & _WRITING or file in _read:
         return
     name = os.fsdecode(file)  # type: ignore[arg-type]  # anything else raises, which the hook ignores
     if name.startswith(_ignored) or any(part in name for part in _INSTALLED):
         return
-    _read.setdefault(os.path.abspath(name), "")  # noqa: PTH100 - on every opened file
+    path = os.path.abspath(name)  # noqa: PTH100 - on every opened file
+    if len(_read) < MOST_NOTED:
+        _read.setdefault(path, "")
+    elif path not in _read and path.startswith(_near):
+        if len(_read) < 2 * MOST_NOTED:
+            _read[path] = ""
+        else:
+            _dropped.update(folder for folder in _near if path.startswith(folder))

@@ -8,13 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from logging import Logger, LoggerAdapter
 from typing import TYPE_CHECKING, Any
 
 from prefect.context import FlowRunContext
 from prefect.logging.loggers import flow_run_logger
 
+from prefect_executions.capture.code import LoadedModules
 from prefect_executions.capture.host import Meter
+from prefect_executions.capture.late_code import loaded_at_start
+from prefect_executions.capture.probes import Probe, probe
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.context import running_id
@@ -37,7 +41,7 @@ class Call:
     Attributes:
         arguments: As the function gets them: when the inputs are staged, with staged files and resolved secrets.
         begun: The start of the call, in nanoseconds of the epoch.
-        modules_before: The names of the modules that were loaded when the call began.
+        modules_before: The modules that were loaded when the call began.
         task_logs: The task runs that have logged something.
     """
 
@@ -52,7 +56,7 @@ class Call:
     secrets: SharedSecrets = field(repr=False)
     meter: Meter = field(default_factory=Meter)
     begun: int = field(default_factory=time.time_ns)
-    modules_before: frozenset[str] = field(default_factory=lambda: frozenset(sys.modules), repr=False)
+    modules_before: LoadedModules = field(repr=False)
     task_logs: set[prefect_logs.TaskLog] = field(default_factory=set)
 
     @property
@@ -129,5 +133,8 @@ def for_call(
         settings=settings,
         workbench=workbench_for(settings),
         log=flow_run_logger(context.flow_run, context.flow),
+        modules_before=probe(
+            Probe.CODE, partial(loaded_at_start, declared.source), LoadedModules(frozenset(sys.modules)), {}
+        ),
         secrets=join(enclosed=context.flow_run.parent_task_run_id is not None or context.flow_run.run_count > 1),
     )

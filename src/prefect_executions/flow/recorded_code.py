@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
-from prefect_executions.capture.code import KEPT_BYTES
+from prefect_executions.capture.code import KEPT_BYTES, LoadedModules
 from prefect_executions.capture.late_code import late_modules, opened_data, with_data
 from prefect_executions.capture.parameters import plain_text_defaults
 from prefect_executions.capture.secrets import SecretMask, redact_urls, reveals
@@ -21,7 +21,7 @@ _MEMBER = re.compile(r"""^\W*([\w.-]+)["']?\s*[:=]\s*["']?([^\s"',#]+)""", re.MU
 def with_late_code(
     declared: Declared,
     method: Method,
-    modules_before: Collection[str],
+    modules_before: LoadedModules,
     *,
     begun: int,
     apart: Iterable[str],
@@ -30,14 +30,14 @@ def with_late_code(
 ) -> tuple[Method, Mapping[str, bytes]]:
     """Return the recorded *method* with the modules and data files that its code loaded, and the new files.
 
-    *modules_before* are the names of the modules that were loaded when the run began, at *begun* nanoseconds of
-    the epoch. Data files below the folders *apart*, or with a secret of *mask*, are not kept.
+    *modules_before* were loaded when the run began, at *begun* nanoseconds of the epoch. Data files below the
+    folders *apart*, or with a secret of *mask*, are not kept.
     """
     if method.code is None or declared.withheld:
         return method, {}
     late, modules = late_modules(declared.source, method.code, modules_before)
     secret = partial(_reveals, mask, names)
-    complete, data = with_data(late, opened_data(declared.source, before=begun, apart=apart, secret=secret))
+    complete, data = with_data(late, opened_data(declared.source, late, before=begun, apart=apart, secret=secret))
     if complete == method.code:
         return method, {}
     identity, allowed = without_credentials(declared, complete, {**modules, **data}, before=method.code, names=names)

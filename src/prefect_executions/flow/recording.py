@@ -142,7 +142,7 @@ def session(call: Call) -> Iterator[RunningAttempt]:
             error = raised_error
             raise
         finally:
-            finish(write_end(attempt, running, error), error)
+            finish(write_end(attempt, running, error), running, error)
 
 
 @asynccontextmanager
@@ -165,9 +165,9 @@ async def session_async(call: Call) -> AsyncIterator[RunningAttempt]:
             # error.
             ended = write_end(attempt, running, error)
             if error is None or isinstance(error, Exception):
-                await asyncio.to_thread(finish, ended, error)
+                await asyncio.to_thread(finish, ended, running, error)
             else:  # a cancelled task cannot wait for a thread
-                finish(ended, error)
+                finish(ended, running, error)
 
 
 def open_attempt(call: Call) -> Attempt:
@@ -381,9 +381,6 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
         job_status = _with_end(call, job_status, error, ended)
     with call.never_losing("masking the names of outputs"):
         job_status = _with_masked_names(attempt, job_status)
-    if running:
-        with call.never_losing("recording the modules that were loaded late"):
-            _write_late_code(attempt)
     with call.never_losing("masking secrets that became known later"):
         if call.mask.size != attempt.masked:
             record = with_secrets_noted(masked_record(replace(attempt.record, job_status=job_status), call.mask), ())
@@ -400,12 +397,15 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
     return replace(attempt, record=replace(attempt.record, job_status=job_status))
 
 
-def finish(attempt: Attempt, error: BaseException | None) -> None:
-    """Add what Prefect knows and gather the outputs if the attempt was the last; never raises.
+def finish(attempt: Attempt, running: RunningAttempt | None, error: BaseException | None) -> None:
+    """Add late modules and what Prefect knows, and gather the outputs if the attempt was the last; never raises.
 
-    Prefect's hook seals the bundle afterwards.
+    *running* is None if the author's code did not begin. Prefect's hook seals the bundle afterwards.
     """
     call, record = attempt.call, attempt.record
+    if running:
+        with call.never_losing("recording the modules that were loaded late"):
+            _write_late_code(attempt)
     if isinstance(error, Pause):
         _suspend(attempt)
         return
