@@ -227,6 +227,11 @@ def change_member(*steps: str | int, to: Any) -> Callable[[Any], None]:
         ),
         ("metadata/jobStatus.json", change_member("started", to="2026-09-22T11:00:00.000000+00:00"), "lifecycle"),
         ("metadata/jobStatus.json", change_member("finished", to="2026-09-23T12:00:00.000000+00:00"), "lifecycle"),
+        (
+            "metadata/jobStatus.json",
+            change_member("finishedBefore", to="2026-09-23T12:00:00.000000+00:00"),
+            "lifecycle",
+        ),
         ("metadata/jobStatus.json", change_member("created", to="2026-09-21T12:00:00.000000+00:00"), "lifecycle"),
         ("metadata/jobStatus.json", change_member("updated", to="2026-09-23T12:00:00.000000+00:00"), "lifecycle"),
         ("metadata/jobStatus.json", change_member("attempt", to=2), "lifecycle"),

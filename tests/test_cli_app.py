@@ -38,7 +38,8 @@ from prefect_executions.cli.doctor import (
 )
 from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
 from prefect_executions.errors import NotFoundError, RequestError
-from prefect_executions.lifecycle.history import EntryKind, add_entry
+from prefect_executions.executions.record import Usage
+from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
@@ -509,6 +510,25 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
         f"zip: verified: execution {EXECUTION_ID}, unsigned",
     )
     assert not elsewhere.exists()
+
+
+def test_an_end_that_was_found_later_is_shown_as_an_interval(executions, home):
+    ended = advance(
+        a_job_status(Status.EXECUTING), Status.FAILED, NOON + timedelta(seconds=300), observer=Observer.HOOK
+    )
+    kept(bench_at(home), job_status=with_end_after(ended, NOON + timedelta(seconds=62.5)))
+    shown = executions("show", EXECUTION_ID)
+    assert "\nfinished\tbetween 2026-09-22 12:01:02Z and 2026-09-22 12:05:00Z\ntook\tat least 0:01:00\n" in shown
+    assert "\t≥ 0:01:00\t" in executions("list")
+    document = json.loads(executions("show", EXECUTION_ID, "--json"))["jobStatus"]
+    assert document["finished"] < document["finishedBefore"] == document["history"][-1]["time"]
+
+
+def test_the_methods_own_time_is_shown_apart_from_a_long_wait(executions, home):
+    kept(bench_at(home), instance=an_instance(usage=Usage(wall_seconds=0.06)))
+    kept(bench_at(home), OTHER_ID, instance=an_instance(usage=Usage(wall_seconds=5.5)))
+    assert "\ntook\t6.00 s, of which the Method 0.06 s\n" in executions("show", EXECUTION_ID)
+    assert "\ntook\t6.00 s\n" in executions("show", OTHER_ID)
 
 
 def test_settle_seals_an_unfinished_execution(executions, home, prefect_server):

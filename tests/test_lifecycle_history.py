@@ -11,15 +11,19 @@ from pydantic import ValidationError
 
 from prefect_executions.errors import TransitionError
 from prefect_executions.lifecycle.history import (
+    INTERRUPTED,
     EntryKind,
     JobStatus,
     ObservedState,
     PrefectState,
+    Step,
     add_entry,
     advance,
     faults,
     merge_states,
     new_job_status,
+    with_end_after,
+    with_steps_ended,
 )
 from prefect_executions.lifecycle.status import (
     AS_OGC,
@@ -49,6 +53,46 @@ def executing() -> JobStatus:
 
 def a_state(kind: str, name: str, seconds: float, message: str | None = None) -> ObservedState:
     return ObservedState(PrefectState(type=kind, name=name, id=uuid4()), at(seconds), message)
+
+
+def found_later() -> JobStatus:
+    noted = add_entry(executing(), EntryKind.NOTE, at(100), observer=Observer.SETTLE, message="a log was lost")
+    return advance(noted, Status.FAILED, at(100), observer=Observer.SETTLE, reason=Reason.CRASHED)
+
+
+def test_an_end_that_was_found_later_is_after_the_last_evidence_of_life():
+    ended = with_end_after(found_later(), at(9))
+    assert (ended.finished, ended.finished_before, ended.updated) == (at(9), at(100), at(100))
+    assert ended.end_found == ended.history[-1].time == at(100)
+    assert [*faults(ended.history)] == []
+
+
+def test_entries_of_the_run_and_its_steps_are_evidence_of_life():
+    assert with_end_after(found_later(), at(-50)).finished == at(2)
+    steps = (a_step(at(3), at(5)), a_step(at(7), None), a_step(at(500), None))
+    assert with_end_after(found_later().model_copy(update={"steps": steps}), at(-50)).finished == at(7)
+
+
+@pytest.mark.parametrize("seconds", [100, 200])
+def test_an_end_right_after_a_sign_of_life_is_exact(seconds):
+    ended = found_later()
+    assert with_end_after(ended, at(seconds)) is ended
+    assert (ended.finished, ended.finished_before, ended.end_found) == (at(100), None, at(100))
+
+
+def a_step(started: datetime, finished: datetime | None) -> Step:
+    state = "RUNNING" if finished is None else "COMPLETED"
+    return Step(id=uuid4(), name="a-step", state=state, state_name=state.title(), started=started, finished=finished)
+
+
+def test_steps_that_had_not_ended_end_with_their_execution():
+    steps = (a_step(at(3), at(5)), a_step(at(7), None))
+    ended = with_steps_ended(found_later().model_copy(update={"steps": steps}))
+    assert [(step.state, step.state_name, step.finished) for step in ended.steps] == [
+        ("COMPLETED", "Completed", at(5)),
+        ("CRASHED", INTERRUPTED, None),
+    ]
+    assert with_steps_ended(ended) is ended
 
 
 def test_every_state_type_of_prefect_is_mapped():

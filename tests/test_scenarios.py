@@ -305,7 +305,7 @@ ROWS = [
         partial=True,
         outputs=HALF,
         told_by=Observer.SETTLE,
-        message="it was killed in the Method's own code",
+        message="in the Method's own code",
     ),
     Row("14", COMPLETED, None, [*WHOLE_WAY, "COMPLETED"], outputs=DONE),
     STOPPED_BY_ITS_RUNNER if RUNNER_CANCELS else Row("16", COMPLETED, None, [*WHOLE_WAY, "COMPLETED"], outputs=DONE),

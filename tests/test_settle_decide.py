@@ -75,7 +75,7 @@ def test_a_run_that_waits_too_long_is_reported_and_not_sealed(observation):
         (
             run("RUNNING", alive=False, silence=SECOND, **RUNS),
             Reason.CRASHED,
-            "4711 on far is gone; it was killed in",
+            "4711 on far is gone; it ended in the Method's own code",
         ),
         (run("RUNNING", alive=False, status=Status.STARTED), Reason.CRASHED, "own code had not begun"),
         (run("RUNNING", alive=False, usage=WELL, **RUNS), Reason.CRASHED, "own code had ended well before"),
@@ -101,6 +101,27 @@ def test_a_dead_run_is_ended_with_a_reason_and_a_message(observation, reason, wo
     assert (judgement.end.status, judgement.end.reason) == (Status.FAILED, reason)
     assert words in judgement.end.message
     assert not judgement.cancelled
+
+
+@pytest.mark.parametrize(
+    ("observation", "unobserved"),
+    [
+        (run("RUNNING", alive=False, silence=SECOND, **RUNS), True),
+        (run("RUNNING", here=False, silence=SILENCE, **RUNS), True),
+        (run("CANCELLING", alive=False, silence=SECOND, **RUNS), True),
+        (run(None, alive=False, **RUNS), True),
+        (run("CRASHED", STUCK, alive=False, silence=STUCK + SILENCE, **RUNS), False),  # its worker saw the end
+        (run("CRASHED", STUCK, alive=False, silence=STUCK + 2 * SILENCE, **RUNS), True),  # an automation found it
+        (run("CRASHED", STUCK, alive=False, message="Its process 4711 on far is gone; no", **RUNS), True),
+        (run("CRASHED", STUCK, alive=False, message="Process exited with -9", **RUNS), False),
+        (run("COMPLETED", STUCK, alive=False, silence=10 * STUCK, **RUNS), False),
+        (run("PENDING", STUCK, here=False, claimed=False), False),
+    ],
+)
+def test_an_end_that_nothing_observed_has_no_exact_time(observation, unobserved):
+    judgement = judge(observation)
+    assert judgement.end is not None
+    assert judgement.unobserved is unobserved
 
 
 def test_a_dead_run_with_a_cancel_request_is_cancelled():

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from prefect import task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
@@ -25,7 +26,7 @@ from prefect_executions import current_execution, events, method
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.executions.record import Instance, Raised, Usage
-from prefect_executions.lifecycle.history import EntryKind, advance
+from prefect_executions.lifecycle.history import INTERRUPTED, EntryKind, advance
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.retention import remove
 from prefect_executions.prefect_api import client as api_client
@@ -53,6 +54,10 @@ def measures(number: int = 1) -> int:
 @method(version="5")
 def rests() -> None:
     """Do nothing, with no parameter."""
+
+
+@task
+def rest() -> None: ...
 
 
 @method(version="1")
@@ -217,7 +222,7 @@ def test_a_run_killed_on_this_machine_keeps_its_output(scene):
     assert {result.result for result in results.values()} == {"archived"}
     record = scene.record(killed)
     assert (record.status, record.job_status.reason, record.job_status.partial) == (Status.FAILED, Reason.CRASHED, True)
-    assert "is gone; it was killed in the Method's own code" in record.job_status.message
+    assert "is gone; it ended in the Method's own code" in record.job_status.message
     assert [output.path for output in record.job_status.outputs] == sorted(OUTPUTS)
     assert (bundle.folder / "outputs/regions.csv").read_bytes() == OUTPUTS["outputs/regions.csv"]
     last = record.job_status.history[-1]
@@ -226,6 +231,45 @@ def test_a_run_killed_on_this_machine_keeps_its_output(scene):
     assert "own code had not begun" in scene.record(early).job_status.message
     assert not (scene.home / "workbench" / ".open" / str(killed.id)).exists()
     assert scene.settle() == {}
+
+
+def test_the_end_of_a_killed_run_lies_between_its_last_sign_of_life_and_settle(scene, elsewhere):
+    deployment = scene.deploy(measures)
+    here, bundle = scene.opened(deployment)
+    lost, _ = scene.opened(deployment, process=FAR, at=elsewhere)
+    for run in (here, lost):
+        scene.silence(run, 600)
+    heartbeat = datetime.fromtimestamp((scene.archive / "open" / str(lost.id)).stat().st_mtime, UTC)
+    write_late = bundle.folder / "outputs/late.txt"
+    write_late.write_text("late")
+    os.utime(write_late, (1e9, 1e9))  # as of an unpacked archive
+    changed = datetime.fromtimestamp(write_late.stat().st_ctime, UTC)
+    scene.settle()
+
+    for run, sign in ((here, changed), (lost, heartbeat)):
+        job_status = scene.record(run).job_status
+        assert abs(job_status.finished - sign) < timedelta(seconds=3)
+        assert job_status.finished < job_status.finished_before == job_status.history[-1].time
+    assert scene.record(here).finished == changed
+
+
+def test_steps_of_a_killed_run_do_not_stay_running(scene):
+    deployment = scene.deploy(measures)
+    killed, _ = scene.opened(deployment)
+    stopped, _ = scene.opened(deployment)
+    scene.put(stopped, Cancelling())
+    with get_client(sync_client=True) as client:
+        for run in (killed, stopped):
+            for key, state in (("0", Running()), ("1", Completed())):
+                client.create_task_run(rest, run.id, dynamic_key=key, name=f"rest-{key}", state=state)
+    scene.settle()
+
+    for run, ended in ((killed, "CRASHED"), (stopped, "CANCELLED")):
+        steps = {step.name: step for step in scene.record(run).job_status.steps}
+        interrupted = steps["rest-0"]
+        assert (interrupted.state, interrupted.state_name, interrupted.finished) == (ended, INTERRUPTED, None)
+        assert steps["rest-1"].state == "COMPLETED"
+        assert interrupted.started <= scene.record(run).finished
 
 
 def hook(scene: Scene, run: FlowRun) -> None:

@@ -13,7 +13,7 @@ FAULT = "kill -9 of settle"
 SETTLE = ("settle", "--once", "--json")
 
 _TRUTH = Truth(
-    CRASHED, executed=True, outputs=(FIRST,), partial=True, logged=True, said="killed in the Method's own code"
+    CRASHED, executed=True, outputs=(FIRST,), partial=True, logged=True, said="ended in the Method's own code"
 )
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -207,6 +208,16 @@ class OpenBundle:
         """
         return ExecutionRecord.read(self.read, lambda name: (self.folder / name).exists())
 
+    def last_change(self, before: datetime) -> datetime | None:
+        """Return when a file of the bundle changed last, not after *before*; None if there was no change until then.
+
+        This is the time of the file system (``st_ctime``); a Method can set the other time of a file.
+        """
+        limit = before.timestamp()
+        times = (change for change in _changes(self.folder) if change <= limit)
+        last = max(times, default=None)
+        return None if last is None else datetime.fromtimestamp(last, UTC)
+
     @property
     def aside(self) -> Path:
         """The bundle's path after `set_aside`."""
@@ -342,6 +353,13 @@ class OpenBundle:
 
     def _temporary(self, name: str) -> Path:
         return self.scratch / f"{name}.{os.getpid()}-{threading.get_ident()}.new"
+
+
+def _changes(folder: Path) -> Iterator[float]:
+    for above, folders, files in os.walk(folder):
+        for name in (".", *folders, *files):
+            with suppress(OSError):  # it is removed meanwhile
+                yield os.lstat(f"{above}/{name}").st_ctime
 
 
 def _check_allowed(name: str) -> None:

@@ -131,15 +131,21 @@ def _lifecycle(evidence: Evidence) -> Findings:
         "reason": (status.reason, last and last.reason),
         "created": (status.created, times.get(Status.CREATED)),
         "started": (status.started, times.get(Status.STARTED)),
-        "finished": (status.finished, last.time if last and last.status.terminal else None),
+        "finished": (status.end_found, last.time if last and last.status.terminal else None),
         "updated": (status.updated, max((entry.time for entry in status.history), default=None)),
         "attempt": (status.attempt, max((entry.attempt for entry in status.history), default=None)),
     }
     if status.format > 1:
         pairs = {**pairs, "message": (status.message, last and last.message)}
+    if status.finished_before and not _in_order(status.started, status.finished, status.finished_before):
+        yield f"{JobStatus.file_name}: finished is not between started and finishedBefore"
     for member, (value, from_history) in pairs.items():
         if value != from_history:
             yield f"{JobStatus.file_name}: {member} is {words(value)}; the history says {words(from_history)}"
+
+
+def _in_order(started: datetime | None, finished: datetime | None, finished_before: datetime) -> bool:
+    return finished is not None and (started or finished) <= finished < finished_before
 
 
 def _ogc_status(evidence: Evidence) -> Findings:

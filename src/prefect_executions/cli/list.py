@@ -32,7 +32,7 @@ from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 
 if TYPE_CHECKING:
-    from prefect_executions.ledger.rows import MethodRow, Page
+    from prefect_executions.ledger.rows import MethodRow, Page, Row
 
 methods = App(name="methods", help="List and show recorded Methods.")
 
@@ -153,9 +153,15 @@ def _cells(page: Page) -> Iterator[tuple[object, ...]]:
             row.method_id,
             row.method_version,
             format_time(started),
-            format_duration(row.duration),
+            _took(row),
             row.archive,
         )
+
+
+def _took(row: Row) -> str:
+    # Only an end that was found later is earlier than the last entry of the history.
+    found_later = row.status.terminal and row.finished is not None and row.finished < row.updated
+    return f"{'≥ ' if found_later else ''}{format_duration(row.duration)}"
 
 
 def _show_csv(page: Page) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from prefect_executions.comparison.verdict import OutputVerdict
+    from prefect_executions.executions.record import Usage
+    from prefect_executions.lifecycle.history import JobStatus
 
 
 OutputFile = Annotated[str | None, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)]
@@ -43,6 +45,7 @@ _BROKEN_LINE = re.compile(r"\r+\n|\r")
 _LONGEST_LINE = 1 << 16
 
 _COLOURS = {str(Status.COMPLETED): "green", str(Status.FAILED): "red", str(Status.CANCELLED): "yellow"}
+_NOTABLE = timedelta(seconds=1)
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000
 _SHORT = 36  # characters of an id
@@ -70,6 +73,26 @@ def format_duration(duration: timedelta | None) -> str:
     if seconds < 60:  # noqa: PLR2004 - a minute
         return f"{seconds:.2f} s"
     return str(timedelta(seconds=round(seconds)))
+
+
+def format_end(job_status: JobStatus) -> str:
+    """Return when an execution ended, or between which times if nothing observed the end."""
+    if job_status.finished_before is None:
+        return format_time(job_status.finished)
+    return f"between {format_time(job_status.finished)} and {format_time(job_status.finished_before)}"
+
+
+def format_took(job_status: JobStatus, usage: Usage | None) -> str:
+    """Return how long an execution took, and the Method's own time if that is at least a second less."""
+    if job_status.started is None or job_status.finished is None:
+        return ""
+    took = job_status.finished - job_status.started
+    if job_status.finished_before is not None:
+        return f"at least {format_duration(took)}"
+    own = None if usage is None or usage.wall_seconds is None else timedelta(seconds=usage.wall_seconds)
+    if own is None or took - own < _NOTABLE:
+        return format_duration(took)
+    return f"{format_duration(took)}, of which the Method {format_duration(own)}"
 
 
 def format_size(size: int) -> str:

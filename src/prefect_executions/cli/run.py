@@ -22,7 +22,7 @@ from prefect_executions.cli.arguments import (
     set_defaults,
 )
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
-from prefect_executions.cli.output import format_duration, say, show_facts, show_json, status_line, warn
+from prefect_executions.cli.output import format_end, format_took, say, show_facts, show_json, status_line, warn
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -174,7 +174,9 @@ def _as_json(record: ExecutionRecord, storage: StorageState) -> dict[str, Any]:
         "method": f"{record.method.id} {record.method.version}",
         "started": record.started,
         "finished": record.finished,
+        "finishedBefore": record.job_status.finished_before,
         "duration": _duration(record),
+        "methodDuration": usage and usage.wall_seconds,
         "folder": storage.folder,
         "sealed": storage.sealed,
         "archive": storage.archive,
@@ -188,7 +190,8 @@ def _facts(record: ExecutionRecord, storage: StorageState) -> Iterator[tuple[str
     yield "status", record.status
     yield "reason", record.job_status.reason
     yield "message", record.job_status.message if record.status is Status.CANCELLED else None
-    yield "took", format_duration(_duration(record))
+    yield "finished", format_end(record.job_status) if record.job_status.finished_before else None
+    yield "took", format_took(record.job_status, record.instance.usage)
     yield "bundle", storage.folder
     yield "archive", storage.archive
 

@@ -15,8 +15,10 @@ from prefect_executions.cli.arguments import Json, open_catalog
 from prefect_executions.cli.output import (
     OutputFile,
     format_duration,
+    format_end,
     format_size,
     format_time,
+    format_took,
     say,
     show_facts,
     show_json,
@@ -216,8 +218,8 @@ def _facts(
         yield _INVERSE.get(named.relation, named.relation), named.id
     yield "created", format_time(status.created)
     yield "started", format_time(status.started)
-    yield "finished", format_time(status.finished)
-    yield "took", format_duration(status.finished - status.started) if status.finished and status.started else None
+    yield "finished", format_end(status)
+    yield "took", format_took(status, usage)
     yield "attempt", status.attempt if status.attempt > 1 else None
     yield "progress", None if status.progress is None else f"{status.progress} %"
     yield "requested by", record.agent.name

@@ -84,6 +84,9 @@ class EntryKind(StrEnum):
     PHASE_ENDED = "phase-ended"
 
 
+INTERRUPTED = "Interrupted"
+"""The state name of a step that had not ended when its execution was stopped."""
+
 TURNS = frozenset({EntryKind.ATTEMPT, EntryKind.ATTEMPT_FAILED, EntryKind.PAUSED, EntryKind.RESUMED})
 """The entries that begin or end an attempt or a pause."""
 
@@ -120,7 +123,11 @@ class OutputFile(Part):
 
 
 class Step(Part):
-    """A task run of the flow, read from Prefect's API when the record was closed; `state` is Prefect's state type."""
+    """A task run of the flow, read from Prefect's API when the record was closed; `state` is Prefect's state type.
+
+    A step that had not ended when its execution was stopped is CRASHED or CANCELLED as its execution is, its
+    `state_name` is `INTERRUPTED`, and `finished` is absent.
+    """
 
     id: UUID
     name: str
@@ -139,7 +146,11 @@ class Step(Part):
 
 
 class JobStatus(Document):
-    """Status and full history of one execution, which is also an OGC 1.0 ``statusInfo``."""
+    """Status and full history of one execution, which is also an OGC 1.0 ``statusInfo``.
+
+    `finished` is the time of the end. If nothing observed the end, it is the last evidence of life,
+    and the execution ended between `finished` and `finished_before`.
+    """
 
     file_name: ClassVar[str] = "metadata/jobStatus.json"
 
@@ -151,6 +162,8 @@ class JobStatus(Document):
     created: Time | None = None
     started: Time | None = None
     finished: Time | None = None
+    finished_before: Time | None = None
+    """When the end was found, if nothing observed the end itself; else absent."""
     updated: Time
     progress: int | None = Field(default=None, ge=0, le=100)
     links: tuple[OgcLink, ...] = ()
@@ -170,6 +183,11 @@ class JobStatus(Document):
         if self.status != AS_OGC[self.execution_status]:
             raise ValueError(f"status {self.status!r} does not match executionStatus {self.execution_status}")
         return self
+
+    @property
+    def end_found(self) -> datetime | None:
+        """When the end was observed or found; None if the execution has not ended."""
+        return self.finished_before or self.finished
 
 
 def new_job_status(
@@ -288,6 +306,30 @@ def add_entry(
     if progress is not None:
         changes |= {"progress": int(progress), "message": message or job_status.message}
     return job_status.model_copy(update=changes)
+
+
+def with_end_after(job_status: JobStatus, alive_until: datetime) -> JobStatus:
+    """Return the ended *job_status*, whose end nothing observed, with *alive_until* as the earliest time of the end.
+
+    Entries of the run itself and of Prefect before the end, and the times of steps, are evidence of life as well.
+    """
+    *before, end = job_status.history
+    evidence = [alive_until, *(entry.time for entry in before if entry.observer is not Observer.SETTLE)]
+    steps = (time for step in job_status.steps or () for time in (step.started, step.finished))
+    finished = max([*evidence, *(time for time in steps if time and time < end.time)])
+    if finished >= end.time:
+        return job_status
+    return job_status.model_copy(update={"finished": finished, "finished_before": end.time})
+
+
+def with_steps_ended(job_status: JobStatus) -> JobStatus:
+    """Return *job_status*, whose execution was stopped, without steps that are still running."""
+    if not any(not step.ended for step in job_status.steps or ()):
+        return job_status
+    state = "CANCELLED" if job_status.execution_status is Status.CANCELLED else "CRASHED"
+    changes = {"state": state, "state_name": INTERRUPTED}
+    steps = (step if step.ended else step.model_copy(update=changes) for step in job_status.steps or ())
+    return job_status.model_copy(update={"steps": tuple(steps)})
 
 
 def _in_order(job_status: JobStatus, at: datetime, observer: Observer) -> tuple[JobStatus, datetime]:

@@ -403,7 +403,7 @@ class SealedRecord:
         pairs: Mapping[str, tuple[object, object]] = {
             "execution": (status.job_id, self.seal.execution_id),
             "status": (status.execution_status, self.seal.status),
-            "end": (status.finished, self.seal.finished),
+            "end": (status.end_found, self.seal.finished),
         }
         for what, (recorded, sealed) in pairs.items():
             if recorded != sealed:

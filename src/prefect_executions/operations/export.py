@@ -109,7 +109,7 @@ def _bundle_of(catalog: Catalog, execution_id: str) -> BundleToExport:
         id=execution_id,
         source=FolderSource(local.folder),
         manifest_sha256=sha256(local.paths.manifest.read_bytes()).hexdigest(),
-        finished=record.finished,
+        finished=record.job_status.end_found,
     )
 
 

@@ -317,7 +317,7 @@ class _Recorder:
             data=[file for path, file in files.items() if is_bulk(path)],
             absent=[path for path in listed if path not in files and not (zipped and path.startswith(outputs))],
             status=record.status,
-            finished=record.finished,
+            finished=record.job_status.end_found,
             at=self._at,
             extra_objects={IMPORTED: self._mark(bundle).to_json()},
             in_memory=held,

@@ -174,7 +174,8 @@ def flush_events(timeout: float = FLUSH_TIMEOUT) -> None:
 
 def _is_too_old(job_status: JobStatus) -> bool:
     """Whether Prefect would have deleted the events by now, so that no automation reacts to them."""
-    return job_status.finished is not None and datetime.now(UTC) - job_status.finished > events.RETENTION
+    ended = job_status.end_found
+    return ended is not None and datetime.now(UTC) - ended > events.RETENTION
 
 
 def show_progress(artifact: Progress, flow_run_id: UUID, percent: float, message: str | None) -> Progress:

@@ -37,7 +37,7 @@ def finish_interrupted(
         return
     with suppress(OrchestratorError):
         job_status = merge_prefect_history(job_status)
-        if job_status.steps is None:
+        if job_status.steps is None or not all(step.ended for step in job_status.steps):
             job_status = job_status.model_copy(update={"steps": steps(job_status, mask.mask) or None})
     bundle.write_document(job_status)
 

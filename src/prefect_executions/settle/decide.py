@@ -30,6 +30,7 @@ STUCK = timedelta(minutes=10)
 _LOCAL_POOLS = frozenset({"process"})
 
 # A contract with other versions: settle writes these beginnings into Prefect and recognises them there.
+_PROCESS = "Its process"
 _WORKER_GONE = "Its worker was gone before it started the run"
 _NEVER_HEARD = "It was never heard of after Prefect saw it start"
 _SILENT = "Nothing was heard of it or its worker"
@@ -74,12 +75,15 @@ class RunObservation(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """A decision, its reason, and how the execution ended; `cancelled` if its end was requested."""
+    """A decision, its reason, and how the execution ended."""
 
     decision: Decision
     why: str
     end: Ending | None = None
     cancelled: bool = False
+    """Whether its end was requested."""
+    unobserved: bool = False
+    """Whether nothing observed the end itself, so that its time is not exact."""
 
 
 def judge(run: RunObservation) -> Judgement:
@@ -119,7 +123,17 @@ def _ended(run: RunObservation, state: ObservedState, terminal: tuple[Status, Re
     if reason is Reason.CRASHED and outcome and outcome not in (message or ""):  # another settle may have added it
         message = f"{message or 'Crashed'} ({outcome})"
     end = Ending(status, reason, state.time, Observer.SETTLE, state.state, message)
-    return Judgement(Decision.SEAL, f"Prefect says {state.state.name}", end)
+    unobserved = state.state.type == "CRASHED" and (_is_own(state.message) or _was_silent(run, state.time))
+    return Judgement(Decision.SEAL, f"Prefect says {state.state.name}", end, unobserved=unobserved)
+
+
+def _is_own(message: str | None) -> bool:
+    return (message or "").startswith((_PROCESS, _NEVER_HEARD, _SILENT))
+
+
+def _was_silent(run: RunObservation, ended: datetime) -> bool:
+    """Whether the last heartbeat was so long before the end in Prefect that its reporter did not observe the end."""
+    return run.silence is not None and run.silence - (run.now - ended) > SILENCE
 
 
 def _pending(run: RunObservation, state: ObservedState) -> Judgement:
@@ -146,7 +160,7 @@ def _running(run: RunObservation, state: ObservedState) -> Judgement:
     if run.alive is False and not may_seal:
         return Judgement(Decision.LEAVE, "its process is gone, but its bundle cannot be reached from this machine")
     if run.alive is False:
-        why = f"Its process {run.process} is gone"
+        why = f"{_PROCESS} {run.process} is gone"
         return _end(run, Reason.CRASHED, why, cancelled=cancelled)
     return _process_unseen(run, state, cancelled=cancelled)
 
@@ -178,21 +192,23 @@ def _without_flow_run(run: RunObservation) -> Judgement:
         end = Ending(Status.FAILED, Reason.ERROR, run.now, Observer.SETTLE, message=f"{error} ({why})")
     else:
         end = Ending(Status.FAILED, Reason.LOST, run.now, Observer.SETTLE, message=f"{why}; {_progress(run)}")
-    return Judgement(Decision.SEAL, why, end)
+    return Judgement(Decision.SEAL, why, end, unobserved=True)
 
 
 def _end(run: RunObservation, reason: Reason, why: str, *, cancelled: bool) -> Judgement:
     message = f"{why}; {_progress(run)}"
     status = Status.CANCELLED if cancelled else Status.FAILED
     end = Ending(status, None if cancelled else reason, run.now, Observer.SETTLE, message=message)
-    return Judgement(Decision.END, message, end, cancelled)
+    return Judgement(Decision.END, message, end, cancelled, unobserved=True)
 
 
 def _progress(run: RunObservation) -> str:
     if outcome := _code_outcome(run):
         return outcome
+    if run.status is Status.EXECUTING and run.alive is False:
+        return "it ended in the Method's own code: it was killed, crashed, or called os._exit"
     if run.status is Status.EXECUTING:
-        return "it was killed in the Method's own code"
+        return "it was last seen in the Method's own code"
     return "the Method's own code had not begun"
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect.exceptions import ObjectNotFound
 
+from prefect_executions.archive.marks import LONG_AGO
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.parameters import recorded_method
 from prefect_executions.capture.processes import kill_execution_processes
@@ -56,7 +58,10 @@ def seal(
         BundleError: If it cannot be sealed now.
         ArchiveError: If the archive is unavailable.
     """
-    end, run = _end(judgement, states), snapshot.runs.get(flow_run_of(execution_id))
+    run = snapshot.runs.get(flow_run_of(execution_id))
+    end = _end(judgement, states)
+    if judgement.unobserved:
+        end = end._replace(alive_until=_alive_until(snapshot, execution_id, end.at))
     if execution_id in snapshot.reachable:
         if end.status is Status.CANCELLED or end.reason in {Reason.CRASHED, Reason.LOST}:
             bundle = OpenBundle.load(snapshot.reachable[execution_id].folder, execution_id)
@@ -106,16 +111,33 @@ def seal_unstarted(
 
 def _end(judgement: Judgement, states: Sequence[ObservedState]) -> Ending:
     """Return the judged end with the time and state that Prefect has by now."""
-    assert judgement.end is not None  # noqa: S101 - only such judgements lead here
+    end = judgement.end
+    assert end is not None  # noqa: S101 - only such judgements lead here
+    if judgement.unobserved:  # without other evidence, the history's last entry counts
+        end = end._replace(alive_until=LONG_AGO)
     last = states[-1] if states else None
     if last is None or not last.state.is_terminal:
-        return judgement.end
-    end = judgement.end._replace(at=last.time, prefect_state=last.state)
+        return end
+    end = end._replace(at=last.time, prefect_state=last.state)
     request = flow_runs.cancel_request(states) if end.reason is Reason.CRASHED else None
     if request is None:
         return end
     # A run killed after a cancel request is CANCELLED, even if its worker reports CRASHED.
     return end._replace(status=Status.CANCELLED, reason=None, message=request.message or end.message)
+
+
+def _alive_until(snapshot: Snapshot, execution_id: str, found: datetime) -> datetime:
+    """Return the last evidence of life: the last heartbeat, or the last change of a file of the bundle here.
+
+    Changes after the end was *found* are those of an earlier settle.
+    """
+    times = [LONG_AGO]
+    if (silence := snapshot.silences.get(execution_id)) is not None:
+        times.append(snapshot.now - silence)
+    if execution_id in snapshot.reachable:
+        bundle = OpenBundle.load(snapshot.reachable[execution_id].folder, execution_id)
+        times += filter(None, [bundle.last_change(found)])
+    return max(times)
 
 
 def _finish(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:

@@ -18,7 +18,15 @@ from prefect_executions.bundles.seal import Sealed
 from prefect_executions.documents import ArchiveDocument, Time
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import BundleFile
-from prefect_executions.lifecycle.history import EntryKind, JobStatus, PrefectState, add_entry, advance
+from prefect_executions.lifecycle.history import (
+    EntryKind,
+    JobStatus,
+    PrefectState,
+    add_entry,
+    advance,
+    with_end_after,
+    with_steps_ended,
+)
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.settings import ArchiveLevel
 
@@ -32,6 +40,8 @@ class Ending(NamedTuple):
     observer: Observer
     prefect_state: PrefectState | None = None
     message: str | None = None
+    alive_until: datetime | None = None
+    """The last evidence of life, if the end itself was not observed: it was found at `at`."""
 
 
 def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequence[str] = ()) -> JobStatus:
@@ -55,6 +65,10 @@ def ended(job_status: JobStatus, end: Ending, gathered: Gathered, notes: Sequenc
             message=end.message,
         )
         job_status = job_status.model_copy(update={"partial": True if interrupted and ran else None})
+        if end.alive_until is not None:
+            job_status = with_end_after(job_status, end.alive_until)
+        if interrupted:
+            job_status = with_steps_ended(job_status)
     return job_status.model_copy(update={"outputs": gathered.outputs})
 
 
@@ -107,7 +121,7 @@ def content_of(bundle: OpenBundle, sealed: Sealed, at: datetime) -> Content:
         data=[file for file in files if _is_data(file.path, level)],
         absent=[file.path for file in files if _is_absent(file.path, level)],
         status=record.status,
-        finished=record.finished,
+        finished=record.job_status.end_found,
         at=at,
     )
 
