@@ -87,10 +87,10 @@ def executed(arguments: Sequence[str], home: Path, **more: str) -> subprocess.Co
     )
 
 
-def on_a_terminal(arguments: Sequence[str], home: Path) -> str:
-    """Return what the command shows on a real pseudo-terminal of 100 columns."""
+def on_a_terminal(arguments: Sequence[str], home: Path, *, columns: int = 100) -> str:
+    """Return what the command shows on a real pseudo-terminal of *columns* columns."""
     ours, theirs = pty.openpty()
-    environment = os.environ | {"EXECUTIONS_HOME": str(home), "COLUMNS": "100", "TERM": "xterm"}
+    environment = os.environ | {"EXECUTIONS_HOME": str(home), "COLUMNS": str(columns), "TERM": "xterm"}
     with subprocess.Popen([COMMAND, *arguments], env=environment, stdout=theirs, stderr=theirs, close_fds=True) as made:
         os.close(theirs)
         shown = b""

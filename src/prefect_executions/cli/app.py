@@ -15,7 +15,7 @@ from prefect_executions.cli.deploy import cancel, deploy, submit
 from prefect_executions.cli.doctor import doctor
 from prefect_executions.cli.exit_codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
 from prefect_executions.cli.list import list_executions, methods
-from prefect_executions.cli.output import warn
+from prefect_executions.cli.output import warn, warn_error
 from prefect_executions.cli.remove import gc, remove, retain
 from prefect_executions.cli.replay import diff, replay, reproduce, rerun
 from prefect_executions.cli.run import run
@@ -97,10 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = app.meta(sys.argv[1:] if arguments is None else arguments, result_action="return_value")
         sys.stdout.flush()
     except ExecutionsError as error:
-        warn(f"error: {error}")
+        warn_error(error)
         return code_of(error)
     except CycloptsError as error:
-        warn(f"error: {error}\nNext: executions --help, or executions COMMAND --help")
+        warn_error(error, "\nNext: executions --help, or executions COMMAND --help")
         return REQUEST
     except KeyboardInterrupt:
         warn("interrupted")
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return NO_READER
     except OSError as error:
-        warn(f"error: {error}")
+        warn_error(error)
         return WORLD
     return code if isinstance(code, int) else OK
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from prefect_executions.cli.arguments import DEFAULTS, Json, open_workbench
 from prefect_executions.cli.exit_codes import OK, WORLD
-from prefect_executions.cli.output import format_size, pluralize, say, show_json, show_table, status_line
+from prefect_executions.cli.output import format_size, pluralize, say, show_json, status_line
+from prefect_executions.cli.tables import show_table
 from prefect_executions.errors import ExecutionsError, PlanError
 from prefect_executions.settings import Settings
 

@@ -6,9 +6,7 @@ import csv
 import io
 import json
 import shlex
-import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,9 +22,17 @@ from prefect_executions.cli.output import (
     say,
     show_facts,
     show_json,
-    show_table,
     to_json,
     warn,
+)
+from prefect_executions.cli.tables import (
+    VERSION,
+    Column,
+    id_column,
+    name_column,
+    show_table,
+    text_column,
+    time_column,
 )
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
@@ -36,12 +42,15 @@ if TYPE_CHECKING:
 
 methods = App(name="methods", help="List and show recorded Methods.")
 
-_HEAD = ("id", "status", "method", "version", "started", "took", "archive")
-
-_WIDE = 120
-"""Columns of a terminal from which on tables show full ids."""
-
-_ID_PREFIX = 8
+_HEAD = (
+    id_column(),
+    "status",
+    name_column("method", 20),
+    VERSION,
+    time_column("started"),
+    "took",
+    Column("archive", optional=True),
+)
 
 
 def list_executions(
@@ -90,7 +99,15 @@ def list_methods(*, as_json: Json = False) -> None:
     if as_json:
         show_json({"methods": [_as_json(row) for row in rows]})
         return
-    head = ("method", "version", "title", "type", "executions", "last run")
+    title, kind = Column("title", least=16, optional=True), Column("type", least=12, optional=True)
+    head = (
+        name_column("method", 20),
+        VERSION._replace(optional=False),
+        title,
+        kind,
+        "executions",
+        time_column("last run"),
+    )
     show_table(
         head,
         ((row.id, row.version, row.title, row.type or "", row.executions, format_time(row.last_seen)) for row in rows),
@@ -128,8 +145,8 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
             ("last run", format_time(row.last_seen)),
         ]
     )
-    show_table(("name", "schema"), _described(descriptor.get("inputs")), title="input")
-    show_table(("name", "schema"), _described(descriptor.get("outputs")), title="output")
+    show_table((name_column("name"), text_column("schema")), _described(descriptor.get("inputs")), title="input")
+    show_table((name_column("name"), text_column("schema")), _described(descriptor.get("outputs")), title="output")
 
 
 def _options(status: Iterable[Status], options: Mapping[str, object], *, as_csv: bool) -> str:
@@ -141,21 +158,9 @@ def _options(status: Iterable[Status], options: Mapping[str, object], *, as_csv:
 
 
 def _cells(page: Page) -> Iterator[tuple[object, ...]]:
-    narrow = sys.stdout.isatty() and shutil.get_terminal_size().columns < _WIDE
-    prefixes = Counter(row.id[:_ID_PREFIX] for row in page.rows)
     for row in page.rows:
-        prefix = row.id[:_ID_PREFIX]
-        shown = prefix if narrow and prefixes[prefix] == 1 and "." not in row.id else row.id
-        started = row.started or row.first_known
-        yield (
-            shown,
-            row.status,
-            row.method_id,
-            row.method_version,
-            format_time(started),
-            _took(row),
-            row.archive,
-        )
+        started, took = format_time(row.started or row.first_known), _took(row)
+        yield row.id, row.status, row.method_id, row.method_version, started, took, row.archive
 
 
 def _took(row: Row) -> str:

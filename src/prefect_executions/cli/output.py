@@ -1,4 +1,4 @@
-"""Output of commands: tables on a terminal, tab-separated text in a pipe, JSON with `--json`, and atomic files.
+"""Output of commands: facts, lines and logs, JSON with `--json`, progress, and atomic files.
 
 Law: no output is interpreted. Names, messages and logs are foreign text, so
 control characters are escaped, and no text is markup.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
@@ -30,9 +32,7 @@ from prefect_executions.lifecycle.status import Status
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-    from prefect_executions.comparison.verdict import OutputVerdict
     from prefect_executions.executions.record import Usage
     from prefect_executions.lifecycle.history import JobStatus
 
@@ -44,11 +44,11 @@ _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 _BROKEN_LINE = re.compile(r"\r+\n|\r")
 _LONGEST_LINE = 1 << 16
 
-_COLOURS = {str(Status.COMPLETED): "green", str(Status.FAILED): "red", str(Status.CANCELLED): "yellow"}
 _NOTABLE = timedelta(seconds=1)
+STATUS_COLOURS = {str(Status.COMPLETED): "green", str(Status.FAILED): "red", str(Status.CANCELLED): "yellow"}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000
-_SHORT = 36  # characters of an id
+_LARGE, _LARGEST = 1e5, 1e15  # between them a number has more than five digits and needs no exponent
 
 
 def escape_controls(value: object, *, lines: bool = False) -> str:
@@ -103,6 +103,13 @@ def format_size(size: int) -> str:
     return f"{size} B" if unit == 0 else f"{number:.1f} {_UNITS[unit]}"
 
 
+def format_number(value: object) -> str:
+    """Return *value* as text for people: fractions are rounded to six digits, large ones to a tenth."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return str(value)
+    return f"{value:.1f}" if _LARGE <= abs(value) < _LARGEST else f"{value:.6g}"
+
+
 def pluralize(number: int, noun: str) -> str:
     """Return *number* and *noun*, with a plural s."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -146,48 +153,10 @@ def _scalar(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def show_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """Show *rows*: on a terminal below *head*, in a pipe without a header, each line after *title*."""
-    cells = [[escape_controls(cell) for cell in row] for row in rows]
-    if not sys.stdout.isatty():
-        for row in cells:
-            _write("\t".join([*([title] if title else []), *row]))
-        return
-    if not cells:
-        return
-    if title:
-        _write("")
-    _console().print(table_of(head, cells, title=title))
-
-
-def table_of(head: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> Table:
-    """Return *rows* as a table for a terminal, below *head*."""
-    from rich.table import Table  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
-    from rich.text import Text  # noqa: PLC0415 - as above
-
-    escaped = [[escape_controls(cell) for cell in row] for row in rows]
-    with_header = bool(head)
-    table = Table(
-        box=None, title=title, title_justify="left", title_style="bold", pad_edge=False, show_header=with_header
-    )
-    for number, cells in enumerate(zip(*escaped, strict=True)):
-        # On a narrow terminal only long cells are folded; short ones such as ids are not.
-        table.add_column(head[number] if with_header else "", no_wrap=max(map(len, cells)) <= _SHORT, overflow="fold")
-    for row in escaped:
-        table.add_row(*(Text(cell, _COLOURS.get(cell, ""), overflow="fold") for cell in row))
-    return table
-
-
-def show_verdicts(outputs: Iterable[OutputVerdict], *, title: str | None = None) -> None:
-    """Show how each output agrees, how it was compared, and its differences."""
-    rows = ((output.path, output.agreement, output.by, "; ".join(output.words)) for output in outputs)
-    show_table(("output", "agreement", "by", "what"), rows, title=title)
-
-
 def show_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Show names and values, one pair per line, without pairs that have no value.
 
-    Only the terminal wraps long lines, so that a link or a path can be copied.
+    On a terminal long values are wrapped between words; a link or a path stays one word, so that it can be copied.
     """
     pairs = [(name, value) for name, value in facts if value not in {None, ""}]
     if not sys.stdout.isatty():
@@ -196,16 +165,47 @@ def show_facts(facts: Iterable[tuple[str, object]]) -> None:
         return
     from rich.text import Text  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
 
-    console, width = _console(), max((len(name) for name, _ in pairs), default=0)
+    console, width = terminal(), max((len(name) for name, _ in pairs), default=0) + 2
     for name, value in pairs:
-        text = escape_controls(value, lines=True).replace("\n", "\n" + " " * (width + 2))
-        line = Text.assemble((name.ljust(width), "dim"), "  ", (text, _COLOURS.get(str(value), "")))
+        lines = escape_controls(value, lines=True).split("\n")
+        wrapped = [part for line in lines for part in wrap_words(line, console.width - width)]
+        text = ("\n" + " " * width).join(wrapped)
+        line = Text.assemble((name.ljust(width), "dim"), (text, STATUS_COLOURS.get(str(value), "")))
         console.print(line, soft_wrap=True)
+
+
+def wrap_words(line: str, width: int, *, fold: bool = False) -> list[str]:
+    """Return *line* in parts of at most *width* columns, split at spaces; further parts are indented as the first is.
+
+    A word that is longer is split only with *fold*, so that a link can be copied from a line of its own.
+    """
+    from rich.cells import cell_len, chop_cells  # noqa: PLC0415 - as above
+
+    if cell_len(line) <= width:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip(" "))]
+    parts = [indent]
+    for word in line.split(" "):
+        begun = parts[-1].strip(" ")
+        if begun and cell_len(f"{parts[-1]} {word}") > width:
+            parts.append(indent + word)
+        elif word:
+            parts[-1] += f" {word}" if begun else word
+    return [piece for part in parts for piece in (chop_cells(part, max(width, 2)) if fold else [part])]
 
 
 def say(text: str) -> None:
     """Write *text* to standard output as a line."""
     _write(escape_controls(text, lines=True))
+
+
+def warn_error(error: BaseException, advice: str = "") -> None:
+    """Write the message of *error* to standard error; on a terminal, long lines are wrapped between words."""
+    lines = f"error: {error}{advice}".split("\n")
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [part for line in lines for part in wrap_words(line, width)]
+    warn("\n".join(lines))
 
 
 def warn(text: str) -> None:
@@ -302,7 +302,8 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _console() -> Console:
+def terminal() -> Console:
+    """Return the terminal on standard output; it interprets no markup in texts."""
     from rich.console import Console  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
 
     return Console(highlight=False, markup=False, emoji=False)

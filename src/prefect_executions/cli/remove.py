@@ -8,7 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, open_catalog, open_workbench, parse_time
-from prefect_executions.cli.output import format_size, format_time, pluralize, say, show_json, show_table
+from prefect_executions.cli.output import format_size, format_time, pluralize, say, show_json
+from prefect_executions.cli.tables import id_column, name_column, show_table, text_column, time_column
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
@@ -34,7 +35,7 @@ def remove(*executions: str, yes: bool = False, as_json: Json = False) -> None:
     if as_json:
         show_json({"executions": ids, "removed": yes})
         return
-    show_table(("execution",), ([execution_id] for execution_id in ids))
+    show_table((id_column("execution"),), ([execution_id] for execution_id in ids))
     what = pluralize(len(ids), "execution")
     say(f"{what} removed" if yes else f"{what} would be removed; do it with --yes")
 
@@ -62,7 +63,7 @@ def gc(
     if as_json:
         show_json({"dryRun": dry_run, "bundles": results})
         return
-    head = ("execution", "status", "size", "result", "why")
+    head = (id_column("execution"), "status", "size", "result", text_column("why"))
     words = {"removed": "would be removed"} if dry_run else {}
     rows = (
         (bundle.id, bundle.status or "", format_size(bundle.size), words.get(bundle.result, bundle.result), bundle.why)
@@ -95,7 +96,7 @@ def retain(*, yes: bool = False, as_json: Json = False) -> None:
     if as_json:
         show_json({"executions": removable, "removed": yes})
         return
-    head = ("execution", "method", "status", "ended", "rule")
+    head = (id_column("execution"), name_column("method"), "status", time_column("ended"), name_column("rule"))
     rows = ((entry.id, entry.method, entry.status, format_time(entry.ended), entry.rule) for entry in removable)
     show_table(head, rows)
     what = pluralize(len(removable), "execution")

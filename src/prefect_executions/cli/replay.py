@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,17 +32,26 @@ from prefect_executions.cli.deploy import show_submitted
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import (
     escape_controls,
+    format_number,
+    format_size,
     pluralize,
     progress_bar,
     say,
     show_facts,
     show_json,
-    show_table,
-    show_verdicts,
     status_line,
     warn,
 )
 from prefect_executions.cli.run import run_and_show, run_in_process, show_unrecorded
+from prefect_executions.cli.tables import (
+    id_column,
+    name_column,
+    short_ids,
+    show_table,
+    show_verdicts,
+    text_column,
+    value_column,
+)
 from prefect_executions.comparison.verdict import Grade, ReplayGoal
 from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.query.filter import EVERYTHING
@@ -57,6 +67,7 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.catalog import Catalog
 
 _DEFAULT_GOAL = ReplayGoal()
+_DIGEST, _DIGEST_PREFIX = re.compile(r"[0-9a-f]{64}"), 12
 _SHOWN = 3
 """Differences that the summary shows for each execution; its verdict has all of them."""
 
@@ -89,7 +100,8 @@ def diff(
     if as_json:
         show_json({**compared._asdict(), "differences": shown})
         return
-    head = ("part", "name", compared.before, compared.after)
+    before_id, after_id = short_ids([compared.before, compared.after])
+    head = ("part", name_column("name"), value_column(before_id), value_column(after_id))
     show_table((*head, "differs") if everything else head, _rows(shown, everything=everything))
     show_verdicts(compared.outputs, title="agreement")
     for source in compared.sources:
@@ -168,8 +180,19 @@ def _run_again(
 
 def _rows(shown: list[Difference], *, everything: bool) -> Iterator[tuple[str, ...]]:
     for difference in shown:
-        row = (difference.part, difference.name, _value(difference.before), _value(difference.after))
+        row = (difference.part, difference.name, *_sides(difference))
         yield (*row, "" if difference.same else "yes") if everything else row
+
+
+def _sides(difference: Difference) -> Iterator[str]:
+    """Both values: on a terminal rounded and with short digests, in a pipe whole."""
+    for value in (difference.before, difference.after):
+        if not sys.stdout.isatty() or not isinstance(value, int | float | str):
+            yield _value(value)
+        elif difference.part == "timings" and isinstance(value, int | float):
+            yield format_size(int(value)) if difference.name == "peak memory" else f"{value:.2f} s"
+        else:
+            yield str(value)[:_DIGEST_PREFIX] if _DIGEST.fullmatch(str(value)) else format_number(value)
 
 
 def _value(value: Any) -> str:
@@ -359,7 +382,8 @@ def _show_summary(results: list[Reproduced], grade: Grade, *, as_json: bool) -> 
     if as_json:
         show_json({"wanted": grade, "reached": reached, "executions": results})
         return
-    show_table(("execution", "method", "grade", "what differs"), map(_row, results))
+    head = (id_column("execution"), name_column("method"), "grade", text_column("what differs"))
+    show_table(head, map(_row, results))
     say(f"{reached} of {pluralize(len(results), 'execution')} reached {grade}")
 
 
@@ -375,7 +399,7 @@ def _show_verdict(execution_id: str, verdict: Verdict, grade: Grade, *, reached:
         return
     show_verdicts(verdict.outputs)
     for part in ("inputs", "code", "environment"):
-        show_table(("difference",), ((text,) for text in getattr(verdict, part)), title=part)
+        show_table((text_column("difference"),), ((text,) for text in getattr(verdict, part)), title=part)
     show_facts(
         [
             ("execution", execution_id),

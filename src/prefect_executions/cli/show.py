@@ -22,10 +22,19 @@ from prefect_executions.cli.output import (
     say,
     show_facts,
     show_json,
-    show_table,
     to_json,
     write_file,
     write_log,
+)
+from prefect_executions.cli.tables import (
+    SIZE,
+    Column,
+    digest_column,
+    id_column,
+    name_column,
+    show_table,
+    text_column,
+    value_column,
 )
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.history import EntryKind
@@ -35,6 +44,11 @@ if TYPE_CHECKING:
     from prefect_executions.ledger.rows import FileEdge
     from prefect_executions.workbench.catalog import Catalog, Links, StorageState, Stream
     from prefect_executions.workbench.sealing import LateSeal
+
+_OUTPUT = Column("name", least=24, wrap=True)  # whole: `executions outputs ID NAME` needs it
+_MEDIA_TYPE = Column("media type", least=16, optional=True)
+_EDGE = (id_column("execution"), name_column("output"), name_column("input"))
+_HISTORY = ("time", "status", "by", text_column("what"))
 
 # As `provenance.convert.Form`, whose import loads lxml and prov.
 Form = Literal["xml", "json", "n", "ttl", "svg"]
@@ -70,15 +84,15 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     show_facts(_facts(record, storage, links, gone_process))
     show_facts([("imported", format_time(imported.imported)), ("origin", imported.origin)] if imported else [])
     show_facts([("damaged", f"{what}; 'executions verify {execution_id}' says more") for what in damaged])
-    show_table(("name", "value"), _inputs(record), title="input")
-    show_table(("name", "size", "media type"), _outputs(catalog, execution_id), title="output")
-    show_table(("execution", "output", "input"), _file_edges(links.made_from), title="made from")
-    show_table(("execution", "output", "input"), _file_edges(links.used_by), title="used by")
-    show_table(("name", "value"), _params(record), title="param")
-    show_table(("name", "value", "step"), _metrics(record), title="metric")
+    show_table((name_column("name"), value_column()), _inputs(record), title="input")
+    show_table((_OUTPUT, SIZE, _MEDIA_TYPE), _outputs(catalog, execution_id), title="output")
+    show_table(_EDGE, _file_edges(links.made_from), title="made from")
+    show_table(_EDGE, _file_edges(links.used_by), title="used by")
+    show_table((name_column("name"), value_column()), _params(record), title="param")
+    show_table((name_column("name"), value_column(), "step"), _metrics(record), title="metric")
     show_table(("name", "state", "started", "took"), _steps(record), title="step")
-    show_table(("time", "status", "by", "what"), _history(record), title="history")
-    show_table(("time", "status", "by", "what"), _late_seals(late), title="late seal")
+    show_table(_HISTORY, _history(record), title="history")
+    show_table(_HISTORY, _late_seals(late), title="late seal")
 
 
 def logs(
@@ -318,6 +332,6 @@ def _list_outputs(catalog: Catalog, execution_id: str, *, as_json: bool) -> None
         show_json({"execution": execution_id, "outputs": entries})
         return
     show_table(
-        ("name", "bytes", "media type", "sha-256"),
+        (_OUTPUT, SIZE._replace(name="bytes"), _MEDIA_TYPE, digest_column("sha-256")),
         ((entry.name, entry.size, entry.media_type, entry.sha256 or "") for entry in entries),
     )

@@ -34,11 +34,11 @@ from prefect_executions.cli.output import (
     say,
     show_facts,
     show_json,
-    show_table,
     status_line,
     to_json,
     warn,
 )
+from prefect_executions.cli.tables import Column, digest_column, id_column, name_column, show_table, time_column
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import EVERYTHING
@@ -114,7 +114,8 @@ def import_executions(
     if as_json:
         show_json({"target": target, "executions": results})
         return
-    show_table(("id", "result", "kind", "manifest", "signature"), results)
+    head = (id_column(), "result", Column("kind", optional=True), digest_column("manifest"), "signature")
+    show_table(head, results)
     new = sum(result.result == "imported" for result in results)
     present = len(results) - new
     say(f"{pluralize(new, 'execution')} imported" + (f", {present} already present and unchanged" if present else ""))
@@ -209,7 +210,7 @@ def list_shares(*, as_json: Json = False) -> None:
         (share.id, share.execution_id, share.what, format_size(share.size), format_time(share.expires))
         for share in current
     )
-    show_table(("share", "execution", "what", "size", "expires"), rows)
+    show_table(("share", id_column("execution"), name_column("what"), "size", time_column("expires")), rows)
 
 
 @shares.command

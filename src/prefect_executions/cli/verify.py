@@ -30,10 +30,10 @@ from prefect_executions.cli.output import (
     say,
     show_facts,
     show_json,
-    show_table,
     status_line,
     warn,
 )
+from prefect_executions.cli.tables import id_column, name_column, show_table, text_column
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
@@ -156,7 +156,7 @@ def _show_checks(verified: Verified, *, verbose: bool) -> None:
             rows += [(check.name, "unchecked", reason) for reason in check.unchecked]
         if verbose and check.passed and not check.unchecked:
             rows.append((check.name, _result(verified.report, check.name), ""))
-    show_table(("check", "result", "what"), rows, title=verified.place)
+    show_table(("check", "result", text_column("what")), rows, title=verified.place)
 
 
 def _result(report: Report, check: str) -> str:
@@ -256,7 +256,7 @@ def _read_copy(checkpoint: Path) -> bytes:
 
 
 def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], executions: int) -> None:
-    head = ("weight", "kind", "execution", "what")
+    head = ("weight", "kind", id_column("execution"), text_column("what"))
     show_table(head, ((finding.weight, finding.kind, finding.execution or "-", finding.what) for finding in shown))
     violations = [finding for finding in findings if finding.weight == "violation"]
     affected = len({finding.execution for finding in violations if finding.execution})
@@ -306,7 +306,8 @@ def list_keys(*, as_json: Json = False) -> None:
         show_json({"keys": trusted})
         return
     show_table(
-        ("name", "key", "own", "file"), ((key.name, key.id, "own" if key.own else "", key.path) for key in trusted)
+        (name_column("name"), "key", "own", text_column("file")),
+        ((key.name, key.id, "own" if key.own else "", key.path) for key in trusted),
     )
     if not trusted:
         say("No key is trusted. Next: executions keys create, or executions keys trust FILE")
@@ -369,7 +370,7 @@ def _show_settled(settled: Iterable[Settled], *, as_json: bool, always: bool) ->
         show_json({"settled": results})
     else:
         show_table(
-            ("id", "result", "status", "why"),
+            (id_column(), "result", "status", text_column("why")),
             ((entry.id, entry.result, entry.status or "", entry.message or "") for entry in results),
         )
         if always and not results:
@@ -395,6 +396,6 @@ def rebuild(*, as_json: Json = False) -> int:
     if as_json:
         show_json({"executions": count} | ({"problems": problems} if problems else {}))
     else:
-        show_table(("execution", "problem"), problems, title="damaged")
+        show_table((id_column("execution"), text_column("problem")), problems, title="damaged")
         say(f"The ledger has {pluralize(count, 'execution')}. Next: executions {'audit' if problems else 'list'}")
     return WORLD if problems else OK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,8 @@ from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, open_catalog
 from prefect_executions.cli.exit_codes import FAILED, OK
-from prefect_executions.cli.output import escape_controls, format_duration, say, table_of, to_json, warn
+from prefect_executions.cli.output import escape_controls, format_duration, say, terminal, to_json, warn
+from prefect_executions.cli.tables import Column, id_column, name_column, table_of
 from prefect_executions.errors import LedgerError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import Filter
@@ -24,10 +25,17 @@ if TYPE_CHECKING:
     from prefect_executions.operations.watch import Watched
     from prefect_executions.workbench.catalog import Catalog
 
-_HEAD = ("id", "method", "status", "progress", "elapsed", "message")
+_HEAD = (
+    id_column(),
+    name_column("method"),
+    "status",
+    "progress",
+    "elapsed",
+    Column("message", least=20, optional=True),
+)
 _OPEN = Filter(status=tuple(status for status in Status if not status.terminal))
 _MOST_READ = 200
-_MOST_SHOWN = 30
+_LINES_AROUND = 3  # the header, the line below the table and the prompt
 
 
 def watch(
@@ -177,25 +185,35 @@ def _as_json(entry: Watched, at: datetime) -> dict[str, Any]:
 @contextmanager
 def _live(view: _Watch) -> Iterator[None]:
     """Show a live table; ended executions stay while there is space."""
-    from rich.live import Live  # noqa: PLC0415 - only a terminal needs it, and start-up time of the CLI
+    # Only a terminal needs it, and start-up time of the CLI.
+    from rich.console import Group  # noqa: PLC0415
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = terminal()
 
     def table() -> Any:
-        now = datetime.now(UTC)
-        shown = _shown(list(view.latest.values()))
-        return table_of(_HEAD, [_cells(entry, now) for entry in shown])
+        now, entries = datetime.now(UTC), list(view.latest.values())
+        shown = _shown(entries, space=max(console.height - _LINES_AROUND, 1))
+        hidden = sum(not entry.over for entry in entries) - sum(not entry.over for entry in shown)
+        below = [Text(f"and {hidden} more that have not ended", "dim")] if hidden else []
+        if not entries:
+            return Text("No execution is open; new ones appear here.", "dim")
+        return Group(table_of(_HEAD, [_cells(entry, now) for entry in shown], width=console.width), *below)
 
-    with Live(get_renderable=table, refresh_per_second=4, redirect_stdout=False, redirect_stderr=True):
+    with Live(console=console, get_renderable=table, refresh_per_second=4, redirect_stdout=False, redirect_stderr=True):
         yield
 
 
-def _shown(entries: list[Watched]) -> Iterable[Watched]:
-    """All open executions, and as many of the last ended ones as fit."""
-    space = max(_MOST_SHOWN - sum(not entry.over for entry in entries), 0)
+def _shown(entries: list[Watched], *, space: int) -> list[Watched]:
+    """All open executions, the newest if there are too many, and as many of the last ended ones as fit."""
+    open_ones = [entry for entry in entries if not entry.over][-space:]
+    left = space - len(open_ones)
     ended = sorted(
         (entry for entry in entries if entry.over and entry.ended), key=lambda entry: entry.ended or datetime.now(UTC)
     )
-    recent = {entry.id for entry in ended[-space:]} if space else set()
-    return [entry for entry in entries if not entry.over or entry.id in recent][:_MOST_SHOWN]
+    chosen = {entry.id for entry in [*open_ones, *(ended[-left:] if left else [])]}
+    return [entry for entry in entries if entry.id in chosen]
 
 
 def _cells(entry: Watched, now: datetime) -> tuple[str, ...]:

@@ -40,6 +40,12 @@ def each_generation(flow_run_id: str) -> Iterator[str]:
     return (str(ExecutionId(flow_run_id, generation)) for generation in count(1))
 
 
+def split_generation(prefix: str) -> tuple[str, str]:
+    """Split the *prefix* of an id into that of the flow run's id, and a generation such as ``.2`` or nothing."""
+    head, dot, generation = prefix.rpartition(".")
+    return (head, dot + generation) if head and generation.isascii() and generation.isdigit() else (prefix, "")
+
+
 def normalize_prefix(prefix: str) -> str:
     """Return the *prefix* of an id in lower case with a UUID's dashes; unchanged if it cannot begin a UUID."""
     head, dot, generation = prefix.lower().partition(".")

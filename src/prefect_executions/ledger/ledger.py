@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
-from prefect_executions.executions.ids import normalize_prefix
+from prefect_executions.executions.ids import normalize_prefix, split_generation
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.database import Database, Session, address
@@ -39,6 +39,8 @@ from prefect_executions.query.filter import EVERYTHING, Filter
 
 CANDIDATES = 20
 """The maximum number of ids in an `AmbiguousIdError`."""
+
+_MOST_WITH_GENERATION = 1 << 16  # ids of any generation that are read to find those of one
 
 EDGES = 100
 """The default maximum number of links to other executions."""
@@ -132,19 +134,22 @@ class Ledger:
     def find(self, prefix: str) -> str:
         """Return the only id that begins with *prefix*; the dashes of a UUID are optional.
 
+        In ``<prefix>.2`` the prefix is that of the flow run's id, and 2 the generation.
         A complete id is found even if a second generation (``<id>.2``) exists.
 
         Raises:
             NotFoundError: If no id matches.
             AmbiguousIdError: If several ids match.
         """
-        spellings = _spellings(prefix)
+        head, generation = split_generation(prefix)
+        spellings = _spellings(head)
+        limit = _MOST_WITH_GENERATION if generation else CANDIDATES + 1
         ids: set[str] = set()
         with self._database.reading() as session:
             for spelling in spellings:
-                values = (spelling, spelling + _LAST, CANDIDATES + 1)
-                ids |= {row[0] for row in session.fetch_all(queries.IDS_WITH_PREFIX, values)}
-        exact = ids.intersection(spellings)
+                rows = session.fetch_all(queries.IDS_WITH_PREFIX, (spelling, spelling + _LAST, limit))
+                ids |= {row[0] for row in rows if row[0].endswith(generation)}
+        exact = ids.intersection(f"{spelling}{generation}" for spelling in spellings)
         if len(exact) == 1 or len(ids) == 1:
             return (exact or ids).pop()
         if not ids:

@@ -13,7 +13,7 @@ from pathlib import Path
 from prefect_executions.bundles.layout import check_execution_id
 from prefect_executions.bundles.open_bundle import ASIDE, DAMAGED, SCRATCH, WITHHELD
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NameRefusedError, NotFoundError
-from prefect_executions.executions.ids import each_generation
+from prefect_executions.executions.ids import each_generation, split_generation
 from prefect_executions.ledger.ledger import CANDIDATES
 from prefect_executions.workbench.workbench import Workbench
 
@@ -21,6 +21,7 @@ from prefect_executions.workbench.workbench import Workbench
 def find(workbench: Workbench, prefix: str) -> str:
     """Return the full id that begins with *prefix*; the dashes of a UUID may be left out.
 
+    In ``<prefix>.2`` the prefix is that of the flow run's id, and 2 the generation.
     An exact id matches even if it has a second generation (``<id>.2``).
 
     Raises:
@@ -90,7 +91,10 @@ def _ids_without_ledger(workbench: Workbench, prefix: str, *, list_archive: bool
 
 
 def has_prefix(execution_id: str, prefix: str) -> bool:
-    """Whether *execution_id* begins with *prefix*, ignoring dashes and case."""
+    """Whether *execution_id* begins with *prefix* and has its generation, if any, ignoring dashes and case."""
+    prefix, generation = split_generation(prefix)
+    if not execution_id.endswith(generation):
+        return False
     return execution_id.startswith(prefix) or _plain(execution_id).startswith(_plain(prefix) or prefix)
 
 
