@@ -459,6 +459,21 @@ def test_a_log_that_may_hold_an_unavailable_secret_is_withheld(scene):
     assert paths == [aside / "stdout.log"]
 
 
+@method(version="1")
+def reads(sesame_word: str, options: dict[str, str]) -> None: ...
+
+
+def test_values_with_the_operators_secret_names_are_withheld_from_a_run_that_never_started(scene, monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_SECRET_NAMES", "sesame_word")
+    parameters = {"sesame_word": "open sesame!", "options": {"my_sesame_word": "second sesame!", "b": "plain"}}
+    run = scene.run(scene.deploy(reads), Pending(), Cancelled(message="not now"), ago=A_WHILE, parameters=parameters)
+    scene.settle()
+
+    shown = scene.record(run).request.to_json()
+    assert b"plain" in shown
+    assert b"sesame!" not in shown
+
+
 # --- many settlers, and few questions --------------------------------------------
 
 

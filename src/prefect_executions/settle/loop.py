@@ -90,7 +90,7 @@ class _Round:
         self, workbench: Workbench, settings: Settings, unfinished: Sequence[str], pause: Callable[[float], None]
     ) -> None:
         self.workbench = workbench
-        self.archive_level = settings.archive_level
+        self.settings = settings
         self.unfinished = unfinished
         self.pause = pause
         self.postponed: list[datetime] = []
@@ -151,7 +151,7 @@ class _Round:
         if judgement.decision is Decision.END:
             prefect_queries.force_terminal(run_id, judgement.why, cancelled=judgement.cancelled)
             states = flow_runs.generation_history(execution_id)
-        return seal(self.workbench, snapshot, execution_id, states, judgement, archive=self.archive_level)
+        return seal(self.workbench, snapshot, execution_id, states, judgement, settings=self.settings)
 
     def _judge(
         self, snapshot: Snapshot, execution_id: str, state: ObservedState | None
@@ -233,7 +233,7 @@ class _Round:
         if states and run.state and states[-1].state.id != run.state.id and judgement.decision is Decision.SEAL:
             judgement = judge(observe(self.workbench, snapshot, execution_id, states[-1]))  # an earlier generation
         return seal_unstarted(
-            self.workbench, run, execution_id, states=states, judgement=judgement, archive=self.archive_level
+            self.workbench, run, execution_id, states=states, judgement=judgement, settings=self.settings
         )
 
     def _index(self, sealed: Collection[str]) -> Iterator[Settled]:

@@ -29,7 +29,7 @@ from prefect_executions.methods.secrets import MARK, marked_version, unmarked
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import finish as prefect_finish
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.settings import ArchiveLevel
+from prefect_executions.settings import Settings
 from prefect_executions.settle.decide import Judgement
 from prefect_executions.settle.observe import Snapshot, flow_run_of
 from prefect_executions.workbench.recovery import bring_back, end_script_runs, recover, restore
@@ -47,11 +47,11 @@ def seal(
     states: Sequence[ObservedState],
     judgement: Judgement,
     *,
-    archive: ArchiveLevel,
+    settings: Settings,
 ) -> Outcome:
     """Seal an execution that ended as *judgement* states; *states* are Prefect's states of its generation.
 
-    If its record was lost, it is built from Prefect's data, for the level *archive*.
+    If its record was lost, it is built from Prefect's data, as *settings* say.
 
     Raises:
         NotFoundError: If this workbench, the archive and Prefect have no data of it.
@@ -70,7 +70,7 @@ def seal(
             execution_id,
             end,
             states=states,
-            before_seal=lambda bundle: (*end_script_runs(bundle), *_finish(bundle, run)),
+            before_seal=lambda bundle: (*end_script_runs(bundle), *_finish(bundle, run, settings.secret_names)),
         )
     suspended = bring_back(workbench, execution_id)
     if suspended is not None:
@@ -78,7 +78,7 @@ def seal(
         return workbench.seal(execution_id, end, states=states)
     recovered = recover(workbench.archive, execution_id)
     if recovered is None and run is not None and states:
-        return seal_unstarted(workbench, run, execution_id, states=states, judgement=judgement, archive=archive)
+        return seal_unstarted(workbench, run, execution_id, states=states, judgement=judgement, settings=settings)
     if recovered is None:
         raise NotFoundError(f"the opening record of {execution_id} is neither in the archive nor on this workbench")
     return workbench.stand_in(
@@ -97,7 +97,7 @@ def seal_unstarted(
     *,
     states: Sequence[ObservedState],
     judgement: Judgement,
-    archive: ArchiveLevel,
+    settings: Settings,
 ) -> Outcome:
     """Seal a generation of *run* that recorded nothing, from Prefect's data; *states* are those of the generation.
 
@@ -105,7 +105,7 @@ def seal_unstarted(
         BundleError: If it cannot be sealed now.
         ArchiveError: If the archive is unavailable.
     """
-    record = _unstarted_record(run, execution_id, states, archive)
+    record = _unstarted_record(run, execution_id, states, settings)
     return workbench.stand_in(record, {}, _end(judgement, states))
 
 
@@ -140,10 +140,10 @@ def _alive_until(snapshot: Snapshot, execution_id: str, found: datetime) -> date
     return max(times)
 
 
-def _finish(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
+def _finish(bundle: OpenBundle, run: FlowRun | None, names: tuple[str, ...]) -> tuple[str, ...]:
     """Do what the killed process left undone; without a secret's value the logs stay out of the bundle."""
     try:
-        prefect_finish.finish_interrupted(bundle, run.parameters if run else {}, os.environ)
+        prefect_finish.finish_interrupted(bundle, run.parameters if run else {}, os.environ, names)
     except SecretError as error:
         aside = bundle.withhold_logs()
         return (f"the logs may hold a secret whose value is unavailable ({error}); they are in {aside}",)
@@ -151,10 +151,10 @@ def _finish(bundle: OpenBundle, run: FlowRun | None) -> tuple[str, ...]:
 
 
 def _unstarted_record(
-    run: FlowRun, execution_id: str, states: Sequence[ObservedState], archive: ArchiveLevel
+    run: FlowRun, execution_id: str, states: Sequence[ObservedState], settings: Settings
 ) -> ExecutionRecord:
     """Return the record of *run* from Prefect's data; the Method is as its deployment describes it, without code."""
-    method = recorded_method(_method(run))
+    method = recorded_method(_method(run), settings.secret_names)
     created = new_job_status(
         execution_id,
         method.id,
@@ -163,14 +163,21 @@ def _unstarted_record(
         observer=Observer.PREFECT,
         prefect_state=states[0].state,
     )
-    creator = flow_runs.created_by(run) or {}
     return ExecutionRecord(
         method=method,
-        request=flow_runs.request_of(run, method, execution_id, None, archive=archive, environment={}),
-        infrastructure=flow_runs.infrastructure(run, {}),
+        request=flow_runs.request_of(
+            run,
+            method,
+            execution_id,
+            None,
+            archive=settings.archive_level,
+            environment={},
+            names=settings.secret_names,
+        ),
+        infrastructure=flow_runs.infrastructure(run, {}, settings.secret_names),
         instance=Instance(),
         job_status=merge_states(created, states),
-        agent=Agent(source="prefect", claims={"sub": creator["name"], **creator}) if "name" in creator else Agent(),
+        agent=flow_runs.requester(run) or Agent(),
     )
 
 
