@@ -99,7 +99,7 @@ def test_a_method_in_a_container_leaves_a_record_that_says_where_it_ran(operator
     place.cli("settle", "--once")
     assert submitted["id"] in place.cli("list")
 
-    command("prefect", "deployment", "run", f"count-words/{POOL}", "--param", "most=2", "--watch")
+    command("prefect", "deployment", "run", f"count-words/count-words-{POOL}", "--param", "most=2", "--watch")
     place.cli("settle", "--once")
     (newest, *_) = json.loads(place.cli("list", "--json"))["executions"]
     assert place.record(newest["id"]).request.values["most"] == 2
@@ -118,7 +118,7 @@ def test_a_container_that_is_killed_leaves_a_true_record(operator, api, monkeypa
     volumes = [f"{folder}:{folder}" for folder in (place.archive, methods)]
     variables = ("--folder", str(methods), "--job-variable", f"volumes={json.dumps(volumes)}")
     place.cli("deploy", "waits.py:waits", "--pool", POOL, *variables)
-    execution_id = json.loads(place.cli("submit", f"waits/{POOL}", "--json"))["id"]
+    execution_id = json.loads(place.cli("submit", f"waits/waits-{POOL}", "--json"))["id"]
 
     waited(lambda: place.begun(execution_id), f"the Method's code in {execution_id}")
     container = container_of(api, execution_id)

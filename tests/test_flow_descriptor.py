@@ -418,7 +418,7 @@ def test_a_worker_runs_it_from_its_file(tmp_path):
     command("executions", "deploy", os.path.relpath(IRISES), "--pool", "described")
     with station.worker("described"):
         parameters = ["-p", "one=virginica", "-p", "other=versicolor"]
-        command("prefect", "deployment", "run", "separate-irises/described", *parameters, "--watch")
+        command("prefect", "deployment", "run", "separate-irises/separate-irises-described", *parameters, "--watch")
     record = station.bundles.record()
 
     assert (record.status, record.infrastructure.work_pool) == (Status.COMPLETED, "described")

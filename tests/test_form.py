@@ -85,7 +85,7 @@ def page(need_program) -> Iterator[Page]:
 
 
 def opened(page: Page, client: SyncPrefectClient, method: str) -> None:
-    deployment = client.read_deployment_by_name(f"{method}/{POOL}")
+    deployment = client.read_deployment_by_name(f"{method}/{method}-{POOL}")
     page.goto(
         f"{str(client.api_url).removesuffix('/api/').removesuffix('/api')}/deployments/deployment/{deployment.id}/run"
     )

@@ -121,7 +121,7 @@ def deploy_waits(operator: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("grace", [240, 0])  # seconds: with time to tell Prefect, and without
 def test_a_run_whose_pod_is_deleted_is_one_execution_that_ends_in_another_pod(operator, cluster, grace, monkeypatch):
     deploy_waits(operator, monkeypatch)
-    execution_id = json.loads(operator.cli("submit", f"waits/{POOL}", "--json"))["id"]
+    execution_id = json.loads(operator.cli("submit", f"waits/waits-{POOL}", "--json"))["id"]
     first = operator.folder / "methods" / f"{execution_id}.begun"
     waited(lambda: first.exists() and operator.begun(execution_id), f"the Method's code in {execution_id}")
     deleted = operator.record(execution_id).instance.pod

@@ -42,7 +42,7 @@ def client(prefect_server: str) -> SyncPrefectClient:
 def test_a_schedule_and_an_event_each_start_a_run(home, client, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template={}))
-    chained = f"separate-irises/{POOL}"
+    chained = f"separate-irises/separate-irises-{POOL}"
     found = check_version("sqlalchemy", version("sqlalchemy"), version("prefect"))
     assert found.outcome == "ok", "Prefect's schedules do not fire with it"
     assert main(["deploy", "flows/separate_irises/method.yaml", "--pool", POOL]) == 0
@@ -55,7 +55,7 @@ def test_a_schedule_and_an_event_each_start_a_run(home, client, monkeypatch, cap
     bundles = Bundles(home)
     with program(worker, home.parent / "worker.log", {**os.environ, "PREFECT_WORKER_QUERY_SECONDS": "1"}):
         scheduled = waited(lambda: completed(bundles, "count-words", "SCHEDULE"), "a run that the schedule started")
-        client.delete_deployment(client.read_deployment_by_name(f"count-words/{POOL}").id)
+        client.delete_deployment(client.read_deployment_by_name(f"count-words/count-words-{POOL}").id)
         triggered = waited(lambda: completed(bundles, "separate-irises", "AUTOMATION"), "a run that the event started")
 
     assert way(scheduled) == way(triggered) == [*WHOLE_WAY, "COMPLETED"]

@@ -88,7 +88,7 @@ def deploy(
     ]
     form = flow.parameters.model_dump()
     check_parameters(flow.name, form, parameters)
-    name = options.name or pool.name
+    name = options.name or f"{flow.name}-{pool.name}"
     with api_client.translate_errors(f"the deployment {flow.name}/{name}", parameters):
         flow_id = api_client.client().create_flow(flow)
         prefect_queries.mark_flows([flow_id])

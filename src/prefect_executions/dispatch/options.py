@@ -15,7 +15,7 @@ class DeployOptions:
     pool: str
     """Work pool of type process, docker or kubernetes."""
     name: str | None = None
-    """Name of the deployment (default: the name of the pool)."""
+    """Name of the deployment (default: METHOD-POOL)."""
     image: str | None = None
     """Container image, for a docker or kubernetes pool."""
     folder: str | None = None
