@@ -17,6 +17,7 @@ from prefect.states import Completed, Crashed
 
 from homes import Bundles
 from prefect_executions import current_execution, method
+from prefect_executions.capture.host import this_user
 from prefect_executions.cli.app import main
 from prefect_executions.cli.arguments import open_catalog
 from prefect_executions.dispatch.deploy import schedule_of
@@ -24,6 +25,7 @@ from prefect_executions.dispatch.options import SubmitOptions
 from prefect_executions.dispatch.submit import resources_of, wait
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Reason
+from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +38,11 @@ from prefect_executions import method
 
 @method(version="2.0.0")
 def greet(name: str, times: int = 1, token: SecretStr | None = None) -> str:
-    """Greet somebody."""
+    """Greet somebody.
+
+    Args:
+        name: Who is greeted.
+    """
     return name * times
 
 
@@ -112,13 +118,15 @@ def test_a_deployed_method_runs_on_request(cli, pool, client, tmp_path):
     shown = json.loads(
         cli("deploy", "methods/greet.py:greet", "--pool", name, "-p", "times=3", "--schedule", "15m", "--json")
     )
-    deployment = client.read_deployment_by_name(f"greet/{name}")
-    assert (shown["name"], UUID(shown["id"])) == (f"greet/{name}", deployment.id)
+    deployment = client.read_deployment_by_name(f"greet/greet-{name}")
+    assert (shown["name"], UUID(shown["id"])) == (f"greet/greet-{name}", deployment.id)
     assert deployment.entrypoint == "methods/greet.py:greet"
     assert deployment.pull_steps == [
         {"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path.resolve())}}
     ]
     assert (deployment.parameters, deployment.version) == ({"times": 3}, "2.0.0")
+    assert deployment.description == "Greet somebody."
+    assert deployment.parameter_openapi_schema["properties"]["name"]["description"] == "Who is greeted."
     assert [one.schedule.interval.total_seconds() for one in deployment.schedules] == [900]
     assert prefect_queries.is_method(deployment.parameter_openapi_schema, deployment.description)
     assert prefect_queries.TAG in client.read_flow(deployment.flow_id).tags
@@ -126,6 +134,7 @@ def test_a_deployed_method_runs_on_request(cli, pool, client, tmp_path):
     submitted = cli("submit", "greet", "--pool", name, "-p", "name=Ada", "--time-limit", "2m", "--json")
     run = run_of(client, submitted)
     assert run.deployment_id == deployment.id
+    assert run.labels[flow_runs.REQUESTER_LABEL] == this_user()
     assert run.parameters == {"name": "Ada", "times": 3}
     assert run.job_variables == {"env": {"EXECUTIONS_TIME_LIMIT": "120"}}
     assert json.loads(submitted)["link"].endswith(str(run.id))
@@ -135,10 +144,10 @@ def test_a_descriptor_is_deployed_by_its_path(cli, pool, client, monkeypatch):
     monkeypatch.chdir(ROOT)
     name = pool()
     cli("deploy", "flows/separate_irises/method.yaml", "--pool", name)
-    deployment = client.read_deployment_by_name(f"separate-irises/{name}")
+    deployment = client.read_deployment_by_name(f"separate-irises/separate-irises-{name}")
     assert deployment.entrypoint == "prefect_executions.flow.file:flows/separate_irises/method.yaml"
     assert deployment.parameter_openapi_schema["properties"]["one"]["enum"] == ["setosa", "versicolor", "virginica"]
-    refused = cli("submit", f"separate-irises/{name}", "-p", "one=rosa", code=2)
+    refused = cli("submit", f"separate-irises/separate-irises-{name}", "-p", "one=rosa", code=2)
     assert "rosa" in refused
 
 
@@ -147,7 +156,7 @@ def test_a_file_elsewhere_is_deployed_from_its_own_folder_unless_another_is_give
     elsewhere = tmp_path.parent / f"{name}.py"
     elsewhere.write_text(METHOD)
     cli("deploy", f"{elsewhere}:greet", "--pool", name)
-    deployment = client.read_deployment_by_name(f"greet/{name}")
+    deployment = client.read_deployment_by_name(f"greet/greet-{name}")
     assert deployment.entrypoint == f"{name}.py:greet"
     (step,) = deployment.pull_steps
     assert step["prefect.deployments.steps.set_working_directory"] == {"directory": str(elsewhere.parent.resolve())}
@@ -157,9 +166,9 @@ def test_a_file_elsewhere_is_deployed_from_its_own_folder_unless_another_is_give
 def test_a_second_deployment_replaces_the_first(cli, pool, client):
     name = pool()
     cli("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "0 6 * * *", "--timezone", "Europe/Berlin")
-    (before,) = client.read_deployment_by_name(f"greet/{name}").schedules
+    (before,) = client.read_deployment_by_name(f"greet/greet-{name}").schedules
     cli("deploy", "methods/greet.py:greet", "--pool", name, "--schedule", "RRULE:FREQ=DAILY")
-    (after,) = client.read_deployment_by_name(f"greet/{name}").schedules
+    (after,) = client.read_deployment_by_name(f"greet/greet-{name}").schedules
     assert (before.schedule.cron, before.schedule.timezone) == ("0 6 * * *", "Europe/Berlin")
     assert after.schedule.rrule.endswith("RRULE:FREQ=DAILY")
 
@@ -168,7 +177,7 @@ def test_an_idempotency_key_starts_one_run(cli, pool, client):
     name = pool()
     cli("deploy", "methods/greet.py:greet", "--pool", name)
     first, again, other = (
-        run_of(client, cli("submit", f"greet/{name}", "-p", "name=A", "--idempotency-key", key, "--json")).id
+        run_of(client, cli("submit", f"greet/greet-{name}", "-p", "name=A", "--idempotency-key", key, "--json")).id
         for key in ("a", "a", "b")
     )
     assert first == again != other
@@ -179,7 +188,7 @@ def test_a_container_pool_needs_an_image_and_has_the_code_elsewhere(cli, pool, c
     refused = cli("deploy", "methods/greet.py:greet", "--pool", name, code=2)
     assert "give --image" in refused
     cli("deploy", "methods/greet.py:greet", "--pool", name, "--image", "here:1", "--job-variable", 'env={"A": "b"}')
-    deployment = client.read_deployment_by_name(f"greet/{name}")
+    deployment = client.read_deployment_by_name(f"greet/greet-{name}")
     assert deployment.job_variables == {"image": "here:1", "env": {"A": "b"}}
     (step,) = deployment.pull_steps
     assert step["prefect.deployments.steps.set_working_directory"] == {"directory": "/opt/executions"}
@@ -211,7 +220,7 @@ def test_a_process_pool_passes_resources_on_to_a_descriptors_scripts(cli, pool, 
     name = pool()
     cli("deploy", "flows/separate_irises/method.yaml", "--pool", name)
     wishes = ("--cpus", "1.5", "--memory", "512m", "--gpus", "1", "--time-limit", "30m", "--json")
-    run = run_of(client, cli("submit", f"separate-irises/{name}", *wishes))
+    run = run_of(client, cli("submit", f"separate-irises/separate-irises-{name}", *wishes))
     assert run.job_variables == {"env": {**OF_SCRIPTS, "EXECUTIONS_TIME_LIMIT": "1800"}}
 
 
@@ -219,10 +228,10 @@ def test_a_resource_that_the_pool_cannot_guarantee_is_refused_before_a_run_is_cr
     names = pool(), pool("kubernetes", CONTAINERS)
     for name, image in zip(names, ([], ["--image", "here:1"]), strict=True):
         cli("deploy", "methods/greet.py:greet", "--pool", name, *image)
-        refused = cli("submit", f"greet/{name}", "-p", "name=A", "--gpus", "2", "--memory", "1g", code=2)
+        refused = cli("submit", f"greet/greet-{name}", "-p", "name=A", "--gpus", "2", "--memory", "1g", code=2)
         assert f"'{name}'" in refused
         assert "memory, gpus" in refused
-        deployment = client.read_deployment_by_name(f"greet/{name}")
+        deployment = client.read_deployment_by_name(f"greet/greet-{name}")
         assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
 
 
@@ -230,15 +239,15 @@ def test_a_secret_in_plain_text_is_refused_and_not_repeated(cli, pool, client):
     name = pool()
     cli("deploy", "methods/greet.py:greet", "--pool", name)
     for words in (
-        ("submit", f"greet/{name}", "-p", "name=A"),
+        ("submit", f"greet/greet-{name}", "-p", "name=A"),
         ("deploy", "methods/greet.py:greet", "--pool", name),
     ):
         refused = cli(*words, "-p", "token=Sesame, open!", code=2)
         assert "Sesame" not in refused
         assert "token" in refused
-    deployment = client.read_deployment_by_name(f"greet/{name}")
+    deployment = client.read_deployment_by_name(f"greet/greet-{name}")
     assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
-    run = run_of(client, cli("submit", f"greet/{name}", "-p", "name=A", "-p", "token=env:SESAME", "--json"))
+    run = run_of(client, cli("submit", f"greet/greet-{name}", "-p", "name=A", "-p", "token=env:SESAME", "--json"))
     assert run.parameters["token"] == "env:SESAME"
 
 
@@ -246,13 +255,14 @@ def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(cli, pool,
     name = pool()
     cli("deploy", "methods/greet.py:greet", "--pool", name)
     (tmp_path / "long").write_text("$(touch executed)'\"\n" * 60_000)
-    for words in (("submit", f"greet/{name}"), ("deploy", "methods/greet.py:greet", "--pool", name, "--name", "other")):
+    deploying = ("deploy", "methods/greet.py:greet", "--pool", name, "--name", "other")
+    for words in (("submit", f"greet/greet-{name}"), deploying):
         refused = cli(*words, "-p", "name=@long", code=2)
         assert "at most 524,288 bytes" in refused
         assert "the largest is 'name'" in refused
         assert "file" in refused
         assert len(refused) < 1000
-    deployment = client.read_deployment_by_name(f"greet/{name}")
+    deployment = client.read_deployment_by_name(f"greet/greet-{name}")
     assert not [run for run in client.read_flow_runs() if run.deployment_id == deployment.id]
 
 
@@ -268,13 +278,13 @@ def test_an_input_too_large_for_prefect_is_refused_and_starts_nothing(cli, pool,
         (("submit", "nobody"), 3, "'nobody' is not deployed"),
         (("submit", "nobody/nowhere"), 3, "no deployment 'nobody/nowhere'"),
         (("submit", "greet", "--pool", "nowhere", "-p", "name=A"), 3, "'nowhere'"),
-        (("submit", "greet/POOL", "-p", "nam=A"), 2, "no input nam"),
-        (("submit", "greet/POOL"), 2, "name"),
+        (("submit", "greet/greet-POOL", "-p", "nam=A"), 2, "no input nam"),
+        (("submit", "greet/greet-POOL"), 2, "name"),
         (("submit", "nothing/nowhere", "--cpus", "0"), 2, "--cpus must be a number above 0, not 0"),
-        (("submit", "greet/POOL", "-p", "name=A", "--cpus", "0"), 2, "--cpus must be a number above 0, not 0"),
-        (("submit", "greet/POOL", "-p", "name=A", "--memory", "much"), 2, "--memory must be a size such as 512m"),
+        (("submit", "greet/greet-POOL", "-p", "name=A", "--cpus", "0"), 2, "--cpus must be a number above 0, not 0"),
+        (("submit", "greet/greet-POOL", "-p", "name=A", "--memory", "much"), 2, "--memory must be a size such as 512m"),
         (
-            ("submit", "greet/POOL", "-p", "name=A", "--time-limit", "0"),
+            ("submit", "greet/greet-POOL", "-p", "name=A", "--time-limit", "0"),
             2,
             "--time-limit must be a duration such as 90s",
         ),
@@ -307,7 +317,7 @@ def test_without_a_configured_server_nothing_is_deployed(cli, monkeypatch):
 def test_wait_returns_how_the_run_ended(cli, pool, client, state):
     name = pool()
     cli("deploy", "methods/greet.py:greet", "--pool", name)
-    run = run_of(client, cli("submit", f"greet/{name}", "-p", "name=A", "--json"))
+    run = run_of(client, cli("submit", f"greet/greet-{name}", "-p", "name=A", "--json"))
     seen: list[str] = []
 
     def go_on(words: str) -> None:

@@ -81,6 +81,14 @@ def test_the_last_event_lists_outputs_and_relates_them():
     }
 
 
+def test_an_event_names_the_method_and_its_execution():
+    event = next(events.status_events(a_job_status(), NOON)).as_json()
+    names = {each["prefect.resource.role"]: each.get("prefect.resource.name") for each in event["related"]}
+
+    assert event["resource"]["prefect.resource.name"] == f"segment-coins {a_job_status().job_id}"
+    assert names["method"] == "segment-coins"
+
+
 def test_an_event_of_ten_thousand_outputs_is_small_and_omits_the_logs():
     outputs = [an_output("outputs/stdout.log"), *(an_output(f"outputs/{number}.csv") for number in range(10_000))]
     *_, end = (event.as_json() for event in events.status_events(a_job_status(outputs=outputs), NOON))

@@ -25,6 +25,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_progress_artifact
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
@@ -41,6 +42,7 @@ from prefect_executions.executions.value_types import restore
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
+from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.workbench import background
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -507,6 +509,7 @@ def test_metrics_params_progress_and_notes_are_recorded(bundles):
 
 def test_progress_shows_in_prefect_as_an_artifact(bundles):
     @method(version="1")
+    @flow(name="Works 2 (well)")
     def works() -> None:
         current_execution().progress(40, "nearly half")
         time.sleep(0.3)
@@ -516,7 +519,28 @@ def test_progress_shows_in_prefect_as_an_artifact(bundles):
         artifacts = client.request("POST", "/artifacts/filter", json={}).json()
     (ours,) = [one for one in artifacts if one["flow_run_id"] == bundles.one().name]
 
-    assert (ours["type"], ours["data"], ours["description"]) == ("progress", 40.0, "nearly half")
+    assert (ours["type"], ours["key"], ours["data"]) == ("progress", "works-2-well-progress", 40.0)
+    assert ours["description"] == "nearly half"
+
+
+@pytest.mark.parametrize(("fails", "end"), [(False, (100.0, "completed")), (True, (40.0, "failed"))])
+def test_the_progress_artifact_ends_with_the_run(bundles, fails, end):
+    @method(version="1")
+    def works() -> None:
+        create_progress_artifact(5.0, key="works-progress-of-its-own")
+        current_execution().progress(40, "nearly half")
+        if fails:
+            raise RuntimeError("no more")
+
+    works(return_state=True)
+    prefect_events.flush_events()
+    background.drain()
+    with get_client(sync_client=True) as client:
+        artifacts = client.request("POST", "/artifacts/filter", json={}).json()
+    shown = {one["key"]: one for one in artifacts if one["flow_run_id"] == bundles.one().name}
+
+    assert (shown["works-progress"]["data"], shown["works-progress"]["description"]) == end
+    assert shown["works-progress-of-its-own"]["data"] == 5.0
 
 
 MISSING = [

@@ -113,13 +113,17 @@ class Event:
             "follows": self.follows and str(self.follows),
             "resource": {
                 "prefect.resource.id": f"{RESOURCE}.{self.execution_id}",
-                "prefect.resource.name": self.execution_id,
+                "prefect.resource.name": f"{self.method_id} {self.execution_id}",
                 METHOD_LABEL: self.method_id,
                 **self.labels,
             },
             "related": [
                 {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"},
-                {"prefect.resource.id": f"{METHOD_RESOURCE}.{self.method_id}", "prefect.resource.role": "method"},
+                {
+                    "prefect.resource.id": f"{METHOD_RESOURCE}.{self.method_id}",
+                    "prefect.resource.role": "method",
+                    "prefect.resource.name": self.method_id,
+                },
                 *(_related(output) for output in self.outputs[:_MAX_RELATED]),
             ],
             "payload": {"execution": self.execution_id, "method": self.method_id, **self.payload, **listed},

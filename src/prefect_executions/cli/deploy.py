@@ -81,9 +81,10 @@ def submit(
     set_defaults()
     with status_line("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only commands that call it need it.
+        from prefect_executions.capture.host import this_user  # noqa: PLC0415
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
-    submitted = submission.submit(method, given, options)
+    submitted = submission.submit(method, given, options, by=settings.agent or this_user())
     if not wait:
         show_submitted(submitted, None, as_json=as_json)
         return OK

@@ -148,9 +148,11 @@ def _submit_again(
     set_defaults()
     with status_line("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only commands that call it need it.
+        from prefect_executions.capture.host import this_user  # noqa: PLC0415
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
-    submitted = submission.submit_again(catalog, execution_id, edits, pool=pool)
+    by = Settings.read().agent or this_user()
+    submitted = submission.submit_again(catalog, execution_id, edits, by=by, pool=pool)
     ended = submission.wait(catalog, submitted.id, tell=warn) if wait else None
     show_submitted(submitted, ended, as_json=as_json)
     return OK if ended is None or ended.succeeded else FAILED

@@ -209,6 +209,12 @@ def _as_json(record: ExecutionRecord, storage: StorageState, links: Links) -> di
     }
 
 
+def _requester(record: ExecutionRecord) -> str:
+    """Return the requester's name, and what made Prefect create the run."""
+    kind = record.agent.claims.get("type") if record.agent.source == "prefect" else None
+    return f"{record.agent.name or 'unknown'}{f' ({str(kind).lower()} in Prefect)' if kind else ''}"
+
+
 def _late_seals(seals: Iterable[LateSeal]) -> Iterator[tuple[object, ...]]:
     for seal in seals:
         reason = f": {seal.message}" if seal.message else ""
@@ -236,7 +242,7 @@ def _facts(
     yield "took", format_took(status, usage)
     yield "attempt", status.attempt if status.attempt > 1 else None
     yield "progress", None if status.progress is None else f"{status.progress} %"
-    yield "requested by", record.agent.name
+    yield "requested by", _requester(record)
     yield "flow run", record.request.flow_run_name
     yield "deployment", record.request.deployment and (record.request.deployment.name or record.request.deployment.id)
     yield "infrastructure", " ".join(filter(None, (record.infrastructure.type, record.infrastructure.work_pool)))

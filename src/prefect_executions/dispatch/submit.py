@@ -65,9 +65,11 @@ class FinishedRun(NamedTuple):
 
 
 def submit(
-    name: str, parameters: Mapping[str, Any], options: SubmitOptions, *, tags: tuple[str, ...] = ()
+    name: str, parameters: Mapping[str, Any], options: SubmitOptions, *, by: str, tags: tuple[str, ...] = ()
 ) -> Submitted:
     """Start a run of the deployment called *name*, ``method/deployment`` or the Method's name alone.
+
+    *by* is who requests it; the run has it as a label, and its record as the requester.
 
     Everything is checked before the flow run is created. A second request with the
     same idempotency key returns the first run.
@@ -90,6 +92,7 @@ def submit(
             idempotency_key=options.idempotency_key,
             work_queue_name=options.queue,
             tags=tags,
+            labels={flow_runs.REQUESTER_LABEL: by},
             job_variables=variables or None,
         )
     state = run.state.name if run.state and run.state.name else "Scheduled"
@@ -97,7 +100,7 @@ def submit(
 
 
 def submit_again(
-    catalog: Catalog, execution_id: str, edits: Mapping[str, Any] | None = None, *, pool: str | None = None
+    catalog: Catalog, execution_id: str, edits: Mapping[str, Any] | None = None, *, by: str, pool: str | None = None
 ) -> Submitted:
     """Submit a run with the inputs of an execution, overridden by *edits*.
 
@@ -117,7 +120,7 @@ def submit_again(
         name = f"{name}/{deployment.name}"
     elif pool is None:
         pool = record.infrastructure.work_pool
-    return submit(name, rerun.parameters, SubmitOptions(pool=pool), tags=(rerun.relative.tag,))
+    return submit(name, rerun.parameters, SubmitOptions(pool=pool), by=by, tags=(rerun.relative.tag,))
 
 
 def wait(

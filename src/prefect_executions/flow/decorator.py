@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Annotated, Any, Generic, ParamSpec, TypeVar, Unpack, cast, overload
 
+from griffe import Docstring, DocstringSectionKind, Parser, parse
 from prefect.flows import Flow
+from prefect.logging.loggers import disable_logger
 from prefect.utilities.callables import generate_parameter_schema, parameter_schema
 from pydantic import Field, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -108,6 +110,8 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
         self.__signature__ = signature = _with_mark(signature, self.version or "0")
         self.parameters = parameter_schema(self)
         self.description = unmarked(self.description)
+        if self.description and self.description == inspect.getdoc(function):
+            self.description = _prose(self.description)
         declared = Declared(
             function=function, method=self._describe(), wrapped=secret_inputs(schema, frozenset(), self.name)
         )
@@ -324,6 +328,19 @@ def _form_signature(
             parameter = _with_schema(parameter, description=missing)  # noqa: PLW2901 - as above
         parameters.append(parameter)
     return signature.replace(parameters=parameters)
+
+
+def _prose(docstring: str) -> str:
+    """Return the text of a docstring without its lists of arguments, results and exceptions."""
+    with disable_logger("griffe"):  # it warns about arguments without a type
+        sections = parse(Docstring(docstring), Parser.auto)
+    texts = []
+    for section in sections:
+        if section.kind is DocstringSectionKind.text:
+            texts.append(str(section.value))
+        elif section.kind is DocstringSectionKind.admonition:
+            texts.append(f"{section.title}: {section.value.contents}")
+    return "\n\n".join(texts) or docstring
 
 
 def _description(annotation: Any) -> str | None:

@@ -25,7 +25,7 @@ from prefect_executions.capture.parameters import masked_record, recorded_method
 from prefect_executions.capture.probes import Failures, Probe, note_on, probe
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.capture.secrets import SecretMask
-from prefect_executions.errors import ArchiveError, DirtyTreeError, OrchestratorError
+from prefect_executions.errors import ArchiveError, DirtyTreeError, ExecutionsError, OrchestratorError
 from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance, Process, Usage
 from prefect_executions.flow.context import current_id
 from prefect_executions.flow.declared import Declared
@@ -228,15 +228,30 @@ def never_started(declared: Declared, run: FlowRun, execution_id: str, settings:
 
 
 def agent(run: FlowRun, settings: Settings) -> Agent:
-    """Return the agent that started the run: from the settings, else from Prefect, else the user of the process."""
+    """Return the agent that requested the run.
+
+    It comes from the settings, else from the calling execution, else from Prefect, else it is the user of the process.
+    """
     if settings.agent:
         return Agent(source="setting", claims={"sub": settings.agent})
-    creator = flow_runs.created_by(run)
-    if creator and "name" in creator:
-        return Agent(source="prefect", claims={"sub": creator["name"], **creator})
+    if (inherited := _agent_of_caller(settings)) is not None:
+        return inherited
+    if (known := flow_runs.requester(run)) is not None:
+        return known
     # A container's user may have no name; then the uid is the answer and not a gap in the record.
     user = probe(Probe.USER, getpass.getuser, f"uid {os.getuid()}", {})
     return Agent(source="system", claims={"sub": user})
+
+
+def _agent_of_caller(settings: Settings) -> Agent | None:
+    """Return the agent of the execution that calls this run in its own process, if there is one."""
+    caller = current_id()
+    if caller is None:
+        return None
+    try:
+        return OpenBundle(workbench_for(settings).folder, caller).read(Agent)
+    except (ExecutionsError, OSError):  # the record leaves out what could not be observed
+        return None
 
 
 def parent_of(run: FlowRun, settings: Settings) -> str | None:

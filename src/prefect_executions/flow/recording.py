@@ -327,7 +327,7 @@ def _record_sink(call: Call, record: ExecutionRecord, bundle: OpenBundle) -> Rec
         nonlocal artifact
         event = progress_event(record.id, record.method.id, percent, message, now())
         context.run(prefect_events.emit, [event])
-        artifact = context.run(prefect_events.show_progress, artifact, call.run.id, percent, message)
+        artifact = context.run(prefect_events.show_progress, artifact, call.run.id, record.method.id, percent, message)
 
     return RecordSink(
         write_status=bundle.write_document,

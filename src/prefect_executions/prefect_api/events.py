@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable
@@ -27,6 +28,12 @@ from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    ArtifactFilterType,
+)
 from prefect.events import Event as PrefectEvent
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
@@ -36,6 +43,7 @@ from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.events import RESOURCE, Event, EventName, ExecutionEvent, parse_event
+from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.prefect_api.client import client, configured_api, process_client
 
@@ -52,6 +60,9 @@ _STORED = 8.0
 
 _BACKLOG = timedelta(minutes=1)
 _MAX_MISSED = 50
+
+_PROGRESS = "progress"
+"""Prefect's type of an artifact that is a progress bar."""
 
 _RECONNECT = 1.0
 """Seconds between two attempts to connect to a server that is unavailable."""
@@ -163,6 +174,7 @@ class TerminalEvents:
             self._acknowledged = True
         if self._action is not None:
             self._action()
+        end_progress(self._job_status)
 
 
 def flush_events(timeout: float = FLUSH_TIMEOUT) -> None:
@@ -178,13 +190,18 @@ def _is_too_old(job_status: JobStatus) -> bool:
     return ended is not None and datetime.now(UTC) - ended > events.RETENTION
 
 
-def show_progress(artifact: Progress, flow_run_id: UUID, percent: float, message: str | None) -> Progress:
-    """Show *percent* (0-100) on the run's page in the Prefect UI; return the artifact, created by the first call."""
+def show_progress(
+    artifact: Progress, flow_run_id: UUID, method_id: str, percent: float, message: str | None
+) -> Progress:
+    """Show *percent* (0-100) on the run's page in the Prefect UI; return the artifact, created by the first call.
+
+    Its key names the Method, so that Prefect's list of artifacts has an entry for each Method, with its runs.
+    """
     if artifact.id is None:
         created = client().create_artifact(
             ArtifactCreate(
-                type="progress",
-                key=f"progress-{flow_run_id}",
+                type=_PROGRESS,
+                key=_progress_key(method_id),
                 description=message,
                 data=percent,
                 flow_run_id=flow_run_id,
@@ -193,6 +210,29 @@ def show_progress(artifact: Progress, flow_run_id: UUID, percent: float, message
         return Progress(created.id)
     client().update_artifact(artifact.id, ArtifactUpdate(data=percent, description=message))
     return artifact
+
+
+def end_progress(job_status: JobStatus) -> None:
+    """Let the progress artifact of an ended execution say how it ended, if the execution has any.
+
+    Raises:
+        Exception: Any error of Prefect's client.
+    """
+    if job_status.progress is None:
+        return
+    shown = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[ExecutionId.parse(job_status.job_id).flow_run_uuid]),
+        type=ArtifactFilterType(any_=[_PROGRESS]),
+        key=ArtifactFilterKey(any_=[_progress_key(job_status.process_id)]),  # the Method may show bars of its own
+    )
+    end = ArtifactUpdate(data=float(job_status.progress), description=job_status.execution_status.value.lower())
+    for artifact in process_client().read_artifacts(artifact_filter=shown):
+        process_client().update_artifact(artifact.id, end)
+
+
+def _progress_key(method_id: str) -> str:
+    """Return the key of a Method's progress artifacts; Prefect accepts small letters, digits and dashes."""
+    return f"{re.sub('[^a-z0-9]+', '-', method_id.lower()).strip('-')}-progress".lstrip("-")
 
 
 class StreamState(NamedTuple):

@@ -28,6 +28,7 @@ from prefect_executions.errors import NotFoundError, OrchestratorError
 from prefect_executions.events import SeenLabel
 from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import (
+    Agent,
     Deployment,
     ExecuteRequest,
     Infrastructure,
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 10_000
 """The most steps in a record; fifty requests."""
+
+REQUESTER_LABEL = "prefect-executions.requested-by"
+"""The label of a flow run that names who submitted it with our command line."""
 
 _PAGE_SIZE = 200
 _PLACEHOLDER = re.compile(r"<\w+>")
@@ -186,6 +190,19 @@ def created_by(run: FlowRun) -> dict[str, str] | None:
         return None
     values = {"type": creator.type, "id": creator.id and str(creator.id), "name": creator.display_value}
     return {key: str(value) for key, value in values.items() if value}
+
+
+def requester(run: FlowRun) -> Agent | None:
+    """Return who requested *run* as far as Prefect knows it; None if a process called the flow itself.
+
+    A run of a deployment may come from Prefect's page or from any program; Prefect's open-source server does not
+    record who asked for it. Then the agent has no name: the user of the worker's process is somebody else.
+    """
+    creator = created_by(run) or {}
+    name = creator.get("name") or run.labels.get(REQUESTER_LABEL)
+    if name is None and run.deployment_id is None:
+        return None
+    return Agent(source="prefect", claims=({"sub": str(name)} if name else {}) | creator)
 
 
 def _text(value: object) -> str | None:
