@@ -315,6 +315,25 @@ def test_every_command_has_json_and_a_help_line_of_at_most_72_characters(capsys)
     assert groups.keys() < {*app}
 
 
+def test_the_help_has_every_command_in_a_group_by_what_it_is_for(capsys):
+    assert main(["--help"]) == exit_codes.OK
+    shown = capsys.readouterr().out
+    titles = [
+        "Run a Method",
+        "Look at executions",
+        "Run one again",
+        "Verify and exchange bundles",
+        "Free space",
+        "Operate",
+    ]
+    places = [shown.index(title) for title in [*titles, "Options"]]
+    assert places == sorted(places)
+    for name in app:
+        if not name.startswith("-"):
+            (group,) = app[name].group
+            assert group.name in titles, name
+
+
 def test_list_prints_plain_lines_in_a_pipe(executions, home):
     kept(bench_at(home))
     begun(bench_at(home), record_of(OTHER_ID, Status.EXECUTING))
@@ -484,8 +503,8 @@ def test_prov_prints_the_requested_format(executions, home, tmp_path):
 def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     bundle = kept(bench_at(home))
     assert executions("verify", EXECUTION_ID[:6]).splitlines() == [
-        f"workbench and archive: verified: execution {EXECUTION_ID}, unsigned",
-        "segment-coins 1.2.0  COMPLETED  2026-09-22 12:00:08Z",
+        f"workbench and archive: verified: execution {EXECUTION_ID}",
+        "segment-coins 1.2.0  COMPLETED  2026-09-22 12:00:08Z  unsigned",
     ]
     shown = executions("verify", EXECUTION_ID, "-v")
     assert "archive\tdigests\tok" in shown
@@ -500,6 +519,40 @@ def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     assert [(copy["place"], copy["passed"]) for copy in document["copies"]] == [("workbench", False), ("archive", True)]
 
 
+def test_verify_refuses_what_is_no_bundle_before_it_reads_everything(executions, tmp_path):
+    (tmp_path / "folder/below").mkdir(parents=True)
+    (tmp_path / "folder/below/notes.txt").write_text("not a bundle")
+    (tmp_path / "folder/link").symlink_to("nowhere")
+    refused = executions("verify", str(tmp_path / "folder"), code=exit_codes.REQUEST)
+    assert f"the folder {tmp_path / 'folder'} holds no bundle" in refused
+    (tmp_path / "text.zip").write_text("not a zip")
+    shutil.make_archive(str(tmp_path / "other"), "zip", tmp_path / "folder/below")
+    for name, why in (("text.zip", "it is not a zip"), ("other.zip", "it contains no bundle")):
+        fault, verdict = executions("verify", str(tmp_path / name), code=exit_codes.FAILED).splitlines()
+        assert fault.startswith(f"zip\tcontainer\tFAILED\t{why}")
+        assert verdict == "zip: FAILED (1 of 1 checks)"
+
+
+@pytest.mark.parametrize("name", ["metadata/method.json", "auth_jwt.json", "x/y/manifest-sha256.txt", "a/bagit.txt"])
+def test_verify_lists_the_faults_of_a_folder_that_has_any_document_of_a_bundle(executions, tmp_path, name):
+    (tmp_path / "it" / name).parent.mkdir(parents=True)
+    (tmp_path / "it" / name).write_text("{}")
+    assert "FAILED" in executions("verify", str(tmp_path / "it"), code=exit_codes.FAILED)
+
+
+def test_an_unsigned_bundle_is_never_reported_as_signed(executions, home):
+    kept(bench_at(home))
+    checks = executions("verify", "-v", EXECUTION_ID).splitlines()
+    assert checks[-1] == "segment-coins 1.2.0  COMPLETED  2026-09-22 12:00:08Z  unsigned"
+    assert "workbench\tsignature\tunchecked\tthe bundle is not signed" in checks
+    assert executions("audit").splitlines() == [
+        "1 execution: 0 violations",
+        "note: 1 execution without a signature; no key is configured here",
+    ]
+    executions("keys", "create")
+    assert "incomplete: unsigned: 1" in executions("audit").splitlines()
+
+
 def test_verify_needs_nothing_but_the_zip(home, tmp_path):
     bundle = kept(bench_at(home))
     zipped = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
@@ -507,7 +560,7 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
     done = executed(["verify", zipped], elsewhere)
     assert (done.returncode, done.stdout.splitlines()[0]) == (
         0,
-        f"zip: verified: execution {EXECUTION_ID}, unsigned",
+        f"zip: verified: execution {EXECUTION_ID}",
     )
     assert not elsewhere.exists()
 
@@ -790,13 +843,25 @@ def test_the_doctor_reports_each_finding_with_its_remedy(home, tmp_path):
     assert all(finding["advice"] for finding in report["findings"] if finding["outcome"] != "ok")
 
 
+def test_the_doctor_shows_problems_first_and_no_settings(executions, home, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("EXECUTIONS_ARCHIV", "misspelt")
+    lines = [line.split("\t") for line in executions("doctor", code=exit_codes.WORLD).splitlines()]
+    outcomes = [line[0] for line in lines[:-1]]
+    assert outcomes == sorted(outcomes, key=["fail", "warn", "ok"].index)
+    assert lines[0][1] == "Prefect's API"
+    assert "EXECUTIONS_ARCHIV" in [line[1] for line in lines[: outcomes.index("ok")]]
+    assert "EXECUTIONS_HOME" not in [line[1] for line in lines[:-1]]
+    assert lines[-1] == [f"1 of {len(outcomes)} checks failed"]
+
+
 @pytest.mark.long
 def test_the_doctor_prints_no_password(executions, home, monkeypatch):
     monkeypatch.setenv("EXECUTIONS_LEDGER", "postgresql://me:pl4nted-s3cret@127.0.0.1:9/ledger")
     monkeypatch.setenv("EXECUTIONS_ARCHIVE", "s3://me:pl4nted-s3cret@bucket/prefix")
     monkeypatch.setenv("EXECUTIONS_ARCHIVE_TIMEOUT", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "pl4nted-s3cret" not in executions("doctor", code=exit_codes.WORLD)
+    assert "pl4nted-s3cret" not in executions("doctor", "--all", code=exit_codes.WORLD)
 
 
 # --- run -------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from prefect_executions.cli.deploy import cancel, deploy, submit
 from prefect_executions.cli.doctor import doctor
@@ -37,41 +37,48 @@ app = App(
     exit_on_error=False,
     print_error=False,
 )
-app.command(run)
-app.command(deploy)
-app.command(submit)
-app.command(cancel)
-app.command(list_executions, name="list")
-app.command(watch)
-app.command(show)
-app.command(logs)
-app.command(outputs)
-app.command(prov)
-app.command(diff)
-app.command(rerun)
-app.command(replay)
-app.command(reproduce)
-app.command(verify)
-app.command(export)
-app.command(import_executions, name="import")
-app.command(share)
-app.command(shares)
-app.command(remove)
-app.command(gc)
-app.command(retain)
-app.command(audit)
-app.command(keys)
-app.command(settle)
-app.command(ledger)
-app.command(methods)
-app.command(doctor)
-app.command(server)
+_GROUPS: dict[str, dict[str, Any]] = {
+    "Run a Method": {"run": run, "deploy": deploy, "submit": submit, "watch": watch, "cancel": cancel},
+    "Look at executions": {
+        "list": list_executions,
+        "show": show,
+        "outputs": outputs,
+        "logs": logs,
+        "diff": diff,
+        "prov": prov,
+        "methods": methods,
+    },
+    "Run one again": {"rerun": rerun, "replay": replay, "reproduce": reproduce},
+    "Verify and exchange bundles": {
+        "verify": verify,
+        "export": export,
+        "import": import_executions,
+        "share": share,
+        "shares": shares,
+        "keys": keys,
+    },
+    "Free space": {"gc": gc, "retain": retain, "remove": remove},
+    "Operate": {"doctor": doctor, "settle": settle, "audit": audit, "ledger": ledger, "server": server},
+}
+"""The commands, in groups by what a user wants to do, as `--help` shows them."""
+
+for _place, (_title, _commands) in enumerate(_GROUPS.items()):
+    _group = Group(_title, sort_key=_place)
+    for _index, (_name, _command) in enumerate(_commands.items()):
+        if isinstance(_command, App):
+            _command.group, _command.sort_key = _group, _index
+            app.command(_command)
+        else:
+            app.command(_command, name=_name, group=_group, sort_key=_index)
+_OPTIONS = Group("Options", sort_key=len(_GROUPS))
+for _name in ("--help", "--version"):
+    app[_name].group = _OPTIONS
 
 
 @app.meta.default
 def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    debug: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    debug: Annotated[bool, Parameter(negative=(), show_default=False, group=_OPTIONS)] = False,
 ) -> Any:
     """Run a command.
 

@@ -19,12 +19,14 @@ from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import DEFAULTS, Json, open_workbench
 from prefect_executions.cli.exit_codes import OK, WORLD
 from prefect_executions.cli.output import format_size, pluralize, say, show_json, status_line
-from prefect_executions.cli.tables import show_table
+from prefect_executions.cli.tables import show_table, text_column
 from prefect_executions.errors import ExecutionsError, PlanError
 from prefect_executions.settings import Settings
 
@@ -41,6 +43,8 @@ _SUBPROCESS_TIMEOUT = 180
 """Seconds: importing Prefect's server from a cold disk is slow."""
 
 Outcome = Literal["ok", "warn", "fail"]
+_Started = subprocess.Popen[str]
+_HEALTHY = "Everything that a run needs is available."
 
 
 class _Tested(NamedTuple):
@@ -99,18 +103,28 @@ class Diagnosis(NamedTuple):
     advice: str = ""
 
 
-def examine() -> Iterator[Diagnosis]:
-    """Run all checks; each one comes after those that it depends on."""
+def examine(*, everything: bool = False) -> Iterator[Diagnosis]:
+    """Run all checks; *everything* also imports Prefect's server, which takes many seconds, and lists the settings.
+
+    A version of a package that is not tested is a reason to import the server, too.
+    """
+    probe = _start_python(_PROBE_API)  # runs during the other checks, because it imports Prefect
     versions = list(_versions())
     yield from versions
     remedies = [finding.advice for finding in versions if finding.outcome == "fail"]
-    yield from _prefect(remedies[0] if remedies else _UPGRADE)
+    rest = list(_local(everything=everything))
+    tries_server = everything or any(finding.outcome != "ok" for finding in versions)
+    yield from _prefect(remedies[0] if remedies else _UPGRADE, probe, tries_server=tries_server)
+    yield from rest
+
+
+def _local(*, everything: bool) -> Iterator[Diagnosis]:
     try:
         settings = Settings.read()
     except ExecutionsError as error:
         yield Diagnosis("fail", "settings", str(error), "Correct or unset the variable.")
         return
-    yield from _settings(settings)
+    yield from _settings(settings) if everything else ()
     yield from check_unknown_settings(sorted(os.environ))
     yield from _workbench(settings)
     yield from _guarded("archive", lambda: _archive(settings))
@@ -173,8 +187,12 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _prefect(remedy: str) -> Iterator[Diagnosis]:
-    server, api = _python(_START_SERVER), check_api(remedy)
+def _prefect(remedy: str, probe: _Started, *, tries_server: bool) -> Iterator[Diagnosis]:
+    api = check_api(remedy, probe)
+    if not tries_server:
+        yield api
+        return
+    server = _finished(_start_python(_START_SERVER))
     if server.returncode:
         # A configured API replaces the server of this installation.
         # An API check that crashed (its advice is *remedy*) does not show that one is configured.
@@ -185,9 +203,12 @@ def _prefect(remedy: str) -> Iterator[Diagnosis]:
     yield api
 
 
-def check_api(remedy: str) -> Diagnosis:
-    """Return whether the configured Prefect API answers; *remedy* is for a Prefect that fails to import."""
-    process = _python(_PROBE_API)
+def check_api(remedy: str, probe: _Started | None = None) -> Diagnosis:
+    """Return whether the configured Prefect API answers; *remedy* is for a Prefect that fails to import.
+
+    *probe* is the process that calls it, if it was started already.
+    """
+    process = _finished(probe or _start_python(_PROBE_API))
     if process.returncode:
         return Diagnosis("fail", "Prefect's API", f"cannot be called: {_last_line(process.stderr)}", remedy)
     answer = json.loads(process.stdout.splitlines()[-1])
@@ -387,15 +408,22 @@ def _guarded(subject: str, check: Callable[[], Iterator[Diagnosis]]) -> Iterator
         yield Diagnosis("fail", subject, f"{type(error).__name__}: {error}", f"Check EXECUTIONS_{subject.upper()}.")
 
 
-def _python(code: str) -> subprocess.CompletedProcess[str]:
+def _start_python(code: str) -> _Started:
     environment = {**DEFAULTS, **os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, "-W", "ignore", "-c", code]
-    try:
-        return subprocess.run(  # noqa: S603 - our own code, for this interpreter
-            command, env=environment, capture_output=True, text=True, timeout=_SUBPROCESS_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no answer in {_SUBPROCESS_TIMEOUT} s")
+    return subprocess.Popen(  # noqa: S603 - our own code, for this interpreter
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _finished(process: _Started) -> subprocess.CompletedProcess[str]:
+    with process:
+        try:
+            output, errors = process.communicate(timeout=_SUBPROCESS_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return subprocess.CompletedProcess(process.args, 1, "", f"no answer in {_SUBPROCESS_TIMEOUT} s")
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def _last_line(text: str) -> str:
@@ -403,22 +431,31 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def doctor(*, as_json: Json = False) -> int:
+def doctor(*, everything: Annotated[bool, Parameter(name="--all")] = False, as_json: Json = False) -> int:
     """Check everything that a run needs, and name the remedies.
 
     Args:
-        as_json: Print one JSON document with every finding.
+        everything: Also list the settings, and try whether Prefect's server can start, which takes longer.
+        as_json: Print one JSON document with every finding of --all.
     """
     text = "Checking this installation (importing Prefect takes some seconds)"
     with status_line(text, quiet=as_json or not sys.stderr.isatty()):
-        findings = list(examine())
+        findings = list(examine(everything=everything or as_json))
     failed = [finding for finding in findings if finding.outcome == "fail"]
     if as_json:
         show_json({"healthy": not failed, "findings": findings})
     else:
-        for finding in findings:
-            show_table((), [finding])
-        say(
-            f"{len(failed)} of {len(findings)} checks failed" if failed else "Everything that a run needs is available."
-        )
+        _show_findings(sorted(findings, key=lambda finding: ("fail", "warn", "ok").index(finding.outcome)))
+        say(f"{len(failed)} of {len(findings)} checks failed" if failed else _HEALTHY)
     return WORLD if failed else OK
+
+
+def _show_findings(findings: Iterable[Diagnosis]) -> None:
+    """Show the findings, each with its remedy; a pipe gets the remedy as a column of its own."""
+    if not sys.stdout.isatty():
+        show_table((), findings)
+        return
+    rows = (
+        (outcome, subject, f"{found}. {advice}" if advice else found) for outcome, subject, found, advice in findings
+    )
+    show_table(("result", "subject", text_column("what")), rows)

@@ -179,15 +179,14 @@ def _grouped(copies: Iterable[Verified]) -> list[tuple[Report, list[str]]]:
 
 
 def _show_verdict(report: Report, places: list[str], policy: SignaturePolicy) -> None:
-    """Show the verdict with id and signer, then Method, status and time."""
+    """Show the verdict with the id, then Method, status, time and signature, as far as the bundle has them."""
     failed = sum(not check.passed for check in report.checks)
     verdict = f"FAILED ({failed} of {len(report.checks)} checks)" if failed else "verified"
     subject = report.subject
-    name = f"execution {subject.execution_id}" if subject else "bundle"
-    say(f"{' and '.join(places)}: {verdict}: {name}, {_signed(report, policy)}")
-    if subject is not None:
-        what = (f"{subject.method} {subject.version}", subject.status, format_time(subject.finished))
-        say("  ".join(filter(None, what)))
+    say(f"{' and '.join(places)}: {verdict}" + (f": execution {subject.execution_id}" if subject else ""))
+    what = [f"{subject.method} {subject.version}", subject.status, format_time(subject.finished)] if subject else []
+    if subject or report.signature != "unsigned":
+        say("  ".join(filter(None, [*what, _signed(report, policy)])))
 
 
 def _signed(report: Report, policy: SignaturePolicy) -> str:
@@ -244,7 +243,7 @@ def audit(
     if as_json:
         show_json({"executions": counts[-1], "violations": len(violations), "findings": findings})
     else:
-        _show_findings(findings if every else violations, findings, counts[-1])
+        _show_findings(findings if every else violations, findings, counts[-1], signs=bool(policy.trusted))
     return FAILED if violations else OK
 
 
@@ -255,7 +254,7 @@ def _read_copy(checkpoint: Path) -> bytes:
         raise RequestError(f"--checkpoint {checkpoint} cannot be read: {error.strerror}") from error
 
 
-def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], executions: int) -> None:
+def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], executions: int, *, signs: bool) -> None:
     head = ("weight", "kind", id_column("execution"), text_column("what"))
     show_table(head, ((finding.weight, finding.kind, finding.execution or "-", finding.what) for finding in shown))
     violations = [finding for finding in findings if finding.weight == "violation"]
@@ -264,7 +263,10 @@ def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], exec
     say(summary + (f" in {pluralize(affected, 'execution')}" if affected else ""))
     counts = Counter(finding.kind for finding in findings if finding.weight == "incomplete")
     for kind, count in sorted(counts.items()):
-        say(f"incomplete: {kind}: {count}")
+        if kind == "unsigned" and not signs:  # no defect of the archive
+            say(f"note: {pluralize(count, 'execution')} without a signature; no key is configured here")
+        else:
+            say(f"incomplete: {kind}: {count}")
     for finding in findings:
         if finding.kind == "no-checkpoint" and not finding.execution:
             say(f"note: {finding.what}")

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy
+from prefect_executions.bundles.bag import BAG_DECLARATION
 from prefect_executions.bundles.incoming import (
     NO_BUNDLE,
     Container,
@@ -22,10 +25,18 @@ from prefect_executions.bundles.incoming import (
     read_container,
     skipped_file,
 )
-from prefect_executions.bundles.layout import MANIFEST, SSH_SIGNATURE, BundleKind
+from prefect_executions.bundles.layout import (
+    CRATE,
+    DOCUMENTS,
+    MANIFEST,
+    OUTPUT_ZIP,
+    PROVENANCE,
+    SSH_SIGNATURE,
+    BundleKind,
+)
 from prefect_executions.bundles.source import Source, hard_linked
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, Check, Report, verify
-from prefect_executions.errors import BundleError, NotAvailableError
+from prefect_executions.errors import BundleError, NotAvailableError, RequestError
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.workbench.catalog import ArchivedSource, Catalog
 from prefect_executions.workbench.lookup import path_of
@@ -37,6 +48,14 @@ SSH_CHECK = "ssh-signature"
 CONTAINER = "container"
 """The check of what is around the bundles of a folder or zip: names of folders, `export.json`, other files."""
 
+_MARKS = frozenset(
+    name
+    for path in (MANIFEST, BAG_DECLARATION, PROVENANCE, CRATE, OUTPUT_ZIP, *(kind.file_name for kind in DOCUMENTS))
+    for name in (PurePosixPath(path).name, path.replace("/", "_"))
+)
+"""Names of files by which a folder can be a bundle or hold bundles, in folders or in the flat form of CCP."""
+
+_MOST_LOOKED_AT = 20_000
 _LARGEST = 1 << 26
 _SECONDS = 60
 
@@ -98,6 +117,7 @@ def verify_target(
 
     Raises:
         NotFoundError: If the target does not exist.
+        RequestError: If a folder holds no bundle.
         NotAvailableError: If the execution is not sealed yet.
         ArchiveError: If the archive is unavailable; the local copy has been verified then.
     """
@@ -139,12 +159,17 @@ class _Trust(NamedTuple):
 
 
 def _verify_path(path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
-    """Verify each bundle of a folder or zip, with or without a bag; anything else is verified as one bundle."""
+    """Verify each bundle of a folder or zip, with or without a bag; a damaged one is verified as one bundle."""
+    if path.is_dir() and not _has_marks(path):
+        raise RequestError(f"the folder {path} holds no bundle: none of its files has the name of a bundle's document")
     with ExitStack() as stack:
         try:
             source = stack.enter_context(open_container(path, DEFAULT_LIMITS))
         except BundleError as error:
             container = Check(CONTAINER, (str(error),))
+            if not path.is_dir():
+                yield Verified(what, Report((container,)))
+                return
         else:
             try:
                 found = read_container(source)
@@ -155,6 +180,9 @@ def _verify_path(path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
                 yield from _verify_bundles(found, path, what, trust)
                 return
             container = Check(CONTAINER, () if found.bundles else (NO_BUNDLE,))
+            if not any(PurePosixPath(file).name in _MARKS for file in source.files):
+                yield Verified(what, Report((container,)))
+                return
     report = verify(path, signatures=trust.signatures)
     report = replace(report, checks=(container, *report.checks))
     if trust.allowed is not None:
@@ -162,6 +190,20 @@ def _verify_path(path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
             report, checks=(*report.checks, Check(SSH_CHECK, ("the target is not a complete signed bundle",)))
         )
     yield Verified(what, report)
+
+
+def _has_marks(folder: Path) -> bool:
+    """Whether a file below *folder* has the name of a bundle's document, among the first files from the top."""
+    waiting, seen = deque([folder]), 0
+    while waiting and seen < _MOST_LOOKED_AT:
+        with suppress(OSError), os.scandir(waiting.popleft()) as scan:
+            for entry in scan:
+                seen += 1
+                if entry.name in _MARKS:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+    return False
 
 
 def _verify_bundles(found: Container, path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
