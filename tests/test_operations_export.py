@@ -24,6 +24,7 @@ from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, NotAvailableError, RequestError
+from prefect_executions.executions.record import Metric, Metrics
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.export import export, matching_ids
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
@@ -261,3 +262,20 @@ def test_the_command_writes_the_file_and_says_what_is_in_it(home, tmp_path, told
     )
     assert "no execution is to be exported" in told("export", "--status", "FAILED", code=2)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [f"{EXECUTION_ID}.zip", "all.zip"]
+
+
+def test_what_shrinks_is_deflated_and_what_does_not_is_stored(tmp_path):
+    bench = bench_at(tmp_path / "home")
+    metrics = Metrics(metrics=tuple(Metric(name="loss", value=n / 7, step=n, time=NOON) for n in range(2000)))
+    kept(bench, outputs={"outputs/big.bin": BIG}, metrics=metrics)
+    data = exported(bench)
+    assert exported(bench) == data
+    with zipfile.ZipFile(io.BytesIO(data)) as zipped:
+        listed = {entry.filename.partition("/")[2]: entry for entry in zipped.infolist()}
+    for path in (Metrics.file_name, "ro-crate-metadata.json", "metadata/provo.xml"):
+        assert listed[path].compress_type == zipfile.ZIP_DEFLATED
+        assert listed[path].compress_size < listed[path].file_size / 2
+    for path in ("output.zip", "outputs/big.bin"):
+        assert listed[path].compress_type == zipfile.ZIP_STORED
+    (tmp_path / "one.zip").write_bytes(data)
+    assert main(["verify", str(tmp_path / "one.zip")]) == 0

@@ -1,9 +1,9 @@
 """Exports sealed bundles as one zip: as folders, as a BagIt bag (RFC 8493), or as an RO-Crate.
 
-Law: equal bundles give equal bytes, whenever and wherever they are exported. So new
-entries are stored, not deflated (libraries deflate differently), and outputs are copied
-from ``output.zip`` in compressed form. Every copied file is checked against the manifest,
-and the manifest against the seal.
+Law: equal bundles give equal bytes, whenever they are exported, with the same zlib (versions of
+zlib may deflate differently). Outputs are copied from ``output.zip`` in compressed form, and what
+does not shrink is stored. Every copied file is checked against the manifest, and the manifest
+against the seal.
 
 `export.json` beside the bundles says what is in the export, what was omitted, and which
 files of a bag have another name than in their bundle.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect_executions.bundles import layout, manifest
@@ -22,7 +23,7 @@ from prefect_executions.bundles.bag import BAG_PAYLOAD, bag_tag_files, stand_ins
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipEntry, ZipReader
-from prefect_executions.bundles.zip_writer import CompressedData, ZipWriter
+from prefect_executions.bundles.zip_writer import CompressedData, ZipWriter, worth_deflating
 from prefect_executions.crate.collection import CollectedCrate, collect
 from prefect_executions.documents import ArchiveDocument, Part
 from prefect_executions.errors import BundleError, RequestError
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 _IN_MEMORY = 8 << 20
 """Files up to this many bytes are read into memory, so that their checksum can precede their data."""
+
+
+_WORTH_DEFLATING = 512
+"""Smaller files are stored, because deflating saves nearly nothing."""
 
 
 class ExportedBundle(Part):
@@ -125,12 +130,12 @@ class Exporter:
             self._add_beside(layout.CRATE, collect(self._crates))
         if self._bag:
             for name, data in bag_tag_files(self._digests, self._size, ids, newest).items():
-                self._zip.add_bytes(self._bag + name, data, deflate=False)
+                _add(self._zip, self._bag + name, data)
         return self._zip.close()
 
     def _add_beside(self, name: str, data: bytes) -> None:
         self._record(self._root + name, sha256(data).hexdigest(), len(data))
-        self._zip.add_bytes(self._root + name, data, deflate=False)
+        _add(self._zip, self._root + name, data)
 
     def _record(self, name: str, digest: str, size: int) -> None:
         if self._bag:
@@ -182,9 +187,11 @@ class _BundleCopy:
         digest, name = sha256(), self._name(path)
         hashed = _hashed(self._source.blocks(path), digest)
         if size <= _IN_MEMORY:
-            self._zip.add_bytes(name, b"".join(hashed), deflate=False)
+            _add(self._zip, name, b"".join(hashed))
         else:
-            self._zip.add_stream(name, hashed, size, deflate=False)
+            first = next(hashed, b"")
+            deflate = worth_deflating(name, first, least=_WORTH_DEFLATING)
+            self._zip.add_stream(name, chain([first], hashed), size, deflate=deflate)
         expected = self._bundle.manifest_sha256 if path == layout.MANIFEST else self._listed.get(path)
         actual = digest.hexdigest()
         if actual != expected and (expected or path not in layout.UNLISTED):
@@ -194,7 +201,7 @@ class _BundleCopy:
 
     def _add_inclusion(self, data: bytes) -> None:
         name = self._name(layout.INCLUSION)
-        self._zip.add_bytes(name, data, deflate=False)
+        _add(self._zip, name, data)
         self._record(name, sha256(data).hexdigest(), len(data))
 
     def _copy_outputs(self, *, folders: bool) -> None:
@@ -227,6 +234,10 @@ class _BundleCopy:
         return BundleError(
             f"execution {self._bundle.id} cannot be exported: {fault}; run 'executions verify {self._bundle.id}'"
         )
+
+
+def _add(writer: ZipWriter, name: str, data: bytes) -> None:
+    writer.add_bytes(name, data, deflate=worth_deflating(name, data, least=_WORTH_DEFLATING))
 
 
 def absent_at_level(level: ExportLevel) -> Mapping[str, str]:

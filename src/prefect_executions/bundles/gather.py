@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,13 +30,13 @@ from prefect_executions.bundles import layout
 from prefect_executions.bundles.data_folder import collect_outputs, has_data_folders
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.sanitize import FolderListing, sanitize
-from prefect_executions.bundles.zip_writer import ZipWriter
+from prefect_executions.bundles.zip_writer import ZipWriter, worth_deflating
 from prefect_executions.capture.logfiles import is_open_for_writing
 from prefect_executions.errors import BundleError, SealedError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest
 from prefect_executions.fsync import sync
 from prefect_executions.lifecycle.history import OutputFile
-from prefect_executions.mediatypes import already_compressed, media_type
+from prefect_executions.mediatypes import media_type
 from prefect_executions.tracepoints import TracePoint, trace_point
 
 _GATHERED = "gathered.json"
@@ -47,10 +46,6 @@ _BLOCK = 1 << 20
 # Smaller files are stored: deflating saves a few kB each, and for 10,000 files
 # takes longer than everything else.
 _WORTH_DEFLATING = 16 << 10
-
-# A file is deflated only if a sample shrinks by a tenth. The sample is taken after the
-# beginning, because scientific files begin with text headers.
-_SAMPLE, _SHRINKS_TO = 4 << 10, 0.9
 
 _LONG_TO_SYNC, _MANY_TO_SYNC = 1 << 20, 64
 
@@ -230,7 +225,7 @@ class _Gathering:
         if copy is not None:
             copy.write(data)
         if writer:
-            writer.add_bytes(path, data, deflate=_worth_deflating(path, data))
+            writer.add_bytes(path, data, deflate=worth_deflating(path, data, least=_WORTH_DEFLATING))
         return BundleFile(path, sha256(data).hexdigest(), len(data))
 
     def _stream(self, reading: _Reading, writer: ZipWriter | None, copy: _Copy | None) -> BundleFile:
@@ -250,7 +245,9 @@ class _Gathering:
 
         path = reading.path
         if writer:
-            writer.add_stream(path, blocks(), reading.size, deflate=_worth_deflating(path, reading.first))
+            writer.add_stream(
+                path, blocks(), reading.size, deflate=worth_deflating(path, reading.first, least=_WORTH_DEFLATING)
+            )
         else:
             for _ in blocks():
                 pass
@@ -371,14 +368,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _worth_deflating(path: str, block: bytes) -> bool:
-    if len(block) < _WORTH_DEFLATING or already_compressed(media_type(path)):
-        return False
-    middle = len(block) // 2
-    sample = block[middle : middle + _SAMPLE] + block[-_SAMPLE:]
-    return len(zlib.compress(sample, 1)) < _SHRINKS_TO * len(sample)
 
 
 def _changed_inputs(bundle: OpenBundle, files: tuple[BundleFile, ...]) -> Iterator[str]:

@@ -15,11 +15,17 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from prefect_executions.mediatypes import already_compressed, media_type
+
 STORED, DEFLATED = 0, 8
 
 # Level 1: three times as fast as zlib's default of 6, for zips about a tenth larger.
 # Recording must be cheap; a Method that wants small files compresses them.
 DEFLATE_LEVEL = 1
+
+# A file is deflated only if a sample shrinks by a tenth. The sample is taken after the
+# beginning, because scientific files begin with text headers.
+_SAMPLE, _SHRINKS_TO = 4 << 10, 0.9
 
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
 _CENTRAL = struct.Struct("<4sBBHHHHHLLLHHHHHLL")
@@ -38,6 +44,15 @@ _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 _BIG = 0xF0000000
 
 _FLUSH = 1 << 20
+
+
+def worth_deflating(name: str, block: bytes, *, least: int) -> bool:
+    """Whether to deflate the file *name*, which begins with *block*; a block of less than *least* bytes is not."""
+    if len(block) < least or already_compressed(media_type(name)):
+        return False
+    middle = len(block) // 2
+    sample = block[middle : middle + _SAMPLE] + block[-_SAMPLE:]
+    return len(zlib.compress(sample, 1)) < _SHRINKS_TO * len(sample)
 
 
 class CompressedData(NamedTuple):
