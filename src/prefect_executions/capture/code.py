@@ -10,6 +10,7 @@ import inspect
 import linecache
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -24,13 +25,21 @@ from typing import Any
 from weakref import WeakSet
 
 from prefect_executions.capture.git import Checkout, Stamp, find_root, git_program, read_checkout, stamp
-from prefect_executions.capture.notebook import observe_notebook
+from prefect_executions.capture.notebook import needed_cells, observe_notebook
 from prefect_executions.capture.opened_files import keep_noting
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.capture.probes import Failures, Probe, probe
 from prefect_executions.capture.project import Project, as_text, is_installed, package_top
 from prefect_executions.errors import DirtyTreeError
-from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Notebook, Repository, SourceFile
+from prefect_executions.methods.model import (
+    DIFF,
+    REQUIREMENTS,
+    CodeIdentity,
+    LackingFile,
+    Notebook,
+    Repository,
+    SourceFile,
+)
 from prefect_executions.settings import DirtyTree, Settings
 
 TYPED = "cell.py"
@@ -43,6 +52,8 @@ KEPT_BYTES = 8 * 1024**2
 _PICKLED = "<dynamic-code>"
 # As in `git`: a file changed within this time may change again unnoticed.
 _SETTLED = 50_000_000
+# The debugger of a notebook writes a cell to this file; its text is the same as that of the cell.
+_OF_KERNEL = re.compile(r"/ipykernel_\d+/\d+\.py$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,13 @@ class CodeSource:
     file: str | None
     typed: bytes | None = None
     archive: str | None = None
+    lacking: tuple[LackingFile, ...] = ()
+    """What a replay of typed code lacks."""
+
+    @property
+    def place(self) -> tuple[str, str, str | None]:
+        """What stays when other cells of a notebook are executed during a run."""
+        return self.module, self.name, self.file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +120,8 @@ class CodeCache:
     packages: Packages = field(default_factory=Packages)
     lock: threading.Lock = field(default_factory=threading.Lock)
     identities: dict[tuple[object, ...], ObservedCode] = field(default_factory=dict)
-    observed: dict[tuple[CodeSource, str | None], ObservedCode] = field(default_factory=dict)
-    """By source and digest: what a run had observed when it began, although later runs observe something else."""
+    observed: dict[tuple[object, ...], ObservedCode] = field(default_factory=dict)
+    """By place and digest: what a run had observed when it began, although later runs observe something else."""
     late: dict[CodeSource, dict[str, str]] = field(default_factory=dict)
     """Modules that earlier runs of the same code loaded late; every later run has them from the beginning."""
     reads: dict[str, SourceText] = field(default_factory=dict)
@@ -164,7 +182,7 @@ def identify(
         cached = cache.identities.get(key)
         if cached is None or not _is_current(cached, source, math.inf if since is None else since):
             cached = cache.identities[key] = _observe(source, folder, notebook, settings, cache)
-        cache.observed[source, cached.identity.sha256] = cached
+        cache.observed[*source.place, cached.identity.sha256] = cached
         probe(Probe.PACKAGES, lambda: _renew_requirements(cached, cache.packages), None, failures)
     failures |= cached.failures
     repository = cached.identity.repository
@@ -200,7 +218,15 @@ def source_of(function: Callable[..., Any] | Path) -> CodeSource:
         loader = getattr(sys.modules.get(module), "__loader__", None)
         return CodeSource(module=module, name=name, file=None, archive=archive, typed=_member(loader, path))
     lines = "".join(linecache.getlines(plain.__code__.co_filename)) if hasattr(plain, "__code__") else ""
-    return CodeSource(module=module, name=name, file=None, typed=lines.encode("utf-8", "backslashreplace") or None)
+    needed = needed_cells(name.partition(".")[0], lines) if lines else None
+    text, lacking = (needed.text, needed.unmet) if needed else (lines, ())
+    return CodeSource(
+        module=module,
+        name=name,
+        file=None,
+        typed=text.encode("utf-8", "backslashreplace") or None,
+        lacking=tuple(LackingFile(path=f"code/{TYPED}:{each.name}", why=each.why) for each in lacking),
+    )
 
 
 def _file_name(plain: Any, module: str) -> str | None:
@@ -208,7 +234,7 @@ def _file_name(plain: Any, module: str) -> str | None:
     path = code.co_filename if code else getattr(sys.modules.get(module), "__file__", None)
     if path == _PICKLED:
         path = plain.__globals__.get("__file__")
-    if not path or path.startswith("<"):
+    if not path or path.startswith("<") or _OF_KERNEL.search(path):
         return None
     if not os.path.isabs(path):  # noqa: PTH117 - on every run
         of_module = getattr(sys.modules.get(module), "__file__", None)
@@ -276,6 +302,7 @@ def _observe(
         sha256=digest_of(files),
         repository=_repository(checkout, names.get(source.file or ""), set(names.values()), settings),
         files=files,
+        lacking=source.lacking or None,
         package=probe(Probe.METHOD_PACKAGE, lambda: _package(source), None, failures),
         notebook=notebook,
         image=settings.image or None,

@@ -58,7 +58,7 @@ def late_modules(
     """
     source = source_of(function)
     with cache.lock:
-        observed = cache.observed.get((source, identity.sha256))
+        observed = cache.observed.get((*source.place, identity.sha256))
         names = sys.modules.keys() - before.names
         if observed is None or not names or not has_modules(source):
             return identity, {}
@@ -78,7 +78,7 @@ def late_modules(
         complete, kept = _with_late(
             identity, {f"code/{paths[file]}": (texts[file], files[file]) for file in late if file in texts}
         )
-        cache.observed[source, complete.sha256] = replace(observed, local=files)
+        cache.observed[*source.place, complete.sha256] = replace(observed, local=files)
         return complete, kept
 
 
@@ -100,7 +100,7 @@ def opened_data(
     """
     source = source_of(function)
     with cache.lock:
-        observed = cache.observed.get((source, identity.sha256))
+        observed = cache.observed.get((*source.place, identity.sha256))
     if observed is None or observed.project.top is None or not has_modules(source):
         return []
     own, top = observed.local.keys(), observed.project.top

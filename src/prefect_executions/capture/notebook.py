@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from prefect_executions.capture.cells import Slice, slice_of
 from prefect_executions.documents import canonical_json
 from prefect_executions.methods.model import Notebook
 
@@ -32,6 +33,27 @@ def observe_notebook(environment: Mapping[str, str]) -> Notebook | None:
             continue
         return Notebook(path=candidate, sha256=digest)
     return None
+
+
+def needed_cells(name: str, cell: str) -> Slice | None:
+    """Return the executed statements that the function *name*, defined in the text *cell*, needs; None without cells.
+
+    A cell that runs without a place in IPython's history is unknown.
+    """
+    shell = _shell()
+    names = getattr(shell, "user_ns", {})
+    cells = names.get("In")  # as IPython ran them: magics are calls
+    if not isinstance(cells, Sequence):
+        return None
+    hidden = getattr(shell, "user_ns_hidden", {})
+    known = {key for key, value in names.items() if hidden.get(key, hidden) is not value}
+    texts = tuple(text for text in cells if isinstance(text, str))
+    return slice_of(texts, name, cell, known=known, is_run=lambda key: _begins_run(names.get(key)))
+
+
+def _begins_run(value: object) -> bool:
+    """Whether *value* is a flow or task of Prefect, which this layer does not import."""
+    return not isinstance(value, type) and hasattr(value, "fn") and hasattr(value, "with_options")
 
 
 def notebook_digest(data: bytes) -> str:
