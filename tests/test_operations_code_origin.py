@@ -6,20 +6,25 @@ import os
 import pty
 import subprocess
 import sys
+import zipfile
 from contextlib import suppress
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from benches import begun, bench_at, kept, record_of
-from bundle_makers import a_sealed_bundle, zip_of
+from bundle_makers import a_sealed_bundle, forge_json, renew_manifest, zip_of
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy
 from prefect_executions.cli.app import main
-from prefect_executions.errors import ForeignCodeError
+from prefect_executions.cli.exit_codes import WORLD
+from prefect_executions.cli.replay import isolated_command
+from prefect_executions.comparison.verdict import ReplayGoal
+from prefect_executions.errors import BundleError, ForeignCodeError
 from prefect_executions.operations.code_origin import ForeignCode
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
-from prefect_executions.operations.replay import open_replayable
+from prefect_executions.operations.replay import open_replayable, prepare_replay
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
@@ -167,3 +172,47 @@ def test_on_a_terminal_a_person_decides(home, tmp_path, monkeypatch, answer, res
     shown = on_a_terminal(["replay", str(bundle.folder)], home, f"{answer}\n")
     assert "Run it with your permissions? [y/N]" in shown
     assert result in shown
+
+
+@pytest.mark.parametrize("renewed", [False, True], ids=["one file", "the whole bundle"])
+def test_code_that_is_replaced_while_its_approval_is_awaited_does_not_run(home, foreign, tmp_path, renewed):
+    folder = unpacked(foreign, tmp_path)
+
+    def approve(code: ForeignCode) -> bool:
+        (folder / "code/flows/coins.py").write_text("raise SystemExit('foreign')\n")
+        if renewed:
+            renew_manifest(folder)
+        return True
+
+    with (
+        open_replayable(Catalog(bench_at(home)), str(folder), approve=approve) as (record, source),
+        pytest.raises(BundleError, match=r"code/flows/coins\.py was changed after the bundle was verified"),
+        prepare_replay(record, source, {}),
+    ):
+        pass
+
+
+def test_only_the_bundle_with_the_named_manifest_is_replayed(home, foreign, tmp_path):
+    folder = unpacked(foreign, tmp_path)
+    catalog, digest = Catalog(bench_at(home)), sha256((folder / "manifest-sha256.txt").read_bytes()).hexdigest()
+    with open_replayable(catalog, str(folder), approve=lambda _: True, manifest_sha256=digest):
+        pass
+    forge_json(folder, "auth/jwt.json", lambda agent: agent["claims"].update(aud="other"))
+    with (
+        pytest.raises(BundleError, match="is not replayed"),
+        open_replayable(catalog, str(folder), approve=lambda _: True, manifest_sha256=digest),
+    ):
+        pass
+
+
+def test_an_isolated_replay_runs_only_what_was_verified_and_approved(home, foreign, tmp_path, capsys):
+    command = isolated_command(Path(sys.executable), "0" * 64, str(foreign), ReplayGoal(), ["--yes"])
+    assert command[1:5] == ["-m", "prefect_executions.cli", "replay", str(foreign)]
+    assert main(command[3:]) == WORLD
+    assert f"not {'0' * 64}" in capsys.readouterr().err
+
+
+def unpacked(zipped: Path, tmp_path: Path) -> Path:
+    with zipfile.ZipFile(zipped) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    return tmp_path / "unpacked" / EXECUTION_ID

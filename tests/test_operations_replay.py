@@ -184,11 +184,14 @@ def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
 
 
 @pytest.mark.parametrize(("tolerance", "agreement"), [(1e-3, Agreement.EQUAL), (1e-5, Agreement.DIFFERS)])
-def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, agreement):
+def test_an_output_is_compared_as_the_recorded_method_and_its_code_declare(home, tolerance, agreement):
     bench = bench_at(home)
     declared = Comparison(tolerance=tolerance)
-    kept(bench, method=a_method(comparisons={"*.csv": declared})).discard()
-    second = begun(bench, record_of(OTHER_ID), {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n"})
+    method = a_method(comparisons={"*.csv": declared})
+    kept(bench, method=method).discard()
+    second = begun(
+        bench, record_of(OTHER_ID, method=method), {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n"}
+    )
     with second.lock():
         gather(second)
     with (
@@ -203,6 +206,23 @@ def test_an_output_is_compared_as_the_recorded_method_declares(home, tolerance, 
     assert Verdict.from_json(Catalog(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
     [result] = compare_executions(Catalog(bench), EXECUTION_ID, OTHER_ID).outputs
     assert result == regions
+
+
+def test_a_comparison_that_only_the_bundle_declares_excuses_nothing(home):
+    bench = bench_at(home)
+    kept(bench, method=a_method(comparisons={"*": Comparison(volatile=("*",))})).discard()
+    second = begun(bench, record_of(OTHER_ID), {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n"})
+    with second.lock():
+        gather(second)
+    with (
+        open_replayable(Catalog(bench), EXECUTION_ID) as (record, source),
+        prepare_replay(record, source, {}) as ready,
+    ):
+        verdict = ready.verdict(second, tolerance=0, well=True)
+    [regions] = [one for one in verdict.outputs if one.path == "outputs/regions.csv"]
+    assert (regions.agreement, regions.declared) == (Agreement.DIFFERS, None)
+    assert verdict.code == ("the code declares other comparisons of outputs than the recorded Method",)
+    assert verdict.grade is Grade.REPEAT
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "1", "nan"])

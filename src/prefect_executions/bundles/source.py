@@ -7,11 +7,12 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Protocol, cast
 
-from prefect_executions.bundles import layout
+from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.zip_reader import Limits, ZipEntry, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.executions.record import DOCUMENTS, ExecutionRecord
@@ -188,6 +189,52 @@ class SubfolderSource:
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking."""
         return self._source.open(self._prefix + self.renamed.get(path, path))
+
+
+class VerifiedSource:
+    """A verified bundle. Each file that is read in blocks has the digest of its manifest, whatever changed since."""
+
+    irregular: tuple[str, ...] = ()
+
+    def __init__(self, source: Source, manifest_sha256: str | None) -> None:
+        """Select the files of *source* that its manifest lists; the verification found the digest *manifest_sha256*.
+
+        Raises:
+            BundleError: If the manifest has another digest by now.
+        """
+        self._source = source
+        self._manifest = b"".join(source.blocks(layout.MANIFEST))
+        if sha256(self._manifest).hexdigest() != manifest_sha256:
+            raise _changed(layout.MANIFEST)
+        self._listed = manifest.parse(self._manifest)
+        self.files: Mapping[str, int] = {
+            path: size for path, size in source.files.items() if path in self._listed or path in layout.UNLISTED
+        }
+        self.empty_folders, self.absent = source.empty_folders, source.absent
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """Yield a file's content in blocks; discard them if the last step raises.
+
+        Raises:
+            BundleError: If it cannot be read, or has been changed since the verification.
+        """
+        if path == layout.MANIFEST:
+            yield self._manifest
+            return
+        digest = sha256()
+        for block in self._source.blocks(path):
+            digest.update(block)
+            yield block
+        if self._listed.get(path, digest.hexdigest()) != digest.hexdigest():
+            raise _changed(path)
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading and seeking; the digest of what is read is not checked."""
+        return self._source.open(path)
+
+
+def _changed(path: str) -> BundleError:
+    return BundleError(f"{path} was changed after the bundle was verified; verify it again")
 
 
 @contextmanager

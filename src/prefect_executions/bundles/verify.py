@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
@@ -232,6 +233,8 @@ class Report:
     """Whether the bundle has an inclusion proof; its check says whether it holds."""
     subject: Subject | None = None
     """The execution that the bundle records; None if its documents cannot be read."""
+    manifest_sha256: str | None = None
+    """The digest of the manifest that was verified; None if it cannot be read."""
 
     @property
     def passed(self) -> bool:
@@ -291,13 +294,19 @@ def _report(evidence: Evidence, names: Collection[str]) -> Report:
     failed = any(check.name == "signature" and not check.passed for check in checks)
     state = signature_state(evidence, failed=failed)
     proven = layout.INCLUSION in evidence.files
-    return Report(checks, _signers(evidence), state, proven, _subject(evidence))
+    return Report(checks, _signers(evidence), state, proven, _subject(evidence), _manifest_sha256(evidence))
 
 
 def _subject(evidence: Evidence) -> Subject | None:
     with suppress(BundleError):
         method, status = evidence.document(Method), evidence.document(JobStatus)
         return Subject(status.job_id, method.id, method.version, status.execution_status, status.finished)
+    return None
+
+
+def _manifest_sha256(evidence: Evidence) -> str | None:
+    with suppress(BundleError):
+        return sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()
     return None
 
 

@@ -213,6 +213,7 @@ def replay(
     inputs: InputOptions = NO_INPUTS,
     yes: bool = False,
     allow_missing: bool = False,
+    manifest: str | None = None,
     signatures: SignatureOptions = DEFAULT_SIGNATURES,
     as_json: Json = False,
 ) -> int:
@@ -227,6 +228,7 @@ def replay(
         inputs.param: Name a secret, or override an input: name=value (repeatable).
         yes: Run foreign code without confirmation.
         allow_missing: Run although the bundle lacks files that the code used.
+        manifest: Replay only the bundle whose manifest has this SHA-256.
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
@@ -240,10 +242,13 @@ def replay(
         return _approve(code, yes=yes)
 
     with (
-        open_replayable(open_catalog(settings), target, signatures=signatures.policy(settings), approve=approve) as (
-            record,
-            source,
-        ),
+        open_replayable(
+            open_catalog(settings),
+            target,
+            signatures=signatures.policy(settings),
+            approve=approve,
+            manifest_sha256=manifest,
+        ) as (record, source),
         prepare_replay(record, source, edits, runtime=settings.runtime, allow_missing=allow_missing) as prepared,
     ):
         if goal.isolated:
@@ -356,22 +361,24 @@ def _replay_isolated(
             python = make_environment(prepared.record, Path(folder) / "venv", allow_missing=allow_missing)
         file = Path(folder) / "inputs.json"
         file.write_text(json.dumps(edits))
-        required = ["--tolerance", str(goal.tolerance), "--grade", goal.grade.value]
         # These variables would add packages of this environment.
         environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
         # A shared server would outlive the environment, which is removed.
         environment["EXECUTIONS_SERVER_IDLE"] = "0"
-        command = [
-            *_executions(python),
-            "replay",
-            target,
-            *required,
-            "--params",
-            str(file),
-            *more,
-            *(["--json"] if as_json else []),
-        ]
+        command = isolated_command(python, prepared.manifest_sha256, target, goal, ["--params", str(file), *more])
+        command += ["--json"] if as_json else []
         return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 - our own command line
+
+
+def isolated_command(
+    python: Path, manifest_sha256: str, target: str, goal: ReplayGoal, more: Sequence[str]
+) -> list[str]:
+    """Return the command that replays *target* with another interpreter, if its manifest is the verified one.
+
+    The installation of the environment takes a while; the bundle may have been replaced meanwhile.
+    """
+    wanted = ["--manifest", manifest_sha256, "--tolerance", str(goal.tolerance), "--grade", goal.grade.value]
+    return [*_executions(python), "replay", target, *wanted, *more]
 
 
 def _executions(python: Path | str) -> tuple[str, ...]:

@@ -170,6 +170,8 @@ def _highest(reached: Sequence[bool]) -> Grade | None:
 
 def _code_differences(before: ExecutionRecord, after: ExecutionRecord) -> Iterator[str]:
     """Yield loaded files that are not in the recorded source; paths and unloaded files do not matter."""
+    if before.method.comparisons != after.method.comparisons:
+        yield "the code declares other comparisons of outputs than the recorded Method"
     known = {file.sha256 for file in (before.method.code.files if before.method.code else ())}
     files = after.method.code.files if after.method.code else ()
     if not files:

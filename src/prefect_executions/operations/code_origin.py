@@ -59,15 +59,13 @@ def refuse(code: ForeignCode) -> bool:  # noqa: ARG001 - it is an `Approve`
     return False
 
 
-def check_code(
-    catalog: Catalog, record: ExecutionRecord, report: Report, manifest_sha256: str, approve: Approve
-) -> None:
+def check_code(catalog: Catalog, record: ExecutionRecord, report: Report, approve: Approve) -> None:
     """Let *approve* decide whether the code of a verified bundle may run, unless it is trusted.
 
     Raises:
         ForeignCodeError: If *approve* refuses.
     """
-    if report.signature is SignatureState.TRUSTED or _sealed_here(catalog, record.id, manifest_sha256):
+    if report.signature is SignatureState.TRUSTED or _sealed_here(catalog, record.id, report.manifest_sha256):
         return
     foreign = _foreign(record, report)
     if not approve(foreign):
@@ -78,10 +76,10 @@ def check_code(
         )
 
 
-def _sealed_here(catalog: Catalog, execution_id: str, manifest_sha256: str) -> bool:
+def _sealed_here(catalog: Catalog, execution_id: str, manifest_sha256: str | None) -> bool:
     """Whether this user sealed the bundle with this manifest here, or the archive has it without an import mark."""
-    if catalog.workbench.local_seals.has(manifest_sha256):
-        return True
+    if manifest_sha256 is None or catalog.workbench.local_seals.has(manifest_sha256):
+        return manifest_sha256 is not None
     with suppress(ExecutionsError, OSError):  # in doubt it is foreign
         bundle = OpenBundle(catalog.workbench.folder, check_execution_id(execution_id))
         if bundle.sealed and sha256(bundle.paths.manifest.read_bytes()).hexdigest() == manifest_sha256:

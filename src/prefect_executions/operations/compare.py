@@ -59,6 +59,12 @@ def run_of(record: ExecutionRecord) -> RunSpan:
     return RunSpan(record.job_status.started, record.job_status.finished)
 
 
+def declared_by_both(before: ExecutionRecord, after: ExecutionRecord) -> Mapping[str, Comparison]:
+    """Return the comparisons of outputs that both executions declare: one record alone could excuse any difference."""
+    first, second = before.method.comparisons or {}, after.method.comparisons or {}
+    return {name: comparison for name, comparison in first.items() if second.get(name) == comparison}
+
+
 def _compared(
     path: str, contents: tuple[Content, Content], how: Comparison | None, tolerance: float, runs: Runs
 ) -> OutputVerdict:
@@ -97,7 +103,7 @@ def _outputs(catalog: Catalog, before: ExecutionRecord, after: ExecutionRecord) 
     contents = (partial(_output, catalog, before.id), partial(_output, catalog, after.id))
     written = (before.job_status.outputs, after.job_status.outputs)
     runs = Runs(run_of(before), run_of(after))
-    for verdict in compare_outputs(*written, contents, declared=before.method.comparisons, runs=runs):
+    for verdict in compare_outputs(*written, contents, declared=declared_by_both(before, after), runs=runs):
         if verdict.agreement not in {Agreement.SAME, Agreement.GONE, Agreement.NEW}:
             yield verdict
 

@@ -28,7 +28,7 @@ from prefect_executions.bundles.incoming import find_bundles, open_container
 from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.portable_names import check_names
-from prefect_executions.bundles.source import FolderSource, Source, record_of
+from prefect_executions.bundles.source import FolderSource, Source, VerifiedSource, record_of
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, verify
 from prefect_executions.bundles.zip_reader import ZipReader
 from prefect_executions.capture.staging import stage
@@ -49,7 +49,7 @@ from prefect_executions.executions.value_types import is_marker, restore
 from prefect_executions.executions.values import has_marker, recorded_form, same_form, text_of
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.code_origin import Approve, check_code, refuse
-from prefect_executions.operations.compare import compare_outputs, run_of
+from prefect_executions.operations.compare import compare_outputs, declared_by_both, run_of
 from prefect_executions.operations.recorded_code import CODE_LACKS, copy_code, entrypoint_of, missing_code
 from prefect_executions.runtimes.registry import image_runtime, open_runtime
 from prefect_executions.workbench.catalog import Catalog
@@ -319,15 +319,16 @@ class Replay:
         gathered = load_gathered(bundle)
         if gathered is None:
             raise BundleError(f"the outputs of bundle {bundle.id} are not gathered, so they cannot be compared")
-        after = bundle.record()
+        after, written = bundle.record(), self.record.job_status.outputs
+        recorded = partial(_content, self.source, {output.path: output.sha256 for output in written})
         verdict = judge(
             self.record,
             after,
             compare_outputs(
-                self.record.job_status.outputs,
+                written,
                 gathered.files,
-                (partial(_content, self.source), lambda path: (bundle.folder / path).read_bytes()),
-                declared=self.record.method.comparisons,
+                (recorded, lambda path: (bundle.folder / path).read_bytes()),
+                declared=declared_by_both(self.record, after),
                 runs=Runs(run_of(self.record), run_of(after)),
                 tolerance=tolerance,
             ),
@@ -341,12 +342,18 @@ class Replay:
 
 @contextmanager
 def open_replayable(
-    catalog: Catalog, target: str, *, signatures: SignaturePolicy = TRUST_NOBODY, approve: Approve = refuse
+    catalog: Catalog,
+    target: str,
+    *,
+    signatures: SignaturePolicy = TRUST_NOBODY,
+    approve: Approve = refuse,
+    manifest_sha256: str | None = None,
 ) -> Iterator[tuple[ExecutionRecord, Source]]:
     """Open and verify the bundle to replay: a folder or zip with one bundle, or the id of a sealed execution.
 
     *signatures* says which signers are accepted. *approve* decides on code that was sealed
-    on another machine and is not signed by a trusted key.
+    on another machine and is not signed by a trusted key. With *manifest_sha256* only the bundle whose
+    manifest has this digest is opened. A file that is changed after the verification cannot be read.
 
     Raises:
         NotFoundError: If *target* does not exist.
@@ -361,9 +368,13 @@ def open_replayable(
         if not report.passed:
             refused = ForeignCodeError if report.only_signer_unknown else BundleError
             raise refused(f"{target} is not replayed: {report.summary}")
-        record, digest = record_of(source), sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
-        check_code(catalog, record, report, digest, approve)
-        return record, source
+        if manifest_sha256 not in {None, report.manifest_sha256}:
+            found = f"its manifest has the digest {report.manifest_sha256}, not {manifest_sha256}"
+            raise BundleError(f"{target} is not replayed: {found}")
+        verified = VerifiedSource(source, report.manifest_sha256)
+        record = record_of(verified)
+        check_code(catalog, record, report, approve)
+        return record, verified
 
     if path := path_of(target):
         with open_container(path, DEFAULT_LIMITS) as container:
@@ -445,7 +456,7 @@ def _check_origin(file: StagedInput, folder: Path) -> Iterator[str]:
         yield f"input '{file.input}' is kept by reference only, and {file.origin} has changed"
 
 
-def _content(source: Source, path: str) -> bytes:
+def _content(source: Source, digests: Mapping[str, str], path: str) -> bytes:
     if path in source.files:
         return b"".join(source.blocks(path))
     if layout.OUTPUT_ZIP not in source.files:
@@ -454,4 +465,7 @@ def _content(source: Source, path: str) -> bytes:
         zipped = ZipReader.open(stream, DEFAULT_LIMITS)
         if path not in zipped.entries:
             raise BundleError(f"{layout.OUTPUT_ZIP} does not contain it")
-        return b"".join(zipped.blocks(zipped.entries[path]))
+        data = b"".join(zipped.blocks(zipped.entries[path]))
+    if sha256(data).hexdigest() != digests[path]:
+        raise BundleError(f"{layout.OUTPUT_ZIP} was changed after the bundle was verified")
+    return data
