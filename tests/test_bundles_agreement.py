@@ -45,10 +45,8 @@ ONCE = {
         "workingDirectory",
         "usage/exitCode",
         "usage/exception/traceback",
-        "runs/*/task",
         "runs/*/runtime",
         "runs/*/container",
-        "runs/2/id",  # a run in a process, which has no image
     },
     "metadata/jobStatus.json": {
         "progress",
@@ -308,9 +306,87 @@ def test_an_execution_is_not_its_own_relative(bundles):
     assert report.faults == ("same-execution: metadata/request.json has the execution itself as its parent",)
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "change", "fault"),
+    [
+        ("full", "metadata/instance.json", lambda d: d.update(pid=1), "pid is 1; its process has 4711"),
+        ("full", "metadata/instance.json", lambda d: d.update(hostname="vm-8"), "hostname is vm-8; its process has"),
+        ("full", "metadata/instance.json", lambda d: d["usage"].update(wallSeconds=-1.0), "wallSeconds is -1.0"),
+        ("full", "metadata/instance.json", lambda d: d["usage"].update(peakMemory=-1), "peakMemory is -1"),
+        ("full", "auth/jwt.json", lambda d: d.update(source="prefect"), "only a token is verified"),
+        (
+            "full",
+            "auth/jwt.json",
+            lambda d: d.update(source="system", verified=False),
+            "has the digest of a token, and the source is system",
+        ),
+        (
+            "full",
+            "metadata/method.json",
+            lambda d: d["code"]["repository"].update(dirty=False),
+            "the working tree has changes",
+        ),
+        (
+            "full",
+            "metadata/jobStatus.json",
+            lambda d: d["steps"][0].update(flowRunId=EXECUTION_ID),
+            "calls the execution itself",
+        ),
+        ("replay", "metadata/jobStatus.json", lambda d: d.update(cachedFrom=EXECUTION_ID), "is cached from itself"),
+        (
+            "replay",
+            "metadata/jobStatus.json",
+            lambda d: d.update(reason="error"),
+            "a completed execution has the reason",
+        ),
+        *(
+            ("replay", "metadata/request.json", lambda d, other=other: d["relatives"].append(other), "as a relative")
+            for other in (
+                {"executionId": EXECUTION_ID.upper(), "relation": "parent"},
+                {"executionId": f"{EXECUTION_ID}.2", "relation": "retry-of"},
+            )
+        ),
+        (
+            "full",
+            "metadata/request.json",
+            lambda d: d["relatives"].append({"executionId": "parent-2", "relation": "parent"}),
+            "has two parents",
+        ),
+        (
+            "replay",
+            "metadata/request.json",
+            lambda d: d["files"].append(d["files"][0] | {"input": "film"}),
+            "has a file for 'film', which is no input of the request",
+        ),
+    ],
+)
+def test_facts_that_exclude_each_other_are_found(bundles, name, path, change, fault):
+    report = verify(_document(bundles[name], path, change), only=("facts",))
+    assert any(found.startswith(f"facts: {path}") and fault in found for found in report.faults)
+
+
+def test_an_origin_of_no_package_and_requirements_without_packages_are_found(bundles):
+    def change(instance: Any) -> None:
+        instance |= {"packages": {}, "packageOrigins": {"coins": {"url": "https://example.org/coins.git"}}}
+
+    report = verify(_document(bundles["full"], "metadata/instance.json", change), only=("packages",))
+    assert report.faults[0] == (
+        "packages: metadata/instance.json has the origin of the package 'coins', and not the package"
+    )
+    assert "has numpy==" in report.faults[1]
+
+
+def test_the_same_bytes_have_no_difference(bundles):
+    def change(verdict: Any) -> None:
+        verdict["outputs"][0] |= {"agreement": "same", "by": "table", "words": []}
+
+    report = verify(_document(bundles["replay"], "metadata/verdict.json", change), only=("verdict",))
+    assert "has the same bytes, and a difference in table" in report.faults[0]
+
+
 def test_a_verdict_has_one_judgement_of_each_output(bundles):
     def change(verdict: Any) -> None:
-        verdict["outputs"].append(verdict["outputs"][1] | {"agreement": "same", "words": []})
+        verdict["outputs"].append(verdict["outputs"][1] | {"agreement": "same", "by": "bytes", "words": []})
 
     report = verify(_document(bundles["replay"], "metadata/verdict.json", change), only=("verdict",))
     assert report.faults == ("verdict: metadata/verdict.json: 'outputs/regions.csv' is there 2 times",)

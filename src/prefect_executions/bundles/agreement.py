@@ -14,7 +14,16 @@ from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
 from prefect_executions.comparison.verdict import Agreement, Verdict
 from prefect_executions.crate import reader as crate_reader
-from prefect_executions.executions.record import BundleFile, ExecuteRequest, Instance
+from prefect_executions.executions.ids import ExecutionId
+from prefect_executions.executions.record import (
+    Agent,
+    BundleFile,
+    ExecuteRequest,
+    ExecutionRecord,
+    Instance,
+    Process,
+    Usage,
+)
 from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
@@ -44,6 +53,58 @@ def same_execution(evidence: Evidence) -> Findings:
     for path, read in ((layout.PROVENANCE, evidence.provenance_summary), (layout.CRATE, evidence.crate_summary)):
         if read.summary.execution_id != status.job_id:
             yield f"{path} belongs to execution {read.summary.execution_id}; {JobStatus.file_name} to {status.job_id}"
+
+
+def facts(evidence: Evidence) -> Findings:
+    """Facts that two members of the JSON documents state, or that exclude each other, agree (format 2)."""
+    if evidence.format == 1:
+        return
+    record = evidence.record
+    yield from _request_facts(record)
+    yield from _machine_facts(record.instance)
+    agent, status = record.agent, record.job_status
+    if agent.verified and agent.source != "token":
+        yield f"{Agent.file_name}: verified is true for the source {agent.source}; only a token is verified"
+    if agent.token_sha256 and agent.source != "token":
+        yield f"{Agent.file_name} has the digest of a token, and the source is {agent.source}"
+    if status.reason and status.execution_status is Status.COMPLETED:
+        yield f"{JobStatus.file_name}: a completed execution has the reason {status.reason}"
+    if status.cached_from == status.job_id:
+        yield f"{JobStatus.file_name}: the result of the execution is cached from itself"
+    for step in status.steps or ():
+        if step.flow_run_id is not None and str(step.flow_run_id) == ExecutionId.parse(status.job_id).flow_run_id:
+            yield f"{JobStatus.file_name}: the step {step.name!r} calls the execution itself"
+    repository = (record.method.code.repository if record.method.code else None) or Repository()
+    if repository.dirty is False and (repository.changed or repository.diff_sha256):
+        yield f"{Method.file_name}: the working tree has changes, and it says that it has none"
+
+
+def _request_facts(record: ExecutionRecord) -> Findings:
+    request, own = record.request, ExecutionId.parse(record.id.lower())
+    for relative in request.relatives:
+        other = ExecutionId.parse(relative.execution_id.lower())
+        is_own = other.flow_run_id == own.flow_run_id and other.generation >= own.generation
+        if is_own and relative.execution_id != record.id:  # `same_execution` reports the id itself
+            yield f"{ExecuteRequest.file_name} has {relative.execution_id!r}, the execution itself, as a relative"
+    if sum(relative.relation == "parent" for relative in request.relatives) > 1:
+        yield f"{ExecuteRequest.file_name} has two parents"
+    for name in sorted({file.input for file in request.files}):
+        if name.partition(".")[0] not in request.values:
+            yield f"{ExecuteRequest.file_name} has a file for {name!r}, which is no input of the request"
+
+
+def _machine_facts(instance: Instance) -> Findings:
+    process = instance.process or Process(pid=instance.pid or 0)
+    pairs = {"hostname": (instance.hostname, process.host), "pid": (instance.pid, process.pid)}
+    for member, (stated, of_process) in pairs.items():
+        if stated is not None and of_process is not None and stated != of_process:
+            yield f"{Instance.file_name}: {member} is {stated}; its process has {of_process}"
+    usage = instance.usage or Usage()
+    for member, value in (("wallSeconds", usage.wall_seconds), ("cpuSeconds", usage.cpu_seconds)):
+        if value is not None and value < 0:
+            yield f"{Instance.file_name}: {member} is {value}, less than nothing"
+    if usage.peak_memory is not None and usage.peak_memory < 0:
+        yield f"{Instance.file_name}: peakMemory is {usage.peak_memory}, less than nothing"
 
 
 def inputs(evidence: Evidence) -> Findings:
@@ -113,8 +174,13 @@ def _code_digests(evidence: Evidence, code: CodeIdentity) -> Findings:
 
 def packages(evidence: Evidence) -> Findings:
     """`requirements.txt` lists the packages in `instance.json`."""
-    recorded = evidence.document(Instance).packages
-    if evidence.format == 1 or not recorded or REQUIREMENTS not in evidence.files:
+    instance = evidence.document(Instance)
+    recorded = instance.packages
+    if evidence.format == 1:
+        return
+    for name in sorted((instance.package_origins or {}).keys() - recorded.keys()):
+        yield f"{Instance.file_name} has the origin of the package {name[:200]!r}, and not the package"
+    if REQUIREMENTS not in evidence.files:
         return
     size, limit = evidence.files[REQUIREMENTS], evidence.limits.document
     if size > limit:
@@ -199,6 +265,9 @@ def verdict(evidence: Evidence) -> Findings:
     if verdict.grade not in {expected, None}:
         yield f"{Verdict.file_name}: the grade is {words(verdict.grade)}; its lists give {words(expected)}"
     judged = {output.path: output.agreement for output in verdict.outputs}
+    for output in verdict.outputs:
+        if output.agreement is Agreement.SAME and (output.by != "bytes" or output.words):
+            yield f"{Verdict.file_name}: {output.path!r} has the same bytes, and a difference in {output.by}"
     for path, count in Counter(output.path for output in verdict.outputs).items():
         if count > 1:
             yield f"{Verdict.file_name}: {path!r} is there {count} times"

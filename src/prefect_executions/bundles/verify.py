@@ -22,6 +22,7 @@ from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy,
 from prefect_executions.bundles import agreement, layout
 from prefect_executions.bundles.agreement import words
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
+from prefect_executions.bundles.script_runs import scripts
 from prefect_executions.bundles.signatures import check_inclusion, check_signature, signature_state
 from prefect_executions.bundles.source import Source, open_source
 from prefect_executions.bundles.zip_reader import Limits
@@ -171,8 +172,10 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "lifecycle": _lifecycle,
     "same-execution": agreement.same_execution,
     "ogc-status": _ogc_status,
+    "facts": agreement.facts,
     "inputs": agreement.inputs,
     "code": agreement.code,
+    "scripts": scripts,
     "packages": agreement.packages,
     "outputs": agreement.outputs,
     "provenance": agreement.provenance,
