@@ -15,17 +15,19 @@ import pytest
 
 from benches import OTHER_ID, bench_at, kept
 from bundle_makers import contents
+from prefect_executions.attestation.policy import TRUST_NOBODY
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.verify import verify
 from prefect_executions.errors import BundleError, NotFoundError
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.operations.export import export
 from prefect_executions.operations.replay import record_source
+from prefect_executions.operations.verify import verify_execution
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.local_copy import LocalCopy, restore_copy
 from prefect_executions.workbench.recovery import restore_changed, settle_all
 from prefect_executions.workbench.workbench import Workbench
-from records import EXECUTION_ID, OUTPUTS
+from records import EXECUTION_ID, OUTPUTS, an_agent
 
 NAME, DATA = next((path.removeprefix("outputs/"), data) for path, data in OUTPUTS.items() if data)
 JOB_STATUS = JobStatus.file_name
@@ -242,3 +244,38 @@ def test_a_removed_output_of_a_pending_bundle_stops_only_its_own_execution(bench
     assert results == {EXECUTION_ID: "failed", OTHER_ID: "archived"}
     assert [entry.result for entry in restore_changed(bench, datetime.now(UTC))] == ["restored"]
     assert {entry.result for entry in settle_all(bench)} == {"archived"}
+
+
+@pytest.fixture
+def replaced(bench: Workbench, bundle: OpenBundle, tmp_path: Path) -> OpenBundle:
+    """A bundle whose copy in the archive was replaced, with its seal, by another one that agrees with itself."""
+    other = bench_at(tmp_path / "forger")
+    kept(other, agent=an_agent(claims={"sub": "mallory"}))
+    shutil.rmtree(bench.folder.parent / "archive")
+    shutil.copytree(tmp_path / "forger" / "archive", bench.folder.parent / "archive")
+    return bundle
+
+
+def test_a_bundle_that_was_replaced_in_the_archive_is_found_although_both_copies_verify(bench, replaced):
+    here, there = verify_execution(Catalog(bench), EXECUTION_ID, signatures=TRUST_NOBODY)
+    assert here.report.passed
+    (fault,) = there.report.faults
+    assert fault.startswith("seal: manifest-sha256.txt has the digest ")
+    assert "one of the bundles was replaced" in fault
+
+
+@pytest.mark.parametrize("path", [None, f"outputs/{NAME}", JOB_STATUS])
+def test_a_bundle_that_was_replaced_in_the_archive_replaces_no_copy_here(bench, replaced, path):
+    if path:
+        appended(replaced.folder / path)
+    before = contents(replaced.folder)
+    with pytest.raises(BundleError, match="nothing was restored: the archive has another bundle"):
+        restore_copy(bench.archive, replaced)
+    assert contents(replaced.folder) == before
+
+
+def test_a_manifest_with_one_changed_digest_is_restored(bench, bundle):
+    data = bundle.paths.manifest.read_bytes()
+    bundle.paths.manifest.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert restore_copy(bench.archive, bundle).restored == ("manifest-sha256.txt",)
+    assert bundle.paths.manifest.read_bytes() == data

@@ -142,11 +142,12 @@ def verify_execution(
     """
     trust = _Trust(signatures, allowed)
     local = catalog.local_source(execution_id)
-    if local is not None:
-        yield Verified("workbench", _report(local, trust))
+    here = _report(local, trust) if local is not None else None
+    if here is not None:
+        yield Verified("workbench", here)
     archived = catalog.bundle_source(execution_id)
     if archived is not None:
-        yield Verified("archive", _report_with_seal(archived, trust))
+        yield Verified("archive", _report_with_seal(archived, trust, here))
     elif local is None:
         status = catalog.record(execution_id).status
         cure = "'executions settle --once' seals it" if status.terminal else "verify it when it has ended"
@@ -232,6 +233,14 @@ def _report(source: Source, trust: _Trust) -> Report:
     return replace(report, checks=(*report.checks, ssh_check(source, trust.allowed)))
 
 
-def _report_with_seal(source: ArchivedSource, trust: _Trust) -> Report:
+def _report_with_seal(source: ArchivedSource, trust: _Trust, local: Report | None) -> Report:
+    """Verify the archived copy, and compare its manifest with that of the *local* copy."""
     report = _report(source, trust)
-    return replace(report, checks=(Check("seal", tuple(source.seal_faults())), *report.checks))
+    faults = [*source.seal_faults()]
+    here = local.manifest_sha256 if local else None
+    if here and report.manifest_sha256 and here != report.manifest_sha256:
+        faults.append(
+            f"{MANIFEST} has the digest {report.manifest_sha256} in the archive and {here} on the workbench: one of "
+            "the bundles was replaced. 'executions audit' compares the archive with its checkpoints"
+        )
+    return replace(report, checks=(Check("seal", tuple(faults)), *report.checks))

@@ -188,7 +188,9 @@ def _restore(copy: LocalCopy, archived: ArchivedBundle | None, aside: Path) -> t
     restored, lost = list[str](), list[str]()
     folder = copy.bundle.folder
     if archived is not None and not _has_digest(folder / layout.MANIFEST, archived.seal.manifest_sha256):
-        _put(folder, layout.MANIFEST, iter([archived.read(layout.MANIFEST)]), archived.seal.manifest_sha256, aside)
+        sealed = archived.read(layout.MANIFEST)
+        _check_same_bundle(copy, manifest.parse(sealed), archived.seal.manifest_sha256)
+        _put(folder, layout.MANIFEST, iter([sealed]), archived.seal.manifest_sha256, aside)
         restored.append(layout.MANIFEST)
         copy = LocalCopy(copy.bundle)
     for path in [path for path in copy.damaged() if path not in copy.listed]:  # first: it may be in the way of a file
@@ -205,6 +207,28 @@ def _restore(copy: LocalCopy, archived: ArchivedBundle | None, aside: Path) -> t
     if restored and not lost:
         trust_if_intact(copy.bundle)
     return restored, lost
+
+
+def _check_same_bundle(copy: LocalCopy, archived: Mapping[str, str], manifest_sha256: str) -> None:
+    """Refuse to replace the manifest if it fits the files here better than that of the archive does.
+
+    A damaged manifest fits fewer files. If it fits more, somebody has replaced the bundle in the archive, or the
+    one here, and restoring would destroy the evidence.
+    """
+    try:
+        local = copy.listed
+    except BundleError:
+        return
+    disputed = [path for path in local.keys() | archived.keys() if local.get(path) != archived.get(path)]
+    fits = [
+        sum(_has_digest(copy.bundle.folder / path, listed.get(path, "")) for path in disputed)
+        for listed in (local, archived)
+    ]
+    if fits[0] > fits[1]:
+        raise BundleError(
+            f"nothing was restored: the archive has another bundle {copy.bundle.id}, with the manifest "
+            f"{manifest_sha256}. Next: executions audit, which says whether it was replaced there"
+        )
 
 
 def _sealed(copy: LocalCopy, archived: ArchivedBundle | None, path: str) -> Iterator[Iterator[bytes]]:
