@@ -910,6 +910,10 @@ def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
     done = executed(["run", flow, "-p", "fail=true"], home)
     assert done.returncode == exit_codes.FAILED
     assert (done.stdout + done.stderr).count("\nValueError: nobody is there") == 1
+    shown = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
+    assert shown["error"] == "ValueError: nobody is there"
+    assert shown["outputs"] == "greeting.txt (9 B)"
+    assert f"Next: executions logs --stderr {shown['execution']}\n" in done.stdout
 
 
 @pytest.mark.long
@@ -917,6 +921,26 @@ def test_a_quiet_run_prints_only_its_id(prefect_server, home, flow):
     done = executed(["run", flow, "--quiet"], home)
     assert (done.returncode, done.stderr) == (0, "")
     assert executed(["show", done.stdout.strip()], home).returncode == 0
+
+
+def test_the_summary_of_a_run_has_its_last_metrics_and_its_first_outputs(prefect_server, executions, tmp_path):
+    (tmp_path / "many.py").write_text("""
+from prefect_executions import current_execution, method
+
+@method
+def many() -> None:
+    execution = current_execution()
+    for number in range(12):
+        execution.output(f"tiles/{number:02}.bin").write_bytes(bytes(1234))
+        execution.log_metrics({"loss": 1 / (number + 1)}, step=number)
+    execution.log_metrics({"tiles": 12})
+""")
+    shown = dict(
+        line.split("\t", 1) for line in executions("run", f"{tmp_path / 'many.py'}:many").splitlines() if "\t" in line
+    )
+    assert shown["metrics"] == "loss 0.0833333, tiles 12"
+    assert shown["outputs"].startswith("tiles/00.bin (1.2 kB), tiles/01.bin (1.2 kB), ")
+    assert shown["outputs"].endswith("tiles/07.bin (1.2 kB), and 4 more")
 
 
 def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
@@ -940,6 +964,7 @@ def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
     ("arguments", "code", "word"),
     [
         (["{flow}", "-p", "bogus=1"], exit_codes.REQUEST, "bogus"),
+        (["{flow}", "-p", "wait=soon"], exit_codes.REQUEST, "input 'wait' should be a valid number"),
         (["{file}:nobody"], exit_codes.NOT_THERE, "has no 'nobody'. Its flows: greet."),
         (["{file}:sys"], exit_codes.REQUEST, "is a module"),
         (["{file}"], exit_codes.REQUEST, "names no function. Give path.py:function"),

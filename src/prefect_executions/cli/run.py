@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from prefect_executions.bundles.layout import STDERR, STDOUT
 from prefect_executions.cli.arguments import (
     NO_INPUTS,
     InputOptions,
@@ -22,10 +23,25 @@ from prefect_executions.cli.arguments import (
     set_defaults,
 )
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
-from prefect_executions.cli.output import format_end, format_took, say, show_facts, show_json, status_line, warn
+from prefect_executions.cli.output import (
+    format_end,
+    format_number,
+    format_size,
+    format_took,
+    say,
+    show_facts,
+    show_json,
+    status_line,
+    warn,
+)
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
+
+_MOST_SHOWN = 8
+"""Metrics and outputs in the summary of a run; `executions show` has all of them."""
+
+_LONGEST_ERROR = 1000
 
 if TYPE_CHECKING:
     from prefect_executions.bundles.open_bundle import OpenBundle
@@ -107,13 +123,14 @@ def _run(
 ) -> tuple[MethodFlow[Any, Any], Ran]:
     with status_line("Loading Prefect and the Method", quiet=quiet):
         # Prefect takes seconds to import; only commands that run a Method need it.
-        from prefect_executions.flow.entrypoints import load_method, run_method  # noqa: PLC0415
+        from prefect_executions.flow.entrypoints import check_inputs, load_method, run_method  # noqa: PLC0415
         from prefect_executions.flow.invocation import Invocation  # noqa: PLC0415
         from prefect_executions.prefect_api import client as api_client  # noqa: PLC0415
 
         # Prefect imports modules from the working directory first.
         with chdir(load_from) if load_from else nullcontext():
             flow = load_method(entrypoint)
+            check_inputs(flow, parameters)
     api = api_client.configured_api()
     activity = f"Connecting to Prefect at {api}" if api else "Starting a local Prefect server (only the first time)"
     with status_line(activity, quiet=quiet or bool(api)):
@@ -192,8 +209,23 @@ def _facts(record: ExecutionRecord, storage: StorageState) -> Iterator[tuple[str
     yield "message", record.job_status.message if record.status is Status.CANCELLED else None
     yield "finished", format_end(record.job_status) if record.job_status.finished_before else None
     yield "took", format_took(record.job_status, record.instance.usage)
+    yield "metrics", _several(f"{name} {format_number(value)}" for name, value in _last_metrics(record).items())
+    outputs = (output for output in record.job_status.outputs if output.path not in {STDOUT, STDERR})
+    yield "outputs", _several(f"{output.path.partition('/')[2]} ({format_size(output.size)})" for output in outputs)
     yield "bundle", storage.folder
     yield "archive", storage.archive
+    yield "error", _error_of(record)[:_LONGEST_ERROR] if record.status is Status.FAILED else None
+
+
+def _last_metrics(record: ExecutionRecord) -> dict[str, object]:
+    return {metric.name: metric.value for metric in (record.metrics.metrics if record.metrics else ())}
+
+
+def _several(items: Iterable[str]) -> str:
+    """Return *items* as one text, the first ones if there are many."""
+    shown = list(items)
+    more = [f"and {len(shown) - _MOST_SHOWN} more"] if len(shown) > _MOST_SHOWN else []
+    return ", ".join([*shown[:_MOST_SHOWN], *more])
 
 
 def _duration(record: ExecutionRecord) -> Any:
@@ -201,16 +233,16 @@ def _duration(record: ExecutionRecord) -> Any:
 
 
 def _next_commands(record: ExecutionRecord) -> str:
-    return (
-        f"Next: executions show {record.id}\n      executions verify {record.id}\n      executions outputs {record.id}"
-    )
+    completed = record.status is Status.COMPLETED
+    commands = ("show", "verify", "outputs") if completed else ("logs --stderr", "show")
+    return "Next: " + "\n      ".join(f"executions {command} {record.id}" for command in commands)
 
 
-def _error_of(record: ExecutionRecord) -> str | None:
+def _error_of(record: ExecutionRecord) -> str:
     usage = record.instance.usage
     if usage and usage.exception:
         return f"{usage.exception.type}: {usage.exception.message}"
-    return record.job_status.message
+    return record.job_status.message or ""
 
 
 @contextmanager

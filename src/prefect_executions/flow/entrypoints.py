@@ -17,13 +17,17 @@ import prefect
 from prefect.exceptions import ScriptError, TerminationSignal
 from prefect.flows import Flow
 from prefect.utilities.importtools import load_module, load_script_as_module
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from prefect_executions.errors import MethodError, NotFoundError, RequestError
+from prefect_executions.errors import InputError, MethodError, NotFoundError, RequestError
 from prefect_executions.flow.decorator import MethodFlow, method
+from prefect_executions.flow.inputs import annotations_of
 from prefect_executions.flow.invocation import Invocation, invoked
 from prefect_executions.methods.model import descriptor_in
 from prefect_executions.prefect_api import client as api_client
 
+_FAULTS = 3
 _FORMS = "Give path.py:function or module:function."
 
 
@@ -136,6 +140,50 @@ def run_method(
         except BaseException as raised:  # noqa: BLE001 - returned to the caller, who shows it
             error = api_client.too_large_error(raised, f"a run of '{flow.name}'", parameters) or raised
     return Ran(execution_ids[-1] if execution_ids else None, error)
+
+
+def check_inputs(flow: MethodFlow[Any, Any], parameters: Mapping[str, Any]) -> None:
+    """Refuse wrong *parameters* now: Prefect refuses a wrong type after it has created the flow run, which then failed.
+
+    References to Prefect's blocks and to secrets are left to Prefect, which resolves them first.
+
+    Raises:
+        RequestError: If a parameter is unknown, missing or of a wrong type.
+        SecretError: If a secret was given in plain text.
+    """
+    arguments = _arguments(flow, parameters)
+    if not flow.should_validate_parameters:
+        return
+    if type(flow).validate_parameters is not Flow.validate_parameters:  # a descriptor's, which calls nothing
+        flow.validate_parameters(dict(arguments.arguments))
+        return
+    annotations, faults = annotations_of(flow.fn), []
+    for name, value in arguments.arguments.items():
+        if name in annotations and not _is_reference(value):
+            try:
+                annotations[name].validate(value)
+            except ValidationError as error:
+                faults += [_fault(name, part) for part in error.errors(include_url=False, include_input=False)]
+            except Exception:  # noqa: BLE001, S112 - the author's validator: Prefect calls it and reports its error
+                continue
+    if faults:
+        more = f" (and {len(faults) - _FAULTS} more)" if len(faults) > _FAULTS else ""
+        raise InputError(f"Method '{flow.method.id}': {'; '.join(faults[:_FAULTS])}{more}")
+
+
+def _fault(name: str, part: ErrorDetails) -> str:
+    where = ".".join(map(str, [name, *part["loc"]]))
+    message = part["msg"]
+    colon = "" if message.startswith("Input ") else ":"  # "Input should be a valid integer"
+    return f"input '{where}'{colon} {message.removeprefix('Input ')}"
+
+
+def _is_reference(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "$ref" in value or any(map(_is_reference, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_is_reference, value))
+    return isinstance(value, str) and value.startswith("env:")
 
 
 @contextmanager
