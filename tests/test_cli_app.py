@@ -584,6 +584,16 @@ def test_the_methods_own_time_is_shown_apart_from_a_long_wait(executions, home):
     assert "\ntook\t6.00 s\n" in executions("show", OTHER_ID)
 
 
+def test_verify_and_import_say_that_listed_files_are_absent(home, tmp_path):
+    kept(bench_at(home))
+    zipped = str(tmp_path / "metadata.zip")
+    assert executed(["export", EXECUTION_ID, "--level", "metadata", "-o", zipped], home).returncode == 0
+    absent = "listed files are absent: it was exported with the level 'metadata'"
+    for command in ("verify", "import"):
+        done = executed([command, zipped], tmp_path / "elsewhere")
+        assert (done.returncode, absent in done.stderr) == (0, True), done.stderr
+
+
 def test_settle_seals_an_unfinished_execution(executions, home, prefect_server):
     forget_flows()
     begun(bench_at(home), record_of())

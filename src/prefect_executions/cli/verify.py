@@ -143,8 +143,9 @@ def _as_json(verified: Verified, policy: SignaturePolicy) -> dict[str, Any]:
 
 
 def _notes(report: Report) -> Iterator[str]:
-    """Yield a sentence for each file that was skipped, and each hard link."""
-    yield from (note for check in report.checks if check.name in {"container", "layout"} for note in check.unchecked)
+    """Yield a sentence for each file that was skipped, each hard link, and the number of listed but absent files."""
+    noted = {"container", "layout", "digests"}
+    yield from (note for check in report.checks if check.name in noted for note in check.unchecked)
 
 
 def _show_checks(verified: Verified, *, verbose: bool) -> None:

@@ -142,8 +142,8 @@ def _import(
                 progress(bundles[-1].id, steps)
             _check_unique(bundles)
             _check_container(found)
-            for skipped in found.skipped:
-                note(skipped_file(skipped))
+            for sentence in (*map(skipped_file, found.skipped), *verifier.absences):
+                note(sentence)
         except BundleError as error:
             raise ImportRefusedError(f"{origin} is not imported: {error}") from error
         recorder = _Recorder(workbench, staging, origin, policy.at)
@@ -160,6 +160,8 @@ class _Verifier:
 
     def __init__(self, workbench: Workbench, staging: Path, policy: ImportPolicy) -> None:
         self._workbench, self._staging, self._policy = workbench, staging, policy
+        self.absences: list[str] = []
+        """A sentence for each bundle that lacks files of its manifest."""
 
     def verify(self, incoming: IncomingBundle) -> _VerifiedBundle:
         """Return *incoming* as a verified bundle in the format of this package."""
@@ -190,8 +192,10 @@ class _Verifier:
             raise BundleError(report.summary)
         status = JobStatus.from_json(b"".join(source.blocks(JobStatus.file_name)))
         execution_id = layout.check_execution_id(status.job_id)
-        digest = sha256(b"".join(source.blocks(layout.MANIFEST))).hexdigest()
+        digest = report.manifest_sha256 or ""
         known = self._is_archived(execution_id, digest)
+        absences = (sentence for check in report.checks if check.name == "digests" for sentence in check.unchecked)
+        self.absences += [f"{execution_id}: {sentence}" for sentence in absences]
         signature = report.signature if incoming.kind is BundleKind.BUNDLE else SignatureState.UNSIGNED
         return _VerifiedBundle(execution_id, incoming, source, digest, known, source_sha256, signature)
 
