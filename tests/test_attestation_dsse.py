@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bundle_makers import a_sealed_bundle, an_open_bundle, copy_of, finish, forge_json, renew_manifest, zip_of
 from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, commands, pae, sealed_envelope
 from prefect_executions.attestation.keys import SigningKey, VerifyingKey
-from prefect_executions.attestation.policy import SignaturePolicy
+from prefect_executions.attestation.policy import SignaturePolicy, SignatureState
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.seal import seal
 from prefect_executions.bundles.verify import verify
@@ -90,6 +90,15 @@ def test_a_member_that_no_signature_covers_is_refused(bundle, steps):
     part["more"] = "text"
     (bundle / ATTESTATION).write_text(json.dumps(envelope))
     assert faults(bundle) == [f"{ATTESTATION}: a DSSE envelope has no member 'more'"]
+
+
+@pytest.mark.parametrize("key_id", ["", "alice", "A" * 64, "a" * 63, "alice (0123456789abcdef), and valid"])
+def test_a_key_id_that_is_no_digest_is_refused(bundle, key_id):
+    path = bundle / layout.ATTESTATION
+    path.write_text(path.read_text().replace(a_key().public.id, key_id))
+    report = verify(bundle, signatures=SignaturePolicy(allow_unknown=True))
+    assert report.signature is SignatureState.INVALID
+    assert any("is not a SHA-256 in lower-case hex" in fault for fault in report.faults)
 
 
 def test_base64_with_a_second_text_for_the_same_bytes_is_refused(bundle):

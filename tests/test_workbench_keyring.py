@@ -85,6 +85,33 @@ def test_a_public_key_is_trusted_once_under_one_name(ring, tmp_path):
         ring.trust(file, "../bob")
 
 
+def test_a_name_that_could_pass_for_another_key_is_refused(ring, tmp_path):
+    file = tmp_path / "key.pem"
+    file.write_bytes(a_key().public.pem)
+    alice = ring.trust(file, "alice")
+    file.write_bytes(a_key("b").public.pem)
+    for name in (alice.id, alice.id[:8], alice.id.upper(), "Alice", "own", "OWN"):
+        with pytest.raises(RequestError, match=f"the name {name} "):
+            ring.trust(file, name)
+
+
+def test_a_signer_is_named_unambiguously(ring, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alice, mallory = a_key().public, a_key("b").public
+    (ring.private.parent / "trusted").mkdir(parents=True)
+    (ring.private.parent / "trusted" / f"{alice.id}.pem").write_bytes(mallory.pem)
+    (ring.private.parent / "trusted" / "alice.pem").write_bytes(alice.pem)
+    assert ring.policy(signers=["alice"]).signers == {alice.id}
+    assert ring.policy(signers=[alice.id[:16]]).signers == {alice.id}
+    with pytest.raises(RequestError, match="names 2 keys"):
+        ring.policy(signers=[alice.id])
+    Path("bob").write_bytes(mallory.pem)
+    with pytest.raises(RequestError, match="neither the name nor the id"):
+        ring.policy(signers=["bob"])
+    Path("bob").rename("bob.pem")
+    assert ring.policy(signers=["bob.pem"]).signers == {mallory.id}
+
+
 def test_a_private_key_is_not_taken_for_a_public_one(ring, tmp_path):
     file = tmp_path / "private.pem"
     file.write_bytes(a_key().pem)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -83,6 +84,8 @@ def _signature(item: object, name: str) -> Signature:
     match item:
         case {"sig": str(data), "keyid": str(key_id), **rest}:
             _refuse_unknown(rest, name)
+            if not _KEY_ID.fullmatch(key_id):  # other text could pass for the name of a signer
+                raise BundleError(f"{name}: the key id {key_id[:80]!r} is not a SHA-256 in lower-case hex")
             return Signature(key_id, _decoded(data, name))
         case _:
             raise BundleError(f"{name}: a signature needs sig and keyid")
@@ -108,6 +111,7 @@ def _decoded(text: str, name: str) -> bytes:
     return data
 
 
+_KEY_ID = re.compile(r"[0-9a-f]{64}")
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"

@@ -33,6 +33,9 @@ _SHORTEST_ID = 8
 """The fewest digits of a key id that identify a key on the command line."""
 
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._@-]{0,63}")
+_LIKE_AN_ID = re.compile(rf"[0-9A-Fa-f]{{{_SHORTEST_ID},}}")
+_OWN = "own"
+"""The name of the key that belongs to this home's private key, unless it was created with another."""
 
 
 class TrustedKey(NamedTuple):
@@ -101,7 +104,7 @@ class KeyRing:
         keys = [_NamedKey(path.stem, self._read(path)) for path in self._files()]
         with suppress(SettingsError):  # a key that cannot be read signs nothing; `announce` reports it
             own = self.signing_key() if self.private.exists() else None
-            keys += [_NamedKey("own", own.public)] if own else []
+            keys += [_NamedKey(_OWN, own.public)] if own else []
         accepted = [_signer(text, keys) for text in signers]
         return SignaturePolicy(
             trusted={named.key.id: named.key for named in (*keys, *accepted)},
@@ -147,6 +150,8 @@ class KeyRing:
         known = next((entry.name for entry in self.entries() if entry.id == key.id), None)
         if known:
             raise RequestError(f"the key {key.id} is trusted already, as {known}")
+        if name.lower() == _OWN:
+            raise RequestError(f"the name {name} is for the key of this home; give another --name")
         target = self._trusted_path(name)
         _write_new(target, key.pem, mode=0o644)
         return TrustedKey(name, key.id, target, own=False)
@@ -154,10 +159,12 @@ class KeyRing:
     def _trusted_path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
             raise RequestError(f"{name!r} is not a valid key name; use letters, digits, '.', '_', '@' and '-'")
-        target = self._folder / f"{name}.pem"
-        if target.exists():
-            raise RequestError(f"the name {name} is taken by {target}; give another --name")
-        return target
+        if _LIKE_AN_ID.fullmatch(name):  # it would be taken for the id of another key
+            raise RequestError(f"the name {name} looks like the id of a key; give another --name")
+        taken = next((path for path in self._files() if path.stem.lower() == name.lower()), None)
+        if taken:
+            raise RequestError(f"the name {name} is taken by {taken}; give another --name")
+        return self._folder / f"{name}.pem"
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("*.pem"))
@@ -173,17 +180,20 @@ def _signer(text: str, keys: Iterable[_NamedKey]) -> _NamedKey:
     """Return the key that *text* names: the name or the id of one of *keys*, or a file with a public key."""
     named = [entry for entry in keys if entry.name == text]
     by_id = [entry for entry in keys if len(text) >= _SHORTEST_ID and entry.key.id.startswith(text)]
-    matches = {entry.key.id: entry for entry in named or by_id}
+    matches = {entry.key.id: entry for entry in (*named, *by_id)}
     if len(matches) == 1:
         return next(iter(matches.values()))
+    if matches:
+        raise RequestError(f"--signer {text} names {len(matches)} keys: {', '.join(matches)}; give one of these ids")
     path = Path(text).expanduser()
     try:
-        if path.is_file():
+        # A bare word is a name: the folder of an unpacked bundle may have a file of that name.
+        if (len(path.parts) > 1 or path.suffix == ".pem") and path.is_file():
             return _NamedKey(path.stem, VerifyingKey.from_pem(path.read_bytes(), text))
     except OSError as error:
         raise RequestError(f"--signer {text} cannot be read: {error.strerror}") from error
     raise RequestError(
-        f"--signer {text} is neither the name nor the id of a trusted key, nor a file with a public key. "
+        f"--signer {text} is neither the name nor the id of a trusted key, nor a file with a public key (FILE.pem). "
         "'executions keys list' shows the trusted keys"
     )
 
