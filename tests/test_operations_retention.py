@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.cli.app import main
 from prefect_executions.errors import NotAvailableError, NotFoundError, SettingsError
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.retention import clear_workbench, expired, parse_rules, remove
+from prefect_executions.operations.retention import clear_workbench, damaged_seal, expired, parse_rules, remove
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.workbench.index import rebuild_ledger
 from prefect_executions.workbench.workbench import Workbench
@@ -53,6 +55,21 @@ def test_removing_twice_changes_nothing(tmp_path):
     before = contents(tmp_path / "archive")
     remove(bench, EXECUTION_ID, why="again", at=NOW + timedelta(days=1))
     assert contents(tmp_path / "archive") == before
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["on the workbench", "only in the archive"])
+def test_an_execution_with_a_damaged_seal_is_removed_with_a_note_that_says_so(tmp_path, here):
+    bench = bench_at(tmp_path)
+    digest = sha256(kept(bench).paths.manifest.read_bytes()).hexdigest()
+    if not here:
+        OpenBundle(bench.folder, EXECUTION_ID).discard()
+    (tmp_path / "archive/executions" / EXECUTION_ID / "seal.json").write_text("{")
+    assert "seal of" in (damaged_seal(bench, EXECUTION_ID) or "")
+    removed(bench)
+    note = bench.archive.removed(EXECUTION_ID)
+    assert (note.manifest_sha256, note.why) == (digest if here else None, "asked for; its seal was damaged")
+    assert [path for path in contents(tmp_path / "archive") if path.startswith(f"executions/{EXECUTION_ID}")] == []
+    assert damaged_seal(bench, EXECUTION_ID) is None
 
 
 def test_an_execution_that_has_not_ended_is_not_removed(tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, open_catalog, open_workbench, parse_time
-from prefect_executions.cli.output import format_size, format_time, pluralize, say, show_json
+from prefect_executions.cli.output import format_size, format_time, pluralize, say, show_json, warn
 from prefect_executions.cli.tables import id_column, name_column, show_table, text_column, time_column
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
@@ -24,12 +24,16 @@ def remove(*executions: str, yes: bool = False, as_json: Json = False) -> None:
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.operations.retention import damaged_seal  # noqa: PLC0415
     from prefect_executions.operations.retention import remove as remove_one  # noqa: PLC0415
 
     if not executions:
         raise RequestError("give the ids of the executions to remove")
     catalog = open_catalog()
     ids = sorted({catalog.find(prefix) for prefix in executions})
+    for execution_id in ids:
+        if damage := damaged_seal(catalog.workbench, execution_id):
+            warn(f"{damage}. What it had sealed cannot be compared with the checkpoints any more once it is removed")
     for execution_id in ids if yes else ():
         remove_one(catalog.workbench, execution_id, why="asked for", at=datetime.now(UTC))
     if as_json:

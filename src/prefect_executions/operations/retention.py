@@ -13,10 +13,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from prefect_executions.archive.objects import Removed
+from prefect_executions.archive.archive import Archive
+from prefect_executions.archive.objects import Removed, Seal
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.durations import parse_duration
-from prefect_executions.errors import ExecutionsError, NotAvailableError, SettingsError
+from prefect_executions.errors import ArchiveError, ExecutionsError, NotAvailableError, SettingsError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.workbench.lookup import local_ids
@@ -62,26 +63,48 @@ class Expired(NamedTuple):
 def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -> None:
     """Remove an execution from the archive, this workbench and the ledger, and note its removal in the archive.
 
-    After an interruption, a second call continues.
+    After an interruption, a second call continues. An execution whose seal is damaged is removed as well; the
+    note says so.
 
     Raises:
         NotAvailableError: If it has not ended.
         ArchiveError: If the archive fails.
     """
     archive = workbench.archive
-    sealed = archive.seal_of(execution_id)
+    sealed, damage = _seal_of(archive, execution_id)
     bundle = OpenBundle(workbench.folder, execution_id)
-    if sealed is None and not bundle.sealed and (bundle.folder.is_dir() or archive.opening(execution_id) is not None):
+    unsealed = sealed is None and not damage and not bundle.sealed
+    if unsealed and (bundle.folder.is_dir() or archive.opening(execution_id) is not None):
         raise NotAvailableError(
             f"execution {execution_id} has not been sealed and is not removed; cancel it, or seal it with "
             "'executions settle --once'"
         )
     digest = sealed.manifest_sha256 if sealed else None
-    if sealed is not None or archive.removed(execution_id) is None:
-        archive.put_removal(Removed(execution_id=execution_id, manifest_sha256=digest, removed=at, why=why))
+    if damage and bundle.sealed:
+        digest = sha256(bundle.paths.manifest.read_bytes()).hexdigest()
+    if sealed is not None or damage or archive.removed(execution_id) is None:
+        noted = f"{why}; its seal was damaged" if damage else why
+        archive.put_removal(Removed(execution_id=execution_id, manifest_sha256=digest, removed=at, why=noted))
     archive.remove(execution_id)
     bundle.discard()
     workbench.ledger.remove(execution_id)
+
+
+def damaged_seal(workbench: Workbench, execution_id: str) -> str | None:
+    """Return why the seal of an execution in the archive cannot be read; None if it can, or if there is none.
+
+    Raises:
+        ArchiveError: If the archive is unavailable.
+    """
+    return _seal_of(workbench.archive, execution_id)[1]
+
+
+def _seal_of(archive: Archive, execution_id: str) -> tuple[Seal | None, str | None]:
+    try:
+        return archive.seal_of(execution_id), None
+    except ArchiveError as error:
+        archive.check_available()
+        return None, str(error)
 
 
 def clear_workbench(
