@@ -20,7 +20,14 @@ from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.bundles.layout import ExportLevel
 from prefect_executions.capture.secrets import reveals, secrets_around
 from prefect_executions.cli.app import main
-from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError, RequestError, SecretError
+from prefect_executions.errors import (
+    ArchiveError,
+    BundleError,
+    NotAvailableError,
+    NotFoundError,
+    RequestError,
+    SecretError,
+)
 from prefect_executions.operations.export import export
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.operations.share import Shared, revoke, share, shares, sweep
@@ -122,6 +129,15 @@ def test_the_copies_of_links_that_expired_are_removed(bench):
     assert sweep(bench.archive.store, NOW) == 0
     assert sweep(bench.archive.store, result.share.expires) == 1
     assert not list(bench.archive.store.list("shared/"))
+
+
+def test_the_note_of_a_share_cannot_end_another_share(bench):
+    result, store = shared(bench), bench.archive.store
+    ended = result.share.model_copy(update={"expires": NOW})
+    store.put_many({"shared/0000/share.json": ended.to_json()})
+    with pytest.raises(ArchiveError, match=rf"shared/0000/share\.json .* is the note of share {result.share.id}"):
+        sweep(store, NOW + timedelta(hours=1))
+    assert fetched(result.url)
 
 
 def test_neither_the_url_nor_a_key_is_stored(bench, s3):

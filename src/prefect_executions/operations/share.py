@@ -129,10 +129,13 @@ def shares(store: Store) -> Iterator[Share]:
         key = f"{_ROOT}{share_id}/{_NOTE}"
         data = store.get_many([key], limit=SMALL_DOCUMENT).get(key)
         try:
-            if data is not None:
-                yield Share.from_json(data)
+            note = Share.from_json(data) if data is not None else None
         except BundleError as error:
             raise ArchiveError(f"{key} in {store.url} is damaged: {error}") from error
+        if note is not None and note.id != share_id:  # it would end another share
+            raise ArchiveError(f"{key} in {store.url} is damaged: it is the note of share {note.id}; delete it")
+        if note is not None:
+            yield note
 
 
 def revoke(store: Store, share_id: str) -> None:
