@@ -66,6 +66,7 @@ def judged(folder, *names: str, **options):
         **{
             "top": str(folder),
             "folders": [str(folder)],
+            "outside": {},
             "apart": (),
             "known": (),
             "before": time.time_ns() + 10**9,
@@ -160,3 +161,17 @@ def test_all_kept_files_together_have_at_most_the_limit(tmp_path):
 )
 def test_a_data_file_with_a_secret_name_or_credentials_in_a_url_is_not_kept(content, revealing):
     assert _reveals(SecretMask(), ("my_own",), content.encode()) is revealing
+
+
+def test_a_file_below_a_folder_of_another_project_has_the_path_of_that_folder(tmp_path):
+    for name in ("mine/a.txt", "library/pkg/data/b.txt", "library/other.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"data")
+    places = {
+        "top": str(tmp_path / "mine"),
+        "folders": [str(tmp_path / "mine")],
+        "tracked": lambda path: "mine" in path,
+    }
+    outside = {str(tmp_path / "library/pkg"): "_outside/library/pkg"}
+    found = judged(tmp_path, "mine/a.txt", "library/pkg/data/b.txt", "library/other.txt", outside=outside, **places)
+    assert found == {"a.txt": b"data", "_outside/library/pkg/data/b.txt": b"data"}

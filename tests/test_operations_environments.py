@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from prefect_executions.capture.code import recorded_file
 from prefect_executions.errors import BundleError, NotAvailableError
 from prefect_executions.executions.record import ExecutionRecord, PackageOrigin, Python
+from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.operations.environments import make_environment, requirements_of
 from records import a_record, an_instance
 
@@ -107,6 +109,13 @@ def test_a_package_from_a_disk_is_named_as_missing(url):
     with pytest.raises(NotAvailableError, match=r"nothing was run:\n  package ours 1\.0"):
         requirements_of(record)
     assert requirements_of(record, allow_missing=True) == (("numpy==2.3.1",), {})
+
+
+def test_a_kept_package_is_neither_requested_nor_missing():
+    record = recorded_from({"Ours_x": "1.0"}, Ours_x=PackageOrigin(url="file:///home/ada/ours"))
+    metadata = recorded_file("code/_outside/site-packages/ours_x-1.0.dist-info/METADATA", b"", "")
+    method = record.method.model_copy(update={"code": CodeIdentity(data_files=(metadata,))})
+    assert requirements_of(replace(record, method=method)) == ((), {})
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
 from prefect_executions.comparison.verdict import Agreement, Verdict
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.executions.ids import ExecutionId
+from prefect_executions.executions.local_packages import local_packages_of, summary
 from prefect_executions.executions.record import (
     Agent,
     BundleFile,
@@ -132,6 +133,8 @@ def code(evidence: Evidence) -> Findings:
     for lacking in (code.lacking if code else None) or ():
         if lacking.path not in recorded:
             yield Unchecked(f"{lacking.path!r} was used and is not in the bundle: {lacking.why}")
+    if lacking_packages := summary(local_packages_of(evidence.document(Instance), code)):
+        yield Unchecked(f"a replay with --isolated lacks packages that came from a disk: {lacking_packages}")
     for file in files:
         path = file.path
         if path in evidence.files or path in evidence.listed:

@@ -95,6 +95,8 @@ class ObservedCode:
     project: Project
     local: Mapping[str, str]
     """The module names of the project's files, by path."""
+    names: Mapping[str, str]
+    """The paths of these files below ``code/``."""
     modules: list[ModuleType]
     tracked: Container[str] | None
     """The files that Git tracks; None outside Git."""
@@ -319,6 +321,7 @@ def _observe(
         folder=folder,
         project=project,
         local=local,
+        names=names,
         modules=modules,
         tracked=checkout.stamps if checkout else None,
         stamps=stamps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 LARGEST = 1024**2
@@ -37,6 +37,7 @@ def data_files(
     *,
     top: str,
     folders: Iterable[str],
+    outside: Mapping[str, str],
     apart: Iterable[str],
     known: Container[str],
     before: int,
@@ -46,22 +47,39 @@ def data_files(
 ) -> Iterator[DataFile]:
     """Yield the *opened* files that are below the folder *top* and below one of *folders*, which have source files.
 
+    Files below a folder of *outside*, which have source files of other projects, count as well; its values are the
+    paths of these folders below ``code/``.
+
     *known* files, and files that are one of *apart* or below it, do not count, nor files that changed after
     the moment *before*, in nanoseconds of the epoch: the run has made them. *tracked* says whether Git
     tracks a file; it is None outside Git. *secret* says whether a content holds a credential. All kept files
     together have at most *limit* bytes.
     """
     above, top_slash = tuple(map(_with_slash, folders)), _with_slash(top)
+    others = sorted(outside, key=len, reverse=True)
+    everywhere = (*above, *map(_with_slash, others))
     excluded = [os.path.realpath(path) for path in apart]
     excluded_folders, seen = tuple(map(_with_slash, excluded)), set[str]()
     for path in opened:
-        if path in seen or path in known or not path.startswith(above) or not path.startswith(top_slash):
+        if path in seen or path in known or not path.startswith(everywhere):
             continue
         seen.add(path)
+        beyond = next((folder for folder in others if path.startswith(f"{folder}/")), None)
+        if path.startswith(top_slash) and path.startswith(above):
+            relative, judge = os.path.relpath(path, top), tracked
+        elif beyond is not None:
+            relative, judge = f"{outside[beyond]}/{os.path.relpath(path, beyond)}", None
+        else:
+            continue
         if path not in excluded and not path.startswith(excluded_folders):
-            for file in _judged(path, os.path.relpath(path, top), before, tracked, secret=secret, limit=limit):
+            for file in _judged(path, relative, before, judge, secret=secret, limit=limit):
                 limit -= len(file.content or b"")
                 yield file
+
+
+def may_hold_credentials(path: str) -> bool:
+    """Whether a part of *path* is a usual name for credentials."""
+    return any(_SECRET_NAMES.fullmatch(part) for part in path.split("/"))
 
 
 def _judged(
@@ -79,7 +97,7 @@ def _judged(
         return  # it was temporary
     if not stat.S_ISREG(status.st_mode) or status.st_mtime_ns > before:
         return
-    if any(_SECRET_NAMES.fullmatch(part) for part in relative.split("/")):
+    if may_hold_credentials(relative):
         yield DataFile(relative, None, "its name says that it may hold credentials")
     elif any(part.startswith(".") for part in relative.split("/")):
         return  # a tool's own file

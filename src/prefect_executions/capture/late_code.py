@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from prefect_executions.capture import opened_files
 from prefect_executions.capture.code import (
     KEPT_BYTES,
     PROCESS,
@@ -25,12 +26,13 @@ from prefect_executions.capture.code import (
     source_text,
 )
 from prefect_executions.capture.data_files import DataFile, data_files
-from prefect_executions.capture.opened_files import MOST_NOTED, has_unnoted, opened_files
-from prefect_executions.capture.project import as_text
+from prefect_executions.capture.project import OUTSIDE, as_text
 from prefect_executions.methods.model import CodeIdentity, LackingFile, SourceFile
 
 _MOST_LISTED = 20
-_UNNOTED = f"more than {2 * MOST_NOTED} files were opened; files here that were opened later may be missing"
+_UNNOTED = (
+    f"more than {2 * opened_files.MOST_NOTED} files were opened; files here that were opened later may be missing"
+)
 
 
 def loaded_at_start(function: Callable[..., Any] | Path, *, cache: CodeCache = PROCESS) -> LoadedModules:
@@ -78,7 +80,7 @@ def late_modules(
         complete, kept = _with_late(
             identity, {f"code/{paths[file]}": (texts[file], files[file]) for file in late if file in texts}
         )
-        cache.observed[*source.place, complete.sha256] = replace(observed, local=files)
+        cache.observed[*source.place, complete.sha256] = replace(observed, local=files, names=paths)
         return complete, kept
 
 
@@ -94,7 +96,8 @@ def opened_data(
     """Return the data files beside the code of *function* that this process has opened.
 
     *identity* is that of the run, with its late modules. In Git, "beside" is the whole repository; elsewhere the
-    folders with source files of the Method, and folders in them, except the home folder. Files that changed after
+    folders with source files of the Method, and folders in them, except the home folder. The same holds for
+    modules from outside the project, in Git or not. Files that changed after
     *before*, in nanoseconds of the epoch, and files below one of *apart* do not count. *secret* says whether a
     content holds a credential. An entry without a name stands for files whose names were not noted.
     """
@@ -103,12 +106,18 @@ def opened_data(
         observed = cache.observed.get((*source.place, identity.sha256))
     if observed is None or observed.project.top is None or not has_modules(source):
         return []
-    own, top = observed.local.keys(), observed.project.top
-    folders = {os.path.dirname(file) for file in own} - {os.path.expanduser("~")}  # noqa: PTH120, PTH111 - text
+    own, top, home = observed.local.keys(), observed.project.top, os.path.expanduser("~")  # noqa: PTH111 - text
+    folders = {os.path.dirname(file) for file in own} - {home}  # noqa: PTH120 - text
+    outside = {
+        os.path.dirname(file): os.path.dirname(name)  # noqa: PTH120 - text
+        for file, name in observed.names.items()
+        if name.startswith(f"{OUTSIDE}/") and os.path.dirname(file) not in {home, "/"}  # noqa: PTH120 - text
+    }
     files = data_files(
-        opened_files(),
+        opened_files.opened_files(),
         top=top,
         folders=[observed.root] if observed.root else folders,
+        outside=outside,
         apart=apart,
         known=own,
         before=before,
@@ -116,7 +125,7 @@ def opened_data(
         secret=secret,
         limit=KEPT_BYTES,
     )
-    return [*files, *([DataFile("", None, _UNNOTED)] if has_unnoted(top) else [])]
+    return [*files, *([DataFile("", None, _UNNOTED)] if opened_files.has_unnoted(top) else [])]
 
 
 def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIdentity, Mapping[str, bytes]]:

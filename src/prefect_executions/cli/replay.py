@@ -314,7 +314,7 @@ def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
     def judge(bundle: OpenBundle, error: BaseException | None) -> None:
         verdicts.append(prepared.verdict(bundle, tolerance=goal.tolerance, well=error is None))
 
-    sys.path[:0] = prepared.paths
+    sys.path[:] = [*prepared.paths, *sys.path, *prepared.packages]
     invalidate_caches()  # the folders are new: a listing of the same clock tick may lack files
     tags = [prepared.request.relative.tag]
     try:

@@ -276,6 +276,10 @@ def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
     repository = code.repository
     if repository and repository.commit:
         yield "commit", repository.commit + (" with uncommitted changes" if repository.dirty else "")
+    # Start-up time of the CLI.
+    from prefect_executions.executions.local_packages import local_packages, summary  # noqa: PLC0415
+
+    yield "lacks for --isolated", summary(local_packages(record))
     if code.lacking:
         yield "lacks for a replay", "\n".join(f"{file.path}: {file.why}" for file in code.lacking)
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from prefect_executions.capture.code import KEPT_BYTES, LoadedModules
+from prefect_executions.capture.code import KEPT_BYTES, PROCESS, LoadedModules
 from prefect_executions.capture.late_code import late_modules, opened_data, with_data
+from prefect_executions.capture.local_packages import local_packages
 from prefect_executions.capture.parameters import plain_text_defaults
 from prefect_executions.capture.secrets import SecretMask, redact_urls, reveals
 from prefect_executions.flow.declared import Declared
@@ -28,7 +29,7 @@ def with_late_code(
     mask: SecretMask,
     names: tuple[str, ...],
 ) -> tuple[Method, Mapping[str, bytes]]:
-    """Return the recorded *method* with the modules and data files that its code loaded, and the new files.
+    """Return the recorded *method* with what its code loaded late, and the new files.
 
     *modules_before* were loaded when the run began, at *begun* nanoseconds of the epoch. Data files below the
     folders *apart*, or with a secret of *mask*, are not kept.
@@ -37,7 +38,10 @@ def with_late_code(
         return method, {}
     late, modules = late_modules(declared.source, method.code, modules_before)
     secret = partial(_reveals, mask, names)
-    complete, data = with_data(late, opened_data(declared.source, late, before=begun, apart=apart, secret=secret))
+    opened = opened_data(declared.source, late, before=begun, apart=apart, secret=secret)
+    left = KEPT_BYTES - sum(len(file.content or b"") for file in opened)
+    local = () if declared.is_scripted else local_packages(PROCESS.packages.origins(), secret=secret, limit=left)
+    complete, data = with_data(late, [*opened, *local])
     if complete == method.code:
         return method, {}
     identity, allowed = without_credentials(declared, complete, {**modules, **data}, before=method.code, names=names)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.errors import BundleError, NotAvailableError
+from prefect_executions.executions.local_packages import DISTRIBUTION, local_packages
 from prefect_executions.executions.record import ExecutionRecord
 
-_DISTRIBUTION = "prefect-executions"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[A-Za-z0-9.!+_-]+")
-_ADDRESS = re.compile(r"((git|hg|bzr|svn)\+)?(https?|ssh)://[!-~]+")
 
 _INSTALLER_LINES = 3
 """Lines of an installer's error output in our message."""
@@ -45,18 +44,19 @@ def requirements_of(record: ExecutionRecord, *, allow_missing: bool = False) -> 
         BundleError: If a name or version is none that a package can have.
     """
     origins = record.instance.package_origins or {}
+    local = {package.name: package for package in local_packages(record)}
     lines, sources, missing = list[str](), dict[str, str](), list[str]()
     for name, version in record.instance.packages.items():
-        if name == _DISTRIBUTION:
+        if name == DISTRIBUTION:
             continue
         if not _NAME.fullmatch(name) or not _VERSION.fullmatch(version):
             raise BundleError(f"the record has the package {name!r} {version!r}, which is not a name and version")
-        origin = origins.get(name)
+        origin, package = origins.get(name), local.get(name)
         if origin is not None and origin.editable:
             sources[name] = version
-        elif origin is not None and not _ADDRESS.fullmatch(origin.url):
-            missing.append(f"package {name} {version}: it was installed from {origin.url} and is not in the bundle")
-        else:
+        elif package is not None and not package.kept:
+            missing.append(package.missing)
+        elif package is None:
             lines.append(f"{name} @ {origin.url}" if origin else f"{name}=={version}")
     if missing and not allow_missing:
         text = "\n  ".join(missing)
@@ -71,7 +71,8 @@ def make_environment(record: ExecutionRecord, folder: Path, *, allow_missing: bo
     """Create a virtual environment with the Python and the packages of *record* in *folder*; return its interpreter.
 
     pip, or else uv, installs the recorded packages: from its configured index, or from the repository or address
-    that they came from. Editable packages get only their name and version, because the bundle has their modules.
+    that they came from. Editable packages get only their name and version, because the bundle has their modules; other
+    packages from a disk are left out, because a replay imports them from the bundle.
     This package is copied from here, because it only has to read the bundle's format.
 
     Raises:
@@ -112,9 +113,9 @@ def make_environment(record: ExecutionRecord, folder: Path, *, allow_missing: bo
 def _copy_this_package(site_packages: Path) -> None:
     source = Path(__file__).parents[1]
     shutil.copytree(source, site_packages / "prefect_executions", ignore=shutil.ignore_patterns("__pycache__"))
-    installed = distribution(_DISTRIBUTION)
-    metadata = installed.read_text("METADATA") or f"Name: {_DISTRIBUTION}\nVersion: {installed.version}\n"
-    _write_metadata(site_packages, _DISTRIBUTION, installed.version, metadata)
+    installed = distribution(DISTRIBUTION)
+    metadata = installed.read_text("METADATA") or f"Name: {DISTRIBUTION}\nVersion: {installed.version}\n"
+    _write_metadata(site_packages, DISTRIBUTION, installed.version, metadata)
 
 
 def _write_metadata(site_packages: Path, name: str, version: str, metadata: str) -> None:

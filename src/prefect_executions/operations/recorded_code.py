@@ -11,6 +11,7 @@ from typing import NamedTuple
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.source import Source
 from prefect_executions.capture.imports import import_root
+from prefect_executions.capture.local_packages import FOLDER as KEPT_PACKAGES
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.methods.model import SourceFile
 
@@ -23,6 +24,8 @@ class CodeCopy(NamedTuple):
 
     entrypoint: str
     paths: tuple[str, ...]
+    packages: tuple[str, ...]
+    """The folder with kept packages, if there are any: a package that is installed here comes first."""
 
 
 def entrypoint_of(record: ExecutionRecord) -> str:
@@ -60,12 +63,14 @@ def copy_code(record: ExecutionRecord, source: Source, folder: Path) -> CodeCopy
             filter(None, (import_root(str(folder / file.path), file.module or "") for file in _files(record)))
         )
     )
+    kept = folder / layout.CODE / KEPT_PACKAGES
+    packages = (str(kept),) if kept.is_dir() else ()
     main, _, function = entrypoint_of(record).partition(":")
     module = next((file.module for file in _files(record) if file.path == f"{layout.CODE}/{main}"), None)
     file = folder / layout.CODE / main
     if function and module and "." in module and import_root(str(file), module) and _finds_copy(module, paths, folder):
-        return CodeCopy(f"{module}:{function}", paths)
-    return CodeCopy(f"{file}:{function}" if function else str(file), paths)
+        return CodeCopy(f"{module}:{function}", paths, packages)
+    return CodeCopy(f"{file}:{function}" if function else str(file), paths, packages)
 
 
 def _finds_copy(module: str, paths: Sequence[str], folder: Path) -> bool:

@@ -307,6 +307,8 @@ class Replay:
     """The copy of the folder ``code/``."""
     paths: tuple[str, ...]
     """The folders in it from which its modules are imported."""
+    packages: tuple[str, ...] = ()
+    """The folder in it with packages that came from the other machine's disk; installed packages come first."""
     image: ExactImage | None = None
     """The image in which its scripts ran."""
 
@@ -436,6 +438,7 @@ def prepare_replay(
             entrypoint=code.entrypoint,
             folder=folder / layout.CODE,
             paths=code.paths,
+            packages=code.packages,
             image=image,
         )
 
