@@ -29,7 +29,6 @@ from prefect_executions.executions.summary import Image, PhaseSummary, RecordSum
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Method, Repository
-from prefect_executions.provenance import times as prov_times
 from prefect_executions.provenance.differences import differences as prov_differences
 
 _Part = StepSummary | PhaseSummary
@@ -234,7 +233,7 @@ def _provenance_rebuilt(evidence: Evidence) -> Findings:
 
 def provenance_times(evidence: Evidence) -> Findings:
     """The times in `provo.xml` are in a possible order."""
-    for fault in prov_times.time_faults(evidence.bytes_of(layout.PROVENANCE)):
+    for fault in evidence.provenance_time_faults():
         yield f"{layout.PROVENANCE}: {fault}"
 
 
@@ -248,7 +247,8 @@ def _crate_rebuilt(evidence: Evidence) -> Findings:
     """Compare the crate with one built from the documents; `told-files` compares the digests of single files."""
     in_crate = dict(evidence.crate_summary.files)
     listed = {path: digest for path, digest in evidence.listed.items() if path != layout.CRATE}
-    files = [BundleFile(path, digest, evidence.files.get(path, 0)) for path, digest in (listed | in_crate).items()]
+    digests = in_crate | listed | in_crate  # in the order of the crate, so that an unchanged one has the same bytes
+    files = [BundleFile(path, digest, evidence.files.get(path, 0)) for path, digest in digests.items()]
     measured = {
         path for path, digest in listed.items() if path in evidence.files and in_crate.get(path, digest) == digest
     }

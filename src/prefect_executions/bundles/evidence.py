@@ -24,6 +24,7 @@ from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord
 from prefect_executions.executions.summary import ReadSummary, RecordSummary, summary_of
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.provenance import reader as prov_reader
+from prefect_executions.provenance.times import Times, time_faults
 from prefect_executions.settings import ArchiveLevel
 
 D = TypeVar("D", bound=Document)
@@ -60,6 +61,7 @@ class Evidence:
         self.limits = limits
         self.signatures = signatures
         self._documents: dict[type[Document], Document | BundleError] = {}
+        self._times: Times | None = None
 
     @cached_property
     def files(self) -> Mapping[str, int]:
@@ -169,7 +171,23 @@ class Evidence:
         Raises:
             BundleError: If it is missing or damaged.
         """
-        return prov_reader.read(self.bytes_of(layout.PROVENANCE))
+        times = Times()
+        summary = prov_reader.read(self.bytes_of(layout.PROVENANCE), times.add)
+        self._times = times
+        return summary
+
+    def provenance_time_faults(self) -> Iterator[str]:
+        """Yield the contradictions between the times in `provo.xml`.
+
+        Raises:
+            BundleError: If it is missing or not PROV, or has an invalid time.
+        """
+        with suppress(BundleError):
+            _ = self.provenance_summary  # it reads the times in the same pass
+        if self._times is None:  # it is not PROV of one execution
+            yield from time_faults(self.bytes_of(layout.PROVENANCE))
+        else:
+            yield from self._times.faults()
 
     @cached_property
     def crate_summary(self) -> ReadSummary:

@@ -60,7 +60,7 @@ def read(data: bytes) -> ReadSummary:
         steps=frozenset(_steps(entities)),
         phases=frozenset(_phases(entities)),
     )
-    return ReadSummary(summary, frozenset(_files(entities)))
+    return ReadSummary(summary, tuple(_files(entities)))
 
 
 def entities_of(document: Any) -> dict[str, Entity]:

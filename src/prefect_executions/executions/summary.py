@@ -129,10 +129,10 @@ class RecordSummary(NamedTuple):
 
 
 class ReadSummary(NamedTuple):
-    """The summary in PROV or in a crate, and the (path, SHA-256) that it gives for files of the bundle."""
+    """The summary in PROV or in a crate, and the (path, SHA-256) that it gives for files of the bundle, in order."""
 
     summary: RecordSummary
-    files: frozenset[tuple[str, str]]
+    files: tuple[tuple[str, str], ...]
 
 
 def summary_of(record: ExecutionRecord) -> RecordSummary:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
@@ -280,16 +280,19 @@ def fault(message: str) -> BundleError:
     return BundleError(f"{vocabulary.FILE}: {message}")
 
 
-def read(data: bytes) -> ReadSummary:
+def read(data: bytes, observe: Callable[[Record], object] = lambda _: None) -> ReadSummary:
     """Return the summary in `provo.xml`, and its digests of the bundle's files.
+
+    *observe* is called with each record, for a second reader of the same document.
 
     Raises:
         BundleError: If *data* is not XML, has a DTD, or does not describe exactly one complete execution.
     """
     collected = _Collected()
     for record in records(data):
+        observe(record)
         collected.add(record)
-    return ReadSummary(collected.summary(), frozenset(collected.files()))
+    return ReadSummary(collected.summary(), tuple(collected.files()))
 
 
 @dataclass

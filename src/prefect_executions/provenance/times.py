@@ -12,23 +12,15 @@ from prefect_executions.provenance.reader import Record, records
 
 
 def time_faults(data: bytes) -> Iterator[str]:
-    """Yield one sentence for each contradiction between times.
-
-    PROV validators do not compare times, because the standard only orders events. This
-    check requires that an activity starts before it ends; that it uses and generates
-    entities in between; that an entity is generated before it is used; and that a
-    derived entity is generated after the first use of its source. The times may come
-    from two clocks, so a difference of up to `CLOCK_SKEW` is allowed.
+    """Yield the `Times.faults` of a document.
 
     Raises:
         BundleError: If *data* is not XML, has a DTD, or has an invalid time.
     """
-    times = _Times()
+    times = Times()
     for record in records(data):
         times.add(record)
-    for earlier, later in times.pairs():
-        if earlier.at - later.at > CLOCK_SKEW:  # earlier.at + CLOCK_SKEW could be after the year 9999
-            yield f"{later.what} at {later.at.isoformat()}, before {earlier.what} at {earlier.at.isoformat()}"
+    yield from times.faults()
 
 
 class _Event(NamedTuple):
@@ -37,8 +29,11 @@ class _Event(NamedTuple):
 
 
 @dataclass
-class _Times:
-    """The times in a document, with the activities and entities that they belong to."""
+class Times:
+    """The times in a document, with the activities and entities that they belong to.
+
+    PROV validators do not compare times, because the standard only orders events.
+    """
 
     starts: list[tuple[str, _Event]] = field(default_factory=list)
     ends: list[tuple[str, _Event]] = field(default_factory=list)
@@ -47,7 +42,23 @@ class _Times:
     generated: dict[str, _Event] = field(default_factory=dict)
     derived: list[tuple[str, str]] = field(default_factory=list)
 
+    def faults(self) -> Iterator[str]:
+        """Yield one sentence for each contradiction between times.
+
+        An activity must start before it ends; it uses and generates entities in between; an entity is
+        generated before it is used; and a derived entity is generated after the first use of its source.
+        The times may come from two clocks, so a difference of up to `CLOCK_SKEW` is allowed.
+        """
+        for earlier, later in self.pairs():
+            if earlier.at - later.at > CLOCK_SKEW:  # earlier.at + CLOCK_SKEW could be after the year 9999
+                yield f"{later.what} at {later.at.isoformat()}, before {earlier.what} at {earlier.at.isoformat()}"
+
     def add(self, record: Record) -> None:
+        """Add the times of a record.
+
+        Raises:
+            BundleError: If it has an invalid time.
+        """
         activity, entity = record.refs.get("prov:activity", ""), record.refs.get("prov:entity", "")
         match record.kind:
             case "activity":
