@@ -6,13 +6,14 @@ import asyncio
 import json
 import os
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 
 import pytest
@@ -155,9 +156,19 @@ def test_stop_ends_a_server_in_use_and_the_next_command_starts_another(home, tmp
 
 def test_a_server_that_does_not_start_is_reported_with_its_reason(home, monkeypatch):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nonsense://")
-    with pytest.raises(OrchestratorError, match=r"does not start: .*Its log: "):
+    with pytest.raises(OrchestratorError, match=r"does not start: .*Error: .*'?nonsense'?.*Its log: "):
         connect(home, timedelta(seconds=IDLE))
     assert find(home) is None
+
+
+def test_a_database_of_a_newer_prefect_is_named(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    (tmp_path / "prefect").mkdir()
+    with closing(sqlite3.connect(tmp_path / "prefect" / "prefect.db")) as database, database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        database.execute("INSERT INTO alembic_version VALUES ('ffffffffffff')")
+    with pytest.raises(OrchestratorError, match=r"newer Prefect than .* set PREFECT_HOME to another folder\. Its log"):
+        connect(home, timedelta(seconds=IDLE))
 
 
 def test_an_unwritable_home_is_refused(home):

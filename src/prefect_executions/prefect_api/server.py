@@ -17,6 +17,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -44,6 +45,11 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from prefect_executions.capture.processes import EXECUTION_ID_ENV, alive, send, this_process
 from prefect_executions.errors import OrchestratorError
 from prefect_executions.executions.record import Process
+
+_NEWER_DATABASE = "Can't locate revision identified by"
+"""Alembic's error about a database whose schema it does not know."""
+_ERROR = re.compile(r"[\w.]+(?:Error|Exception)\b")
+"""The beginning of a traceback's last line."""
 
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 20.0
@@ -216,13 +222,24 @@ def _start(files: ServerFiles, idle: timedelta) -> ServerState:
             process.returncode = 0  # it outlives this process: no warning that it still runs
             return state
         if process.poll() is not None:
-            lines = files.log.read_text(errors="replace").strip().splitlines()
-            reason = lines[-1] if lines else f"exit code {process.returncode}"
+            reason = _reason(files.log.read_text(errors="replace")) or f"exit code {process.returncode}"
             raise OrchestratorError(f"The local Prefect server does not start: {reason}. Its log: {files.log}")
         time.sleep(_POLL_SECONDS)
     process.kill()
     process.wait()
     raise OrchestratorError(f"The local Prefect server did not start in time. Its log: {files.log}")
+
+
+def _reason(log: str) -> str:
+    """Return why a server did not start: the last error in its *log*, else the last line."""
+    if _NEWER_DATABASE in log:
+        return (
+            f"its database in {PREFECT_HOME.value()} was made by a newer Prefect than {version('prefect')}. "
+            "Install the newer Prefect, or set PREFECT_HOME to another folder"
+        )
+    lines = log.strip().splitlines()
+    raised = (line for line in reversed(lines) if _ERROR.match(line))
+    return next(raised, lines[-1] if lines else "").rstrip(".")
 
 
 def _hold_shared(path: Path) -> None:
