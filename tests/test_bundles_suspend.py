@@ -12,9 +12,10 @@ import pytest
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.suspend import pack, unpack
 from prefect_executions.errors import BundleError
-from records import a_record
+from prefect_executions.lifecycle.status import Status
+from records import a_job_status, a_record
 
-RECORD = a_record()
+RECORD = a_record(job_status=a_job_status(Status.EXECUTING))
 ID = RECORD.id
 
 
@@ -51,6 +52,13 @@ def test_links_and_pipes_are_not_packed(bundle, tmp_path):
         unpacked = unpack(stream, tmp_path / "there", ID)
 
     assert {path.name for path in unpacked.paths.outputs.rglob("*")} == {"many", "a file.txt", "empty"}
+
+
+def test_a_bundle_of_an_execution_that_has_ended_is_not_unpacked(bundle, tmp_path):
+    bundle.write_document(a_record().job_status)
+    with pack(bundle).open("rb") as stream, pytest.raises(BundleError, match="is COMPLETED, so it was forged"):
+        unpack(stream, tmp_path / "there", ID)
+    assert not (tmp_path / "there" / ID).exists()
 
 
 def with_more(bundle: OpenBundle, name: str) -> io.BytesIO:

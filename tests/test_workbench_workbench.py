@@ -9,8 +9,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
+import pytest
+
 from benches import begun, bench_at, record_of
 from prefect_executions.documents import FORMAT
+from prefect_executions.errors import BundleError
+from prefect_executions.executions.record import OpeningRecord
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.verify import verify_target
@@ -40,6 +44,13 @@ def test_a_lost_execution_is_sealed_from_its_opening_record(tmp_path):
     assert not (here.folder / EXECUTION_ID).exists()
     assert list(here.unfinished()) == []
     assert all(one.report.passed for one in verify_target(Catalog(here), EXECUTION_ID))
+
+
+def test_an_opening_record_of_an_execution_that_has_ended_is_not_sealed(tmp_path):
+    there = bench_at(tmp_path)
+    there.archive.put_opening(EXECUTION_ID, OpeningRecord.of(record_of(EXECUTION_ID)).to_json())
+    with pytest.raises(BundleError, match="says that it is COMPLETED: it was forged"):
+        recover(there.archive, EXECUTION_ID)
 
 
 def test_a_lost_execution_of_an_older_version_is_sealed_in_the_current_format(tmp_path):

@@ -50,7 +50,8 @@ def unpack(stream: BinaryIO, workbench: Path, execution_id: str) -> OpenBundle:
     The zip is hostile input: a file that does not belong in an open bundle is refused.
 
     Raises:
-        BundleError: If it is damaged or belongs to another execution, or if the bundle exists already.
+        BundleError: If it is damaged, belongs to another execution or to one that has ended, or if the bundle
+            exists already.
     """
     try:
         reader = ZipReader.open(stream, Limits())
@@ -73,10 +74,11 @@ def unpack(stream: BinaryIO, workbench: Path, execution_id: str) -> OpenBundle:
 
     files = {entry.name: b"".join(reader.blocks(entry)) for entry in documents}
     bundle = OpenBundle.create(workbench, execution_id, files, fill=fill)
-    recorded_id = bundle.record().id
-    if recorded_id != execution_id:
+    record = bundle.record()
+    if record.id != execution_id or record.status.terminal:
         bundle.discard()
-        raise BundleError(f"the suspended bundle of {execution_id} belongs to {recorded_id}")
+        fault = f"belongs to {record.id}" if record.id != execution_id else f"is {record.status}, so it was forged"
+        raise BundleError(f"the suspended bundle of {execution_id} {fault}")
     return bundle
 
 

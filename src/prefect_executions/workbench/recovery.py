@@ -110,13 +110,15 @@ def recover(archive: Archive, execution_id: str) -> Recovered | None:
 
     Raises:
         ArchiveError: If the archive is unavailable.
-        BundleError: If the opening record is damaged.
+        BundleError: If the opening record is damaged, or says that the execution has ended, which only a forger writes.
     """
     opening_json = archive.opening(execution_id)
     if opening_json is None:
         return None
     opening = OpeningRecord.of_execution(execution_id, opening_json)
     record = opening.record()
+    if record.status.terminal:
+        raise BundleError(f"{OpeningRecord.file_name} of {execution_id} says that it is {record.status}: it was forged")
     data = {info.key.rpartition("/")[2]: info for info in archive.store.list(folder_of(execution_id) + _DATA)}
     staged = {file.sha256 for file in record.request.files}
     inputs = {file.path: file.sha256 for file in record.request.files if file.path and file.sha256 in data}
