@@ -92,6 +92,15 @@ def test_a_member_that_no_signature_covers_is_refused(bundle, steps):
     assert faults(bundle) == [f"{ATTESTATION}: a DSSE envelope has no member 'more'"]
 
 
+def test_a_signature_that_is_there_twice_is_refused(bundle):
+    path = bundle / layout.ATTESTATION
+    envelope = json.loads(path.read_text())
+    envelope["signatures"] *= 2
+    path.write_text(json.dumps(envelope))
+    (fault,) = verify(bundle, signatures=trusting()).faults
+    assert fault.endswith("has two signatures of the same key")
+
+
 @pytest.mark.parametrize("key_id", ["", "alice", "A" * 64, "a" * 63, "alice (0123456789abcdef), and valid"])
 def test_a_key_id_that_is_no_digest_is_refused(bundle, key_id):
     path = bundle / layout.ATTESTATION

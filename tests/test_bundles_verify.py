@@ -634,6 +634,17 @@ def test_a_part_with_one_file_must_have_all_of_them(tmp_path: Path) -> None:
     assert {"digests", "outputs"} <= failed(verify(MemorySource(files)))
 
 
+@pytest.mark.parametrize("kept", [CSV, "inputs/picture.png"])
+def test_a_part_that_the_export_omitted_has_no_file_of_it(files: dict[str, bytes], kept: str) -> None:
+    omitted = ("inputs/", "outputs/", "output.zip")
+    absent = dict.fromkeys(omitted, "it was exported with the level 'metadata'")
+    bare = {path: data for path, data in files.items() if not path.startswith(omitted)}
+    assert verify(MemorySource(bare, absent)).faults == ()
+    assert verify(MemorySource(files, absent)).faults == ()
+    others = [path for path in files if path.startswith(kept.partition("/")[0] + "/") and path != kept]
+    assert verify(MemorySource(bare | {kept: files[kept]}, absent)).passed is not bool(others)
+
+
 def test_outputs_that_are_in_the_zip_only_are_checked_there(files: dict[str, bytes]) -> None:
     absent = {"outputs/": "they are in output.zip"}
     remaining = {path: data for path, data in files.items() if not path.startswith("outputs/")}

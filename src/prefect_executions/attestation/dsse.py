@@ -60,7 +60,10 @@ class Envelope(NamedTuple):
         match strict_json(data, name):
             case {"payloadType": str(kind), "payload": str(payload), "signatures": [_, *_] as signatures, **rest}:
                 _refuse_unknown(rest, name)
-                return cls(kind, _decoded(payload, name), tuple(_signature(item, name) for item in signatures))
+                read = tuple(_signature(item, name) for item in signatures)
+                if len({signature.key_id for signature in read}) < len(read):
+                    raise BundleError(f"{name} has two signatures of the same key")
+                return cls(kind, _decoded(payload, name), read)
             case _:
                 raise BundleError(f"{name} is not a DSSE envelope: it needs payloadType, payload and signatures")
 

@@ -201,7 +201,12 @@ class Evidence:
     @cached_property
     def absent(self) -> Mapping[str, str]:
         """The reason why paths with a given prefix are absent, from the source or the request's archive level."""
-        return {**self._absent_by_level(), **self.source.absent}
+        absent = {**self._absent_by_level(), **self.source.absent}
+        return {prefix: why for prefix, why in absent.items() if not self._has_part(prefix)}
+
+    def _has_part(self, prefix: str) -> bool:
+        """Whether a file of a folder is present. All or nothing: then the others of the folder must be present too."""
+        return prefix.endswith("/") and any(path.startswith(prefix) for path in self.files)
 
     def has_folder(self, folder: str) -> bool:
         """Whether the empty *folder* belongs to the bundle: a folder of the format, or of ``output.zip``."""
@@ -273,12 +278,7 @@ class Evidence:
             level = self.document(ExecuteRequest).archive
         except BundleError:
             return {}
-        # All or nothing: if one file of a part is present, the others must be too.
-        return {
-            part: f"the archive level is '{level}'"
-            for part in _DATA
-            if part not in _KEPT_BY_LEVEL[level] and not any(path.startswith(part) for path in self.files)
-        }
+        return {part: f"the archive level is '{level}'" for part in _DATA if part not in _KEPT_BY_LEVEL[level]}
 
     def _read_file(self, path: str) -> bytes | BundleError:
         size = self.source.files[path]
