@@ -565,6 +565,50 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
     assert not elsewhere.exists()
 
 
+def test_a_zip_or_folder_is_read_as_an_execution_is(executions, home, tmp_path):
+    bundle = kept(bench_at(home))
+    zipped = tmp_path / "one.zip"
+    executions("export", EXECUTION_ID, "-o", str(zipped))
+    shown = executions("show", EXECUTION_ID)
+    for target in (str(zipped), str(bundle.folder)):
+        where = f"bundle\t{target}, not verified; 'executions verify {target}' does it\n"
+        assert executions("show", target) == shown.replace(f"bundle\t{bundle.folder}\narchive\tarchived\n", where)
+        for command in (["outputs"], ["logs"], ["logs", "--stderr", "--json"], ["logs", "-f"], ["prov"]):
+            assert executions(command[0], target, *command[1:]) == executions(command[0], EXECUTION_ID, *command[1:])
+        executions("outputs", target, "regions.csv", "-o", str(tmp_path / "regions.csv"))
+        assert (tmp_path / "regions.csv").read_bytes() == OUTPUTS["outputs/regions.csv"]
+        assert executions("diff", target, EXECUTION_ID) == f"{EXECUTION_ID} and {EXECUTION_ID} do not differ\n"
+    document = json.loads(executions("show", str(zipped), "--json"))
+    assert (document["id"], document["folder"], document["sealed"]) == (EXECUTION_ID, None, True)
+
+
+def test_reading_a_zip_needs_no_home(home, tmp_path):
+    bundle = kept(bench_at(home))
+    zipped = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
+    elsewhere = tmp_path / "elsewhere"
+    assert executed(["logs", zipped], elsewhere).stdout == (bundle.folder / "outputs/stdout.log").read_text()
+    assert not elsewhere.exists()
+
+
+def test_a_zip_that_cannot_be_read_as_one_execution_is_refused_by_name(executions, home, tmp_path):
+    bundle = kept(bench_at(home))
+    kept(bench_at(home), OTHER_ID)
+    two, lean, damaged = (str(tmp_path / name) for name in ("two.zip", "lean.zip", "damaged"))
+    executions("export", EXECUTION_ID, OTHER_ID, "-o", two)
+    executions("export", EXECUTION_ID, "-o", lean, "--level", "metadata")
+    assert f"{two} holds 2 bundles" in executions("show", two, code=exit_codes.REQUEST)
+    assert f"{lean} does not have outputs/stdout.log" in executions("logs", lean, code=exit_codes.NOT_THERE)
+    assert "segment-coins" in executions("show", lean)
+    shutil.copytree(bundle.folder, damaged)
+    Path(damaged, "outputs/regions.csv").write_bytes(b"forged")
+    refused = executions("outputs", damaged, "regions.csv", "-o", f"{tmp_path / 'x'}", code=exit_codes.WORLD)
+    assert f"outputs/regions.csv in {damaged} has the digest" in refused
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "text.zip").write_text("no zip")
+    assert "it is not a zip" in executions("prov", str(tmp_path / "text.zip"), code=exit_codes.WORLD)
+    assert "does not exist" in executions("show", str(tmp_path / "none.zip"), code=exit_codes.NOT_THERE)
+
+
 def test_an_end_that_was_found_later_is_shown_as_an_interval(executions, home):
     ended = advance(
         a_job_status(Status.EXECUTING), Status.FAILED, NOON + timedelta(seconds=300), observer=Observer.HOOK

@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State
@@ -414,12 +414,41 @@ def test_the_task_runs_of_the_flow_are_steps_of_the_record(bundles, monkeypatch,
     for step in steps:
         assert f"here:step.{step.id}" in provenance
         assert f"#step.{step.id}" in crate
-    assert PLANTED not in provenance + crate + record.job_status.to_json().decode()
+    log = (bundles.one() / "outputs" / "stderr.log").read_text()
+    assert "| Task run 'opens-" in log
+    assert PLANTED not in provenance + crate + record.job_status.to_json().decode() + log
     assert [entry.kind for entry in record.job_status.history if entry.kind is EntryKind.NOTE] == []
     assert bundles.failed_checks() == []
 
     assert main(["show", record.id]) == 0
     assert f"step\t{steps[3].name}\tFAILED" in capsys.readouterr().out
+
+
+def test_a_retried_task_is_a_step_with_its_attempts_and_names_itself_in_the_log(bundles, capsys):
+    failures = iter([LookupError("first"), LookupError("second")])
+
+    @task(retries=2, task_run_name="moody")
+    def moody() -> None:
+        get_run_logger().warning("trying")
+        for error in failures:
+            raise error
+
+    @method(version="1")
+    def patient() -> None:
+        get_run_logger().info("beginning")
+        moody()
+        nothing()
+
+    patient()
+    record = bundles.record()
+    assert [step.attempts for step in record.job_status.steps] == [3, None]
+    log = (bundles.one() / "outputs" / "stderr.log").read_text()
+    lines = [line.split(" | ", 1)[1] for line in log.splitlines() if "trying" in line or "beginning" in line]
+    assert lines == ["INFO    | beginning", *["WARNING | Task run 'moody' - trying"] * 3]
+    assert main(["show", record.id]) == 0
+    steps = [line.split("\t") for line in capsys.readouterr().out.splitlines() if line.startswith("step\t")]
+    assert [(cells[1].partition("-")[0], cells[-1]) for cells in steps] == [("moody", "3"), ("nothing", "")]
+    assert bundles.failed_checks() == []
 
 
 def test_a_method_that_only_runs_tasks_without_a_result_has_steps_and_one_without_tasks_has_none(bundles):

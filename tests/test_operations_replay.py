@@ -20,6 +20,7 @@ from prefect_executions.comparison.verdict import Agreement, Grade, Verdict
 from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError, RequestError
 from prefect_executions.executions.record import ScriptRun
 from prefect_executions.methods.model import Comparison, InputDescription
+from prefect_executions.operations.bundle_reader import Opened
 from prefect_executions.operations.compare import compare_executions
 from prefect_executions.operations.replay import open_replayable, prepare_replay
 from prefect_executions.workbench.catalog import Catalog
@@ -204,7 +205,8 @@ def test_an_output_is_compared_as_the_recorded_method_and_its_code_declare(home,
     bench.leases.release(OTHER_ID)
     assert bench.settle(OTHER_ID).archived
     assert Verdict.from_json(Catalog(bench).read(OTHER_ID, "metadata/verdict.json")) == verdict
-    [result] = compare_executions(Catalog(bench), EXECUTION_ID, OTHER_ID).outputs
+    catalog = Catalog(bench)
+    [result] = compare_executions(Opened(catalog, EXECUTION_ID), Opened(catalog, OTHER_ID)).outputs
     assert result == regions
 
 

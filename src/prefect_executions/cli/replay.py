@@ -86,16 +86,17 @@ def diff(
     only one execution has is empty on the other side.
 
     Args:
-        before: Id or id prefix of the first execution.
-        after: Id or id prefix of the second execution.
+        before: The first execution: its id or id prefix, or its bundle: a folder, a zip or the URL of a zip.
+        after: The second execution, in the same forms.
         everything: Also show equal values.
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.operations.bundle_reader import open_execution  # noqa: PLC0415
     from prefect_executions.operations.compare import compare_executions  # noqa: PLC0415
 
-    catalog = open_catalog()
-    compared = compare_executions(catalog, catalog.find(before), catalog.find(after))
+    with open_execution(before, open_catalog) as first, open_execution(after, open_catalog) as second:
+        compared = compare_executions(first, second)
     shown = [difference for difference in compared.differences if everything or not difference.same]
     if as_json:
         show_json({**compared._asdict(), "differences": shown})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -34,6 +35,7 @@ from prefect_executions.cli.tables import (
     name_column,
     show_table,
     text_column,
+    time_column,
     value_column,
 )
 from prefect_executions.errors import RequestError
@@ -42,12 +44,14 @@ from prefect_executions.lifecycle.history import EntryKind
 if TYPE_CHECKING:
     from prefect_executions.executions.record import ExecutionRecord, Infrastructure
     from prefect_executions.ledger.rows import FileEdge
-    from prefect_executions.workbench.catalog import Catalog, Links, StorageState, Stream
+    from prefect_executions.operations.bundle_reader import Opened, Reader
+    from prefect_executions.workbench.catalog import Links, StorageState, Stream
     from prefect_executions.workbench.sealing import LateSeal
 
 _OUTPUT = Column("name", least=24, wrap=True)  # whole: `executions outputs ID NAME` needs it
 _MEDIA_TYPE = Column("media type", least=16, optional=True)
 _EDGE = (id_column("execution"), name_column("output"), name_column("input"))
+_STEPS = (name_column("name"), "state", time_column("started"), "took", "attempts")
 _HISTORY = ("time", "status", "by", text_column("what"))
 
 # As `provenance.convert.Form`, whose import loads lxml and prov.
@@ -61,38 +65,59 @@ def show(execution: str, /, *, as_json: Json = False) -> None:
     """Show an execution: status, inputs, outputs, metrics, steps, history.
 
     Args:
-        execution: The execution's id or an id prefix.
+        execution: Its id or id prefix, or its bundle: a folder, a zip, or the https://, http:// or s3:// URL of a zip.
         as_json: Print one JSON document: every document of the bundle, and its location.
     """
-    catalog = open_catalog()
-    execution_id = catalog.find(execution)
+    with _open(execution) as opened:
+        _show(opened, as_json=as_json)
+
+
+def _open(target: str) -> AbstractContextManager[Opened]:
+    # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.operations.bundle_reader import open_execution  # noqa: PLC0415
+
+    return open_execution(target, open_catalog)
+
+
+def _show(opened: Opened, *, as_json: bool) -> None:
+    reader, execution_id = opened.reader, opened.id
     record, storage, links = (
-        catalog.record(execution_id),
-        catalog.storage_state(execution_id),
-        catalog.links(execution_id),
+        reader.record(execution_id),
+        reader.storage_state(execution_id),
+        reader.links(execution_id),
     )
-    beside = catalog.beside(execution_id) if storage.sealed else None
+    beside = reader.beside(execution_id) if storage and storage.sealed else None
     late = beside.late if beside else ()
-    damaged = [f"{path} on the workbench" for path in catalog.damaged(execution_id)]
+    damaged = [f"{path} on the workbench" for path in reader.damaged(execution_id)]
     damaged += [what for _, what in beside.faults] if beside else []
-    imported = beside.imported if beside and storage.folder is None else None
-    gone_process = catalog.dead_process(execution_id)
+    imported = beside.imported if beside and storage and storage.folder is None else None
+    gone_process = reader.dead_process(execution_id)
     if as_json:
         shown = {"lateWords": late, "imported": imported, "processGone": gone_process}
         show_json(_as_json(record, storage, links) | shown | ({"damaged": damaged} if damaged else {}))
         return
-    show_facts(_facts(record, storage, links, gone_process))
+    show_facts([*_facts(record, links, gone_process), *_places(opened.bundle, storage), *_error(record)])
     show_facts([("imported", format_time(imported.imported)), ("origin", imported.origin)] if imported else [])
     show_facts([("damaged", f"{what}; 'executions verify {execution_id}' says more") for what in damaged])
     show_table((name_column("name"), value_column()), _inputs(record), title="input")
-    show_table((_OUTPUT, SIZE, _MEDIA_TYPE), _outputs(catalog, execution_id), title="output")
+    show_table((_OUTPUT, SIZE, _MEDIA_TYPE), _outputs(reader, execution_id), title="output")
     show_table(_EDGE, _file_edges(links.made_from), title="made from")
     show_table(_EDGE, _file_edges(links.used_by), title="used by")
     show_table((name_column("name"), value_column()), _params(record), title="param")
     show_table((name_column("name"), value_column(), "step"), _metrics(record), title="metric")
-    show_table(("name", "state", "started", "took"), _steps(record), title="step")
+    show_table(_STEPS, _steps(record), title="step")
     show_table(_HISTORY, _history(record), title="history")
     show_table(_HISTORY, _late_seals(late), title="late seal")
+
+
+def _places(bundle: str | None, storage: StorageState | None) -> Iterator[tuple[str, object]]:
+    yield "bundle", storage.folder if storage else f"{bundle}, not verified; 'executions verify {bundle}' does it"
+    yield "archive", storage.archive if storage else None
+
+
+def _error(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
+    usage = record.instance.usage
+    yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
 
 
 def logs(
@@ -108,20 +133,21 @@ def logs(
     A pipe gets the unchanged bytes; on a terminal, control characters are escaped.
 
     Args:
-        execution: The execution's id or an id prefix.
+        execution: Its id or id prefix, or its bundle: a folder, a zip, or the https://, http:// or s3:// URL of a zip.
         stderr: Show standard error instead; it also has the lines of Prefect's loggers.
         follow: Continue until the execution is sealed.
         as_json: Print one JSON document with the whole text.
     """
     if follow and as_json:
         raise RequestError("--follow and --json exclude each other; give one of them")
-    catalog = open_catalog()
-    execution_id, stream = catalog.find(execution), _stream(stderr=stderr)
-    if as_json:
-        text = b"".join(catalog.blocks(execution_id, f"{stream}.log")).decode(errors="replace")
+    with _open(execution) as opened:
+        reader, execution_id, stream = opened.reader, opened.id, _stream(stderr=stderr)
+        blocks = reader.follow(execution_id, stream) if follow else reader.blocks(execution_id, f"{stream}.log")
+        if not as_json:
+            write_log(blocks)
+            return
+        text = b"".join(blocks).decode(errors="replace")
         show_json({"execution": execution_id, "stream": stream, "text": text})
-        return
-    write_log(catalog.follow(execution_id, stream) if follow else catalog.blocks(execution_id, f"{stream}.log"))
 
 
 def outputs(execution: str, name: str | None = None, /, *, output: OutputFile = None, as_json: Json = False) -> None:
@@ -130,20 +156,24 @@ def outputs(execution: str, name: str | None = None, /, *, output: OutputFile = 
     The digest of a fetched output is checked.
 
     Args:
-        execution: The execution's id or an id prefix.
+        execution: Its id or id prefix, or its bundle: a folder, a zip, or the https://, http:// or s3:// URL of a zip.
         name: Output to fetch; from the archive, only its own bytes are read.
         output: File to write, or - for standard output.
         as_json: Print one JSON document.
     """
-    catalog = open_catalog()
-    execution_id = catalog.find(execution)
-    if name is None:
-        if output is not None:
-            raise RequestError(f"-o {output} needs the name of an output. Next: executions outputs {execution_id}")
-        _list_outputs(catalog, execution_id, as_json=as_json)
-        return
-    entry = catalog.output(execution_id, name)
-    blocks = catalog.blocks(execution_id, entry.name)
+    with _open(execution) as opened:
+        if name is not None:
+            _fetch_output(opened, name, output, as_json=as_json)
+        elif output is not None:
+            raise RequestError(f"-o {output} needs the name of an output. Next: executions outputs {execution}")
+        else:
+            _list_outputs(opened, as_json=as_json)
+
+
+def _fetch_output(opened: Opened, name: str, output: str | None, *, as_json: bool) -> None:
+    reader, execution_id = opened.reader, opened.id
+    entry = reader.output(execution_id, name)
+    blocks = reader.blocks(execution_id, entry.name)
     if output is None and not as_json and sys.stdout.isatty():
         raise RequestError(f"give a file for '{entry.name}': -o FILE, or -o - for the terminal")
     if output == "-" and as_json:
@@ -170,7 +200,7 @@ def prov(
     """Show the provenance of an execution in W3C PROV.
 
     Args:
-        execution: The execution's id or an id prefix.
+        execution: Its id or id prefix, or its bundle: a folder, a zip, or the https://, http:// or s3:// URL of a zip.
         form: xml (PROV-XML as in the bundle, default), json (PROV-JSON), n (PROV-N), ttl (PROV-O) or svg (a picture).
         output: File to write.
         as_json: Short for --format json.
@@ -180,9 +210,9 @@ def prov(
     # Start-up time of the CLI: lxml and prov come with it.
     from prefect_executions.provenance.convert import convert  # noqa: PLC0415
 
-    catalog = open_catalog()
-    execution_id = catalog.find(execution)
-    data = convert(catalog.read(execution_id, PROVENANCE), "json" if as_json else form or "xml")
+    with _open(execution) as opened:
+        execution_id = opened.id
+        data = convert(opened.reader.read(execution_id, PROVENANCE), "json" if as_json else form or "xml")
     if output in {None, "-"}:
         write_log([data])
     else:
@@ -194,13 +224,13 @@ def _stream(*, stderr: bool) -> Stream:
     return "stderr" if stderr else "stdout"
 
 
-def _as_json(record: ExecutionRecord, storage: StorageState, links: Links) -> dict[str, Any]:
+def _as_json(record: ExecutionRecord, storage: StorageState | None, links: Links) -> dict[str, Any]:
     return {
         "id": record.id,
         "status": record.status,
-        "folder": storage.folder,
-        "sealed": storage.sealed,
-        "archive": storage.archive,
+        "folder": storage and storage.folder,
+        "sealed": storage is None or storage.sealed,
+        "archive": storage and storage.archive,
         "jobStatus": record.job_status,  # first; the other documents follow
         **to_json(record),
         "namedBy": links.named_by,
@@ -221,9 +251,7 @@ def _late_seals(seals: Iterable[LateSeal]) -> Iterator[tuple[object, ...]]:
         yield format_time(seal.noted), seal.status, seal.hostname, f"sealed too late, ignored{reason}"
 
 
-def _facts(
-    record: ExecutionRecord, storage: StorageState, links: Links, gone_process: str | None
-) -> Iterator[tuple[str, object]]:
+def _facts(record: ExecutionRecord, links: Links, gone_process: str | None) -> Iterator[tuple[str, object]]:
     status, usage = record.job_status, record.instance.usage
     yield "execution", record.id
     yield "status", record.status
@@ -253,9 +281,6 @@ def _facts(
     yield from _code(record)
     yield "CPU time", None if usage is None or usage.cpu_seconds is None else f"{usage.cpu_seconds:.2f} s"
     yield "peak memory", None if usage is None or usage.peak_memory is None else format_size(usage.peak_memory)
-    yield "bundle", storage.folder
-    yield "archive", storage.archive
-    yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
 
 
 def _image(infrastructure: Infrastructure) -> str | None:
@@ -296,8 +321,8 @@ def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
             yield name, shown
 
 
-def _outputs(catalog: Catalog, execution_id: str) -> Iterator[tuple[str, object, object]]:
-    for output in catalog.outputs(execution_id):
+def _outputs(reader: Reader, execution_id: str) -> Iterator[tuple[str, object, object]]:
+    for output in reader.outputs(execution_id):
         yield output.name, format_size(output.size), output.media_type
 
 
@@ -315,10 +340,10 @@ def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:
         yield metric.name, metric.value, "" if metric.step is None else metric.step
 
 
-def _steps(record: ExecutionRecord) -> Iterator[tuple[str, str, str, str]]:
+def _steps(record: ExecutionRecord) -> Iterator[tuple[object, ...]]:
     for step in record.job_status.steps or ():
         took = step.finished - step.started if step.started and step.finished else None
-        yield step.name, step.state, format_time(step.started), format_duration(took)
+        yield step.name, step.state, format_time(step.started), format_duration(took), step.attempts or ""
 
 
 def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, object]]:
@@ -336,10 +361,10 @@ def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, obj
         yield format_time(entry.time), entry.status, entry.observer.value, what
 
 
-def _list_outputs(catalog: Catalog, execution_id: str, *, as_json: bool) -> None:
-    entries = catalog.outputs(execution_id)
+def _list_outputs(opened: Opened, *, as_json: bool) -> None:
+    entries = opened.reader.outputs(opened.id)
     if as_json:
-        show_json({"execution": execution_id, "outputs": entries})
+        show_json({"execution": opened.id, "outputs": entries})
         return
     show_table(
         (_OUTPUT, SIZE._replace(name="bytes"), _MEDIA_TYPE, digest_column("sha-256")),

@@ -31,6 +31,7 @@ HOOK = "seal_execution"
 
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs")
 _LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(message)s"
+_TASK_LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | Task run %(task_run_name)r - %(message)s"  # as on the console
 _LIBRARY_LINE = "%(asctime)s.%(msecs)03d | %(levelname)-7s | %(name)s - %(message)s"
 
 _streams: ContextVar[Streams | None] = ContextVar("execution_streams", default=None)
@@ -107,6 +108,15 @@ class _RunLog(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.setFormatter(logging.Formatter(_LINE, datefmt="%H:%M:%S"))
+        self._of_task = logging.Formatter(_TASK_LINE, datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        name, mask = getattr(record, "task_run_name", None), _mask.get()
+        if name is None:
+            return super().format(record)
+        named = copy(record)
+        named.task_run_name = mask.mask(str(name)) if mask else name
+        return self._of_task.format(named)
 
     def emit(self, record: logging.LogRecord) -> None:
         task_logs, task = _task_logs.get(), getattr(record, "task_run_id", None)

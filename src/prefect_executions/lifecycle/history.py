@@ -137,6 +137,8 @@ class Step(Part):
     finished: Time | None = None
     flow_run_id: UUID | None = None
     """The flow run of the called flow, if the step is a call of another flow."""
+    attempts: int | None = None
+    """How often it was run, if more than once."""
 
     @property
     def ended(self) -> bool:

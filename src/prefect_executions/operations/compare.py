@@ -15,7 +15,7 @@ from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.lifecycle.history import OutputFile
 from prefect_executions.mediatypes import media_type
 from prefect_executions.methods.model import Comparison, comparison_of
-from prefect_executions.workbench.catalog import Catalog
+from prefect_executions.operations.bundle_reader import Opened
 
 _COMPARED = 64 << 20
 """Largest output in bytes whose content is compared; larger outputs are compared by digest only."""
@@ -86,39 +86,40 @@ class Compared(NamedTuple):
     """The agreement of each output whose bytes differ."""
 
 
-def compare_executions(catalog: Catalog, before: str, after: str) -> Compared:
-    """Compare the executions with the full ids *before* and *after*.
+def compare_executions(before: Opened, after: Opened) -> Compared:
+    """Compare two executions.
 
     Raises:
         NotFoundError: If an execution does not exist.
         BundleError: If a document is damaged.
     """
-    first, second = catalog.record(before), catalog.record(after)
-    sources = tuple(_source(catalog, first, second, path) for path in changed_sources(first, second))
+    first, second = before.reader.record(before.id), after.reader.record(after.id)
+    sources = tuple(_source(before, after, path) for path in changed_sources(first, second))
     differences = tuple(compare(first, second))
-    return Compared(before, after, differences, sources, tuple(_outputs(catalog, first, second)))
+    return Compared(before.id, after.id, differences, sources, tuple(_outputs(before, after)))
 
 
-def _outputs(catalog: Catalog, before: ExecutionRecord, after: ExecutionRecord) -> Iterator[OutputVerdict]:
-    contents = (partial(_output, catalog, before.id), partial(_output, catalog, after.id))
-    written = (before.job_status.outputs, after.job_status.outputs)
-    runs = Runs(run_of(before), run_of(after))
-    for verdict in compare_outputs(*written, contents, declared=declared_by_both(before, after), runs=runs):
+def _outputs(before: Opened, after: Opened) -> Iterator[OutputVerdict]:
+    contents = (partial(_output, before), partial(_output, after))
+    first, second = before.reader.record(before.id), after.reader.record(after.id)
+    written, runs = (first.job_status.outputs, second.job_status.outputs), Runs(run_of(first), run_of(second))
+    for verdict in compare_outputs(*written, contents, declared=declared_by_both(first, second), runs=runs):
         if verdict.agreement not in {Agreement.SAME, Agreement.GONE, Agreement.NEW}:
             yield verdict
 
 
-def _output(catalog: Catalog, execution_id: str, path: str) -> bytes:
-    return b"".join(catalog.blocks(execution_id, path))
+def _output(opened: Opened, path: str) -> bytes:
+    return b"".join(opened.reader.blocks(opened.id, path))
 
 
-def _source(catalog: Catalog, before: ExecutionRecord, after: ExecutionRecord, path: str) -> Changed:
+def _source(before: Opened, after: Opened, path: str) -> Changed:
     texts: list[bytes | None] = []
-    for record in (before, after):
+    for opened in (before, after):
+        record = opened.reader.record(opened.id)
         files = record.method.code.files if record.method.code else ()
         recorded = any(file.path == path for file in files)
         try:
-            texts.append(catalog.read(record.id, path) if recorded else None)
+            texts.append(opened.reader.read(opened.id, path) if recorded else None)
         except NotFoundError:
             return Changed(path, None, f"execution {record.id} does not keep it")
     return source_diff(path, *texts)

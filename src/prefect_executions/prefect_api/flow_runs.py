@@ -403,6 +403,7 @@ def _step(run: TaskRun, mask: Callable[[str], str]) -> Step:
         started=run.start_time and in_utc(run.start_time),
         finished=run.end_time and in_utc(run.end_time),
         flow_run_id=state.state_details.child_flow_run_id if state else None,
+        attempts=run.run_count if run.run_count > 1 else None,
     )
 
 

@@ -1,0 +1,162 @@
+"""Reads one execution by its id, or from a bundle that is a folder, a zip or the URL of a zip, in the same way.
+
+Reading a bundle needs no workbench, archive or ledger. Nothing in it is verified but the
+digest of each output that is read; `executions verify` verifies the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from prefect_executions.bundles.incoming import find_bundles, open_container
+from prefect_executions.bundles.layout import OUTPUTS, BundleKind
+from prefect_executions.bundles.source import Source, record_of
+from prefect_executions.bundles.verify import DEFAULT_LIMITS
+from prefect_executions.errors import BundleError, NotFoundError, RequestError
+from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.operations.download import downloaded, is_url
+from prefect_executions.workbench.beside import Beside
+from prefect_executions.workbench.catalog import Catalog, Links, StorageState, StoredOutput, Stream
+from prefect_executions.workbench.lookup import path_of
+
+
+class Reader(Protocol):
+    """What can be read of an execution by its id; `Catalog` says how each method behaves."""
+
+    def record(self, execution_id: str) -> ExecutionRecord: ...
+
+    def storage_state(self, execution_id: str) -> StorageState | None:
+        """Return where it is stored; None if it is in a bundle of its own."""
+
+    def links(self, execution_id: str) -> Links: ...
+
+    def beside(self, execution_id: str) -> Beside: ...
+
+    def damaged(self, execution_id: str) -> tuple[str, ...]: ...
+
+    def dead_process(self, execution_id: str) -> str | None: ...
+
+    def outputs(self, execution_id: str) -> tuple[StoredOutput, ...]: ...
+
+    def output(self, execution_id: str, name: str) -> StoredOutput: ...
+
+    def blocks(self, execution_id: str, name: str) -> Iterator[bytes]: ...
+
+    def read(self, execution_id: str, path: str) -> bytes: ...
+
+    def follow(self, execution_id: str, stream: Stream) -> Iterator[bytes]: ...
+
+
+class Opened(NamedTuple):
+    """A reader, the full id of the execution to read from it, and the target if that is no id."""
+
+    reader: Reader
+    id: str
+    bundle: str | None = None
+
+
+@contextmanager
+def open_execution(target: str, open_catalog: Callable[[], Catalog]) -> Iterator[Opened]:
+    """Open the execution with the id *target*, or the only one in the folder, zip or URL *target*.
+
+    An existing path precedes an id.
+
+    Raises:
+        NotFoundError: If *target* does not exist.
+        RequestError: If it holds several bundles, or none in the format of this package.
+        BundleError: If it is not a valid zip, or its documents are damaged.
+        WorldError: If a download fails.
+    """
+    if is_url(target):
+        with downloaded(target) as file, _bundle(file, target) as opened:
+            yield opened
+    elif path := path_of(target):
+        with _bundle(path, target) as opened:
+            yield opened
+    else:
+        catalog = open_catalog()
+        yield Opened(catalog, catalog.find(target))
+
+
+@contextmanager
+def _bundle(path: Path, target: str) -> Iterator[Opened]:
+    with open_container(path, DEFAULT_LIMITS) as container:
+        try:
+            bundles = find_bundles(container)
+        except BundleError as error:
+            raise BundleError(f"{target}: {error}") from error
+        if len(bundles) != 1 or bundles[0].kind is not BundleKind.BUNDLE:
+            what = "an export of CCP" if len(bundles) == 1 else f"{len(bundles)} bundles"
+            raise RequestError(
+                f"{target} holds {what}; give one bundle, or import it first: executions import {target}"
+            )
+        reader = BundleReader(bundles[0].source, target)
+        yield Opened(reader, reader.id, target)
+
+
+class BundleReader:
+    """Reads the execution in one bundle; the ids in the calls are not used."""
+
+    def __init__(self, source: Source, target: str) -> None:
+        self._source, self._target = source, target
+        self._record = record_of(source)
+        self.id = self._record.id
+
+    def record(self, _execution_id: str) -> ExecutionRecord:
+        return self._record
+
+    def storage_state(self, _execution_id: str) -> None:
+        return None
+
+    def links(self, _execution_id: str) -> Links:
+        return Links()
+
+    def beside(self, _execution_id: str) -> Beside:
+        return Beside()
+
+    def damaged(self, _execution_id: str) -> tuple[str, ...]:
+        return ()
+
+    def dead_process(self, _execution_id: str) -> None:
+        return None
+
+    def outputs(self, _execution_id: str) -> tuple[StoredOutput, ...]:
+        return tuple(
+            StoredOutput(output.path.removeprefix(f"{OUTPUTS}/"), output.size, output.media_type, output.sha256)
+            for output in self._record.job_status.outputs
+        )
+
+    def output(self, execution_id: str, name: str) -> StoredOutput:
+        outputs = {output.name: output for output in self.outputs(execution_id)}
+        output = outputs.get(name) or outputs.get(name.removeprefix(f"{OUTPUTS}/"))
+        if output is None:
+            raise NotFoundError(
+                f"{self._target} has no output '{name}'. 'executions outputs {self._target}' lists them."
+            )
+        return output
+
+    def blocks(self, execution_id: str, name: str) -> Iterator[bytes]:
+        output, digest = self.output(execution_id, name), sha256()
+        for block in self._blocks(output.path):
+            digest.update(block)
+            yield block
+        if output.sha256 is not None and digest.hexdigest() != output.sha256:
+            raise BundleError(
+                f"{output.path} in {self._target} has the digest {digest.hexdigest()} and was recorded as "
+                f"{output.sha256}. 'executions verify {self._target}' checks the other files."
+            )
+
+    def read(self, _execution_id: str, path: str) -> bytes:
+        return b"".join(self._blocks(path))
+
+    def follow(self, execution_id: str, stream: Stream) -> Iterator[bytes]:
+        return self.blocks(execution_id, f"{stream}.log")
+
+    def _blocks(self, path: str) -> Iterator[bytes]:
+        if path not in self._source.files:
+            raise NotFoundError(f"{self._target} does not have {path}; an export may leave out inputs and outputs")
+        return self._source.blocks(path)
