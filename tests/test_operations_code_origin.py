@@ -9,6 +9,7 @@ import sys
 import zipfile
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,13 +23,17 @@ from prefect_executions.cli.exit_codes import WORLD
 from prefect_executions.cli.replay import isolated_command
 from prefect_executions.comparison.verdict import ReplayGoal
 from prefect_executions.errors import BundleError, ForeignCodeError
+from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.operations.code_origin import ForeignCode
+from prefect_executions.operations.export import export
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.operations.replay import open_replayable, prepare_replay
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
+from prefect_executions.workbench.recovery import recover, restore
+from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Workbench
-from records import EXECUTION_ID, a_code_identity, a_method, an_instance
+from records import EXECUTION_ID, a_code_identity, a_job_status, a_method, an_instance
 from signers import a_key, a_signed_bundle
 
 COMMAND = str(Path(sys.executable).with_name("executions"))
@@ -83,6 +88,19 @@ def test_foreign_code_is_described_and_runs_only_if_approved(home, foreign):
         open_replayable(Catalog(bench_at(home)), str(foreign)),
     ):
         pass
+
+
+def test_code_that_settle_sealed_from_the_archive_alone_is_foreign_to_another_archive(home, tmp_path):
+    there = bench_at(tmp_path / "there")
+    begun(there, record_of(EXECUTION_ID, job_status=a_job_status(Status.EXECUTING)))
+    here = bench_at(tmp_path / "here", archive=there)
+    found = recover(here.archive, EXECUTION_ID)
+    assert found is not None
+    lost = Ending(Status.FAILED, Reason.LOST, datetime(2031, 1, 1, tzinfo=UTC), Observer.SETTLE)
+    here.stand_in(found.record, found.code, lost, fill=partial(restore, here.archive, found))
+    with (tmp_path / "lost.zip").open("wb") as file:
+        export(Catalog(here), [EXECUTION_ID], file.write)
+    assert len(asked(bench_at(home), tmp_path / "lost.zip")) == 1
 
 
 def test_code_that_this_workbench_sealed_is_not_asked_about_by_id_folder_or_zip(there, foreign):

@@ -270,7 +270,7 @@ class Workbench:
                 bundle.write_document(ended(job_status, end, gathered, notes))
                 trace_point(TracePoint.FINAL_STATUS, bundle.id)
             sealed = seal(bundle, self.signing_key())
-            if new:
+            if new and not bundle.stand_in:  # the archive has supplied the code of a stand-in
                 self.local_seals.add(sealed.sha256)
             on_sealed(Outcome(sealed.record.job_status, bundle.folder, archived=False))
             return self._close(bundle, sealed)
