@@ -21,10 +21,13 @@ from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.bag import BAG_DECLARATION, BAG_PAYLOAD, check_bag
 from prefect_executions.bundles.export import Export, absent_at_level
 from prefect_executions.bundles.layout import BundleKind, ExportLevel
+from prefect_executions.bundles.relations import RelatedBundle, relation_faults
 from prefect_executions.bundles.source import Source, SubfolderSource, open_source
 from prefect_executions.bundles.zip_reader import Limits
+from prefect_executions.comparison.verdict import Verdict
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
+from prefect_executions.executions.record import ExecuteRequest
 from prefect_executions.lifecycle.history import JobStatus
 
 _CCP = ("metadata/request.json", "metadata/method.json")
@@ -77,7 +80,7 @@ class Container:
         return self.bundles
 
     def faults(self) -> Iterator[str]:
-        """Yield a sentence for each bundle that is there twice, and each contradiction to `export.json`."""
+        """Yield a sentence for each bundle that is there twice, and each contradiction to `export.json` or another."""
         first: dict[str, int] = {}
         for index, known in self.ids.items():
             other = first.setdefault(known.id, index)
@@ -89,6 +92,26 @@ class Container:
             group = [index for index, bundle in enumerate(self.bundles) if id(bundle.export) == key]
             present = [self.ids[index] for index in group if index in self.ids]
             yield from _export_faults(export, present, complete=len(present) == len(group))
+        yield from relation_faults(list(self._related()))
+
+    def _related(self) -> Iterator[RelatedBundle]:
+        """Yield the bundles that name another bundle here, and those that are named; damaged ones are left out."""
+        requests: dict[int, ExecuteRequest] = {}
+        for index in self.ids if len(self.ids) > 1 else ():
+            with suppress(BundleError):
+                data = _read_document(self.bundles[index].source, ExecuteRequest.file_name)
+                requests[index] = ExecuteRequest.from_json(data)
+        present = {known.id for known in self.ids.values()}
+        links = {index: {link.execution_id for link in request.relatives} for index, request in requests.items()}
+        named = set().union(*links.values())
+        for index, request in requests.items():
+            source, known = self.bundles[index].source, self.ids[index]
+            if known.id in named or not present.isdisjoint(links[index]):
+                with suppress(BundleError):
+                    status = JobStatus.from_json(_read_document(source, JobStatus.file_name))
+                    verdict = _read_document(source, Verdict.file_name) if Verdict.file_name in source.files else None
+                    judged = Verdict.from_json(verdict) if verdict is not None else None
+                    yield RelatedBundle(known.manifest_sha256, request, status, judged)
 
     def folder_faults(self) -> Iterator[str]:
         """Yield a sentence for each folder that lacks the name of the execution in it, or is empty."""
