@@ -154,18 +154,50 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
 def test_nothing_is_removed_without_yes(home, capsys, monkeypatch):
     bench = bench_at(home)
     kept(bench)
-    assert "would be removed; do it with --yes" in run(capsys, "remove", EXECUTION_ID[:5])
+    assert run(capsys, "remove", EXECUTION_ID[:5]).splitlines() == [
+        f"{EXECUTION_ID}\twould be removed\t",
+        "1 execution would be removed; do it with --yes",
+    ]
     assert "no retention rule is set" in run(capsys, "retain", code=2)
     monkeypatch.setenv("EXECUTIONS_RETENTION", "segment-coins=1d")
     payload = json.loads(run(capsys, "retain", "--json"))
     age = datetime.now(UTC) - NOON > timedelta(days=1)
     assert [one["id"] for one in payload["executions"]] == ([EXECUTION_ID] if age else [])
-    told_of_gc = run(capsys, "gc", "--older-than", "2100-01-01", "--dry-run")
-    assert "\twould be removed\t" in told_of_gc
-    assert "1 bundle of" in told_of_gc
+    for options in ([], ["--dry-run"]):
+        listed = run(capsys, "gc", "--older-than", "2100-01-01", *options)
+        assert "\twould be removed\t" in listed
+        assert "1 bundle of" in listed
+        assert listed.endswith(" would be removed from the workbench; do it with --yes\n")
+    for command in (["gc"], ["retain"], ["remove", EXECUTION_ID]):
+        assert "--yes and --dry-run exclude each other" in run(capsys, *command, "--yes", "--dry-run", code=2)
     assert Path(bench.folder / EXECUTION_ID).is_dir()
     assert bench.archive.seal_of(EXECUTION_ID)
-    run(capsys, "gc", "--older-than", "2100-01-01", "--json")
+    run(capsys, "gc", "--older-than", "2100-01-01", "--json", "--yes")
     assert not Path(bench.folder / EXECUTION_ID).exists()
     run(capsys, "remove", EXECUTION_ID, "--yes")
     assert bench.archive.seal_of(EXECUTION_ID) is None
+
+
+def test_each_command_says_what_is_kept_and_why(home, capsys, monkeypatch):
+    bench = bench_at(home)
+    kept(bench)
+    begun(bench, record_of(OTHER_ID, Status.EXECUTING))
+    (bench.folder / ".server").mkdir()
+    monkeypatch.setenv("EXECUTIONS_RETENTION", "segment-coins:CANCELLED=1d,segment-coins:COMPLETED=99999d")
+    assert run(capsys, "retain").splitlines() == [
+        "1 execution kept: no rule matches",
+        "1 execution kept: not older than segment-coins:COMPLETED=99999d",
+        "0 executions would be removed; do it with --yes",
+    ]
+    assert run(capsys, "gc", "--older-than", "2026-09-01", "--status", "completed").splitlines() == [
+        "Kept besides: bundles that have not ended, ended after 2026-09-01 00:00:00Z or are not COMPLETED",
+        "0 bundles of 0 B would be removed from the workbench; do it with --yes",
+    ]
+    assert main(["remove", EXECUTION_ID, OTHER_ID, "--yes"]) == 3
+    assert set(capsys.readouterr().out.splitlines()) == {
+        f"{EXECUTION_ID}\tremoved\t",
+        f"{OTHER_ID}\tkept\tit has not been sealed; cancel it, or seal it with 'executions settle --once'",
+        "1 execution removed",
+    }
+    assert bench.archive.seal_of(EXECUTION_ID) is None
+    assert (bench.folder / OTHER_ID).is_dir()

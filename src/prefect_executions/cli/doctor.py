@@ -281,7 +281,7 @@ def _workbench(settings: Settings) -> Iterator[Diagnosis]:
             "warn",
             "workbench",
             f"{folder} has {format_size(free)} left",
-            "Free disk space, for example with: executions gc",
+            "Free disk space, for example with: executions gc --yes",
         )
     else:
         yield Diagnosis("ok", "workbench", f"{folder}, {format_size(free)} free")

@@ -25,6 +25,7 @@ from prefect_executions.workbench.workbench import Workbench
 
 _RULE = re.compile(r"(?P<method>[^=:]+)(:(?P<status>[A-Za-z]+))?=(?P<age>\d+d)")
 EVERY = "*"
+NOT_SEALED = "it has not been sealed; cancel it, or seal it with 'executions settle --once'"
 
 
 class Cleared(NamedTuple):
@@ -73,12 +74,8 @@ def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -
     archive = workbench.archive
     sealed, damage = _seal_of(archive, execution_id)
     bundle = OpenBundle(workbench.folder, execution_id)
-    unsealed = sealed is None and not damage and not bundle.sealed
-    if unsealed and (bundle.folder.is_dir() or archive.opening(execution_id) is not None):
-        raise NotAvailableError(
-            f"execution {execution_id} has not been sealed and is not removed; cancel it, or seal it with "
-            "'executions settle --once'"
-        )
+    if _is_open(workbench, execution_id):
+        raise NotAvailableError(f"execution {execution_id} is not removed: {NOT_SEALED}")
     digest = sealed.manifest_sha256 if sealed else None
     if damage and bundle.sealed:
         digest = sha256(bundle.paths.manifest.read_bytes()).hexdigest()
@@ -88,6 +85,22 @@ def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -
     archive.remove(execution_id)
     bundle.discard()
     workbench.ledger.remove(execution_id)
+
+
+def removable(workbench: Workbench, execution_id: str) -> str:
+    """Return why an execution is not removed; an empty text if it is.
+
+    Raises:
+        ArchiveError: If the archive is unavailable.
+    """
+    return NOT_SEALED if _is_open(workbench, execution_id) else ""
+
+
+def _is_open(workbench: Workbench, execution_id: str) -> bool:
+    archive, bundle = workbench.archive, OpenBundle(workbench.folder, execution_id)
+    sealed, damage = _seal_of(archive, execution_id)
+    unsealed = sealed is None and not damage and not bundle.sealed
+    return unsealed and (bundle.folder.is_dir() or archive.opening(execution_id) is not None)
 
 
 def damaged_seal(workbench: Workbench, execution_id: str) -> str | None:
@@ -159,7 +172,14 @@ def parse_rules(texts: Sequence[str]) -> tuple[Rule, ...]:
 
 
 def expired(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Iterator[Expired]:
-    """Yield the archived executions that the *rules* remove; if several rules match, the most specific one decides.
+    """Yield the executions that the *rules* remove; see `judge_all`."""
+    return (found for found in judge_all(workbench, rules, now) if isinstance(found, Expired))
+
+
+def judge_all(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Iterator[Expired | str]:
+    """Yield each execution that the *rules* remove, and for each other one why it is kept.
+
+    Only archived executions are removed. If several rules match, the most specific one decides.
 
     A rule for a Method precedes a rule for all; then a rule for a status precedes a rule for any.
 
@@ -170,7 +190,13 @@ def expired(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Itera
         matching = [rule for rule in rules if _matches(rule, row.method_id, row.status)]
         ended = row.finished or row.updated
         rule = max(matching, key=lambda rule: (rule.method != EVERY, rule.status is not None), default=None)
-        if rule is not None and row.manifest_sha256 and row.archive == "archived" and now - ended > rule.age:
+        if rule is None:
+            yield "no rule matches"
+        elif now - ended <= rule.age:
+            yield f"not older than {rule.text}"
+        elif not row.manifest_sha256 or row.archive != "archived":
+            yield "not archived yet"
+        else:
             yield Expired(row.id, row.method_id, row.status, ended, rule.text)
 
 

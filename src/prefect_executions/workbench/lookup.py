@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefect_executions.bundles.layout import check_execution_id
-from prefect_executions.bundles.open_bundle import ASIDE, DAMAGED, SCRATCH, WITHHELD
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NameRefusedError, NotFoundError
 from prefect_executions.executions.ids import each_generation, split_generation
 from prefect_executions.ledger.ledger import CANDIDATES
@@ -106,4 +105,4 @@ def local_ids(workbench: Workbench) -> Iterator[str]:
     """Yield the ids of the bundles on the workbench, unsorted."""
     if workbench.folder.is_dir():
         names = (entry.name for entry in workbench.folder.iterdir() if entry.is_dir())
-        yield from (name for name in names if name not in {SCRATCH, ASIDE, WITHHELD, DAMAGED})
+        yield from (name for name in names if not name.startswith("."))  # those are no bundles, as `.server`
