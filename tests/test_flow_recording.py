@@ -39,6 +39,7 @@ from prefect_executions import Comparison, Execution, InputFile, MethodFlow, cur
 from prefect_executions.capture.code import PROCESS
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
 from prefect_executions.executions.value_types import restore
+from prefect_executions.flow import entrypoints
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
@@ -1079,12 +1080,25 @@ def test_a_wrong_declaration_says_why(declare: Callable[[], object], message):
         declare()
 
 
-def test_a_generator_is_refused():
+@pytest.mark.parametrize("decorate", [method, method(version="1"), lambda function: method(flow(function))])
+def test_a_generator_is_refused_when_it_is_used(decorate):
+    @decorate
     def yields():
         yield 1
 
-    with pytest.raises(MethodError, match="is a generator"):
-        method(yields)
+    with pytest.raises(MethodError, match="'yields' is a generator"):
+        yields(1, a=2)
+    assert not hasattr(yields, "deploy")
+
+
+def test_a_generator_does_not_prevent_the_other_methods_of_its_file(bundles, tmp_path):
+    methods = ("def rows():\n    yield 1\n", "def other():\n    return 2\n")
+    (tmp_path / "mixed.py").write_text(
+        "from prefect_executions import method\n" + "".join(map("@method\n{}".format, methods))
+    )
+    assert entrypoints.load_method(f"{tmp_path / 'mixed.py'}:other")() == 2
+    with pytest.raises(MethodError, match="'rows' is a generator"):
+        entrypoints.load_deployable(f"{tmp_path / 'mixed.py'}:rows")
 
 
 def test_the_documents_follow_ogcs_schema(bundles):

@@ -233,6 +233,8 @@ def method(
     checked = _checked(declaration)
 
     def declare(declared: Callable[P, R]) -> MethodFlow[P, R]:
+        if _is_generator(declared):  # it must not prevent the import of other Methods in its file
+            return cast("MethodFlow[P, R]", RefusedMethod(declared))
         if isinstance(declared, MethodFlow):
             raise MethodError(f"'{declared.name}' is a Method already; use @method once")
         if isinstance(declared, Flow):
@@ -241,6 +243,32 @@ def method(
         return MethodFlow(declared, checked)
 
     return declare if function is None else declare(function)
+
+
+class RefusedMethod:
+    """A function that cannot be a Method, in the place of the Method: its use says why.
+
+    Attributes:
+        error: The reason.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        name = getattr(function, "__name__", repr(function))
+        self.error = MethodError(
+            f"Method '{name}' is a generator (it has 'yield'); write its items as outputs and return at the end"
+        )
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        """Raise the reason."""
+        raise self.error
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{self.error}; it has no '{name}'")
+
+
+def _is_generator(function: Any) -> bool:
+    function = function.fn if isinstance(function, Flow) else getattr(function, "__func__", function)
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _checked(declaration: Declaration) -> Declaration:
@@ -291,8 +319,6 @@ def _check_function(function: Callable[..., Any]) -> None:
     if not inspect.isfunction(inspect.unwrap(function)):
         hint = f"; name its arguments: @method(version={function!r})" if isinstance(function, str) else ""
         raise MethodError(f"{name}: @method decorates a function or a flow{hint}")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise MethodError(f"Method '{name}' is a generator; write its items as outputs and return at the end")
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from prefect_executions.errors import InputError, MethodError, NotFoundError, RequestError
-from prefect_executions.flow.decorator import MethodFlow, method
+from prefect_executions.flow.decorator import MethodFlow, RefusedMethod, method
 from prefect_executions.flow.inputs import annotations_of
 from prefect_executions.flow.invocation import Invocation, invoked
 from prefect_executions.methods.model import descriptor_in
@@ -84,6 +84,8 @@ def _load(entrypoint: str) -> Any:
     member: Any = module
     for part in name.split("."):
         member = getattr(member, part, None)
+    if isinstance(member, RefusedMethod):
+        raise member.error
     if isinstance(member, Flow) or inspect.isfunction(member):
         return member
     if member is None:
