@@ -128,6 +128,26 @@ def opened_data(
     return [*files, *([DataFile("", None, _UNNOTED)] if opened_files.has_unnoted(top) else [])]
 
 
+def written_files(
+    function: Callable[..., Any] | Path, identity: CodeIdentity, *, since: int, cache: CodeCache = PROCESS
+) -> list[str]:
+    """Return the files that this process wrote *since* this moment, in its working directory or beside the code.
+
+    Names are relative where they can be. Temporary files and files of tools (``.name``) are left out.
+    """
+    with cache.lock:
+        observed = cache.observed.get((*source_of(function).place, identity.sha256))
+    top = observed.project.top if observed else None
+    folders = {os.getcwd(), *([top] if top else [])} - {"/", os.path.expanduser("~")}  # noqa: PTH109, PTH111 - text
+    found: list[str] = []
+    for path in opened_files.written_files(since):
+        folder = next((folder for folder in sorted(folders) if path.startswith(f"{folder}/")), None)
+        relative = folder and os.path.relpath(path, folder)
+        if relative and not any(part.startswith((".", "__pycache__")) for part in relative.split("/")):
+            found += [relative] if os.path.isfile(path) else []  # noqa: PTH113 - text
+    return found
+
+
 def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return *identity* with *data* files, and those to keep; further ones are listed as lacking."""
     recorded = {file.path: file for file in identity.data_files or ()}

@@ -1,4 +1,4 @@
-"""Notes the files that this process opens for reading, with an audit hook of the interpreter.
+"""Notes the files that this process opens for reading, and those that it writes, with an audit hook of the interpreter.
 
 Law: the hook is permanent and runs for every audit event of the process, so it does next to nothing: it notes
 names, and reads no file. It never raises, because an exception would fail the author's call.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+import time
 from contextlib import suppress
 from importlib.util import source_from_cache
 from typing import Any
@@ -26,6 +27,8 @@ _INSTALLED = tuple(f"/{name}/" for name in INSTALLED)
 
 _read: dict[str, str] = {}
 """The real path by the absolute path as it was opened."""
+_written: dict[str, int] = {}
+"""When each file was last opened for writing, in nanoseconds of the epoch; emptied when it is full."""
 _ignored = _SYSTEM
 _watching = False
 _near: tuple[str, ...] = ()
@@ -72,6 +75,12 @@ def opened_files() -> list[str]:
     return list(dict.fromkeys(_read[path] for path in paths))
 
 
+def written_files(since: int) -> list[str]:
+    """Return the absolute paths of the files that this process has opened for writing *since* this moment."""
+    written = [path for path, at in list(_written.items()) if at >= since]
+    return [path for path in written if not path.startswith(_ignored)]
+
+
 def _source(path: str) -> str:
     """Return the source file of a file with bytecode; for any other file, itself."""
     if _CACHE in path and path.endswith(".pyc"):
@@ -91,12 +100,17 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def _note(file: object, _mode: object, flags: int) -> None:
     if isinstance(file, int) or file is None:
         return
-    if flags & _WRITING or file in _read:
+    if file in _read and not flags & _WRITING:
         return
     name = os.fsdecode(file)  # type: ignore[arg-type]  # anything else raises, which the hook ignores
     if name.startswith(_ignored) or any(part in name for part in _INSTALLED):
         return
     path = os.path.abspath(name)  # noqa: PTH100 - on every opened file
+    if flags & _WRITING:
+        if len(_written) >= MOST_NOTED:
+            _written.clear()
+        _written[path] = time.time_ns()
+        return
     if len(_read) < MOST_NOTED:
         _read.setdefault(path, "")
     elif path not in _read and path.startswith(_near):

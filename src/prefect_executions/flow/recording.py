@@ -26,7 +26,6 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.opened_files import ignore
 from prefect_executions.capture.packages import requirements_of
 from prefect_executions.capture.parameters import described_by, masked_metrics, masked_record, recorded_param
-from prefect_executions.capture.secrets import mask_names
 from prefect_executions.capture.streams import open_streams
 from prefect_executions.documents import Document
 from prefect_executions.events import progress_event
@@ -44,6 +43,7 @@ from prefect_executions.flow.call import Call, for_call
 from prefect_executions.flow.cancellation import CancellationWatcher
 from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter
 from prefect_executions.flow.declared import Declared
+from prefect_executions.flow.hints import with_hints, with_masked_names
 from prefect_executions.flow.inputs import Inputs, staging_progress
 from prefect_executions.flow.invocation import owns_process
 from prefect_executions.flow.opening import (
@@ -61,7 +61,7 @@ from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_us
 from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
 from prefect_executions.flow.recorded_code import with_late_code
 from prefect_executions.flow.unhooked import NO_STATE, for_prefect, seal_aborted
-from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance
+from prefect_executions.lifecycle.history import JobStatus, advance
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.methods.model import REQUIREMENTS
 from prefect_executions.prefect_api import events as prefect_events
@@ -380,7 +380,10 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
         ended = outcome(error, call.mask)
         job_status = _with_end(call, job_status, error, ended)
     with call.never_losing("masking the names of outputs"):
-        job_status = _with_masked_names(attempt, job_status)
+        job_status = with_masked_names(job_status, attempt.bundle.paths, call.mask)
+    if running:
+        with call.never_losing("noting what the record lacks"):
+            job_status = with_hints(job_status, call, attempt.record, attempt.bundle.paths)
     with call.never_losing("masking secrets that became known later"):
         if call.mask.size != attempt.masked:
             record = with_secrets_noted(masked_record(replace(attempt.record, job_status=job_status), call.mask), ())
@@ -461,14 +464,6 @@ def _write_late_code(attempt: Attempt) -> None:
         bundle.write_document(method)  # first: a file that no document lists would be a fault if this process died
         for path, data in code.items():
             bundle.write(path, data)
-
-
-def _with_masked_names(attempt: Attempt, job_status: JobStatus) -> JobStatus:
-    renamed = mask_names(attempt.bundle.paths.outputs, attempt.call.mask)
-    if not renamed:
-        return job_status
-    message = f"a secret in the names of these outputs is masked: {', '.join(renamed)}"
-    return add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=message)
 
 
 def _with_prefect_facts(attempt: Attempt, job_status: JobStatus, *, last: bool) -> JobStatus:
