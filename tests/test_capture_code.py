@@ -564,15 +564,17 @@ def test_code_in_c_is_no_error():
     assert identity.files == ()
     assert identity.entrypoint is None
     assert identity.sha256 is None
+    assert [file.why for file in identity.lacking] == ["the text of the code is unknown; put it into a file"]
     assert list(files) == ["code/requirements.txt"]
 
 
 def test_code_in_a_zip_is_kept(tmp_path):
     with zipfile.ZipFile(tmp_path / "app.pyz", "w") as archive:
         archive.writestr("zipped_code.py", "def count():\n    return 1\n")
+        archive.writestr("zipped_helper.py", "")
         archive.writestr(
             "__main__.py",
-            "import zipped_code\n"
+            "import zipped_code, zipped_helper\n"
             "from prefect_executions.capture.code import identify\n"
             "from prefect_executions.settings import Settings\n"
             "identity, files = identify(zipped_code.count, settings=Settings())\n"
@@ -581,6 +583,9 @@ def test_code_in_a_zip_is_kept(tmp_path):
     done = subprocess.run([sys.executable, str(tmp_path / "app.pyz")], capture_output=True, text=True, check=True)
     told, _, kept = done.stdout.partition("\n")
     assert json.loads(told)["entrypoint"] == "zipped_code.py:count"
+    [lacking] = json.loads(told)["lacking"]
+    assert lacking["path"] == "code/zipped_helper.py"
+    assert "of app.pyz only the file of the Method is kept" in lacking["why"]
     assert kept.strip() == "def count():\n    return 1"
 
 

@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha1, sha256
@@ -304,7 +304,7 @@ def _observe(
         sha256=digest_of(files),
         repository=_repository(checkout, names.get(source.file or ""), set(names.values()), settings),
         files=files,
-        lacking=source.lacking or None,
+        lacking=(*source.lacking, *_without_text(source)) or None,
         package=probe(Probe.METHOD_PACKAGE, lambda: _package(source), None, failures),
         notebook=notebook,
         image=settings.image or None,
@@ -360,6 +360,20 @@ def source_text(file: str, cache: CodeCache) -> str | None:
     """Return the text of *file*, from the *cache* if it is unchanged; None if it cannot be read."""
     read = read_source(file, cache)
     return read.content.decode(errors="replace") if read else None
+
+
+def _without_text(source: CodeSource) -> Iterator[LackingFile]:
+    """Yield what a replay lacks of code that is not in files."""
+    if source.name and source.file is None and source.typed is None:
+        yield LackingFile(path=f"code/{TYPED}", why="the text of the code is unknown; put it into a file")
+    if source.archive:
+        archive = os.path.realpath(source.archive)
+        why = f"of {os.path.basename(archive)} only the file of the Method is kept"  # noqa: PTH119 - names are text here
+        for file, name in sorted(
+            Project(None).loaded_anywhere(sys.modules.keys() - {source.module, "__main__"}).items()
+        ):
+            if file.startswith(f"{archive}/"):
+                yield LackingFile(path=f"code/{as_text(os.path.relpath(file, archive))}", why=f"module {name}: {why}")
 
 
 def _folder(source: CodeSource, notebook: Notebook | None) -> str | None:
