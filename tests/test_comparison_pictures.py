@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from prefect_executions.comparison import pictures
+from prefect_executions.comparison import picture_files, pictures
 from prefect_executions.comparison.outputs import compare_output
 from prefect_executions.comparison.results import Runs, RunSpan
 from prefect_executions.comparison.verdict import Agreement
@@ -378,3 +378,47 @@ def test_a_picture_that_takes_too_long_to_decode_is_compared_by_bytes():
     start = jpeg.index(b"\xff\xda")
     scans = jpeg[:start] + jpeg[start:-2] * 101 + jpeg[-2:]
     assert "more than 100 scans" in str(compared(jpeg, scans, name="p.jpg"))
+
+
+def test_a_tiff_of_very_many_pages_or_tags_is_compared_by_bytes(monkeypatch):
+    def film(number, compression=None):
+        pages = [Image.new("L", (1, 1), page % 256) for page in range(number)]
+        stream = io.BytesIO()
+        pages[0].save(stream, "TIFF", save_all=True, append_images=pages[1:], compression=compression)
+        return stream.getvalue()
+
+    monkeypatch.setattr(picture_files, "_MAX_COMPRESSED_PAGES", 3)  # instead of 4,000
+    for pages, by in ((3, "pixels"), (4, "bytes")):
+        data = film(pages, "tiff_lzw")
+        assert compared(data, film(pages), "p.tif").by == by
+    assert compared(film(4), film(5), "p.tif").by == "pixels"
+    monkeypatch.setattr(picture_files, "_MOST_TAGS", 50)  # instead of 200,000
+    assert "more than 50 tags" in str(compared(film(9), film(8), "p.tif"))
+
+
+def test_a_jpeg_whose_scans_have_very_many_pixels_is_compared_by_bytes(monkeypatch):
+    monkeypatch.setattr(picture_files, "_MOST_SCANNED", 100)  # instead of 2.5 billion
+    small, large = picture((5, 5), form="JPEG"), picture((11, 10), form="JPEG")
+    assert compared(small, picture((5, 5), [(0, 0)], form="JPEG", quality=95), "p.jpg").by == "pixels"
+    assert "scans have more than 100 pixels" in str(compared(large, small, "p.jpg"))
+
+
+def test_the_number_of_values_that_are_compared_one_by_one_is_limited(monkeypatch):
+    monkeypatch.setattr(pictures, "_BLOCK", 8)  # strips of one row
+    monkeypatch.setattr(pictures, "_MOST_COMPARED", 20)  # instead of 40 million
+    dots = [(x, y) for x in range(8) for y in range(4)]
+    found = compared(picture((8, 4)), picture((8, 4), dots))
+    assert found.words == ("at least 16 of 32 pixels differ, in a channel by up to 9",)
+    found = compared(picture((8, 4)), picture((8, 4), dots), absolute_tolerance=9)
+    assert (found.agreement, found.by) == (Agreement.DIFFERS, "bytes")
+    assert "more than 20 of its values differ" in str(found)
+    film = [picture((8, 4), dots[at:], form="TIFF") for at in (0, 32)]
+    several = [io.BytesIO(), io.BytesIO()]
+    for stream, page in zip(several, film, strict=True):
+        image = Image.open(io.BytesIO(page))
+        image.save(stream, "TIFF", save_all=True, append_images=[image, image])
+    words = compared(several[0].getvalue(), several[1].getvalue(), "p.tif").words
+    assert words == (
+        "page 1: at least 16 of 32 pixels differ, in a channel by up to 9",
+        "the pages after page 1 were not compared",
+    )

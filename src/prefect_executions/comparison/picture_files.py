@@ -15,8 +15,14 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAX_PAGES = 10_000
+_MAX_COMPRESSED_PAGES = 4_000
+"""Pages that libtiff decodes: for each of them it reads the directories of all pages before."""
 _MOST_PARTS = 100_000
+_MOST_TAGS = 200_000
+"""Tags of all pages of a TIFF, each of which pillow parses several times."""
 _MOST_SCANS = 100
+_MOST_SCANNED = 2_500_000_000
+"""Pixels of all scans of a JPEG: each scan refines all pixels."""
 
 
 Fact = tuple[object, ...] | None
@@ -102,7 +108,7 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 def _jpeg_page(data: bytes) -> PicturePage:
     facts: dict[str, list[bytes]] = {}
     bits: tuple[int, ...] = ()
-    at, scans = 2, 0
+    at, scans, pixels = 2, 0, 0
     while True:
         if data[at] != 0xFF:  # noqa: PLR2004 - each marker begins with this byte
             raise ValueError("the picture is damaged or incomplete")
@@ -118,9 +124,9 @@ def _jpeg_page(data: bytes) -> PicturePage:
         if marker in _APPLICATION or marker == _COM:
             facts.setdefault(f"JPEG segment {marker:X}", []).append(content)
         elif marker in _FRAMES:
-            bits = (content[0],) * content[5]
+            bits, pixels = (content[0],) * content[5], max(pixels, _pixels(content))
         elif marker == _SOS:
-            at, scans = _end_of_scan(data, at, scans), scans + 1
+            at, scans = _end_of_scan(data, at, (scans + 1) * pixels, scans), scans + 1
     if at != len(data):
         raise ValueError("more data follows the picture")
     if set(bits) != {8}:
@@ -128,7 +134,14 @@ def _jpeg_page(data: bytes) -> PicturePage:
     return PicturePage(bits, {name: tuple(contents) for name, contents in facts.items()})
 
 
-def _end_of_scan(data: bytes, at: int, before: int) -> int:
+def _pixels(frame: bytes) -> int:
+    height, width = struct.unpack_from(">HH", frame, 1)
+    return int(height * width)
+
+
+def _end_of_scan(data: bytes, at: int, pixels: int, before: int) -> int:
+    if pixels > _MOST_SCANNED:
+        raise ValueError(f"its scans have more than {_MOST_SCANNED} pixels")
     if before >= _MOST_SCANS:  # a decoder takes the time of a whole picture for each
         raise ValueError(f"it has more than {_MOST_SCANS} scans")
     while (at := data.find(b"\xff", at)) >= 0:
@@ -161,14 +174,16 @@ class _Tiff:
         self._is_big = data[2:4] in {b"+\0", b"\0+"}
         self._covered = [(0, 16 if self._is_big else 8)]
         self._directories: set[int] = set()
-        self._taken = 0
+        self._taken = self._tags = self._compressed = 0
 
     def pages(self) -> Iterator[PicturePage]:
         """Yield the pages, then check that they are all that the file contains."""
         at = self._read("Q", 8) if self._is_big else self._read("I", 4)
         while at:
-            if at in self._directories or len(self._directories) >= _MAX_PAGES:
+            if at in self._directories:
                 raise ValueError("its directories have no end")
+            if len(self._directories) >= _MAX_PAGES:
+                raise ValueError(f"it has more than {_MAX_PAGES} pages")
             self._directories.add(at)
             tags, at = self._directory(at)
             yield self._page(tags)
@@ -184,6 +199,9 @@ class _Tiff:
         following = self._read("Q" if self._is_big else "I", end)
         self._covered.append((at, end + (8 if self._is_big else 4)))
         self._taken += end - begin
+        self._tags += count
+        if self._tags > _MOST_TAGS:
+            raise ValueError(f"it has more than {_MOST_TAGS} tags")
         tags = dict(self._tag(begin + number * width) for number in range(count))
         if len(tags) != count:
             raise ValueError("a directory has a tag twice")
@@ -213,6 +231,9 @@ class _Tiff:
                 raise ValueError("the picture is damaged or incomplete")
             for begin, size in zip(_integers(tags, offsets), _integers(tags, sizes), strict=True):
                 self._covered.append((begin, begin + size))
+        self._compressed += _integers(tags, _COMPRESSION) not in {(), (1,)}
+        if self._compressed > _MAX_COMPRESSED_PAGES:
+            raise ValueError(f"it has more than {_MAX_COMPRESSED_PAGES} compressed pages")
         bits = _integers(tags, _BITS) or (1,)
         if len(bits) != (_integers(tags, _SAMPLES) or (1,))[0]:
             raise ValueError("its channels are not described")
