@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -24,7 +26,7 @@ from prefect_executions.attestation.transparency import SealEntry, checkpoint_of
 from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.verify import verify
 from prefect_executions.cli.app import main
-from prefect_executions.errors import BundleError, RequestError
+from prefect_executions.errors import ArchiveError, BundleError, RequestError
 from prefect_executions.executions.record import BundleFile, ExecuteRequest, OpeningRecord
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import JobStatus
@@ -592,3 +594,43 @@ def test_a_proof_of_another_bundle_or_by_another_key_is_found(place, tmp_path):
     (folder / layout.INCLUSION).write_text(json.dumps(edit_proof))
     (wrong,) = verify(folder, only=only, signatures=trusting()).faults
     assert "does not lead" in wrong
+
+
+def test_an_audit_reads_large_objects_one_after_the_other(place):
+    for execution_id in IDS:
+        for number in range(3):
+            late = place.of(execution_id) / f"late/{number:016}.json"
+            late.parent.mkdir(exist_ok=True)
+            late.write_bytes(b" " * (20 << 20))
+    tracemalloc.start()
+    try:
+        found = [one for one in audit(place.archive(), trusting()) if one.kind == "digest"]
+        assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(found) == 9
+
+
+def test_an_audit_names_the_objects_that_are_too_large_to_read(place):
+    for number in range(5):
+        late = place.of(VICTIM) / f"late/{number:016}.json"
+        late.parent.mkdir(exist_ok=True)
+        late.write_bytes(b"x")
+        os.truncate(late, (65 if number == 4 else 64) << 20)
+    found = [one.what for one in violations(place) if "was not read" in one.what]
+    assert [what.partition("'")[2][:21] for what in found] == ["late/0000000000000003", "late/0000000000000004"]
+
+
+def test_a_planted_file_is_not_read_beyond_the_largest_document(place):
+    provo, status = place.file("metadata/provo.xml"), place.file("metadata/jobStatus.json")
+    os.truncate(provo, 257 << 20)
+    os.truncate(status, 65 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveError, match=r"provo\.xml has more than 268435456 bytes"):
+            place.archive().read(VICTIM, "metadata/provo.xml")
+        tracemalloc.reset_peak()
+        assert {one.execution for one in violations(place, deep=True)} == {VICTIM}
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

@@ -28,6 +28,10 @@ an encrypted member (`RuntimeError`), offsets that are out of range, an early en
 _BATCH = 32 * 1024**2
 
 
+_LARGEST = 256 * 1024**2
+"""The most bytes of a small file: the limit of a `provo.xml`."""
+
+
 class ArchivedBundle:
     """One sealed bundle; files are fetched on demand."""
 
@@ -63,7 +67,11 @@ class ArchivedBundle:
         """Return several files by path, fetched together; missing files are left out."""
         keys = {path: self._key(path) for path in paths if path not in self.seal.absent}
         manifest_key = {self._key(MANIFEST)} if self._manifest is None else set()
-        objects = self._store.get_many({*keys.values(), *manifest_key})
+        limit = max([_LARGEST, *(self.seal.data[path].size for path in keys if path in self.seal.data)])
+        objects = self._store.get_many({*keys.values(), *manifest_key}, limit=limit)
+        for key, data in objects.items():
+            if len(data) > limit:
+                raise ArchiveError(f"{self._store.url}/{key} has more than {limit} bytes, and was not sealed like this")
         if self._manifest is None:
             self._manifest = self._parse_manifest(objects.get(self._key(MANIFEST), b""))
         return {path: self._verified(path, objects[key]) for path, key in keys.items() if key in objects}

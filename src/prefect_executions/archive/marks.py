@@ -159,8 +159,9 @@ class Checkpoints:
         """Yield the checkpoints with these numbers, in this order; missing checkpoints are left out."""
         for start in range(0, len(numbers), _BATCH):
             batch = numbers[start : start + _BATCH]
-            objects = dict(small_objects(self._store, [_key(number) for number in batch]))
-            yield from (StoredCheckpoint(number, objects[_key(number)]) for number in batch if _key(number) in objects)
+            keys = {_key(number): number for number in batch}
+            for key, data in small_objects(self._store, keys):  # in the order of the keys
+                yield StoredCheckpoint(keys[key], data)
 
     def get(self, number: int) -> bytes:
         """Return one checkpoint.

@@ -6,9 +6,9 @@ file does not hide another.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, wraps
 from hashlib import sha1, sha256
 from typing import Any, TypeVar, cast
 
@@ -28,6 +28,7 @@ from prefect_executions.provenance.times import Times, time_faults
 from prefect_executions.settings import ArchiveLevel
 
 D = TypeVar("D", bound=Document)
+R = TypeVar("R")
 
 _IN_MEMORY = {kind.file_name for kind in layout.DOCUMENTS}
 _IN_MEMORY |= {layout.PROVENANCE, layout.CRATE, layout.MANIFEST, layout.ATTESTATION, layout.INCLUSION}
@@ -53,6 +54,34 @@ Findings = Iterator[str]
 _NOT_LISTED = "not read, because the manifest does not list it"
 
 
+def _read_once(read: Callable[[Evidence], R]) -> Callable[[Evidence], R]:
+    """Cache what *read* returns, or the error that it raises: each check asks, and reading may be slow."""
+
+    @wraps(read)
+    def result(evidence: Evidence) -> R:
+        results = evidence.results
+        if read.__name__ not in results:
+            try:
+                results[read.__name__] = read(evidence)
+            except BundleError as error:
+                results[read.__name__] = _Fault(str(error))
+        return cast("R", _unless_fault(results[read.__name__]))
+
+    return result
+
+
+class _Fault(str):
+    """The message of an error. A cached error would keep all data alive: the frames in its traceback refer to it."""
+
+    __slots__ = ()
+
+
+def _unless_fault(value: R | _Fault) -> R:
+    if isinstance(value, _Fault):
+        raise BundleError(value)
+    return value
+
+
 class Evidence:
     """Everything that the checks read."""
 
@@ -60,7 +89,8 @@ class Evidence:
         self.source = source
         self.limits = limits
         self.signatures = signatures
-        self._documents: dict[type[Document], Document | BundleError] = {}
+        self.results: dict[str, object] = {}
+        self._documents: dict[type[Document], Document | _Fault] = {}
         self._times: Times | None = None
 
     @cached_property
@@ -79,7 +109,8 @@ class Evidence:
         """The bytes of each file of `_IN_MEMORY`, or the error that reading it raised."""
         return {path: self._read_file(path) for path in _IN_MEMORY if path in self.source.files}
 
-    @cached_property
+    @property
+    @_read_once
     def digests(self) -> Mapping[str, str]:
         """The digest of every listed file; for another file, which is not read, a text that equals no digest.
 
@@ -97,7 +128,8 @@ class Evidence:
         except BundleError:
             return self.digests
 
-    @cached_property
+    @property
+    @_read_once
     def listed(self) -> Mapping[str, str]:
         """The digest of each file in the manifest.
 
@@ -106,7 +138,8 @@ class Evidence:
         """
         return manifest.parse(self.bytes_of(layout.MANIFEST))
 
-    @cached_property
+    @property
+    @_read_once
     def envelope(self) -> Envelope:
         """The attestation's envelope, not verified.
 
@@ -115,7 +148,8 @@ class Evidence:
         """
         return Envelope.from_json(self.bytes_of(layout.ATTESTATION), layout.ATTESTATION)
 
-    @cached_property
+    @property
+    @_read_once
     def members(self) -> Mapping[str, str]:
         """The digest of every file of ``output.zip``; for an unreadable file, a text that equals no digest.
 
@@ -141,7 +175,8 @@ class Evidence:
                 return {name.removesuffix("/") for name, entry in entries.items() if entry.is_folder}
         return ()
 
-    @cached_property
+    @property
+    @_read_once
     def record(self) -> ExecutionRecord:
         """The record: all documents together.
 
@@ -159,12 +194,14 @@ class Evidence:
         """
         return self.document(JobStatus).format
 
-    @cached_property
+    @property
+    @_read_once
     def summary(self) -> RecordSummary:
         """The summary of the JSON documents."""
         return summary_of(self.record)
 
-    @cached_property
+    @property
+    @_read_once
     def provenance_summary(self) -> ReadSummary:
         """The summary in `provo.xml`.
 
@@ -189,7 +226,8 @@ class Evidence:
         else:
             yield from self._times.faults()
 
-    @cached_property
+    @property
+    @_read_once
     def crate_summary(self) -> ReadSummary:
         """The summary in `ro-crate-metadata.json`.
 
@@ -225,7 +263,7 @@ class Evidence:
         """
         data = self.data.get(path, BundleError(f"{path} is missing"))
         if isinstance(data, BundleError):
-            raise data
+            raise BundleError(str(data))
         return data
 
     def json_of(self, kind: type[Document]) -> Any:
@@ -244,10 +282,7 @@ class Evidence:
         """
         if kind not in self._documents:
             self._documents[kind] = self._read(kind)
-        document = self._documents[kind]
-        if isinstance(document, BundleError):
-            raise document
-        return cast("D", document)
+        return cast("D", _unless_fault(self._documents[kind]))
 
     def _is_listed(self, path: str) -> bool:
         try:
@@ -266,12 +301,12 @@ class Evidence:
             digest.update(block)
         return digest.hexdigest()
 
-    def _read(self, kind: type[Document]) -> Document | BundleError:
+    def _read(self, kind: type[Document]) -> Document | _Fault:
         try:
             self.json_of(kind)
             return kind.from_json(self.bytes_of(kind.file_name))
         except BundleError as error:  # cached, because each check asks and validation may be slow
-            return error
+            return _Fault(str(error))
 
     def _absent_by_level(self) -> dict[str, str]:
         try:
@@ -287,7 +322,7 @@ class Evidence:
         try:
             data = b"".join(self.source.blocks(path))
         except BundleError as error:
-            return error
+            return BundleError(str(error))  # without its frames, as `_Fault`
         # A file in a folder may have grown since it was listed.
         return data if len(data) == size else BundleError(f"{path} changed while it was being read")
 

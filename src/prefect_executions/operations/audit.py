@@ -8,12 +8,12 @@ needs one listing and small reads; only a deep audit reads the data.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 from itertools import groupby, islice
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
 from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.marks import LONG_AGO, SKEW
@@ -45,6 +45,8 @@ from prefect_executions.workbench.beside import Fault, documents_beside, faults_
 from prefect_executions.workbench.catalog import ArchivedSource
 from prefect_executions.workbench.sealing import is_bulk
 
+T = TypeVar("T")
+
 Weight = Literal["violation", "incomplete"]
 
 _BATCH = 100
@@ -60,6 +62,12 @@ _LINK = -1
 
 _MAX_READ = 64 << 20
 """Largest object in bytes that is read."""
+
+_READ_TOGETHER = 64 << 20
+"""Bytes that are read together, if no single object is larger."""
+
+_READ_OF_EXECUTION = 256 << 20
+"""Most bytes that are read of an execution; with 100,000 outputs it has 100 MB."""
 
 
 class AuditFinding(NamedTuple):
@@ -135,13 +143,20 @@ class _Audit:
                 yield self._unsealed(execution_id, objects)
         yield from self._opening_faults(raw, batch)
         names = {execution_id: [*SealedRecord.reads(seal, batch[execution_id])] for execution_id, seal in seals.items()}
-        keys = {folder_of(execution_id) + name for execution_id in names for name in names[execution_id]}
-        content = self._archive.store.get_many(keys)
         self._sealed_count += len(seals)
-        for execution_id, seal in seals.items():
+        sizes = {id_: sum(batch[id_][name] for name in small) for id_, small in names.items()}
+        for part in _within(names, sizes.__getitem__):
+            yield from self._read_together({id_: names[id_] for id_ in part}, seals, batch)
+
+    def _read_together(
+        self, names: Mapping[str, Sequence[str]], seals: Mapping[str, Seal], batch: Mapping[str, Mapping[str, int]]
+    ) -> Iterator[AuditFinding]:
+        keys = {folder_of(id_) + name for id_, small in names.items() for name in small}
+        content = self._archive.store.get_many(keys)
+        for execution_id, small in names.items():
             folder = folder_of(execution_id)
-            files = {name: content[folder + name] for name in names[execution_id] if folder + name in content}
-            yield from self._sealed(execution_id, SealedRecord(seal, batch[execution_id], files))
+            files = {name: content[folder + name] for name in small if folder + name in content}
+            yield from self._sealed(execution_id, SealedRecord(seals[execution_id], batch[execution_id], files))
 
     def _opening_faults(
         self, seals: Mapping[str, bytes], batch: Mapping[str, Mapping[str, int]]
@@ -153,10 +168,11 @@ class _Audit:
             for folder, execution_id in folders.items()
             if folder + SEAL not in seals and 0 < batch[execution_id].get(OPENING, 0) <= _MAX_READ
         ]
-        for key, data in self._archive.store.get_many(keys).items():
-            execution_id = folders[key.removesuffix(OPENING)]
-            faults = documents_beside(execution_id, {OPENING: data}).faults
-            yield from (AuditFinding("violation", kind, execution_id, what) for kind, what in faults)
+        for part in _within(keys, lambda key: batch[folders[key.removesuffix(OPENING)]][OPENING]):
+            for key, data in self._archive.store.get_many(part).items():
+                execution_id = folders[key.removesuffix(OPENING)]
+                faults = documents_beside(execution_id, {OPENING: data}).faults
+                yield from (AuditFinding("violation", kind, execution_id, what) for kind, what in faults)
 
     def missing(self) -> Iterator[AuditFinding]:
         """Report executions that are missing from the archive, and an archive without checkpoints."""
@@ -293,7 +309,7 @@ class SealedRecord:
     absent: Mapping[str, str] = {}
 
     def __init__(self, seal: Seal, objects: Mapping[str, int], content: Mapping[str, bytes]) -> None:
-        self.seal, self.objects = seal, objects
+        self.seal, self.objects, self._names = seal, objects, content.keys()
         self._data = {path: content[seal.object_of(path)] for path in _READ if seal.object_of(path) in content}
         self._proof = content.get(INCLUSION)
         self.beside = {name: data for name, data in content.items() if is_beside(name)}
@@ -303,11 +319,10 @@ class SealedRecord:
     @staticmethod
     def reads(seal: Seal, objects: Mapping[str, int]) -> Iterator[str]:
         """Yield the names of the objects to read."""
-        for path in _READ:
-            if 0 <= objects.get(seal.object_of(path), -1) <= _MAX_READ:
-                yield seal.object_of(path)
-        for name, size in objects.items():
-            if (name == INCLUSION or is_beside(name)) and size <= _MAX_READ:
+        left = _READ_OF_EXECUTION
+        for name in _small(seal, objects):
+            if 0 <= objects[name] <= min(_MAX_READ, left):
+                left -= objects[name]
                 yield name
 
     def blocks(self, path: str) -> Iterator[bytes]:
@@ -336,6 +351,7 @@ class SealedRecord:
 
     def faults(self) -> Iterator[Fault]:
         """Yield the contradictions between the seal, the manifest, the job status and the objects."""
+        yield from self._unread()
         yield from faults_beside(self.seal, self.beside, self._job_status())
         for name in self.objects:
             if name.startswith(LATE) and not is_beside(name):
@@ -359,6 +375,11 @@ class SealedRecord:
         yield from self._status_faults(listed)
         if digest == self.seal.manifest_sha256:
             yield from self._name_faults(listed, digest)
+
+    def _unread(self) -> Iterator[Fault]:
+        for name in _small(self.seal, self.objects):
+            if name not in self._names and self.objects[name] != _LINK:
+                yield "damaged", f"{name!r} was not read: it has {self.objects[name]} bytes, or all have too many"
 
     def _job_status(self) -> JobStatus | None:
         with suppress(BundleError):  # `_status_faults` reports it
@@ -444,6 +465,27 @@ def _split_key(key: str) -> tuple[str, str]:
         return "", key
 
 
+def _small(seal: Seal, objects: Mapping[str, int]) -> Iterator[str]:
+    """Yield the names of the small files that an audit reads, once each, those of the bundle first."""
+    ours = dict.fromkeys(seal.object_of(path) for path in _READ)
+    yield from (name for name in ours if name in objects)
+    yield from (name for name in objects if (name == INCLUSION or is_beside(name)) and name not in ours)
+
+
+def _within(things: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Split *things* into parts of at most `_READ_TOGETHER` bytes, or of a single thing."""
+    part: list[T] = []
+    total = 0
+    for thing in things:
+        if part and total + size_of(thing) > _READ_TOGETHER:
+            yield part
+            part, total = [], 0
+        part.append(thing)
+        total += size_of(thing)
+    if part:
+        yield part
+
+
 def _batches(listing: Iterable[ObjectInfo]) -> Iterator[dict[str, dict[str, int]]]:
     """The executions of a sorted listing in batches, each with the sizes of its objects by name."""
     groups = groupby(listing, key=lambda info: _split_key(info.key)[0])
@@ -452,4 +494,6 @@ def _batches(listing: Iterable[ObjectInfo]) -> Iterator[dict[str, dict[str, int]
         for execution_id, infos in groups
     )
     while batch := dict(islice(each, _BATCH)):
-        yield batch
+        sizes = {execution_id: objects.get(SEAL, 0) for execution_id, objects in batch.items()}
+        for part in _within(batch, sizes.__getitem__):
+            yield {execution_id: batch[execution_id] for execution_id in part}

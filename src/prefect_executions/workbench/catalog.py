@@ -25,6 +25,7 @@ from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource, Source
 from prefect_executions.capture.processes import alive
+from prefect_executions.documents import SMALL_DOCUMENT
 from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
 from prefect_executions.executions.record import ExecutionRecord, Instance
 from prefect_executions.ledger.rows import ArchiveState, FileEdge, Relation
@@ -431,16 +432,21 @@ class ArchivedSource:
         seal = self._bundle.seal
         job_status = None
         with suppress(BundleError):  # the checks of the bundle report it
-            job_status = JobStatus.from_json(b"".join(self.blocks(JobStatus.file_name)))
+            job_status = JobStatus.from_json(self._document(JobStatus.file_name))
         beside = self._archive.beside(seal.execution_id)
         yield from (what for _, what in faults_beside(seal, beside, job_status))
         try:
-            digest = sha256(b"".join(self.blocks(MANIFEST))).hexdigest()
+            digest = sha256(self._document(MANIFEST)).hexdigest()
         except BundleError as error:
             yield str(error)
         else:
             if digest != seal.manifest_sha256:
                 yield f"{MANIFEST} has the digest {digest}; the seal says {seal.manifest_sha256}"
+
+    def _document(self, path: str) -> bytes:
+        if self.files.get(path, 0) > SMALL_DOCUMENT:
+            raise BundleError(f"{path} has {self.files[path]} bytes; the limit for a document is {SMALL_DOCUMENT}")
+        return b"".join(self.blocks(path))
 
 
 class _RemoteFile(io.RawIOBase):
