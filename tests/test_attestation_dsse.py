@@ -298,3 +298,23 @@ def test_the_members_of_an_envelope_are_plain_json_and_base64(signed):
     assert told["payloadType"] == "application/vnd.in-toto+json"
     assert json.loads(base64.b64decode(told["payload"]))["predicateType"] == "https://slsa.dev/provenance/v1"
     assert len(base64.b64decode(told["signatures"][0]["sig"])) == 64
+
+
+def test_an_envelope_that_takes_too_long_or_has_no_message_is_refused():
+    signatures = [{"keyid": f"{number:064x}", "sig": "AA=="} for number in range(101)]
+    envelope = {"payloadType": PAYLOAD_TYPE, "payload": "AA==", "signatures": signatures[:100]}
+    assert len(Envelope.from_json(json.dumps(envelope).encode(), "x").signatures) == 100
+    for change, words in (
+        ({"signatures": signatures}, "x has 101 signatures; the limit is 100"),
+        ({"payloadType": "t" * 257}, "payloadType must .* at most 256 characters"),
+        ({"payloadType": "\ud800"}, "payloadType must be printable"),
+    ):
+        with pytest.raises(BundleError, match=words):
+            Envelope.from_json(json.dumps(envelope | change).encode(), "x")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32-be"])
+def test_an_envelope_in_another_encoding_is_refused(signed, encoding):
+    data = (signed / ATTESTATION).read_text().encode(encoding)
+    with pytest.raises(BundleError, match="does not begin with a brace"):
+        Envelope.from_json(data, ATTESTATION)

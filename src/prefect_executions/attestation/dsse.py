@@ -22,6 +22,11 @@ from prefect_executions.documents import json_value, strict_json, text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import NAMESPACE, BundleFile, ExecutionRecord
 
+MAX_SIGNATURES = 100
+"""The most signatures of an envelope: each takes the time to hash the whole payload."""
+
+_LONGEST_TYPE = 256
+
 
 class Signature(NamedTuple):
     """One signature, and the id of the key that it claims."""
@@ -57,9 +62,17 @@ class Envelope(NamedTuple):
         Raises:
             BundleError: If *data* is not a DSSE envelope.
         """
+        if not data.startswith(b"{") or b"\0" in data[:4]:  # RFC 8259, 8.1: no byte order mark, no UTF-16 or UTF-32
+            raise BundleError(f"{name} is not a DSSE envelope: it does not begin with a brace in UTF-8")
         match strict_json(data, name):
             case {"payloadType": str(kind), "payload": str(payload), "signatures": [_, *_] as signatures, **rest}:
                 _refuse_unknown(rest, name)
+                if len(signatures) > MAX_SIGNATURES:
+                    raise BundleError(f"{name} has {len(signatures)} signatures; the limit is {MAX_SIGNATURES}")
+                if len(kind) > _LONGEST_TYPE or not kind.isprintable():  # a lone surrogate has no UTF-8 form to sign
+                    raise BundleError(
+                        f"{name}: payloadType must be printable and have at most {_LONGEST_TYPE} characters"
+                    )
                 read = tuple(_signature(item, name) for item in signatures)
                 if len({signature.key_id for signature in read}) < len(read):
                     raise BundleError(f"{name} has two signatures of the same key")
