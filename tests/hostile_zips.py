@@ -25,6 +25,8 @@ class Member:
     method: int = 0
     flags: int = 0x800
     mode: int = FILE
+    attributes: int = 0
+    """The DOS attributes."""
     size: int | None = None
     packed: int | None = None
     checksum: int | None = None
@@ -62,7 +64,7 @@ def a_zip(members: Sequence[Member], *, comment: bytes = b"", before: bytes = b"
         out += struct.pack("<4s5H3L2H", b"PK\3\4", 20, *before_name, len(local), len(member.local_extra))
         out += local + member.local_extra + stream + member.descriptor
         place = offset if member.offset is None else member.offset
-        rest = (len(member.name), len(member.extra), 0, member.disk, 0, member.mode << 16, place)
+        rest = (len(member.name), len(member.extra), 0, member.disk, 0, member.mode << 16 | member.attributes, place)
         central += struct.pack("<4s6H3L5H2L", b"PK\1\2", 0x314, 20, *sizes, *rest) + member.name + member.extra
     entries = len(members) if count is None else count
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, len(central), len(out), len(comment))
@@ -110,7 +112,7 @@ CORPUS: Mapping[str, tuple[Hostile, str]] = {
     "a dot for a part": (with_one_more(f"{TOP}./evil"), r"empty part"),
     "an empty part": (with_one_more(f"{TOP}/evil"), r"empty part"),
     "an empty name": (with_one_more(""), r"''"),
-    "a NUL in the name": (with_one_more("evil\0.txt"), r"evil"),
+    "a NUL in the name": (with_one_more("evil\0.txt"), r"evil.*NUL character"),
     "a line break in the name": (with_one_more(f"{TOP}outputs/a\nb"), r"control character"),
     "a symbolic link": (with_one_more(f"{TOP}outputs/evil", data=b"/etc/passwd", mode=LINK), r"evil'.*link"),
     "a device": (with_one_more(f"{TOP}outputs/evil", mode=DEVICE), r"evil'.*special file"),
@@ -120,6 +122,11 @@ CORPUS: Mapping[str, tuple[Hostile, str]] = {
         r"evil'.*link",
     ),
     "a link as ASi Unix writes it": (with_one_more(f"{TOP}evil", extra=_extra(0x756E, bytes(20))), r"evil'.*link"),
+    "a file that DOS takes for a folder": (
+        with_one_more(f"{TOP}outputs/evil", attributes=0x10),
+        r"evil'.*special file",
+    ),
+    "a file that DOS takes for a label": (with_one_more(f"{TOP}outputs/evil", attributes=0x08), r"evil'.*special file"),
     "another name for some readers": (
         with_one_more(f"{TOP}a", extra=_extra(0x7075, b"\1" + bytes(4) + b"../evil")),
         r"another name",

@@ -23,7 +23,7 @@ from ccp_exports import tree
 from hostile_zips import CORPUS, TOP, Member, a_zip, members_of
 from prefect_executions.bundles.source import ZipSource
 from prefect_executions.bundles.zip_reader import Limits
-from prefect_executions.errors import BundleError, ImportRefusedError
+from prefect_executions.errors import BundleError, ImportRefusedError, NotFoundError
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.settings import ImportNames
 from prefect_executions.workbench.workbench import Workbench
@@ -189,6 +189,16 @@ DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
         lambda text: text.replace("</prov:entity>", "<a/>" * 110_000 + "</prov:entity>", 1),
         r"a record is too large",
     ),
+    "XML of very many records": (
+        "metadata/provo.xml",
+        lambda text: text.replace("</prov:document>", "<prov:used/>" * 500_001 + "</prov:document>"),
+        r"it has more than 500000 records",
+    ),
+    "a manifest that lists a very long name": (
+        "manifest-sha256.txt",
+        lambda text: text + f"{'0' * 64}  outputs/{'a' * 100_000}\n",
+        r"manifest: .*aaa … aaa",
+    ),
     "a crate that nests deep": ("ro-crate-metadata.json", lambda text: DEEP, r"nested too deeply"),
     "a manifest that leads out": (
         "manifest-sha256.txt",
@@ -242,3 +252,40 @@ def test_bags_in_bags_are_refused(ours, tmp_path):
         lines = [f"{sha256(one.read_bytes()).hexdigest()}  {one.relative_to(bag)}\n" for one in listed]
         (bag / "manifest-sha256.txt").write_text("".join(lines) or f"{'0' * 64}  data/x\n")
     refused(ours, folder, "bag")
+
+
+def test_a_folder_is_imported_within_the_limits_of_a_zip(sealed, ours, tmp_path):
+    many, large = copy_of(sealed, tmp_path / "many"), copy_of(sealed, tmp_path / "large")
+    for number in range(1000):
+        (many / f"outputs/{number}").touch()
+    refused(ours, many, r"it has more than 1000 files")
+    with (large / "outputs/regions.csv").open("r+b") as sparse:
+        sparse.truncate(50 << 30)
+    refused(ours, large, r"it has 536\d+ bytes, most of them in 'outputs/regions\.csv'; the limit is 20971520")
+
+
+@pytest.mark.parametrize("names", ImportNames)
+def test_a_name_in_a_folder_that_is_not_utf8_is_refused(sealed, ours, tmp_path, names):
+    folder = copy_of(sealed, tmp_path / "bundle")
+    (folder / "outputs" / os.fsdecode(b"caf\xe9")).touch()
+    with pytest.raises(ImportRefusedError, match=r"outputs/caf.udce9'"):
+        import_bundles(ours, str(folder), TERMS._replace(names=names))
+    assert leftovers(ours) == []
+
+
+def test_a_pipe_is_refused_before_it_is_opened(ours, tmp_path):
+    os.mkfifo(tmp_path / "x.zip")
+    with pytest.raises(NotFoundError, match=r"x\.zip is neither a file nor a folder"):
+        import_bundles(ours, str(tmp_path / "x.zip"), TERMS)
+
+
+def test_a_folder_named_like_a_file_of_the_bag_is_refused(sealed, ours, tmp_path):
+    for name in ("manifest-md5.txt", "fetch.txt"):
+        bag = tmp_path / name.partition(".")[0]
+        copy_of(sealed, bag / "data" / EXECUTION_ID)
+        (bag / "bagit.txt").write_text("BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n")
+        listed = {path: data for path, data in contents(bag).items() if path.startswith("data/")}
+        lines = (f"{sha256(data).hexdigest()}  {path}\n" for path, data in listed.items())
+        (bag / "manifest-sha256.txt").write_text("".join(lines))
+        (bag / name).mkdir()
+        refused(ours, bag, rf"{name}: it is a folder")

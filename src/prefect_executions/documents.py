@@ -8,12 +8,15 @@ was not observed is absent, never null.
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from math import isfinite, isnan
-from typing import Annotated, Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, ValidationError
 from pydantic.alias_generators import to_camel
@@ -37,6 +40,7 @@ TOO_LONG = 10**4300
 """The smallest integer that JSON parsers refuse, Python's among them."""
 
 _DETAILED_ERRORS = 1000
+_LONGEST_MESSAGE = 2000
 
 _ABSENT = object()
 
@@ -194,6 +198,12 @@ def json_value(value: Any) -> Any:
     return _clean(plain)
 
 
+def shortened(text: str) -> str:
+    """Return a message, shortened in the middle if it is too long: it may contain names from hostile documents."""
+    end = _LONGEST_MESSAGE // 4
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - end]} … {text[-end:]}"
+
+
 def clean_text(text: str) -> str:
     """Return *text* with each lone surrogate escaped: UTF-8 cannot hold it, and an undecodable file name has some."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -227,6 +237,20 @@ def _clean(value: Any) -> Any:
             return {clean_text(name): _clean(part) for name, part in value.items()}
         case _:
             return value
+
+
+def read_small(file: Path | BinaryIO) -> bytes:
+    """Return the content of a file that a person named, such as a descriptor or a file of parameters.
+
+    Raises:
+        OSError: If it cannot be read, or is too large; a device may have no end.
+    """
+    with ExitStack() as stack:
+        stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+        data = stream.read(SMALL_DOCUMENT + 1)
+    if len(data) > SMALL_DOCUMENT:
+        raise OSError(errno.EFBIG, f"it has more than {SMALL_DOCUMENT} bytes")
+    return data
 
 
 def decode_text(data: bytes) -> str:

@@ -105,6 +105,9 @@ def check_bag(bag: Source) -> None:
     """
     if _FETCH in bag.files:
         raise BundleError(f"{_FETCH}: the bag refers to files elsewhere, which are never fetched")
+    folders = (folder for folder in bag.empty_folders if folder == _FETCH or _MANIFEST.fullmatch(folder))
+    if (folder := next(folders, None)) is not None:
+        raise BundleError(f"{folder}: it is a folder; a bag needs a file of this name, or none")
     manifests = {path: match for path in bag.files if (match := _MANIFEST.fullmatch(path))}
     unsupported = [path for path, match in manifests.items() if match[2] not in _ALGORITHMS]
     if unsupported or not any(match[1] is None for match in manifests.values()):

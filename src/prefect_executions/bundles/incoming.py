@@ -144,14 +144,14 @@ def skipped_file(path: str) -> str:
 
 
 @contextmanager
-def open_container(path: Path, limits: Limits) -> Iterator[Source]:
-    """Open the folder or zip at *path*, with paths relative to its root.
+def open_container(path: Path, limits: Limits, *, folders_too: bool = False) -> Iterator[Source]:
+    """Open the folder or zip at *path*, with paths relative to its root; the arguments are those of `open_source`.
 
     Raises:
         NotFoundError: If *path* does not exist or cannot be opened.
         BundleError: If it is a file but not a valid zip, or contains a link or special file.
     """
-    with open_source(path, limits, top="") as source:
+    with open_source(path, limits, top="", folders_too=folders_too) as source:
         if source.irregular:
             raise BundleError(source.irregular[0])
         yield source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -56,9 +57,10 @@ def _fault(path: str) -> str | None:
     faults = {
         "it has a backslash, which some systems treat as a separator": "\\" in path,
         "it begins with a drive letter": _DRIVE.match(path),
-        "it has a control character": any(unicodedata.category(letter) in {"Cc", "Cs"} for letter in path),
+        "its name is not UTF-8": any(unicodedata.category(letter) == "Cs" for letter in path),
+        "it has a control character": any(unicodedata.category(letter) == "Cc" for letter in path),
         "a part of it is a reserved device name": any(_DEVICE.match(part) for part in parts),
-        f"a part of it is longer than {NAME_BYTES} bytes": any(len(part.encode()) > NAME_BYTES for part in parts),
+        f"a part of it is longer than {NAME_BYTES} bytes": any(len(os.fsencode(part)) > NAME_BYTES for part in parts),
         "a part of it ends with a space or dot, which some systems remove": any(
             part.endswith((" ", ".")) for part in parts
         ),

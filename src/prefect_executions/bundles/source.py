@@ -73,13 +73,20 @@ def record_of(source: Source) -> ExecutionRecord:
 class FolderSource:
     """A bundle in a folder; links are not followed."""
 
-    def __init__(self, folder: Path, absent: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, absent: Mapping[str, str] | None = None, *, limits: Limits | None = None) -> None:
+        """List the files; *limits* are those of a folder from a stranger.
+
+        Raises:
+            BundleError: If it cannot be read, or exceeds *limits*.
+        """
         self._folder = folder
         self.absent: Mapping[str, str] = absent or {}
         sizes: dict[str, int] = {}
         irregular: list[str] = []
         empty: list[str] = []
-        for path, status in _walk(folder):
+        for number, (path, status) in enumerate(_walk(folder), start=1):
+            if limits and number > limits.entries:
+                raise BundleError(f"it has more than {limits.entries} files")
             if stat.S_ISDIR(status.st_mode):
                 empty.append(path)
             elif stat.S_ISREG(status.st_mode):
@@ -89,6 +96,10 @@ class FolderSource:
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
         self.irregular = tuple(sorted(irregular))
         self.empty_folders = tuple(sorted(empty))
+        total = sum(sizes.values())
+        if limits and total > limits.allowance:
+            largest = max(sizes, key=sizes.__getitem__)
+            raise BundleError(f"it has {total} bytes, most of them in {largest!r}; the limit is {limits.allowance}")
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks."""
@@ -238,16 +249,20 @@ def _changed(path: str) -> BundleError:
 
 
 @contextmanager
-def open_source(path: Path, limits: Limits, *, top: str | None = None) -> Iterator[Source]:
+def open_source(path: Path, limits: Limits, *, top: str | None = None, folders_too: bool = False) -> Iterator[Source]:
     """Open the folder or zip at *path*; *top* is the folder of a zip as in `ZipSource`.
+
+    *limits* hold for a zip, and for a folder if *folders_too*: a folder needs no limit if nothing copies it.
 
     Raises:
         NotFoundError: If *path* does not exist or cannot be opened.
-        BundleError: If it is a file but not a valid zip.
+        BundleError: If it is a file but not a valid zip, or exceeds *limits*.
     """
     if path.is_dir():
-        yield FolderSource(path)
+        yield FolderSource(path, limits=limits if folders_too else None)
         return
+    if path.exists() and not path.is_file():  # opening a pipe waits until another program writes into it
+        raise NotFoundError(f"{path} is neither a file nor a folder; save it as a file first")
     try:
         stream = path.open("rb")
     except OSError as error:

@@ -26,6 +26,7 @@ from prefect_executions.bundles.script_runs import scripts
 from prefect_executions.bundles.signatures import check_inclusion, check_signature, signature_state
 from prefect_executions.bundles.source import Source, open_source
 from prefect_executions.bundles.zip_reader import Limits
+from prefect_executions.documents import shortened
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import mixed_formats
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, faults
@@ -327,11 +328,11 @@ def _check(name: str, evidence: Evidence) -> Check:
         for sentence in CHECKS[name](evidence):
             sentences = unchecked if isinstance(sentence, Unchecked) else messages
             if len(sentences) < MAX_SHOWN:
-                sentences.append(str(sentence))
+                sentences.append(shortened(sentence))
             else:
                 more += sentences is messages
     except BundleError as error:
-        messages.append(str(error))
+        messages.append(shortened(str(error)))
     if more:
         messages.append(f"and {more} more")
     return Check(name, tuple(messages), tuple(unchecked))

@@ -57,6 +57,7 @@ _LONGEST_COMMENT = 0xFFFF
 _TAPE_BLOCK = 512
 """bsdtar and bsdcpio fill their last block with zeros, as for a tape; on a pipe also in a zip."""
 
+_NO_DOS_FILE = stat.FILE_ATTRIBUTE_DIRECTORY | 0x08  # a volume label
 _LONGEST_EMPTY = 16
 """Packed bytes that a folder may have: Java deflates its empty data to 2."""
 
@@ -313,7 +314,7 @@ def _directory(data: bytes, count: int) -> Iterator[ZipEntry]:
 
 
 def _entry(fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> ZipEntry:
-    _, _, _, _, flags, method, _, _, checksum, packed, size, _, _, _, disk, _, mode, offset = fields
+    _, _, _, _, flags, method, _, _, checksum, packed, size, _, _, _, disk, _, attributes, offset = fields
     name = _name(raw_name)
     extra = _extra_fields(raw_extra, raw_name)
     if _ZIP64 in extra:
@@ -322,9 +323,10 @@ def _entry(fields: tuple[int, ...], raw_name: bytes, raw_extra: bytes) -> ZipEnt
         raise BundleError(
             f"{name!r}: it is encrypted, in parts, or compressed by another method than deflate; {ACCEPTED}"
         )
-    kind = stat.S_IFMT(mode >> 16)
+    kind = stat.S_IFMT(attributes >> 16)
     is_folder = name.endswith("/")
-    if kind not in {0, stat.S_IFDIR if is_folder else stat.S_IFREG}:
+    # Of a zip from Windows, 7-Zip takes an entry with the DOS attribute for a folder, and unzip skips a volume label.
+    if kind not in {0, stat.S_IFDIR if is_folder else stat.S_IFREG} or (not is_folder and attributes & _NO_DOS_FILE):
         raise BundleError(f"{name!r}: it is a link or a special file")
     if (
         (is_folder and (size or packed > _LONGEST_EMPTY))
@@ -340,11 +342,13 @@ def _name(raw: bytes) -> str:
         # APPNOTE, D.1: without the flag a name is in code page 437, but only old programs for DOS write that.
         name = raw.decode()
     except UnicodeDecodeError as error:
-        raise BundleError(f"{raw!r}: its name is not UTF-8; {ACCEPTED}") from error
+        raise BundleError(f"{raw[:80]!r}: its name is not UTF-8; {ACCEPTED}") from error
     if len(raw) > _LONGEST_NAME:
         raise BundleError(f"{name[:80]!r} …: its name has {len(raw)} bytes; the limit is {_LONGEST_NAME}")
     parts = name.removesuffix("/").split("/")
-    if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
+    if "\0" in name:
+        raise BundleError(f"{name!r}: it has a NUL character, at which some programs end the name")
+    if not {"", ".", ".."}.isdisjoint(parts):
         raise BundleError(f"{name!r}: it is absolute, leads out of the zip, or has an empty part")
     return name
 

@@ -105,14 +105,17 @@ def import_executions(
         as_json: Print one JSON document: each execution, whether it is new, and the digest of its manifest.
     """
     # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.capture.secrets import redact_url  # noqa: PLC0415
+    from prefect_executions.operations.download import is_url  # noqa: PLC0415
     from prefect_executions.operations.imports import ImportPolicy, import_bundles  # noqa: PLC0415
 
     settings = Settings.read()
+    shown = redact_url(target, query=False) if is_url(target) else target
     policy = ImportPolicy.of(settings, datetime.now(UTC), signatures.policy(settings))
-    with progress_bar(f"Importing {target}", quiet=as_json) as progress:
+    with progress_bar(f"Importing {shown}", quiet=as_json) as progress:
         results = import_bundles(open_workbench(settings), target, policy, progress=progress, note=warn)
     if as_json:
-        show_json({"target": target, "executions": results})
+        show_json({"target": shown, "executions": results})
         return
     head = (id_column(), "result", Column("kind", optional=True), digest_column("manifest"), "signature")
     show_table(head, results)

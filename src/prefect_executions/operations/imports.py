@@ -33,6 +33,7 @@ from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.capture.secrets import redact_url
+from prefect_executions.documents import shortened
 from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, ImportRefusedError
 from prefect_executions.executions.record import BundleFile, ExecutionRecord
 from prefect_executions.ledger.ledger import Bulk
@@ -114,7 +115,8 @@ def import_bundles(
     if is_url(target):
         with downloaded(target, largest=policy.limits.allowance) as path:
             return _import(workbench, path, redact_url(target, query=False), policy, progress=progress, note=note)
-    return _import(workbench, Path(target), Path(target).resolve().name, policy, progress=progress, note=note)
+    path = Path(target)
+    return _import(workbench, path, path.resolve().name or str(path), policy, progress=progress, note=note)
 
 
 def _import(
@@ -129,7 +131,7 @@ def _import(
     with ExitStack() as stack:
         staging = stack.enter_context(_staging_folder(workbench.folder))
         try:
-            container = stack.enter_context(open_container(path, policy.limits))
+            container = stack.enter_context(open_container(path, policy.limits, folders_too=True))
             if policy.names is ImportNames.PORTABLE:
                 check_names(container.files, policy.limits.entries)
             found = read_container(container)
@@ -145,7 +147,7 @@ def _import(
             for sentence in (*map(skipped_file, found.skipped), *verifier.absences):
                 note(sentence)
         except BundleError as error:
-            raise ImportRefusedError(f"{origin} is not imported: {error}") from error
+            raise ImportRefusedError(f"{origin} is not imported: {shortened(str(error))}") from error
         recorder = _Recorder(workbench, staging, origin, policy.at)
         with _flushed_bulk(workbench) as bulk:
             results = []

@@ -35,6 +35,9 @@ SIZE_LIMIT = 256 * 1024**2
 RECORD_LIMIT = 16 * 1024**2
 """The most bytes between two records; libxml2 limits one text to 10 MB."""
 
+STATEMENT_LIMIT = 500_000
+"""The most records of a document, each of which takes 4 µs; 100,000 outputs have 200,000."""
+
 ELEMENT_LIMIT = 100_000
 """The most elements between two records, counted by ``<``; each takes at least 200 bytes of memory."""
 
@@ -193,6 +196,7 @@ class _LimitedSource:
 def _elements(parts: Any, source: _LimitedSource) -> Iterator[tuple[_Element, Mapping[str, str]]]:
     namespaces: dict[str, str] = {}
     root: _Element | None = None
+    count = 0
     for event, part in parts:
         if event == "start-ns":
             _declare(namespaces, *part)
@@ -203,6 +207,9 @@ def _elements(parts: Any, source: _LimitedSource) -> Iterator[tuple[_Element, Ma
         elif root is not None and part is root:
             _check_text_before(root[-1] if len(root) else None, root)
         elif part.getparent() is root and root is not None:
+            count += 1
+            if count > STATEMENT_LIMIT:
+                raise fault(f"it has more than {STATEMENT_LIMIT} records")
             _check_text_before(part.getprevious(), root)
             yield part, namespaces
             _free(part)
