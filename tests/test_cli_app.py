@@ -39,6 +39,7 @@ from prefect_executions.cli.doctor import (
 from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.executions.record import Usage
+from prefect_executions.flow.descriptor import DescriptorMethod
 from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
@@ -165,6 +166,21 @@ def test_a_value_that_is_too_deep_or_ambiguous_is_refused(tmp_path, text, messag
             parse_inputs(given_, file)
     deep = "[" * 150 + "]" * 150
     assert parse_inputs([f"n={deep}"], None) == {"n": json.loads(deep)}
+
+
+def test_a_file_without_end_is_refused(tmp_path):
+    for given_, file in (([], "/dev/zero"), (["n=@/dev/zero"], None)):
+        with pytest.raises(RequestError, match="/dev/zero cannot be read: it has more than 67108864 bytes"):
+            parse_inputs(given_, file)
+    (tmp_path / "method.json").symlink_to("/dev/zero")
+    with pytest.raises(NotFoundError, match=r"method\.json is not a file"):
+        DescriptorMethod.from_file(tmp_path / "method.json")
+
+
+def test_the_password_of_an_address_is_not_printed(executions):
+    printed = executions("import", "http://ada:hunter2@127.0.0.1:9/x.zip", code=exit_codes.WORLD)
+    assert printed.count("http://127.0.0.1:9/x.zip") == 2
+    assert "hunter2" not in printed
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])

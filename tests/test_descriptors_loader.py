@@ -196,6 +196,7 @@ def test_a_fault_is_refused_with_its_place_and_the_fix(changes, message):
         ({"schema": {"enum": ["a"], "default": "b"}}, "/schema/default: does not fit the schema: 'b'"),
         ({"schema": {"enum": []}}, "/schema/enum: allows no value"),
         ({"schema": {"pattern": "("}}, r"/schema/pattern: '\(' is not a 'regex'"),
+        ({"schema": {"pattern": "(" * 5000 + ")" * 5000}}, r"/schema: .*regular expression that is"),
         ({"schema": {"items": {"$ref": "http://x/"}}}, r"/schema/items/\$ref: references are not allowed"),
         ({"schema": {"readOnly": True}}, "/schema/default: a bound input"),
         ({"schema": {"readonly": True}}, "/schema/readonly: unknown; did you mean 'readOnly'"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from prefect_executions.documents import decode_text
+from prefect_executions.documents import decode_text, read_small
 from prefect_executions.durations import parse_duration
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
@@ -239,7 +239,7 @@ def _value(name: str, text: str) -> Any:
 
 def _read_text(file: str, option: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+        data = read_small(sys.stdin.buffer if file == "-" else Path(file).expanduser())
         return decode_text(data)
     except OSError as error:
         raise RequestError(f"{option}: {file} cannot be read: {error.strerror}") from error

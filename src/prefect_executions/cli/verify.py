@@ -34,6 +34,7 @@ from prefect_executions.cli.output import (
     warn,
 )
 from prefect_executions.cli.tables import id_column, name_column, show_table, text_column
+from prefect_executions.documents import read_small
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.settings import Settings
 
@@ -250,7 +251,7 @@ def audit(
 
 def _read_copy(checkpoint: Path) -> bytes:
     try:
-        return checkpoint.read_bytes()
+        return read_small(checkpoint)
     except OSError as error:
         raise RequestError(f"--checkpoint {checkpoint} cannot be read: {error.strerror}") from error
 

@@ -213,6 +213,9 @@ def schema_faults(described: InputDescription, *steps: str | int) -> Iterator[De
     except SchemaError as error:
         yield _schema_fault(error, steps)
         return
+    except RecursionError:  # of a regular expression, whose groups are nested
+        yield DescriptorFault(pointer(*steps), "is nested too deeply, or has a regular expression that is")
+        return
     if references:
         return
     if described.json_schema.get("enum") == []:

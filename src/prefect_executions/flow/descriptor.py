@@ -20,6 +20,7 @@ from prefect_executions.descriptors.inputs import infrastructure_request, values
 from prefect_executions.descriptors.inputs import parameter_schema as form_of
 from prefect_executions.descriptors.loader import read_method, without_plain_text_secrets
 from prefect_executions.descriptors.schema import ABSENT, default_of
+from prefect_executions.documents import read_small
 from prefect_executions.errors import MethodError, NotFoundError, RequestError
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.declared import Declared
@@ -83,8 +84,10 @@ class DescriptorMethod(MethodFlow[..., None]):
             MethodError: If the descriptor is invalid; the message lists each fault with its location.
         """
         file = Path(path)
+        if file.exists() and not file.is_file():  # opening a pipe waits until another program writes into it
+            raise NotFoundError(f"The descriptor {file} is not a file")
         try:
-            data = file.read_bytes()
+            data = read_small(file)
         except OSError as error:
             raise NotFoundError(f"The descriptor {file} cannot be read: {error.strerror}") from error
         parsed = read_method(data, file.name)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from prefect_executions.attestation.keys import SEED, SigningKey, VerifyingKey
 from prefect_executions.attestation.policy import SignaturePolicy
+from prefect_executions.documents import read_small
 from prefect_executions.errors import RequestError, SettingsError
 from prefect_executions.settings import Settings, SignatureRule
 
@@ -68,7 +69,7 @@ class KeyRing:
             SettingsError: If it cannot be read, or EXECUTIONS_SIGNING_KEY names a missing file.
         """
         try:
-            pem = self.private.read_bytes()
+            pem = read_small(self.private)
         except FileNotFoundError:
             if self._required:
                 raise SettingsError(
@@ -144,7 +145,7 @@ class KeyRing:
             RequestError: If *file* is not a public key, the key is trusted already, or *name* is taken or invalid.
         """
         try:
-            key = VerifyingKey.from_pem(file.read_bytes(), str(file))
+            key = VerifyingKey.from_pem(read_small(file), str(file))
         except OSError as error:
             raise RequestError(f"{file} cannot be read: {error.strerror}") from error
         known = next((entry.name for entry in self.entries() if entry.id == key.id), None)
@@ -171,7 +172,7 @@ class KeyRing:
 
     def _read(self, path: Path) -> VerifyingKey:
         try:
-            return VerifyingKey.from_pem(path.read_bytes(), str(path))
+            return VerifyingKey.from_pem(read_small(path), str(path))
         except OSError as error:
             raise SettingsError(f"The trusted key {path} cannot be read: {error.strerror}") from error
 
@@ -189,7 +190,7 @@ def _signer(text: str, keys: Iterable[_NamedKey]) -> _NamedKey:
     try:
         # A bare word is a name: the folder of an unpacked bundle may have a file of that name.
         if (len(path.parts) > 1 or path.suffix == ".pem") and path.is_file():
-            return _NamedKey(path.stem, VerifyingKey.from_pem(path.read_bytes(), text))
+            return _NamedKey(path.stem, VerifyingKey.from_pem(read_small(path), text))
     except OSError as error:
         raise RequestError(f"--signer {text} cannot be read: {error.strerror}") from error
     raise RequestError(
