@@ -22,7 +22,7 @@ from prefect_executions.bundles.source import FolderSource, ZipSource
 from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.cli.app import main
-from prefect_executions.errors import BundleError, ImportRefusedError
+from prefect_executions.errors import BundleError, ImportRefusedError, RequestError
 from prefect_executions.operations.export import export
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.operations.verify import verify_target
@@ -387,4 +387,5 @@ def test_a_folder_without_a_bundle_is_reported(theirs, tmp_path):
     (tmp_path / "x/y").write_bytes(b"")
     with pytest.raises(BundleError, match="contains no bundle"):
         find_bundles(FolderSource(tmp_path / "x"))
-    assert "contains no bundle" in verified(theirs, tmp_path / "x")[0][0]
+    with pytest.raises(RequestError, match="holds no bundle"):
+        verified(theirs, tmp_path / "x")
