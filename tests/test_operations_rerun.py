@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -17,11 +18,20 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from benches import bench_at, kept
 from flows.rerun import rerun
 from prefect_executions.cli.arguments import open_catalog
-from prefect_executions.errors import BundleError, NotFoundError, RequestError, SecretError
+from prefect_executions.dispatch.submit import submit_again
+from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError, RequestError, SecretError
 from prefect_executions.executions.record import Deployment, Relative, relatives_from_tags
 from prefect_executions.executions.values import recorded_form
 from prefect_executions.methods.model import InputDescription, InputFile
-from prefect_executions.operations.replay import copy_inputs, find_entrypoint, record_source, rerun_request
+from prefect_executions.operations.imports import ImportPolicy, import_bundles
+from prefect_executions.operations.replay import (
+    check_origins,
+    copy_inputs,
+    find_entrypoint,
+    record_source,
+    rerun_request,
+)
+from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID, PICTURE, a_method, a_record, a_request, a_staged_input, an_instance
 
@@ -193,6 +203,33 @@ def test_the_record_of_an_imported_execution_chooses_no_file_outside_the_folder(
     assert find_entrypoint(record, folder)
     with pytest.raises(NotFoundError, match="cannot find Method"):
         find_entrypoint(record, folder, imported=True)
+
+
+@pytest.mark.parametrize("kept_by_reference", [True, False])
+def test_an_input_of_an_imported_execution_is_read_only_with_its_recorded_content(tmp_path, kept_by_reference):
+    private = tmp_path / "private.txt"
+    private.write_text("mine")
+    changes = {"path": None} if kept_by_reference else {}
+    file = a_staged_input(origin=private.as_uri(), **changes)
+    record = a_record(request=a_request(files=(file,)))
+    copies = {} if kept_by_reference else {file.path: tmp_path / "copy"}
+    check_origins(record, copies, {"picture": "other.png"}, tmp_path / "named")
+    if not kept_by_reference:
+        check_origins(record, copies, {}, tmp_path / "copied")
+        return
+    with pytest.raises(NotAvailableError, match=r"input 'picture' is kept by reference only, and .* has changed"):
+        check_origins(record, copies, {}, tmp_path / "changed")
+    private.write_bytes(PICTURE)
+    check_origins(record, copies, {}, tmp_path / "equal")
+
+
+def test_the_files_of_an_imported_execution_are_named_again_for_a_deployment(home, tmp_path):
+    there = bench_at(tmp_path / "there")
+    kept(there)
+    here = bench_at(home)
+    import_bundles(here, str(there.folder / EXECUTION_ID), ImportPolicy.of(Settings(home=home), datetime.now(UTC)))
+    with pytest.raises(RequestError, match="was imported, so its input files must be named again: -p picture=FILE"):
+        submit_again(Catalog(here), EXECUTION_ID, by="test")
 
 
 # --- with Prefect ----------------------------------------------------------------

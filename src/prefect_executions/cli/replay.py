@@ -164,6 +164,7 @@ def _run_again(
 ) -> int:
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.replay import (  # noqa: PLC0415
+        check_origins,
         copy_inputs,
         find_entrypoint,
         record_source,
@@ -177,6 +178,8 @@ def _run_again(
     with TemporaryDirectory(prefix="executions-") as folder:
         source = record_source(catalog, execution_id)
         files = copy_inputs(record, source, Path(folder)) if source else {}
+        if imported:
+            check_origins(record, files, edits, Path(folder))
         request = rerun_request(record, edits, files)
         return run_and_show(entrypoint, request.parameters, tags=[request.relative.tag], quiet=False, as_json=as_json)
 

@@ -114,6 +114,10 @@ def submit_again(
         OrchestratorError: If Prefect's API is unavailable.
     """
     record = catalog.record(execution_id)
+    unnamed = sorted({file.input.partition(".")[0] for file in record.request.files} - (edits or {}).keys())
+    if unnamed and catalog.is_imported(execution_id):  # its record could name any file of the worker's machine
+        options = " ".join(f"-p {name}=FILE" for name in unnamed)
+        raise RequestError(f"execution {execution_id} was imported, so its input files must be named again: {options}")
     rerun = rerun_request(record, edits or {}, as_json=True)
     deployment, name = record.request.deployment, record.method.id
     if pool is None and deployment is not None and deployment.name:

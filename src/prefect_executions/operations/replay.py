@@ -414,9 +414,7 @@ def prepare_replay(
         folder, missing = Path(name), list(missing_code(record, source, main_only=allow_missing))
         check_names(path for path in source.files if path.startswith((f"{layout.CODE}/", f"{layout.INPUTS}/")))
         files = copy_inputs(record, source, folder)
-        for number, file in enumerate(record.request.files):
-            if file.path not in files and file.input.partition(".")[0] not in edits:
-                missing += _check_origin(file, folder / f"origin-{number}")
+        missing += _changed_origins(record, files, edits, folder)
         try:
             request = rerun_request(record, edits, files)
         except RequestError as error:
@@ -446,6 +444,29 @@ def prepare_replay(
 def _hint(missing: Sequence[str]) -> str:
     lacks_files = all(sentence.startswith(CODE_LACKS) for sentence in missing)
     return "\n--allow-missing runs it without these files" if lacks_files else ""
+
+
+def check_origins(record: ExecutionRecord, files: Mapping[str, Path], edits: Mapping[str, Any], folder: Path) -> None:
+    """Check that each input without a copy in *files* has its recorded content at its origin; *folder* is for copies.
+
+    The record of an imported execution could name any file of this machine as an origin.
+
+    Raises:
+        NotAvailableError: If one has other content, or is gone; the message lists all of them.
+    """
+    if changed := list(_changed_origins(record, files, edits, folder)):
+        lines = "\n  ".join(changed)
+        raise NotAvailableError(
+            f"execution {record.id} was imported, and nothing was run:\n  {lines}\nName the file: -p NAME=FILE"
+        )
+
+
+def _changed_origins(
+    record: ExecutionRecord, files: Mapping[str, Path], edits: Mapping[str, Any], folder: Path
+) -> Iterator[str]:
+    for number, file in enumerate(record.request.files):
+        if file.path not in files and file.input.partition(".")[0] not in edits:
+            yield from _check_origin(file, folder / f"origin-{number}")
 
 
 def _check_origin(file: StagedInput, folder: Path) -> Iterator[str]:
