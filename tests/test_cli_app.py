@@ -965,6 +965,31 @@ def test_a_run_without_an_api_starts_a_local_server_and_is_recorded(home, flow, 
 
 
 @pytest.mark.long
+def test_watch_follows_the_runs_on_the_local_server(home, flow, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"} | {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml"),
+        "EXECUTIONS_HOME": str(home),
+    }
+
+    def run(*arguments: str) -> str:
+        return subprocess.run([COMMAND, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
+
+    none = subprocess.run([COMMAND, "watch", "--all"], env=environment, capture_output=True, text=True, check=False)
+    assert "No Prefect server is configured" in none.stderr
+    run("run", flow, "--quiet")
+    with subprocess.Popen(
+        [COMMAND, "watch", "--all", "--json"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as watching:
+        second = run("run", flow, "--quiet").strip()
+        changes = (json.loads(line) for line in watching.stdout or ())
+        found = next((line for line in changes if (line["id"], line["status"]) == (second, "COMPLETED")), None)
+        watching.terminate()
+    run("server", "stop")
+    assert found
+
+
+@pytest.mark.long
 def test_a_run_with_json_prints_only_the_document_to_standard_output(prefect_server, home, flow):
     done = executed(["run", flow, "--json", "-p", "fail=true"], home)
     document = json.loads(done.stdout)

@@ -137,8 +137,8 @@ def set_defaults() -> None:
         os.environ.setdefault(name, value)
 
 
-def connect_local_server(settings: Settings) -> None:
-    """Use the local Prefect server of the home, and start it if it does not run; a configured API takes precedence.
+def connect_local_server(settings: Settings, *, start: bool = True) -> None:
+    """Use the local Prefect server of the home; with *start*, start it if none runs. A configured API comes first.
 
     Call this after `set_defaults`; it imports Prefect.
 
@@ -147,7 +147,7 @@ def connect_local_server(settings: Settings) -> None:
     """
     from prefect_executions.prefect_api import server  # noqa: PLC0415 - Start-up time of the CLI: it imports Prefect
 
-    server.connect(settings.server_folder, settings.server_idle)
+    server.connect(settings.server_folder, settings.server_idle, start=start)
 
 
 def open_workbench(settings: Settings, *, with_events: bool = False) -> Workbench:

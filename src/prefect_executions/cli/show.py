@@ -354,7 +354,7 @@ def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, obj
         if following is not None and entry.kind is following.kind is EntryKind.PROGRESS:
             continue
         kind = "" if entry.kind is EntryKind.STATUS else entry.kind.value
-        progress = "" if entry.progress is None else f"{entry.progress:g} %"
+        progress = "" if entry.progress is None else f"{round(entry.progress, 1):g} %"
         code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
         replica = f"of replica {entry.task.rpartition('.')[2]}" if several and entry.task else ""
         what = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, entry.message)))

@@ -12,13 +12,14 @@ from uuid import UUID
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import Json, open_catalog
+from prefect_executions.cli.arguments import Json, connect_local_server, open_catalog
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import escape_controls, format_duration, say, terminal, to_json, warn
 from prefect_executions.cli.tables import Column, id_column, name_column, table_of
 from prefect_executions.errors import LedgerError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import Filter
+from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.events import ExecutionEvent
@@ -55,8 +56,9 @@ def watch(
     """
     if everything == bool(executions):
         raise RequestError("give the ids of the executions to watch, or --all")
-    catalog = open_catalog()
-    view = _Watch(catalog, None if everything else [_find(catalog, prefix) for prefix in executions])
+    settings = Settings.read()
+    catalog = open_catalog(settings)
+    view = _Watch(catalog, settings, None if everything else [_find(catalog, prefix) for prefix in executions])
     lines = as_json or not sys.stdout.isatty()
     with _lines(view, as_json=as_json) if lines else _live(view):
         view.run()
@@ -66,8 +68,9 @@ def watch(
 class _Watch:
     """The latest view of each watched execution, by id, and the function to call at each change."""
 
-    def __init__(self, catalog: Catalog, ids: list[str] | None) -> None:
+    def __init__(self, catalog: Catalog, settings: Settings, ids: list[str] | None) -> None:
         self._catalog = catalog
+        self._settings = settings
         self._ids = ids
         self.latest: dict[str, Watched] = {}
         self.on_change: Callable[[Watched, datetime], None] | None = None
@@ -81,6 +84,7 @@ class _Watch:
         # Prefect takes seconds to import; --help does not need it.
         from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415
 
+        connect_local_server(self._settings, start=False)
         with closing(prefect_events.listen(self._ids)) as stream:
             for item in stream:
                 if isinstance(item, prefect_events.StreamState):
