@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from prefect_executions.capture.host import this_user
 from prefect_executions.dispatch import submit as submission
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
@@ -23,8 +24,10 @@ def rerun(execution: str, inputs: dict[str, Any] | None = None, pool: str | None
         inputs: Inputs to override. Name every secret input again.
         pool: The work pool of the deployment to use, instead of the original one.
     """
-    reader = Catalog(Workbench.of(Settings.read(), archive_block=blocks.archive_block))
-    submitted = submission.submit_again(reader, reader.find(execution), inputs, pool=pool)
+    settings = Settings.read()
+    reader = Catalog(Workbench.of(settings, archive_block=blocks.archive_block))
+    by = settings.agent or this_user()
+    submitted = submission.submit_again(reader, reader.find(execution), inputs, by=by, pool=pool)
     get_run_logger().info("%s runs %s again: %s", submitted.id, execution, submitted.link or submitted.deployment)
     return submitted.id
 

@@ -284,7 +284,7 @@ def test_an_execution_runs_again_through_its_deployment(told, pool, home):
     deployed = told("deploy", "shout.py:shout", "--pool", pool)
     method = a_method(id="shout", inputs={}, code=None)
     values = {"text": "text.txt", "times": 2}
-    deployment = Deployment(id=UUID(deployed["id"]), name=pool)
+    deployment = Deployment(id=UUID(deployed["id"]), name=deployed["name"].partition("/")[2])
     kept(bench_at(home), method=method, request=a_request(values=values, files=(), deployment=deployment))
     client = get_client(sync_client=True)
     exact, edited = rerun(EXECUTION_ID[:8]), told("rerun", EXECUTION_ID, "-p", "times=9", "--pool", pool)["id"]
