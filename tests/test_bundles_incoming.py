@@ -389,3 +389,14 @@ def test_a_folder_without_a_bundle_is_reported(theirs, tmp_path):
         find_bundles(FolderSource(tmp_path / "x"))
     with pytest.raises(RequestError, match="holds no bundle"):
         verified(theirs, tmp_path / "x")
+
+
+def test_a_crate_beside_the_bundles_that_does_not_fit_them_is_noted(theirs, tmp_path, home):
+    files = files_of(theirs, *IDS, form=ExportFormat.CRATE)
+    assert verified(theirs, zipped(files, tmp_path / "honest.zip")) == ([], [])
+    path = "ro-crate-metadata.json"
+    forged = zipped(files | {path: files[path].replace(b'"2 executions"', b'"3 executions"')}, tmp_path / "forged.zip")
+    (note,) = verified(theirs, forged)[1]
+    note = note.removeprefix("container: ")
+    assert note.startswith("'ro-crate-metadata.json' beside the bundles was not checked")
+    assert imported(home, forged) == (IDS, [note])

@@ -25,9 +25,10 @@ from prefect_executions.bundles.relations import RelatedBundle, relation_faults
 from prefect_executions.bundles.source import Source, SubfolderSource, open_source
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.comparison.verdict import Verdict
+from prefect_executions.crate.collection import CollectedCrate, collect
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import ExecuteRequest
+from prefect_executions.executions.record import Agent, ExecuteRequest
 from prefect_executions.lifecycle.history import JobStatus
 
 _CCP = ("metadata/request.json", "metadata/method.json")
@@ -68,6 +69,8 @@ class Container:
     """The desktop files, which no manifest lists."""
     stray_folders: tuple[str, ...] = ()
     """The empty folders outside all bundles."""
+    crates: tuple[bytes, ...] = ()
+    """The crates beside the bundles, which no manifest lists."""
 
     def some_bundles(self) -> tuple[IncomingBundle, ...]:
         """Return the bundles.
@@ -112,6 +115,29 @@ class Container:
                     verdict = _read_document(source, Verdict.file_name) if Verdict.file_name in source.files else None
                     judged = Verdict.from_json(verdict) if verdict is not None else None
                     yield RelatedBundle(known.manifest_sha256, request, status, judged)
+
+    def notes(self) -> Iterator[str]:
+        """Yield a sentence for each file that was skipped, and each crate beside the bundles that does not fit them."""
+        yield from map(skipped_file, self.skipped)
+        for crate in self.crates:
+            if crate != self._crate():
+                yield (
+                    f"{layout.CRATE!r} beside the bundles was not checked: no manifest lists it, and it is not the one "
+                    "that an export of these bundles has"
+                )
+
+    def _crate(self) -> bytes | None:
+        """Return the crate that an export of the bundles has beside them; None if one of them is damaged."""
+        crates = []
+        for index, known in self.ids.items():
+            source = self.bundles[index].source
+            try:
+                agent = Agent.from_json(_read_document(source, Agent.file_name))
+                status = JobStatus.from_json(_read_document(source, JobStatus.file_name))
+            except BundleError:
+                return None
+            crates.append(CollectedCrate(known.id, status.finished, agent))
+        return collect(sorted(crates, key=lambda crate: crate.execution_id))
 
     def folder_faults(self) -> Iterator[str]:
         """Yield a sentence for each folder that lacks the name of the execution in it, or is empty."""
@@ -174,7 +200,7 @@ def read_container(source: Source) -> Container:
     """
     search = _Search()
     bundles = tuple(search.find(source, ""))
-    return Container(bundles, tuple(search.skipped), tuple(search.stray_folders))
+    return Container(bundles, tuple(search.skipped), tuple(search.stray_folders), tuple(search.crates))
 
 
 class _Search:
@@ -183,6 +209,7 @@ class _Search:
     def __init__(self) -> None:
         self.skipped: list[str] = []
         self.stray_folders: list[str] = []
+        self.crates: list[bytes] = []
 
     def find(self, source: Source, prefix: str) -> Iterator[IncomingBundle]:
         """Yield the bundles in *source*, which is the payload of a bag at *prefix*, or everything."""
@@ -195,6 +222,8 @@ class _Search:
         if prefix and files.get("", {}).pop(Export.file_name, None) is not None:
             documents.append(Export.file_name)  # as this package wrote it into bags of version 0.97
         export = _export(source, documents, roots, prefix) if roots else None
+        crates = [path for path in documents if roots and path.rpartition("/")[2] == layout.CRATE]
+        self.crates += [_read_document(source, path) for path in crates]
         for root, kind in sorted(roots.items()):
             part = SubfolderSource(source, root, files[root], tuple(folders[root]))
             if kind is not None:

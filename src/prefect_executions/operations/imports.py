@@ -23,7 +23,7 @@ from prefect_executions.archive.objects import IMPORTED, Imported
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import ccp, layout, manifest
 from prefect_executions.bundles.gather import gather
-from prefect_executions.bundles.incoming import Container, IncomingBundle, open_container, read_container, skipped_file
+from prefect_executions.bundles.incoming import Container, IncomingBundle, open_container, read_container
 from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
@@ -144,7 +144,7 @@ def _import(
                 progress(bundles[-1].id, steps)
             _check_unique(bundles)
             _check_container(found)
-            for sentence in (*map(skipped_file, found.skipped), *verifier.absences):
+            for sentence in (*found.notes(), *verifier.absences):
                 note(sentence)
         except BundleError as error:
             raise ImportRefusedError(f"{origin} is not imported: {shortened(str(error))}") from error

@@ -23,7 +23,6 @@ from prefect_executions.bundles.incoming import (
     misnamed,
     open_container,
     read_container,
-    skipped_file,
 )
 from prefect_executions.bundles.layout import (
     CRATE,
@@ -223,7 +222,7 @@ def _container_check(found: Container, path: Path) -> Check:
         faults += [misnamed(folder, execution_id)] if folder != execution_id else []
     linked = sorted(hard_linked(path)) if path.is_dir() else ()
     notes = [f"{name!r} is also a file outside the folder (a hard link): a write there changes it" for name in linked]
-    return Check(CONTAINER, tuple(faults), (*map(skipped_file, found.skipped), *notes))
+    return Check(CONTAINER, tuple(faults), (*found.notes(), *notes))
 
 
 def _report(source: Source, trust: _Trust) -> Report:
