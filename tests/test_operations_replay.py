@@ -400,6 +400,52 @@ def test_a_method_in_a_package_is_replayed_by_its_module(told, home, tmp_path, m
     assert told("replay", zipped, "--yes")["verdict"]["grade"] == "reproduce"
 
 
+LOCAL = """
+from prefect_executions import current_execution, method
+
+
+@method(version="1.0.0")
+def m() -> None:
+    import from_a_folder
+    current_execution().output("o.txt").write_text(from_a_folder.table())
+"""
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_package_that_came_from_a_folder_is_replayed_from_the_bundle(told, home, tmp_path, monkeypatch):
+    info = "from_a_folder-1.0.dist-info"
+    files = {
+        "from_a_folder/__init__.py": (
+            "from importlib.resources import files\ndef table(): return files(__name__).joinpath('t.csv').read_text()\n"
+        ),
+        "from_a_folder/t.csv": "a,b",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: from-a-folder\nVersion: 1.0\n",
+        f"{info}/direct_url.json": '{"url": "file:///home/ada/from_a_folder", "dir_info": {}}',
+    }
+    files[f"{info}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{info}/RECORD"))
+    for path, text in files.items():
+        (tmp_path / "site-packages" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site-packages" / path).write_text(text)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/local.py").write_text(LOCAL)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.syspath_prepend(str(tmp_path / "site-packages"))
+    first = told("run", "local.py:m")["id"]
+    code = told("show", first)["method"]["code"]
+    kept = {file["path"].removeprefix("code/_outside/site-packages/") for file in code["dataFiles"]}
+    assert kept == set(files)
+    zipped = told("export", first, "-o", str(tmp_path / "first.zip"))["file"]
+    (tmp_path / "site-packages").rename(tmp_path / "away")
+    del sys.modules["from_a_folder"]
+    monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path / "elsewhere"))
+    replayed = told("replay", zipped, "--yes")
+    assert (replayed["verdict"]["grade"], replayed["verdict"]["environment"]) == ("reproduce", [])
+    again = told("show", replayed["id"])["method"]["code"]
+    assert again["dataFiles"] == code["dataFiles"]
+    assert again["sha256"] == code["sha256"]
+    del sys.modules["from_a_folder"]
+
+
 LACKING = '''
 from pathlib import Path
 
