@@ -10,7 +10,7 @@ from hashlib import sha256
 import pytest
 
 from prefect_executions.capture.code import CodeCache, identify
-from prefect_executions.capture.late_code import late_modules, loaded_at_start
+from prefect_executions.capture.late_code import late_modules, run_start
 from prefect_executions.settings import Settings
 
 
@@ -22,10 +22,10 @@ class Runs:
 
     def begin(self):
         identity, _ = identify(self.function, settings=Settings(), cache=self.cache)
-        return identity, loaded_at_start(self.function, cache=self.cache)
+        return identity, run_start(self.function, cache=self.cache)
 
     def end(self, run):
-        return late_modules(self.function, *run, cache=self.cache)
+        return late_modules(*run, cache=self.cache)
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def test_a_run_has_the_module_that_a_concurrent_one_loaded_before_it_began(runs)
 
 def test_a_second_attempt_keeps_what_the_first_loaded_and_adds_its_own(runs):
     identity, _ = runs.begin()
-    before = loaded_at_start(runs.function, cache=runs.cache)
+    before = run_start(runs.function, cache=runs.cache)
     importlib.import_module(f"inside_{runs.name}")
     first, _ = runs.end((identity, before))
-    again = loaded_at_start(runs.function, cache=runs.cache)
+    again = run_start(runs.function, cache=runs.cache)
     importlib.import_module(f"outside_{runs.name}")
     second, kept = runs.end((first, again))
     assert set(paths(second)) > set(paths(first))
@@ -102,7 +102,7 @@ def test_the_record_says_that_names_of_data_files_were_not_noted(tmp_path):
 import time
 from prefect_executions.capture import opened_files
 from prefect_executions.capture.code import identify
-from prefect_executions.capture.late_code import opened_data, with_data
+from prefect_executions.capture.late_code import opened_data, run_start, with_data
 from prefect_executions.settings import Settings
 import meth
 opened_files.watch()
@@ -112,7 +112,7 @@ for number in range(2 * opened_files.MOST_NOTED + 1):
         open(f"{number}.txt").close()
     except OSError:
         pass
-data = opened_data(meth.m, identity, before=time.time_ns(), apart=(), secret=lambda _: False)
+data = opened_data(identity, run_start(meth.m), before=time.time_ns(), apart=(), secret=lambda _: False)
 print(with_data(identity, data)[0].lacking)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -109,10 +109,11 @@ class ObservedCode:
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedModules:
-    """The names of the modules that were loaded when a run began."""
+class RunStart:
+    """The code when a run begins: where it is, None if this cannot be read, and the names of the loaded modules."""
 
-    names: frozenset[str]
+    source: CodeSource | None
+    modules: frozenset[str]
 
 
 @dataclass
@@ -128,7 +129,7 @@ class CodeCache:
     """Modules that earlier runs of the same code loaded late; every later run has them from the beginning."""
     reads: dict[str, SourceText] = field(default_factory=dict)
 
-    running: dict[CodeSource, WeakSet[LoadedModules]] = field(default_factory=dict)
+    running: dict[CodeSource, WeakSet[RunStart]] = field(default_factory=dict)
     """The runs that have begun and not ended."""
     running_lock: threading.Lock = field(default_factory=threading.Lock)
     """Guards `running`; unlike `lock`, it is never held for long."""

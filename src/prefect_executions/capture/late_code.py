@@ -16,7 +16,8 @@ from prefect_executions.capture.code import (
     KEPT_BYTES,
     PROCESS,
     CodeCache,
-    LoadedModules,
+    ObservedCode,
+    RunStart,
     SourceText,
     digest_of,
     has_modules,
@@ -35,8 +36,8 @@ _UNNOTED = (
 )
 
 
-def loaded_at_start(function: Callable[..., Any] | Path, *, cache: CodeCache = PROCESS) -> LoadedModules:
-    """Return the modules that are loaded when a run of *function* begins.
+def run_start(function: Callable[..., Any] | Path, *, cache: CodeCache = PROCESS) -> RunStart:
+    """Return where the code of *function* is, and the modules that are loaded when its run begins.
 
     A module that a concurrent run of the same code has loaded since its own start does not count: this run
     uses it, too.
@@ -44,25 +45,26 @@ def loaded_at_start(function: Callable[..., Any] | Path, *, cache: CodeCache = P
     source = source_of(function)
     with cache.running_lock:
         running = cache.running.setdefault(source, WeakSet())
-        loaded = LoadedModules(frozenset(sys.modules).intersection(*(other.names for other in running)))
-        running.add(loaded)
-    return loaded
+        start = RunStart(source, frozenset(sys.modules).intersection(*(other.modules for other in running)))
+        running.add(start)
+    return start
 
 
 def late_modules(
-    function: Callable[..., Any] | Path, identity: CodeIdentity, before: LoadedModules, *, cache: CodeCache = PROCESS
+    identity: CodeIdentity, start: RunStart, *, cache: CodeCache = PROCESS
 ) -> tuple[CodeIdentity, Mapping[str, bytes]]:
     """Return *identity* with the modules that were loaded after it was observed, and their files for ``code/``.
 
-    *before* are the modules that were loaded when the run began. A module loaded by another thread in the
+    A module loaded by another thread in the
     meantime counts as well. Later runs of the same code in this process have these files from the beginning, so
     that their digest is the same.
     """
-    source = source_of(function)
+    source, names = start.source, sys.modules.keys() - start.modules
+    if source is None or not names or not has_modules(source):
+        return identity, {}
     with cache.lock:
-        observed = cache.observed.get((*source.place, identity.sha256))
-        names = sys.modules.keys() - before.names
-        if observed is None or not names or not has_modules(source):
+        observed = _observed(identity, start, cache)
+        if observed is None:
             return identity, {}
         loaded = observed.project.loaded_anywhere(names)
         new = loaded.keys() - observed.local.keys()
@@ -85,15 +87,15 @@ def late_modules(
 
 
 def opened_data(
-    function: Callable[..., Any] | Path,
     identity: CodeIdentity,
+    start: RunStart,
     *,
     before: int,
     apart: Iterable[str],
     secret: Callable[[bytes], bool],
     cache: CodeCache = PROCESS,
 ) -> list[DataFile]:
-    """Return the data files beside the code of *function* that this process has opened.
+    """Return the data files beside the code that this process has opened.
 
     *identity* is that of the run, with its late modules. In Git, "beside" is the whole repository; elsewhere the
     folders with source files of the Method, and folders in them, except the home folder. The same holds for
@@ -101,10 +103,9 @@ def opened_data(
     *before*, in nanoseconds of the epoch, and files below one of *apart* do not count. *secret* says whether a
     content holds a credential. An entry without a name stands for files whose names were not noted.
     """
-    source = source_of(function)
     with cache.lock:
-        observed = cache.observed.get((*source.place, identity.sha256))
-    if observed is None or observed.project.top is None or not has_modules(source):
+        observed = _observed(identity, start, cache)
+    if observed is None or start.source is None or observed.project.top is None or not has_modules(start.source):
         return []
     own, top, home = observed.local.keys(), observed.project.top, os.path.expanduser("~")  # noqa: PTH111 - text
     folders = {os.path.dirname(file) for file in own} - {home}  # noqa: PTH120 - text
@@ -128,15 +129,13 @@ def opened_data(
     return [*files, *([DataFile("", None, _UNNOTED)] if opened_files.has_unnoted(top) else [])]
 
 
-def written_files(
-    function: Callable[..., Any] | Path, identity: CodeIdentity, *, since: int, cache: CodeCache = PROCESS
-) -> list[str]:
+def written_files(identity: CodeIdentity, start: RunStart, *, since: int, cache: CodeCache = PROCESS) -> list[str]:
     """Return the files that this process wrote *since* this moment, in its working directory or beside the code.
 
     Names are relative where they can be. Temporary files and files of tools (``.name``) are left out.
     """
     with cache.lock:
-        observed = cache.observed.get((*source_of(function).place, identity.sha256))
+        observed = _observed(identity, start, cache)
     top = observed.project.top if observed else None
     folders = {os.getcwd(), *([top] if top else [])} - {"/", os.path.expanduser("~")}  # noqa: PTH109, PTH111 - text
     found: list[str] = []
@@ -161,6 +160,10 @@ def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIde
             recorded[path], kept[path] = recorded_file(path, file.content, ""), file.content
     update = {"data_files": tuple(recorded[path] for path in sorted(recorded)) or None}
     return identity.model_copy(update=update | {"lacking": tuple(_collapsed(lacking.values())) or None}), kept
+
+
+def _observed(identity: CodeIdentity, start: RunStart, cache: CodeCache) -> ObservedCode | None:
+    return cache.observed.get((*start.source.place, identity.sha256)) if start.source else None
 
 
 def _collapsed(files: Iterable[LackingFile]) -> Iterator[LackingFile]:

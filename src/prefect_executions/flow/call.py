@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from prefect.context import FlowRunContext
 from prefect.logging.loggers import flow_run_logger
 
-from prefect_executions.capture.code import LoadedModules
+from prefect_executions.capture.code import RunStart
 from prefect_executions.capture.host import Meter
-from prefect_executions.capture.late_code import loaded_at_start
+from prefect_executions.capture.late_code import run_start
 from prefect_executions.capture.probes import Probe, probe
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.flow import prefect_logs
@@ -41,7 +40,7 @@ class Call:
     Attributes:
         arguments: As the function gets them: when the inputs are staged, with staged files and resolved secrets.
         begun: The start of the call, in nanoseconds of the epoch.
-        modules_before: The modules that were loaded when the call began.
+        start: Where the code is, and the modules that were loaded when the call began.
         task_logs: The task runs that have logged something.
     """
 
@@ -56,7 +55,7 @@ class Call:
     secrets: SharedSecrets = field(repr=False)
     meter: Meter = field(default_factory=Meter)
     begun: int = field(default_factory=time.time_ns)
-    modules_before: LoadedModules = field(repr=False)
+    start: RunStart = field(repr=False)
     task_logs: set[prefect_logs.TaskLog] = field(default_factory=set)
 
     @property
@@ -133,8 +132,6 @@ def for_call(
         settings=settings,
         workbench=workbench_for(settings),
         log=flow_run_logger(context.flow_run, context.flow),
-        modules_before=probe(
-            Probe.CODE, partial(loaded_at_start, declared.source), LoadedModules(frozenset(sys.modules)), {}
-        ),
+        start=probe(Probe.CODE, partial(run_start, declared.source), RunStart(None, frozenset()), {}),
         secrets=join(enclosed=context.flow_run.parent_task_run_id is not None or context.flow_run.run_count > 1),
     )

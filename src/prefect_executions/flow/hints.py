@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect_executions.bundles.layout import STDERR, STDOUT, BundlePaths
-from prefect_executions.capture.code import PROCESS
 from prefect_executions.capture.late_code import written_files
 from prefect_executions.capture.secrets import SecretMask, mask_names
 from prefect_executions.executions.record import ExecutionRecord
@@ -50,7 +49,7 @@ def _hints(call: Call, record: ExecutionRecord, paths: BundlePaths) -> Iterator[
     if call.declared.is_scripted:
         return
     if record.method.code is not None:
-        written = written_files(call.declared.source, record.method.code, since=call.begun, cache=PROCESS)
+        written = written_files(record.method.code, call.start, since=call.begun)
         if written:
             yield (
                 f"the Method wrote {_listed(written)} outside its outputs, so the bundle lacks "

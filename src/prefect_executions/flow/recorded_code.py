@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from prefect_executions.capture.code import KEPT_BYTES, PROCESS, LoadedModules
+from prefect_executions.capture.code import KEPT_BYTES, PROCESS, RunStart
 from prefect_executions.capture.late_code import late_modules, opened_data, with_data
 from prefect_executions.capture.local_packages import local_packages
 from prefect_executions.capture.parameters import plain_text_defaults
@@ -22,7 +22,7 @@ _MEMBER = re.compile(r"""^\W*([\w.-]+)["']?\s*[:=]\s*["']?([^\s"',#]+)""", re.MU
 def with_late_code(
     declared: Declared,
     method: Method,
-    modules_before: LoadedModules,
+    start: RunStart,
     *,
     begun: int,
     apart: Iterable[str],
@@ -31,14 +31,14 @@ def with_late_code(
 ) -> tuple[Method, Mapping[str, bytes]]:
     """Return the recorded *method* with what its code loaded late, and the new files.
 
-    *modules_before* were loaded when the run began, at *begun* nanoseconds of the epoch. Data files below the
+    *start* was observed when the run began, at *begun* nanoseconds of the epoch. Data files below the
     folders *apart*, or with a secret of *mask*, are not kept.
     """
     if method.code is None or declared.withheld:
         return method, {}
-    late, modules = late_modules(declared.source, method.code, modules_before)
+    late, modules = late_modules(method.code, start)
     secret = partial(_reveals, mask, names)
-    opened = opened_data(declared.source, late, before=begun, apart=apart, secret=secret)
+    opened = opened_data(late, start, before=begun, apart=apart, secret=secret)
     left = KEPT_BYTES - sum(len(file.content or b"") for file in opened)
     local = () if declared.is_scripted else local_packages(PROCESS.packages.origins(), secret=secret, limit=left)
     complete, data = with_data(late, [*opened, *local])

@@ -454,7 +454,7 @@ def _write_late_code(attempt: Attempt) -> None:
     method, code = with_late_code(
         call.declared,
         attempt.record.method,
-        call.modules_before,
+        call.start,
         begun=call.begun,
         apart=inputs,
         mask=call.mask,
