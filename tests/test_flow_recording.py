@@ -19,6 +19,7 @@ from enum import Enum
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -249,13 +250,19 @@ def test_the_event_loop_runs_on_while_the_end_waits_for_the_code_of_another_run(
 
     @method
     async def waits() -> None:
+        sys.modules["loaded_late"] = ModuleType("loaded_late")  # only then the end looks at the code again
         PROCESS.lock.acquire()
         asyncio.get_running_loop().call_later(0.5, release, "loop")
         timer.start()
 
     timer = threading.Timer(20, release, ("timer",))
-    asyncio.run(waits())
-    timer.cancel()
+    try:
+        asyncio.run(waits())
+    finally:
+        timer.cancel()
+        del sys.modules["loaded_late"]
+        if not released:
+            PROCESS.lock.release()
     assert released == ["loop"]
     assert bundles.record().status is Status.COMPLETED
 

@@ -103,8 +103,7 @@ def opened_data(
     *before*, in nanoseconds of the epoch, and files below one of *apart* do not count. *secret* says whether a
     content holds a credential. An entry without a name stands for files whose names were not noted.
     """
-    with cache.lock:
-        observed = _observed(identity, start, cache)
+    observed = _observed(identity, start, cache)
     if observed is None or start.source is None or observed.project.top is None or not has_modules(start.source):
         return []
     own, top, home = observed.local.keys(), observed.project.top, os.path.expanduser("~")  # noqa: PTH111 - text
@@ -134,8 +133,7 @@ def written_files(identity: CodeIdentity, start: RunStart, *, since: int, cache:
 
     Names are relative where they can be. Temporary files and files of tools (``.name``) are left out.
     """
-    with cache.lock:
-        observed = _observed(identity, start, cache)
+    observed = _observed(identity, start, cache)
     top = observed.project.top if observed else None
     folders = {os.getcwd(), *([top] if top else [])} - {"/", os.path.expanduser("~")}  # noqa: PTH109, PTH111 - text
     found: list[str] = []
@@ -163,6 +161,7 @@ def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIde
 
 
 def _observed(identity: CodeIdentity, start: RunStart, cache: CodeCache) -> ObservedCode | None:
+    # Without the lock, which another run may hold for long: the event loop of an async run also calls this.
     return cache.observed.get((*start.source.place, identity.sha256)) if start.source else None
 
 
