@@ -21,6 +21,7 @@ from benches import bench_at
 from bundle_makers import a_sealed_bundle, an_open_bundle, contents, copy_of, finish, forge, renew_manifest, zip_of
 from ccp_exports import tree
 from hostile_zips import CORPUS, TOP, Member, a_zip, members_of
+from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.source import ZipSource
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.errors import BundleError, ImportRefusedError, NotFoundError
@@ -289,3 +290,15 @@ def test_a_folder_named_like_a_file_of_the_bag_is_refused(sealed, ours, tmp_path
         (bag / "manifest-sha256.txt").write_text("".join(lines))
         (bag / name).mkdir()
         refused(ours, bag, rf"{name}: it is a folder")
+
+
+def test_names_of_deep_folders_are_compared_with_all_others():
+    deep = "d/" * 200
+    check_names([f"{deep}{number}/x" for number in range(2000)])
+    for names in (["a/b/c", "a/B/d"], [f"{deep}a", f"{deep}A"], ["a/b", "b/c", "A/d"], ["a/x", "a/x/y/z"]):
+        with pytest.raises(BundleError, match="same"):
+            check_names(names)
+    for name in ("a/CON", "con/a", "a/Lpt1.txt/b", "nul", f"a/{'é' * 128}", "a./b", "a /b", "a/b."):
+        with pytest.raises(BundleError, match=r"device|longer|space or dot"):
+            check_names([name])
+    check_names(["a/CONSOLE", "icon", "a/CO", f"a/{'é' * 127}", "a/.b"])

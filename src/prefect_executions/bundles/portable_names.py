@@ -13,7 +13,10 @@ from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.errors import BundleError
 
 # Windows, "Naming Files, Paths, and Namespaces": reserved with any extension, in upper and lower case.
-_DEVICE = re.compile(r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|COM[0-9¹²³]|LPT[0-9¹²³])(\.|$)", re.IGNORECASE)
+_DEVICE = re.compile(
+    r"/(?=[CPANL])(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|COM[0-9¹²³]|LPT[0-9¹²³])(?:[./]|\Z)", re.IGNORECASE
+)
+_LOST_END = re.compile(r"[ .](?:/|\Z)")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -29,19 +32,24 @@ def check_names(paths: Iterable[str], most_folders: int = Limits().entries) -> N
     numbers = count(1)
     folders: dict[tuple[int, str], tuple[int, str]] = {}
     files: dict[tuple[int, str], str] = {}
+    last: list[str] = []
+    trail = [0]  # the number of each folder above the last path: neighbours share most of them
     for path in paths:
         fault = _fault(path)
         if fault:
             raise BundleError(f"{path!r}: {fault}")
         *above, name = path.split("/")
-        inside = 0
-        for part in above:
-            key = (inside, _key(part))
+        if above != last:
+            del trail[1 + len(os.path.commonprefix([last, above])) :]  # noqa: RUF071 - it also compares lists
+        for part in above[len(trail) - 1 :]:
+            key = (trail[-1], _key(part))
             if key not in folders:
                 folders[key] = (next(numbers), part)
             inside, other = folders[key]
             if other != part:
                 raise BundleError(f"{path!r}: some systems treat its folder {part!r} and {other!r} as the same folder")
+            trail.append(inside)
+        last, inside = above, trail[-1]
         if len(folders) > most_folders:
             raise BundleError(f"{path!r}: with this path there are more than {most_folders} folders")
         key = (inside, _key(name))
@@ -53,19 +61,21 @@ def check_names(paths: Iterable[str], most_folders: int = Limits().entries) -> N
 
 
 def _fault(path: str) -> str | None:
-    parts = path.split("/")
+    categories = set() if path.isprintable() else {unicodedata.category(letter) for letter in path}
     faults = {
         "it has a backslash, which some systems treat as a separator": "\\" in path,
         "it begins with a drive letter": _DRIVE.match(path),
-        "its name is not UTF-8": any(unicodedata.category(letter) == "Cs" for letter in path),
-        "it has a control character": any(unicodedata.category(letter) == "Cc" for letter in path),
-        "a part of it is a reserved device name": any(_DEVICE.match(part) for part in parts),
-        f"a part of it is longer than {NAME_BYTES} bytes": any(len(os.fsencode(part)) > NAME_BYTES for part in parts),
-        "a part of it ends with a space or dot, which some systems remove": any(
-            part.endswith((" ", ".")) for part in parts
-        ),
+        "its name is not UTF-8": "Cs" in categories,
+        "it has a control character": "Cc" in categories,
+        "a part of it is a reserved device name": _DEVICE.search(f"/{path}"),
+        f"a part of it is longer than {NAME_BYTES} bytes": _longest_part(path) > NAME_BYTES,
+        "a part of it ends with a space or dot, which some systems remove": _LOST_END.search(path),
     }
     return next((fault for fault, present in faults.items() if present), None)
+
+
+def _longest_part(path: str) -> int:
+    return max(map(len, os.fsencode(path).split(b"/")))
 
 
 def _key(path: str) -> str:
