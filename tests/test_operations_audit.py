@@ -634,3 +634,21 @@ def test_a_planted_file_is_not_read_beyond_the_largest_document(place):
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_thousands_of_planted_late_seals_are_counted_and_read_in_part(place, tmp_path):
+    for number in range(150):
+        late = place.of(VICTIM) / f"late/{number:016}.json"
+        late.parent.mkdir(exist_ok=True)
+        late.write_bytes(b" " * (1 << 20))
+    assert len(place.archive().beside(VICTIM)) == 127 + 1  # and the opening record
+    catalog = Catalog(a_bench(tmp_path / "reader", archive=place.archive()))
+    (report,) = [one.report for one in verify_execution(catalog, VICTIM, signatures=trusting())]
+    faults = report.checks[0].faults
+    assert len(faults) == 101
+    assert faults[-1].startswith("and 15")
+
+
+def test_a_size_that_no_file_has_damages_the_seal(place):
+    edit(place.of(VICTIM) / "seal.json", lambda seal: seal["data"]["output.zip"].update(size=2**63))
+    assert {(one.kind, one.execution) for one in violations(place, deep=True)} == {("damaged", VICTIM)}

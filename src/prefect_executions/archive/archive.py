@@ -63,6 +63,9 @@ from prefect_executions.tracepoints import TracePoint, trace_point
 _ROOT = "executions/"
 # A file up to this size is read and checked against its digest before it is stored; a larger one is streamed.
 _SMALL = 8 * 1024**2
+_BESIDE = 128 * 1024**2
+"""The most bytes of the objects beside a seal that are read together."""
+
 # Up to this total size, sealing sends the data together with the small files without a noticeable delay.
 _SENT_WITH_SEAL = 1024**2
 
@@ -239,11 +242,21 @@ class Archive:
         self.store.put(f"{folder_of(execution_id)}{LATE}{sha256(data).hexdigest()[:16]}.json", data)
 
     def beside(self, execution_id: str) -> dict[str, bytes]:
-        """Return the objects beside a seal by name: the opening and import records, and the late seals."""
+        """Return the objects beside a seal by name: the opening and import records, and the late seals.
+
+        If there are very many bytes of them, the last are left out; an audit reports this.
+        """
         folder = folder_of(execution_id)
         keys = [info.key for info in self.store.list(folder + LATE)]
         objects = small_objects(self.store, [folder + OPENING, folder + IMPORTED, *keys])
-        return {key.removeprefix(folder): data for key, data in objects}
+        beside: dict[str, bytes] = {}
+        left = _BESIDE
+        for key, data in objects:
+            left -= len(data)
+            if left < 0:
+                break
+            beside[key.removeprefix(folder)] = data
+        return beside
 
     def bundle(self, execution_id: str) -> ArchivedBundle:
         """Return the sealed bundle for reading.

@@ -36,7 +36,7 @@ class ArchivedData(Part):
     """A large file of the bundle: its object's name, relative to the execution, and its size in bytes."""
 
     object: str = Field(pattern=rf"^data/{_DIGEST}$")
-    size: int = Field(ge=0)
+    size: int = Field(ge=0, lt=2**63)
 
     @property
     def sha256(self) -> str:

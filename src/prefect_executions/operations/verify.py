@@ -34,7 +34,7 @@ from prefect_executions.bundles.layout import (
     BundleKind,
 )
 from prefect_executions.bundles.source import Source, hard_linked
-from prefect_executions.bundles.verify import DEFAULT_LIMITS, Check, Report, verify
+from prefect_executions.bundles.verify import DEFAULT_LIMITS, MAX_SHOWN, Check, Report, verify
 from prefect_executions.errors import BundleError, NotAvailableError, RequestError
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.workbench.catalog import ArchivedSource, Catalog
@@ -242,4 +242,5 @@ def _report_with_seal(source: ArchivedSource, trust: _Trust, local: Report | Non
             f"{MANIFEST} has the digest {report.manifest_sha256} in the archive and {here} on the workbench: one of "
             "the bundles was replaced. 'executions audit' compares the archive with its checkpoints"
         )
-    return replace(report, checks=(Check("seal", tuple(faults)), *report.checks))
+    more = [f"and {len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else []
+    return replace(report, checks=(Check("seal", (*faults[:MAX_SHOWN], *more)), *report.checks))
