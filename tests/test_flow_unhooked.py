@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from homes import Bundles
 from prefect_executions import current_execution, method
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.flow import unhooked
+from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -192,3 +196,28 @@ def test_the_first_part_of_a_large_result_decides():
     assert unhooked._cancels([Cancelled(), Completed()])
     assert not unhooked._cancels([Cancelled(), 1])
     assert not unhooked._cancels([])
+
+
+PAUSES = """
+from prefect.states import Paused
+from prefect_executions import current_execution, method
+
+
+@method(version="1")
+def pauses() -> object:
+    current_execution().output("a.txt").write_text("a")
+    return Paused(timeout_seconds=600)
+
+
+pauses(return_state=True)
+"""
+
+
+def test_a_run_that_returns_paused_stays_open_and_is_listed(home, bundles: Bundles, tmp_path):
+    (tmp_path / "pauses.py").write_text(PAUSES)
+    subprocess.run([sys.executable, "pauses.py"], cwd=tmp_path, check=True)
+    folder = bundles.one()
+
+    assert not (folder / "manifest-sha256.txt").exists()
+    with Ledger.open(Settings.read().ledger_url) as ledger:
+        assert [(row.id, row.status) for row in ledger.list().rows] == [(folder.name, Status.EXECUTING)]

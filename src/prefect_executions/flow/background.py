@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
 _DELAY = 0.5
+_PATIENCE = 5.0
+"""Seconds that the end of the process waits for deferred actions: Prefect's API may be unavailable."""
 
 Action = Callable[[], object]
 
@@ -39,6 +41,7 @@ def defer(execution_id: str, **actions: Action) -> None:
     They run in order in a background thread, in the caller's context. An action
     replaces a deferred action with the same name. What an action raises is ignored.
     """
+    background.at_exit(_run_deferred)
     pending = take_deferred(execution_id) | actions
     _deferred[execution_id] = (None, pending)  # first, because a thread may fail to start
     _deferred[execution_id] = (background.defer(partial(_run, pending), name="deferred", delay=_DELAY), pending)
@@ -54,6 +57,17 @@ def take_deferred(execution_id: str) -> dict[str, Action]:
     actions = pending.copy()
     pending.clear()
     return actions
+
+
+def _run_deferred() -> None:
+    """Run what is still deferred: the process ends, and the execution does not, for example because it is paused."""
+    for execution_id, (timer, _) in tuple(_deferred.items()):
+        if timer is None or not timer.is_alive():  # in a forked child, the timer is the parent's
+            continue
+        if actions := take_deferred(execution_id):
+            background.submit(partial(_run, actions), name="deferred", patience=_PATIENCE)
+        timer.join(_PATIENCE)  # it may be in the middle of an action
+    background.drain()
 
 
 def _run(pending: dict[str, Action]) -> None:

@@ -6,6 +6,7 @@
 - `defer(work, name=…, delay=0.5)` starts *work* after a delay; `cancel()` on the result prevents it.
 - `drain()` waits for the submitted work that has patience. `Workbench.of` calls it, so that a
   reader sees what this process did, and the interpreter calls it when it ends.
+- `at_exit(work)` runs *work* when the interpreter ends.
 - `yield_briefly()`, called by work that `drain` waits for, lets the flow return first.
 
 All threads are daemon threads and run in a copy of the caller's context. *work* must not raise.
@@ -53,7 +54,7 @@ def submit(work: Work, *, name: str, patience: float = 0.0) -> threading.Thread:
     thread = threading.Thread(target=run, name=name, daemon=True)
     if patience > 0:
         _waits[thread] = _Wait(time.monotonic() + patience, threading.Event())
-        _drain_at_exit()
+        at_exit(drain)
     thread.start()
     return thread
 
@@ -83,12 +84,12 @@ def drain() -> None:
 
 
 @cache
-def _drain_at_exit() -> None:
-    """Register `drain` once for the end of the interpreter, while thread pools still accept work.
+def at_exit(work: Work) -> None:
+    """Run *work* at the end of the interpreter, while thread pools still accept work; idempotent.
 
     `atexit` runs too late for that. Prefect's services and anyio register in the same way; the last
     registration runs first.
     """
     register = getattr(threading, "_register_atexit", atexit.register)
     with suppress(RuntimeError):  # the interpreter is shutting down already
-        register(drain)
+        register(work)
