@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from uuid import UUID
+import re
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from benches import bench_at, kept
+from benches import OTHER_ID, begun, bench_at, kept, record_of
+from prefect_executions.cli.app import main
 from prefect_executions.cli.output import format_number, wrap_words
 from prefect_executions.cli.tables import (
     VERSION,
@@ -24,7 +26,8 @@ from prefect_executions.cli.tables import (
     time_column,
     value_column,
 )
-from records import EXECUTION_ID
+from prefect_executions.lifecycle.status import Status
+from records import EXECUTION_ID, a_job_status, a_method, a_request
 from test_cli_app import on_a_terminal
 
 HEAD = (id_column(), "status", name_column("method", 20), VERSION, time_column("started"), text_column("what"))
@@ -119,3 +122,39 @@ def test_long_values_are_wrapped_between_words_and_links_stay_whole():
     link = "https://example.org/" + "x" * 40
     assert wrap_words(f"see {link}", 14) == ["see", link]
     assert wrap_words("x" * 20, 8, fold=True) == ["x" * 8, "x" * 8, "x" * 4]
+
+
+LONG_NAME = "calibrate-photometric-zero-points-of-the-northern-survey"
+
+
+@pytest.mark.long
+def test_every_table_fits_eighty_columns(home, tmp_path):
+    bench, version = bench_at(home), "2.0.0-beta.3+build.20260901.abcdef"
+    names = (f"tiles/{'very-' * 12}long-{number}-温度.dat" for number in range(3))
+    outputs = {f"outputs/{name}": bytes(12345) for name in names}
+    method = a_method(id=LONG_NAME, version=version, title="A title that is longer than a column is")
+    request = a_request(method_id=LONG_NAME, method_version=version)
+    status = a_job_status().model_copy(update={"process_id": LONG_NAME})
+    kept(bench, method=method, outputs=outputs, request=request, job_status=status)
+    kept(bench, OTHER_ID, end=Status.FAILED)
+    begun(bench, record_of(str(uuid4()), Status.EXECUTING))
+    main(["export", EXECUTION_ID, "-o", str(tmp_path / "one.zip")])
+    commands = [
+        ["list"],
+        ["outputs", EXECUTION_ID],
+        ["methods", "list"],
+        ["methods", "show", LONG_NAME],
+        ["diff", EXECUTION_ID, OTHER_ID],
+        ["verify", "-v", EXECUTION_ID],
+        ["audit", "--every"],
+        ["gc", "--older-than", "2100-01-01"],
+        ["remove", EXECUTION_ID, OTHER_ID],
+        ["import", str(tmp_path / "one.zip")],
+        ["watch", EXECUTION_ID],
+        ["--help"],
+    ]
+    for command in commands:
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_a_terminal(command, home, columns=80))
+        assert "error: " not in shown, command
+        wide = [line for line in shown.splitlines() if cell_len(line) > 80]
+        assert wide == [], command

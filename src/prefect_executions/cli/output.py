@@ -199,13 +199,20 @@ def say(text: str) -> None:
     _write(escape_controls(text, lines=True))
 
 
+def say_words(text: str) -> None:
+    """Write sentences to standard output; on a terminal, long lines are wrapped between words."""
+    say(_wrapped(text) if sys.stdout.isatty() else text)
+
+
 def warn_error(error: BaseException, advice: str = "") -> None:
     """Write the message of *error* to standard error; on a terminal, long lines are wrapped between words."""
-    lines = f"error: {error}{advice}".split("\n")
-    if sys.stderr.isatty():
-        width = shutil.get_terminal_size().columns
-        lines = [part for line in lines for part in wrap_words(line, width)]
-    warn("\n".join(lines))
+    text = f"error: {error}{advice}"
+    warn(_wrapped(text) if sys.stderr.isatty() else text)
+
+
+def _wrapped(text: str) -> str:
+    width = shutil.get_terminal_size().columns
+    return "\n".join(part for line in text.split("\n") for part in wrap_words(line, width))
 
 
 def warn(text: str) -> None:

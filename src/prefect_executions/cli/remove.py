@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, open_catalog, open_workbench, parse_time
 from prefect_executions.cli.exit_codes import NOT_THERE, OK
-from prefect_executions.cli.output import format_size, format_time, pluralize, say, show_json, warn
+from prefect_executions.cli.output import format_size, format_time, pluralize, say, say_words, show_json, warn
 from prefect_executions.cli.tables import id_column, name_column, show_table, text_column, time_column
 from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.status import Status
@@ -116,7 +116,7 @@ def gc(
     removed = [bundle for bundle in results if bundle.result == "removed"]
     size = format_size(sum(bundle.size for bundle in removed))
     chosen = f" or are not {' or '.join(status)}" if status else ""
-    say(f"Kept besides: bundles that have not ended, ended after {format_time(before)}{chosen}")
+    say_words(f"Kept besides: bundles that have not ended, ended after {format_time(before)}{chosen}")
     _summarize(f"{pluralize(len(removed), 'bundle')} of {size}", confirmed=confirmed, place=" from the workbench")
 
 

@@ -28,6 +28,7 @@ from prefect_executions.cli.output import (
     format_time,
     pluralize,
     say,
+    say_words,
     show_facts,
     show_json,
     status_line,
@@ -185,10 +186,10 @@ def _show_verdict(report: Report, places: list[str], policy: SignaturePolicy) ->
     failed = sum(not check.passed for check in report.checks)
     verdict = f"FAILED ({failed} of {len(report.checks)} checks)" if failed else "verified"
     subject = report.subject
-    say(f"{' and '.join(places)}: {verdict}" + (f": execution {subject.execution_id}" if subject else ""))
+    say_words(f"{' and '.join(places)}: {verdict}" + (f": execution {subject.execution_id}" if subject else ""))
     what = [f"{subject.method} {subject.version}", subject.status, format_time(subject.finished)] if subject else []
     if subject or report.signature != "unsigned":
-        say("  ".join(filter(None, [*what, _signed(report, policy)])))
+        say_words("  ".join(filter(None, [*what, _signed(report, policy)])))
 
 
 def _signed(report: Report, policy: SignaturePolicy) -> str:
@@ -266,7 +267,7 @@ def _show_findings(shown: list[AuditFinding], findings: list[AuditFinding], exec
     counts = Counter(finding.kind for finding in findings if finding.weight == "incomplete")
     for kind, count in sorted(counts.items()):
         if kind == "unsigned" and not signs:  # no defect of the archive
-            say(f"note: {pluralize(count, 'execution')} without a signature; no key is configured here")
+            say_words(f"note: {pluralize(count, 'execution')} without a signature; no key is configured here")
         else:
             say(f"incomplete: {kind}: {count}")
     for finding in findings:
