@@ -661,6 +661,15 @@ def test_settle_seals_an_unfinished_execution(executions, home, prefect_server):
     assert "Nothing to settle" in executions("settle", "--once")
 
 
+def test_an_execution_is_listed_from_its_first_moment(executions, home):
+    bench = bench_at(home)
+    begun(bench, record_of(job_status=a_job_status(Status.EXECUTING)))
+    bench.leases.release(EXECUTION_ID)
+    bench.ledger.remove(EXECUTION_ID)
+    assert not bench.ledger.list().rows
+    assert executions("list").startswith(f"{EXECUTION_ID}\tEXECUTING\t")
+
+
 def test_a_rebuilt_ledger_gives_the_same_list(executions, home):
     kept(bench_at(home))
     kept(bench_at(home), OTHER_ID)

@@ -10,7 +10,16 @@ import pytest
 from prefect_executions.executions.record import Raised, Usage
 from prefect_executions.lifecycle.history import ObservedState, PrefectState
 from prefect_executions.lifecycle.status import Reason, Status
-from prefect_executions.settle.decide import HANDOVER, SILENCE, STUCK, UNANNOUNCED, Decision, RunObservation, judge
+from prefect_executions.settle.decide import (
+    HANDOVER,
+    SILENCE,
+    STUCK,
+    UNANNOUNCED,
+    Death,
+    Decision,
+    RunObservation,
+    judge,
+)
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -122,6 +131,25 @@ def test_an_end_that_nothing_observed_has_no_exact_time(observation, unobserved)
     judgement = judge(observation)
     assert judgement.end is not None
     assert judgement.unobserved is unobserved
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "SCHEDULED/AwaitingRetry", "CANCELLING"])
+def test_a_death_that_its_parent_observed_ends_the_run_at_that_time(state):
+    death = Death("died of SIGSEGV", NOW - SECOND)
+    judgement = judge(run(state, SECOND, silence=SECOND, death=death, **RUNS))
+    assert (judgement.decision, judgement.died, judgement.unobserved) == (Decision.END, death.at, False)
+    assert judgement.end.message == "Its process 4711 on far died of SIGSEGV; it was in the Method's own code"
+    assert judgement.cancelled is (state == "CANCELLING")
+
+
+def test_a_process_that_died_after_the_end_does_not_change_the_end():
+    judgement = judge(run("COMPLETED", SECOND, silence=SECOND, death=Death("died", NOW), **RUNS))
+    assert (judgement.decision, judgement.end.status) == (Decision.SEAL, Status.COMPLETED)
+
+
+def test_a_suspended_run_is_left_although_its_process_died():
+    judgement = judge(run("PAUSED/Suspended", SECOND, silence=SECOND, death=Death("died", NOW), **RUNS))
+    assert judgement.decision is Decision.LEAVE
 
 
 def test_a_dead_run_with_a_cancel_request_is_cancelled():

@@ -5,8 +5,8 @@ its pid, its start time and the boot of the machine; only such a process ever ge
 
 Forks of a dead process are recognised by their memory layout: the kernel randomises it for each
 exec, and only a fork shares it. (Environment variables of Prefect are not enough: hooks and
-supervisors have them too.) A process that is itself a fork, or whose layout is not randomised,
-records no layout, and only forks are killed by layout.
+supervisors have them too.) A process that is itself one of several forks, or whose layout is not
+randomised, records no layout, and only forks are killed by layout.
 """
 
 from __future__ import annotations
@@ -57,9 +57,15 @@ def this_process() -> Process:
 def this_process_with_layout() -> Process:
     """Return the identity of the calling process, with its memory layout if that identifies its forks."""
     process, row = this_process(), _row(os.getpid()) if sys.platform == "linux" else None
-    if row is None or row.flags & _PF_FORKNOEXEC or not row.flags & _PF_RANDOMIZE:
+    is_fork = row is not None and row.flags & _PF_FORKNOEXEC and process.pid not in _alone
+    if row is None or is_fork or not row.flags & _PF_RANDOMIZE:
         return process
     return process.model_copy(update={"layout": _layout(process.pid)})
+
+
+def this_fork_is_alone() -> None:
+    """Declare that the parent of the calling process forks no other, so that the memory layout identifies its forks."""
+    _alone.add(os.getpid())
 
 
 def alive(process: Process) -> bool | None:
@@ -290,6 +296,7 @@ def _hostname() -> str | None:
 
 
 _own: dict[int, Process] = {}
+_alone: set[int] = set()
 _marks: dict[int, str] = {}
 
 

@@ -74,7 +74,12 @@ def list_executions(
     if as_json and as_csv:
         raise RequestError("--json and --csv exclude each other; give one of them")
     criteria = filters.filter(datetime.now(UTC), status)
-    page = open_catalog().workbench.ledger.list(criteria, limit=limit, after=after)
+    workbench = open_catalog().workbench
+    # Start-up time of the CLI: the catalog has imported it already.
+    from prefect_executions.workbench.lookup import index_new  # noqa: PLC0415
+
+    index_new(workbench)
+    page = workbench.ledger.list(criteria, limit=limit, after=after)
     if as_json:
         show_json({"executions": page.rows, "after": page.after})
     elif as_csv:

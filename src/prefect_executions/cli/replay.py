@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import invalidate_caches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ from prefect_executions.cli.arguments import (
     open_catalog,
     set_defaults,
 )
+from prefect_executions.cli.child import run_in_child
 from prefect_executions.cli.deploy import show_submitted
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import (
@@ -42,7 +44,7 @@ from prefect_executions.cli.output import (
     status_line,
     warn,
 )
-from prefect_executions.cli.run import run_and_show, run_in_process, show_unrecorded
+from prefect_executions.cli.run import run_and_show, run_in_process, seal_after_death, show_unrecorded
 from prefect_executions.cli.tables import (
     id_column,
     name_column,
@@ -136,7 +138,17 @@ def rerun(
     """
     if pool and method:
         raise RequestError("--pool and --method exclude each other; give one of them")
-    edits, catalog = inputs.read(), open_catalog()
+    edits = inputs.read()
+    return run_in_child(
+        lambda: _rerun(execution, edits, pool, method, wait=wait, as_json=as_json),
+        partial(seal_after_death, quiet=False, as_json=as_json),
+    )
+
+
+def _rerun(
+    execution: str, edits: Mapping[str, Any], pool: str | None, method: str | None, *, wait: bool, as_json: bool
+) -> int:
+    catalog = open_catalog()
     execution_id = catalog.find(execution)
     if pool or (method is None and catalog.record(execution_id).request.deployment is not None):
         return _submit_again(catalog, execution_id, edits, pool, wait=wait, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`executions run`: run a Method in this process and record it."""
+"""`executions run`: run a Method in a child process and record it; seal the record if the child dies."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from prefect_executions.cli.arguments import (
     Json,
     connect_local_server,
     open_catalog,
+    open_workbench,
     set_defaults,
 )
+from prefect_executions.cli.child import DeadChild, run_in_child
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import (
     format_end,
@@ -37,6 +39,10 @@ from prefect_executions.cli.output import (
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
+from prefect_executions.workbench import background
+
+_LONG_WAIT = 5.0
+"""Seconds after which a wait is reported."""
 
 _MOST_SHOWN = 8
 """Metrics and outputs in the summary of a run; `executions show` has all of them."""
@@ -44,12 +50,15 @@ _MOST_SHOWN = 8
 _LONGEST_ERROR = 1000
 
 if TYPE_CHECKING:
+    from threading import Timer
+
     from prefect_executions.bundles.open_bundle import OpenBundle
     from prefect_executions.executions.record import ExecutionRecord
     from prefect_executions.flow.decorator import MethodFlow
     from prefect_executions.flow.entrypoints import Ran
     from prefect_executions.operations.replay import ExactImage
     from prefect_executions.workbench.catalog import StorageState
+    from prefect_executions.workbench.recovery import Settled
 
 
 def run(
@@ -70,7 +79,11 @@ def run(
         quiet: Print nothing but the execution's id, at the end.
         as_json: Print one JSON document to standard output; other output goes to standard error.
     """
-    return run_and_show(entrypoint, inputs.read(), quiet=quiet, as_json=as_json)
+    parameters = inputs.read()
+    return run_in_child(
+        lambda: run_and_show(entrypoint, parameters, quiet=quiet, as_json=as_json),
+        partial(seal_after_death, quiet=quiet, as_json=as_json),
+    )
 
 
 def run_and_show(
@@ -136,13 +149,43 @@ def _run(
     with status_line(activity, quiet=quiet or bool(api)):
         connect_local_server(settings)
         api_client.ping()
-    invocation = Invocation(partial(_say_started, quiet=quiet), on_gathered, image)
-    return flow, run_method(flow, parameters, invocation, tags=tags)
+    waits = _Waits(f"Prefect at {api}" if api else "the local Prefect server", quiet=quiet)
+
+    def opened(execution_id: str) -> None:
+        waits.end()
+        if not quiet:
+            warn(f"Execution {execution_id} started")
+
+    def gathered(bundle: OpenBundle, error: BaseException | None) -> None:
+        on_gathered(bundle, error)
+        waits.begin("The outputs are recorded. Waiting for {} to end the run …")
+
+    waits.begin("Waiting for {} to start the run …")
+    ended = partial(waits.begin, "The Method has ended. Recording its outputs and what {} knows …")
+    try:
+        return flow, run_method(flow, parameters, Invocation(opened, ended, gathered, image), tags=tags)
+    finally:
+        waits.end()
 
 
-def _say_started(execution_id: str, *, quiet: bool) -> None:
-    if not quiet:
-        warn(f"Execution {execution_id} started")
+class _Waits:
+    """Reports on standard error what the command waits for, if that takes long."""
+
+    def __init__(self, prefect: str, *, quiet: bool) -> None:
+        self._prefect = prefect
+        self._quiet = quiet
+        self._timer: Timer | None = None
+
+    def begin(self, text: str) -> None:
+        """Report *text*, in which ``{}`` is Prefect, after some seconds, unless the wait has ended."""
+        self.end()
+        if not self._quiet:
+            self._timer = background.defer(partial(warn, text.format(self._prefect)), name="wait", delay=_LONG_WAIT)
+
+    def end(self) -> None:
+        """End the wait."""
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _show(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bool, as_json: bool) -> int:
@@ -152,19 +195,62 @@ def _show(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bo
     record, storage = catalog.record(ran.execution_id), catalog.storage_state(ran.execution_id)
     # A cancelled execution is also interrupted, but has its own status.
     interrupted = ran.interrupted and record.status is not Status.CANCELLED
+    _show_record(record, storage, ran.error, quiet=quiet, as_json=as_json)
+    if interrupted and not as_json:
+        sealed = f"sealed as {record.status}" if storage.sealed else "not sealed yet. Next: executions settle --once"
+        warn(f"Interrupted. The record of {record.id} is {sealed}.")
+    return INTERRUPTED if interrupted else OK if record.status is Status.COMPLETED else FAILED
+
+
+def _show_record(
+    record: ExecutionRecord, storage: StorageState, error: BaseException | None, *, quiet: bool, as_json: bool
+) -> None:
     if as_json:
         show_json(_as_json(record, storage))
     elif quiet:
         say(record.id)
         if record.status is not Status.COMPLETED:
-            warn(f"{record.status}: {_error_of(record) or ran.error}")
+            warn(f"{record.status}: {_error_of(record) or error}")
     else:
         show_facts(_facts(record, storage))
         say(_next_commands(record))
-    if interrupted and not as_json:
-        sealed = f"sealed as {record.status}" if storage.sealed else "not sealed yet. Next: executions settle --once"
-        warn(f"Interrupted. The record of {record.id} is {sealed}.")
-    return INTERRUPTED if interrupted else OK if record.status is Status.COMPLETED else FAILED
+
+
+def seal_after_death(child: DeadChild, *, quiet: bool, as_json: bool) -> int:
+    """Seal the executions of a dead child process, show the outermost, and return the exit code."""
+    # Start-up time of the CLI: the catalog has imported it already.
+    from prefect_executions.workbench.lookup import executions_of  # noqa: PLC0415
+
+    settings = Settings.read()
+    catalog = open_catalog(settings)
+    dead = executions_of(catalog.workbench, child.pid)
+    warn(f"The process of the Method {child.how}.")
+    if not dead:
+        warn("It had no open execution. Next: executions list")
+        return FAILED
+    try:
+        with status_line("Sealing the execution", quiet=quiet):
+            results = _settle_dead(settings, dead, child)
+    except ExecutionsError as error:
+        warn(f"error: {error}\nNext: executions settle --once")
+        return FAILED
+    for result in results:
+        if result.result not in {"archived", "pending"}:
+            warn(f"execution {result.id} is not sealed: {result.message}. Next: executions settle --once")
+    record, storage = catalog.record(dead[0]), catalog.storage_state(dead[0])
+    _show_record(record, storage, None, quiet=quiet, as_json=as_json)
+    return OK if record.status is Status.COMPLETED else FAILED
+
+
+def _settle_dead(settings: Settings, execution_ids: Sequence[str], child: DeadChild) -> list[Settled]:
+    set_defaults()
+    # Prefect takes seconds to import; a command imports it only after a death.
+    from prefect_executions.settle.decide import Death  # noqa: PLC0415
+    from prefect_executions.settle.loop import settle_dead  # noqa: PLC0415
+
+    connect_local_server(settings)
+    workbench = open_workbench(settings, with_events=True)
+    return list(settle_dead(workbench, settings, execution_ids, Death(child.how, child.at)))
 
 
 def show_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_json: bool) -> int:

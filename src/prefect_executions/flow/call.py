@@ -86,6 +86,11 @@ class Call:
                     "execution %s: %s failed and is left to settle: %s", self.run.id, doing, self.mask.mask(str(error))
                 )
 
+    def report_returned(self) -> None:
+        """Report to the caller of the Method that its code has ended."""
+        with self.never_losing("calling on_returned"):
+            self.invocation.on_returned()
+
     @contextmanager
     def sharing_secrets(self) -> Iterator[None]:
         """Share the secrets of this process until the block ends."""

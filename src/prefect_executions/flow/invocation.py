@@ -23,6 +23,8 @@ class Invocation(NamedTuple):
 
     on_opened: Callable[[str], None] = lambda _execution_id: None
     """Called with the execution id as soon as the record is open, for each attempt."""
+    on_returned: Callable[[], None] = lambda: None
+    """Called when the Method's code has ended and its logs are closed, for each attempt."""
     on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None
     """Called when the outputs are gathered, before the bundle is sealed, with the exception that the Method raised."""
     image: ExactImage | None = None

@@ -409,6 +409,7 @@ def finish(attempt: Attempt, running: RunningAttempt | None, error: BaseExceptio
     if running:
         with call.never_losing("recording the modules that were loaded late"):
             _write_late_code(attempt)
+    call.report_returned()
     if isinstance(error, Pause):
         _suspend(attempt)
         return

@@ -44,7 +44,7 @@ class Observer(StrEnum):
     PREFECT = "prefect"
     """Prefect's state history."""
     SETTLE = "settle"
-    """`executions settle`, after the fact."""
+    """`executions settle`, after the fact; or the parent of the process that died."""
     IMPORT = "import"
     """`executions import`, from another system's record."""
 

@@ -49,6 +49,13 @@ class Decision(StrEnum):
     SEAL = "seal"
 
 
+class Death(NamedTuple):
+    """How and when the process of an execution died, as its parent observed it."""
+
+    how: str
+    at: datetime
+
+
 class RunObservation(NamedTuple):
     """What Prefect, the archive and this machine show of an execution without a seal."""
 
@@ -72,6 +79,8 @@ class RunObservation(NamedTuple):
     status: Status | None = None
     """The status in its record; None if it has no record."""
     usage: Usage | None = None
+    death: Death | None = None
+    """How its process died, if that was observed."""
 
 
 class Judgement(NamedTuple):
@@ -84,6 +93,8 @@ class Judgement(NamedTuple):
     """Whether its end was requested."""
     unobserved: bool = False
     """Whether nothing observed the end itself, so that its time is not exact."""
+    died: datetime | None = None
+    """When its process died, if that was observed."""
 
 
 def judge(run: RunObservation) -> Judgement:
@@ -95,6 +106,12 @@ def judge(run: RunObservation) -> Judgement:
         terminal = terminal_status_of(state.state.type, state.state.name, state.message, started=run.status is not None)
         if terminal is not None:
             return _ended(run, state, terminal)
+    return _open(run, state)
+
+
+def _open(run: RunObservation, state: ObservedState) -> Judgement:
+    if run.death is not None and state.state.type != "PAUSED":
+        return _died(run, run.death, cancelled=state.state.is_cancelling)
     if state.state.type == "PENDING":
         return _pending(run, state)
     if state.state.type == "RUNNING" or state.state.is_cancelling:
@@ -112,7 +129,7 @@ def _ended(run: RunObservation, state: ObservedState, terminal: tuple[Status, Re
         busy = since < HANDOVER
     else:
         busy = run.silence < SILENCE
-    if busy:
+    if busy and run.death is None:
         return Judgement(Decision.LEAVE, "it has ended, and its process or worker is about to seal it")
     status, reason = terminal
     message = state.message
@@ -165,6 +182,11 @@ def _running(run: RunObservation, state: ObservedState) -> Judgement:
     return _process_unseen(run, state, cancelled=cancelled)
 
 
+def _died(run: RunObservation, death: Death, *, cancelled: bool) -> Judgement:
+    judgement = _end(run, Reason.CRASHED, f"{_PROCESS} {run.process} {death.how}", cancelled=cancelled)
+    return judgement._replace(unobserved=False, died=death.at)
+
+
 def _process_unseen(run: RunObservation, state: ObservedState, *, cancelled: bool) -> Judgement:
     if run.worker_silence is not None and run.worker_silence < SILENCE:
         return Judgement(Decision.LEAVE, "its worker is alive and watches it")
@@ -205,6 +227,8 @@ def _end(run: RunObservation, reason: Reason, why: str, *, cancelled: bool) -> J
 def _progress(run: RunObservation) -> str:
     if outcome := _code_outcome(run):
         return outcome
+    if run.status is Status.EXECUTING and run.death is not None:
+        return "it was in the Method's own code"
     if run.status is Status.EXECUTING and run.alive is False:
         return "it ended in the Method's own code: it was killed, crashed, or called os._exit"
     if run.status is Status.EXECUTING:

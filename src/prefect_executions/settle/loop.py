@@ -14,15 +14,16 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, ParamSpec
 
 from prefect_executions.archive.marks import LONG_AGO, SKEW
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.errors import ArchiveError, ExecutionsError, LedgerError, OrchestratorError
 from prefect_executions.executions.ids import ExecutionId
-from prefect_executions.lifecycle.history import ObservedState
+from prefect_executions.lifecycle.history import JobStatus, ObservedState
 from prefect_executions.operations.checkpoints import write_checkpoints
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
 from prefect_executions.settings import Settings
-from prefect_executions.settle.decide import Decision, Judgement, judge
+from prefect_executions.settle.decide import Death, Decision, Judgement, judge
 from prefect_executions.settle.observe import Snapshot, flow_run_of, observe, take_snapshot
 from prefect_executions.settle.seal import seal, seal_unstarted
 from prefect_executions.workbench.heartbeat import PERIOD
@@ -76,6 +77,29 @@ def settle(
         yield from _write_checkpoints(workbench, since)
     finally:
         prefect_events.flush_events()
+
+
+def settle_dead(
+    workbench: Workbench, settings: Settings, execution_ids: Sequence[str], death: Death
+) -> Iterator[Settled]:
+    """Seal executions of this workbench whose process has just died; yield the result of each.
+
+    Raises:
+        ArchiveError: If the archive is unavailable.
+        OrchestratorError: If Prefect's API is unavailable.
+    """
+    unfinished = []
+    for execution_id in execution_ids:
+        if OpenBundle.load(workbench.folder, execution_id).read(JobStatus).execution_status.terminal:
+            yield from _result_of(execution_id, workbench.settle, execution_id)
+        else:
+            unfinished.append(execution_id)
+    if unfinished:
+        snapshot = take_snapshot(workbench, unfinished)
+        work = _Round(workbench, settings, unfinished, time.sleep)
+        for execution_id in unfinished:
+            yield from _result_of(execution_id, work.seal_announced, snapshot, execution_id, death)
+    prefect_events.flush_events()
 
 
 def _write_checkpoints(workbench: Workbench, since: datetime | None) -> Iterator[Settled]:
@@ -135,17 +159,19 @@ class _Round:
             self.pause(_SECOND_LOOK_IF_GONE if gone else SECOND_LOOK)
             snapshot = take_snapshot(self.workbench, self.unfinished)
         for execution_id, _ in ended:
-            yield from _result_of(execution_id, self._seal_announced, snapshot, execution_id)
+            yield from _result_of(execution_id, self.seal_announced, snapshot, execution_id)
 
     def _is_gone(self, snapshot: Snapshot, execution_id: str) -> bool:
         with suppress(ExecutionsError):  # its record is damaged meanwhile; sealing it reports that
             return observe(self.workbench, snapshot, execution_id, None).alive is False
         return False
 
-    def _seal_announced(self, snapshot: Snapshot, execution_id: str) -> Outcome | None:
+    def seal_announced(self, snapshot: Snapshot, execution_id: str, death: Death | None = None) -> Outcome | None:
+        """Seal an execution of *snapshot* if it has ended; *death* is that of its process, if it was observed."""
         run_id = flow_run_of(execution_id)
         states = flow_runs.generation_history(execution_id) if run_id in snapshot.runs else ()
-        judgement = judge(observe(self.workbench, snapshot, execution_id, states[-1] if states else None))
+        observation = observe(self.workbench, snapshot, execution_id, states[-1] if states else None)
+        judgement = judge(observation._replace(death=death))
         if judgement.end is None or judgement.decision not in {Decision.END, Decision.SEAL}:
             return None
         if judgement.decision is Decision.END:

@@ -118,7 +118,7 @@ def _end(judgement: Judgement, states: Sequence[ObservedState]) -> Ending:
     last = states[-1] if states else None
     if last is None or not last.state.is_terminal:
         return end
-    end = end._replace(at=last.time, prefect_state=last.state)
+    end = end._replace(at=judgement.died or last.time, prefect_state=last.state)
     request = flow_runs.cancel_request(states) if end.reason is Reason.CRASHED else None
     if request is None:
         return end

@@ -11,7 +11,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from prefect_executions.bundles.layout import check_execution_id
-from prefect_executions.errors import AmbiguousIdError, LedgerError, NameRefusedError, NotFoundError
+from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.capture.processes import alive
+from prefect_executions.errors import (
+    AmbiguousIdError,
+    ExecutionsError,
+    LedgerError,
+    NameRefusedError,
+    NotFoundError,
+)
 from prefect_executions.executions.ids import each_generation, split_generation
 from prefect_executions.ledger.ledger import CANDIDATES
 from prefect_executions.workbench.workbench import Workbench
@@ -41,6 +49,35 @@ def find(workbench: Workbench, prefix: str) -> str:
     if len(ids) > 1:
         raise AmbiguousIdError(prefix, ids)
     return ids[0]
+
+
+def executions_of(workbench: Workbench, pid: int) -> list[str]:
+    """Return the unfinished executions here of the dead process *pid*, callers before the executions they called."""
+    found = []
+    for execution_id in workbench.unfinished():
+        with suppress(ExecutionsError):  # it is damaged; settle reports it
+            record = OpenBundle.load(workbench.folder, execution_id).record()
+            process = record.instance.process
+            if process is not None and process.pid == pid and alive(process) is False:
+                found.append((record.started or record.job_status.updated, execution_id))
+    return [execution_id for _, execution_id in sorted(found)]
+
+
+def index_new(workbench: Workbench) -> None:
+    """Index the open executions here that the ledger does not list yet: a run writes its row after half a second."""
+    for execution_id in workbench.unfinished():
+        with suppress(ExecutionsError, OSError):  # it was sealed and removed meanwhile, or is damaged
+            bundle = OpenBundle.load(workbench.folder, execution_id)
+            if not bundle.sealed and not _is_listed(workbench, execution_id):
+                workbench.index_open(bundle.record())
+
+
+def _is_listed(workbench: Workbench, execution_id: str) -> bool:
+    try:
+        workbench.ledger.get(execution_id)
+    except NotFoundError:
+        return False
+    return True
 
 
 def path_of(text: str) -> Path | None:
