@@ -38,7 +38,7 @@ from prefect_executions.cli.doctor import (
 )
 from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
 from prefect_executions.errors import NotFoundError, RequestError
-from prefect_executions.executions.record import Usage
+from prefect_executions.executions.record import Returned, Usage
 from prefect_executions.flow.descriptor import DescriptorMethod
 from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
 from prefect_executions.lifecycle.status import Observer, Status
@@ -635,6 +635,13 @@ def test_an_end_that_was_found_later_is_shown_as_an_interval(executions, home):
     assert "\t≥ 0:01:00\t" in executions("list")
     document = json.loads(executions("show", EXECUTION_ID, "--json"))["jobStatus"]
     assert document["finished"] < document["finishedBefore"] == document["history"][-1]["time"]
+
+
+def test_the_returned_value_is_shown_shortened(executions, home):
+    returned = Returned(type="builtins.list", value=["x" * 600])
+    kept(bench_at(home), instance=an_instance(usage=Usage(returned=returned)))
+    (line,) = [line for line in executions("show", EXECUTION_ID).splitlines() if line.startswith("returned\t")]
+    assert line == f'returned\t["{"x" * 498}…'
 
 
 def test_the_methods_own_time_is_shown_apart_from_a_long_wait(executions, home):

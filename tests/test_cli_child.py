@@ -86,8 +86,9 @@ def test_the_death_of_the_child_is_reported_with_its_cause(work, how):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_command_alone_reaches_the_child(number):
-    handler = f"signal.signal({int(number)}, lambda *_: os.write(1, b'received\\n'))"
-    with parent(f"{handler}; print('ready', flush=True); signal.pause()") as made:
+    handler = f"got = []; signal.signal({int(number)}, lambda *_: got.append('received'))"
+    loop = "while not got: time.sleep(0.01)"
+    with parent(f"{handler}; print('ready', flush=True)\n    {loop}\n    print(got[0], flush=True)") as made:
         while made.stdout.readline() != "ready\n":
             pass
         made.send_signal(number)

@@ -39,6 +39,7 @@ from homes import WHOLE_WAY, Bundles, holding, kinds
 from prefect_executions import Comparison, Execution, InputFile, MethodFlow, current_execution, method
 from prefect_executions.capture.code import PROCESS
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
+from prefect_executions.executions.record import Returned
 from prefect_executions.executions.value_types import restore
 from prefect_executions.flow import entrypoints
 from prefect_executions.ledger.ledger import Ledger
@@ -586,6 +587,41 @@ def test_a_metric_that_is_not_a_number_is_unrecorded_with_a_warning(bundles):
         f"metric 'bad-{number}'" for number in range(len(MISSING))
     ]
     assert "metric 'bad-4' is unrecorded" in (bundles.one() / "outputs/stderr.log").read_text()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_returned_value_is_recorded(bundles, asynchronous):
+    def gives() -> dict[str, object]:
+        return {"answer": 42}
+
+    async def gives_later() -> dict[str, object]:
+        return {"answer": 42}
+
+    given = method(version="1")(gives_later if asynchronous else gives)()
+    assert (asyncio.run(given) if asynchronous else given) == {"answer": 42}
+    assert bundles.record().instance.usage.returned == Returned(type="builtins.dict", value={"answer": 42})
+    assert bundles.failed_checks() == []
+
+
+def test_a_value_that_cannot_be_recorded_does_not_change_the_run(bundles):
+    @method(version="1")
+    def gives() -> object:
+        return Unprintable()
+
+    assert isinstance(gives(), Unprintable)
+    record = bundles.record()
+    assert record.status is Status.COMPLETED
+    assert record.instance.usage.returned.type == f"{__name__}.Unprintable"
+
+
+def test_an_array_as_a_metric_is_noted_with_its_shape(bundles):
+    @method(version="1")
+    def logs() -> None:
+        current_execution().log_metrics({"losses": np.zeros((2, 3))})
+
+    logs()
+    (note,) = [entry.message for entry in bundles.record().job_status.history if entry.kind is EntryKind.NOTE]
+    assert note == "metric 'losses' is unrecorded: its value must be a single number, not ndarray of shape (2, 3)"
 
 
 def test_numbers_of_any_library_are_recorded_with_their_value(bundles):

@@ -44,6 +44,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\
 _BROKEN_LINE = re.compile(r"\r+\n|\r")
 _LONGEST_LINE = 1 << 16
 
+_LONGEST_VALUE = 500
 _NOTABLE = timedelta(seconds=1)
 STATUS_COLOURS = {str(Status.COMPLETED): "green", str(Status.FAILED): "red", str(Status.CANCELLED): "yellow"}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -93,6 +94,17 @@ def format_took(job_status: JobStatus, usage: Usage | None) -> str:
     if own is None or took - own < _NOTABLE:
         return format_duration(took)
     return f"{format_duration(took)}, of which the Method {format_duration(own)}"
+
+
+def format_returned(usage: Usage | None) -> str | None:
+    """Return what the Method returned, shortened; None if it returned nothing."""
+    from prefect_executions.executions.values import text_of  # noqa: PLC0415 - start-up time of the CLI
+
+    returned = usage.returned if usage else None
+    if returned is None:
+        return None
+    text = returned.text or returned.type if returned.value is None else text_of(returned.value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
 def format_size(size: int) -> str:

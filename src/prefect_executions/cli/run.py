@@ -28,6 +28,7 @@ from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import (
     format_end,
     format_number,
+    format_returned,
     format_size,
     format_took,
     say,
@@ -283,6 +284,7 @@ def _as_json(record: ExecutionRecord, storage: StorageState) -> dict[str, Any]:
         "folder": storage.folder,
         "sealed": storage.sealed,
         "archive": storage.archive,
+        "returned": usage and usage.returned,
         "outputs": [output.path for output in record.job_status.outputs],
         "error": raised and {"type": raised.type, "message": raised.message},
     }
@@ -295,6 +297,7 @@ def _facts(record: ExecutionRecord, storage: StorageState) -> Iterator[tuple[str
     yield "message", record.job_status.message if record.status is Status.CANCELLED else None
     yield "finished", format_end(record.job_status) if record.job_status.finished_before else None
     yield "took", format_took(record.job_status, record.instance.usage)
+    yield "returned", format_returned(record.instance.usage)
     yield "metrics", _several(f"{name} {format_number(value)}" for name, value in _last_metrics(record).items())
     outputs = (output for output in record.job_status.outputs if output.path not in {STDOUT, STDERR})
     yield "outputs", _several(f"{output.path.partition('/')[2]} ({format_size(output.size)})" for output in outputs)

@@ -17,6 +17,7 @@ from prefect_executions.cli.output import (
     OutputFile,
     format_duration,
     format_end,
+    format_returned,
     format_size,
     format_time,
     format_took,
@@ -268,6 +269,7 @@ def _facts(record: ExecutionRecord, links: Links, gone_process: str | None) -> I
     yield "started", format_time(status.started)
     yield "finished", format_end(status)
     yield "took", format_took(status, usage)
+    yield "returned", format_returned(usage)
     yield "attempt", status.attempt if status.attempt > 1 else None
     yield "progress", None if status.progress is None else f"{status.progress} %"
     yield "requested by", _requester(record)

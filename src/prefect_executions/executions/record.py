@@ -202,6 +202,14 @@ class Raised(Part):
     traceback: str
 
 
+class Returned(Part):
+    """The value that the Method's function returned: its JSON, without secrets, or the beginning of its text."""
+
+    type: str
+    value: Any = None
+    text: str | None = None
+
+
 class Usage(Part):
     """The resource usage of all attempts together, in seconds and bytes, and how the last attempt ended."""
 
@@ -210,6 +218,7 @@ class Usage(Part):
     peak_memory: int | None = None
     exit_code: int | None = None
     exception: Raised | None = None
+    returned: Returned | None = None
 
 
 class Process(Part):

@@ -24,7 +24,7 @@ import zoneinfo
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
-from math import isfinite, isnan
+from math import isfinite, isnan, prod
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, RootModel, SecretBytes, SecretStr
@@ -60,13 +60,18 @@ def recorded_form(value: Any, *, content: bool = False) -> Any:
         return digest_form(value)
 
 
-def readable_form(value: Any) -> tuple[Any, tuple[str, ...]]:
+def readable_form(
+    value: Any, *, max_values: int = _MAX_VALUES, max_digested: int | None = None
+) -> tuple[Any, tuple[str, ...]]:
     """Return *value* as JSON for readers, and the types of the parts that it lacks; never raises.
+
+    A value of more than *max_values* parts lacks all of them. Of an array of more than *max_digested* bytes the
+    digest is left out.
 
     A tuple or set is a list, and a path, a date or an enum its text or value. A number
     that JSON lacks has the form of this module.
     """
-    encoder = _Encoder(readable=True)
+    encoder = _Encoder(readable=True, max_values=max_values, max_digested=max_digested)
     try:
         form = encoder.encode(value, 0)
     except Exception:  # noqa: BLE001 - the author's own classes may raise anything; a report must not end the Method
@@ -80,19 +85,23 @@ def digest_form(value: Any) -> dict[str, Any]:
     Raises:
         InputError: If it cannot be digested, because Python cannot pickle it; the message names its type.
     """
-    form: dict[str, Any] = {"unrecorded": type_name(value)}
     try:
-        if (kind := getattr(value, "dtype", None)) is not None:
-            form["dtype"] = clean_text(str(kind))
-        shape = getattr(value, "shape", None)
-        if isinstance(shape, tuple):
-            form["shape"] = [int(length) for length in shape]
-        return {**form, "sha256": _digest(value)}
+        return {**_shape_form(value), "sha256": _digest(value)}
     except Exception as error:
         raise InputError(
             f"is a {type_name(value)}, which a record cannot hold ({type(error).__name__}: {error}). "
             "Pass what it is made from, and make it inside the Method"
         ) from error
+
+
+def _shape_form(value: Any) -> dict[str, Any]:
+    form: dict[str, Any] = {"unrecorded": type_name(value)}
+    if (kind := getattr(value, "dtype", None)) is not None:
+        form["dtype"] = clean_text(str(kind))
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        form["shape"] = [int(length) for length in shape]
+    return form
 
 
 def type_name(value: object) -> str:
@@ -172,9 +181,18 @@ class _Encoder:
         unrecorded: The types of the parts that have no form, with *readable*.
     """
 
-    def __init__(self, *, content: bool = False, readable: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        content: bool = False,
+        readable: bool = False,
+        max_values: int = _MAX_VALUES,
+        max_digested: int | None = None,
+    ) -> None:
         self._content = content
         self._readable = readable
+        self._max_values = max_values
+        self._max_digested = max_digested
         self._values = 0
         self._open: set[int] = set()
         self.unrecorded: list[str] = []
@@ -190,7 +208,7 @@ class _Encoder:
         if kind is float:
             return value if isfinite(value) else _tag("float", _not_finite(value))
         self._values += 1
-        if self._values > _MAX_VALUES or depth > _MAX_DEPTH or id(value) in self._open:
+        if self._values > self._max_values or depth > _MAX_DEPTH or id(value) in self._open:
             raise _UnfitError
         self._open.add(id(value))
         try:
@@ -223,12 +241,12 @@ class _Encoder:
     def _items(self, values: Iterable[Any], depth: int) -> list[Any]:
         values = list(values)
         self._values += len(values)
-        if self._values > _MAX_VALUES:
+        if self._values > self._max_values:
             raise _UnfitError
         return [self.encode(value, depth) for value in values]
 
     def _mapping(self, value: Mapping[Any, Any], name: str, depth: int) -> Any:
-        if len(value) > _MAX_MEMBERS:
+        if len(value) > min(_MAX_MEMBERS, self._max_values):
             raise _UnfitError
         names = [self._name(key) for key in value]
         if name == "dict" and None not in names and len(set(names)) == len(names):
@@ -343,12 +361,21 @@ class _Encoder:
             return digest_form(value)
         self.unrecorded.append(type_name(value))
         try:
-            return digest_form(value) if isinstance(getattr(value, "shape", None), tuple) else _bare(value)
-        except InputError:
+            if not isinstance(getattr(value, "shape", None), tuple):
+                return _bare(value)
+            small = self._max_digested is None or _bytes_of(value) <= self._max_digested
+            return digest_form(value) if small else _shape_form(value)
+        except Exception:  # noqa: BLE001 - the author's own class may raise anything
             return _bare(value)
 
 
 _NO_FORM = object()
+
+
+def _bytes_of(value: Any) -> int:
+    """Return the size of an array, or an estimate: of a table, eight bytes a cell."""
+    size = getattr(value, "nbytes", None)
+    return int(size) if isinstance(size, int) else 8 * prod(int(length) for length in value.shape)
 
 
 def _bare(value: object) -> dict[str, str]:

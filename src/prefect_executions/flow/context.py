@@ -367,7 +367,7 @@ def _step(value: float | None) -> int | None:
 
 def _number(value: object, problem: str | None = None) -> int | float:
     """Return the number in *value*, which may be a scalar of NumPy or a similar library."""
-    problem = problem or f"its value must be a single number, not {type(value).__name__}"
+    problem = problem or f"its value must be a single number, not {_kind(value)}"
     if isinstance(value, int):
         return _readable(int(value))
     kind = getattr(getattr(value, "dtype", None), "kind", "f")
@@ -383,6 +383,13 @@ def _number(value: object, problem: str | None = None) -> int | float:
     if number in (inf, -inf) and plain != number:
         raise _UnrecordedError("its value is too large for a double")
     return number
+
+
+def _kind(value: object) -> str:
+    """Return the type of *value*; of an array or a table also its shape."""
+    shape = getattr(value, "shape", None)
+    of_shape = f" of shape {_shown(shape)}" if isinstance(shape, tuple) and shape else ""
+    return f"{type(value).__name__}{of_shape}"
 
 
 def _is_missing(value: Any) -> bool:

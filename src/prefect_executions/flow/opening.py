@@ -344,7 +344,7 @@ def continued(
         for path in _changed_files(record.method.code, resolve_method(declared, run, settings, {})[0].code):
             note = f"{path} has changed since the execution began; the bundle has the first version"
             job_status = add_entry(job_status, EntryKind.NOTE, now(), observer=Observer.HOOK, message=note)
-    usage = (previous.usage or Usage()).model_copy(update={"exit_code": None, "exception": None})
+    usage = (previous.usage or Usage()).model_copy(update={"exit_code": None, "exception": None, "returned": None})
     processes = _earlier_processes(previous, current)
     return Resumption(
         replace(

@@ -24,10 +24,23 @@ from prefect_executions.prefect_api import flow_runs
 if TYPE_CHECKING:
     from prefect.context import FlowRunContext
 
+    from prefect_executions.flow.call import Call
+
 PATIENCE = 2.0
 """Seconds to wait until Prefect's API has the end of each task; it takes 0.1 to 0.8 on two busy cores."""
 
 _POLL_SECONDS = 0.05
+
+
+def with_prefect_facts(
+    call: Call, job_status: JobStatus, *, resumed: bool, last: bool, clock: Callable[[], datetime]
+) -> JobStatus:
+    """Return *job_status* with the pauses of *call* and, after the *last* attempt, with its steps."""
+    if call.context.observed_flow_pauses:
+        job_status = with_pauses(job_status, clock())
+    if last and (resumed or tasks_ran(call.context, call.task_logs)):
+        job_status = with_steps(job_status, call.task_logs, call.mask, clock)
+    return job_status
 
 
 def with_pauses(job_status: JobStatus, at: datetime) -> JobStatus:

@@ -58,8 +58,9 @@ from prefect_executions.flow.opening import (
     with_secrets_noted,
 )
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
-from prefect_executions.flow.prefect_facts import tasks_ran, with_pauses, with_steps
+from prefect_executions.flow.prefect_facts import with_prefect_facts
 from prefect_executions.flow.recorded_code import with_late_code
+from prefect_executions.flow.returned import returned_value
 from prefect_executions.flow.unhooked import NO_STATE, for_prefect, seal_aborted
 from prefect_executions.lifecycle.history import JobStatus, advance
 from prefect_executions.lifecycle.status import Observer, Status
@@ -82,8 +83,9 @@ def recorded(declared: Declared) -> Callable[..., Any]:
         call = for_call(declared, entry, args, kwargs)
         if call is None:
             return function(*args, **kwargs)
-        with session(call), timeout(seconds=call.time_limit, timeout_exc_type=TimeoutError):
+        with session(call) as running, timeout(seconds=call.time_limit, timeout_exc_type=TimeoutError):
             returned = function(*call.arguments.args, **call.arguments.kwargs)
+            running.returned.append(returned)
         return for_prefect(call, returned)
 
     @wraps(function)
@@ -91,9 +93,10 @@ def recorded(declared: Declared) -> Callable[..., Any]:
         call = for_call(declared, entry, args, kwargs)
         if call is None:
             return await cast("Awaitable[Any]", function(*args, **kwargs))
-        async with session_async(call):
+        async with session_async(call) as running:
             with timeout_async(seconds=call.time_limit, timeout_exc_type=TimeoutError):
                 returned = await function(*call.arguments.args, **call.arguments.kwargs)
+                running.returned.append(returned)
         return for_prefect(call, returned)
 
     entry: Callable[..., Any] = run_async if inspect.iscoroutinefunction(function) else run
@@ -120,6 +123,8 @@ class RunningAttempt:
     attempt: Attempt
     execution: Execution
     script_runs: list[ScriptRun] = field(default_factory=list)
+    returned: list[Any] = field(default_factory=list, repr=False)
+    """What the author's function returned; empty before its end."""
 
 
 @contextmanager
@@ -379,6 +384,9 @@ def write_end(attempt: Attempt, running: RunningAttempt | None, error: BaseExcep
         mask_error(error, call.mask)
         ended = outcome(error, call.mask)
         job_status = _with_end(call, job_status, error, ended)
+    with call.never_losing("recording the returned value"):
+        if running and running.returned:
+            ended["returned"] = returned_value(running.returned[-1], call.mask, call.settings.secret_names)
     with call.never_losing("masking the names of outputs"):
         job_status = with_masked_names(job_status, attempt.bundle.paths, call.mask)
     if running:
@@ -415,7 +423,8 @@ def finish(attempt: Attempt, running: RunningAttempt | None, error: BaseExceptio
         return
     will_retry = call.will_retry(error)
     with call.never_losing("reading pauses and steps from Prefect"):
-        with_prefect = _with_prefect_facts(attempt, record.job_status, last=not will_retry)
+        resumed = bool(attempt.resumption)
+        with_prefect = with_prefect_facts(call, record.job_status, resumed=resumed, last=not will_retry, clock=now)
         if with_prefect is not record.job_status:
             _write(attempt, with_prefect)
     if will_retry:
@@ -465,15 +474,6 @@ def _write_late_code(attempt: Attempt) -> None:
         bundle.write_document(method)  # first: a file that no document lists would be a fault if this process died
         for path, data in code.items():
             bundle.write(path, data)
-
-
-def _with_prefect_facts(attempt: Attempt, job_status: JobStatus, *, last: bool) -> JobStatus:
-    call = attempt.call
-    if call.context.observed_flow_pauses:
-        job_status = with_pauses(job_status, now())
-    if last and (attempt.resumption or tasks_ran(call.context, call.task_logs)):
-        job_status = with_steps(job_status, call.task_logs, call.mask, now)
-    return job_status
 
 
 def _suspend(attempt: Attempt) -> None:
