@@ -302,3 +302,9 @@ def test_names_of_deep_folders_are_compared_with_all_others():
         with pytest.raises(BundleError, match=r"device|longer|space or dot"):
             check_names([name])
     check_names(["a/CONSOLE", "icon", "a/CO", f"a/{'é' * 127}", "a/.b"])
+
+
+@pytest.mark.parametrize("name", ["metadata/request.json", "metadata/method.json"])
+def test_an_empty_document_of_ccp_is_refused(ours, tmp_path, name):
+    (tmp_path / "x.zip").write_bytes(a_zip(members_of({**tree(), name: b""})))
+    refused(ours, tmp_path / "x.zip", rf"{name}: invalid JSON")

@@ -135,7 +135,7 @@ class _Conversion:
 
     def _json(self, path: str) -> dict[str, Any]:
         data = self._bytes(path)
-        document = strict_json(data, path) if data else {}
+        document = strict_json(data, path) if path in self.paths else {}
         if not isinstance(document, dict):
             raise BundleError(f"{path}: this is not a JSON object")
         return document
