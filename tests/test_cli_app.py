@@ -177,6 +177,11 @@ def test_a_file_without_end_is_refused(tmp_path):
         DescriptorMethod.from_file(tmp_path / "method.json")
 
 
+def test_a_limit_beyond_every_database_lists_everything(executions, home):
+    kept(bench_at(home))
+    assert json.loads(executions("list", "--json", "--limit", "9" * 30))["executions"][0]["id"] == EXECUTION_ID
+
+
 def test_the_password_of_an_address_is_not_printed(executions):
     printed = executions("import", "http://ada:hunter2@127.0.0.1:9/x.zip", code=exit_codes.WORLD)
     assert printed.count("http://127.0.0.1:9/x.zip") == 2

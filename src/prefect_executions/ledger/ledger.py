@@ -51,6 +51,9 @@ BATCH = 500
 BATCH_ROWS = 50_000
 """The maximum number of rows that a bulk write holds in memory; executions may have many rows."""
 
+_MOST_ROWS = 1_000_000
+"""The most rows of a page; databases have no larger integers than 64 bits."""
+
 _LAST = "\U0010ffff"  # sorts after every other character
 
 
@@ -179,6 +182,7 @@ class Ledger:
         """
         if limit < 1:
             raise RequestError(f"a page needs a limit of at least 1, not {limit}")
+        limit = min(limit, _MOST_ROWS)
         last = None if after is None else _parse_cursor(after)
         # One ordered query per status, merged here: a single query over several statuses would have to sort.
         branches = [replace(criteria, status=(status,)) for status in sorted(set(criteria.status))] or [criteria]
