@@ -37,6 +37,7 @@ from prefect_executions.cli.doctor import (
     check_version,
 )
 from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
+from prefect_executions.cli.run import _next_commands
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.executions.record import Returned, Usage
 from prefect_executions.flow.descriptor import DescriptorMethod
@@ -44,7 +45,17 @@ from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, 
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
-from records import EXECUTION_ID, NOON, OUTPUTS, a_job_status, a_request, a_staged_input, an_instance
+from records import (
+    EXECUTION_ID,
+    NOON,
+    OUTPUTS,
+    a_job_status,
+    a_record,
+    a_request,
+    a_staged_input,
+    an_instance,
+    an_output,
+)
 from scenes import dead_process, forget_flows
 
 COMMAND = str(Path(sys.executable).with_name("executions"))
@@ -1029,7 +1040,13 @@ def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
     shown = dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line)
     assert shown["error"] == "ValueError: nobody is there"
     assert shown["outputs"] == "greeting.txt (9 B)"
-    assert f"Next: executions logs --stderr {shown['execution']}\n" in done.stdout
+    assert f"Next: executions show {shown['execution']}\n" in done.stdout
+
+
+def test_a_failed_run_points_to_its_error_output_if_it_has_any():
+    logs = [an_output("outputs/stderr.log", content) for content in (b"a warning", b"")]
+    proposed = [_next_commands(a_record(job_status=a_job_status(Status.FAILED, outputs=[log]))) for log in logs]
+    assert [words.split()[:3] for words in proposed] == [["Next:", "executions", word] for word in ("logs", "show")]
 
 
 @pytest.mark.long

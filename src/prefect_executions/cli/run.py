@@ -322,8 +322,9 @@ def _duration(record: ExecutionRecord) -> Any:
 
 
 def _next_commands(record: ExecutionRecord) -> str:
-    completed = record.status is Status.COMPLETED
-    commands = ("show", "verify", "outputs") if completed else ("logs --stderr", "show")
+    written = any(output.path == STDERR and output.size for output in record.job_status.outputs)
+    failed = ("logs --stderr", "show") if written else ("show", "logs")  # `show` has the traceback
+    commands = ("show", "verify", "outputs") if record.status is Status.COMPLETED else failed
     return "Next: " + "\n      ".join(f"executions {command} {record.id}" for command in commands)
 
 
