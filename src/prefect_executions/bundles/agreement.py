@@ -184,6 +184,8 @@ def packages(evidence: Evidence) -> Findings:
         yield f"{Instance.file_name} has the origin of the package {name[:200]!r}, and not the package"
     if REQUIREMENTS not in evidence.files:
         return
+    if not recorded and instance.hostname is None:
+        return  # the run never started: nothing of its process was observed, and the requirements came with the code
     size, limit = evidence.files[REQUIREMENTS], evidence.limits.document
     if size > limit:
         yield f"{REQUIREMENTS!r} has {size} bytes, and a document may have {limit}"
