@@ -213,4 +213,5 @@ class Scene:
         place = self.archive / "executions" / str(run.id) / "opening.json"
         content = json.loads(place.read_text())
         content["instance"]["process"] = json.loads(process.model_dump_json(by_alias=True))
+        content["instance"] |= {"hostname": process.host, "pid": process.pid}  # as `verify` compares them
         place.write_text(json.dumps(content))
