@@ -182,7 +182,7 @@ def packages(evidence: Evidence) -> Findings:
         return
     for name in sorted((instance.package_origins or {}).keys() - recorded.keys()):
         yield f"{Instance.file_name} has the origin of the package {name[:200]!r}, and not the package"
-    if REQUIREMENTS not in evidence.files:
+    if not recorded or REQUIREMENTS not in evidence.files:  # a refused request records no packages
         return
     if not recorded and instance.hostname is None:
         return  # the run never started: nothing of its process was observed, and the requirements came with the code
