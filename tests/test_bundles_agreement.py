@@ -310,7 +310,6 @@ def test_an_execution_is_not_its_own_relative(bundles):
     ("name", "path", "change", "fault"),
     [
         ("full", "metadata/instance.json", lambda d: d.update(pid=1), "pid is 1; its process has 4711"),
-        ("full", "metadata/instance.json", lambda d: d.update(hostname="vm-8"), "hostname is vm-8; its process has"),
         ("full", "metadata/instance.json", lambda d: d["usage"].update(wallSeconds=-1.0), "wallSeconds is -1.0"),
         ("full", "metadata/instance.json", lambda d: d["usage"].update(peakMemory=-1), "peakMemory is -1"),
         ("full", "auth/jwt.json", lambda d: d.update(source="prefect"), "only a token is verified"),
@@ -363,6 +362,35 @@ def test_an_execution_is_not_its_own_relative(bundles):
 def test_facts_that_exclude_each_other_are_found(bundles, name, path, change, fault):
     report = verify(_document(bundles[name], path, change), only=("facts",))
     assert any(found.startswith(f"facts: {path}") and fault in found for found in report.faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "change"),
+    [
+        # A host may be renamed while a worker's process lives.
+        ("full", "metadata/instance.json", lambda d: d.update(hostname="renamed")),
+        # The inputs of a descriptor may have a dot in their names.
+        ("replay", "metadata/request.json", lambda d: _rename_input(d, "picture", "picture.raw")),
+    ],
+)
+def test_facts_of_an_honest_execution_agree(bundles, name, path, change):
+    assert verify(_document(bundles[name], path, change), only=("facts",)).faults == ()
+
+
+def _rename_input(request: Any, old: str, new: str) -> None:
+    for values in (request["inputs"], request["values"]):
+        if old in values:
+            values[new] = values.pop(old)
+    for file in request["files"]:
+        file["input"] = new
+
+
+def test_an_id_with_an_endless_generation_is_no_generation(bundles):
+    def change(request: Any) -> None:
+        request["relatives"].append({"executionId": f"{EXECUTION_ID}.{'9' * 5000}", "relation": "parent"})
+
+    (fault,) = verify(_document(bundles["replay"], "metadata/request.json", change), only=("facts",)).faults
+    assert fault.endswith("the execution itself, as a relative")
 
 
 def test_an_origin_of_no_package_is_found(bundles):

@@ -23,6 +23,7 @@ from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, ImportRefusedError, RequestError
+from prefect_executions.operations import verify as operations_verify
 from prefect_executions.operations.export import export
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
 from prefect_executions.operations.verify import verify_target
@@ -389,6 +390,15 @@ def test_a_folder_without_a_bundle_is_reported(theirs, tmp_path):
         find_bundles(FolderSource(tmp_path / "x"))
     with pytest.raises(RequestError, match="holds no bundle"):
         verified(theirs, tmp_path / "x")
+
+
+def test_a_folder_with_very_many_entries_above_its_bundles_is_verified(theirs, tmp_path, monkeypatch):
+    monkeypatch.setattr(operations_verify, "_MOST_LOOKED_AT", 3)  # instead of 20,000
+    shutil.copytree(theirs.folder / IDS[0], tmp_path / "x" / IDS[0])
+    for name in ("a", "b", "c"):
+        (tmp_path / "x" / name).mkdir()
+    faults, _ = verified(theirs, tmp_path / "x")
+    assert faults == [f"container: '{name}' is an empty folder that belongs to no bundle" for name in ("a", "b", "c")]
 
 
 def test_a_crate_beside_the_bundles_that_does_not_fit_them_is_noted(theirs, tmp_path, home):

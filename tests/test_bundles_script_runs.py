@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from hashlib import sha256
+from time import process_time
 from typing import Any
 
 import pytest
@@ -64,7 +66,7 @@ CHANGES: Mapping[str, tuple[str, Callable[[Any], object], str]] = {
     "a run that ended before it began": (
         INSTANCE,
         lambda d: d["runs"][0].update(
-            started="2026-09-22T12:00:02.000000+00:00", ended="2026-09-22T12:00:01.000000+00:00"
+            started="2026-09-22T12:10:00.000000+00:00", ended="2026-09-22T12:00:01.000000+00:00"
         ),
         "before its start",
     ),
@@ -130,3 +132,35 @@ def test_runs_of_a_descriptor_need_plans(files):
     assert checked(bare).passed
     report = checked(bare | {"metadata/method.json": json.dumps(method, indent=2).encode()})
     assert f"scripts: metadata/instance.json has the run '{FIRST}', which has no plan" in report.faults
+
+
+def changed_json(files: Mapping[str, bytes], path: str, change: Callable[[Any], object]) -> dict[str, bytes]:
+    document = json.loads(files[path])
+    change(document)
+    return {**files, path: json.dumps(document, indent=2).encode()}
+
+
+def test_the_code_of_a_method_may_have_a_folder_of_that_name(files):
+    own = b"def model(): ...\n"
+    listed = {"path": "code/plan/model.py", "sha256": sha256(own).hexdigest(), "gitObject": "0" * 40}
+    method = changed_json(files, "metadata/method.json", lambda d: d["code"]["files"].append(listed))
+    assert checked({**method, "code/plan/model.py": own}).faults == ()
+
+
+def test_the_clock_may_be_turned_back_while_a_script_runs(files):
+    times = {"started": "2026-09-22T12:00:02.000000+00:00", "ended": "2026-09-22T12:00:01.000000+00:00"}
+    assert checked(changed_json(files, INSTANCE, lambda d: d["runs"][0].update(times))).faults == ()
+
+
+def test_a_secret_may_be_a_part_of_an_id_or_an_image(files):
+    def masked(plan: Any) -> None:
+        plan["request"] |= {"id": "0b1e********", "image": "********"}
+
+    assert checked(changed_json(files, "code/plan/1.1/plan.json", masked)).faults == ()
+
+
+def test_many_plans_take_linear_time(files):
+    plans = {f"code/plan/9.{number}/entrypoint.sh": b"" for number in range(20_000)}
+    begun = process_time()
+    assert len(checked({**files, **plans}).faults) == 101
+    assert process_time() - begun < 20  # 20,000 x 20,000 comparisons take minutes

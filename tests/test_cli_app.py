@@ -42,7 +42,7 @@ from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.executions.record import Returned, Usage
 from prefect_executions.flow.descriptor import DescriptorMethod
 from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
-from prefect_executions.lifecycle.status import Observer, Status
+from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.settings import Settings
 from prefect_executions.workbench import background
 from records import (
@@ -614,6 +614,12 @@ def test_a_zip_or_folder_is_read_as_an_execution_is(executions, home, tmp_path):
     assert (document["id"], document["folder"], document["sealed"]) == (EXECUTION_ID, None, True)
 
 
+def test_in_the_workbench_folder_an_id_is_that_of_an_open_execution(executions, home, monkeypatch):
+    begun(bench_at(home), record_of(end=Status.EXECUTING))
+    monkeypatch.chdir(bench_at(home).folder)
+    assert f"bundle\t{bench_at(home).folder / EXECUTION_ID}\n" in executions("show", EXECUTION_ID)
+
+
 def test_reading_a_zip_needs_no_home(home, tmp_path):
     bundle = kept(bench_at(home))
     zipped = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
@@ -632,9 +638,16 @@ def test_a_zip_that_cannot_be_read_as_one_execution_is_refused_by_name(execution
     assert f"{lean} does not have outputs/stdout.log" in executions("logs", lean, code=exit_codes.NOT_THERE)
     assert "segment-coins" in executions("show", lean)
     shutil.copytree(bundle.folder, damaged)
-    Path(damaged, "outputs/regions.csv").write_bytes(b"forged")
-    refused = executions("outputs", damaged, "regions.csv", "-o", f"{tmp_path / 'x'}", code=exit_codes.WORLD)
-    assert f"outputs/regions.csv in {damaged} has the digest" in refused
+    forged = b"*" * len(OUTPUTS["outputs/regions.csv"])
+    for content, words in ((forged, "has the digest"), (forged + b"*", "bytes and was recorded with")):
+        Path(damaged, "outputs/regions.csv").write_bytes(content)
+        refused = executions("outputs", damaged, "regions.csv", "-o", f"{tmp_path / 'x'}", code=exit_codes.WORLD)
+        assert f"outputs/regions.csv in {damaged} has" in refused
+        assert words in refused
+    with Path(damaged, "metadata/method.json").open("ab") as file:
+        file.truncate(1 << 40)
+    refused = executions("show", damaged, code=exit_codes.WORLD)
+    assert f"{damaged}: metadata/method.json has {1 << 40} bytes; the limit for a document is" in refused
     assert not (tmp_path / "x").exists()
     (tmp_path / "text.zip").write_text("no zip")
     assert "it is not a zip" in executions("prov", str(tmp_path / "text.zip"), code=exit_codes.WORLD)
@@ -643,7 +656,11 @@ def test_a_zip_that_cannot_be_read_as_one_execution_is_refused_by_name(execution
 
 def test_an_end_that_was_found_later_is_shown_as_an_interval(executions, home):
     ended = advance(
-        a_job_status(Status.EXECUTING), Status.FAILED, NOON + timedelta(seconds=300), observer=Observer.HOOK
+        a_job_status(Status.EXECUTING),
+        Status.FAILED,
+        NOON + timedelta(seconds=300),
+        observer=Observer.HOOK,
+        reason=Reason.LOST,
     )
     kept(bench_at(home), job_status=with_end_after(ended, NOON + timedelta(seconds=62.5)))
     shown = executions("show", EXECUTION_ID)

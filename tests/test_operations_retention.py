@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +14,7 @@ from benches import OTHER_ID, begun, bench_at, kept, record_of
 from bundle_makers import contents
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.cli.app import main
-from prefect_executions.errors import NotAvailableError, NotFoundError, SettingsError
+from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError, SettingsError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.retention import clear_workbench, damaged_seal, expired, parse_rules, remove
 from prefect_executions.settings import ArchiveLevel
@@ -70,6 +71,21 @@ def test_an_execution_with_a_damaged_seal_is_removed_with_a_note_that_says_so(tm
     assert (note.manifest_sha256, note.why) == (digest if here else None, "asked for; its seal was damaged")
     assert [path for path in contents(tmp_path / "archive") if path.startswith(f"executions/{EXECUTION_ID}")] == []
     assert damaged_seal(bench, EXECUTION_ID) is None
+
+
+def test_a_seal_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch):
+    bench = bench_at(tmp_path)
+    begun(bench, record_of(end=Status.EXECUTING))
+    bench.leases.release(EXECUTION_ID)
+
+    def fail(keys: Sequence[str], **_options: object) -> Mapping[str, bytes]:
+        raise ArchiveError(f"{keys[0]} cannot be read")
+
+    monkeypatch.setattr(bench.archive.store, "get_many", fail)  # while requests for metadata still succeed
+    with pytest.raises(ArchiveError, match="cannot be read"):
+        damaged_seal(bench, EXECUTION_ID)
+    with pytest.raises(ArchiveError, match="cannot be read"):
+        removed(bench)
 
 
 def test_an_execution_that_has_not_ended_is_not_removed(tmp_path):

@@ -23,6 +23,7 @@
     ├── ScriptError               a script of a descriptor Method failed: read its output
     └── WorldError                an outside system failed: retry, or call the operator
         ├── ArchiveError            the archive's storage failed
+        │   └── DamagedSealError      the archived seal of an execution is damaged
         ├── LedgerError             the ledger's database failed
         ├── BundleError             a bundle is damaged or cannot be written
         ├── InfrastructureError     a process cannot be started, or the container engine is unavailable
@@ -151,6 +152,10 @@ class WorldError(ExecutionsError):
 
 class ArchiveError(WorldError):
     """The archive's storage failed; the message names the object and the cause."""
+
+
+class DamagedSealError(ArchiveError):
+    """The archived seal of an execution is damaged; `executions remove` removes the execution."""
 
 
 class LedgerError(WorldError):

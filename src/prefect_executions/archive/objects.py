@@ -16,7 +16,7 @@ from pydantic import Field
 
 from prefect_executions.bundles.layout import BundleKind, ExportLevel, check_execution_id
 from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Part, Time
-from prefect_executions.errors import ArchiveError, BundleError
+from prefect_executions.errors import BundleError, DamagedSealError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.objectstore.interface import Store
 
@@ -100,14 +100,14 @@ def parse_seal(execution_id: str, data: bytes) -> Seal:
     """Parse the seal of an execution.
 
     Raises:
-        ArchiveError: If the seal is damaged or belongs to another execution.
+        DamagedSealError: If the seal is damaged or belongs to another execution.
     """
     try:
         seal = Seal.from_json(data)
     except BundleError as error:
-        raise ArchiveError(f"The archived seal of {execution_id} is damaged: {error}") from error
+        raise DamagedSealError(f"The archived seal of {execution_id} is damaged: {error}") from error
     if seal.execution_id != execution_id:
-        raise ArchiveError(f"The archived seal of {execution_id} is that of {seal.execution_id}")
+        raise DamagedSealError(f"The archived seal of {execution_id} is that of {seal.execution_id}")
     return seal
 
 

@@ -89,16 +89,14 @@ def _request_facts(record: ExecutionRecord) -> Findings:
     if sum(relative.relation == "parent" for relative in request.relatives) > 1:
         yield f"{ExecuteRequest.file_name} has two parents"
     for name in sorted({file.input for file in request.files}):
-        if name.partition(".")[0] not in request.values:
+        if not any(name == value or name.startswith(f"{value}.") for value in request.values):
             yield f"{ExecuteRequest.file_name} has a file for {name!r}, which is no input of the request"
 
 
 def _machine_facts(instance: Instance) -> Findings:
     process = instance.process or Process(pid=instance.pid or 0)
-    pairs = {"hostname": (instance.hostname, process.host), "pid": (instance.pid, process.pid)}
-    for member, (stated, of_process) in pairs.items():
-        if stated is not None and of_process is not None and stated != of_process:
-            yield f"{Instance.file_name}: {member} is {stated}; its process has {of_process}"
+    if instance.pid is not None and instance.pid != process.pid:  # the host may be renamed while its process lives
+        yield f"{Instance.file_name}: pid is {instance.pid}; its process has {process.pid}"
     usage = instance.usage or Usage()
     for member, value in (("wallSeconds", usage.wall_seconds), ("cpuSeconds", usage.cpu_seconds)):
         if value is not None and value < 0:

@@ -136,7 +136,7 @@ class Container:
                 status = JobStatus.from_json(_read_document(source, JobStatus.file_name))
             except BundleError:
                 return None
-            crates.append(CollectedCrate(known.id, status.finished, agent))
+            crates.append(CollectedCrate(known.id, status.end_found, agent))
         return collect(sorted(crates, key=lambda crate: crate.execution_id))
 
     def folder_faults(self) -> Iterator[str]:

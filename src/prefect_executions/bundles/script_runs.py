@@ -6,7 +6,7 @@ A check is a generator. It yields one sentence per fault, with the file and both
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from prefect_executions.bundles import layout
@@ -15,7 +15,7 @@ from prefect_executions.capture.secrets import MASK
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import Instance, ScriptRun
-from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.history import CLOCK_SKEW, JobStatus
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.methods.model import Method
 
@@ -58,12 +58,11 @@ def scripts(evidence: Evidence) -> Findings:
     for task in sorted({entry.task for entry in status.history if entry.task is not None}):
         if not task.startswith(f"{status.job_id}."):
             yield f"{JobStatus.file_name} has a phase of {task!r}, which is no task of this execution"
-    folders = {path.removeprefix(_FOLDER).rpartition("/")[0] for path in evidence.files if path.startswith(_FOLDER)}
     plans = {}
-    for name in sorted(folders):
-        yield from _file_faults(evidence, name)
+    for name, paths in _folders(evidence).items():
+        yield from _file_faults(name, paths)
         path = f"{_FOLDER}{name}/{_PLAN}"
-        if path in evidence.files:
+        if path in paths:
             plans[name] = _Plan.of(name, _json(evidence, path))
             yield from _plan_faults(evidence, plans[name], status.job_id)
     needs_plans = bool(plans) or evidence.document(Method).additional_parameters is not None
@@ -77,23 +76,34 @@ def _run_faults(execution_id: str, runs: Iterable[ScriptRun]) -> Iterator[str]:
     for run in runs:
         if not run.task.startswith(f"{execution_id}.") or run.id not in {run.task, run.task + _UNDEPLOY}:
             yield f"{Instance.file_name} has the run {run.id!r} of {run.task!r}, which is no task of {execution_id}"
-        if run.started and run.ended and run.ended < run.started:
+        if run.started and run.ended and run.started - run.ended > CLOCK_SKEW:
             yield f"{Instance.file_name}: the run {run.id!r} ended at {run.ended}, before its start at {run.started}"
 
 
-def _file_faults(evidence: Evidence, name: str) -> Iterator[str]:
+def _folders(evidence: Evidence) -> dict[str, list[str]]:
+    """Return the files of the plans by their folders; the Method's own code may have such a folder as well."""
+    code = evidence.document(Method).code
+    own = {file.path for file in (*code.files, *(code.data_files or ()))} if code else set()
+    folders: dict[str, list[str]] = {}
     for path in sorted(evidence.files):
-        if path.startswith(_FOLDER) and path.removeprefix(_FOLDER).rpartition("/")[0] == name:
-            file = path.rpartition("/")[2]
-            if file not in {_PLAN, _SCRIPT}:
-                yield f"{path!r} is neither the {_PLAN} nor the {_SCRIPT} of a plan"
-            elif f"{_FOLDER}{name}/{_PLAN}" not in evidence.files:
-                yield f"{path!r} is there without its {_PLAN}"
+        if path.startswith(_FOLDER) and path not in own:
+            folders.setdefault(path.removeprefix(_FOLDER).rpartition("/")[0], []).append(path)
+    return folders
+
+
+def _file_faults(name: str, paths: Sequence[str]) -> Iterator[str]:
+    has_plan = f"{_FOLDER}{name}/{_PLAN}" in paths
+    for path in paths:
+        if path.rpartition("/")[2] not in {_PLAN, _SCRIPT}:
+            yield f"{path!r} is neither the {_PLAN} nor the {_SCRIPT} of a plan"
+        elif not has_plan:
+            yield f"{path!r} is there without its {_PLAN}"
 
 
 def _plan_faults(evidence: Evidence, plan: _Plan, execution_id: str) -> Findings:
     path = f"{_FOLDER}{plan.name}/{_PLAN}"
-    if plan.execution_id != execution_id or plan.run_id != f"{execution_id}.{plan.name}":
+    ids = plan.execution_id, plan.run_id
+    if ids != (execution_id, f"{execution_id}.{plan.name}") and MASK not in f"{ids}":
         yield f"{path!r} is the plan of {plan.run_id!r} of {plan.execution_id!r}, not of {execution_id}.{plan.name}"
     script = _read(evidence, f"{_FOLDER}{plan.name}/{_SCRIPT}")
     # A secret is masked in each of the two by its form there.
@@ -111,7 +121,7 @@ def _compared(
         if plan is None:
             if needs_plans:
                 yield f"{Instance.file_name} has the run {run_id!r}, which has no plan"
-        elif (plan.runtime, plan.image) != (run.runtime, run.image_name):
+        elif (plan.runtime, plan.image) != (run.runtime, run.image_name) and MASK not in f"{plan.runtime}{plan.image}":
             yield (
                 f"the plan of {run_id!r} is for {plan.runtime} with the image {plan.image}; "
                 f"{Instance.file_name} says {run.runtime} with {run.image_name}"

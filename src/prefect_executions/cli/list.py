@@ -35,7 +35,7 @@ from prefect_executions.cli.tables import (
     time_column,
 )
 from prefect_executions.errors import RequestError
-from prefect_executions.lifecycle.status import Status
+from prefect_executions.lifecycle.status import Reason, Status
 
 if TYPE_CHECKING:
     from prefect_executions.ledger.rows import MethodRow, Page, Row
@@ -169,8 +169,9 @@ def _cells(page: Page) -> Iterator[tuple[object, ...]]:
 
 
 def _took(row: Row) -> str:
-    # Only an end that was found later is earlier than the last entry of the history.
-    found_later = row.status.terminal and row.finished is not None and row.finished < row.updated
+    # An end that was found later is earlier than the last entry of the history; two clocks may differ as well.
+    dead = row.reason in {Reason.CRASHED, Reason.LOST}
+    found_later = dead and row.finished is not None and row.finished < row.updated
     return f"{'≥ ' if found_later else ''}{format_duration(row.duration)}"
 
 

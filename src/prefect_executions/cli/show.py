@@ -166,7 +166,8 @@ def outputs(execution: str, name: str | None = None, /, *, output: OutputFile = 
         if name is not None:
             _fetch_output(opened, name, output, as_json=as_json)
         elif output is not None:
-            raise RequestError(f"-o {output} needs the name of an output. Next: executions outputs {execution}")
+            shown = opened.bundle or opened.id
+            raise RequestError(f"-o {output} needs the name of an output. Next: executions outputs {shown}")
         else:
             _list_outputs(opened, as_json=as_json)
 

@@ -35,7 +35,7 @@ _MOST_BYTES = 160 << 20
 """Memory of one decoded page; two are in memory, however small their files are."""
 _PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2}
 """Memory that pillow takes for a pixel; 4 in every other mode."""
-_MOST_COMPARED = 40_000_000
+_MOST_COMPARED = 200_000_000
 """Values of channels that are compared one by one, which takes up to 0.3 µs each."""
 _BLOCK = 1 << 16
 _PNG_TIME = ">H5B"
@@ -105,7 +105,7 @@ def _page_drift(
         differs = differs or words is not None
         if effort.left < 0:
             if not differs:
-                raise ValueError(f"more than {_MOST_COMPARED} of its values differ")
+                raise ValueError(f"it has too many values to compare one by one; the limit is {_MOST_COMPARED}")
             if number + 1 < len(files[0].pages):
                 yield f"the pages after page {number + 1} were not compared"
             return

@@ -8,6 +8,8 @@ from itertools import count
 from typing import NamedTuple, Self
 from uuid import UUID
 
+_LONGEST_GENERATION = 9
+"""The most digits of a generation; more would be a hostile id."""
 _HEX = re.compile(r"[0-9a-f]{1,32}")
 
 
@@ -25,7 +27,8 @@ class ExecutionId(NamedTuple):
     def parse(cls, text: str) -> Self:
         """Return the id that *text* is; a suffix that is not a generation counts as the first generation."""
         flow_run_id, _, generation = text.partition(".")
-        return cls(flow_run_id, int(generation) if generation.isascii() and generation.isdigit() else 1)
+        is_number = generation.isascii() and generation.isdigit() and len(generation) <= _LONGEST_GENERATION
+        return cls(flow_run_id, int(generation) if is_number else 1)
 
     def __str__(self) -> str:
         return self.flow_run_id if self.generation == 1 else f"{self.flow_run_id}.{self.generation}"

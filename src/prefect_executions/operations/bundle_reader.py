@@ -7,15 +7,16 @@ digest of each output that is read; `executions verify` verifies the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from prefect_executions.bundles.incoming import find_bundles, open_container
-from prefect_executions.bundles.layout import OUTPUTS, BundleKind
+from prefect_executions.bundles.layout import DOCUMENTS, MANIFEST, OUTPUTS, BundleKind, is_execution_id
 from prefect_executions.bundles.source import Source, record_of
 from prefect_executions.bundles.verify import DEFAULT_LIMITS
+from prefect_executions.capture.secrets import redact_url
 from prefect_executions.errors import BundleError, NotFoundError, RequestError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.operations.download import downloaded, is_url
@@ -63,7 +64,7 @@ class Opened(NamedTuple):
 def open_execution(target: str, open_catalog: Callable[[], Catalog]) -> Iterator[Opened]:
     """Open the execution with the id *target*, or the only one in the folder, zip or URL *target*.
 
-    An existing path precedes an id.
+    An existing path precedes an id, but an open bundle on the workbench is read by its id, because it changes.
 
     Raises:
         NotFoundError: If *target* does not exist.
@@ -71,31 +72,47 @@ def open_execution(target: str, open_catalog: Callable[[], Catalog]) -> Iterator
         BundleError: If it is not a valid zip, or its documents are damaged.
         WorldError: If a download fails.
     """
+    path = None if is_url(target) else path_of(target)
     if is_url(target):
-        with downloaded(target) as file, _bundle(file, target) as opened:
+        with downloaded(target) as file, _bundle(file, redact_url(target, query=False)) as opened:
             yield opened
-    elif path := path_of(target):
-        with _bundle(path, target) as opened:
-            yield opened
-    else:
+    elif path is None:
         catalog = open_catalog()
         yield Opened(catalog, catalog.find(target))
+    elif _is_unsealed(path) and (catalog := open_catalog()).workbench.folder == path.absolute().parent:
+        yield Opened(catalog, catalog.find(path.name))
+    else:
+        with _bundle(path, target) as opened:
+            yield opened
+
+
+def _is_unsealed(path: Path) -> bool:
+    return is_execution_id(path.name) and not Path(path, MANIFEST).exists()
 
 
 @contextmanager
 def _bundle(path: Path, target: str) -> Iterator[Opened]:
-    with open_container(path, DEFAULT_LIMITS) as container:
-        try:
+    with ExitStack() as stack:
+        with _naming(target):
+            container = stack.enter_context(open_container(path, DEFAULT_LIMITS))
             bundles = find_bundles(container)
-        except BundleError as error:
-            raise BundleError(f"{target}: {error}") from error
         if len(bundles) != 1 or bundles[0].kind is not BundleKind.BUNDLE:
             what = "an export of CCP" if len(bundles) == 1 else f"{len(bundles)} bundles"
             raise RequestError(
                 f"{target} holds {what}; give one bundle, or import it first: executions import {target}"
             )
-        reader = BundleReader(bundles[0].source, target)
+        with _naming(target):
+            reader = BundleReader(bundles[0].source, target)
         yield Opened(reader, reader.id, target)
+
+
+@contextmanager
+def _naming(target: str) -> Iterator[None]:
+    """Name *target* in the error about a bundle."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"{target}: {error}") from error
 
 
 class BundleReader:
@@ -103,6 +120,8 @@ class BundleReader:
 
     def __init__(self, source: Source, target: str) -> None:
         self._source, self._target = source, target
+        for kind in DOCUMENTS:
+            self._check_size(kind.file_name)
         self._record = record_of(source)
         self.id = self._record.id
 
@@ -141,6 +160,9 @@ class BundleReader:
 
     def blocks(self, execution_id: str, name: str) -> Iterator[bytes]:
         output, digest = self.output(execution_id, name), sha256()
+        size = self._source.files.get(output.path, output.size)
+        if size != output.size:
+            raise BundleError(f"{output.path} in {self._target} has {size} bytes and was recorded with {output.size}")
         for block in self._blocks(output.path):
             digest.update(block)
             yield block
@@ -151,10 +173,16 @@ class BundleReader:
             )
 
     def read(self, _execution_id: str, path: str) -> bytes:
+        self._check_size(path)
         return b"".join(self._blocks(path))
 
     def follow(self, execution_id: str, stream: Stream) -> Iterator[bytes]:
         return self.blocks(execution_id, f"{stream}.log")
+
+    def _check_size(self, path: str) -> None:
+        size = self._source.files.get(path, 0)
+        if size > DEFAULT_LIMITS.document:
+            raise BundleError(f"{path} has {size} bytes; the limit for a document is {DEFAULT_LIMITS.document}")
 
     def _blocks(self, path: str) -> Iterator[bytes]:
         if path not in self._source.files:

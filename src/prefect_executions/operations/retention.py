@@ -17,7 +17,7 @@ from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.objects import Removed, Seal
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.durations import parse_duration
-from prefect_executions.errors import ArchiveError, ExecutionsError, NotAvailableError, SettingsError
+from prefect_executions.errors import DamagedSealError, ExecutionsError, NotAvailableError, SettingsError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.workbench.lookup import local_ids
@@ -115,8 +115,7 @@ def damaged_seal(workbench: Workbench, execution_id: str) -> str | None:
 def _seal_of(archive: Archive, execution_id: str) -> tuple[Seal | None, str | None]:
     try:
         return archive.seal_of(execution_id), None
-    except ArchiveError as error:
-        archive.check_available()
+    except DamagedSealError as error:
         return None, str(error)
 
 

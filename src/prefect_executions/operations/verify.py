@@ -203,7 +203,7 @@ def _has_marks(folder: Path) -> bool:
                     return True
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(Path(entry.path))
-    return False
+    return bool(waiting)  # too many: the search for bundles decides
 
 
 def _verify_bundles(found: Container, path: Path, what: str, trust: _Trust) -> Iterator[Verified]:
