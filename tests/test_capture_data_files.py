@@ -154,6 +154,8 @@ def test_all_kept_files_together_have_at_most_the_limit(tmp_path):
         ('{\n  "api_key": "0123456789"\n}', True),
         ("[db]\nurl = postgresql://svc:pw12345@db/x\n", True),
         ("my_own = abc\n", True),
+        ("db:\n  password: hunter2\n", True),
+        ("password:\n  hunter2\n", True),
         ("max_tokens: 100\ntokenizer: bpe\nkeyword=x\n", False),
         ("password: env:DB\n", False),
         ("text,area\na,1.5\n", False),
@@ -161,6 +163,11 @@ def test_all_kept_files_together_have_at_most_the_limit(tmp_path):
 )
 def test_a_data_file_with_a_secret_name_or_credentials_in_a_url_is_not_kept(content, revealing):
     assert _reveals(SecretMask(), ("my_own",), content.encode()) is revealing
+
+
+@pytest.mark.parametrize("content", [b",,,,\n" * 100_000, b"\x00\x01\n" * 200_000, b"a\n" * 200_000, b" " * 500_000])
+def test_a_large_file_without_members_is_judged_in_linear_time(content):
+    assert _reveals(SecretMask(), (), content) is False
 
 
 def test_a_file_below_a_folder_of_another_project_has_the_path_of_that_folder(tmp_path):

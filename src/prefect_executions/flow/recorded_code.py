@@ -15,8 +15,11 @@ from prefect_executions.flow.declared import Declared
 from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, LackingFile, Method
 from prefect_executions.methods.secrets import is_withheld
 
-_MEMBER = re.compile(r"""^\W*([\w.-]+)["']?\s*[:=]\s*["']?([^\s"',#]+)""", re.MULTILINE)
-"""A line of a settings file in YAML, TOML, INI or JSON: a name and its value."""
+_MEMBER = re.compile(r"""^[^\w\n]*+(\w[\w.-]*+)["']?[^\S\n]*+[:=](?=\s*+["']?([^\s"',#]+))""", re.MULTILINE)
+"""A line of a settings file in YAML, TOML, INI or JSON: a name and its value, which may be on a later line.
+
+It takes linear time, and a member on the next line is matched as well.
+"""
 
 
 def with_late_code(
