@@ -115,6 +115,21 @@ def test_the_child_ends_with_a_killed_command():
         assert not (child / "exe").exists()
 
 
+def test_a_fork_of_a_dead_child_that_still_runs_does_not_hold_up_the_command():
+    # The fork ends when its standard input does, which is after the command has ended.
+    fork = "if os.fork() == 0: os.close(1); os.close(2); sys.stdin.read(); os._exit(0)"
+    with parent(f"{fork}\n    os._exit(3)") as made:
+        child = made.stdout.readline().split()[1]
+        assert made.stdout.read() == f"dead {child} exited with code 3, by os._exit or in C code\n"
+        assert made.wait(60) == 1
+
+
+def test_the_end_of_the_child_is_noticed_if_sigchld_is_ignored():
+    code = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + PARENT.replace("{work}", "pass")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 7
+
+
 def test_the_child_reads_standard_input():
     assert outcome("print('read', input(), flush=True)", "a line\n")[1][1] == "read a line"
 

@@ -48,6 +48,7 @@ def run_in_child(work: Callable[[], int], on_death: Callable[[DeadChild], int]) 
     sys.stdout.flush()
     sys.stderr.flush()
     read, write = os.pipe()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the end of a child is not reported to a process that ignores it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     parent, oom_kills = os.getpid(), _oom_kills()
     child = os.fork()
@@ -59,8 +60,7 @@ def run_in_child(work: Callable[[], int], on_death: Callable[[DeadChild], int]) 
     os.close(write)
     status, received = _wait(child)
     at = datetime.now(UTC)
-    result = os.read(read, 64).decode()
-    os.close(read)
+    result = _read_result(read)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if result and os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
@@ -84,6 +84,17 @@ def _work(work: Callable[[], int], pipe: int) -> int:
             os.write(pipe, result.encode())
         os.close(pipe)
     return code
+
+
+def _read_result(pipe: int) -> str:
+    """Return what the child wrote; a fork of it may still have the other end of *pipe*."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 64).decode()
+    except BlockingIOError:
+        return ""
+    finally:
+        os.close(pipe)
 
 
 def _wait(child: int) -> tuple[int, set[int]]:
