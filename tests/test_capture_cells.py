@@ -66,6 +66,60 @@ def test_a_name_that_a_replay_lacks_is_listed(cells, name, why):
     assert why in unmet.why
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'os.environ["OPENAI_API_KEY"] = "T"',
+        "os.environ['A'] = 'T'",
+        "os.environ.update(A='T')",
+        "os.environ |= {'A': 'T'}",
+        "os.environ = {'A': 'T'}",
+        "os.putenv('A', 'T')",
+        "os.cfg['token'] = 'T'",
+        "os.api_key = 'T'",
+        "os.client.api_keys = ['T']",
+        "password = 'T'; os.x = 1",
+        "user, password = 'ada', 'T'",
+        "password: str = 'T'",
+        "os.client(api_key='T')",
+        "os.cfg.set('token', 'T')",
+        "os.cfg = {'headers': {'Authorization': 'T'}}",
+        "os.x = 'sk-aaaaaaaaaaaaaaaaT'",
+        "os.engine('postgresql://ada:T@host/db')",
+        "class Config:\n    token = 'T'",
+        "if True:\n    os.token = 'T'",
+        "get_ipython().run_cell_magic('time', '', 'password = \"T\"')",
+    ],
+)
+def test_a_statement_that_holds_a_secret_or_changes_the_environment_is_listed_and_not_kept(statement):
+    found = sliced("import os", statement, "x = 1", "def f(): return os, x, password, Config")
+    assert "T'" not in found.text
+    assert '"T' not in found.text
+    assert ":T" not in found.text
+    assert "aT" not in found.text
+    assert found.text.endswith("x = 1\n\ndef f(): return os, x, password, Config\n")
+    [why] = {unmet.why for unmet in found.unmet if "cell" not in unmet.why}
+    assert why.startswith(("its statement holds a key or password", "its statement changes the environment"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "os.cfg['max_tokens'] = 'T'", "os.x = os.environ['HOME']", "os.password = os.getenv('P')", "os.token = None",
+        "os.cfg.set('sort_key', 'T')", "os.x = 'data/results/2024'", "os.url = 'https://host/data.csv'",
+    ],
+)  # fmt: skip
+def test_a_statement_without_a_secret_is_kept(statement):
+    found = sliced("import os", statement, "def f(): return os")
+    assert statement in found.text
+    assert found.unmet == ()
+
+
+def test_a_cell_that_python_cannot_parse_does_not_hide_the_others():
+    deep = "-" * 200_000 + "1"
+    assert sliced("a = 1", deep, "x = " + "(" * 150 + ")" * 150, "def f(): a").text == "a = 1\n\ndef f(): a\n"
+
+
 def test_an_unknown_name_without_a_value_is_not_listed():
     assert sliced("def f(): return never_defined, len").unmet == ()
 

@@ -3,6 +3,8 @@
 Statements keep the order in which they ran, and the last definition of a name counts. Other cells are left out:
 a replay must not repeat trials, plots or runs, and the digest of the code must not change with them. Only top-level
 statements are judged, by the names in their bytecode; code that changes an object under another name is missed.
+
+Law: a statement with a key or password in plain text, or that changes the environment, is never in the text.
 """
 
 from __future__ import annotations
@@ -14,9 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from types import CodeType
 from typing import Any, NamedTuple
+
+from prefect_executions.capture.secrets import looks_secret
+from prefect_executions.methods.secrets import is_withheld
 
 _SIMPLE = (ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 _LOADS = {"LOAD_NAME", "LOAD_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS"}
@@ -26,6 +31,8 @@ _RUN_MAGICS = {"run_cell_magic": 2, "run_line_magic": 1}
 _TIMING = {"time", "capture", "prun"}
 _SHOWING = ("head", "tail", "describe", "info", "sample", "hist", "plot", "show", "to_", "save", "serve", "deploy")
 """Beginnings of the names of methods that show or write their object and do not change it."""
+_CHANGES_ENVIRONMENT = {"update", "setdefault", "pop", "popitem", "clear", "__setitem__", "__delitem__", "__ior__"}
+_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 class Unmet(NamedTuple):
@@ -58,6 +65,8 @@ class _CellStatement:
     star: bool
     future: bool
     awaits: bool
+    withheld: str
+    """Why it is not kept; empty if it is."""
 
 
 def slice_of(
@@ -80,7 +89,8 @@ def slice_of(
     if not any(name in statement.binds for statement in statements):
         return None
     needed, missing = _needed(statements, name, is_run)
-    text = "\n\n".join(statement.text for statement in sorted(needed, key=lambda each: not each.future)) + "\n"
+    kept = sorted((each for each in needed if not each.withheld), key=lambda each: not each.future)
+    text = "\n\n".join(statement.text for statement in kept) + "\n"
     return Slice(text, tuple(_unmet(needed, missing & known, is_run)))
 
 
@@ -130,7 +140,9 @@ def _unmet(
     for statement in statements:
         for name in sorted(statement.binds | statement.touches):
             runs = sorted(filter(is_run, statement.calls))
-            if statement.awaits:
+            if statement.withheld:
+                yield Unmet(name, statement.withheld)
+            elif statement.awaits:
                 yield Unmet(name, "its cell uses 'await' outside a function")
             elif "get_ipython" in statement.uses:
                 yield Unmet(name, "its cell uses a command of IPython")
@@ -138,14 +150,14 @@ def _unmet(
                 yield Unmet(name, f"it is the result of a run of '{runs[0]}', which a replay would repeat")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=16384)
 def _statements(cell: str) -> tuple[_CellStatement, ...]:
     try:
         tree = ast.parse(cell)
-    except (SyntaxError, ValueError):
+        lines = cell.splitlines()
+        return tuple(chain.from_iterable(_judged(node, cell, lines) for node in tree.body))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
         return ()
-    lines = cell.splitlines()
-    return tuple(chain.from_iterable(_judged(node, cell, lines) for node in tree.body))
 
 
 def _judged(node: ast.stmt, cell: str, lines: Sequence[str]) -> Iterator[_CellStatement]:
@@ -159,6 +171,9 @@ def _judged(node: ast.stmt, cell: str, lines: Sequence[str]) -> Iterator[_CellSt
         return
     stored, uses, deferred = set[str](), set[str](), set[str]()
     _read(code, stored, uses, deferred)
+    withheld = _withheld(node)
+    if withheld:
+        uses, deferred = set(), set()
     future = isinstance(node, ast.ImportFrom) and node.module == "__future__"
     always = isinstance(node, _SIMPLE) and not future
     yield _CellStatement(
@@ -172,7 +187,72 @@ def _judged(node: ast.stmt, cell: str, lines: Sequence[str]) -> Iterator[_CellSt
         star=isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names),
         future=future,
         awaits=any(isinstance(each, ast.Await | ast.AsyncFor | ast.AsyncWith) for each in _walk(node)),
+        withheld=withheld,
     )
+
+
+def _withheld(node: ast.stmt) -> str:
+    """Return why *node* must not be kept; an empty text if it may. Functions are kept, like those of modules."""
+    if isinstance(node, _FUNCTIONS):
+        return ""
+    parts = list(_walk(node))
+    if any(is_withheld(name, value) for part in parts for name, value in _named_constants(part)) or any(
+        isinstance(part, ast.Constant) and isinstance(part.value, str) and looks_secret("", part.value)
+        for part in parts
+    ):
+        return "its statement holds a key or password in plain text"
+    if any(map(_changes_environment, parts)):
+        return "its statement changes the environment; set the variable before a replay"
+    return ""
+
+
+def _named_constants(node: ast.AST) -> Iterator[tuple[str, object]]:
+    """Yield the constants that *node* assigns or passes, with the name of the variable, attribute, key or argument."""
+    pairs: list[tuple[ast.expr | str | None, ast.expr | None]] = []
+    match node:
+        case ast.Assign():
+            pairs = [(target, node.value) for target in node.targets]
+        case ast.AnnAssign() | ast.NamedExpr() | ast.AugAssign():
+            pairs = [(node.target, node.value)]
+        case ast.keyword():
+            pairs = [(node.arg, node.value)]
+        case ast.Dict():
+            pairs = list(zip(node.keys, node.values, strict=True))
+        case ast.Call():  # such as config.set("token", "…")
+            pairs = list(pairwise(node.args))
+    while pairs:
+        target, value = pairs.pop()
+        if isinstance(value, ast.Tuple | ast.List | ast.Set):
+            targets = target.elts if isinstance(target, ast.Tuple | ast.List) else [target] * len(value.elts)
+            pairs += zip(targets, value.elts, strict=False)  # of a, *b = 1, 2, 3 the rest has no name
+        elif isinstance(value, ast.Constant):
+            yield _last_name(target), value.value
+
+
+def _last_name(target: ast.expr | str | None) -> str:
+    match target:
+        case str(name) | ast.Name(id=name) | ast.Attribute(attr=name) | ast.Constant(value=str(name)):
+            return name
+        case ast.Subscript(slice=key):
+            return _last_name(key)
+    return ""
+
+
+def _changes_environment(node: ast.AST) -> bool:
+    match node:
+        case ast.Subscript(value=target, ctx=ast.Store() | ast.Del()) | ast.AugAssign(target=target):
+            return _is_environment(target)
+        case ast.Attribute(attr="environ", ctx=ast.Store() | ast.Del()):
+            return True
+        case ast.Call(func=ast.Attribute(value=target, attr=name)):
+            return name in {"putenv", "unsetenv"} or (name in _CHANGES_ENVIRONMENT and _is_environment(target))
+        case ast.Call(func=ast.Name(id=name)):
+            return name in {"putenv", "unsetenv"}
+    return False
+
+
+def _is_environment(node: ast.expr) -> bool:
+    return _last_name(node) in {"environ", "environb"} and isinstance(node, ast.Name | ast.Attribute)
 
 
 def _read(code: CodeType, stored: set[str], uses: set[str], deferred: set[str]) -> None:
@@ -193,9 +273,8 @@ def _read(code: CodeType, stored: set[str], uses: set[str], deferred: set[str]) 
 def _walk(node: ast.AST) -> Iterator[Any]:
     """Yield *node* and the nodes in it that run at once, without the bodies of functions."""
     yield node
-    functions = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
     for child in ast.iter_child_nodes(node):
-        if not (isinstance(node, functions) and child in (node.body if isinstance(node.body, list) else [node.body])):
+        if not (isinstance(node, _FUNCTIONS) and child in (node.body if isinstance(node.body, list) else [node.body])):
             yield from _walk(child)
 
 
