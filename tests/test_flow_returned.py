@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -74,6 +78,8 @@ def test_the_digest_of_a_large_array_is_left_out():
     form, _ = readable_form(np.zeros(100), max_digested=799)
     assert form == {"unrecorded": "numpy.ndarray", "dtype": "float64", "shape": [100]}
     assert "sha256" in readable_form(np.zeros(100), max_digested=800)[0]
+    several, _ = readable_form([np.zeros(100), np.zeros(100), np.zeros(10)], max_digested=1000)
+    assert ["sha256" in form for form in several] == [True, False, True]
 
 
 @pytest.mark.parametrize("value", [list(range(20_000)), {str(key): key for key in range(20_000)}, "x" * 100_000])
@@ -101,3 +107,73 @@ def test_secrets_are_masked():
     assert "hunter2000" not in returned_value({"a": ["is hunter2000"]}, mask).model_dump_json()
     assert "hunter2000" not in returned_value(["hunter2000"] * 20_000, mask).model_dump_json()
     assert "pass" not in returned_value("https://ada:pass@example.org/", SecretMask()).value
+
+
+class Shown:
+    def __repr__(self) -> str:
+        return "<Shown user=ada, password='hunter2'>"
+
+
+@dataclass
+class Large:
+    values: list[int]
+    password: str = "hunter2"
+
+
+class LargeLogin(NamedTuple):
+    values: list[int]
+    password: str = "hunter2"
+
+
+MANY = [0] * 20_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        SimpleNamespace(password="hunter2"),
+        [SimpleNamespace(password="hunter2"), *MANY],
+        argparse.Namespace(password="hunter2"),
+        Shown(),
+        [Shown(), *MANY],
+        Large(MANY),
+        LargeLogin(MANY),
+        {"password": "hunter2", "values": MANY},
+        {"password": ["hunter2"], "values": MANY},
+        OrderedDict(my_own="hunter2", values=MANY),
+        {"a": {"b": {"token": b"hunter2"}}, "values": MANY},
+        "my_own: hunter2\n" + "x" * 100_000,
+        ["x\ntoken: hunter2", *MANY],
+        b'{"password": "hunter2"}' + bytes(100_000),
+        ["Basic aHVudGVyMjpodW50ZXIy hunter2", *MANY],
+        "postgresql://ada:hunter2" + "x" * 500 + "@host/db " + "x" * 100_000,
+    ],
+)
+def test_a_value_with_a_secret_name_is_not_in_the_text(value):
+    returned = returned_value(value, SecretMask(), ("my_own",))
+    assert returned.value is None
+    assert "hunter2" not in (returned.text or "")
+    assert "aHVu" not in (returned.text or "")
+
+
+@pytest.mark.parametrize("secret", ["hunter2000" * 10, "hunter2000-\xe9"])
+@pytest.mark.parametrize("before", [0, 980, 995, 5090])
+@pytest.mark.parametrize("kind", [str, str.encode, lambda text: [text, *MANY], lambda text: {1: text, 2: MANY}])
+def test_no_part_of_a_secret_is_left_at_the_end_of_the_text(secret, before, kind):
+    returned = returned_value(kind("x" * before + secret + "y" * 100_000), masking(secret))
+    assert returned.value is None
+    assert "xhu" not in returned.text
+    assert "hunter" not in returned.text
+
+
+def test_a_large_value_is_not_read_as_a_whole():
+    large = bytes(200_000)
+    for value in ([large], {"a": bytearray(large)}, ["x" * 50_000] * 2, {"x" * 70_000: 1}):
+        returned = returned_value(value, SecretMask())
+        assert returned.value is None
+        assert len(returned.text) <= 1000
+    assert returned_value([large] * 20, SecretMask()).text.startswith("[b'\\x00\\x00")
+    nested: list[object] = [0] * 20
+    for _ in range(6):
+        nested = [nested] * 20
+    assert len(returned_value([nested, MANY], SecretMask()).text) <= 1000

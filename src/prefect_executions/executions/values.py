@@ -21,10 +21,10 @@ import json
 import pickle
 import types
 import zoneinfo
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sized
 from enum import Enum
-from math import isfinite, isnan, prod
+from math import inf, isfinite, isnan, prod
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, RootModel, SecretBytes, SecretStr
@@ -61,17 +61,17 @@ def recorded_form(value: Any, *, content: bool = False) -> Any:
 
 
 def readable_form(
-    value: Any, *, max_values: int = _MAX_VALUES, max_digested: int | None = None
+    value: Any, *, max_values: int = _MAX_VALUES, max_digested: float = inf, max_text: float = inf
 ) -> tuple[Any, tuple[str, ...]]:
     """Return *value* as JSON for readers, and the types of the parts that it lacks; never raises.
 
-    A value of more than *max_values* parts lacks all of them. Of an array of more than *max_digested* bytes the
-    digest is left out.
+    A value of more than *max_values* parts, or with more than *max_text* characters and bytes of text in it, lacks
+    all of them. Once the arrays in it have more than *max_digested* bytes together, digests are left out.
 
     A tuple or set is a list, and a path, a date or an enum its text or value. A number
     that JSON lacks has the form of this module.
     """
-    encoder = _Encoder(readable=True, max_values=max_values, max_digested=max_digested)
+    encoder = _Encoder(readable=True, max_values=max_values, max_digested=max_digested, max_text=max_text)
     try:
         form = encoder.encode(value, 0)
     except Exception:  # noqa: BLE001 - the author's own classes may raise anything; a report must not end the Method
@@ -187,12 +187,14 @@ class _Encoder:
         content: bool = False,
         readable: bool = False,
         max_values: int = _MAX_VALUES,
-        max_digested: int | None = None,
+        max_digested: float = inf,
+        max_text: float = inf,
     ) -> None:
         self._content = content
         self._readable = readable
         self._max_values = max_values
-        self._max_digested = max_digested
+        self._digestible = max_digested
+        self._text_left = max_text
         self._values = 0
         self._open: set[int] = set()
         self.unrecorded: list[str] = []
@@ -202,6 +204,7 @@ class _Encoder:
         if value is None or kind is bool:
             return value
         if kind is str:
+            self._take(len(value))
             return value if value.isascii() or clean_text(value) == value else self._text(value)
         if kind is int:
             return value if -TOO_LONG < value < TOO_LONG else _tag("int", hex(value))
@@ -215,6 +218,11 @@ class _Encoder:
             return self._compound(value, kind, depth + 1)
         finally:
             self._open.discard(id(value))
+
+    def _take(self, length: int) -> None:
+        self._text_left -= length
+        if self._text_left < 0:
+            raise _UnfitError
 
     def _compound(self, value: Any, kind: type, depth: int) -> Any:
         if kind is list:
@@ -235,10 +243,14 @@ class _Encoder:
             return text(value) if self._readable else _tag(name, self.encode(text(value), depth))
         if kind is dt.timedelta and self._readable:
             return json_value(value)
+        if kind is deque and len(value) > self._max_values:
+            raise _UnfitError
         name, parts = PARTS[kind]
         return _tag(name, self._items(parts(value), depth))
 
     def _items(self, values: Iterable[Any], depth: int) -> list[Any]:
+        if isinstance(values, Sized) and len(values) > self._max_values:
+            raise _UnfitError
         values = list(values)
         self._values += len(values)
         if self._values > self._max_values:
@@ -258,6 +270,8 @@ class _Encoder:
 
     def _name(self, key: Any) -> str | None:
         """Return *key* as the name of a JSON member; None if the name would not be the key."""
+        if isinstance(key, str):
+            self._take(len(key))
         if self._readable and (isinstance(key, str) or (type(key) is int and -TOO_LONG < key < TOO_LONG)):
             return clean_text(str(key.value if isinstance(key, Enum) else key))
         return key if type(key) is str and clean_text(key) == key else None
@@ -268,6 +282,7 @@ class _Encoder:
         return _tag("str", value.encode("unicode_escape").decode("ascii"))  # a lone surrogate has no UTF-8
 
     def of_bytes(self, value: bytes | bytearray, _depth: int) -> Any:
+        self._take(len(value))
         data, name = bytes(value), type(value).__name__
         try:
             text = data.decode()
@@ -310,6 +325,7 @@ class _Encoder:
         return _tag(type_name(value), f"{value.__module__}:{value.__qualname__}")
 
     def of_subclass_of_str(self, value: str, _depth: int) -> Any:
+        self._take(len(value))
         return clean_text(str.__str__(value)) if self._readable else _NO_FORM
 
     def _instance(self, value: Any, content: Any) -> Any:
@@ -363,8 +379,11 @@ class _Encoder:
         try:
             if not isinstance(getattr(value, "shape", None), tuple):
                 return _bare(value)
-            small = self._max_digested is None or _bytes_of(value) <= self._max_digested
-            return digest_form(value) if small else _shape_form(value)
+            size = _bytes_of(value)
+            if size > self._digestible:
+                return _shape_form(value)
+            self._digestible -= size
+            return digest_form(value)
         except Exception:  # noqa: BLE001 - the author's own class may raise anything
             return _bare(value)
 
