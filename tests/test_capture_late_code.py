@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
@@ -86,6 +87,25 @@ def test_a_second_attempt_keeps_what_the_first_loaded_and_adds_its_own(runs):
     second, kept = runs.end((first, again))
     assert set(paths(second)) > set(paths(first))
     assert list(kept) == [f"code/_outside/library/outside_{runs.name}.py"]
+
+
+def test_an_execution_that_another_process_began_has_the_late_modules_of_this_process(runs):
+    identity, start = runs.begin()
+    begun_elsewhere = identity.model_copy(update={"sha256": "0" * 64})
+    importlib.import_module(f"inside_{runs.name}")
+    ended, kept = runs.end((begun_elsewhere, start))
+    assert paths(ended) == [f"code/{kind}_{runs.name}.py" for kind in ("deep", "inside", "meth")]
+    assert sorted(kept) == paths(ended)[:2]
+
+
+def test_of_many_codes_the_oldest_is_forgotten(runs):
+    identity, start = runs.begin()
+    observed = runs.cache.observed[*start.source.place, identity.sha256]
+    for number in range(1000):
+        runs.cache.note(replace(start.source, module=f"m{number}"), "0" * 64, observed)
+    assert len(runs.cache.observed) == 256
+    assert ("m999", *start.source.place[1:], "0" * 64) in runs.cache.observed
+    assert (*start.source.place, identity.sha256) not in runs.cache.observed
 
 
 def test_a_module_loaded_between_two_runs_does_not_belong_to_the_second(runs):

@@ -52,6 +52,7 @@ KEPT_BYTES = 8 * 1024**2
 _PICKLED = "<dynamic-code>"
 # As in `git`: a file changed within this time may change again unnoticed.
 _SETTLED = 50_000_000
+_MOST_OBSERVED = 256
 # The debugger of a notebook writes a cell to this file; its text is the same as that of the cell.
 _OF_KERNEL = re.compile(r"/ipykernel_\d+/\d+\.py$")
 
@@ -124,7 +125,10 @@ class CodeCache:
     lock: threading.Lock = field(default_factory=threading.Lock)
     identities: dict[tuple[object, ...], ObservedCode] = field(default_factory=dict)
     observed: dict[tuple[object, ...], ObservedCode] = field(default_factory=dict)
-    """By place and digest: what a run had observed when it began, although later runs observe something else."""
+    """By place and digest: what a run had observed when it began, although later runs observe something else.
+
+    By place and None: what was observed last.
+    """
     late: dict[CodeSource, dict[str, str]] = field(default_factory=dict)
     """Modules that earlier runs of the same code loaded late; every later run has them from the beginning."""
     reads: dict[str, SourceText] = field(default_factory=dict)
@@ -133,6 +137,14 @@ class CodeCache:
     """The runs that have begun and not ended."""
     running_lock: threading.Lock = field(default_factory=threading.Lock)
     """Guards `running`; unlike `lock`, it is never held for long."""
+
+    def note(self, source: CodeSource, digest: str | None, observed: ObservedCode) -> None:
+        """Remember what was *observed* at the place of *source*; the oldest entry is forgotten."""
+        for key in ((*source.place, digest), (*source.place, None)):
+            self.observed.pop(key, None)
+            self.observed[key] = observed
+        while len(self.observed) > _MOST_OBSERVED:
+            del self.observed[next(iter(self.observed))]
 
 
 PROCESS = CodeCache()
@@ -185,7 +197,7 @@ def identify(
         cached = cache.identities.get(key)
         if cached is None or not _is_current(cached, source, math.inf if since is None else since):
             cached = cache.identities[key] = _observe(source, folder, notebook, settings, cache)
-        cache.observed[*source.place, cached.identity.sha256] = cached
+        cache.note(source, cached.identity.sha256, cached)
         probe(Probe.PACKAGES, lambda: _renew_requirements(cached, cache.packages), None, failures)
     failures |= cached.failures
     repository = cached.identity.repository

@@ -82,7 +82,7 @@ def late_modules(
         complete, kept = _with_late(
             identity, {f"code/{paths[file]}": (texts[file], files[file]) for file in late if file in texts}
         )
-        cache.observed[*source.place, complete.sha256] = replace(observed, local=files, names=paths)
+        cache.note(source, complete.sha256, replace(observed, local=files, names=paths))
         return complete, kept
 
 
@@ -162,7 +162,11 @@ def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIde
 
 def _observed(identity: CodeIdentity, start: RunStart, cache: CodeCache) -> ObservedCode | None:
     # Without the lock, which another run may hold for long: the event loop of an async run also calls this.
-    return cache.observed.get((*start.source.place, identity.sha256)) if start.source else None
+    if start.source is None:
+        return None
+    observed = cache.observed.get((*start.source.place, identity.sha256))
+    # Another process observed the code if it began the execution, and this process continues it.
+    return observed or cache.observed.get((*start.source.place, None))
 
 
 def _collapsed(files: Iterable[LackingFile]) -> Iterator[LackingFile]:
