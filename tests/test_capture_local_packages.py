@@ -11,6 +11,7 @@ import pytest
 
 from prefect_executions.capture.code import recorded_file
 from prefect_executions.capture.local_packages import local_packages
+from prefect_executions.capture.packages import Packages
 from prefect_executions.executions.local_packages import local_packages as recorded_packages
 from prefect_executions.executions.local_packages import summary
 from prefect_executions.executions.record import PackageOrigin
@@ -79,10 +80,23 @@ def test_an_editable_package_and_one_from_an_address_are_not_kept(installed, ori
     assert kept(installed[0], origin) == {}
 
 
-def test_a_package_of_conda_is_not_kept(installed):
+@pytest.mark.parametrize(("installer", "local"), [("pip", True), ("conda\n", False)])
+def test_a_package_of_conda_is_not_local(installed, installer, local):
     name, folder = installed
-    (folder / f"{name}-1.0.dist-info/INSTALLER").write_text("conda\n")
-    assert kept(name) == {}
+    (folder / f"{name}-1.0.dist-info/INSTALLER").write_text(installer)
+    packages = Packages()
+    assert (name in packages.local_origins()) is local
+    assert packages.origins()[name] == FROM_DISK
+
+
+def test_a_package_with_damaged_metadata_does_not_hide_the_others(installed):
+    name, folder = installed
+    (folder / "damaged-1.0.dist-info").mkdir()
+    (folder / "damaged-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: damaged\nVersion: 1.0\n")
+    (folder / "damaged-1.0.dist-info/RECORD").write_bytes(b"\xff\xfe\n")
+    origins = dict.fromkeys(["never-installed", "damaged", name], FROM_DISK)
+    files = [file.path for file in local_packages(origins, secret=lambda _: False, limit=10_000)]
+    assert f"_outside/site-packages/{name}/__init__.py" in files
 
 
 def test_a_record_says_which_packages_it_lacks():

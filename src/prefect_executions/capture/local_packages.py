@@ -25,16 +25,17 @@ def local_packages(
     """Yield the files of each package that has a loaded module and came from a disk, except editable packages.
 
     The modules of an editable package are kept with the author's code. A package is left out as a whole if it does
-    not fit into what is left of *limit* bytes, or if one of its files may be a *secret* or cannot be read.
+    not fit into what is left of *limit* bytes, or if one of its files may be a *secret* or cannot be read. *origins*
+    lack the packages of Conda.
     """
     for name, origin in origins.items():
         if origin.editable or name == DISTRIBUTION or not origin.url.startswith("file:"):
             continue
-        files = _files(name)
         try:
+            files = _files(name)
             size = sum(path.stat().st_size for path in files.values())
             contents = {} if size > limit else {relative: path.read_bytes() for relative, path in files.items()}
-        except OSError:
+        except Exception:  # noqa: BLE001, S112 - its metadata may be missing or damaged
             continue
         if contents and not any(_is_secret(*item, secret) for item in contents.items()):
             limit -= size
@@ -45,8 +46,6 @@ def local_packages(
 def _files(name: str) -> Mapping[str, Path]:
     """Return the files of a package, except bytecode and programs; none unless one of its modules is loaded."""
     distribution = importlib.metadata.distribution(name)
-    if (distribution.read_text("INSTALLER") or "").strip() == "conda":  # it names the folder of the build machine
-        return {}
     listed = [file for file in distribution.files or () if ".." not in file.parts and not file.is_absolute()]
     if not any(module in sys.modules for module in _modules(str(file) for file in listed)):
         return {}

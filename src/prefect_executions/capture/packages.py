@@ -35,6 +35,8 @@ class _Folder(NamedTuple):
     unread: tuple[str, ...] = ()
     origins: Mapping[str, PackageOrigin] = MappingProxyType({})
     """Where those packages came from that came from no index, by name."""
+    of_conda: frozenset[str] = frozenset()
+    """Those of them that Conda installed: they name a folder of the machine that built them."""
 
 
 class Packages:
@@ -51,6 +53,7 @@ class Packages:
         self._versions: Mapping[str, str] = MappingProxyType({})
         self._requirements = b""
         self._origins: Mapping[str, PackageOrigin] = MappingProxyType({})
+        self._local_origins: Mapping[str, PackageOrigin] = MappingProxyType({})
         self._failures: Failures = {}
 
     @property
@@ -70,6 +73,12 @@ class Packages:
             self._renew()
             return self._origins
 
+    def local_origins(self) -> Mapping[str, PackageOrigin]:
+        """Return the origins of the packages that came from a disk of this machine: not those of Conda, by name."""
+        with self._lock:
+            self._renew()
+            return self._local_origins
+
     def requirements(self) -> bytes:
         """Return a requirements file with the exact version of each package."""
         with self._lock:
@@ -82,8 +91,19 @@ class Packages:
         self._failures = {Probe.PACKAGES: "; ".join(unread)} if unread else {}
         if _packages_of(before) != _packages_of(self._folders):
             self._versions = MappingProxyType(_installed(_packages_of(self._folders)))
-            origins = dict(ChainMap(*(dict(folder.origins) for folder in self._folders.values())))
+            folders = self._folders.values()
+            origins = dict(ChainMap(*(dict(folder.origins) for folder in folders)))
             self._origins = MappingProxyType({name: origins[name] for name in self._versions if name in origins})
+            of_conda = dict(
+                ChainMap(*({name: name in folder.of_conda for name in folder.origins} for folder in folders))
+            )
+            self._local_origins = MappingProxyType(
+                {
+                    name: origin
+                    for name, origin in self._origins.items()
+                    if origin.url.startswith("file:") and not of_conda[name]
+                }
+            )
             self._requirements = requirements_of(self._versions)
 
 
@@ -147,6 +167,7 @@ def _read(folder: str, before: _Folder | None) -> _Folder:
     packages: dict[str, tuple[str, str]] = {}
     unread: list[str] = []
     origins: dict[str, PackageOrigin] = {}
+    of_conda: set[str] = set()
     try:
         for distribution in importlib.metadata.distributions(path=[folder]):
             try:
@@ -157,10 +178,12 @@ def _read(folder: str, before: _Folder | None) -> _Folder:
             if name and version:
                 packages.setdefault(re.sub(r"[-_.]+", "-", name).lower(), (name, version))
                 if (origin := _origin(distribution)) is not None:
+                    if name not in origins and _is_of_conda(distribution):
+                        of_conda.add(name)
                     origins.setdefault(name, origin)
     except Exception as error:  # noqa: BLE001 - a finder of another package may fail in any way
         unread.append(f"{folder}: {reason(error)}")
-    return _Folder(changed, packages, tuple(unread), origins)
+    return _Folder(changed, packages, tuple(unread), origins, frozenset(of_conda))
 
 
 def _origin(distribution: importlib.metadata.Distribution) -> PackageOrigin | None:
@@ -175,6 +198,12 @@ def _origin(distribution: importlib.metadata.Distribution) -> PackageOrigin | No
         return PackageOrigin(url=url, editable=bool(direct.get("dir_info", {}).get("editable")) or None)
     except Exception:  # noqa: BLE001 - it may contain anything; then the package must not be taken from an index
         return PackageOrigin(url="unknown")
+
+
+def _is_of_conda(distribution: importlib.metadata.Distribution) -> bool:
+    with suppress(Exception):  # it may contain anything
+        return (distribution.read_text("INSTALLER") or "").strip() == "conda"
+    return False
 
 
 def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[str | None, str | None]:

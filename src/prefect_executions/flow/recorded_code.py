@@ -43,7 +43,7 @@ def with_late_code(
     secret = partial(_reveals, mask, names)
     opened = opened_data(late, start, before=begun, apart=apart, secret=secret)
     left = KEPT_BYTES - sum(len(file.content or b"") for file in opened)
-    local = () if declared.is_scripted else local_packages(PROCESS.packages.origins(), secret=secret, limit=left)
+    local = () if declared.is_scripted else local_packages(PROCESS.packages.local_origins(), secret=secret, limit=left)
     complete, data = with_data(late, [*opened, *local])
     if complete == method.code:
         return method, {}
