@@ -20,7 +20,7 @@ from prefect_executions.operations.retention import clear_workbench, damaged_sea
 from prefect_executions.settings import ArchiveLevel
 from prefect_executions.workbench.index import rebuild_ledger
 from prefect_executions.workbench.workbench import Workbench
-from records import EXECUTION_ID, NOON, a_request
+from records import EXECUTION_ID, NOON, a_job_status, a_request
 
 NOW = NOON + timedelta(days=40)
 
@@ -152,6 +152,18 @@ def test_the_most_specific_rule_decides(tmp_path, texts, gone):
     kept(bench)
     kept(bench, OTHER_ID, end=Status.FAILED)
     assert {one.id for one in expired(bench, parse_rules(texts), NOW)} == gone
+
+
+def test_the_age_counts_from_the_moment_when_the_end_was_found(tmp_path):
+    bench = bench_at(tmp_path)
+    found = NOON + timedelta(days=35)
+    times = {"finished": NOON + timedelta(seconds=5), "finished_before": found, "updated": found}
+    kept(bench, job_status=a_job_status(Status.FAILED).model_copy(update=times))
+    rules = parse_rules(["*=30d"])
+    assert list(expired(bench, rules, NOW)) == []
+    assert cleared(bench, before=NOON + timedelta(days=30)) == {}
+    assert [each.id for each in expired(bench, rules, NOW + timedelta(days=30))] == [EXECUTION_ID]
+    assert set(cleared(bench)) == {EXECUTION_ID}
 
 
 @pytest.mark.parametrize("text", ["", "x", "x=", "x=5", "x=5h", "x:NEVER=5d", "=5d", "a=1d=2d"])

@@ -138,7 +138,7 @@ def clear_workbench(
         except ExecutionsError as error:
             yield Cleared(execution_id, None, 0, "kept", str(error))
             continue
-        ended = record.finished or record.job_status.updated
+        ended = record.job_status.end_found or record.job_status.updated
         if not bundle.sealed or ended >= before or (status and record.status not in status):
             continue
         why = "it is not archived yet" if execution_id in unfinished else _missing_in_archive(workbench, bundle, record)
@@ -187,7 +187,8 @@ def judge_all(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Ite
     """
     for row in workbench.ledger.search():
         matching = [rule for rule in rules if _matches(rule, row.method_id, row.status)]
-        ended = row.finished or row.updated
+        # An end that nothing observed was found later; the row has only the last sign of life.
+        ended = max(row.finished or row.updated, row.updated)
         rule = max(matching, key=lambda rule: (rule.method != EVERY, rule.status is not None), default=None)
         if rule is None:
             yield "no rule matches"
