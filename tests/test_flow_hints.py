@@ -56,21 +56,30 @@ def test_files_outside_the_outputs_are_noted_and_temporary_ones_are_not(bundles,
     writes()
     [note] = notes(bundles)
     assert note.startswith(
-        "the Method wrote results/0.txt, results/1.txt, results/2.txt, and 2 more outside its outputs"
+        "this process wrote results/0.txt, results/1.txt, results/2.txt, and 2 more outside the outputs during the run"
     )
     assert note.endswith("write to current_execution().output(NAME)")
 
 
 def test_an_input_that_is_the_path_of_a_file_and_not_declared_is_noted(bundles, folder):
     @method
-    def reads(text: str, path: Path, many: list[str], declared: InputFile, others: list[str]) -> None:
+    def reads(
+        text: str, path: Path, many: list[str], declared: InputFile, others: list[str], *, words: list[str]
+    ) -> None:
         Path("made.csv").write_text("1")
         Path("made.csv").unlink()
 
     (folder / "a.csv").write_text("1")
     (folder / "empty").touch()
-    reads("a.csv", Path("a.csv"), ["none", "a.csv"], "a.csv", ["none", "empty", ".", "a\0", "x" * 10_000])
-    sentence = "the input '{}' is the path of a file, whose content is not recorded; annotate it as InputFile"
+    reads(
+        "a.csv",
+        Path("a.csv"),
+        ["none", "a.csv"],
+        "a.csv",
+        ["none", "empty", ".", "a\0", "x" * 10_000],
+        words=["word"] * 20 + ["a.csv"],
+    )
+    sentence = "the input '{}' is the path of a file that is not declared as one; annotate it as InputFile"
     assert [note.partition(", and")[0] for note in notes(bundles)] == [
         sentence.format(name) for name in ("text", "path", "many")
     ]

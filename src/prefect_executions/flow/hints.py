@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from prefect_executions.bundles.layout import STDERR, STDOUT, BundlePaths
 from prefect_executions.capture.late_code import written_files
@@ -20,6 +20,8 @@ from prefect_executions.methods.model import InputFile
 
 _SHOWN = 3
 _LONGEST_PATH = 4096
+_MOST_TRIED = 20
+"""How many texts of one input are tried as paths."""
 
 
 def with_hints(job_status: JobStatus, call: Call, record: ExecutionRecord, paths: BundlePaths) -> JobStatus:
@@ -52,13 +54,13 @@ def _hints(call: Call, record: ExecutionRecord, paths: BundlePaths) -> Iterator[
         written = written_files(record.method.code, call.start, since=call.begun)
         if written:
             yield (
-                f"the Method wrote {_listed(written)} outside its outputs, so the bundle lacks "
+                f"this process wrote {_listed(written)} outside the outputs during the run, so the bundle lacks "
                 f"{'it' if len(written) == 1 else 'them'}; write to current_execution().output(NAME)"
             )
     for name in _undeclared(call, record):
         yield (
-            f"the input '{name}' is the path of a file, whose content is not recorded; "
-            "annotate it as InputFile, and it is staged and kept"
+            f"the input '{name}' is the path of a file that is not declared as one; "
+            "annotate it as InputFile, and its content is staged and kept"
         )
 
 
@@ -69,15 +71,13 @@ def _undeclared(call: Call, record: ExecutionRecord) -> Iterator[str]:
         if described is None or described.is_secret or described.is_file:
             continue
         values = value if isinstance(value, list | tuple) else [value]
-        if any(_is_data(each, call.begun) for each in values):
+        paths = (each for each in values if isinstance(each, str | Path) and not isinstance(each, InputFile))
+        if any(_is_data(str(path), call.begun) for path in islice(paths, _MOST_TRIED)):
             yield name
 
 
-def _is_data(value: Any, begun: int) -> bool:
-    """Whether *value* is the path of a file that had content when the run began, in nanoseconds of the epoch."""
-    if isinstance(value, InputFile) or not isinstance(value, str | Path):
-        return False
-    text = str(value)
+def _is_data(text: str, begun: int) -> bool:
+    """Whether *text* is the path of a file that had content when the run began, in nanoseconds of the epoch."""
     if not 0 < len(text) <= _LONGEST_PATH or "\n" in text:
         return False
     try:
