@@ -86,6 +86,7 @@ def test_a_name_that_a_replay_lacks_is_listed(cells, name, why):
         "os.cfg = {'headers': {'Authorization': 'T'}}",
         "os.x = 'sk-aaaaaaaaaaaaaaaaT'",
         "os.engine('postgresql://ada:T@host/db')",
+        "os.x = 'aB3dE5gH7jK9mN1pQ3sT5vW7yZ9bC1dE3fG5T'",
         "class Config:\n    token = 'T'",
         "if True:\n    os.token = 'T'",
         "get_ipython().run_cell_magic('time', '', 'password = \"T\"')",
@@ -107,6 +108,7 @@ def test_a_statement_that_holds_a_secret_or_changes_the_environment_is_listed_an
     [
         "os.cfg['max_tokens'] = 'T'", "os.x = os.environ['HOME']", "os.password = os.getenv('P')", "os.token = None",
         "os.cfg.set('sort_key', 'T')", "os.x = 'data/results/2024'", "os.url = 'https://host/data.csv'",
+        "os.model = 'sentence-transformers/all-MiniLM-L6-v2'",
     ],
 )  # fmt: skip
 def test_a_statement_without_a_secret_is_kept(statement):

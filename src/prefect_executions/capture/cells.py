@@ -20,7 +20,7 @@ from itertools import chain, pairwise
 from types import CodeType
 from typing import Any, NamedTuple
 
-from prefect_executions.capture.secrets import looks_secret
+from prefect_executions.capture.secrets import SecretMask, looks_secret, mask_credentials
 from prefect_executions.methods.secrets import is_withheld
 
 _SIMPLE = (ast.Assign, ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -197,13 +197,19 @@ def _withheld(node: ast.stmt) -> str:
         return ""
     parts = list(_walk(node))
     if any(is_withheld(name, value) for part in parts for name, value in _named_constants(part)) or any(
-        isinstance(part, ast.Constant) and isinstance(part.value, str) and looks_secret("", part.value)
-        for part in parts
+        isinstance(part, ast.Constant) and isinstance(part.value, str) and _is_key(part.value) for part in parts
     ):
         return "its statement holds a key or password in plain text"
     if any(map(_changes_environment, parts)):
         return "its statement changes the environment; set the variable before a replay"
     return ""
+
+
+def _is_key(text: str) -> bool:
+    found = SecretMask()
+    mask_credentials(text, found)
+    # Names of models and folders look as random as keys, but have more than letters and digits.
+    return bool(found) or (text.isalnum() and looks_secret("", text))
 
 
 def _named_constants(node: ast.AST) -> Iterator[tuple[str, object]]:
