@@ -51,8 +51,8 @@ def kinds(*names: str) -> frozenset[str]:
     return frozenset(names)
 
 
-def a_record_of(execution_id: str, status: Status = Status.EXECUTING) -> Any:
-    job_status = a_job_status().model_copy(update={"job_id": execution_id})
+def a_record_of(execution_id: str) -> Any:
+    job_status = a_job_status(Status.EXECUTING, execution_id=execution_id)
     return a_record(request=a_request(execution_id=execution_id), job_status=job_status)
 
 
