@@ -290,6 +290,11 @@ def test_every_error_is_drawn_in_the_tree_and_told_on_its_page():
     assert not set(re.findall(r"`(\w+Error)`", page)) - public
 
 
+def test_the_changes_of_a_version_can_be_scanned():
+    unreleased = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("## Unreleased")[2].partition("\n## ")[0]
+    assert unreleased.count("\n- ") <= 60
+
+
 def test_every_setting_that_is_told_anywhere_exists():
     known = {f"EXECUTIONS_{name.upper()}" for name in settings.Settings.model_fields}
     sources = sorted((ROOT / "src").rglob("*.py"))
