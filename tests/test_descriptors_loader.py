@@ -4,7 +4,7 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import pytest
 import yaml
@@ -343,10 +343,10 @@ SLOWER = "(a|a)*$"
 @pytest.mark.parametrize("pattern", [SLOW, SLOWER])
 def test_a_slow_regular_expression_of_a_default_is_refused_in_time(pattern):
     schema = {"type": "string", "pattern": pattern, "default": "a" * 60 + "b"}
-    begin = perf_counter()
+    begin = process_time()
     many = {f"x{number}": {"schema": schema} for number in range(50)}
     assert re.search(r"(regular expression|does not fit)", refusal(a_document(inputs=many)))
-    assert perf_counter() - begin < 4 * SECONDS
+    assert process_time() - begin < 10 * SECONDS  # instead of 50 times as long
 
 
 @pytest.mark.parametrize(
