@@ -133,6 +133,7 @@ def test_a_flipped_bit_in_any_file_is_found(files: dict[str, bytes]) -> None:
 BY_DIGEST = ("manifest", "digests", "no-extra-files")
 
 
+@pytest.mark.long
 def test_every_flipped_byte_of_every_file_is_found(files: dict[str, bytes]) -> None:
     for path, data in files.items():
         changed = bytearray(data)

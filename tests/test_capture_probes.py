@@ -145,6 +145,7 @@ def told(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return json.loads((folder / "told.json").read_text())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("source", "fault"), ROWS)
 def test_a_run_survives_the_failure_of_a_source(source: str, fault: str, told: dict[str, Any]):
     result = told[f"{source} {fault}"]
@@ -154,6 +155,7 @@ def test_a_run_survives_the_failure_of_a_source(source: str, fault: str, told: d
         assert any(f"{NOTED[source]} (" in note for note in result["notes"]), result
 
 
+@pytest.mark.long
 def test_the_faults_reach_the_probes(told: dict[str, Any]):
     reached = {row.split(" ")[0] for row, result in told.items() if result["hits"]}
     assert NOTED.keys() <= reached

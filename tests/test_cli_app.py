@@ -296,6 +296,7 @@ def test_a_value_longer_than_a_terminal_line_is_not_cut(home):
     assert f"{link}\n" in on_a_terminal(["show", EXECUTION_ID], home)
 
 
+@pytest.mark.long
 def test_hostile_text_is_escaped_on_a_terminal(home):
     message = f"{HOSTILE} [bold]no markup[/bold]"
     kept(bench_at(home), job_status=record_of(end=Status.FAILED).job_status.model_copy(update={"message": message}))
@@ -992,6 +993,7 @@ def flow(tmp_path) -> str:
     return f"{tmp_path / 'greeting.py'}:greet"
 
 
+@pytest.mark.long
 def test_a_run_without_an_api_starts_a_local_server_and_is_recorded(home, flow, tmp_path):
     embedded = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_PROFILES_PATH": str(tmp_path / "profiles.toml")}
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
@@ -1093,6 +1095,7 @@ def many() -> None:
     assert shown["outputs"].endswith("tiles/07.bin (1.2 kB), and 4 more")
 
 
+@pytest.mark.long
 def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
     environment = os.environ | {"EXECUTIONS_HOME": str(home)}
     with subprocess.Popen(

@@ -268,6 +268,7 @@ def test_the_event_loop_runs_on_while_the_end_waits_for_the_code_of_another_run(
     assert bundles.record().status is Status.COMPLETED
 
 
+@pytest.mark.long
 def test_a_cancelled_async_method_with_a_full_thread_pool_records_its_error_and_masks_it(bundles):
     release = threading.Event()
 
@@ -881,6 +882,7 @@ def test_a_method_that_calls_a_method_leaves_two_bundles_with_their_own_logs(bun
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_ten_concurrent_runs_in_one_process_never_mix(bundles):
     @method(version="1")
     async def counts(number: int) -> None:

@@ -191,6 +191,7 @@ def outer(token: str):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("owned", [True, False])
 def test_a_method_in_a_subprocess_masks_the_secrets_of_its_caller(owned, bundles, home, told, tmp_path):
     (tmp_path / "spawning.py").write_text(IN_A_SUBPROCESS)

@@ -128,6 +128,7 @@ def test_only_the_events_of_the_execution_arrive_and_the_stream_reconnects(relay
         assert (end.name, end.method_id) == (EventName.COMPLETED, "segment-coins")
 
 
+@pytest.mark.long
 def test_events_emitted_just_before_the_connection_arrive_too(prefect_server):
     execution_id, then = str(uuid4()), datetime.now(UTC) - timedelta(seconds=10)
     prefect_events.emit(events.status_events(a_job_status(Status.FAILED, execution_id=execution_id, begins=then), then))

@@ -105,6 +105,7 @@ def status_of(url, auth=None):
         return error.code
 
 
+@pytest.mark.long
 def test_commands_share_one_server_which_ends_after_the_last_one(home, tmp_path):
     both = [command(home, tmp_path) for _ in range(2)]  # at once: they race to start it
     lines = [process.stdout.readline().split() for process in both]
@@ -161,6 +162,7 @@ def test_a_server_that_does_not_start_is_reported_with_its_reason(home, monkeypa
     assert find(home) is None
 
 
+@pytest.mark.long
 def test_a_database_of_a_newer_prefect_is_named(home, tmp_path, monkeypatch):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
     (tmp_path / "prefect").mkdir()
