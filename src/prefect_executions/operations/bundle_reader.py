@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from prefect_executions.bundles.incoming import find_bundles, open_container
-from prefect_executions.bundles.layout import DOCUMENTS, MANIFEST, OUTPUTS, BundleKind, is_execution_id
+from prefect_executions.bundles.layout import DOCUMENTS, MANIFEST, BundleKind, is_execution_id
 from prefect_executions.bundles.source import Source, record_of
 from prefect_executions.bundles.verify import DEFAULT_LIMITS
 from prefect_executions.capture.secrets import redact_url
@@ -21,8 +20,14 @@ from prefect_executions.errors import BundleError, NotFoundError, RequestError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.workbench.beside import Beside
-from prefect_executions.workbench.catalog import Catalog, Links, StorageState, StoredOutput, Stream
+from prefect_executions.workbench.catalog import Catalog, Links, StorageState, Stream
 from prefect_executions.workbench.lookup import path_of
+from prefect_executions.workbench.stored_outputs import (
+    StoredOutput,
+    checked_blocks,
+    output_named,
+    recorded_outputs,
+)
 
 
 class Reader(Protocol):
@@ -144,33 +149,14 @@ class BundleReader:
         return None
 
     def outputs(self, _execution_id: str) -> tuple[StoredOutput, ...]:
-        return tuple(
-            StoredOutput(output.path.removeprefix(f"{OUTPUTS}/"), output.size, output.media_type, output.sha256)
-            for output in self._record.job_status.outputs
-        )
+        return recorded_outputs(self._record)
 
     def output(self, execution_id: str, name: str) -> StoredOutput:
-        outputs = {output.name: output for output in self.outputs(execution_id)}
-        output = outputs.get(name) or outputs.get(name.removeprefix(f"{OUTPUTS}/"))
-        if output is None:
-            raise NotFoundError(
-                f"{self._target} has no output '{name}'. 'executions outputs {self._target}' lists them."
-            )
-        return output
+        return output_named(self.outputs(execution_id), name, of=self._target, target=self._target)
 
     def blocks(self, execution_id: str, name: str) -> Iterator[bytes]:
-        output, digest = self.output(execution_id, name), sha256()
-        size = self._source.files.get(output.path, output.size)
-        if size != output.size:
-            raise BundleError(f"{output.path} in {self._target} has {size} bytes and was recorded with {output.size}")
-        for block in self._blocks(output.path):
-            digest.update(block)
-            yield block
-        if output.sha256 is not None and digest.hexdigest() != output.sha256:
-            raise BundleError(
-                f"{output.path} in {self._target} has the digest {digest.hexdigest()} and was recorded as "
-                f"{output.sha256}. 'executions verify {self._target}' checks the other files."
-            )
+        output = self.output(execution_id, name)
+        return checked_blocks(self._blocks(output.path), output, of=self._target, target=self._target)
 
     def read(self, _execution_id: str, path: str) -> bytes:
         self._check_size(path)

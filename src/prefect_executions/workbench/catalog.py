@@ -30,11 +30,17 @@ from prefect_executions.errors import ArchiveError, BundleError, LedgerError, No
 from prefect_executions.executions.record import ExecutionRecord, Instance
 from prefect_executions.ledger.rows import ArchiveState, FileEdge, Relation
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
-from prefect_executions.mediatypes import media_type
 from prefect_executions.seekable import open_ranges
 from prefect_executions.workbench.beside import Beside, documents_beside, faults_beside
 from prefect_executions.workbench.local_copy import LocalCopy
 from prefect_executions.workbench.lookup import find
+from prefect_executions.workbench.stored_outputs import (
+    StoredOutput,
+    checked_blocks,
+    current_outputs,
+    output_named,
+    recorded_outputs,
+)
 from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -48,20 +54,6 @@ _BUFFER = 1 << 16
 
 _POLL = 0.3
 """Seconds between two reads of a log that is being written."""
-
-
-class StoredOutput(NamedTuple):
-    """One output: its name below ``outputs/``, size in bytes, media type, and its digest after gathering."""
-
-    name: str
-    size: int
-    media_type: str
-    sha256: str | None
-
-    @property
-    def path(self) -> str:
-        """Its path in the bundle."""
-        return f"{layout.OUTPUTS}/{self.name}"
 
 
 class StorageState(NamedTuple):
@@ -157,11 +149,8 @@ class Catalog:
         """Return the outputs and logs of an execution by name; for an open one, the current files."""
         bundle = self._local(execution_id)
         if bundle is not None and not bundle.sealed:
-            return tuple(sorted(_live_outputs(bundle.paths.outputs)))
-        return tuple(
-            StoredOutput(output.path.removeprefix(f"{layout.OUTPUTS}/"), output.size, output.media_type, output.sha256)
-            for output in self.record(execution_id).job_status.outputs
-        )
+            return current_outputs(bundle.paths.outputs)
+        return recorded_outputs(self.record(execution_id))
 
     def output(self, execution_id: str, name: str) -> StoredOutput:
         """Return the output *name*, which may begin with ``outputs/``.
@@ -169,13 +158,8 @@ class Catalog:
         Raises:
             NotFoundError: If there is no such output; the message says how to list them.
         """
-        outputs = {output.name: output for output in self.outputs(execution_id)}
-        output = outputs.get(name) or outputs.get(name.removeprefix(f"{layout.OUTPUTS}/"))
-        if output is None:
-            raise NotFoundError(
-                f"execution {execution_id} has no output '{name}'. 'executions outputs {execution_id}' lists them."
-            )
-        return output
+        outputs = self.outputs(execution_id)
+        return output_named(outputs, name, of=f"execution {execution_id}", target=execution_id)
 
     def open_output(self, execution_id: str, name: str) -> BinaryIO:
         """Open one output: the local file, or else its byte range in the archive's output.zip.
@@ -194,17 +178,10 @@ class Catalog:
             NotFoundError: If there is no such output.
             BundleError: If it is damaged or differs from its record; discard the blocks yielded so far.
         """
-        output = self.output(execution_id, name)
-        digest = sha256()
+        output, of = self.output(execution_id, name), f"execution {execution_id}"
         with self._open(execution_id, output.path) as stream:
-            for block in _read_output(stream, f"{output.path} of execution {execution_id}", output):
-                digest.update(block)
-                yield block
-        if output.sha256 is not None and digest.hexdigest() != output.sha256:
-            raise BundleError(
-                f"{output.path} of execution {execution_id} has the digest {digest.hexdigest()} and was recorded as "
-                f"{output.sha256}. 'executions verify {execution_id}' checks the other files."
-            )
+            blocks = _read_all(stream, f"{output.path} of {of}")
+            yield from checked_blocks(blocks, output, of=of, target=execution_id)
 
     def read(self, execution_id: str, path: str) -> bytes:
         """Return the content of one file by its path in the bundle.
@@ -216,10 +193,10 @@ class Catalog:
         if bundle is not None and not bundle.sealed:
             with suppress(OSError):
                 return (bundle.folder / path).read_bytes()
-        name = f"{path} of execution {execution_id}"
-        output = self.output(execution_id, path) if path.startswith(f"{layout.OUTPUTS}/") else None
+        if path.startswith(f"{layout.OUTPUTS}/"):
+            return b"".join(self.blocks(execution_id, path))
         with self._open(execution_id, path) as stream:
-            return b"".join(_read_output(stream, name, output) if output else _read_all(stream, name))
+            return b"".join(_read_all(stream, f"{path} of execution {execution_id}"))
 
     def log(self, execution_id: str, stream: Stream) -> BinaryIO:
         """Open a log, as far as it is written.
@@ -326,16 +303,6 @@ class Catalog:
         return io.BytesIO(archived.read(path))
 
 
-def _live_outputs(folder: Path) -> Iterator[StoredOutput]:
-    for above, _, names in os.walk(folder):
-        for name in names:
-            path = Path(above, name)
-            with suppress(OSError):  # the Method may remove it meanwhile
-                info = path.lstat()
-                if stat.S_ISREG(info.st_mode):
-                    yield StoredOutput(path.relative_to(folder).as_posix(), info.st_size, media_type(name), None)
-
-
 def _open_plain(path: Path) -> BinaryIO:
     """Open a regular file; links are not followed and pipes do not block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -352,16 +319,6 @@ def _read_all(stream: BinaryIO, name: str) -> Iterator[bytes]:
         yield from iter(lambda: stream.read(_BLOCK), b"")
     except (OSError, *ZIP_ERRORS) as error:
         raise BundleError(f"{name} cannot be read: {error}") from error
-
-
-def _read_output(stream: BinaryIO, name: str, output: StoredOutput) -> Iterator[bytes]:
-    """Yield an output; refuse a sealed one that is larger than recorded, for example in a forged zip."""
-    size = 0
-    for block in _read_all(stream, name):
-        size += len(block)
-        if size > output.size and output.sha256 is not None:
-            raise BundleError(f"{name} has more than the recorded {output.size} bytes")
-        yield block
 
 
 def _read_from(path: Path, position: int) -> Iterator[bytes]:

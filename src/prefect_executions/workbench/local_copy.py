@@ -212,8 +212,8 @@ def _restore(copy: LocalCopy, archived: ArchivedBundle | None, aside: Path) -> t
 def _check_same_bundle(copy: LocalCopy, archived: Mapping[str, str], manifest_sha256: str) -> None:
     """Refuse to replace the manifest if it fits the files here better than that of the archive does.
 
-    A damaged manifest fits fewer files. If it fits more, somebody has replaced the bundle in the archive, or the
-    one here, and restoring would destroy the evidence.
+    A damaged manifest fits fewer files. One that fits more files belongs to another bundle: either copy was
+    replaced, and restoring would destroy the evidence.
     """
     try:
         local = copy.listed

@@ -142,4 +142,4 @@ def local_ids(workbench: Workbench) -> Iterator[str]:
     """Yield the ids of the bundles on the workbench, unsorted."""
     if workbench.folder.is_dir():
         names = (entry.name for entry in workbench.folder.iterdir() if entry.is_dir())
-        yield from (name for name in names if not name.startswith("."))  # those are no bundles, as `.server`
+        yield from (name for name in names if not name.startswith("."))  # folders such as .server do not hold bundles
