@@ -14,6 +14,7 @@ import pytest
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from journeys import command
 from prefect_executions.bundles.gather import gather
+from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.cli.app import main
 from prefect_executions.comparison.verdict import Agreement, Grade, Verdict
@@ -24,6 +25,7 @@ from prefect_executions.operations.bundle_reader import Opened
 from prefect_executions.operations.compare import compare_executions
 from prefect_executions.operations.replay import open_replayable, prepare_replay
 from prefect_executions.workbench.catalog import Catalog
+from prefect_executions.workbench.workbench import Workbench
 from records import (
     EXECUTION_ID,
     OUTPUTS,
@@ -155,22 +157,30 @@ def test_a_folder_of_two_bundles_is_refused(home):
         pass
 
 
+OTHER_REGIONS = {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n"}
+
+
+def verdict_on(bench: Workbench, replay: OpenBundle) -> Verdict:
+    """Return the verdict on the open bundle of a *replay* of the kept execution."""
+    with replay.lock():
+        gather(replay)
+    with (
+        open_replayable(Catalog(bench), EXECUTION_ID) as (record, source),
+        prepare_replay(record, source, {}) as ready,
+    ):
+        return ready.verdict(replay, tolerance=0, well=True)
+
+
 @pytest.mark.parametrize("where", ["workbench", "archive"])
 def test_the_verdict_is_written_before_the_seal_and_sealed_with_it(home, where):
     bench = bench_at(home)
     first = kept(bench)
     if where == "archive":
         first.discard()
-    outputs = {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n", "outputs/new.txt": b""}
+    outputs = {**OTHER_REGIONS, "outputs/new.txt": b""}
     del outputs["outputs/maps/labels.tif"]
     second = begun(bench, record_of(OTHER_ID), outputs)
-    with second.lock():
-        gather(second)
-    with (
-        open_replayable(Catalog(bench), EXECUTION_ID) as (record, source),
-        prepare_replay(record, source, {}) as ready,
-    ):
-        verdict = ready.verdict(second, tolerance=0, well=True)
+    verdict = verdict_on(bench, second)
     result = {one.path: (one.agreement, one.words) for one in verdict.outputs}
     area = "column area differs in 1 of 1 rows, largest relative difference 0.00038"
     assert result["outputs/regions.csv"] == (Agreement.DIFFERS, (area,))
@@ -190,16 +200,8 @@ def test_an_output_is_compared_as_the_recorded_method_and_its_code_declare(home,
     declared = Comparison(tolerance=tolerance)
     method = a_method(comparisons={"*.csv": declared})
     kept(bench, method=method).discard()
-    second = begun(
-        bench, record_of(OTHER_ID, method=method), {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n"}
-    )
-    with second.lock():
-        gather(second)
-    with (
-        open_replayable(Catalog(bench), EXECUTION_ID) as (record, source),
-        prepare_replay(record, source, {}) as ready,
-    ):
-        verdict = ready.verdict(second, tolerance=0, well=True)
+    second = begun(bench, record_of(OTHER_ID, method=method), OTHER_REGIONS)
+    verdict = verdict_on(bench, second)
     [regions] = [one for one in verdict.outputs if one.path == "outputs/regions.csv"]
     assert (regions.agreement, regions.declared) == (agreement, declared)
     bench.leases.release(OTHER_ID)
@@ -213,14 +215,8 @@ def test_an_output_is_compared_as_the_recorded_method_and_its_code_declare(home,
 def test_a_comparison_that_only_the_bundle_declares_excuses_nothing(home):
     bench = bench_at(home)
     kept(bench, method=a_method(comparisons={"*": Comparison(volatile=("*",))})).discard()
-    second = begun(bench, record_of(OTHER_ID), {**OUTPUTS, "outputs/regions.csv": b"label,area\n1,2605\n"})
-    with second.lock():
-        gather(second)
-    with (
-        open_replayable(Catalog(bench), EXECUTION_ID) as (record, source),
-        prepare_replay(record, source, {}) as ready,
-    ):
-        verdict = ready.verdict(second, tolerance=0, well=True)
+    second = begun(bench, record_of(OTHER_ID), OTHER_REGIONS)
+    verdict = verdict_on(bench, second)
     [regions] = [one for one in verdict.outputs if one.path == "outputs/regions.csv"]
     assert (regions.agreement, regions.declared) == (Agreement.DIFFERS, None)
     assert verdict.code == ("the code declares other comparisons of outputs than the recorded Method",)
