@@ -355,7 +355,7 @@ def test_an_execution_is_not_its_own_relative(bundles):
             "replay",
             "metadata/request.json",
             lambda d: d["files"].append(d["files"][0] | {"input": "film"}),
-            "has a file for 'film', which is no input of the request",
+            "has a file for the input 'film', which the request does not have",
         ),
     ],
 )

@@ -48,11 +48,11 @@ def of_another_execution(instance: Any) -> None:
 
 
 CHANGES: Mapping[str, tuple[str, Callable[[Any], object], str]] = {
-    "a run of another execution": (INSTANCE, of_another_execution, "which is no task of 0b1e"),
+    "a run of another execution": (INSTANCE, of_another_execution, "belongs to another execution"),
     "a run with another id than its task": (
         INSTANCE,
         lambda d: d["runs"][0].update(id=f"{EXECUTION_ID}.1.3"),
-        "which is no task of 0b1e",
+        "belongs to another execution",
     ),
     "a run twice": (INSTANCE, lambda d: d["runs"].append(d["runs"][0]), f"has the run '{FIRST}' 2 times"),
     "a run without its plan": (

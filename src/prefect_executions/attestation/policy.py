@@ -61,7 +61,7 @@ class SignaturePolicy:
 
     def judge(self, envelope: Envelope) -> tuple[JudgedSignature, ...]:
         """Check each signature of *envelope*."""
-        signed = envelope.signed  # built anew at each access
+        signed = envelope.signed  # each access decodes it again
         return tuple(
             JudgedSignature(signature.key_id, self._state(signed, signature.key_id, signature.data))
             for signature in envelope.signatures

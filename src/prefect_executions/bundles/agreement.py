@@ -90,7 +90,7 @@ def _request_facts(record: ExecutionRecord) -> Findings:
         yield f"{ExecuteRequest.file_name} has two parents"
     for name in sorted({file.input for file in request.files}):
         if not any(name == value or name.startswith(f"{value}.") for value in request.values):
-            yield f"{ExecuteRequest.file_name} has a file for {name!r}, which is no input of the request"
+            yield f"{ExecuteRequest.file_name} has a file for the input {name!r}, which the request does not have"
 
 
 def _machine_facts(instance: Instance) -> Findings:

@@ -57,7 +57,7 @@ def scripts(evidence: Evidence) -> Findings:
     yield from _run_faults(status.job_id, runs)
     for task in sorted({entry.task for entry in status.history if entry.task is not None}):
         if not task.startswith(f"{status.job_id}."):
-            yield f"{JobStatus.file_name} has a phase of {task!r}, which is no task of this execution"
+            yield f"{JobStatus.file_name} has a phase of {task!r}, a task of another execution"
     plans = {}
     for name, paths in _folders(evidence).items():
         yield from _file_faults(name, paths)
@@ -75,7 +75,7 @@ def _run_faults(execution_id: str, runs: Iterable[ScriptRun]) -> Iterator[str]:
             yield f"{Instance.file_name} has the run {run_id!r} {count} times"
     for run in runs:
         if not run.task.startswith(f"{execution_id}.") or run.id not in {run.task, run.task + _UNDEPLOY}:
-            yield f"{Instance.file_name} has the run {run.id!r} of {run.task!r}, which is no task of {execution_id}"
+            yield f"{Instance.file_name}: the run {run.id!r} of the task {run.task!r} belongs to another execution"
         if run.started and run.ended and run.started - run.ended > CLOCK_SKEW:
             yield f"{Instance.file_name}: the run {run.id!r} ended at {run.ended}, before its start at {run.started}"
 

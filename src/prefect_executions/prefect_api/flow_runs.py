@@ -195,8 +195,8 @@ def created_by(run: FlowRun) -> dict[str, str] | None:
 def requester(run: FlowRun) -> Agent | None:
     """Return who requested *run* as far as Prefect knows it; None if a process called the flow itself.
 
-    A run of a deployment may come from Prefect's page or from any program; Prefect's open-source server does not
-    record who asked for it. Then the agent has no name: the user of the worker's process is somebody else.
+    Prefect's open-source server does not record who starts a run of a deployment. The agent then has no name,
+    because the user of the worker's process did not request the run.
     """
     creator = created_by(run) or {}
     name = creator.get("name") or run.labels.get(REQUESTER_LABEL)
