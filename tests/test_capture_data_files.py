@@ -71,7 +71,7 @@ def judged(folder, *names: str, **options):
             "known": (),
             "before": time.time_ns() + 10**9,
             "tracked": None,
-            "secret": lambda content: b"SECRET" in content,
+            "secret": lambda _path, content: b"SECRET" in content,
             "limit": 2**23,
             **options,
         },
@@ -156,18 +156,31 @@ def test_all_kept_files_together_have_at_most_the_limit(tmp_path):
         ("my_own = abc\n", True),
         ("db:\n  password: hunter2\n", True),
         ("password:\n  hunter2\n", True),
+        ('{"user": "ada", "password": "hunter2hunter2"}', True),
+        ("password: null\npassword_hash: true\n", False),
         ("max_tokens: 100\ntokenizer: bpe\nkeyword=x\n", False),
         ("password: env:DB\n", False),
         ("text,area\na,1.5\n", False),
     ],
 )
 def test_a_data_file_with_a_secret_name_or_credentials_in_a_url_is_not_kept(content, revealing):
-    assert _reveals(SecretMask(), ("my_own",), content.encode()) is revealing
+    assert _reveals(SecretMask(), ("my_own",), "code/settings.json", content.encode()) is revealing
 
 
-@pytest.mark.parametrize("content", [b",,,,\n" * 100_000, b"\x00\x01\n" * 200_000, b"a\n" * 200_000, b" " * 500_000])
-def test_a_large_file_without_members_is_judged_in_linear_time(content):
-    assert _reveals(SecretMask(), (), content) is False
+def test_source_files_have_variables_with_secret_names():
+    source = b"def connect(password: str) -> None:\n    token = login(password)\n"
+    assert not _reveals(SecretMask(), (), "code/_outside/site-packages/made/__init__.py", source)
+    assert _reveals(SecretMask(), (), "code/settings.ini", b"password = hunter2hunter2\n")
+    known = SecretMask()
+    known.add("hunter2hunter2")
+    assert _reveals(known, (), "code/made.py", b"password = 'hunter2hunter2'\n")
+
+
+@pytest.mark.parametrize(
+    "content", [b",,,,\n" * 100_000, b"\x00\x01\n" * 200_000, b"a\n" * 200_000, b" " * 500_000, b"a=" * 250_000]
+)
+def test_a_large_file_without_secrets_is_judged_in_linear_time(content):
+    assert _reveals(SecretMask(), (), "code/data.bin", content) is False
 
 
 def test_a_file_below_a_folder_of_another_project_has_the_path_of_that_folder(tmp_path):

@@ -132,7 +132,7 @@ for number in range(2 * opened_files.MOST_NOTED + 1):
         open(f"{number}.txt").close()
     except OSError:
         pass
-data = opened_data(identity, run_start(meth.m), before=time.time_ns(), apart=(), secret=lambda _: False)
+data = opened_data(identity, run_start(meth.m), before=time.time_ns(), apart=(), secret=lambda *_: False)
 print(with_data(identity, data)[0].lacking)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)

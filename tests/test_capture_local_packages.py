@@ -45,7 +45,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def kept(name: str, origin: PackageOrigin = FROM_DISK, *, secret: bytes = b"nothing", limit: int = 10_000):
-    files = local_packages({name: origin}, secret=lambda content: secret in content, limit=limit)
+    files = local_packages({name: origin}, secret=lambda _path, content: secret in content, limit=limit)
     return {file.path.removeprefix("_outside/site-packages/"): file.content for file in files}
 
 
@@ -95,7 +95,7 @@ def test_a_package_with_damaged_metadata_does_not_hide_the_others(installed):
     (folder / "damaged-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: damaged\nVersion: 1.0\n")
     (folder / "damaged-1.0.dist-info/RECORD").write_bytes(b"\xff\xfe\n")
     origins = dict.fromkeys(["never-installed", "damaged", name], FROM_DISK)
-    files = [file.path for file in local_packages(origins, secret=lambda _: False, limit=10_000)]
+    files = [file.path for file in local_packages(origins, secret=lambda *_: False, limit=10_000)]
     assert f"_outside/site-packages/{name}/__init__.py" in files
 
 

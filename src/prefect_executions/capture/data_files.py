@@ -24,6 +24,10 @@ _SECRET_NAMES = re.compile(
 )
 
 
+IsSecret = Callable[[str, bytes], bool]
+"""Says whether a file, by its path and content, may hold a credential."""
+
+
 class DataFile(NamedTuple):
     """A file that the Method opened, by its path below ``code/``: its bytes, or why they are not kept."""
 
@@ -42,7 +46,7 @@ def data_files(
     known: Container[str],
     before: int,
     tracked: Callable[[str], bool] | None,
-    secret: Callable[[bytes], bool],
+    secret: IsSecret,
     limit: int,
 ) -> Iterator[DataFile]:
     """Yield the *opened* files that are below the folder *top* and below one of *folders*, which have source files.
@@ -52,7 +56,7 @@ def data_files(
 
     *known* files, and files that are one of *apart* or below it, do not count, nor files that changed after
     the moment *before*, in nanoseconds of the epoch: the run has made them. *tracked* says whether Git
-    tracks a file; it is None outside Git. *secret* says whether a content holds a credential. All kept files
+    tracks a file; it is None outside Git. *secret* says whether a file may hold a credential. All kept files
     together have at most *limit* bytes.
     """
     above, top_slash = tuple(map(_with_slash, folders)), _with_slash(top)
@@ -88,7 +92,7 @@ def _judged(
     before: int,
     tracked: Callable[[str], bool] | None,
     *,
-    secret: Callable[[bytes], bool],
+    secret: IsSecret,
     limit: int,
 ) -> Iterator[DataFile]:
     try:
@@ -111,13 +115,13 @@ def _judged(
         yield _read(path, relative, secret)
 
 
-def _read(path: str, relative: str, secret: Callable[[bytes], bool]) -> DataFile:
+def _read(path: str, relative: str, secret: IsSecret) -> DataFile:
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - names are text here
             content = file.read(LARGEST + 1)
     except OSError as error:
         return DataFile(relative, None, f"it cannot be read: {error.strerror}")
-    if secret(content):
+    if secret(relative, content):
         return DataFile(relative, None, "it may hold credentials")
     return DataFile(relative, content)
 

@@ -26,7 +26,7 @@ from prefect_executions.capture.code import (
     source_of,
     source_text,
 )
-from prefect_executions.capture.data_files import DataFile, data_files
+from prefect_executions.capture.data_files import DataFile, IsSecret, data_files
 from prefect_executions.capture.project import OUTSIDE, as_text
 from prefect_executions.methods.model import CodeIdentity, LackingFile, SourceFile
 
@@ -92,7 +92,7 @@ def opened_data(
     *,
     before: int,
     apart: Iterable[str],
-    secret: Callable[[bytes], bool],
+    secret: IsSecret,
     cache: CodeCache = PROCESS,
 ) -> list[DataFile]:
     """Return the data files beside the code that this process has opened.

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from prefect_executions.capture.data_files import DataFile, may_hold_credentials
+from prefect_executions.capture.data_files import DataFile, IsSecret, may_hold_credentials
 from prefect_executions.capture.project import OUTSIDE
 from prefect_executions.executions.local_packages import DISTRIBUTION
 from prefect_executions.executions.record import PackageOrigin
@@ -19,9 +19,7 @@ FOLDER = f"{OUTSIDE}/site-packages"
 _OF_INSTALLERS = {"INSTALLER", "REQUESTED", "uv_build.json", "uv_cache.json"}
 
 
-def local_packages(
-    origins: Mapping[str, PackageOrigin], *, secret: Callable[[bytes], bool], limit: int
-) -> Iterator[DataFile]:
+def local_packages(origins: Mapping[str, PackageOrigin], *, secret: IsSecret, limit: int) -> Iterator[DataFile]:
     """Yield the files of each package that has a loaded module and came from a disk, except editable packages.
 
     The modules of an editable package are kept with the author's code. A package is left out as a whole if it does
@@ -60,5 +58,5 @@ def _modules(files: Iterable[str]) -> Iterator[str]:
             yield file.split("/")[0].partition(".")[0]
 
 
-def _is_secret(relative: str, content: bytes, secret: Callable[[bytes], bool]) -> bool:
-    return (not relative.endswith(".py") and may_hold_credentials(relative)) or secret(content)
+def _is_secret(relative: str, content: bytes, secret: IsSecret) -> bool:
+    return (not relative.endswith(".py") and may_hold_credentials(relative)) or secret(relative, content)

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, AnyStr, BinaryIO
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlsplit
 
+from prefect_executions.methods.secrets import is_withheld
+
 MASK = "********"
 
 # A shorter value would mask ordinary text.
@@ -65,6 +67,13 @@ _TOKENS = re.compile(
     rb"|\b(gh[pousr]_|github_pat_|glpat-|sk_live_|rk_live_|hf_|pypi-|npm_|dop_v1_)[A-Za-z0-9_]{30,}"
     rb"|\bxox[abeprs]-[0-9A-Za-z-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY-----\s"
 )
+_MEMBER = re.compile(r"""(?<![\w.-])([\w.-]++)[\\"']*+[^\S\n]*+[:=](?=\s*+([\\"']*+)([^\s"',)}\]\\]{1,200}+))""")
+"""A name and its value in a text, such as ``name=value`` or ``'name': value``; the value may be on the next line.
+
+A value may itself be a member, as in YAML. The limit keeps the time linear.
+"""
+
+_NO_VALUES = frozenset({MASK, "None", "True", "False", "null", "true", "false"})
 _LONGEST_FORM = 4096
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _ONE_WORD = re.compile(r"[A-Za-z0-9+/=_-]{32,}")
@@ -247,6 +256,17 @@ def reveals(blocks: Iterable[bytes], mask: SecretMask) -> bool:
             return True
         seen = seen[-_LONGEST_FORM:]
     return False
+
+
+def names_secret(text: str, names: tuple[str, ...] = ()) -> bool:
+    """Whether *text*, such as a settings file, has a member whose name says that its value is secret.
+
+    *names* are the operator's additional names of secrets.
+    """
+    return any(
+        value not in _NO_VALUES and is_withheld(name, value if quoted or not value.isdecimal() else int(value), names)
+        for name, quoted, value in _MEMBER.findall(text)
+    )
 
 
 def redact_url(url: str, *, query: bool = True) -> str:

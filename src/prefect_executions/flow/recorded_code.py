@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -10,16 +9,9 @@ from prefect_executions.capture.code import KEPT_BYTES, PROCESS, RunStart
 from prefect_executions.capture.late_code import late_modules, opened_data, with_data
 from prefect_executions.capture.local_packages import local_packages
 from prefect_executions.capture.parameters import plain_text_defaults
-from prefect_executions.capture.secrets import SecretMask, redact_urls, reveals
+from prefect_executions.capture.secrets import SecretMask, names_secret, redact_urls, reveals
 from prefect_executions.flow.declared import Declared
 from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, LackingFile, Method
-from prefect_executions.methods.secrets import is_withheld
-
-_MEMBER = re.compile(r"""^[^\w\n]*+(\w[\w.-]*+)["']?[^\S\n]*+[:=](?=\s*+["']?([^\s"',#]+))""", re.MULTILINE)
-"""A line of a settings file in YAML, TOML, INI or JSON: a name and its value, which may be on a later line.
-
-It takes linear time, and a member on the next line is matched as well.
-"""
 
 
 def with_late_code(
@@ -86,11 +78,12 @@ def _paths(identity: CodeIdentity) -> set[str]:
     return {file.path for file in (*identity.files, *(identity.data_files or ()))}
 
 
-def _reveals(mask: SecretMask, names: tuple[str, ...], content: bytes) -> bool:
-    """Whether a data file holds a known secret, credentials in a URL, or a value with a secret name."""
-    text = content.decode(errors="replace")
-    return (
-        reveals([content], mask)
-        or redact_urls(text) != text
-        or any(is_withheld(name, value, names) for name, value in _MEMBER.findall(text))
-    )
+def _reveals(mask: SecretMask, names: tuple[str, ...], path: str, content: bytes) -> bool:
+    """Whether a data file holds a known secret, credentials in a URL, or a value with a secret name.
+
+    Source files have variables with such names, so only the first counts in them, as in the author's own modules.
+    """
+    if reveals([content], mask):
+        return True
+    text = "" if path.endswith(".py") else content.decode(errors="replace")
+    return redact_urls(text) != text or names_secret(text, names)

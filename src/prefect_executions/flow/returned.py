@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -22,7 +21,14 @@ from prefect.futures import PrefectFuture
 from pydantic import BaseModel
 
 from prefect_executions.capture.parameters import without_credentials
-from prefect_executions.capture.secrets import MASK, SecretMask, looks_secret, mask_credentials, redact_urls
+from prefect_executions.capture.secrets import (
+    MASK,
+    SecretMask,
+    looks_secret,
+    mask_credentials,
+    names_secret,
+    redact_urls,
+)
 from prefect_executions.documents import clean_text
 from prefect_executions.executions.record import Returned
 from prefect_executions.executions.values import readable_form, type_name
@@ -42,11 +48,6 @@ _BEGINNING = 1000
 
 _WINDOW = _BEGINNING + 4096
 """Characters that are searched for keys and URLs, so that the end of the recorded text does not cut one in two."""
-
-_MEMBER = re.compile(r"""(?<![\w.-])([\w.-]++)[\\"']*+[^\S\n]*+[:=][^\S\n]*+[\\"']*+([^\s"',)}\]\\]++)""")
-"""A name and its value in a text, such as ``name=value`` or ``'name': value``."""
-
-_NO_SECRETS = frozenset({MASK, "None", "True", "False", "null", "true", "false"})
 
 
 def returned_value(value: Any, mask: SecretMask, names: tuple[str, ...] = ()) -> Returned | None:
@@ -79,15 +80,8 @@ def _beginning(value: object, mask: SecretMask, names: tuple[str, ...]) -> str |
         short = _Short(mask, names)
         text = short.masked(value) if isinstance(value, str) else short.repr(value)
         text = clean_text(text)[:_BEGINNING]
-        return None if text == short.repr_type(value) or _names_secret(text, names) else text
+        return None if text == short.repr_type(value) or names_secret(text, names) else text
     return None
-
-
-def _names_secret(text: str, names: tuple[str, ...]) -> bool:
-    return any(
-        value not in _NO_SECRETS and is_withheld(name, int(value) if value.isdecimal() else value, names)
-        for name, value in _MEMBER.findall(text)
-    )
 
 
 class _SecretError(Exception):
@@ -129,7 +123,7 @@ class _Short(Repr):
         clean = MASK if len(text) < _WINDOW and looks_secret("", redact_urls(text)) else redact_urls(text)
         mask_credentials(clean, found)
         clean = found.mask(clean)[:_BEGINNING]
-        if _names_secret(clean, self._names):
+        if names_secret(clean, self._names):
             raise _SecretError
         return clean
 
