@@ -180,10 +180,8 @@ def packages(evidence: Evidence) -> Findings:
         return
     for name in sorted((instance.package_origins or {}).keys() - recorded.keys()):
         yield f"{Instance.file_name} has the origin of the package {name[:200]!r}, and not the package"
-    if not recorded or REQUIREMENTS not in evidence.files:  # a refused request records no packages
+    if not recorded or REQUIREMENTS not in evidence.files:  # without packages: a run that was refused or never started
         return
-    if not recorded and instance.hostname is None:
-        return  # the run never started: nothing of its process was observed, and the requirements came with the code
     size, limit = evidence.files[REQUIREMENTS], evidence.limits.document
     if size > limit:
         yield f"{REQUIREMENTS!r} has {size} bytes, and a document may have {limit}"

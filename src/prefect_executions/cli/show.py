@@ -307,7 +307,7 @@ def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
     # Start-up time of the CLI.
     from prefect_executions.executions.local_packages import local_packages, summary  # noqa: PLC0415
 
-    yield "lacks for --isolated", summary(local_packages(record))
+    yield "lacks for an isolated replay", summary(local_packages(record))
     if code.lacking:
         yield "lacks for a replay", "\n".join(f"{file.path}: {file.why}" for file in code.lacking)
 

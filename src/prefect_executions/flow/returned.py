@@ -96,7 +96,6 @@ class _Short(Repr):
 
     def __init__(self, mask: SecretMask, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.maxstring = self.maxother = _BEGINNING
         self.maxlong = 100
         self.maxlist = self.maxtuple = self.maxdeque = self.maxarray = 20
         self._mask, self._names = mask, names
