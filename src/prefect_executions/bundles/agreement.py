@@ -22,7 +22,6 @@ from prefect_executions.executions.record import (
     ExecuteRequest,
     ExecutionRecord,
     Instance,
-    Process,
     Usage,
 )
 from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
@@ -94,15 +93,14 @@ def _request_facts(record: ExecutionRecord) -> Findings:
 
 
 def _machine_facts(instance: Instance) -> Findings:
-    process = instance.process or Process(pid=instance.pid or 0)
-    if instance.pid is not None and instance.pid != process.pid:  # the host may be renamed while its process lives
-        yield f"{Instance.file_name}: pid is {instance.pid}; its process has {process.pid}"
+    # The host may be renamed while its process lives, so only the process ids are compared.
+    if instance.process and instance.pid not in {None, instance.process.pid}:
+        yield f"{Instance.file_name}: pid is {instance.pid}; its process has {instance.process.pid}"
     usage = instance.usage or Usage()
-    for member, value in (("wallSeconds", usage.wall_seconds), ("cpuSeconds", usage.cpu_seconds)):
-        if value is not None and value < 0:
-            yield f"{Instance.file_name}: {member} is {value}, less than nothing"
-    if usage.peak_memory is not None and usage.peak_memory < 0:
-        yield f"{Instance.file_name}: peakMemory is {usage.peak_memory}, less than nothing"
+    amounts = {"wallSeconds": usage.wall_seconds, "cpuSeconds": usage.cpu_seconds, "peakMemory": usage.peak_memory}
+    for member, amount in amounts.items():
+        if amount is not None and amount < 0:
+            yield f"{Instance.file_name}: {member} is {amount}, below zero"
 
 
 def inputs(evidence: Evidence) -> Findings:
