@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from homes import Bundles
 from prefect_executions import InputFile, current_execution, method
+from prefect_executions.flow.hints import is_data_file
 from prefect_executions.lifecycle.history import EntryKind
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -76,13 +78,22 @@ def test_an_input_that_is_the_path_of_a_file_and_not_declared_is_noted(bundles, 
         Path("a.csv"),
         ["none", "a.csv"],
         "a.csv",
-        ["none", "empty", ".", "a\0", "x" * 10_000],
+        ["none", "empty", ".", "x" * 10_000],
         words=["word"] * 20 + ["a.csv"],
     )
     sentence = "the input '{}' is the path of a file that is not declared as one; annotate it as InputFile"
     assert [note.partition(", and")[0] for note in notes(bundles)] == [
         sentence.format(name) for name in ("text", "path", "many")
     ]
+
+
+@pytest.mark.parametrize("text", ["", "none", ".", "a\0", "\ud800", "a.csv\n", "x" * 10_000])
+def test_a_text_that_is_not_the_path_of_a_file_is_no_data(folder, text):
+    # Directly, because Prefect's server refuses some of these as parameters when it keeps them in PostgreSQL.
+    (folder / "a.csv").write_text("1")
+    begun = time.time_ns()
+    assert is_data_file("a.csv", begun)
+    assert not is_data_file(text, begun)
 
 
 def test_a_method_that_does_neither_has_no_note(bundles, folder):

@@ -72,11 +72,11 @@ def _undeclared(call: Call, record: ExecutionRecord) -> Iterator[str]:
             continue
         values = value if isinstance(value, list | tuple) else [value]
         paths = (each for each in values if isinstance(each, str | Path) and not isinstance(each, InputFile))
-        if any(_is_data(str(path), call.begun) for path in islice(paths, _MOST_TRIED)):
+        if any(is_data_file(str(path), call.begun) for path in islice(paths, _MOST_TRIED)):
             yield name
 
 
-def _is_data(text: str, begun: int) -> bool:
+def is_data_file(text: str, begun: int) -> bool:
     """Whether *text* is the path of a file that had content when the run began, in nanoseconds of the epoch."""
     if not 0 < len(text) <= _LONGEST_PATH or "\n" in text:
         return False
