@@ -70,10 +70,10 @@ def forget() -> None:
 def run(method: Any, source: str, fault: str) -> dict[str, Any]:
     from prefect.states import State  # noqa: PLC0415 - its import takes seconds
 
+    from prefect_executions import background  # noqa: PLC0415 - as above
     from prefect_executions.bundles.verify import verify  # noqa: PLC0415 - as above
     from prefect_executions.executions.record import ExecutionRecord  # noqa: PLC0415 - as above
     from prefect_executions.settings import Settings  # noqa: PLC0415 - as above
-    from prefect_executions.workbench import background  # noqa: PLC0415 - as above
 
     forget()
     workbench = Settings.read().workbench_folder

@@ -111,8 +111,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def told(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """Return a function that runs the command line here, checks its exit code and returns the JSON that it shows."""
+    from prefect_executions import background  # noqa: PLC0415 - the same
     from prefect_executions.cli.app import main  # noqa: PLC0415 - most tests need none
-    from prefect_executions.workbench import background  # noqa: PLC0415 - the same
 
     def run(*arguments: str, code: int = 0) -> Any:
         capsys.readouterr()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from prefect_executions import background
 from prefect_executions.bundles.verify import verify
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.lifecycle.history import EntryKind
-from prefect_executions.workbench import background
 
 WHOLE_WAY = ["CREATED", "SCHEDULED", "STARTED", "EXECUTING"]
 

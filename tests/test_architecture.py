@@ -17,7 +17,7 @@ from source_tree import PACKAGE, Function, Module, SourceTree
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"durations", "errors", "fsync", "mediatypes", "seekable", "tracepoints"},
+    {"background", "durations", "errors", "fsync", "mediatypes", "seekable", "tracepoints"},
     {"documents", "patterns", "settings"},
     {"lifecycle", "methods", "datasets"},
     {"executions", "descriptors", "query"},
@@ -89,12 +89,7 @@ NOUNS = {"incoming", "keyring", "opening", "recording", "sealing", "staging"}
 EXITS = {"exit", "quit", "sys.exit", "os._exit", "SystemExit"}
 
 THREADS = {"Thread", "Timer", "start_new_thread"}
-STARTS_THREADS = {
-    "workbench.background",
-    "capture",
-    "runtimes",
-    "prefect_api.events",  # below `workbench`: event delivery and the event listener
-}
+STARTS_THREADS = {"background", "capture", "runtimes"}
 
 READS_SETTINGS = {"cli", "flow", "web"}
 
@@ -301,7 +296,7 @@ def runtimes_are_compared_in_their_package_only(tree: SourceTree) -> Iterator[st
 
 
 def threads_start_in_few_places(tree: SourceTree) -> Iterator[str]:
-    """Only `workbench.background`, `capture` and `runtimes` start threads; other modules submit work to the first.
+    """Only `background`, `capture` and `runtimes` start threads; other modules submit work to the first.
 
     A bounded `ThreadPoolExecutor` inside one function is no background thread: its work ends before the function does.
     """
@@ -486,7 +481,7 @@ VIOLATIONS = {
         ("flow.py", "ENDS = [StateType.CRASHED, StateType.CANCELLED]", "lists Prefect's states CRASHED, CANCELLED"),
     ],
     "threads_start_in_few_places": [
-        ("flow.py", "def f(g):\n    threading.Thread(target=g).start()", "flow.py:2: threading.Thread outside capture"),
+        ("flow.py", "def f(g):\n    threading.Thread(target=g).start()", "flow.py:2: threading.Thread outside background"),
         ("workbench.py", "from threading import Timer\nTimer(1, print).start()", "workbench.py:2: Timer outside"),
         ("flow.py", "class Replica(threading.Thread): ...", "flow.py:1: threading.Thread outside"),
     ],

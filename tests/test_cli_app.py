@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
+from prefect_executions import background
 from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import app, main
 from prefect_executions.cli.arguments import parse_inputs, parse_time
@@ -44,7 +45,6 @@ from prefect_executions.flow.descriptor import DescriptorMethod
 from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import background
 from records import (
     EXECUTION_ID,
     NOON,

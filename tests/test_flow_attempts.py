@@ -31,14 +31,13 @@ from pydantic import SecretStr
 
 from homes import WHOLE_WAY, Bundles, kinds
 from journeys import waited
-from prefect_executions import InputFile, MethodFlow, current_execution, method
+from prefect_executions import InputFile, MethodFlow, background, current_execution, method
 from prefect_executions.cli.app import main
 from prefect_executions.executions.record import ExecutionRecord, Relative
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.workbench import background
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

@@ -36,7 +36,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from homes import WHOLE_WAY, Bundles, holding, kinds
-from prefect_executions import Comparison, Execution, InputFile, MethodFlow, current_execution, method
+from prefect_executions import Comparison, Execution, InputFile, MethodFlow, background, current_execution, method
 from prefect_executions.capture.code import PROCESS
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
 from prefect_executions.executions.record import Returned
@@ -46,7 +46,6 @@ from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.prefect_api import events as prefect_events
-from prefect_executions.workbench import background
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

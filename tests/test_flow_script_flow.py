@@ -19,7 +19,7 @@ from prefect.states import Cancelling
 
 from homes import Bundles, holding
 from journeys import command, program, waited
-from prefect_executions import Method
+from prefect_executions import Method, background
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.cli.app import main
 from prefect_executions.crate import reader as crate_reader
@@ -27,7 +27,6 @@ from prefect_executions.errors import InfrastructureError, ScriptError
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.provenance import reader as prov_reader
-from prefect_executions.workbench import background
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(600)]
 

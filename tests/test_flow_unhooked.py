@@ -16,13 +16,12 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, State
 from pydantic import SecretStr
 
 from homes import Bundles
-from prefect_executions import current_execution, method
+from prefect_executions import background, current_execution, method
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.flow import unhooked
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import background
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

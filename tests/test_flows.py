@@ -24,12 +24,11 @@ from flows.count_words import ENTANGLED_BANK, count_words, words_in
 from flows.segment_coins import Edges, Markers, Segmentation, label_coins, regions_of, segment_coins
 from flows.segment_coins import draw as draw_regions
 from flows.train_digits import DIGITS, Model, Samples, draw, epochs_of, load_samples, train_digits
-from prefect_executions import Method
+from prefect_executions import Method, background
 from prefect_executions.bundles.verify import verify
 from prefect_executions.errors import ScriptError
 from prefect_executions.executions.record import ExecuteRequest
 from prefect_executions.methods.model import InputFile
-from prefect_executions.workbench import background
 
 FLOWS = Path(__file__).parents[1] / "flows"
 ROWS_OF_COINS = (0, 90, 155, 225, 303)  # pixels between which the photograph shows its four rows of six coins

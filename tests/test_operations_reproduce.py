@@ -10,12 +10,12 @@ import pytest
 
 from benches import OTHER_ID, begun, bench_at, kept, record_of
 from flows.reproduce import reproduce as reproduce_flow
+from prefect_executions import background
 from prefect_executions.cli.app import main
 from prefect_executions.comparison.verdict import Agreement, Grade, OutputVerdict, ReplayGoal, Verdict
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.operations.reproduce import Reproduced, reproduce, reproducible
 from prefect_executions.query.filter import Filter
-from prefect_executions.workbench import background
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID
 

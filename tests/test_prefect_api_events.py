@@ -17,13 +17,12 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from benches import begun, record_of
 from homes import WHOLE_WAY
 from journeys import waited
-from prefect_executions import current_execution, method
+from prefect_executions import background, current_execution, method
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api.events import FLUSH_TIMEOUT
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import background
 from prefect_executions.workbench.recovery import settle_all
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Workbench

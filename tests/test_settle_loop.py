@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from forks import family
 from homes import kinds
 from journeys import waited
-from prefect_executions import current_execution, events, method
+from prefect_executions import background, current_execution, events, method
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.executions.record import Instance, Raised, Usage
@@ -33,7 +33,6 @@ from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import ArchiveLevel, Settings
-from prefect_executions.workbench import background
 from prefect_executions.workbench.keyring import KeyRing
 from prefect_executions.workbench.sealing import Ending
 from records import OUTPUTS, a_method, a_request
@@ -533,7 +532,7 @@ from prefect_executions.tracepoints import EVENT
 from prefect_executions.settings import Settings
 from prefect_executions.settle.loop import settle
 from prefect_executions.workbench.workbench import Workbench
-from prefect_executions.workbench import background
+from prefect_executions import background
 
 steps = 0
 

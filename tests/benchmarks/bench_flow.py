@@ -41,8 +41,7 @@ def added_to_a_flow_run(pairs: int) -> None:
     from prefect import flow  # noqa: PLC0415 - after the environment is set
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings  # noqa: PLC0415 - the same
 
-    from prefect_executions import current_execution, method  # noqa: PLC0415 - the same
-    from prefect_executions.workbench import background  # noqa: PLC0415 - the same
+    from prefect_executions import background, current_execution, method  # noqa: PLC0415 - the same
 
     scratch = Path(os.environ["EXECUTIONS_HOME"]) / "bare.txt"
 

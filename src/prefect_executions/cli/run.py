@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from prefect_executions import background
 from prefect_executions.bundles.layout import STDERR, STDOUT
 from prefect_executions.cli.arguments import (
     NO_INPUTS,
@@ -40,7 +41,6 @@ from prefect_executions.cli.output import (
 from prefect_executions.errors import ExecutionsError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import background
 
 _LONG_WAIT = 5.0
 """Seconds after which a wait is reported."""

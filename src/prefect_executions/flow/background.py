@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.futures import PrefectWrappedFuture
 
-from prefect_executions.workbench import background
+from prefect_executions import background
 
 if TYPE_CHECKING:
     from threading import Timer

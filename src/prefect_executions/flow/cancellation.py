@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.exceptions import Pause
 
+from prefect_executions import background
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.processes import (
     EXECUTION_ID_ENV,
@@ -29,7 +30,6 @@ from prefect_executions.executions.record import Instance
 from prefect_executions.flow.context import current_id
 from prefect_executions.flow.shared_secrets import restore_variable
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.workbench import background
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun

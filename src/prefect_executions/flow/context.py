@@ -19,6 +19,7 @@ from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any
 
+from prefect_executions import background
 from prefect_executions.documents import TOO_LONG, clean_text
 from prefect_executions.errors import InputError, NoExecutionError, RequestError
 from prefect_executions.executions.ids import ExecutionId
@@ -27,7 +28,6 @@ from prefect_executions.executions.values import readable_form
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.methods.model import Method
-from prefect_executions.workbench import background
 
 _FLUSH_SECONDS = 1.0
 _MAX_WARNINGS = 100

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from prefect.logging.loggers import flow_run_logger
 
+from prefect_executions import background
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.parameters import register_credentials
 from prefect_executions.capture.processes import kill_execution_processes
@@ -41,7 +42,6 @@ from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import finish as prefect_finish
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import background
 from prefect_executions.workbench.recovery import end_script_runs
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Outcome

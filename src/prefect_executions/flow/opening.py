@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefect_executions import background
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture import host as host_facts
 from prefect_executions.capture.code import identify
@@ -45,7 +46,6 @@ from prefect_executions.methods.model import REQUIREMENTS, CodeIdentity, Method
 from prefect_executions.prefect_api import blocks, flow_runs
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.settings import DirtyTree, Settings
-from prefect_executions.workbench import background
 from prefect_executions.workbench.lookup import newest_id
 from prefect_executions.workbench.workbench import Workbench
 

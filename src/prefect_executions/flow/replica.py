@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from pydantic import SecretStr
 
+from prefect_executions import background
 from prefect_executions.bundles.data_folder import (
     INPUTS,
     collect_outputs,
@@ -58,7 +59,6 @@ from prefect_executions.runtimes.interface import (
 )
 from prefect_executions.runtimes.registry import open_runtime
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import background
 
 _UNDEPLOY_WHEN_STOPPED = 10.0  # seconds
 _SCRIPTS = {Phase.DEPLOY: DEPLOY, Phase.EXECUTE: EXECUTE, Phase.UNDEPLOY: UNDEPLOY}

@@ -14,11 +14,11 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
 from prefect.futures import PrefectFuture
 
+from prefect_executions import background
 from prefect_executions.flow.call import Call
 from prefect_executions.flow.hooks import seal_in_state
 from prefect_executions.flow.outcome import sendable_state
 from prefect_executions.prefect_api import flow_runs
-from prefect_executions.workbench import background
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

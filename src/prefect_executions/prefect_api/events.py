@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import suppress
-from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -38,7 +37,7 @@ from prefect.events import Event as PrefectEvent
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 
-from prefect_executions import events
+from prefect_executions import background, events
 from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import in_utc
 from prefect_executions.errors import OrchestratorError
@@ -67,7 +66,7 @@ _PROGRESS = "progress"
 _RECONNECT = 1.0
 """Seconds between two attempts to connect to a server that is unavailable."""
 
-_emitting: set[threading.Thread] = set()
+_emitting: set[TerminalEvents] = set()
 
 
 class Progress(NamedTuple):
@@ -124,11 +123,10 @@ class TerminalEvents:
         self._lock = threading.Lock()
         self._acknowledged = _is_too_old(job_status)
         self._action: Callable[[], None] | None = None
+        self._thread: threading.Thread | None = None
         if not self._acknowledged:
-            # A new thread does not inherit Prefect's settings.
-            thread = threading.Thread(target=copy_context().run, args=(self._run,), name="emit", daemon=True)
-            _emitting.add(thread)
-            thread.start()
+            _emitting.add(self)
+            self._thread = background.submit(self._run, name="emit")
 
     def archived(self, manifest_sha256: str) -> None:
         """Report that the archive has the whole record."""
@@ -153,13 +151,18 @@ class TerminalEvents:
                 return
         act()
 
+    def join(self, timeout: float) -> None:
+        """Wait until the end is emitted, or could not be, at most *timeout* seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
+
     def _run(self) -> None:
         try:
             self._emit_all()
         except Exception as error:  # noqa: BLE001 - a background thread stays silent; settle emits the events
             log.debug("the end of execution %s was not emitted: %s", self._job_status.job_id, error)
         finally:
-            _emitting.discard(threading.current_thread())
+            _emitting.discard(self)
 
     def _emit_all(self) -> None:
         in_one = self._decided.wait(_ARCHIVE_WAIT)
@@ -180,8 +183,8 @@ class TerminalEvents:
 def flush_events(timeout: float = FLUSH_TIMEOUT) -> None:
     """Wait until this process has emitted the events of all ends, at most *timeout* seconds."""
     until = time.monotonic() + timeout
-    for thread in tuple(_emitting):
-        thread.join(max(0.0, until - time.monotonic()))
+    for end in tuple(_emitting):
+        end.join(max(0.0, until - time.monotonic()))
 
 
 def _is_too_old(job_status: JobStatus) -> bool:
@@ -279,17 +282,17 @@ class EventStream:
         self._filter = EventFilter(event=EventNameFilter(name=[name.value for name in EventName]), resource=resource)
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
-        context = copy_context()  # a new thread does not inherit Prefect's settings
-        self._thread = threading.Thread(target=context.run, args=(self._run,), name="listen", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread.start()
+        self._thread = background.submit(self._run, name="listen")
 
     def stop(self) -> None:
         """Close the stream; a connection attempt under way ends with the process."""
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join(2)
+        if self._thread is not None:
+            self._thread.join(2)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:

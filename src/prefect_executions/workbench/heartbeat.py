@@ -14,9 +14,9 @@ from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 
+from prefect_executions import background
 from prefect_executions.archive.marks import Marks
 from prefect_executions.errors import ExecutionsError
-from prefect_executions.workbench import background
 
 log = logging.getLogger("prefect_executions")
 

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prefect_executions import background
 from prefect_executions.archive.archive import Archive, Sealing
 from prefect_executions.archive.objects import Imported
 from prefect_executions.attestation.keys import SigningKey
@@ -37,7 +38,6 @@ from prefect_executions.lifecycle.status import Status
 from prefect_executions.objectstore.open import open_store
 from prefect_executions.settings import ArchiveLevel, Settings
 from prefect_executions.tracepoints import TracePoint, trace_point
-from prefect_executions.workbench import background
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing, LocalSeals
 from prefect_executions.workbench.local_copy import LocalCopy, check_archivable

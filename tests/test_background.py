@@ -9,15 +9,15 @@ import time
 from contextvars import ContextVar
 from pathlib import Path
 
+from prefect_executions import background
 from prefect_executions.settings import Settings
-from prefect_executions.workbench import background
 from prefect_executions.workbench.workbench import Workbench
 
 ENDS_AT_ONCE = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from prefect_executions.workbench import background
+from prefect_executions import background
 
 def work():
     time.sleep(0.3)
