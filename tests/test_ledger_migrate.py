@@ -17,16 +17,15 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import NullPool, create_engine, inspect, text
 
-from ledgers import KINDS, SEAL, a_fresh_url, numbered
+from ledgers import KINDS, OLD, SEAL, a_fresh_url, an_old_ledger, numbered, record_old
 from prefect_executions.errors import LedgerError
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.migrate import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
-from prefect_executions.ledger.rows import ImportOrigin, MethodEntry, Row
+from prefect_executions.ledger.rows import MethodEntry, Row
 from prefect_executions.ledger.tables import METADATA
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import Filter
-from records import NOON
 
 
 @pytest.fixture(params=KINDS)
@@ -95,8 +94,11 @@ def test_a_row_has_a_field_for_each_column_in_the_order_of_the_statements():
     assert MethodEntry._fields == queries.METHOD_COLUMNS
 
 
+FEED = {"changes", "change_counter"}
+
+
 def test_statements_and_metadata_have_the_same_tables_and_columns():
-    assert set(queries.TABLES) == set(METADATA.tables)
+    assert {*queries.TABLES, *FEED} == set(METADATA.tables)
     for name, columns in queries.ALL_COLUMNS.items():
         assert METADATA.tables[name].columns.keys() == [*(["key"] if name in KEYED else []), *columns]
 
@@ -112,16 +114,27 @@ def test_a_ledger_of_a_newer_version_is_refused_and_unchanged(url):
         assert len(ledger.list().rows) == 1
 
 
-def test_a_ledger_of_the_first_version_is_migrated_and_keeps_its_rows(url):
-    with Ledger.open(url) as ledger:
-        ledger.record(numbered(1), archive="local")
-    for column in ("imported", "origin"):
-        sql(url, f"ALTER TABLE executions DROP COLUMN {column}")
-    sql(url, f"UPDATE {VERSION_TABLE} SET version_num = '0001'")  # noqa: S608  a constant
-    origin = ImportOrigin(at=NOON, origin="x.zip")
-    with Ledger.open(url) as ledger:
-        ledger.record(numbered(2), archive="archived", manifest_sha256="a" * 64, imported=origin)
-        assert [(row.imported, row.origin) for row in ledger.list().rows] == [(NOON, "x.zip"), (None, None)]
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_an_old_ledger_is_migrated_and_keeps_its_rows(url, revision, tmp_path):
+    an_old_ledger(url, revision)
+    with Ledger.open(url) as ledger, Ledger.open(f"sqlite:///{tmp_path / 'rebuilt.db'}") as rebuilt:
+        record_old(rebuilt)
+        migrated, fresh = ledger.dump(), rebuilt.dump()
+        if revision == "0001":
+            for row in fresh["executions"]:
+                row |= {"imported": None, "origin": None}
+        assert migrated == fresh
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_a_migrated_ledger_equals_a_rebuilt_one_after_a_rebuild(url, revision, tmp_path):
+    an_old_ledger(url, revision)
+    with Ledger.open(url) as ledger, Ledger.open(f"sqlite:///{tmp_path / 'rebuilt.db'}") as rebuilt:
+        mark = ledger.mark()
+        for each in (ledger, rebuilt):
+            record_old(each)
+        assert ledger.dump() == rebuilt.dump()
+        assert len(ledger.changes(mark).changes) == len(OLD["executions"])
 
 
 def test_reopening_keeps_all_rows(url):

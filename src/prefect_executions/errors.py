@@ -25,6 +25,7 @@
         ├── ArchiveError            the archive's storage failed
         │   └── DamagedSealError      the archived seal of an execution is damaged
         ├── LedgerError             the ledger's database failed
+        │   └── StaleMarkError        a mark in the change feed belongs to another history of the ledger, or is too old
         ├── BundleError             a bundle is damaged or cannot be written
         ├── InfrastructureError     a process cannot be started, or the container engine is unavailable
         └── OrchestratorError       Prefect's API is unavailable or incompatible
@@ -160,6 +161,10 @@ class DamagedSealError(ArchiveError):
 
 class LedgerError(WorldError):
     """The ledger's database failed; `executions ledger rebuild` restores a lost ledger."""
+
+
+class StaleMarkError(LedgerError):
+    """A mark in the change feed belongs to another history of the ledger, or is too old; read all executions."""
 
 
 class BundleError(WorldError):

@@ -148,6 +148,13 @@ PARTS: dict[str, tuple[ColumnSpec, ...]] = {
 }
 """The tables with several rows per execution, without execution and position."""
 
+CHANGES = (
+    _required("token", ColumnType.INTEGER),
+    ColumnSpec("execution", ColumnType.ID),
+    _required("removed", ColumnType.TRUTH),
+)
+"""The table ``changes``, without its number; the first row of a ledger is not about an execution."""
+
 
 def names(columns: tuple[ColumnSpec, ...]) -> tuple[str, ...]:
     """Return the names of *columns* in their order."""

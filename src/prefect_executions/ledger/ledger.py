@@ -18,6 +18,8 @@ from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundErr
 from prefect_executions.executions.ids import normalize_prefix, split_generation
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger import queries
+from prefect_executions.ledger.batch import Batch, batch_after, batch_of
+from prefect_executions.ledger.changes import Changes, FeedMark, changes_after, newest_mark, note_changes, restart
 from prefect_executions.ledger.database import Database, Session, address
 from prefect_executions.ledger.rows import (
     ArchiveState,
@@ -131,6 +133,7 @@ class Ledger:
         """
         with self._database.writing(execution_id) as session:
             changed = session.execute(queries.NOTE_ARCHIVED, (manifest_sha256, clean(execution_id)))
+            note_changes(session, [clean(execution_id)] if changed else [])
         if not changed:
             raise _not_found(execution_id)
 
@@ -265,13 +268,55 @@ class Ledger:
     def remove(self, execution_id: str) -> None:
         """Delete all rows of an execution, if there are any."""
         with self._database.writing(execution_id) as session:
-            session.execute(queries.DELETE, (clean(execution_id),))
+            removed = session.execute(queries.DELETE, (clean(execution_id),))
+            note_changes(session, [clean(execution_id)] if removed else [], removed=True)
 
     def clear(self) -> None:
-        """Delete all rows, for a rebuild."""
+        """Delete all rows, for a rebuild; every mark in the change feed becomes stale."""
         with self._database.writing(None) as session:
             for statement in queries.CLEAR:
                 session.execute(statement)
+            restart(session)
+
+    def mark(self) -> FeedMark:
+        """Return the mark after the newest change, from which `changes` continues."""
+        with self._database.reading() as session:
+            return newest_mark(session)
+
+    def changes(self, after: FeedMark, *, limit: int = BATCH) -> Changes:
+        """Return at most *limit* inserts, updates and removals after a mark, oldest first; none if nothing changed.
+
+        Follow the feed in a loop with the returned mark. To start, take `mark`, read all
+        executions with `scan`, and follow the changes from that mark.
+
+        Raises:
+            StaleMarkError: If the mark belongs to another history of the ledger, or is too old.
+        """
+        with self._database.reading() as session:
+            return changes_after(session, after, limit)
+
+    def batch(self, ids: Collection[str]) -> Batch:
+        """Return what a search needs of the executions *ids*, in one snapshot; missing executions are left out.
+
+        SQLite accepts at most 32,766 ids.
+        """
+        with self._database.reading() as session:
+            return batch_of(session, [clean(execution_id) for execution_id in ids])
+
+    def scan(self, *, size: int = BATCH) -> Iterator[Batch]:
+        """Yield what a search needs of all executions, in batches.
+
+        Each batch is a snapshot of its own. An execution that changes during the scan
+        may occur twice, or not at all; the change feed reports it.
+        """
+        key = -1
+        while True:
+            with self._database.reading() as session:
+                batch = batch_after(session, key, size)
+            if not batch.executions:
+                return
+            yield batch
+            key = batch.executions[-1][0]
 
     def rows(self, table: str) -> Iterator[dict[str, Any]]:
         """Yield all rows of *table* as stored, by column, in the same order in every ledger.
@@ -358,6 +403,7 @@ def _put(session: Session, entries: Sequence[LedgerEntry]) -> None:
         ]
         if rows:
             session.execute_many(statement, rows)
+    note_changes(session, written)
 
 
 def _put_row(session: Session, entry: LedgerEntry) -> int | None:

@@ -65,6 +65,13 @@ USED_BY = (
     "AND maker.id = ? ORDER BY taker.started, taker.id, o.path, f.input LIMIT ?"
 )
 
+# The change feed. The counter's row is locked until the commit, so numbers are committed in their order.
+NEXT_NUMBER = "UPDATE change_counter SET number = number + ? RETURNING number"
+INSERT_CHANGE = _insert("changes", ("number", *names(columns.CHANGES)))
+FORGET_CHANGES = "DELETE FROM changes WHERE number <= ?"
+NEWEST_CHANGE = "SELECT number, token FROM changes ORDER BY number DESC LIMIT 1"
+CHANGES_FROM = "SELECT number, token, execution, removed FROM changes WHERE number >= ? ORDER BY number LIMIT ?"
+
 # All rows by table, without database keys, so that ledgers with equal rows have equal dumps.
 ALL = {
     "methods": f"SELECT {', '.join(METHOD_COLUMNS)} FROM methods AS m "  # noqa: S608  constant names

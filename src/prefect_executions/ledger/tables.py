@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, MetaData, Table, Text, text
 from sqlalchemy.types import TypeEngine
 
-from prefect_executions.ledger.columns import EXECUTIONS, METHODS, PARTS, ColumnSpec, ColumnType
+from prefect_executions.ledger.columns import CHANGES, EXECUTIONS, METHODS, PARTS, ColumnSpec, ColumnType
 
 METADATA = MetaData(
     naming_convention={
@@ -75,3 +75,13 @@ for _name, _specs in PARTS.items():
         *_columns(_specs),
         sqlite_with_rowid=False,  # stores the rows of one execution together
     )
+
+Table("changes", METADATA, Column("number", _KEY, primary_key=True, autoincrement=False), *_columns(CHANGES))
+
+# Its only row has the number of the newest change.
+Table(
+    "change_counter",
+    METADATA,
+    Column("key", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False),
+)
