@@ -9,6 +9,7 @@
     │   ├── SecretError             a secret was given in plain text, or its name cannot be resolved
     │   ├── NameRefusedError        a name is not allowed for a file or an id
     │   ├── AmbiguousIdError        an id prefix matches more than one execution
+    │   ├── QueryError              a search query cannot be read
     │   ├── TransitionError         a status may not follow the current status
     │   ├── PlanError               a runtime cannot run a script as requested
     │   ├── ImportRefusedError      an import is damaged or hostile, or its id belongs to another execution
@@ -74,6 +75,50 @@ class AmbiguousIdError(RequestError):
         self.candidates = tuple(candidates)
         listed = "\n  ".join(self.candidates)
         super().__init__(f"'{prefix}' matches more than one execution; give a longer prefix:\n  {listed}")
+
+
+class QueryError(RequestError):
+    """A search query cannot be read; the message shows the place, what was expected, and the nearest word.
+
+    Attributes:
+        problem: What is wrong, without the place.
+        text: The query; None if the place is unknown.
+        column: The place in the query, from 1; None if it is unknown.
+        expected: What may stand there.
+        suggestion: The word that was probably meant.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        expected: Sequence[str] = (),
+        suggestion: str | None = None,
+        text: str | None = None,
+        column: int | None = None,
+    ) -> None:
+        self.problem, self.text, self.column = problem, text, column
+        self.expected, self.suggestion = tuple(expected), suggestion
+        lines = [problem if suggestion is None else f"{problem}; did you mean '{suggestion}'?"]
+        if text is not None and column is not None:
+            lines[0] = f"column {column}: {lines[0]}"
+            lines += _with_caret(text, column - 1)
+        if self.expected:
+            lines.append(f"expected: {', '.join(self.expected)}")
+        super().__init__("\n".join(lines))
+
+    def at(self, text: str, column: int) -> QueryError:
+        """Return this error with its place, unless it has one."""
+        if self.column is not None:
+            return self
+        return QueryError(self.problem, expected=self.expected, suggestion=self.suggestion, text=text, column=column)
+
+
+def _with_caret(text: str, place: int) -> tuple[str, str]:
+    first, last = max(0, place - 60), place + 40
+    before, after = "…" if first else "", "…" if len(text) > last else ""
+    shown = "".join(letter if letter.isprintable() else " " for letter in text[first:last])
+    return f"  {before}{shown}{after}", f"  {' ' * (len(before) + place - first)}^"
 
 
 class TransitionError(RequestError):

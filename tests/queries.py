@@ -1,0 +1,183 @@
+"""Random queries, as trees that the parser can make; for the tests of parser, canonical text and evaluators."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import strategies as st
+
+from prefect_executions.query.conditions import value_target
+from prefect_executions.query.fields import FIELDS, FLAGS, OPERATORS, Kind, QueryField, has_order
+from prefect_executions.query.literals import (
+    Digest,
+    Duration,
+    Literal,
+    Number,
+    Regex,
+    RelativeTime,
+    Size,
+    Text,
+    TimeRange,
+    Truth,
+    Version,
+)
+from prefect_executions.query.tree import (
+    Between,
+    Condition,
+    Everything,
+    FieldTarget,
+    Has,
+    Is,
+    Link,
+    Not,
+    Operator,
+    QueryTree,
+    Related,
+    Target,
+    ValueSource,
+    Words,
+    conjunction,
+    disjunction,
+)
+from prefect_executions.query.values import number, time_range
+
+START = datetime(2025, 12, 30)  # noqa: DTZ001 - without a zone, as it is typed
+EQUALITIES = {Operator.CONTAINS, Operator.EQUAL, Operator.DIFFERENT}
+
+letters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+words = st.one_of(
+    st.sampled_from(
+        ["a", "b", "Ab", "mnist", "AND", "to", "true", "10", "1e3", "inf", "has", "status", 'a"b', "\\", "*"]
+    ),
+    st.text(letters, max_size=4),
+)
+filled = words.filter(bool)
+names = st.one_of(st.sampled_from(["epochs", "lr", "x.max", "optimizer.name", "status", "metric.x", "in.y"]), filled)
+
+
+@st.composite
+def texts(draw: st.DrawFn, *, empty: bool = True) -> Text:
+    first, last = draw(words), draw(words)
+    if not draw(st.booleans()):
+        return Text((first if empty else draw(filled),))
+    parts = (first, *draw(st.lists(filled, max_size=2)), last)
+    return Text(parts) if any(parts) else Text(("a", ""))
+
+
+@st.composite
+def numbers(draw: st.DrawFn) -> Number:
+    value = draw(
+        st.one_of(
+            st.integers(-3, 3),
+            st.integers(-(2**70), 2**70),
+            st.decimals(allow_nan=False, places=3, min_value=-5, max_value=5),
+            st.floats(allow_nan=False),
+            st.sampled_from(["inf", "-Infinity", "1e3", "0.50", "-0", "1E-7", ".5", "+1"]),
+        )
+    )
+    found = number(str(value))
+    assert found is not None, value
+    return found
+
+
+@st.composite
+def times(draw: st.DrawFn) -> TimeRange:
+    when = (START + draw(st.timedeltas(timedelta(0), timedelta(days=34)))).isoformat(timespec="microseconds")
+    length = draw(st.sampled_from([4, 7, 10, 13, 16, 19, 21, 22, 25, 26]))
+    zone = draw(st.sampled_from(["", "Z", "+05:30", "-01", "+0045"])) if length > 10 else ""
+    found = time_range(when[:length] + zone)
+    assert found is not None, when
+    return found
+
+
+spans = st.timedeltas(timedelta(0), timedelta(days=400))
+relative = st.timedeltas(timedelta(days=-400), timedelta(days=400)).map(RelativeTime)
+digests = st.from_regex(re.compile(r"[0-9a-f]{1,64}"), fullmatch=True).map(Digest)
+regexes = st.sampled_from(["a", "(?i)A.b", "^a|b$", r"\d+", '"', "x y", r"\\"]).map(Regex)
+plain_texts = words.map(lambda text: Text((text,)))
+
+
+def not_a_digest(text: Text) -> bool:
+    plain = "*".join(text.parts).lower()
+    return not plain.startswith("sha256:") and not (len(plain) == 64 and re.fullmatch("[0-9a-f]+", plain))
+
+
+def literals(field: QueryField, *, ordered: bool) -> st.SearchStrategy[Any]:
+    """Return the literals of a field; those that have an order."""
+    text = plain_texts if ordered else texts().filter(lambda text: text.parts != ("", ""))
+    by_kind: dict[Kind, st.SearchStrategy[Any]] = {
+        Kind.CHOICE: st.sampled_from(
+            sorted({value for values in field.choices.values() for value in values} or {""})
+        ).map(lambda value: Text((value,))),
+        Kind.NUMBER: numbers(),
+        Kind.TIME: st.one_of(times(), relative) if ordered else times(),
+        Kind.DURATION: spans.map(Duration),
+        Kind.SIZE: st.one_of(st.integers(0, 2**63 - 1), st.sampled_from([10**9, 1500])).map(Size),
+        Kind.DIGEST: digests,
+        Kind.FILE: st.one_of(digests, text.filter(not_a_digest)),
+        Kind.VERSION: filled.map(Version),
+        Kind.VALUE: st.one_of(numbers(), text, *([] if ordered else [st.booleans().map(Truth)])),
+    }
+    return by_kind.get(field.kind, text)
+
+
+def targets(field: QueryField) -> st.SearchStrategy[Target]:
+    if field.kind is not Kind.VALUE:
+        return st.just(FieldTarget(field.name))
+    source = ValueSource(field.name)
+    return st.builds(lambda name, typed: value_target(source, name, typed=typed), names, st.booleans())
+
+
+@st.composite
+def conditions(draw: st.DrawFn) -> QueryTree:
+    """Return a condition of any field with any of its operators."""
+    field = draw(st.sampled_from([one for one in FIELDS if OPERATORS[one.kind] >= EQUALITIES]))
+    target = draw(targets(field))
+    operator = draw(st.sampled_from(sorted(OPERATORS[field.kind], key=lambda one: one.value)))
+    if operator is Operator.MATCHES:
+        return Condition(target, operator, (draw(regexes),))
+    if operator in EQUALITIES:
+        values: list[Literal] = draw(st.lists(literals(field, ordered=False), min_size=1, max_size=3, unique=True))
+        return Condition(target, operator, tuple(values))
+    if has_order(field.kind) and draw(st.booleans()):
+        low = draw(literals(field, ordered=True))
+        high = draw(literals(field, ordered=True).filter(lambda one: type(one) is type(low) or field.kind is Kind.TIME))
+        return Between(target, low, high)
+    return Condition(target, operator, (draw(literals(field, ordered=True)),))
+
+
+@st.composite
+def presences(draw: st.DrawFn) -> QueryTree:
+    field = draw(st.sampled_from([one for one in FIELDS if one.kind not in {Kind.FLAG, Kind.PRESENCE}]))
+    if field.name in {"param", "metric", "in"} and draw(st.booleans()):
+        return Has(FieldTarget(field.name))
+    return Has(draw(targets(field)))
+
+
+free = texts(empty=False).filter(lambda text: text.parts != ("", "")).map(Words)
+ids = st.lists(filled, min_size=1, max_size=3, unique=True).map(tuple)
+
+terms: st.SearchStrategy[QueryTree] = st.one_of(
+    conditions(),
+    conditions(),
+    presences(),
+    free,
+    st.sampled_from(sorted(FLAGS)).map(Is),
+    st.builds(Related, st.sampled_from(Link), ids),
+    st.just(Everything()),
+)
+
+trees: st.SearchStrategy[QueryTree] = st.recursive(
+    terms,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=2, max_size=3).map(conjunction),
+        st.lists(inner, min_size=2, max_size=3).map(disjunction),
+        inner.map(Not),
+    ),
+    max_leaves=8,
+)
+"""Any query, as a tree that its canonical text gives again."""
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
