@@ -212,7 +212,8 @@ def outputs(evidence: Evidence) -> Findings:
 def provenance(evidence: Evidence) -> Findings:
     """`provo.xml` agrees with the documents."""
     differences = list(_differences(evidence.summary, evidence.provenance_summary.summary, layout.PROVENANCE))
-    yield from differences or _provenance_rebuilt(evidence)
+    if differences or not evidence.rebuilt_provenance:
+        yield from differences or _provenance_rebuilt(evidence)
 
 
 def _provenance_rebuilt(evidence: Evidence) -> Findings:
@@ -236,7 +237,8 @@ def provenance_times(evidence: Evidence) -> Findings:
 def crate(evidence: Evidence) -> Findings:
     """`ro-crate-metadata.json` agrees with the documents."""
     differences = list(_differences(evidence.summary, evidence.crate_summary.summary, layout.CRATE))
-    yield from differences or _crate_rebuilt(evidence)
+    if differences or not evidence.rebuilt_crate:
+        yield from differences or _crate_rebuilt(evidence)
 
 
 def _crate_rebuilt(evidence: Evidence) -> Findings:

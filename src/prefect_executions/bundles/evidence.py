@@ -6,6 +6,7 @@ file does not hide another.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, wraps
@@ -14,13 +15,13 @@ from typing import Any, TypeVar, cast
 
 from prefect_executions.attestation.dsse import Envelope
 from prefect_executions.attestation.policy import SignaturePolicy
-from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles import layout, manifest, rebuilt
 from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.documents import Document, strict_json
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord
+from prefect_executions.executions.record import BundleFile, ExecuteRequest, ExecutionRecord
 from prefect_executions.executions.summary import ReadSummary, RecordSummary, summary_of
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.provenance import reader as prov_reader
@@ -50,6 +51,12 @@ class Unchecked(str):
 
 Findings = Iterator[str]
 """The faults that a check yields, and `Unchecked` sentences."""
+
+_SMALL = 1 << 20
+"""The largest document in bytes that is read as one in its only form; it cannot exceed the limits of `strict_json`."""
+
+_CONSTANT_OR_LONG = re.compile(rb"NaN|Infinity|[0-9]{4000}")
+"""What `strict_json` may refuse although a model reads and writes it: constants, and integers that are too long."""
 
 _NOT_LISTED = "not read, because the manifest does not list it"
 
@@ -92,6 +99,8 @@ class Evidence:
         self.results: dict[str, object] = {}
         self._documents: dict[type[Document], Document | _Fault] = {}
         self._times: Times | None = None
+        self.canonical: set[type[Document]] = set()
+        """The documents that have the bytes of their only form."""
 
     @cached_property
     def files(self) -> Mapping[str, int]:
@@ -208,6 +217,8 @@ class Evidence:
         Raises:
             BundleError: If it is missing or damaged.
         """
+        if self.rebuilt_provenance:
+            return self.rebuilt_provenance
         times = Times()
         summary = prov_reader.read(self.bytes_of(layout.PROVENANCE), times.add)
         self._times = times
@@ -219,6 +230,8 @@ class Evidence:
         Raises:
             BundleError: If it is missing or not PROV, or has an invalid time.
         """
+        if self.rebuilt_provenance and rebuilt.times_in_order(self.record):
+            return
         with suppress(BundleError):
             _ = self.provenance_summary  # it reads the times in the same pass
         if self._times is None:  # it is not PROV of one execution
@@ -234,7 +247,27 @@ class Evidence:
         Raises:
             BundleError: If it is missing or damaged.
         """
-        return crate_reader.read(self.bytes_of(layout.CRATE))
+        return self.rebuilt_crate or crate_reader.read(self.bytes_of(layout.CRATE))
+
+    @property
+    @_read_once
+    def rebuilt_provenance(self) -> ReadSummary | None:
+        """The summary in `provo.xml` if it has exactly the bytes that the documents give."""
+        with suppress(BundleError):
+            return rebuilt.provenance(self.bytes_of(layout.PROVENANCE), self.record, self._listed_files)
+        return None
+
+    @property
+    @_read_once
+    def rebuilt_crate(self) -> ReadSummary | None:
+        """The summary in `ro-crate-metadata.json` if it has exactly the bytes that the documents give."""
+        with suppress(BundleError):
+            return rebuilt.crate(self.bytes_of(layout.CRATE), self.record, self._listed_files)
+        return None
+
+    @property
+    def _listed_files(self) -> list[BundleFile]:
+        return [BundleFile(path, digest, self.files.get(path, 0)) for path, digest in self.listed.items()]
 
     @cached_property
     def absent(self) -> Mapping[str, str]:
@@ -252,6 +285,8 @@ class Evidence:
 
     def absence_reason(self, path: str) -> str | None:
         """Return why the file at *path* may be absent, or None if it must be present."""
+        if not self.absent:
+            return None
         folders = [path[: end + 1] for end, letter in enumerate(path) if letter == "/"]
         return next((self.absent[prefix] for prefix in (path, *folders) if prefix in self.absent), None)
 
@@ -303,10 +338,23 @@ class Evidence:
 
     def _read(self, kind: type[Document]) -> Document | _Fault:
         try:
+            if document := self._read_canonical(kind):
+                return document
             self.json_of(kind)
             return kind.from_json(self.bytes_of(kind.file_name))
         except BundleError as error:  # cached, because each check asks and validation may be slow
             return _Fault(str(error))
+
+    def _read_canonical(self, kind: type[Document]) -> Document | None:
+        """Return a document in its only form, which has no duplicate member and no NaN; otherwise None."""
+        data = self.bytes_of(kind.file_name)
+        if len(data) <= _SMALL and not _CONSTANT_OR_LONG.search(data):
+            with suppress(BundleError):
+                document = kind.from_json(data)
+                if document.to_json() == data:
+                    self.canonical.add(kind)
+                    return document
+        return None
 
     def _absent_by_level(self) -> dict[str, str]:
         try:

@@ -115,7 +115,7 @@ def _documents(evidence: Evidence) -> Findings:
                 yield str(error)
     yield from mixed_formats(documents)
     for document in documents:
-        if document.format > 1:
+        if document.format > 1 and type(document) not in evidence.canonical:
             yield from document.form_faults(evidence.bytes_of(document.file_name))
 
 
