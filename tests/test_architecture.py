@@ -481,7 +481,11 @@ VIOLATIONS = {
         ("flow.py", "ENDS = [StateType.CRASHED, StateType.CANCELLED]", "lists Prefect's states CRASHED, CANCELLED"),
     ],
     "threads_start_in_few_places": [
-        ("flow.py", "def f(g):\n    threading.Thread(target=g).start()", "flow.py:2: threading.Thread outside background"),
+        (
+            "flow.py",
+            "def f(g):\n    threading.Thread(target=g).start()",
+            "flow.py:2: threading.Thread outside",
+        ),
         ("workbench.py", "from threading import Timer\nTimer(1, print).start()", "workbench.py:2: Timer outside"),
         ("flow.py", "class Replica(threading.Thread): ...", "flow.py:1: threading.Thread outside"),
     ],

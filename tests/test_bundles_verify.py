@@ -372,6 +372,7 @@ def forgeries_of(document: Any) -> Iterator[tuple[str, Any]]:
             yield f"{change}: {'/'.join(map(str, steps))}", forged
 
 
+@pytest.mark.long
 def test_any_change_of_the_crate_alone_is_found(tmp_path: Path) -> None:
     failed_run = with_phases(a_failed_record(), exit_code=137)
     job_status = failed_run.job_status.model_copy(update={"steps": some_steps()})

@@ -685,6 +685,7 @@ def test_the_methods_own_time_is_shown_apart_from_a_long_wait(executions, home):
     assert "\ntook\t6.00 s\n" in executions("show", OTHER_ID)
 
 
+@pytest.mark.long
 def test_verify_and_import_say_that_listed_files_are_absent(home, tmp_path):
     kept(bench_at(home))
     zipped = str(tmp_path / "metadata.zip")
@@ -943,6 +944,7 @@ def test_the_doctor_names_a_misspelt_setting():
     assert (far.subject, far.advice) == ("EXECUTIONS_QQQ", "docs/settings.md lists all settings.")
 
 
+@pytest.mark.long
 def test_the_doctor_reports_the_version_of_a_configured_api(prefect_server):
     finding = check_api("remedy")
     assert (finding.outcome, finding.advice) == ("ok", "")
@@ -1176,6 +1178,7 @@ def _is_reported_once(message: str, place: str, word: str) -> None:
     assert "Traceback" not in message
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_server")
 def test_the_file_of_a_plain_function_runs_once(home, tmp_path):
     (tmp_path / "plain.py").write_text("print('ran')\n\ndef plain() -> int:\n    return 1\n")

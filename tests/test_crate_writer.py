@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rocrate.rocrate import ROCrate
 
 from crates import contexts, issues_in, warm_cache
+from marks import long_if
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.crate import writer as crate_writer
 from prefect_executions.crate.collection import CollectedCrate, collect
@@ -157,9 +158,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return warm_cache(tmp_path_factory.mktemp("validator"))
 
 
-@pytest.mark.parametrize("record", VALIDATED.values(), ids=VALIDATED.keys())
-def test_the_validator_finds_no_required_and_no_recommended_issue(record, tmp_path, cache):
-    assert issues_in(lay_out_crate(tmp_path, record), cache) == []
+@pytest.mark.parametrize("name", long_if(VALIDATED, VALIDATED.keys() - {"completed, with odd names"}))
+def test_the_validator_finds_no_required_and_no_recommended_issue(name, tmp_path, cache):
+    assert issues_in(lay_out_crate(tmp_path, VALIDATED[name]), cache) == []
 
 
 def test_the_validator_finds_a_missing_member(tmp_path, cache):

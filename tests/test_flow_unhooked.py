@@ -87,6 +87,7 @@ def test_an_async_method_that_returns_cancelled_is_sealed(bundles):
     ]
 
 
+@pytest.mark.long
 def test_a_nested_method_that_returns_cancelled_is_sealed(bundles):
     inner = method(version="1")(alone)
 

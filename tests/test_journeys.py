@@ -68,13 +68,13 @@ def runs(station: Station) -> Iterator[Mapping[str, Run]]:
     Secret(value=PLANTED).save("planted", overwrite=True)
     runs = {
         "tells": _ordered(station, f"tells/{DEPLOYMENT}-{POOL}", "--param", "words=moon", "--tag", "night"),
-        "waits": station.start(POOL, "waits"),
         "killed": station.start(POOL, "dies", {"how": "kill", "token": "planted"}),
-        "unknown parameter": station.start(POOL, "tells", {"nonsense": 1}),
     }
     if LONG:
         _count_after_a_failure()
         runs |= {
+            "waits": station.start(POOL, "waits"),
+            "unknown parameter": station.start(POOL, "tells", {"nonsense": 1}),
             "exits": station.start(POOL, "dies", {"how": "exit"}),
             "terminated": station.start(POOL, "dies", {"how": "terminate"}),
             "fails": station.start(POOL, "fails"),
@@ -231,13 +231,11 @@ def test_a_method_that_raises_leaves_its_error_and_what_it_wrote(runs):
     assert faults(runs["fails"].folder) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "reason", "sent", "message"),
     [
-        pytest.param(
-            *("out of order", Reason.ERROR, {"limits": {"low": 5, "high": 1}}, "high must be above low"),
-            marks=pytest.mark.long,
-        ),
+        ("out of order", Reason.ERROR, {"limits": {"low": 5, "high": 1}}, "high must be above low"),
         ("unknown parameter", Reason.CRASHED, {"nonsense": 1}, "status code: 1"),
     ],
 )
@@ -339,6 +337,7 @@ def test_a_child_that_outlives_a_killed_run_changes_its_record_no_more(runs):
     assert faults(runs["killed"].folder) == []
 
 
+@pytest.mark.long
 def test_a_cancelled_run_keeps_its_outputs_and_leaves_no_process(runs):
     run = runs["waits"]
     run.says("now waiting")
@@ -511,8 +510,9 @@ def test_the_form_is_on_the_server_and_holds_the_secret_rule(station):
 # --- afterwards ----------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_deleted_ledger_is_rebuilt_as_it_was(runs, station):
-    for run in (*runs.values(), *([_automated(station)] if LONG else [])):
+    for run in (*runs.values(), _automated(station)):
         if run is not runs["waits"]:
             run.ended()
     runs["waits"].says("now waiting")
@@ -574,7 +574,9 @@ def _is_whole_in(s3: Place, record: ExecutionRecord) -> None:
 # --- judges that nobody here wrote ---------------------------------------------
 
 ENDS = (
-    *("tells", "killed", "unknown parameter"),
+    "tells",
+    "killed",
+    pytest.param("unknown parameter", marks=pytest.mark.long),
     pytest.param("fails", marks=pytest.mark.long),
     pytest.param("outer", marks=pytest.mark.long),
 )
@@ -607,9 +609,10 @@ def test_ogcs_schemas_agree(runs, name):
     assert ogc.faults("statusInfo", documents["jobStatus"] | {"status": "COMPLETED"}) != []
 
 
+@pytest.mark.long
 def test_the_ro_crate_validator_agrees(runs, tmp_path):
     cache = warm_cache(tmp_path)
-    for name in ("tells", "killed", *(["fails"] if LONG else [])):
+    for name in ("tells", "killed", "fails"):
         runs[name].ended()
 
         assert issues_in(runs[name].folder, cache) == [], name

@@ -177,7 +177,10 @@ def on_a_terminal(arguments: list[str], home: Path, answer: str) -> str:
 
 @pytest.mark.parametrize(
     ("answer", "result"),
-    [("n", "nothing was run: the code of execution"), ("y", "module 'no_such_module' is missing")],
+    [
+        ("n", "nothing was run: the code of execution"),
+        pytest.param("y", "module 'no_such_module' is missing", marks=pytest.mark.long),
+    ],
 )
 def test_on_a_terminal_a_person_decides(home, tmp_path, monkeypatch, answer, result):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "there" / "state"))

@@ -21,6 +21,7 @@ from benches import bench_at
 from bundle_makers import a_sealed_bundle, an_open_bundle, contents, copy_of, finish, forge, renew_manifest, zip_of
 from ccp_exports import tree
 from hostile_zips import CORPUS, TOP, Member, a_zip, members_of
+from marks import long_if
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.source import ZipSource
 from prefect_executions.bundles.zip_reader import Limits
@@ -209,7 +210,7 @@ DOCUMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", DOCUMENTS)
+@pytest.mark.parametrize("fault", long_if(DOCUMENTS, {"XML of very many records"}))
 def test_a_hostile_document_is_refused_by_name(sealed, ours, tmp_path, fault):
     path, change, words = DOCUMENTS[fault]
     folder = copy_of(sealed, tmp_path / "bundle")

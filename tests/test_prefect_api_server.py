@@ -155,6 +155,7 @@ def test_stop_ends_a_server_in_use_and_the_next_command_starts_another(home, tmp
         close(process)
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_start_is_reported_with_its_reason(home, monkeypatch):
     monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nonsense://")
     with pytest.raises(OrchestratorError, match=r"does not start: .*Error: .*'?nonsense'?.*Its log: "):

@@ -354,6 +354,7 @@ def test_an_opening_record_lost_in_a_power_cut_is_rebuilt_from_prefect(scene, el
     assert scene.settle(elsewhere) == {}
 
 
+@pytest.mark.long
 def test_a_run_that_loses_the_race_to_seal_leaves_a_late_seal(scene, elsewhere):
     @method(version="1")
     def comes_late() -> str:
