@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
 
+from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.conditions import value_target
 from prefect_executions.query.fields import FIELDS, FLAGS, OPERATORS, Kind, QueryField, has_order
 from prefect_executions.query.literals import (
@@ -23,6 +25,7 @@ from prefect_executions.query.literals import (
     Truth,
     Version,
 )
+from prefect_executions.query.match import Facts, FileFacts, MetricFacts
 from prefect_executions.query.tree import (
     Between,
     Condition,
@@ -104,6 +107,7 @@ def not_a_digest(text: Text) -> bool:
     return not plain.startswith("sha256:") and not (len(plain) == 64 and re.fullmatch("[0-9a-f]+", plain))
 
 
+@cache
 def literals(field: QueryField, *, ordered: bool) -> st.SearchStrategy[Any]:
     """Return the literals of a field; those that have an order."""
     text = plain_texts if ordered else texts().filter(lambda text: text.parts != ("", ""))
@@ -123,6 +127,7 @@ def literals(field: QueryField, *, ordered: bool) -> st.SearchStrategy[Any]:
     return by_kind.get(field.kind, text)
 
 
+@cache
 def targets(field: QueryField) -> st.SearchStrategy[Target]:
     if field.kind is not Kind.VALUE:
         return st.just(FieldTarget(field.name))
@@ -130,12 +135,17 @@ def targets(field: QueryField) -> st.SearchStrategy[Target]:
     return st.builds(lambda name, typed: value_target(source, name, typed=typed), names, st.booleans())
 
 
+COMPARED = frozenset(kind for kind in Kind if OPERATORS[kind] >= EQUALITIES)
+
+
 @st.composite
-def conditions(draw: st.DrawFn) -> QueryTree:
-    """Return a condition of any field with any of its operators."""
-    field = draw(st.sampled_from([one for one in FIELDS if OPERATORS[one.kind] >= EQUALITIES]))
+def conditions(
+    draw: st.DrawFn, kinds: frozenset[Kind] = COMPARED, operators: frozenset[Operator] = frozenset(Operator)
+) -> QueryTree:
+    """Return a condition of any field of *kinds* with any of its operators."""
+    field = draw(st.sampled_from([one for one in FIELDS if one.kind in kinds]))
     target = draw(targets(field))
-    operator = draw(st.sampled_from(sorted(OPERATORS[field.kind], key=lambda one: one.value)))
+    operator = draw(st.sampled_from(sorted(OPERATORS[field.kind] & operators, key=lambda one: one.value)))
     if operator is Operator.MATCHES:
         return Condition(target, operator, (draw(regexes),))
     if operator in EQUALITIES:
@@ -179,5 +189,55 @@ trees: st.SearchStrategy[QueryTree] = st.recursive(
     max_leaves=8,
 )
 """Any query, as a tree that its canonical text gives again."""
+
+instants = st.one_of(
+    st.timedeltas(timedelta(0), timedelta(days=34)).map(lambda offset: START.replace(tzinfo=UTC) + offset),
+    st.sampled_from([datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 31, 12, tzinfo=UTC)]),
+)
+hexes = st.text("0123456789abcdef", min_size=64, max_size=64)
+files = st.builds(
+    FileFacts,
+    names=st.lists(st.one_of(filled, st.sampled_from(["a.csv", "plots/a.PNG"])), min_size=1, max_size=2).map(tuple),
+    sha256=hexes,
+    size=st.one_of(st.none(), st.integers(0, 2**40)),
+    media_type=st.sampled_from([None, "text/csv", "image/png"]),
+)
+measured = st.one_of(st.integers(-3, 3), st.integers(-(2**70), 2**70), st.floats())
+metrics = st.builds(MetricFacts, last=measured, first=measured, min=measured, max=measured)
+recorded = st.one_of(st.none(), st.booleans(), measured, words, st.lists(st.integers(), max_size=1))
+
+BY_KIND: dict[Kind, st.SearchStrategy[Any]] = {
+    Kind.NAME: words,
+    Kind.PROSE: words,
+    Kind.ID: filled,
+    Kind.DIGEST: hexes,
+    Kind.VERSION: st.one_of(words, st.sampled_from(["3.9", "3.11.7", "3.11"])),
+    Kind.NUMBER: st.integers(0, 100),
+    Kind.TIME: instants,
+    Kind.DURATION: spans,
+}
+
+
+RECORDED = [field for field in FIELDS if field.kind in BY_KIND and field.name != "media"]
+
+
+@st.composite
+def facts(draw: st.DrawFn) -> Facts:
+    """Return any execution."""
+    values: dict[str, tuple[Any, ...]] = {}
+    for field in draw(st.lists(st.sampled_from(RECORDED), max_size=5, unique=True)):
+        values[field.name] = tuple(draw(st.lists(BY_KIND[field.kind], max_size=2 if field.several else 1)))
+    values["status"] = (draw(st.sampled_from(Status)),)
+    return Facts(
+        fields=values,
+        params=draw(st.dictionaries(names, recorded, max_size=3)),
+        metrics=draw(st.dictionaries(names, metrics, max_size=3)),
+        inputs=draw(st.dictionaries(names, recorded, max_size=3)),
+        input_files=tuple(draw(st.lists(files, max_size=2))),
+        output_files=tuple(draw(st.lists(files, max_size=2))),
+        flags=frozenset(draw(st.sets(st.sampled_from(sorted(FLAGS))))),
+        links=draw(st.dictionaries(st.sampled_from(Link), st.frozensets(filled, max_size=2))),
+    )
+
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)

@@ -82,7 +82,7 @@ class QueryField:
     example: str
     aliases: tuple[str, ...] = field(default=(), kw_only=True)
     """Other names, lower case; most are words of other systems."""
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True, hash=False)
     """For a choice: each word that may be typed, with the values that it stands for; a value stands for itself."""
     several: bool = field(default=False, kw_only=True)
     """An execution may have several values; a condition matches if one of them does."""

@@ -5,6 +5,7 @@ A literal keeps its exact value: a number is an int or a Decimal, a time is an i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -20,6 +21,11 @@ class Number:
     value: int | Decimal
     text: str
     """The number as it was typed; `=` compares it with a value that was recorded as text."""
+
+    @property
+    def double(self) -> float:
+        """The nearest double; ±infinity if the number is larger than any."""
+        return as_double(self.value)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,14 @@ class Version:
 
 Literal = Number | Truth | Text | Regex | TimeRange | RelativeTime | Duration | Size | Digest | Version
 """The value of a condition, by its kind."""
+
+
+def as_double(number: float | Decimal) -> float:
+    """Return the double that is nearest to *number*; ±infinity if it is larger than any."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def instant(time: datetime) -> TimeRange:
