@@ -20,6 +20,7 @@ from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.crate import writer as crate_writer
 from prefect_executions.executions.record import DOCUMENTS, BundleFile, ExecutionRecord, Relative
+from prefect_executions.executions.summary import summary_of
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.provenance import reader as prov_reader
 from prefect_executions.provenance import writer as prov_writer
@@ -47,8 +48,8 @@ def golden(name: str) -> dict[str, bytes]:
 def check_both(files: dict[str, bytes]) -> None:
     record, listed = record_in(files), listed_in(files)
     provenance, crate = files[layout.PROVENANCE], files[layout.CRATE]
-    assert rebuilt.provenance(provenance, record, listed) == prov_reader.read(provenance)
-    assert rebuilt.crate(crate, record, listed) == crate_reader.read(crate)
+    assert rebuilt.provenance(provenance, record, summary_of(record), listed) == prov_reader.read(provenance)
+    assert rebuilt.crate(crate, record, summary_of(record), listed) == crate_reader.read(crate)
     assert rebuilt.times_in_order(record)
     assert list(time_faults(provenance)) == []
 
@@ -75,17 +76,17 @@ def test_names_with_any_characters_give_what_the_readers_give():
     values = {"a\x01_x0041_ \r\n\t<&>\"'": "\ud800 \U0001f600", "": [1e300, {"n": None}], "long": "x" * 70_000}
     record = replace(a_full_record(), request=a_request(files=(), values=values))
     data = provenance_of(record, [])
-    assert rebuilt.provenance(data, record, []) == prov_reader.read(data)
+    assert rebuilt.provenance(data, record, summary_of(record), []) == prov_reader.read(data)
 
 
 def test_other_bytes_are_left_to_the_readers(tmp_path):
     files = contents(a_complete_bundle(tmp_path, a_record()).folder)
     record, listed = record_in(files), listed_in(files)
-    assert rebuilt.provenance(files[layout.PROVENANCE] + b"\n", record, listed) is None
-    assert rebuilt.crate(files[layout.CRATE] + b"\n", record, listed) is None
+    assert rebuilt.provenance(files[layout.PROVENANCE] + b"\n", record, summary_of(record), listed) is None
+    assert rebuilt.crate(files[layout.CRATE] + b"\n", record, summary_of(record), listed) is None
     without_method = [file for file in listed if file.path != "metadata/method.json"]
-    assert rebuilt.provenance(files[layout.PROVENANCE], record, without_method) is None
-    assert rebuilt.crate(files[layout.CRATE], record, listed[1:]) is None
+    assert rebuilt.provenance(files[layout.PROVENANCE], record, summary_of(record), without_method) is None
+    assert rebuilt.crate(files[layout.CRATE], record, summary_of(record), listed[1:]) is None
 
 
 def with_status(record: ExecutionRecord, **changes: object) -> ExecutionRecord:
@@ -131,29 +132,29 @@ def test_what_a_reader_refuses_is_left_to_it(change):
     data = provenance_of(record, [])
     with pytest.raises(Exception, match=r"provo\.xml"):
         prov_reader.read(data)
-    assert rebuilt.provenance(data, record, []) is None
-    assert rebuilt.crate(crate_writer.build(record, []), record, []) is None
+    assert rebuilt.provenance(data, record, summary_of(record), []) is None
+    assert rebuilt.crate(crate_writer.build(record, []), record, summary_of(record), []) is None
 
 
 def test_an_abbreviated_id_is_left_to_the_readers():
     relatives = (Relative(execution_id="an id", relation="parent"),)
     record = replace(a_record(), request=a_request(relatives=relatives))
-    assert rebuilt.provenance(provenance_of(record, []), record, []) is None
+    assert rebuilt.provenance(provenance_of(record, []), record, summary_of(record), []) is None
 
 
 def test_a_digest_that_differs_from_the_manifest_is_left_to_the_readers():
     record = a_record()
     files = [BundleFile(record.job_status.outputs[0].path, sha256(b"other").hexdigest(), 5)]
-    assert rebuilt.provenance(provenance_of(record, files), record, files) is None
+    assert rebuilt.provenance(provenance_of(record, files), record, summary_of(record), files) is None
 
 
 def test_a_large_document_is_left_to_the_readers():
     record = replace(a_record(), request=a_request(files=(), values={"text": "x" * 60_000}))
     many = {f"text {number}": "x" * 60_000 for number in range(18)}
-    assert rebuilt.provenance(provenance_of(record, []), record, []) is not None
+    assert rebuilt.provenance(provenance_of(record, []), record, summary_of(record), []) is not None
     record = replace(a_record(), request=a_request(files=(), values=many))
     assert len(provenance_of(record, [])) > rebuilt.LARGEST
-    assert rebuilt.provenance(provenance_of(record, []), record, []) is None
+    assert rebuilt.provenance(provenance_of(record, []), record, summary_of(record), []) is None
 
 
 def test_an_end_before_its_start_is_reported(tmp_path):

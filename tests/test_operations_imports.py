@@ -38,7 +38,7 @@ from prefect_executions.settings import ImportNames, Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.index import rebuild_ledger
 from prefect_executions.workbench.workbench import Workbench
-from records import EXECUTION_ID, OUTPUTS
+from records import EXECUTION_ID, OUTPUTS, a_request
 
 GOLDEN = sorted((Path(__file__).parent / "bundles").glob("*.zip"))
 NOW = datetime(2026, 10, 1, 8, 30, tzinfo=UTC)
@@ -147,6 +147,16 @@ def test_a_ledger_is_rebuilt_beside_what_a_killed_import_left(theirs, ours, tmp_
     ours.archive.store.put(f"{folder_of('of-the-dead')}sealed-0123456789abcdef/metadata/method.json", b"{}")
     assert rebuild_ledger(ours).executions == len(before)
     assert ours.ledger.list().rows == before
+
+
+def test_a_record_that_is_too_large_to_stay_in_memory_is_read_again(ours, tmp_path):
+    theirs, large = bench_at(tmp_path / "theirs"), a_request(files=(), values={"text": "x" * (9 << 20)})
+    kept(theirs, request=large)
+    kept(theirs, OTHER_ID)
+    imported(ours, exported(theirs, tmp_path / "x.zip", EXECUTION_ID, OTHER_ID))
+    for execution_id in (EXECUTION_ID, OTHER_ID):
+        assert ours.archived_record(execution_id) == theirs.archived_record(execution_id)
+        assert ours.ledger.get(execution_id).method_id == theirs.ledger.get(execution_id).method_id
 
 
 def test_a_second_import_changes_nothing_and_says_so(theirs, ours, tmp_path):

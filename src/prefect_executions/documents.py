@@ -44,6 +44,8 @@ _LONGEST_MESSAGE = 2000
 
 _ABSENT = object()
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
 
 def in_utc(time: datetime) -> datetime:
     """Return *time* as a plain `datetime` in UTC.
@@ -267,8 +269,7 @@ def decode_text(data: bytes) -> str:
 
 def canonical_json(value: Any) -> bytes:
     """Return the canonical form of a JSON *value*, for digests: sorted keys, no spaces."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode(errors="backslashreplace")  # a lone surrogate becomes its JSON escape
+    return _CANONICAL.encode(value).encode(errors="backslashreplace")  # a lone surrogate becomes its JSON escape
 
 
 def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:

@@ -254,7 +254,8 @@ class Evidence:
     def rebuilt_provenance(self) -> ReadSummary | None:
         """The summary in `provo.xml` if it has exactly the bytes that the documents give."""
         with suppress(BundleError):
-            return rebuilt.provenance(self.bytes_of(layout.PROVENANCE), self.record, self._listed_files)
+            data = self.bytes_of(layout.PROVENANCE)
+            return rebuilt.provenance(data, self.record, self.summary, self._listed_files)
         return None
 
     @property
@@ -262,10 +263,10 @@ class Evidence:
     def rebuilt_crate(self) -> ReadSummary | None:
         """The summary in `ro-crate-metadata.json` if it has exactly the bytes that the documents give."""
         with suppress(BundleError):
-            return rebuilt.crate(self.bytes_of(layout.CRATE), self.record, self._listed_files)
+            return rebuilt.crate(self.bytes_of(layout.CRATE), self.record, self.summary, self._listed_files)
         return None
 
-    @property
+    @cached_property
     def _listed_files(self) -> list[BundleFile]:
         return [BundleFile(path, digest, self.files.get(path, 0)) for path, digest in self.listed.items()]
 

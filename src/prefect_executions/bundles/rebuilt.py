@@ -14,7 +14,7 @@ from io import BytesIO
 from prefect_executions.bundles import layout
 from prefect_executions.crate import writer as crate_writer
 from prefect_executions.executions.record import BundleFile, ExecuteRequest, ExecutionRecord, Instance
-from prefect_executions.executions.summary import ReadSummary, phases_of, summary_of
+from prefect_executions.executions.summary import ReadSummary, RecordSummary, phases_of
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.methods.model import Method
 from prefect_executions.provenance import writer as prov_writer
@@ -27,8 +27,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CODE_LIMIT = 10**18  # the readers read integers of at most 18 digits
 
 
-def provenance(data: bytes, record: ExecutionRecord, files: Sequence[BundleFile]) -> ReadSummary | None:
-    """Return what is in the `provo.xml` *data* if it is that of *record* and *files*, or None."""
+def provenance(
+    data: bytes, record: ExecutionRecord, summary: RecordSummary, files: Sequence[BundleFile]
+) -> ReadSummary | None:
+    """Return what the `provo.xml` *data* contains if it is that of *record* and *files*; otherwise None.
+
+    *summary* is the summary of *record*.
+    """
     if len(data) > LARGEST or not _is_unambiguous(record, files):
         return None
     stream = BytesIO()
@@ -36,7 +41,7 @@ def provenance(data: bytes, record: ExecutionRecord, files: Sequence[BundleFile]
     if data != stream.getvalue():
         return None
     listed = {file.path: file.sha256 for file in files}
-    return ReadSummary(summary_of(record), tuple(_files_in_provenance(record, listed)))
+    return ReadSummary(summary, tuple(_files_in_provenance(record, listed)))
 
 
 def _files_in_provenance(record: ExecutionRecord, listed: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -47,8 +52,13 @@ def _files_in_provenance(record: ExecutionRecord, listed: Mapping[str, str]) -> 
     yield from ((path, listed[path]) for path in documents if path in listed)
 
 
-def crate(data: bytes, record: ExecutionRecord, files: Sequence[BundleFile]) -> ReadSummary | None:
-    """Return what is in the `ro-crate-metadata.json` *data* if it is that of *record* and *files*, or None."""
+def crate(
+    data: bytes, record: ExecutionRecord, summary: RecordSummary, files: Sequence[BundleFile]
+) -> ReadSummary | None:
+    """Return what the `ro-crate-metadata.json` *data* contains if it is that of *record* and *files*; otherwise None.
+
+    *summary* is the summary of *record*.
+    """
     if len(data) > LARGEST or not _is_unambiguous(record, files):
         return None
     by_path = {file.path: file for file in files if file.path != layout.CRATE}
@@ -58,7 +68,7 @@ def crate(data: bytes, record: ExecutionRecord, files: Sequence[BundleFile]) -> 
     ordered = [by_path[path] for path in paths]
     if data != crate_writer.build(record, ordered):
         return None
-    return ReadSummary(summary_of(record), tuple((file.path, file.sha256) for file in ordered))
+    return ReadSummary(summary, tuple((file.path, file.sha256) for file in ordered))
 
 
 def _sealing_order(record: ExecutionRecord, paths: Mapping[str, object]) -> list[str]:

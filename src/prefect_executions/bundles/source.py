@@ -134,7 +134,7 @@ class ZipSource:
 
     def blocks(self, path: str) -> Iterator[bytes]:
         """Yield a file's content in blocks."""
-        return self._zip.blocks(self._entries[path])
+        return self._zip.blocks(self._entries[path], header_checked=True)
 
     def open(self, path: str) -> BinaryIO:
         """Open a file for reading and seeking; a compressed file is decompressed first."""

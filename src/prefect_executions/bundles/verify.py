@@ -28,7 +28,7 @@ from prefect_executions.bundles.source import Source, open_source
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.documents import shortened
 from prefect_executions.errors import BundleError
-from prefect_executions.executions.record import mixed_formats
+from prefect_executions.executions.record import ExecutionRecord, mixed_formats
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, faults
 from prefect_executions.lifecycle.status import AS_OGC, Status
 from prefect_executions.methods.model import Method
@@ -291,6 +291,15 @@ def verify(
     except BundleError as error:
         # The zip or the folder itself cannot be read.
         return Report((Check("layout", (f"{bundle.name}: {error}",)),))
+
+
+def verified_record(
+    source: Source, *, limits: Limits, signatures: SignaturePolicy
+) -> tuple[Report, ExecutionRecord | None]:
+    """Verify the bundle in *source* as `verify` does; return also its record, or None if it did not pass."""
+    evidence = Evidence(source, limits, signatures)
+    report = _report(evidence, tuple(CHECKS))
+    return report, evidence.record if report.passed else None
 
 
 def _report(evidence: Evidence, names: Collection[str]) -> Report:

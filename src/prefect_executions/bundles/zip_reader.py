@@ -143,26 +143,32 @@ class ZipReader:
         Raises:
             BundleError: If they differ, or the data does not end where the next entry begins.
         """
+        raw_name = entry.raw_name
         self.stream.seek(entry.offset)
-        header = _LOCAL.unpack(_exactly(self.stream, _LOCAL.size))
-        magic, _needed, flags, method, _time, _date, *numbers, name_length, extra_length = header
-        name = _exactly(self.stream, name_length)
-        extra = _extra_fields(_exactly(self.stream, extra_length), entry.raw_name)
-        if (magic, flags, method, name) != (b"PK\3\4", entry.flags, entry.method, entry.raw_name):
+        header = _exactly(self.stream, _LOCAL.size + len(raw_name))
+        magic, _needed, flags, method, _time, _date, *numbers, name_length, extra_length = _LOCAL.unpack_from(header)
+        expected = (b"PK\3\4", entry.flags, entry.method, len(raw_name), raw_name)
+        if (magic, flags, method, name_length, header[_LOCAL.size :]) != expected:
             raise BundleError(f"{entry.name!r}: its local header differs from the directory")
+        extra = _extra_fields(_exactly(self.stream, extra_length), raw_name) if extra_length else {}
         if not _agrees(entry, numbers, extra.get(_ZIP64)):
             raise BundleError(f"{entry.name!r}: its local header has other sizes or another checksum")
         begin: int = entry.offset + _LOCAL.size + name_length + extra_length
         self._check_end(entry, begin + entry.packed, wide=_ZIP64 in extra)
         return begin
 
-    def blocks(self, entry: ZipEntry) -> Iterator[bytes]:
+    def blocks(self, entry: ZipEntry, *, header_checked: bool = False) -> Iterator[bytes]:
         """Yield the content of *entry* in blocks, never more than the directory announced.
+
+        *header_checked* says that `data_offset` of this entry was called before.
 
         Raises:
             BundleError: If the local header, the size or the checksum differs from the directory.
         """
-        packed_blocks = self.compressed_blocks(entry)
+        # Without a descriptor, `data_offset` accepts data only if it ends where the next entry begins.
+        known = header_checked and not entry.flags & _SIZES_FOLLOW
+        begin = entry.end - entry.packed if known else self.data_offset(entry)
+        packed_blocks = _range(self.stream, begin, entry.packed)
         size = checksum = 0
         for block in _inflated(packed_blocks, entry) if entry.method == _DEFLATED else packed_blocks:
             size += len(block)
@@ -200,6 +206,8 @@ class ZipReader:
 
     def _check_end(self, entry: ZipEntry, end: int, *, wide: bool) -> None:
         length = entry.end - end
+        if not length and not entry.flags & _SIZES_FOLLOW:
+            return
         if 0 <= length <= _LONGEST_DESCRIPTOR:
             self.stream.seek(end)
             if _exactly(self.stream, length) in _descriptors(entry, wide=wide):

@@ -29,15 +29,14 @@ from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.seal import seal
 from prefect_executions.bundles.source import FolderSource, Source, record_of
-from prefect_executions.bundles.verify import verify
+from prefect_executions.bundles.verify import verified_record
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.capture.secrets import redact_url
 from prefect_executions.documents import shortened
 from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, ImportRefusedError
-from prefect_executions.executions.record import BundleFile, ExecutionRecord
+from prefect_executions.executions.record import DOCUMENTS, BundleFile, ExecutionRecord
 from prefect_executions.ledger.ledger import Bulk
-from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.settings import ImportNames, Settings
 from prefect_executions.workbench.keyring import KeyRing
@@ -52,6 +51,10 @@ _UPLOADS = 4
 
 _HELD = 1 << 20
 """Largest bundle in bytes that is held in memory while it is archived; larger ones are staged on disk."""
+
+
+_RECORDS_HELD = 8 << 20
+"""Bytes of documents whose records stay in memory from their verification on; a record takes five times as much."""
 
 
 class ImportResult(NamedTuple):
@@ -75,6 +78,8 @@ class _VerifiedBundle(NamedTuple):
     known: bool
     source_sha256: str | None = None
     signature: SignatureState = SignatureState.UNSIGNED
+    record: ExecutionRecord | None = None
+    """The verified record; None if it is read again, because too many are in memory."""
 
 
 class ImportPolicy(NamedTuple):
@@ -162,6 +167,7 @@ class _Verifier:
 
     def __init__(self, workbench: Workbench, staging: Path, policy: ImportPolicy) -> None:
         self._workbench, self._staging, self._policy = workbench, staging, policy
+        self._may_hold = _RECORDS_HELD
         self.absences: list[str] = []
         """A sentence for each bundle that lacks files of its manifest."""
 
@@ -189,17 +195,22 @@ class _Verifier:
         return self._verify(incoming, FolderSource(folder), execution.source_sha256)
 
     def _verify(self, incoming: IncomingBundle, source: Source, source_sha256: str | None) -> _VerifiedBundle:
-        report = verify(source, limits=self._policy.limits, signatures=self._signatures(incoming))
-        if not report.passed:
+        report, record = verified_record(source, limits=self._policy.limits, signatures=self._signatures(incoming))
+        if record is None:
             raise BundleError(report.summary)
-        status = JobStatus.from_json(b"".join(source.blocks(JobStatus.file_name)))
-        execution_id = layout.check_execution_id(status.job_id)
+        execution_id = layout.check_execution_id(record.id)
         digest = report.manifest_sha256 or ""
         known = self._is_archived(execution_id, digest)
         absences = (sentence for check in report.checks if check.name == "digests" for sentence in check.unchecked)
         self.absences += [f"{execution_id}: {sentence}" for sentence in absences]
         signature = report.signature if incoming.kind is BundleKind.BUNDLE else SignatureState.UNSIGNED
-        return _VerifiedBundle(execution_id, incoming, source, digest, known, source_sha256, signature)
+        held = record if self._holds(source) else None
+        return _VerifiedBundle(execution_id, incoming, source, digest, known, source_sha256, signature, held)
+
+    def _holds(self, source: Source) -> bool:
+        """Whether the record in *source* may stay in memory until it is recorded."""
+        self._may_hold -= sum(source.files.get(kind.file_name, 0) for kind in DOCUMENTS.values())
+        return self._may_hold >= 0
 
     def _signatures(self, incoming: IncomingBundle) -> SignaturePolicy:
         """The policy for a bundle; a translated one has our own signature, if any."""
@@ -266,7 +277,7 @@ class _Recorder:
                         record = self._workbench.archived_record(bundle.id)
                         uploads.append((bundle, record, pool.submit(_nothing)))
                     else:
-                        record = record_of(bundle.source)
+                        record = bundle.record or record_of(bundle.source)
                         content = self._content(bundle, record)
                         uploads.append((bundle, record, pool.submit(self._archive, bundle, content)))
                 while uploads:
