@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 from uuid import UUID
@@ -454,12 +453,7 @@ def run_name(execution_id: str) -> str:
 
 def method_name(method: Method) -> str:
     """Return the name of a Method in `NAMESPACE`; it depends on the Method's version and code."""
-    return _method_name(method.id, method.version, method.code and method.code.sha256)
-
-
-@lru_cache(maxsize=256)
-def _method_name(method_id: str, version: str, code_sha256: str | None) -> str:
-    return f"method.{value_digest([method_id, version, code_sha256])[:32]}"
+    return f"method.{value_digest([method.id, method.version, method.code and method.code.sha256])[:32]}"
 
 
 def value_digest(value: object) -> str:
