@@ -63,6 +63,7 @@ ALLOWED_IN = {
     "alembic": {"ledger"},
     "sqlite3": {"ledger"},
     "psycopg": {"ledger"},
+    "numpy": {"ledger", "executions"},
     "prov": {"provenance"},
     "cryptography": {"attestation"},
     "cyclopts": {"cli"},

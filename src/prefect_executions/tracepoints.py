@@ -18,8 +18,9 @@ EVENT = "prefect_executions.milestone"
 class TracePoint(StrEnum):
     """The steps that an execution has just completed, in their order.
 
-    The last group, about single files and objects, occurs many times in an execution;
-    the event's detail says which file or object it was.
+    The group about single files and objects occurs many times in an execution; the
+    event's detail says which file or object it was. The last group is about the files of
+    the column index; its subject is their folder.
     """
 
     FOLDER_BEGUN = "open: folder begun"
@@ -51,6 +52,11 @@ class TracePoint(StrEnum):
     OBJECT_KEPT = "object in place"
     OBJECT_REMOVED = "object removed"
     PART_SENT = "part of an object sent"
+
+    SEGMENT_WRITTEN = "column index: segment written"
+    MANIFEST_WRITTEN = "column index: manifest written aside"
+    SEGMENTS_LISTED = "column index: manifest in place"
+    SEGMENTS_CLEARED = "column index: old segments removed"
 
 
 def trace_point(point: TracePoint, subject: str, detail: str = "") -> None:

@@ -38,6 +38,7 @@ from prefect_executions.ledger.rows import (
     time_of,
 )
 from prefect_executions.query.filter import EVERYTHING, Filter
+from prefect_executions.query.tree import Link
 
 CANDIDATES = 20
 """The maximum number of ids in an `AmbiguousIdError`."""
@@ -55,8 +56,6 @@ BATCH_ROWS = 50_000
 
 _MOST_ROWS = 1_000_000
 """The most rows of a page; databases have no larger integers than 64 bits."""
-
-_LAST = "\U0010ffff"  # sorts after every other character
 
 
 class Ledger:
@@ -153,7 +152,7 @@ class Ledger:
         ids: set[str] = set()
         with self._database.reading() as session:
             for spelling in spellings:
-                rows = session.fetch_all(queries.IDS_WITH_PREFIX, (spelling, spelling + _LAST, limit))
+                rows = session.fetch_all(queries.IDS_WITH_PREFIX, (spelling, spelling + queries.LAST, limit))
                 ids |= {row[0] for row in rows if row[0].endswith(generation)}
         exact = ids.intersection(f"{spelling}{generation}" for spelling in spellings)
         if len(exact) == 1 or len(ids) == 1:
@@ -259,6 +258,12 @@ class Ledger:
         return tuple(
             FileEdge(id=other, output=path, input=name, sha256=digest) for other, path, name, digest, _ in rows
         )
+
+    def related(self, link: Link, starts: Sequence[str]) -> frozenset[str]:
+        """Return the ids of the executions with *link* to one whose id begins with one of *starts*; to any if empty."""
+        with self._database.reading() as session:
+            found = [session.fetch_all(*query) for query in queries.related(link, starts)]
+        return frozenset(row[0] for rows in found for row in rows)
 
     def pending(self) -> tuple[str, ...]:
         """Return the ids of sealed executions whose upload to the archive is pending, oldest first."""

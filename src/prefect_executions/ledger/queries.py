@@ -12,6 +12,7 @@ from prefect_executions.ledger import columns
 from prefect_executions.ledger.columns import names
 from prefect_executions.ledger.rows import ROW_COLUMNS, clean, micros_of
 from prefect_executions.query.filter import Filter
+from prefect_executions.query.tree import Link
 
 PARTS = {table: names(specs) for table, specs in columns.PARTS.items()}
 METHOD_COLUMNS = names(columns.METHODS)
@@ -72,6 +73,18 @@ FORGET_CHANGES = "DELETE FROM changes WHERE number <= ?"
 NEWEST_CHANGE = "SELECT number, token FROM changes ORDER BY number DESC LIMIT 1"
 CHANGES_FROM = "SELECT number, token, execution, removed FROM changes WHERE number >= ? ORDER BY number LIMIT ?"
 
+_RELATIVES = "SELECT DISTINCT e.id FROM relatives AS r JOIN executions AS e ON e.key = r.execution WHERE r.relation "
+_RELATED = {
+    Link.PARENT: (f"{_RELATIVES}= 'parent' ", "r.other"),
+    Link.RERUNS: (f"{_RELATIVES}<> 'parent' ", "r.other"),
+    Link.USES: (f"SELECT DISTINCT taker.id {_SHARED_FILES}", "maker.id"),
+    Link.USED_BY: (f"SELECT DISTINCT maker.id {_SHARED_FILES}", "taker.id"),
+}
+"""For each link, the executions that have it, and the column with the id of the other execution."""
+
+LAST = "\U0010ffff"
+"""Sorts after every other character."""
+
 # All rows by table, without database keys, so that ledgers with equal rows have equal dumps.
 ALL = {
     "methods": f"SELECT {', '.join(METHOD_COLUMNS)} FROM methods AS m "  # noqa: S608  constant names
@@ -119,3 +132,13 @@ def newest(criteria: Filter, *, limit: int, after: tuple[int, str] | None = None
     where = f"WHERE {' AND '.join(condition for condition, _ in conditions)} " if conditions else ""
     sql = f"SELECT {_ROW} FROM executions {where}ORDER BY first_known DESC, id DESC LIMIT ?"  # noqa: S608  constant names
     return Query(sql, (*(value for _, values in conditions for value in values), limit))
+
+
+def related(link: Link, starts: Sequence[str]) -> list[Query]:
+    """Return the queries for the ids with *link* to an execution whose id begins with one of *starts*; any if empty."""
+    statement, other = _RELATED[link]
+    if not starts:
+        return [Query(statement, ())]
+    sql = f"{statement}AND {other} >= ? AND {other} <= ?"  # both bounds are inclusive, as above
+    begins = sorted({clean(spelling) for start in starts for spelling in (start, start.lower())})
+    return [Query(sql, (begin, begin + LAST)) for begin in begins]

@@ -1,0 +1,204 @@
+"""The evaluator of searches: the exact total, sorted pages, facets, groups, histograms and completions of a query."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prefect_executions.errors import RequestError
+from prefect_executions.ledger.index.access import Value, exact_number, value_layers
+from prefect_executions.ledger.index.index import IndexSnapshot
+from prefect_executions.ledger.index.keys import SortKey, key_reader, rank_text, rank_value
+from prefect_executions.ledger.index.masks import RelatedIds, mask_of
+from prefect_executions.ledger.index.order import after, first_rows, newest
+from prefect_executions.ledger.index.segment import FIRST_KNOWN
+from prefect_executions.ledger.index.summaries import (
+    BINS,
+    Facet,
+    FacetValue,
+    Group,
+    Histogram,
+    Matched,
+    facet,
+    groups,
+    histogram,
+)
+from prefect_executions.query.tree import QueryTree, Target, ValueSource, ValueTarget
+
+MOST_VALUES = 20
+"""The default number of values of a facet."""
+
+_SOURCES = {"params": ValueSource.PARAM, "metrics": ValueSource.METRIC, "inputs": ValueSource.INPUT}
+
+
+class NameCount(NamedTuple):
+    """A name of a param, metric or input, and how many executions have a value of it."""
+
+    source: ValueSource
+    name: str
+    executions: int
+
+
+class FoundPage(NamedTuple):
+    """The ids of some results in their order, and the cursor of the next page, or None on the last page."""
+
+    ids: tuple[str, ...]
+    after: str | None
+
+
+class _Place(NamedTuple):
+    """A result: the values of the sort keys, and what orders equal ones."""
+
+    values: tuple[Value | None, ...]
+    first_known: int
+    id: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The executions that a query matched at one moment."""
+
+    matched: tuple[Matched, ...]
+
+    @property
+    def total(self) -> int:
+        """How many there are, exactly."""
+        return sum(part.total for part in self.matched)
+
+    def page(self, sort: Sequence[SortKey] = (), *, limit: int = 50, after: str | None = None) -> FoundPage:
+        """Return the first *limit* results in the order of *sort*, then newest first; *after* is a page's cursor.
+
+        A cursor stays valid when executions are added or removed. A result whose sorted
+        values changed in between may occur twice or not at all.
+
+        Raises:
+            RequestError: If *after* is not a cursor of this order, or *limit* is not positive.
+        """
+        if limit < 1:
+            raise RequestError(f"a page needs a limit of at least 1, not {limit}")
+        begin = _parse_cursor(after, sort) if after else None
+        places = [place for part in self.matched for place in _first(part, sort, limit + 1, begin)]
+        places.sort(key=lambda place: (place.first_known, place.id), reverse=True)
+        for index, key in reversed(list(enumerate(sort))):  # stable sorts, the last key first
+            places.sort(key=_comparable(index, key), reverse=key.descending)
+            places.sort(key=lambda place, index=index: place.values[index] is None)  # type: ignore[misc]
+        chosen = places[:limit]
+        more = len(places) > limit
+        return FoundPage(tuple(place.id for place in chosen), _cursor(chosen[-1], sort) if more else None)
+
+    def facet(self, target: Target, *, most: int = MOST_VALUES) -> Facet:
+        """Return how many results have each value of *target*."""
+        return facet(self.matched, target, most=most)
+
+    def groups(self, by: Sequence[Target], aggregate: Sequence[Target] = ()) -> tuple[Group, ...]:
+        """Return the results in groups of equal values of *by*, with statistics of the numbers of *aggregate*."""
+        return groups(self.matched, by, aggregate)
+
+    def histogram(self, target: Target, bins: int = BINS) -> Histogram:
+        """Return the distribution of the numbers of *target*."""
+        return histogram(self.matched, target, bins)
+
+    def names(self, prefix: str = "", *, most: int = MOST_VALUES) -> tuple[NameCount, ...]:
+        """Return the names of params, metrics and inputs that begin with *prefix*, ignoring case, by frequency."""
+        counts: Counter[tuple[ValueSource, str]] = Counter()
+        for part in self.matched:
+            for table, names in part.segment.names.items():
+                for name in names:
+                    if name.casefold().startswith(prefix.casefold()):
+                        target = ValueTarget(_SOURCES[table], name)
+                        counts[_SOURCES[table], name] += _having(part, target)
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return tuple(NameCount(source, name, count) for (source, name), count in ordered[:most] if count)
+
+    def values(self, target: Target, prefix: str = "", *, most: int = MOST_VALUES) -> tuple[FacetValue, ...]:
+        """Return the values of *target* whose text begins with *prefix*, ignoring case, by frequency."""
+        every = facet(self.matched, target, most=1 << 62).values
+        found = (one for one in every if _text(one.value).casefold().startswith(prefix.casefold()))
+        return tuple(one for one, _ in zip(found, range(most), strict=False))
+
+
+def search(snapshot: IndexSnapshot, tree: QueryTree, related: RelatedIds) -> Found:
+    """Return the executions in *snapshot* that *tree*, which is resolved, matches; *related* answers its links."""
+    return Found(
+        tuple(Matched(part.segment, mask_of(part.segment, part.live, tree, related)) for part in snapshot.segments)
+    )
+
+
+# --- private ---------------------------------------------------------------------
+
+
+def _first(part: Matched, sort: Sequence[SortKey], most: int, begin: _Place | None) -> list[_Place]:
+    segment = part.segment
+    if not segment.size:
+        return []
+    cursor = begin.values if begin else (None,) * len(sort)
+    readers = [key_reader(segment, key, value) for key, value in zip(sort, cursor, strict=True)]
+    if begin is None and not sort and part.mask is not None:
+        rows = newest(part.mask, most)
+    else:
+        rows = part.rows()
+        keys = [reader.key for reader in readers]
+        if begin is not None:
+            bounds = [reader.bound(value) for reader, value in zip(readers, cursor, strict=True)]
+            rows = after(rows, keys, bounds, segment.position(begin.first_known, begin.id))
+        rows = first_rows(rows, keys, most)
+    times = segment.columns[FIRST_KNOWN].data
+    return [
+        _Place(tuple(reader.value(row) for reader in readers), int(times[row]), segment.id(row))
+        for row in rows.tolist()
+    ]
+
+
+def _comparable(index: int, key: SortKey) -> Callable[[_Place], Any]:
+    text_key = rank_text(key.target)
+
+    def comparable(place: _Place) -> Any:
+        kind, value = rank_value(place.values[index])
+        return kind, text_key(value) if isinstance(value, str) else value
+
+    return comparable
+
+
+def _cursor(place: _Place, sort: Sequence[SortKey]) -> str:
+    content = [[repr(key) for key in sort], [_encoded(value) for value in place.values], place.first_known, place.id]
+    return base64.urlsafe_b64encode(json.dumps(content, separators=(",", ":")).encode()).decode()
+
+
+def _parse_cursor(cursor: str, sort: Sequence[SortKey]) -> _Place:
+    try:
+        keys, values, first_known, execution_id = json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True))
+        if keys == [repr(key) for key in sort] and len(values) == len(sort):
+            return _Place(tuple(map(_decoded, values)), int(first_known), str(execution_id))
+    except (ValueError, TypeError, LookupError, binascii.Error):
+        pass
+    raise RequestError(f"'{cursor}' is not a cursor of this search; omit it to start at the first page")
+
+
+def _encoded(value: Value | None) -> Any:
+    if isinstance(value, bool | str | None):
+        return value
+    return {"float": value.hex()} if isinstance(value, float) else {"exact": str(value)}
+
+
+def _decoded(value: Any) -> Value | None:
+    if isinstance(value, dict):
+        return float.fromhex(value["float"]) if "float" in value else exact_number(value["exact"])
+    if isinstance(value, bool | str | None):
+        return value
+    raise TypeError(value)
+
+
+def _having(part: Matched, target: ValueTarget) -> int:
+    masks = [layer.present(part.segment.size) for layer in value_layers(part.segment, target)]
+    return sum(int(np.count_nonzero(mask if part.mask is None else mask & part.mask)) for mask in masks)
+
+
+def _text(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
