@@ -136,6 +136,7 @@ _PART = st.text(
 _NAME = st.lists(_PART, min_size=1, max_size=3).map("/".join)
 
 
+@pytest.mark.long
 @given(st.lists(_NAME.filter(lambda name: not name.casefold().startswith("std")), min_size=1, max_size=8, unique=True))
 @example(["e\u0301", "é"])
 @settings(

@@ -181,6 +181,7 @@ def changed_project(project):
     return project
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", DIFF_SETTINGS, ids=lambda settings: next(iter(settings)))
 def test_the_diff_applies_and_has_one_digest_whatever_git_is_set_to(changed_project, tmp_path, settings):
     project = changed_project

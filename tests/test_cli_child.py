@@ -144,7 +144,10 @@ def test_a_process_with_threads_makes_no_child():
     assert (done.returncode, done.stdout.splitlines()[1]) == (7, "same True")
 
 
-@pytest.mark.parametrize(("how", "words"), [("exit", "exited with code 0"), ("SIGSEGV", "died of SIGSEGV")])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("exit", "exited with code 0"), pytest.param("SIGSEGV", "died of SIGSEGV", marks=pytest.mark.long)],
+)
 def test_a_run_whose_process_dies_is_sealed_at_once_and_says_why(prefect_server, home, tmp_path, how, words):
     (tmp_path / "dies.py").write_text(METHOD)
     command = [COMMAND, "run", "dies.py:dies", "-p", f"how={how}", "--json"]

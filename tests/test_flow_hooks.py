@@ -216,6 +216,7 @@ load_flow_from_entrypoint(sys.argv[1], use_placeholder_flow=False)(4)
 """
 
 
+@pytest.mark.long
 def test_the_terminal_shows_what_the_hook_did_and_prefects_log_that_it_was_called(bundles):
     done = subprocess.run(
         [sys.executable, "-c", DIRECTLY, f"{Path(__file__)}:halves"],
@@ -307,6 +308,7 @@ clears()
 """
 
 
+@pytest.mark.long
 def test_the_hook_reports_a_sealed_but_unfinished_execution(bundles, tmp_path):
     script = tmp_path / "clears.py"
     script.write_text(CLEARS)

@@ -203,6 +203,7 @@ def test_a_time_limit_ends_the_code_and_is_recorded(bundles):
     assert bundles.record().job_status.history[-1].prefect_state.name == "TimedOut"
 
 
+@pytest.mark.long
 def test_the_time_limit_excludes_sealing(bundles):
     @method(version="1")
     @flow(timeout_seconds=1)
@@ -839,7 +840,7 @@ def mumbles(token: SecretStr | None = None) -> int:
 MUMBLING = "import sys, test_flow_recording; print(test_flow_recording.mumbles(*sys.argv[1:]))"
 
 
-@pytest.mark.parametrize("token", [[], ["env:THE_TOKEN"]])
+@pytest.mark.parametrize("token", [pytest.param([], marks=pytest.mark.long), ["env:THE_TOKEN"]])
 def test_a_log_record_that_cannot_be_formatted_does_not_end_the_run(bundles, token):
     done = subprocess.run(  # in a process of its own: pytest's log handlers raise
         [sys.executable, "-c", MUMBLING, *token],

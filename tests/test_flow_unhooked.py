@@ -155,6 +155,7 @@ def test_an_exception_that_prefect_ignores_is_a_crash(bundles, error):
     assert state_in_prefect(record.id).is_crashed()
 
 
+@pytest.mark.long
 def test_a_coroutine_that_is_closed_is_a_crash(bundles):
     @method(version="1")
     async def waits() -> None:
