@@ -43,6 +43,9 @@ from prefect_executions.executions.record import (
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.lifecycle.status import AS_OGC, FOLLOWS, FROM_PREFECT, Status
 from prefect_executions.methods.model import METHOD_TYPES, Method
+from prefect_executions.query.fields import FIELDS, FLAGS, KINDS, OPERATORS, has_order
+from prefect_executions.query.parser import parse
+from prefect_executions.query.tree import Operator
 from prefect_executions.runtimes.interface import Capability
 from prefect_executions.runtimes.registry import RUNTIMES
 from records import EXECUTION_ID, NOON, a_record, a_verdict, digest, some_events
@@ -144,6 +147,32 @@ def _review() -> str:
     return "".join(["```sh\n", *(f"{line}\n" for line in dsse.commands("SIGNER.pem")), "```\n"])
 
 
+def _search_fields() -> str:
+    rows = [("field", "other names", "values", "example", "meaning")]
+    for field in FIELDS:
+        aliases = ", ".join(f"`{alias}`" for alias in field.aliases)
+        rows.append((f"`{field.name}`", aliases, field.kind.value, f"`{field.example}`", field.description))
+    return table(*rows)
+
+
+def _search_kinds() -> str:
+    rows = [("values", "operators", "comparison")]
+    for kind, meaning in KINDS.items():
+        operators = " ".join(f"`{one.value}`" for one in Operator if one in OPERATORS[kind])
+        rows.append((kind.value, f"{operators}{' `TO`' if has_order(kind) else ''}", meaning))
+    return table(*rows)
+
+
+def _search_flags() -> str:
+    return table(("flag", "meaning"), *((f"`is:{flag}`", meaning) for flag, meaning in FLAGS.items()))
+
+
+def _search_error() -> str:
+    with pytest.raises(errors.QueryError) as caught:
+        parse("method:mnist AND is:archivd")
+    return f"```text\n{caught.value}\n```\n"
+
+
 def _commands() -> str:
     rows = [("command", "what it does")]
     rows += [(f"`executions {name}`", help_text.partition("\n")[0]) for name, help_text in commands().items()]
@@ -177,6 +206,10 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "commands": _commands,
     "events": _events,
     "runtimes": _runtimes,
+    "search-fields": _search_fields,
+    "search-kinds": _search_kinds,
+    "search-flags": _search_flags,
+    "search-error": _search_error,
     "review": _review,
     "checks": _checks,
     Seal.file_name: _seal,

@@ -6,6 +6,7 @@ from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.query.fields import (
     BY_NAME,
     FIELDS,
+    KINDS,
     LINKS,
     OPERATORS,
     SOURCES,
@@ -23,8 +24,8 @@ def test_each_name_and_alias_exists_once_in_lower_case():
     assert [name for name in names if name != name.lower()] == []
 
 
-def test_each_kind_has_operators():
-    assert set(OPERATORS) == set(Kind)
+def test_each_kind_has_operators_and_a_meaning():
+    assert set(OPERATORS) == set(KINDS) == set(Kind)
     assert {kind for kind in Kind if has_order(kind)} == {
         *(Kind.NAME, Kind.VERSION, Kind.NUMBER, Kind.TIME, Kind.DURATION, Kind.SIZE, Kind.VALUE)
     }

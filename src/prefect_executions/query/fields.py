@@ -13,34 +13,43 @@ from prefect_executions.settings import ArchiveLevel
 
 
 class Kind(Enum):
-    """What a field holds, which decides how its literals are read and compared."""
+    """What a field holds, which decides how its literals are read and compared (`KINDS`)."""
 
     NAME = "name"
-    """A short text: ``:`` compares the whole of it, ignoring case."""
     PROSE = "text"
-    """A sentence: ``:`` finds it anywhere, ignoring case."""
     CHOICE = "choice"
-    """One of a few words."""
     ID = "id"
-    """``:`` finds it by its beginning, ignoring case."""
     DIGEST = "digest"
-    """A SHA-256 in hex, found by its beginning, with or without ``sha256:``."""
     FILE = "file"
-    """A file: its name or path, or its digest after ``sha256:``."""
     VERSION = "version"
-    """Compared by its numbers; ``:`` finds it by its first numbers."""
     NUMBER = "number"
     TIME = "time"
     DURATION = "duration"
     SIZE = "size"
     VALUE = "value"
-    """A value with a name: a number, a truth value or a text."""
     FLAG = "flag"
     LINK = "execution"
-    """The id of another execution, or its beginning."""
     PRESENCE = "presence"
-    """The name of a field or value."""
 
+
+KINDS: Mapping[Kind, str] = {
+    Kind.NAME: "A short text. `:` compares the whole of it and ignores case; `=` is exact.",
+    Kind.PROSE: "A sentence. `:` finds a part of it and ignores case; `=` compares all of it exactly.",
+    Kind.CHOICE: "One of a few words; case is ignored.",
+    Kind.ID: "An id. `:` compares its beginning and ignores case; `=` compares all of it.",
+    Kind.DIGEST: "A SHA-256 in hex, or its beginning; `sha256:` in front is optional.",
+    Kind.FILE: "A name or a path, as a whole or after its last `/`; or `sha256:` with a digest or its beginning.",
+    Kind.VERSION: "`:3.11` is 3.11 and 3.11.7; `<` and `>` compare number by number; `=` is exact.",
+    Kind.NUMBER: "A number.",
+    Kind.TIME: "A time in UTC, or with a zone: `2026`, `2026-01`, `2026-01-31`, `2026-01-31T12:30+01:00`, `-7d`.",
+    Kind.DURATION: "A duration such as `90s`, `5m`, `2h30m` or `1d`; without a unit in seconds.",
+    Kind.SIZE: "A size such as `100kB`, `1.5GB` or `2GiB`; without a unit in bytes.",
+    Kind.VALUE: "A number, `true`, `false` or a text.",
+    Kind.FLAG: "A word.",
+    Kind.LINK: "The id of another execution, or its beginning.",
+    Kind.PRESENCE: "The name of a field, or of a param, metric or input.",
+}
+"""What each kind of field compares."""
 
 _EQUALITY = frozenset({Operator.CONTAINS, Operator.EQUAL, Operator.DIFFERENT})
 _ORDER = frozenset({Operator.LESS, Operator.LESS_EQUAL, Operator.GREATER, Operator.GREATER_EQUAL})
