@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
@@ -189,6 +191,17 @@ trees: st.SearchStrategy[QueryTree] = st.recursive(
     max_leaves=8,
 )
 """Any query, as a tree that its canonical text gives again."""
+
+
+def combined(terms: Sequence[QueryTree], random: Random) -> QueryTree:
+    """Return a random tree of some of *terms*."""
+    trees = random.sample(terms, random.randint(1, 8))
+    while len(trees) > 1:
+        inner = [trees.pop() for _ in range(min(len(trees), random.randint(2, 3)))]
+        tree = random.choice([conjunction, disjunction])(inner)
+        trees.insert(0, Not(tree) if random.random() < 0.3 else tree)
+    return trees[0]
+
 
 instants = st.one_of(
     st.timedeltas(timedelta(0), timedelta(days=34)).map(lambda offset: START.replace(tzinfo=UTC) + offset),

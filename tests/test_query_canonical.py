@@ -1,28 +1,36 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import queries
-from prefect_executions.query import conditions
 from prefect_executions.query.canonical import canonical, canonical_target
-from prefect_executions.query.conditions import value_target
+from prefect_executions.query.conditions import MAX_CHARACTERS, value_target
 from prefect_executions.query.literals import Text
 from prefect_executions.query.parser import parse, parse_target
-from prefect_executions.query.tree import Condition, FieldTarget, Not, Operator, Or, ValueSource, Words
-
-EXAMPLES = 10_000 if os.environ.get("EXECUTIONS_TEST_LONG") else 500
+from prefect_executions.query.tree import Condition, FieldTarget, Not, Operator, Or, QueryTree, ValueSource, Words
 
 
-@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-@given(tree=queries.trees)
-def test_the_canonical_text_of_any_tree_gives_the_tree(tree):
+def check(tree: QueryTree) -> None:
     text = canonical(tree)
-    if len(text) <= conditions.MAX_CHARACTERS:
+    if len(text) <= MAX_CHARACTERS:
         assert parse(text) == tree
         assert canonical(parse(text)) == text
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(tree=queries.trees)
+def test_the_canonical_text_of_any_tree_gives_the_tree(tree):
+    check(tree)
+
+
+@pytest.mark.long
+@settings(max_examples=500, suppress_health_check=list(HealthCheck))
+@given(terms=st.lists(queries.terms, min_size=20, max_size=20), random=st.randoms(use_true_random=False))
+def test_the_canonical_text_of_ten_thousand_trees_gives_the_tree(terms, random):
+    for _ in range(20):  # drawing a tree takes longer than checking it
+        check(queries.combined(terms, random))
 
 
 @pytest.mark.parametrize(
