@@ -66,6 +66,13 @@ def test_a_sealed_bundle_gives_what_the_readers_give(tmp_path, record):
     check_both(contents(a_complete_bundle(tmp_path, record).folder))
 
 
+def test_a_bundle_of_the_first_format_is_left_to_the_readers():
+    files = golden("format-1.zip")
+    record, listed = record_in(files), listed_in(files)
+    assert rebuilt.provenance(files[layout.PROVENANCE], record, summary_of(record), listed) is None
+    assert rebuilt.crate(files[layout.CRATE], record, summary_of(record), listed) is None
+
+
 def provenance_of(record: ExecutionRecord, files: list[BundleFile]) -> bytes:
     stream = BytesIO()
     prov_writer.write(record, files, stream)

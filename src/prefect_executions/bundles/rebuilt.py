@@ -89,7 +89,10 @@ def times_in_order(record: ExecutionRecord) -> bool:
 
 
 def _is_unambiguous(record: ExecutionRecord, files: Sequence[BundleFile]) -> bool:
-    """Whether *record* states each fact once, in a form that the readers accept."""
+    """Whether *record* states each fact once, in a form that the readers accept.
+
+    Since format 2, the documents are in their only form, which has no infinite number.
+    """
     status, request = record.job_status, record.request
     listed = {file.path: file.sha256 for file in files}
     sources = record.method.code.files if record.method.code else ()
@@ -99,7 +102,8 @@ def _is_unambiguous(record: ExecutionRecord, files: Sequence[BundleFile]) -> boo
     steps = [str(step.id) for step in status.steps or ()]
     entries = [entry.status for entry in status.history if entry.kind is EntryKind.STATUS]
     return (
-        len({output.path for output in status.outputs}) == len(status.outputs)
+        record.format > 1
+        and len({output.path for output in status.outputs}) == len(status.outputs)
         and len({source.path for source in sources}) == len(sources)
         and len(set(steps)) == len(steps)
         and len(set(entries)) == len(entries)
