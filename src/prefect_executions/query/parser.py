@@ -58,7 +58,6 @@ from prefect_executions.query.values import KEYWORDS, QueryWord, read
 
 T = TypeVar("T")
 
-_BLANKS = re.compile(r"\s*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPED = re.compile(r'\\(["\\])')
 _OPERATOR = re.compile(r"\s*(?::(?:\s*(!=|<=|>=|=|<|>|~))?|(!=|<=|>=|=|<|>|~))")
@@ -117,7 +116,7 @@ class _QueryReader:
         self._terms = self._depth = 0
 
     def at_end(self) -> bool:
-        self._skip(_BLANKS)
+        self._skip_blanks()
         return self._place == len(self._text)
 
     def fail(
@@ -140,7 +139,7 @@ class _QueryReader:
         return conjunction(terms)
 
     def _negation(self) -> QueryTree:
-        self._skip(_BLANKS)
+        self._skip_blanks()
         start = self._place
         if self._take_keyword("NOT"):
             return Not(self._deeper(self._negation, start))
@@ -254,7 +253,7 @@ class _QueryReader:
         return self._placed(at, lambda: read(field_of(target), operator, word))
 
     def _value(self, operator: Operator) -> tuple[QueryWord, int]:
-        self._skip(_BLANKS)
+        self._skip_blanks()
         at = self._place
         pieces = self.pieces(_REGEX if operator is Operator.MATCHES else _VALUE, expected=("a value",))
         if self._sees_here(*"<>=~!"):
@@ -284,16 +283,16 @@ class _QueryReader:
         return word.plain
 
     def _list(self, item: Callable[[], T], *, commas: bool = True) -> list[T]:
-        self._skip(_BLANKS)
+        self._skip_blanks()
         found = [item()]
         while commas and self._take(","):
-            self._skip(_BLANKS)
+            self._skip_blanks()
             found.append(item())
         return found
 
     def pieces(self, pattern: re.Pattern[str], *, expected: tuple[str, ...] = _TERM) -> list[_Piece]:
         """Read a word whose letters outside quotes match *pattern*."""
-        self._skip(_BLANKS)
+        self._skip_blanks()
         found = self._pieces(pattern)
         if self._sees_here("("):
             self.fail("a word ends before a parenthesis; put it in quotes, or a blank before it")
@@ -340,7 +339,7 @@ class _QueryReader:
         return Operator(found[1] or found[2] or ":")
 
     def _keyword(self) -> str | None:
-        self._skip(_BLANKS)
+        self._skip_blanks()
         found = _KEYWORD.match(self._text, self._place)
         return found and found[0]
 
@@ -357,12 +356,12 @@ class _QueryReader:
         return True
 
     def _sees(self, *letters: str) -> bool:
-        self._skip(_BLANKS)
+        self._skip_blanks()
         return self._sees_here(*letters)
 
     def _sees_here(self, *letters: str) -> bool:
         return self._text[self._place : self._place + 1] in letters
 
-    def _skip(self, pattern: re.Pattern[str]) -> None:
-        if found := pattern.match(self._text, self._place):
-            self._place = found.end()
+    def _skip_blanks(self) -> None:
+        while self._text[self._place : self._place + 1].isspace():
+            self._place += 1
