@@ -20,19 +20,21 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling, Pending, Scheduled
 
+from benches import begun, bench_at, record_of
 from homes import Bundles
 from journeys import waited
 from prefect_executions import current_execution, method
-from prefect_executions.capture.processes import alive
+from prefect_executions.capture.processes import alive, this_process
 from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import main
 from prefect_executions.dispatch.cancel import KillEscalation
-from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.executions.record import ExecutionRecord, Usage
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.prefect_api import blocks
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
+from records import a_job_status, an_infrastructure, an_instance
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900)]
 
@@ -176,6 +178,33 @@ def test_signals_escalate_only_for_the_executions_own_process(running, cli, bund
     waited(lambda: not any(one.exists() for one in children(bundles, record)), "the end of the children")
     assert "executions settle --once" in cli("cancel", record.id, code=exit_codes.NOT_THERE)
     assert prefects_state(record) is StateType.RUNNING
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_process_that_records_its_outputs_gets_no_signal_and_is_named(home, ended):
+    with subprocess.Popen(["sleep", "60"]) as sleeping:
+        stat = Path(f"/proc/{sleeping.pid}/stat").read_text().rpartition(")")[2].split()
+        process = this_process().model_copy(update={"pid": sleeping.pid, "started": stat[19]})
+        instance = an_instance(
+            pid=sleeping.pid,
+            process=process,
+            own_process=True,
+            usage=Usage(exit_code=0) if ended else None,
+        )
+        record = record_of(
+            job_status=a_job_status(Status.EXECUTING),
+            instance=instance,
+            infrastructure=an_infrastructure(type="direct"),
+        )
+        bench = bench_at(home)
+        begun(bench, record).write_document(instance)
+        escalation = KillEscalation(Catalog(bench), record)
+        words = [*escalation.step(10), *escalation.step(40)]
+        assert escalation.dead is not ended
+        assert (f"kill -9 {sleeping.pid}, then executions settle --once" in words[-1]) is ended
+        assert len(words) == (2 if ended else 3)
+        sleeping.kill()
+    bench.leases.release(record.id)
 
 
 # --- in this process ---------------------------------------------------------------

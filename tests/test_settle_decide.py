@@ -91,7 +91,7 @@ def test_a_run_that_waits_too_long_is_reported_and_not_sealed(observation):
         (run("RUNNING", alive=False, usage=RAISED, **RUNS), Reason.CRASHED, "own code had raised ValueError before"),
         (run("RUNNING", here=False, silence=SILENCE, **RUNS), Reason.LOST, "machine is gone or out of reach"),
         (run("RUNNING", here=False, silence=STUCK, worker_silence=SILENCE, **RUNS), Reason.LOST, "for 10 min 0 s"),
-        (run("RUNNING", UNANNOUNCED, here=False), Reason.LOST, "never heard of"),
+        (run("RUNNING", UNANNOUNCED, here=False), Reason.LOST, "never opened its record"),
         (
             run("PENDING", STUCK, here=False, worker_silence=STUCK, pool_type="process"),
             Reason.INFRASTRUCTURE,
@@ -156,6 +156,21 @@ def test_a_dead_run_with_a_cancel_request_is_cancelled():
     judgement = judge(run("CANCELLING", alive=False, silence=SECOND, **RUNS))
     assert (judgement.decision, judgement.cancelled, judgement.end.status) == (Decision.END, True, Status.CANCELLED)
     assert judgement.end.reason is None
+
+
+@pytest.mark.parametrize("death", [None, Death("was killed by SIGKILL", NOW)])
+def test_a_cancelled_run_that_was_killed_names_who_cancelled_it(death):
+    judgement = judge(run("CANCELLING", alive=False, message="cancelled by ada", death=death, **RUNS))
+    assert judgement.end.status is Status.CANCELLED
+    assert judgement.end.message.endswith("; cancelled by ada")
+
+
+@pytest.mark.parametrize(
+    "words", ["It was never heard of after Prefect saw it start", "Nothing was heard of it or its worker"]
+)
+def test_a_run_that_an_earlier_version_declared_lost_stays_lost(words):
+    judgement = judge(run("CRASHED", STUCK, alive=False, silence=STUCK, message=f"{words}; no", **RUNS))
+    assert (judgement.end.reason, judgement.unobserved) == (Reason.LOST, True)
 
 
 @pytest.mark.parametrize(

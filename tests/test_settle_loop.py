@@ -105,7 +105,7 @@ def test_a_run_that_ended_before_it_started_is_sealed_from_prefects_data(scene):
     assert (scene.record(refused).method.version, scene.record(refused).job_status.message) == ("5", NO_INFRASTRUCTURE)
     assert record.job_status.history[-1].observer is Observer.SETTLE
     assert scene.state(vanished).is_crashed()
-    assert "never heard of" in scene.record(vanished).job_status.message
+    assert "never opened its record" in scene.record(vanished).job_status.message
     [note] = [one.message for one in scene.record(vanished).job_status.history if one.kind is EntryKind.NOTE]
     assert note == "outputs and logs, if any, were lost with the workbench on an unknown machine"
     assert str(fresh.id) not in scene.seals()  # its worker may be about to tell

@@ -58,7 +58,10 @@ class KillEscalation:
         if not self._requested:
             self._requested = True
             yield from self._request(self._record, self._bundle)
-        if not self._reachable or not self._record.instance.own_process or self._is_sealing():
+        if not self._reachable or not self._record.instance.own_process:
+            return
+        if self._is_sealing():
+            yield from self._warn_of_sealing(waited)
             return
         while self._remaining and waited >= self._remaining[0][0]:
             _, number = self._remaining.pop(0)
@@ -74,6 +77,15 @@ class KillEscalation:
             with suppress(ExecutionsError):  # the process polls Prefect as well
                 bundle.request_cancel()
         yield f"It was called in {process}, which polls Prefect every ten seconds and stops by itself"
+
+    def _warn_of_sealing(self, waited: float) -> Iterator[str]:
+        assert self._process is not None  # noqa: S101 - it is reachable
+        if self._remaining and waited >= self._remaining[0][0]:
+            self._remaining.clear()
+            yield (
+                f"The Method's code has ended, and process {self._process.pid} records its outputs, so it gets no "
+                f"signal. If it hangs: kill -9 {self._process.pid}, then executions settle --once"
+            )
 
     def _send(self, number: signal.Signals) -> Iterator[str]:
         assert self._process is not None  # noqa: S101 - it is reachable

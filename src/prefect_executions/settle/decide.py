@@ -32,9 +32,12 @@ _LOCAL_POOLS = frozenset({"process"})
 # A contract with other versions: settle writes these beginnings into Prefect and recognises them there.
 _PROCESS = "Its process"
 _WORKER_GONE = "Its worker was gone before it started the run"
-_NEVER_HEARD = "It was never heard of after Prefect saw it start"
-_SILENT = "Nothing was heard of it or its worker"
-_OWN_WORDS = {_WORKER_GONE: Reason.INFRASTRUCTURE, _NEVER_HEARD: Reason.LOST, _SILENT: Reason.LOST}
+_NEVER_OPENED = "Prefect saw it start, but it never opened its record"
+_SILENT = "Neither the run nor a worker sent a heartbeat"
+_OLD_LOST = ("It was never heard of after Prefect saw it start", "Nothing was heard of it or its worker")
+"""The beginnings that earlier versions wrote."""
+_LOST = (_NEVER_OPENED, _SILENT, *_OLD_LOST)
+_OWN_WORDS = {_WORKER_GONE: Reason.INFRASTRUCTURE, **dict.fromkeys(_LOST, Reason.LOST)}
 """The reason that belongs to each message of settle: one settle may have to seal a run that another has ended."""
 
 
@@ -145,7 +148,7 @@ def _ended(run: RunObservation, state: ObservedState, terminal: tuple[Status, Re
 
 
 def _is_own(message: str | None) -> bool:
-    return (message or "").startswith((_PROCESS, _NEVER_HEARD, _SILENT))
+    return (message or "").startswith((_PROCESS, *_LOST))
 
 
 def _was_silent(run: RunObservation, ended: datetime) -> bool:
@@ -193,7 +196,7 @@ def _process_unseen(run: RunObservation, state: ObservedState, *, cancelled: boo
     if run.silence is None:
         if run.now - state.time < UNANNOUNCED:
             return Judgement(Decision.LEAVE, "it is about to open its record")
-        return _end(run, Reason.LOST, _NEVER_HEARD, cancelled=cancelled)
+        return _end(run, Reason.LOST, _NEVER_OPENED, cancelled=cancelled)
     if run.silence < SILENCE:
         return Judgement(Decision.LEAVE, "its heartbeat is recent")
     why = f"{_SILENT} for {_as_text(run.silence)}; its machine is gone or out of reach"
@@ -218,7 +221,8 @@ def _without_flow_run(run: RunObservation) -> Judgement:
 
 
 def _end(run: RunObservation, reason: Reason, why: str, *, cancelled: bool) -> Judgement:
-    message = f"{why}; {_progress(run)}"
+    request = run.state.message if cancelled and run.state else None  # names who cancelled the run
+    message = "; ".join(part for part in (why, _progress(run), request) if part)
     status = Status.CANCELLED if cancelled else Status.FAILED
     end = Ending(status, None if cancelled else reason, run.now, Observer.SETTLE, message=message)
     return Judgement(Decision.END, message, end, cancelled, unobserved=True)
