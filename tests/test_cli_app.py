@@ -38,13 +38,14 @@ from prefect_executions.cli.doctor import (
     check_version,
 )
 from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
-from prefect_executions.cli.run import _next_commands
+from prefect_executions.cli.run import _facts, _next_commands
 from prefect_executions.errors import NotFoundError, RequestError
 from prefect_executions.executions.record import Returned, Usage
 from prefect_executions.flow.descriptor import DescriptorMethod
 from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.settings import Settings
+from prefect_executions.workbench.catalog import StorageState
 from records import (
     EXECUTION_ID,
     NOON,
@@ -1066,8 +1067,22 @@ def test_a_failed_run_shows_its_error_once(prefect_server, home, flow):
 
 def test_a_failed_run_points_to_its_error_output_if_it_has_any():
     logs = [an_output("outputs/stderr.log", content) for content in (b"a warning", b"")]
-    proposed = [_next_commands(a_record(job_status=a_job_status(Status.FAILED, outputs=[log]))) for log in logs]
+    records = [a_record(job_status=a_job_status(Status.FAILED, outputs=[log])) for log in logs]
+    proposed = [_next_commands(record, StorageState(None, sealed=True, archive="archived")) for record in records]
     assert [words.split()[:3] for words in proposed] == [["Next:", "executions", word] for word in ("logs", "show")]
+
+
+def test_a_run_that_could_not_be_sealed_shows_its_error_and_the_remedy():
+    open_record = a_record(job_status=a_job_status(Status.EXECUTING))
+    storage = StorageState(None, sealed=False, archive="local")
+    facts = dict(_facts(open_record, storage, OSError(28, "No space left on device")))
+    assert facts["record"] == "not sealed yet"
+    assert facts["error"] == "OSError: [Errno 28] No space left on device"
+    assert _next_commands(open_record, storage).startswith("Next: executions doctor\n      executions settle --once\n")
+
+
+def test_a_run_whose_archive_failed_points_to_the_remedy():
+    assert "settle --once" in _next_commands(a_record(), StorageState(None, sealed=True, archive="pending"))
 
 
 @pytest.mark.long

@@ -349,7 +349,7 @@ def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
         _check_module(prepared, error)
         raise
     if ran.execution_id is None or not verdicts:
-        return show_unrecorded(flow, ran, quiet=False, as_json=as_json)
+        return show_unrecorded(flow, ran, as_json=as_json)
     reached = verdicts[-1].reaches(goal.grade)
     _show_verdict(ran.execution_id, verdicts[-1], goal.grade, reached=reached, as_json=as_json)
     return OK if reached else FAILED

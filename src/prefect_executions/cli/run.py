@@ -45,6 +45,8 @@ from prefect_executions.settings import Settings
 _LONG_WAIT = 5.0
 """Seconds after which a wait is reported."""
 
+_START_SERVER = "Starting a local Prefect server (later commands use it)"
+
 _MOST_SHOWN = 8
 """Metrics and outputs in the summary of a run; `executions show` has all of them."""
 
@@ -146,8 +148,7 @@ def _run(
             flow = load_method(entrypoint)
             check_inputs(flow, parameters)
     api = api_client.configured_api()
-    activity = f"Connecting to Prefect at {api}" if api else "Starting a local Prefect server (only the first time)"
-    with status_line(activity, quiet=quiet or bool(api)):
+    with status_line(_START_SERVER, quiet=quiet or bool(api) or _server_runs(settings)):
         connect_local_server(settings)
         api_client.ping()
     waits = _Waits(f"Prefect at {api}" if api else "the local Prefect server", quiet=quiet)
@@ -167,6 +168,13 @@ def _run(
         return flow, run_method(flow, parameters, Invocation(opened, ended, gathered, image), tags=tags)
     finally:
         waits.end()
+
+
+def _server_runs(settings: Settings) -> bool:
+    """Whether the shared local server runs, so that no server is started."""
+    from prefect_executions.prefect_api import server  # noqa: PLC0415 - as above
+
+    return bool(settings.server_idle) and server.find(settings.server_folder) is not None
 
 
 class _Waits:
@@ -191,7 +199,7 @@ class _Waits:
 
 def _show(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bool, as_json: bool) -> int:
     if ran.execution_id is None:
-        return show_unrecorded(flow, ran, quiet=quiet, as_json=as_json)
+        return show_unrecorded(flow, ran, as_json=as_json)
     catalog = open_catalog(settings)
     record, storage = catalog.record(ran.execution_id), catalog.storage_state(ran.execution_id)
     # A cancelled execution is also interrupted, but has its own status.
@@ -213,8 +221,8 @@ def _show_record(
         if record.status is not Status.COMPLETED:
             warn(f"{record.status}: {_error_of(record) or error}")
     else:
-        show_facts(_facts(record, storage))
-        say(_next_commands(record))
+        show_facts(_facts(record, storage, error))
+        say(_next_commands(record, storage))
 
 
 def seal_after_death(child: DeadChild, *, quiet: bool, as_json: bool) -> int:
@@ -254,7 +262,7 @@ def _settle_dead(settings: Settings, execution_ids: Sequence[str], child: DeadCh
     return list(settle_dead(workbench, settings, execution_ids, Death(child.how, child.at)))
 
 
-def show_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_json: bool) -> int:
+def show_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, as_json: bool) -> int:
     """Report that a run has no record, with its error if there is one, and return the exit code."""
     if isinstance(ran.error, ExecutionsError):
         raise ran.error
@@ -262,8 +270,7 @@ def show_unrecorded(flow: MethodFlow[Any, Any], ran: Ran, *, quiet: bool, as_jso
     if as_json:
         show_json({"id": None, "method": flow.method.id, "error": error})
     else:
-        # Prefect logs the error, except with --quiet.
-        reason = f": {error['type']}: {error['message']}" if quiet and error else ""
+        reason = f": {error['type']}: {error['message']}" if error else ""
         warn(f"Method '{flow.method.id}' did not start{reason}\nNext: executions list --method {flow.method.id}")
     return INTERRUPTED if ran.interrupted else FAILED
 
@@ -290,9 +297,10 @@ def _as_json(record: ExecutionRecord, storage: StorageState) -> dict[str, Any]:
     }
 
 
-def _facts(record: ExecutionRecord, storage: StorageState) -> Iterator[tuple[str, object]]:
+def _facts(record: ExecutionRecord, storage: StorageState, error: BaseException | None) -> Iterator[tuple[str, object]]:
     yield "execution", record.id
     yield "status", record.status
+    yield "record", None if storage.sealed else "not sealed yet"
     yield "reason", record.job_status.reason
     yield "message", record.job_status.message if record.status is Status.CANCELLED else None
     yield "finished", format_end(record.job_status) if record.job_status.finished_before else None
@@ -303,7 +311,8 @@ def _facts(record: ExecutionRecord, storage: StorageState) -> Iterator[tuple[str
     yield "outputs", _several(f"{output.path.partition('/')[2]} ({format_size(output.size)})" for output in outputs)
     yield "bundle", storage.folder
     yield "archive", storage.archive
-    yield "error", _error_of(record)[:_LONGEST_ERROR] if record.status is Status.FAILED else None
+    raised = f"{type(error).__name__}: {error}" if error and not storage.sealed else ""
+    yield "error", (_error_of(record) if record.status is Status.FAILED else raised)[:_LONGEST_ERROR] or None
 
 
 def _last_metrics(record: ExecutionRecord) -> dict[str, object]:
@@ -321,11 +330,15 @@ def _duration(record: ExecutionRecord) -> Any:
     return record.finished - record.started if record.finished and record.started else None
 
 
-def _next_commands(record: ExecutionRecord) -> str:
+def _next_commands(record: ExecutionRecord, storage: StorageState) -> str:
     written = any(output.path == STDERR and output.size for output in record.job_status.outputs)
     failed = ("logs --stderr", "show") if written else ("show", "logs")  # `show` has the traceback
     commands = ("show", "verify", "outputs") if record.status is Status.COMPLETED else failed
-    return "Next: " + "\n      ".join(f"executions {command} {record.id}" for command in commands)
+    lines = [f"executions {command} {record.id}" for command in commands]
+    if not storage.sealed or storage.archive == "pending":
+        # `doctor` names the disk, archive or server that failed; `settle` completes the record afterwards.
+        lines = ["executions doctor", "executions settle --once", lines[0]]
+    return "Next: " + "\n      ".join(lines)
 
 
 def _error_of(record: ExecutionRecord) -> str:

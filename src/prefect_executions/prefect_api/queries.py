@@ -57,7 +57,7 @@ def server_time() -> datetime:
     Raises:
         OrchestratorError: If Prefect's API is unavailable.
     """
-    with _reading("the time"):
+    with _reading("the time of its server"):
         date = client().request("GET", "/health").headers.get("date")
     return in_utc(parsedate_to_datetime(date)) if date else datetime.now(UTC)
 
