@@ -31,6 +31,8 @@ from prefect_executions.cli import exit_codes
 from prefect_executions.cli.app import app, main
 from prefect_executions.cli.arguments import parse_inputs, parse_time
 from prefect_executions.cli.doctor import (
+    _missing,
+    _open_executions,
     check_api,
     check_prefect,
     check_runtime,
@@ -45,7 +47,7 @@ from prefect_executions.flow.descriptor import DescriptorMethod
 from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
 from prefect_executions.lifecycle.status import Observer, Reason, Status
 from prefect_executions.settings import Settings
-from prefect_executions.workbench.catalog import StorageState
+from prefect_executions.workbench.catalog import Catalog, StorageState
 from records import (
     EXECUTION_ID,
     NOON,
@@ -973,9 +975,33 @@ def test_the_doctor_shows_problems_first_and_no_settings(executions, home, monke
     outcomes = [line[0] for line in lines[:-1]]
     assert outcomes == sorted(outcomes, key=["fail", "warn", "ok"].index)
     assert lines[0][1] == "Prefect's API"
+    assert "executions doctor" not in lines[0][2]
     assert "EXECUTIONS_ARCHIV" in [line[1] for line in lines[: outcomes.index("ok")]]
     assert "EXECUTIONS_HOME" not in [line[1] for line in lines[:-1]]
     assert lines[-1] == [f"1 of {len(outcomes)} checks failed"]
+
+
+def test_the_doctor_tells_a_running_execution_from_a_dead_and_a_pending_one(home):
+    bench = bench_at(home)
+    dead = an_instance(process=dead_process())
+    begun(bench, record_of(job_status=a_job_status(Status.EXECUTING), instance=dead))
+    begun(bench, record_of(OTHER_ID, job_status=a_job_status(Status.EXECUTING, execution_id=OTHER_ID)))
+    found = {finding.subject: finding for finding in _open_executions(Catalog(bench))}
+    assert (found["unfinished"].outcome, found["unfinished"].found[:11]) == ("warn", "1 execution")
+    assert (found["running"].outcome, found["running"].found) == ("ok", "1 execution not ended yet")
+    for execution_id in (EXECUTION_ID, OTHER_ID):
+        bench.leases.release(execution_id)
+
+
+def test_the_doctor_reports_an_archive_that_lost_its_executions(home):
+    bench = bench_at(home)
+    kept(bench)
+    assert _missing(Catalog(bench)) == []
+    shutil.rmtree(home / "archive")
+    (home / "archive").mkdir()  # as if its disk were not mounted
+    [finding] = _missing(Catalog(bench_at(home)))
+    assert (finding.outcome, finding.subject) == ("fail", "archive")
+    assert EXECUTION_ID in finding.found
 
 
 @pytest.mark.long

@@ -385,7 +385,7 @@ def test_an_archive_without_any_checkpoint_is_reported_if_a_key_is_trusted(place
         proof.unlink()
     (found,) = audit(place.archive(), trusting())
     assert (found.weight, found.kind, found.execution) == ("incomplete", "no-checkpoint", "")
-    assert "have been deleted" in found.what
+    assert "were deleted" in found.what
     assert "no-checkpoint" not in {one.kind for one in audit(place.archive(), TRUST_NOBODY)}
 
 

@@ -218,7 +218,7 @@ def test_each_command_says_what_is_kept_and_why(home, capsys, monkeypatch):
         "0 executions would be removed; do it with --yes",
     ]
     assert run(capsys, "gc", "--older-than", "2026-09-01", "--status", "completed").splitlines() == [
-        "Kept besides: bundles that have not ended, ended after 2026-09-01 00:00:00Z or are not COMPLETED",
+        "Not listed: executions that are open, or that ended after 2026-09-01 00:00:00Z, or that are not COMPLETED",
         "0 bundles of 0 B would be removed from the workbench; do it with --yes",
     ]
     assert main(["remove", EXECUTION_ID, OTHER_ID, "--yes"]) == 3

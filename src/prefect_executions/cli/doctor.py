@@ -23,21 +23,25 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.arguments import DEFAULTS, Json, open_workbench
+from prefect_executions.cli.arguments import DEFAULTS, Json, open_catalog, open_workbench
 from prefect_executions.cli.exit_codes import OK, WORLD
 from prefect_executions.cli.output import format_size, pluralize, say, show_json, status_line
 from prefect_executions.cli.tables import show_table, text_column
-from prefect_executions.errors import ExecutionsError, PlanError
+from prefect_executions.errors import ExecutionsError, LedgerError, PlanError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.runtimes.interface import Runtime
+    from prefect_executions.workbench.catalog import Catalog
 
 ARCHIVE_TIMEOUT = timedelta(seconds=20)
 """Time limit for the archive's answer."""
 
 LOW_DISK_SPACE = 1 << 30
 """Free bytes of the workbench below which doctor warns: outputs need their space twice while they are zipped."""
+
+_NEWEST = 20
+"""How many of the newest executions are looked up in the archive."""
 
 _SUBPROCESS_TIMEOUT = 180
 """Seconds: importing Prefect's server from a cold disk is slow."""
@@ -213,9 +217,9 @@ def check_api(remedy: str, probe: _Started | None = None) -> Diagnosis:
         return Diagnosis("fail", "Prefect's API", f"cannot be called: {_last_line(process.stderr)}", remedy)
     answer = json.loads(process.stdout.splitlines()[-1])
     if "error" in answer:
-        return Diagnosis(
-            "fail", "Prefect's API", answer["error"], "Start it (prefect server start), or correct PREFECT_API_URL."
-        )
+        # This command is the doctor that the error proposes.
+        error = answer["error"].removesuffix(" Run 'executions doctor'.").removesuffix(".")
+        return Diagnosis("fail", "Prefect's API", error, "Start it (prefect server start), or correct PREFECT_API_URL.")
     if answer["api"] is None:
         local = f"{_NO_API}; it runs at {answer['local']}" if answer["local"] else _NO_API
         return Diagnosis("ok", "Prefect's API", local)
@@ -285,14 +289,24 @@ def _workbench(settings: Settings) -> Iterator[Diagnosis]:
         )
     else:
         yield Diagnosis("ok", "workbench", f"{folder}, {format_size(free)} free")
-    unfinished = len(list(open_workbench(settings).unfinished()))
+    yield from _open_executions(open_catalog(settings))
+
+
+def _open_executions(catalog: Catalog) -> Iterator[Diagnosis]:
+    """Report the executions here without a seal: those that run, and those that nothing but settle will seal."""
+    running = unfinished = 0
+    for execution_id in catalog.workbench.unfinished():
+        try:
+            if not catalog.storage_state(execution_id).sealed:  # `_ledger` counts the sealed ones
+                dead = catalog.dead_process(execution_id) is not None
+                running, unfinished = running + (not dead), unfinished + dead
+        except ExecutionsError:  # settle names the damage
+            unfinished += 1
+    if running:
+        yield Diagnosis("ok", "running", f"{pluralize(running, 'execution')} not ended yet")
     if unfinished:
-        yield Diagnosis(
-            "warn",
-            "unfinished",
-            f"{pluralize(unfinished, 'execution')} running or not sealed yet",
-            "Run: executions settle --once",
-        )
+        found = f"{pluralize(unfinished, 'execution')} not sealed, and no process is left to do it"
+        yield Diagnosis("warn", "unfinished", found, "Run: executions settle --once")
 
 
 def _archive(settings: Settings) -> Iterator[Diagnosis]:
@@ -302,7 +316,9 @@ def _archive(settings: Settings) -> Iterator[Diagnosis]:
     timeout = min(settings.archive_timeout, ARCHIVE_TIMEOUT)
     store = open_workbench(settings.model_copy(update={"archive_timeout": timeout})).archive.store
     if honours_create_if_absent(store):
-        yield Diagnosis("ok", "archive", f"{store.url} is writable and supports create-if-absent")
+        yield from _missing(open_catalog(settings)) or (
+            Diagnosis("ok", "archive", f"{store.url} is writable and supports create-if-absent"),
+        )
     else:
         yield Diagnosis(
             "fail",
@@ -310,6 +326,20 @@ def _archive(settings: Settings) -> Iterator[Diagnosis]:
             f"{store.url} does not support create-if-absent, so two processes could seal one execution",
             "Use storage that supports If-None-Match: *, such as AWS S3, Ceph, MinIO or SeaweedFS.",
         )
+
+
+def _missing(catalog: Catalog) -> list[Diagnosis]:
+    """Report if the archive lacks all of the newest executions that the ledger lists as archived."""
+    try:
+        newest = catalog.workbench.ledger.list(limit=_NEWEST).rows
+    except LedgerError:  # `_ledger` reports it
+        return []
+    archived = [row.id for row in newest if row.archive == "archived"]
+    if not archived or catalog.workbench.archive.seals_of(archived):
+        return []
+    found = f"{catalog.workbench.archive.store.url} has none of the newest archived executions, such as {archived[0]}"
+    advice = "Mount its disk, or correct EXECUTIONS_ARCHIVE. If the archive was emptied, run: executions ledger rebuild"
+    return [Diagnosis("fail", "archive", found, advice)]
 
 
 def _ledger(settings: Settings) -> Iterator[Diagnosis]:

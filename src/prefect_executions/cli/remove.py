@@ -115,8 +115,8 @@ def gc(
     show_table(head, rows)
     removed = [bundle for bundle in results if bundle.result == "removed"]
     size = format_size(sum(bundle.size for bundle in removed))
-    chosen = f" or are not {' or '.join(status)}" if status else ""
-    say_words(f"Kept besides: bundles that have not ended, ended after {format_time(before)}{chosen}")
+    chosen = f", or that are not {' or '.join(status)}" if status else ""
+    say_words(f"Not listed: executions that are open, or that ended after {format_time(before)}{chosen}")
     _summarize(f"{pluralize(len(removed), 'bundle')} of {size}", confirmed=confirmed, place=" from the workbench")
 
 

@@ -179,7 +179,7 @@ class _Audit:
         if self._sealed_count and not self._history.last and self._signatures.trusted:
             what = (
                 "the archive has no checkpoints. 'executions settle --once' writes them if it has a signing key; "
-                "if there were any, they have been deleted"
+                "if it had any before, they were deleted"
             )
             yield AuditFinding("incomplete", "no-checkpoint", "", what)
         for execution_id in sorted((self._history.sealed.keys() | self._marks.keys()) - self._seen):
