@@ -158,32 +158,65 @@ def test_an_output_used_as_an_input_has_one_digest_in_both_tables(ledger):
     assert [row["execution"] for row in files] == [an_id(2)]
 
 
+def logged(*values, name="loss"):
+    return Metrics(metrics=tuple(Metric(name=name, value=value, step=n, time=NOON) for n, value in enumerate(values)))
+
+
 @pytest.mark.parametrize(
     ("value", "number", "exact"),
     [
         (0.5, 0.5, None),
-        (24, 24.0, "24"),
+        (24, 24.0, None),
+        (2**53, float(2**53), None),
         (2**53 + 1, float(2**53), str(2**53 + 1)),
         (10**30, 1e30, str(10**30)),
         (10**400, math.inf, str(10**400)),
+        (10**5000, math.inf, hex(10**5000)),
         (math.nan, None, "NaN"),
         (math.inf, math.inf, None),
         (-math.inf, -math.inf, None),
         (5e-324, 5e-324, None),
     ],
-    ids=str,
+    ids=lambda value: str(value) if not isinstance(value, int) else f"{value:#x}"[:40],
 )
 def test_a_metric_is_a_number_without_loss(ledger, value, number, exact):
-    metric = Metric(name="loss", value=value, step=7, time=NOON)
-    ledger.record(a_record(metrics=Metrics(metrics=(metric,))), archive="local")
+    ledger.record(a_record(metrics=logged(value)), archive="local")
     row = only(ledger, "metrics")
-    assert (row["name"], row["number"], row["exact"], row["step"]) == ("loss", number, exact, 7)
+    assert (row["name"], row["count"]) == ("loss", 1)
+    assert (row["last"], row["last_exact"]) == (row["first"], row["first_exact"]) == (number, exact)
+    extreme = (None, None) if exact == "NaN" else (number, exact)
+    assert (row["min"], row["min_exact"]) == (row["max"], row["max_exact"]) == extreme
 
 
-def test_a_step_beyond_64_bits_is_left_out(ledger):
-    metric = Metric(name="loss", value=1, step=2**64, time=NOON)
-    ledger.record(a_record(metrics=Metrics(metrics=(metric,))), archive="local")
-    assert only(ledger, "metrics")["step"] is None
+@pytest.mark.parametrize(
+    ("values", "summary"),
+    [
+        ((3, 1, 4, 1, 5, 2), [3.0, 2.0, 1.0, 5.0]),
+        ((math.nan, 2.0, 1.0), [None, 1.0, 1.0, 2.0]),
+        ((2.0, math.nan), [2.0, None, 2.0, 2.0]),
+        ((math.nan, math.nan), [None, None, None, None]),
+        ((0.0, math.inf, -math.inf, 1.0), [0.0, 1.0, -math.inf, math.inf]),
+    ],
+    ids=str,
+)
+def test_a_metric_has_one_row_with_first_last_min_and_max(ledger, values, summary):
+    ledger.record(a_record(metrics=logged(*values)), archive="local")
+    row = only(ledger, "metrics")
+    assert row["count"] == len(values)
+    assert [row[name] for name in ("first", "last", "min", "max")] == summary
+
+
+def test_the_smallest_of_large_integers_is_found_exactly(ledger):
+    ledger.record(a_record(metrics=logged(2**53 + 3, 2**53 + 1, 2**53)), archive="local")
+    row = only(ledger, "metrics")
+    assert (row["max"], row["max_exact"]) == (float(2**53 + 3), str(2**53 + 3))
+    assert (row["min"], row["min_exact"]) == (float(2**53), None)
+
+
+def test_a_metric_of_100000_steps_is_one_row(ledger):
+    ledger.record(a_record(metrics=logged(*range(100_000))), archive="local")
+    row = only(ledger, "metrics")
+    assert (row["count"], row["first"], row["last"]) == (100_000, 0.0, 99_999.0)
 
 
 def test_referrers_are_the_executions_that_refer_to_an_execution(ledger):
@@ -322,7 +355,7 @@ def test_a_bulk_write_with_a_repeated_execution_keeps_the_last_record(ledger):
 
 
 def test_a_bulk_write_with_many_rows_is_flushed_early(ledger):
-    metrics = Metrics(metrics=tuple(Metric(name="loss", value=n, step=n, time=NOON) for n in range(26_000)))
+    metrics = Metrics(metrics=tuple(Metric(name=f"loss-{n}", value=n, step=n, time=NOON) for n in range(26_000)))
     with ledger.bulk() as bulk:
         for number in (1, 2):
             bulk.record(numbered(number, metrics=metrics), archive="local")

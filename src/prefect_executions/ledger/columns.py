@@ -106,6 +106,20 @@ _VALUE = (
 `number` is for comparisons; `json` has the exact number.
 """
 
+_METRIC = (
+    _required("name"),
+    _required("count", ColumnType.INTEGER),
+    ColumnSpec("first", ColumnType.NUMBER),
+    ColumnSpec("last", ColumnType.NUMBER),
+    ColumnSpec("min", ColumnType.NUMBER),
+    ColumnSpec("max", ColumnType.NUMBER),
+    ColumnSpec("first_exact"),
+    ColumnSpec("last_exact"),
+    ColumnSpec("min_exact"),
+    ColumnSpec("max_exact"),
+)
+"""All values that an execution logged for one metric; the exact texts are only of values that a double cannot hold."""
+
 PARTS: dict[str, tuple[ColumnSpec, ...]] = {
     "inputs": _VALUE,
     "input_files": (
@@ -123,13 +137,7 @@ PARTS: dict[str, tuple[ColumnSpec, ...]] = {
         _required("media_type"),
     ),
     "params": _VALUE,
-    "metrics": (
-        _required("name"),
-        ColumnSpec("number", ColumnType.NUMBER),
-        ColumnSpec("exact"),
-        ColumnSpec("step", ColumnType.INTEGER),
-        _required("time", ColumnType.TIME),
-    ),
+    "metrics": _METRIC,
     "history": (
         _required("kind"),
         _required("status"),

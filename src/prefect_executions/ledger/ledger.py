@@ -30,13 +30,13 @@ from prefect_executions.ledger.rows import (
     Page,
     Relation,
     Row,
-    clean,
     ledger_entry,
     micros_of,
     read_row,
     stored_row,
     time_of,
 )
+from prefect_executions.ledger.values import clean
 from prefect_executions.query.filter import EVERYTHING, Filter
 from prefect_executions.query.tree import Link
 

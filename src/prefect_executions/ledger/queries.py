@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from prefect_executions.ledger import columns
 from prefect_executions.ledger.columns import names
-from prefect_executions.ledger.rows import ROW_COLUMNS, clean, micros_of
+from prefect_executions.ledger.rows import ROW_COLUMNS, micros_of
+from prefect_executions.ledger.values import clean
 from prefect_executions.query.filter import Filter
 from prefect_executions.query.tree import Link
 

@@ -1,16 +1,12 @@
 """The ledger's row types, and the conversion of an execution's documents to rows (pure functions).
 
 A column holds less than a document: PostgreSQL's text has no NUL characters and no
-lone surrogates, integers have 64 bits, and SQLite has no NaN. Text gets U+FFFD for such
-characters. A number that does not fit is left out, or another column has its exact
-value. The bundle always has the original.
+lone surrogates, and integers have 64 bits. Text gets U+FFFD for such characters. A
+number that does not fit is left out. The bundle always has the original.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,12 +14,9 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
-from pydantic_core import PydanticSerializationError, to_json
-
-from prefect_executions.documents import json_value
-from prefect_executions.executions.record import ExecutionRecord, Metric
-from prefect_executions.executions.value_types import is_marker
+from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger.columns import EXECUTIONS, ColumnType, names
+from prefect_executions.ledger.values import Columns, Stored, clean, metric_rows, value_columns
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, StatusEntry
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import Method
@@ -31,17 +24,7 @@ from prefect_executions.methods.model import Method
 ArchiveState = Literal["archived", "pending", "local"]
 """Sealed and archived; sealed, with the upload pending; only on this machine."""
 
-Stored = str | int | float | bool | None
-"""The value of a column, in both databases."""
-
-Columns = tuple[Stored, ...]
-
-VALUE_LIMIT = 64 * 1024
-"""Longer JSON values are only in the bundle: they are useless for search, and every listing would transfer them."""
-
-_INVALID_TEXT = re.compile("[\0\ud800-\udfff]")
 _INT64 = range(-(2**63), 2**63)
-_LONGEST = 10**4300  # the limit of Python's conversion of integers to decimal text
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -226,24 +209,19 @@ def ledger_entry(
         method=_method(record.method),
         row=_row(record, archive, manifest_sha256, imported),
         parts={
-            "inputs": [_value(name, value) for name, value in request.values.items()],
+            "inputs": [value_columns(name, value) for name, value in request.values.items()],
             "input_files": [
                 (clean(f.input), clean(f.name), f.sha256, _int64(f.size), clean(f.origin), clean(f.media_type))
                 for f in request.files
             ],
             "outputs": [(clean(f.path), f.sha256, _int64(f.size), clean(f.media_type)) for f in job_status.outputs],
-            "params": [_value(name, value) for name, value in metrics.params.items()] if metrics else [],
-            "metrics": [_metric(metric) for metric in metrics.metrics] if metrics else [],
+            "params": [value_columns(name, value) for name, value in metrics.params.items()] if metrics else [],
+            "metrics": list(metric_rows(metrics.metrics)) if metrics else [],
             "history": [_history(entry) for entry in job_status.history],
             "tags": [(clean(tag),) for tag in request.tags],
             "relatives": [(clean(other.execution_id), other.relation) for other in request.relatives],
         },
     )
-
-
-def clean(text: str) -> str:
-    """Return *text* with U+FFFD in place of each character that a database refuses."""
-    return _INVALID_TEXT.sub("\ufffd", text)
 
 
 def _method(method: Method) -> MethodEntry:
@@ -310,65 +288,6 @@ def _first_times(job_status: JobStatus) -> Iterator[tuple[Status, Any]]:
             yield entry.status, entry.time
 
 
-def _value(name: str, value: Any) -> Columns:
-    """Return the columns name, json, number, text and truth of a JSON value.
-
-    JSON has no infinity and no NaN, so documents write them as text. They are text here
-    too, whether the record comes from a run or from its bundle.
-    """
-    plain = json_value(value)
-    json_text = _json(plain)
-    stored_json = json_text if len(json_text) <= VALUE_LIMIT else None
-    if isinstance(plain, dict) and is_marker(plain) and "value" in plain:
-        return clean(name), stored_json, *_python_value(plain["python"], plain["value"], stored=bool(stored_json))
-    if isinstance(plain, bool):
-        return clean(name), stored_json, None, None, plain
-    if isinstance(plain, str):
-        return clean(name), stored_json, None, stored_json and clean(plain), None
-    if isinstance(plain, float) and not math.isfinite(plain):
-        return clean(name), stored_json, None, json_text.strip('"'), None
-    number = _double(plain) if isinstance(plain, int | float) else None
-    return clean(name), stored_json, number, None, None
-
-
-def _python_value(kind: str, value: Any, *, stored: bool) -> tuple[float | None, str | None, bool | None]:
-    """Return the columns number, text and truth of a value that JSON lacks; NaN is text, as SQLite cannot store it."""
-    if isinstance(value, bool):
-        return None, None, value
-    if isinstance(value, int | float):
-        return _double(value), None, None
-    if not isinstance(value, str) or not stored:
-        return None, None, None
-    if kind in {"int", "float"}:
-        number = _double(int(value, 16)) if kind == "int" else float(value)
-        return None if math.isnan(number) else number, clean(value), None
-    return None, clean(value), None
-
-
-def _json(plain: Any) -> str:
-    try:
-        return to_json(plain, inf_nan_mode="strings").decode()
-    except PydanticSerializationError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
-        return json.dumps(plain, separators=(",", ":"))
-
-
-def _metric(metric: Metric) -> Columns:
-    """Return the columns name, number, exact, step and time of a metric.
-
-    `exact` has what a double loses: the digits of an integer, and NaN, which SQLite
-    cannot store.
-    """
-    value = metric.value
-    exact: str | None = None
-    number: float | None = _double(value)
-    if isinstance(value, int):
-        exact = str(value) if abs(value) < _LONGEST else hex(value)
-    elif math.isnan(value):
-        exact, number = "NaN", None
-    step = None if metric.step is None else _int64(metric.step)
-    return clean(metric.name), number, exact, step, micros_of(metric.time)
-
-
 def _history(entry: StatusEntry) -> Columns:
     state = entry.prefect_state
     return (
@@ -392,10 +311,3 @@ def _text(text: str | None) -> str | None:
 
 def _int64(number: int) -> int | None:
     return number if number in _INT64 else None
-
-
-def _double(number: float) -> float:
-    try:
-        return float(number)
-    except OverflowError:  # too large for a double: infinity sorts correctly, and `json` or `exact` has the digits
-        return math.inf if number > 0 else -math.inf
