@@ -123,6 +123,8 @@ def a_code_identity(source: bytes = SOURCE) -> CodeIdentity:
             remote="https://example.org/coins.git",
             commit="4b825dc642cb6eb9a060e54bf8d69288fbee4904",
             branch="main",
+            author="Ada Lovelace",
+            subject="Count the coins",
             path="flows/coins.py",
             dirty=False,
         ),

@@ -96,6 +96,8 @@ def test_a_clean_commit_is_told_whole(project):
     assert identity.entrypoint == f"{entry}:count"
     assert (repository.commit, repository.branch, repository.path) == (commit, "main", entry)
     assert repository.remote == "https://host/org/repo.git"
+    assert repository.author == git(project.folder, "log", "-1", "--format=%an")
+    assert repository.subject == git(project.folder, "log", "-1", "--format=%s")
     assert repository.dirty is False
     assert repository.changed == ()
     assert repository.diff_sha256 is None
@@ -338,6 +340,23 @@ def test_every_change_is_seen_at_the_next_run(project, change):
     second, _ = project.identify()
     assert second != first
     assert second == identify(project.function, settings=Settings(), cache=CodeCache())[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "subject"),
+    [
+        ("Fix the\ncount\n\nand more", "Fix the count"),
+        ("pull https://ada:ghp_0123456789abcdefghij@host/x", "pull https://host/x"),
+        ("x" * 600, "x" * 499 + "…"),
+        ("Zähle", "Zähle"),
+        ("", None),
+    ],
+    ids=["one line", "credentials", "long", "unicode", "empty"],
+)
+def test_the_subject_of_the_commit_is_its_first_line_without_credentials(project, message, subject):
+    project.commit()
+    git(project.folder, "commit", "-q", "--allow-empty", "--allow-empty-message", "-m", message)
+    assert project.identify()[0].repository.subject == subject
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 
 import pytest
 
-from prefect_executions.capture.host import Meter, gpus_in, observe, recorded_environment, visible_gpus
+from prefect_executions.capture.host import Meter, cuda_version, gpus_in, observe, recorded_environment, visible_gpus
 from prefect_executions.capture.packages import Packages, package_of
 from prefect_executions.capture.procfs import container_id_in, cpu_limit_in, memory_limit_in
 from prefect_executions.capture.secrets import MASK
@@ -127,6 +128,21 @@ def test_limits_of_cgroup_version_1_are_read(tmp_path):
     cgroup = "4:cpu,cpuacct:/docker/x\n5:memory:/docker/x\n"
     assert cpu_limit_in(cgroup, tmp_path) == 1
     assert memory_limit_in(cgroup, tmp_path) == 4096
+
+
+@pytest.mark.parametrize(("result", "number", "version"), [(0, 12040, "12.4"), (0, 13010, "13.1"), (3, 12040, None)])
+def test_the_cuda_version_is_read_from_the_driver_library(tmp_path, result, number, version):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("a C compiler is missing: cc")
+    source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so.1"
+    source.write_text(f"int cuDriverGetVersion(int *version) {{ *version = {number}; return {result}; }}\n")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    assert cuda_version(str(library)) == version
+
+
+def test_without_a_driver_there_is_no_cuda_version():
+    assert cuda_version("libcuda-that-is-missing.so") is None
 
 
 def test_gpus_are_read_from_nvidia_smi():

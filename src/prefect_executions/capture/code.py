@@ -465,6 +465,8 @@ def _repository(checkout: Checkout | None, entry: str | None, names: set[str], s
         remote=checkout.remote,
         commit=checkout.commit or settings.code_commit or None,
         branch=checkout.branch,
+        author=checkout.author,
+        subject=checkout.subject,
         path=entry,
         dirty=bool(changed),
         changed=tuple(changed),

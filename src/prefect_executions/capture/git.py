@@ -19,9 +19,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO
 
-from prefect_executions.capture.secrets import redact_url
+from prefect_executions.capture.secrets import redact_url, redact_urls
 
 _TIME_LIMIT = 30.0
+_LONGEST_SUBJECT = 500
 # A file system's clock ticks every 10 ms or faster: a file changed within this time may change again unnoticed.
 _SETTLED = 50_000_000
 _ENVIRONMENT_VARIABLES = {
@@ -79,6 +80,8 @@ class Checkout:
     remote: str | None = None
     commit: str | None = None
     branch: str | None = None
+    author: str | None = None
+    subject: str | None = None
     changed: tuple[str, ...] = ()
     """Tracked files that differ from the commit, relative to the root."""
     untracked: frozenset[str] = frozenset()
@@ -204,11 +207,14 @@ def _read(git: _Git, files: Sequence[str], diff_limit: int) -> Checkout:
     untracked = [name for name in files if name not in tracked_names]
     others = git.output("ls-files", "-z", "--others", "--exclude-standard", "--", *untracked) if untracked else ""
     branch = headers.get("branch.head")
+    author, subject = _author_and_subject(git, commit) if commit else (None, None)
     return Checkout(
         root=git.root,
         remote=redact_url(git.output_or_empty("config", "--get", "remote.origin.url").strip()) or None,
         commit=commit,
         branch=None if branch == "(detached)" else branch,
+        author=author,
+        subject=subject,
         changed=changed,
         untracked=frozenset(others.split("\0")) - {""},
         diff=diff,
@@ -250,6 +256,18 @@ def _status(git: _Git) -> tuple[dict[str, str], tuple[str, ...]]:
             # git-status(1), porcelain 2: eight fields before the path, or ten for an unmerged one.
             changed.append(line.split(" ", 8 if line[0] == "1" else 10)[-1])
     return headers, tuple(sorted(changed))
+
+
+def _author_and_subject(git: _Git, commit: str) -> tuple[str | None, str | None]:
+    """Return the author's name, without the address, and the first line of the message."""
+    settings = ("-c", "log.showSignature=false", "-c", "i18n.logOutputEncoding=UTF-8")
+    author, _, subject = git.output_or_empty(*settings, "log", "-1", "--format=%an%x00%s", commit, "--").partition("\0")
+    return _shown(author), _shown(redact_urls(subject))
+
+
+def _shown(text: str) -> str | None:
+    line = " ".join(os.fsencode(text).decode(errors="replace").split())
+    return (line if len(line) <= _LONGEST_SUBJECT else f"{line[: _LONGEST_SUBJECT - 1]}…") or None
 
 
 def _diff(git: _Git, changed: Sequence[str], limit: int) -> tuple[bytes | None, str | None]:

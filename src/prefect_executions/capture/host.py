@@ -7,6 +7,7 @@ lives are read once. No program is started on a machine without a GPU.
 from __future__ import annotations
 
 import csv
+import ctypes
 import os
 import pwd
 import re
@@ -252,7 +253,27 @@ def _text(value: str) -> str:
 
 @cache
 def installed_gpus() -> tuple[Gpu, ...]:
-    """Return all NVIDIA GPUs of the machine; queried once."""
+    """Return all NVIDIA GPUs of the machine, with their CUDA version; queried once."""
+    gpus = _queried_gpus()
+    cuda = cuda_version() if gpus else None
+    return tuple(gpu.model_copy(update={"cuda": cuda}) for gpu in gpus)
+
+
+def cuda_version(library: str = "libcuda.so.1") -> str | None:
+    """Return the newest CUDA version that the driver supports; None if the driver's *library* cannot be loaded.
+
+    ``cuDriverGetVersion`` does not initialize CUDA, so the Method's code can still fork.
+    """
+    number = ctypes.c_int()
+    try:
+        if ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(number)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return f"{number.value // 1000}.{number.value % 1000 // 10}"  # 12040 is 12.4
+
+
+def _queried_gpus() -> tuple[Gpu, ...]:
     program = shutil.which("nvidia-smi")
     if program is None or not (Path("/proc/driver/nvidia").exists() or Path("/dev/nvidiactl").exists()):
         return _gpus_of_driver()

@@ -304,6 +304,9 @@ def _code(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
     repository = code.repository
     if repository and repository.commit:
         yield "commit", repository.commit + (" with uncommitted changes" if repository.dirty else "")
+        yield "commit author", repository.author
+        yield "commit subject", repository.subject
+        yield "branch", repository.branch
     # Start-up time of the CLI.
     from prefect_executions.executions.local_packages import local_packages, summary  # noqa: PLC0415
 

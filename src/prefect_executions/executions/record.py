@@ -184,6 +184,8 @@ class Gpu(Part):
     uuid: str | None = None
     memory: int | None = None
     driver: str | None = None
+    cuda: str | None = None
+    """The newest CUDA version that the driver supports."""
 
 
 class Python(Part):

@@ -284,6 +284,10 @@ class Repository(Part):
     """The URL of ``origin``, without credentials."""
     commit: str | None = None
     branch: str | None = None
+    author: str | None = None
+    """The name of the commit's author, without the address."""
+    subject: str | None = None
+    """The first line of the commit's message, at most 500 characters."""
     path: str | None = None
     """The entrypoint's file, relative to the repository."""
     dirty: bool | None = None
