@@ -11,7 +11,7 @@ import pytest
 
 from ledgers import KINDS, SEAL, a_fresh_url, an_id, as_read, numbered
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
-from prefect_executions.executions.record import Metric, Metrics, Relative
+from prefect_executions.executions.record import Gpu, Instance, Metric, Metrics, Relative
 from prefect_executions.executions.values import recorded_form
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import FileEdge, Relation
@@ -68,6 +68,25 @@ def test_a_row_has_the_values_of_the_documents(ledger):
     assert (row.deployment_name, row.progress) == ("coins/nightly", 100)
     assert row.code_commit == "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
     assert (row.archive, row.manifest_sha256) == ("archived", SEAL)
+    assert (row.code_branch, row.code_remote, row.code_dirty) == ("main", "https://example.org/coins.git", False)
+    assert (row.code_author, row.code_subject) == ("Ada Lovelace", "Count the coins")
+
+
+def test_a_row_has_the_python_and_the_gpu_of_the_instance(ledger):
+    gpus = (Gpu(name="NVIDIA H200", driver="570.86.15", cuda="12.8"), Gpu(name="NVIDIA A2"))
+    instance = a_record().instance.model_copy(update={"gpus": gpus})
+    ledger.record(replace(a_record(), instance=instance), archive="local")
+    row = ledger.get(EXECUTION_ID)
+    assert row.python_version == instance.python.version
+    assert (row.gpu, row.gpu_driver, row.cuda_version) == ("NVIDIA H200", "570.86.15", "12.8")
+
+
+def test_a_record_without_repository_and_gpu_has_empty_columns(ledger):
+    record = a_record(method=a_method(code=None))
+    ledger.record(replace(record, instance=Instance()), archive="local")
+    row = ledger.get(EXECUTION_ID)
+    assert (row.code_branch, row.code_remote, row.code_author, row.code_subject, row.code_dirty) == (None,) * 5
+    assert (row.python_version, row.gpu, row.gpu_driver, row.cuda_version) == (None,) * 4
 
 
 def test_a_time_is_stored_to_the_microsecond_in_utc(ledger):
@@ -137,6 +156,46 @@ def test_an_input_value_is_stored_in_the_column_of_its_type_and_as_json(ledger, 
     row = only(ledger, "inputs")
     assert row["name"] == "given"
     assert (row["json"], row["number"], row["text"], None if row["truth"] is None else bool(row["truth"])) == columns
+
+
+def leaves(ledger):
+    return [(row["source"], row["name"], row["json"]) for row in ledger.rows("leaves")]
+
+
+def test_leaves_of_nested_params_and_inputs_have_dotted_names(ledger):
+    params = {
+        "optimizer": {"betas": {"first": 0.9}, "name": "lion", "steps": [1, 2], "none": None, "empty": {}},
+        "epochs": 20,
+        "model": {"python": "app.Model", "value": {"width": 64}},
+        "tuple": recorded_form((1, 2)),
+    }
+    values = {"threshold": {"low": 1}}
+    record = a_record(request=a_request(values=values, files=()), metrics=Metrics(params=params))
+    ledger.record(record, archive="local")
+    assert leaves(ledger) == [
+        ("params", "optimizer.name", '"lion"'),
+        ("params", "optimizer.steps", "[1,2]"),
+        ("params", "optimizer.none", "null"),
+        ("params", "optimizer.empty", "{}"),
+        ("params", "model.width", "64"),
+        ("params", "optimizer.betas.first", "0.9"),
+        ("inputs", "threshold.low", "1"),
+    ]
+    assert [row["number"] for row in ledger.rows("leaves")] == [None, None, None, None, 64.0, 0.9, 1.0]
+
+
+def test_an_execution_has_at_most_256_leaves_and_the_shallow_ones_come_first(ledger):
+    deep = {"a": {str(number): number for number in range(300)}, "b": 1}
+    ledger.record(a_record(metrics=Metrics(params={"p": {"deep": deep, "flat": 2}})), archive="local")
+    found = leaves(ledger)
+    assert len(found) == 256
+    assert found[:2] == [("params", "p.flat", "2"), ("params", "p.deep.b", "1")]
+
+
+def test_a_value_that_is_too_long_or_has_a_long_name_has_no_leaves(ledger):
+    params = {"long": {"text": "x" * 70_000, "more": 1}, "named": {"n" * 600: 1, "short": 2}}
+    ledger.record(a_record(metrics=Metrics(params=params)), archive="local")
+    assert leaves(ledger) == [("params", "named.short", "2")]
 
 
 def test_an_input_file_is_stored_with_its_digest_and_origin(ledger):

@@ -9,7 +9,7 @@ from prefect_executions.ledger.database import Session
 from prefect_executions.ledger.queries import PARTS
 from prefect_executions.ledger.rows import ROW_COLUMNS
 
-_SEARCHED = ("inputs", "input_files", "outputs", "params", "metrics", "tags", "relatives")
+_SEARCHED = ("inputs", "input_files", "outputs", "params", "leaves", "metrics", "tags", "relatives")
 
 BATCH_COLUMNS = ("key", "method_title", *ROW_COLUMNS)
 """The columns of `Batch.executions`."""

@@ -14,12 +14,12 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
-from prefect_executions.executions.record import ExecutionRecord
+from prefect_executions.executions.record import ExecutionRecord, Metrics
 from prefect_executions.ledger.columns import EXECUTIONS, ColumnType, names
-from prefect_executions.ledger.values import Columns, Stored, clean, metric_rows, value_columns
+from prefect_executions.ledger.values import Columns, Stored, clean, leaf_rows, metric_rows, value_columns
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, StatusEntry
 from prefect_executions.lifecycle.status import Reason, Status
-from prefect_executions.methods.model import Method
+from prefect_executions.methods.model import Method, Repository
 
 ArchiveState = Literal["archived", "pending", "local"]
 """Sealed and archived; sealed, with the upload pending; only on this machine."""
@@ -60,7 +60,18 @@ class Row:
     deployment_id: str | None
     deployment_name: str | None
     code_commit: str | None
+    code_branch: str | None
+    code_remote: str | None
+    """The URL of ``origin``, without credentials."""
+    code_author: str | None
+    code_subject: str | None
+    code_dirty: bool | None
     code_sha256: str | None
+    python_version: str | None
+    gpu: str | None
+    """The name of the first visible GPU."""
+    gpu_driver: str | None
+    cuda_version: str | None
     message: str | None
     progress: int | None
     partial: bool | None
@@ -203,20 +214,21 @@ def ledger_entry(
     record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, imported: ImportOrigin | None = None
 ) -> LedgerEntry:
     """Return the rows of *record*; equal arguments give equal rows."""
-    metrics = record.metrics
     job_status, request = record.job_status, record.request
+    metrics = record.metrics or Metrics()
     return LedgerEntry(
         method=_method(record.method),
         row=_row(record, archive, manifest_sha256, imported),
         parts={
             "inputs": [value_columns(name, value) for name, value in request.values.items()],
+            "leaves": leaf_rows({"params": metrics.params, "inputs": request.values}),
             "input_files": [
                 (clean(f.input), clean(f.name), f.sha256, _int64(f.size), clean(f.origin), clean(f.media_type))
                 for f in request.files
             ],
             "outputs": [(clean(f.path), f.sha256, _int64(f.size), clean(f.media_type)) for f in job_status.outputs],
-            "params": [value_columns(name, value) for name, value in metrics.params.items()] if metrics else [],
-            "metrics": list(metric_rows(metrics.metrics)) if metrics else [],
+            "params": [value_columns(name, value) for name, value in metrics.params.items()],
+            "metrics": list(metric_rows(metrics.metrics)),
             "history": [_history(entry) for entry in job_status.history],
             "tags": [(clean(tag),) for tag in request.tags],
             "relatives": [(clean(other.execution_id), other.relation) for other in request.relatives],
@@ -241,7 +253,9 @@ def _row(
     record: ExecutionRecord, archive: ArchiveState, manifest_sha256: str | None, imported: ImportOrigin | None
 ) -> Row:
     job_status, request, infrastructure = record.job_status, record.request, record.infrastructure
-    code = record.method.code
+    code, instance = record.method.code, record.instance
+    repository = (code.repository if code else None) or Repository()
+    gpu = instance.gpus[0] if instance.gpus else None
     times = dict(_first_times(job_status))
     started, finished = job_status.started, job_status.finished
     return Row(
@@ -263,12 +277,21 @@ def _row(
         infrastructure=clean(infrastructure.type),
         work_pool=_text(infrastructure.work_pool),
         worker=_text(infrastructure.worker),
-        hostname=_text(record.instance.hostname),
+        hostname=_text(instance.hostname),
         flow_run_name=_text(request.flow_run_name),
         deployment_id=str(request.deployment.id) if request.deployment else None,
         deployment_name=_text(request.deployment.name) if request.deployment else None,
-        code_commit=_text(code.repository.commit) if code and code.repository else None,
+        code_commit=_text(repository.commit),
+        code_branch=_text(repository.branch),
+        code_remote=_text(repository.remote),
+        code_author=_text(repository.author),
+        code_subject=_text(repository.subject),
+        code_dirty=repository.dirty,
         code_sha256=_text(code.sha256) if code else None,
+        python_version=_text(instance.python.version) if instance.python else None,
+        gpu=_text(gpu.name) if gpu else None,
+        gpu_driver=_text(gpu.driver) if gpu else None,
+        cuda_version=_text(gpu.cuda) if gpu else None,
         message=_text(job_status.message),
         progress=job_status.progress,
         partial=job_status.partial,

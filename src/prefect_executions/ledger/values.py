@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json
@@ -26,6 +27,10 @@ Columns = tuple[Stored, ...]
 VALUE_LIMIT = 64 * 1024
 """Longer JSON values are only in the bundle: they are useless for search, and every listing would transfer them."""
 
+LEAVES = 256
+"""The most leaves of an execution; deeper and later ones are only in the value's JSON."""
+
+_LONGEST_NAME = 500
 _INVALID_TEXT = re.compile("[\0\ud800-\udfff]")
 _LONGEST = 10**4300  # the limit of Python's conversion of integers to decimal text
 
@@ -75,6 +80,41 @@ def _json(plain: Any) -> str:
         return to_json(plain, inf_nan_mode="strings").decode()
     except PydanticSerializationError:  # a lone surrogate: JSON can escape it, UTF-8 cannot encode it
         return json.dumps(plain, separators=(",", ":"))
+
+
+def leaf_rows(nested: Mapping[str, Mapping[str, Any]]) -> list[Columns]:
+    """Return the leaves of mappings inside values, by dotted names such as ``optimizer.lr``, at most `LEAVES`.
+
+    *nested* has the values by table. The shallow leaves of a table come first. A list is a
+    leaf. A value that is not a mapping, or is longer than `VALUE_LIMIT`, has no leaves.
+    """
+    return list(islice(chain.from_iterable(_leaves(*part) for part in nested.items()), LEAVES))
+
+
+def _leaves(source: str, values: Mapping[str, Any]) -> Iterator[Columns]:
+    level = [(name, branch) for name, value in values.items() if (branch := _branch(value)) and _is_stored(value)]
+    while level:
+        deeper: list[tuple[str, dict[str, Any]]] = []
+        for name, branch in level:
+            for key, value in branch.items():
+                path = f"{name}.{key}"
+                if inner := _branch(value):
+                    deeper.append((path, inner))
+                elif len(path) <= _LONGEST_NAME:
+                    yield source, *value_columns(path, value)
+        level = deeper
+
+
+def _branch(value: Any) -> dict[str, Any] | None:
+    """Return the members of a mapping, also of one that JSON lacks, such as a dataclass; None for another value."""
+    plain = json_value(value) if isinstance(value, Mapping) else None
+    if plain is not None and is_marker(plain):
+        plain = plain.get("value")
+    return plain if isinstance(plain, dict) else None
+
+
+def _is_stored(value: Any) -> bool:
+    return len(_json(json_value(value))) <= VALUE_LIMIT
 
 
 def metric_rows(metrics: Iterable[Metric]) -> Iterator[Columns]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 
 import sqlalchemy as sa
@@ -39,13 +39,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["execution"], ["executions.key"], name="metrics_execution_fkey", ondelete="CASCADE"),
         sqlite_with_rowid=False,
     )
-    rows = []
-    for row in _summaries(op.get_bind()):
-        rows.append(row)
-        if len(rows) == _BATCH:
-            op.bulk_insert(metrics, rows)
-            rows = []
-    op.bulk_insert(metrics, rows)
+    summaries = _summaries(op.get_bind())
+    while rows := list(islice(summaries, _BATCH)):
+        op.bulk_insert(metrics, rows)
     op.drop_table("old_metrics")
 
 
