@@ -15,14 +15,18 @@ def ledger(request, need, tmp_path):
         yield opened
 
 
+def readable(value):
+    return value.hex() if isinstance(value, bytes) else value
+
+
 def by_id(batch):
     """Return the rows of a batch by id of the execution, without keys."""
-    rows = [dict(zip(BATCH_COLUMNS, row, strict=True)) for row in batch.executions]
+    rows = [dict(zip(BATCH_COLUMNS, map(readable, row), strict=True)) for row in batch.executions]
     ids = {row.pop("key"): row["id"] for row in rows}
     found = {row["id"]: {"executions": [row]} for row in rows}
     for table, parts in batch.parts.items():
         for part in parts:
-            columns = dict(zip(PART_COLUMNS[table], part, strict=True))
+            columns = dict(zip(PART_COLUMNS[table], map(readable, part), strict=True))
             found[ids[columns.pop("execution")]].setdefault(table, []).append(columns)
     return found
 

@@ -13,6 +13,7 @@ from ledgers import KINDS, SEAL, a_fresh_url, an_id, as_read, numbered
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
 from prefect_executions.executions.record import Gpu, Instance, Metric, Metrics, Relative
 from prefect_executions.executions.values import recorded_form
+from prefect_executions.ledger.batch import BATCH_COLUMNS, PART_COLUMNS
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import FileEdge, Relation
 from prefect_executions.lifecycle.status import Reason, Status
@@ -203,6 +204,23 @@ def test_an_input_file_is_stored_with_its_digest_and_origin(ledger):
     row = only(ledger, "input_files")
     assert row["sha256"] == a_staged_input().sha256
     assert (row["input"], row["origin"], row["media_type"]) == ("picture", "s3://survey/picture.png", "image/png")
+
+
+def test_a_digest_is_stored_as_32_bytes_and_read_in_hexadecimal(ledger):
+    ledger.record(a_record(), archive="archived", manifest_sha256=SEAL)
+    batch = ledger.batch([EXECUTION_ID])
+    (row,) = (dict(zip(BATCH_COLUMNS, row, strict=True)) for row in batch.executions)
+    assert row["manifest_sha256"] == bytes.fromhex(SEAL)
+    assert len(row["code_sha256"]) == 32
+    assert {len(columns[PART_COLUMNS["outputs"].index("sha256")]) for columns in batch.parts["outputs"]} == {32}
+    assert ledger.get(EXECUTION_ID).manifest_sha256 == SEAL
+    assert ledger.get(EXECUTION_ID).code_sha256 == a_method().code.sha256
+
+
+def test_a_code_digest_that_is_not_a_digest_is_left_out(ledger):
+    code = a_method().code.model_copy(update={"sha256": "unknown"})
+    ledger.record(a_record(method=a_method(code=code)), archive="local")
+    assert ledger.get(EXECUTION_ID).code_sha256 is None
 
 
 def test_an_output_used_as_an_input_has_one_digest_in_both_tables(ledger):

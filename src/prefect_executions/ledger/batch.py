@@ -35,8 +35,8 @@ class Batch(NamedTuple):
     """The rows of some executions as stored, ordered by key and position.
 
     Keys connect the tables. They are valid inside one batch only, because a key is
-    used again after its execution was recorded again or removed. SQLite's truth values
-    are 0 and 1.
+    used again after its execution was recorded again or removed. Digests are bytes.
+    SQLite's truth values are 0 and 1.
     """
 
     executions: list[tuple[Any, ...]]

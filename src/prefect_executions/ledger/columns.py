@@ -25,6 +25,8 @@ class ColumnType(Enum):
     """A double."""
     TRUTH = auto()
     """A boolean; SQLite stores 0 or 1."""
+    DIGEST = auto()
+    """The 32 bytes of a SHA-256 digest."""
     TIME = auto()
     """Microseconds since 1970 in UTC, exact in both databases."""
     DURATION = auto()
@@ -87,7 +89,7 @@ EXECUTIONS = (
     ColumnSpec("code_author"),
     ColumnSpec("code_subject"),
     ColumnSpec("code_dirty", ColumnType.TRUTH),
-    ColumnSpec("code_sha256"),
+    ColumnSpec("code_sha256", ColumnType.DIGEST),
     ColumnSpec("python_version"),
     ColumnSpec("gpu"),
     ColumnSpec("gpu_driver"),
@@ -97,7 +99,7 @@ EXECUTIONS = (
     ColumnSpec("partial", ColumnType.TRUTH),
     ColumnSpec("cached_from"),
     _required("archive"),
-    ColumnSpec("manifest_sha256"),
+    ColumnSpec("manifest_sha256", ColumnType.DIGEST),
     ColumnSpec("imported", ColumnType.TIME),
     ColumnSpec("origin"),
 )
@@ -134,14 +136,14 @@ PARTS: dict[str, tuple[ColumnSpec, ...]] = {
     "input_files": (
         _required("input"),
         _required("name"),
-        _required("sha256", ColumnType.ID, indexed=True),
+        _required("sha256", ColumnType.DIGEST, indexed=True),
         ColumnSpec("size", ColumnType.INTEGER),
         _required("origin"),
         _required("media_type"),
     ),
     "outputs": (
         _required("path"),
-        _required("sha256", ColumnType.ID, indexed=True),
+        _required("sha256", ColumnType.DIGEST, indexed=True),
         ColumnSpec("size", ColumnType.INTEGER),
         _required("media_type"),
     ),

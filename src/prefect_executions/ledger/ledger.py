@@ -36,7 +36,7 @@ from prefect_executions.ledger.rows import (
     stored_row,
     time_of,
 )
-from prefect_executions.ledger.values import clean
+from prefect_executions.ledger.values import clean, digest_bytes
 from prefect_executions.query.filter import EVERYTHING, Filter
 from prefect_executions.query.tree import Link
 
@@ -131,7 +131,7 @@ class Ledger:
             NotFoundError: If the execution is not in the ledger.
         """
         with self._database.writing(execution_id) as session:
-            changed = session.execute(queries.NOTE_ARCHIVED, (manifest_sha256, clean(execution_id)))
+            changed = session.execute(queries.NOTE_ARCHIVED, (digest_bytes(manifest_sha256), clean(execution_id)))
             note_changes(session, [clean(execution_id)] if changed else [])
         if not changed:
             raise _not_found(execution_id)
@@ -256,7 +256,7 @@ class Ledger:
         with self._database.reading() as session:
             rows = session.fetch_all(statement, (clean(execution_id), limit))
         return tuple(
-            FileEdge(id=other, output=path, input=name, sha256=digest) for other, path, name, digest, _ in rows
+            FileEdge(id=other, output=path, input=name, sha256=digest.hex()) for other, path, name, digest, _ in rows
         )
 
     def related(self, link: Link, starts: Sequence[str]) -> frozenset[str]:
@@ -326,7 +326,8 @@ class Ledger:
     def rows(self, table: str) -> Iterator[dict[str, Any]]:
         """Yield all rows of *table* as stored, by column, in the same order in every ledger.
 
-        Executions and Methods are identified by id and digest instead of database keys.
+        Digests are in hexadecimal. Executions and Methods are identified by id and digest
+        instead of database keys.
 
         Raises:
             LedgerError: If there is no such table.
@@ -336,7 +337,8 @@ class Ledger:
         with self._database.reading() as session:
             rows = session.fetch_all(queries.ALL[table])
         for row in rows:
-            yield dict(zip(queries.ALL_COLUMNS[table], row, strict=True))
+            values = (value.hex() if isinstance(value, bytes) else value for value in row)
+            yield dict(zip(queries.ALL_COLUMNS[table], values, strict=True))
 
     def dump(self) -> dict[str, tuple[dict[str, Any], ...]]:
         """Return all rows of all tables; ledgers of the same executions have equal dumps."""
@@ -419,7 +421,7 @@ def _put_row(session: Session, entry: LedgerEntry) -> int | None:
         archive, manifest = existing[0]
         if manifest and not row.manifest_sha256:
             return None
-        if archive == "archived" and manifest == row.manifest_sha256:
+        if archive == "archived" and manifest == digest_bytes(row.manifest_sha256):
             row = replace(row, archive="archived")  # archived already, which a second sealer does not know
         session.execute(queries.DELETE, (row.id,))
     return session.insert(queries.INSERT_EXECUTION, (_method_key(session, entry), *stored_row(row)))

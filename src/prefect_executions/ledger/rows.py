@@ -14,10 +14,10 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
-from prefect_executions.executions.record import ExecutionRecord, Metrics
+from prefect_executions.executions.record import ExecutionRecord, Metrics, StagedInput
 from prefect_executions.ledger.columns import EXECUTIONS, ColumnType, names
-from prefect_executions.ledger.values import Columns, Stored, clean, leaf_rows, metric_rows, value_columns
-from prefect_executions.lifecycle.history import EntryKind, JobStatus, StatusEntry
+from prefect_executions.ledger.values import Columns, Stored, clean, digest_bytes, leaf_rows, metric_rows, value_columns
+from prefect_executions.lifecycle.history import EntryKind, JobStatus, OutputFile, StatusEntry
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.methods.model import Method, Repository
 
@@ -139,6 +139,7 @@ class ImportOrigin:
 
 
 ROW_COLUMNS = names(EXECUTIONS)
+_DIGESTS = {column.name for column in EXECUTIONS if column.type is ColumnType.DIGEST}
 
 
 def micros_of(time: datetime) -> int:
@@ -166,13 +167,19 @@ def stored(value: object) -> Stored:
 
 def stored_row(row: Row) -> tuple[Stored, ...]:
     """Return *row* as the values of the columns `ROW_COLUMNS`."""
-    return tuple(stored(getattr(row, name)) for name in ROW_COLUMNS)
+    return tuple(
+        digest_bytes(getattr(row, column.name))
+        if column.type is ColumnType.DIGEST
+        else stored(getattr(row, column.name))
+        for column in EXECUTIONS
+    )
 
 
 _BY_TYPE: dict[ColumnType, Callable[[Any], object]] = {
     ColumnType.TIME: time_of,
     ColumnType.DURATION: lambda micros: timedelta(microseconds=micros),
     ColumnType.TRUTH: bool,
+    ColumnType.DIGEST: bytes.hex,
 }
 _CONVERTERS: dict[str, Callable[[Any], object]] = {
     "status": Status,
@@ -222,11 +229,8 @@ def ledger_entry(
         parts={
             "inputs": [value_columns(name, value) for name, value in request.values.items()],
             "leaves": leaf_rows({"params": metrics.params, "inputs": request.values}),
-            "input_files": [
-                (clean(f.input), clean(f.name), f.sha256, _int64(f.size), clean(f.origin), clean(f.media_type))
-                for f in request.files
-            ],
-            "outputs": [(clean(f.path), f.sha256, _int64(f.size), clean(f.media_type)) for f in job_status.outputs],
+            "input_files": [_input_file(file) for file in request.files],
+            "outputs": [_output(file) for file in job_status.outputs],
             "params": [value_columns(name, value) for name, value in metrics.params.items()],
             "metrics": list(metric_rows(metrics.metrics)),
             "history": [_history(entry) for entry in job_status.history],
@@ -309,6 +313,15 @@ def _first_times(job_status: JobStatus) -> Iterator[tuple[Status, Any]]:
         if entry.kind is EntryKind.STATUS and entry.status not in seen:
             seen.add(entry.status)
             yield entry.status, entry.time
+
+
+def _input_file(file: StagedInput) -> Columns:
+    digest, size = digest_bytes(file.sha256), _int64(file.size)
+    return clean(file.input), clean(file.name), digest, size, clean(file.origin), clean(file.media_type)
+
+
+def _output(file: OutputFile) -> Columns:
+    return clean(file.path), digest_bytes(file.sha256), _int64(file.size), clean(file.media_type)
 
 
 def _history(entry: StatusEntry) -> Columns:

@@ -7,7 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, ForeignKey, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
 from sqlalchemy.types import TypeEngine
 
 from prefect_executions.ledger.columns import CHANGES, EXECUTIONS, METHODS, PARTS, ColumnSpec, ColumnType
@@ -31,6 +44,7 @@ _SQL_TYPES: dict[ColumnType, TypeEngine[Any]] = {
     ColumnType.INTEGER: BigInteger(),
     ColumnType.NUMBER: Double(),
     ColumnType.TRUTH: Boolean(),
+    ColumnType.DIGEST: LargeBinary(),
     ColumnType.TIME: BigInteger(),
     ColumnType.DURATION: BigInteger(),
 }

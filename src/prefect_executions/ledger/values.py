@@ -31,6 +31,7 @@ LEAVES = 256
 """The most leaves of an execution; deeper and later ones are only in the value's JSON."""
 
 _LONGEST_NAME = 500
+_DIGEST = re.compile("[0-9a-f]{64}")
 _INVALID_TEXT = re.compile("[\0\ud800-\udfff]")
 _LONGEST = 10**4300  # the limit of Python's conversion of integers to decimal text
 
@@ -38,6 +39,11 @@ _LONGEST = 10**4300  # the limit of Python's conversion of integers to decimal t
 def clean(text: str) -> str:
     """Return *text* with U+FFFD in place of each character that a database refuses."""
     return _INVALID_TEXT.sub("\ufffd", text)
+
+
+def digest_bytes(digest: str | None) -> bytes | None:
+    """Return the bytes of a SHA-256 digest in hexadecimal; None for another text, which documents may have."""
+    return bytes.fromhex(digest) if digest and _DIGEST.fullmatch(digest) else None
 
 
 def value_columns(name: str, value: Any) -> Columns:
