@@ -36,6 +36,8 @@ ONCE = {
         "outputTransmission/*",
         "archive",
         "timeLimit",
+        "code/repository/author",
+        "code/repository/subject",
     },
     "metadata/infrastructure.json": {"jobVariables/*"},
     "metadata/instance.json": {
