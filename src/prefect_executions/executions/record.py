@@ -27,8 +27,7 @@ NAMESPACE = "https://w3id.org/prefect-executions/"
 class StagedInput(Part):
     """A file that was staged for an input before the Method started.
 
-    `path` is relative to the bundle; it is absent if the input is recorded by
-    reference. `origin` has no credentials.
+    `path` is relative to the bundle; it is absent if the input is recorded by reference. `origin` has no credentials.
     """
 
     input: str
@@ -178,14 +177,13 @@ class Infrastructure(Document):
 
 
 class Gpu(Part):
-    """A GPU that was visible to the run; memory in bytes."""
+    """A GPU that was visible to the run; memory in bytes; `cuda` is the newest version that the driver supports."""
 
     name: str
     uuid: str | None = None
     memory: int | None = None
     driver: str | None = None
     cuda: str | None = None
-    """The newest CUDA version that the driver supports."""
 
 
 class Python(Part):
