@@ -460,6 +460,50 @@ def m() -> None:
 '''
 
 
+UNDECLARED = """
+from pathlib import Path
+from prefect_executions import current_execution, method
+
+@method(version="1.0.0")
+def m(path: Path, many: list[str], api_key: str, word: str = "no file") -> int:
+    current_execution().output("copy.txt").write_text(path.read_text())
+    return len(many)
+"""
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_file_that_is_not_declared_is_named_by_show_and_verify_and_before_a_replay(
+    told, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/undeclared.py").write_text(UNDECLARED)
+    for name in ("a.csv", "b.csv", "secret-path"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+    inputs = ["-p", "path=a.csv", "-p", 'many=["b.csv", "none"]', "-p", "api_key=secret-path"]
+    first = told("run", "code/undeclared.py:m", *inputs)["id"]
+    assert [(file["path"], file["input"]) for file in told("show", first)["method"]["code"]["lacking"]] == [
+        ("a.csv", "path"),
+        ("b.csv", "many"),
+    ]
+    capsys.readouterr()
+    assert main(["show", first]) == 0
+    assert "a.csv: it is the input 'path', which is not declared as InputFile" in capsys.readouterr().out
+    assert any(
+        "'a.csv' was used and is not in the bundle" in text for text in json.dumps(told("verify", first)).split('"')
+    )
+    assert told("replay", first, "-p", "api_key=x")["verdict"]["grade"] == "reproduce"  # the files are still here
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["replay", first, "-p", "api_key=x"]) == 3
+    output = " ".join(capsys.readouterr().err.split())
+    assert "nothing was run" in output
+    assert "a.csv: it is the input 'path', which is not declared as InputFile; name a file with -p path=FILE" in output
+    assert "b.csv" in output
+    named = ["-p", "api_key=x", "-p", f"path={tmp_path / 'a.csv'}", "-p", 'many=["x", "y"]']
+    assert told("replay", first, *named, "--grade", "rerun")["reached"]
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_data_that_is_not_kept_is_named_by_show_and_verify_and_before_a_replay(
     told, home, tmp_path, monkeypatch, capsys

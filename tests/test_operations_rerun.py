@@ -65,6 +65,22 @@ def test_the_tag_of_a_rerun_names_the_original_execution(relation, execution_id)
     assert relatives_from_tags(["survey", relative.tag, "rerun-of:", "a rerun-of:b"]) == (relative,)
 
 
+def test_everything_that_a_rerun_lacks_is_named_at_once():
+    method = a_method(
+        inputs={
+            "token": InputDescription(json_schema={"type": "string", "format": "secret"}),
+            "url": InputDescription(json_schema={"type": "string"}),
+        }
+    )
+    values = {"token": {"secret": "survey-token"}, "url": "https://example.org/"}
+    record = a_record(method=method, request=a_request(values=values, files=(), rerun={"url": "caller"}))
+    with pytest.raises(SecretError) as raised:
+        rerun_request(record, {})
+    assert "-p token=BLOCK" in str(raised.value)
+    assert "the record cannot supply the value of url; give it: -p url=…" in str(raised.value)
+    assert rerun_request(record, {"token": "env:T", "url": "x"}).parameters == {"token": "env:T", "url": "x"}
+
+
 def test_a_secret_must_be_named_again_and_never_comes_from_the_record():
     method = a_method(inputs={"token": InputDescription(json_schema={"type": "string", "format": "secret"})})
     record = a_record(method=method, request=a_request(values={"token": {"secret": "survey-token"}}, files=()))

@@ -57,23 +57,26 @@ def _hints(call: Call, record: ExecutionRecord, paths: BundlePaths) -> Iterator[
                 f"this process wrote {_listed(written)} outside the outputs during the run, so the bundle lacks "
                 f"{'it' if len(written) == 1 else 'them'}; write to current_execution().output(NAME)"
             )
-    for name in _undeclared(call, record):
+    for name in undeclared_files(call, record):
         yield (
             f"the input '{name}' is the path of a file that is not declared as one; "
             "annotate it as InputFile, and its content is staged and kept"
         )
 
 
-def _undeclared(call: Call, record: ExecutionRecord) -> Iterator[str]:
-    """Yield the names of inputs that are paths of existing files and that are not declared as files."""
+def undeclared_files(call: Call, record: ExecutionRecord) -> dict[str, tuple[str, ...]]:
+    """Return the inputs that are paths of existing files and are not declared as files, each with these paths."""
+    found: dict[str, tuple[str, ...]] = {}
     for name, value in call.arguments.arguments.items():
         described = record.method.inputs.get(name)
-        if described is None or described.is_secret or described.is_file:
+        if described is None or described.is_secret or described.is_file or call.declared.is_scripted:
             continue
         values = value if isinstance(value, list | tuple) else [value]
-        paths = (each for each in values if isinstance(each, str | Path) and not isinstance(each, InputFile))
-        if any(is_data_file(str(path), call.begun) for path in islice(paths, _MOST_TRIED)):
-            yield name
+        texts = (str(each) for each in values if isinstance(each, str | Path) and not isinstance(each, InputFile))
+        paths = tuple(text for text in islice(texts, _MOST_TRIED) if is_data_file(text, call.begun))
+        if paths:
+            found[name] = paths
+    return found
 
 
 def is_data_file(text: str, begun: int) -> bool:

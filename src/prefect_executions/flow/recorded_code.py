@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from prefect_executions.capture.code import KEPT_BYTES, PROCESS, RunStart
@@ -10,6 +10,7 @@ from prefect_executions.capture.late_code import late_modules, opened_data, with
 from prefect_executions.capture.local_packages import local_packages
 from prefect_executions.capture.parameters import plain_text_defaults
 from prefect_executions.capture.secrets import SecretMask, names_secret, redact_urls, reveals
+from prefect_executions.executions.record import ExecuteRequest
 from prefect_executions.flow.declared import Declared
 from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, LackingFile, Method
 
@@ -41,6 +42,29 @@ def with_late_code(
         return method, {}
     identity, allowed = without_credentials(declared, complete, {**modules, **data}, before=method.code, names=names)
     return method.model_copy(update={"code": identity}), allowed
+
+
+def with_undeclared_files(
+    method: Method, undeclared: Mapping[str, Sequence[str]], request: ExecuteRequest, mask: SecretMask
+) -> Method:
+    """Return *method* with the files of *undeclared* inputs listed as lacking; a withheld input is left out."""
+    code = method.code
+    if code is None:
+        return method
+    before = {(file.path, file.input) for file in code.lacking or ()}
+    lacking = [
+        LackingFile(path=path, why=f"it is the input {name!r}, which is not declared as InputFile", input=name)
+        for name, paths in undeclared.items()
+        for path in dict.fromkeys(paths)
+        if (path, name) not in before and mask.mask(path) == path and _is_recorded(request.values.get(name))
+    ]
+    if not lacking:
+        return method
+    return method.model_copy(update={"code": code.model_copy(update={"lacking": (*(code.lacking or ()), *lacking)})})
+
+
+def _is_recorded(value: object) -> bool:
+    return isinstance(value, str | list)
 
 
 def without_credentials(

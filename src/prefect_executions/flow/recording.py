@@ -43,7 +43,7 @@ from prefect_executions.flow.call import Call, for_call
 from prefect_executions.flow.cancellation import CancellationWatcher
 from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.hints import with_hints, with_masked_names
+from prefect_executions.flow.hints import undeclared_files, with_hints, with_masked_names
 from prefect_executions.flow.inputs import Inputs, staging_progress
 from prefect_executions.flow.invocation import owns_process
 from prefect_executions.flow.opening import (
@@ -59,7 +59,7 @@ from prefect_executions.flow.opening import (
 )
 from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_usage, outcome, raised, suspended
 from prefect_executions.flow.prefect_facts import with_prefect_facts
-from prefect_executions.flow.recorded_code import with_late_code
+from prefect_executions.flow.recorded_code import with_late_code, with_undeclared_files
 from prefect_executions.flow.returned import returned_value
 from prefect_executions.flow.unhooked import NO_STATE, for_prefect, seal_aborted
 from prefect_executions.lifecycle.history import JobStatus, advance
@@ -470,6 +470,7 @@ def _write_late_code(attempt: Attempt) -> None:
         mask=call.mask,
         names=call.settings.secret_names,
     )
+    method = with_undeclared_files(method, undeclared_files(call, attempt.record), attempt.record.request, call.mask)
     if method is not attempt.record.method:
         bundle.write_document(method)  # first: a file that no document lists would be a fault if this process died
         for path, data in code.items():

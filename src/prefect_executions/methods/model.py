@@ -273,8 +273,10 @@ class LackingFile(Part):
     """A file that the code used and that the bundle does not keep."""
 
     path: str
-    """Its path below ``code/``, had it been kept."""
+    """Its path below ``code/``, had it been kept; the text of an input if `input` is present."""
     why: str
+    input: str | None = None
+    """The name of the input whose text is the path of this file."""
 
 
 class Repository(Part):

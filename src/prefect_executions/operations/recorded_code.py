@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import NamedTuple
@@ -33,14 +34,23 @@ def entrypoint_of(record: ExecutionRecord) -> str:
     return (record.method.code.entrypoint if record.method.code else None) or ""
 
 
-def missing_code(record: ExecutionRecord, source: Source, *, main_only: bool = False) -> Iterator[str]:
-    """Yield a sentence for each file that the recorded code used and *source* lacks; or only for its main file."""
+def missing_code(
+    record: ExecutionRecord, source: Source, edits: Container[str] = (), *, main_only: bool = False
+) -> Iterator[str]:
+    """Yield a sentence for each file that the recorded code used and *source* lacks; or only for its main file.
+
+    A file that is the text of an input counts only if it is absent here as well and *edits* do not have the input.
+    """
     main = entrypoint_of(record).partition(":")[0]
     if not main or f"{layout.CODE}/{main}" not in source.files:
         yield f"code: the file of the Method is not in the bundle, {main or 'because it had none'}"
     if main_only:
         return
-    lacking = {file.path: file.why for file in (record.method.code.lacking if record.method.code else None) or ()}
+    lacking = {
+        file.path: f"{file.why}; name a file with -p {file.input}=FILE" if file.input else file.why
+        for file in (record.method.code.lacking if record.method.code else None) or ()
+        if file.input is None or not (file.input in edits or os.path.isfile(file.path))  # noqa: PTH113 - any text
+    }
     recorded = [file.path for file in (*_files(record), *_data_files(record)) if file.path not in source.files]
     for path in dict.fromkeys((*recorded, *lacking)):
         if path != f"{layout.CODE}/{main}":

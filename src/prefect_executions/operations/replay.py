@@ -87,10 +87,14 @@ def rerun_request(
     if not as_json:  # an edit may have the notation of the record
         edits = {name: restore(value) if has_marker(value) else value for name, value in edits.items()}
     inputs = {name: value for name, value in _requestable(record).items() if name not in edits}
-    _check_secrets(record, inputs)
     rerun = record.request.rerun or {}
+    secret = _missing_secrets(record, inputs)
     inputs = {name: value for name, value in inputs.items() if rerun.get(name) != "default"}
-    _check_recorded(inputs, rerun, as_json=as_json)
+    unknown = _missing_values(
+        {name: inputs[name] for name in inputs.keys() - record.method.secrets}, rerun, as_json=as_json
+    )
+    if faults := [*secret, *unknown]:
+        raise (SecretError if secret else RequestError)("\n  ".join(faults))
     locations: dict[str, Iterator[str]] = {}
     for name in dict.fromkeys(file.input for file in record.request.files):
         locations[name] = iter([_location(file, files or {}) for file in record.request.files if file.input == name])
@@ -171,15 +175,14 @@ def _requestable(record: ExecutionRecord) -> dict[str, Any]:
     }
 
 
-def _check_secrets(record: ExecutionRecord, inputs: Mapping[str, Any]) -> None:
+def _missing_secrets(record: ExecutionRecord, inputs: Mapping[str, Any]) -> list[str]:
     missing = sorted(name for name in record.method.secrets & inputs.keys() if inputs[name] is not None)
-    if missing:
-        names = ", ".join(f"{name}{_old_reference(inputs[name])}" for name in missing)
-        options = " ".join(f"-p {name}=BLOCK" for name in missing)
-        raise SecretError(
-            f"execution {record.id} had the secret {names}; a record never contains a secret. "
-            f"Name it again: {options}, where BLOCK is a Prefect Secret block or env:NAME."
-        )
+    if not missing:
+        return []
+    names = ", ".join(f"{name}{_old_reference(inputs[name])}" for name in missing)
+    options = " ".join(f"-p {name}=BLOCK" for name in missing)
+    why = f"execution {record.id} had the secret {names}; a record never contains a secret."
+    return [f"{why} Name it again: {options}, where BLOCK is a Prefect Secret block or env:NAME."]
 
 
 def _old_reference(value: Any) -> str:
@@ -187,19 +190,19 @@ def _old_reference(value: Any) -> str:
     return f" (then '{name}')" if name else ""
 
 
-def _check_recorded(inputs: Mapping[str, Any], rerun: Mapping[str, RerunSource], *, as_json: bool) -> None:
+def _missing_values(inputs: Mapping[str, Any], rerun: Mapping[str, RerunSource], *, as_json: bool) -> Iterator[str]:
     unknown = sorted(name for name, value in inputs.items() if name in rerun or _cannot_restore(value))
     if unknown:
         listed = ", ".join(f"{name}{_recorded_as(inputs[name])}" for name in unknown)
         options = " ".join(f"-p {name}=…" for name in unknown)
-        raise RequestError(
+        yield (
             f"the record cannot supply the value of {listed}; give it: {options}, or call the Method in Python with it"
         )
     python = sorted(name for name, value in inputs.items() if as_json and has_marker(value))
     if python:
         listed = ", ".join(f"{name} ({text_of(inputs[name])})" for name in python)
         options = " ".join(f"-p {name}=…" for name in python)
-        raise RequestError(
+        yield (
             f"JSON cannot hold the value of {listed}, so a deployment cannot receive it; give another value: "
             f"{options}, or run the Method here: --method path.py:function"
         )
@@ -411,7 +414,7 @@ def prepare_replay(
         BundleError: If an input or a source file differs from its record.
     """
     with TemporaryDirectory(prefix="executions-replay-") as name:
-        folder, missing = Path(name), list(missing_code(record, source, main_only=allow_missing))
+        folder, missing = Path(name), list(missing_code(record, source, edits, main_only=allow_missing))
         check_names(path for path in source.files if path.startswith((f"{layout.CODE}/", f"{layout.INPUTS}/")))
         files = copy_inputs(record, source, folder)
         missing += _changed_origins(record, files, edits, folder)
