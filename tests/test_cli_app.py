@@ -39,10 +39,11 @@ from prefect_executions.cli.doctor import (
     check_unknown_settings,
     check_version,
 )
-from prefect_executions.cli.output import escape_controls, format_duration, format_size, log_text
+from prefect_executions.cli.output import escape_controls, format_duration, format_number, format_size, log_text
 from prefect_executions.cli.run import _facts, _next_commands
 from prefect_executions.errors import NotFoundError, RequestError
-from prefect_executions.executions.record import Returned, Usage
+from prefect_executions.executions.record import Metric, Metrics, Raised, Returned, Usage
+from prefect_executions.executions.summary import error_text
 from prefect_executions.flow.descriptor import DescriptorMethod
 from prefect_executions.lifecycle.history import EntryKind, add_entry, advance, with_end_after
 from prefect_executions.lifecycle.status import Observer, Reason, Status
@@ -357,7 +358,7 @@ def test_the_help_has_every_command_in_a_group_by_what_it_is_for(capsys):
     titles = [
         "Run a Method",
         "Look at executions",
-        "Run one again",
+        "Run again",
         "Verify and exchange bundles",
         "Free space",
         "Operate",
@@ -539,7 +540,7 @@ def test_prov_prints_the_requested_format(executions, home, tmp_path):
 def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     bundle = kept(bench_at(home))
     assert executions("verify", EXECUTION_ID[:6]).splitlines() == [
-        f"workbench and archive: verified: execution {EXECUTION_ID}",
+        f"execution {EXECUTION_ID}, workbench and archive: verified",
         "segment-coins 1.2.0  COMPLETED  2026-09-22 12:00:08Z  unsigned",
     ]
     shown = executions("verify", EXECUTION_ID, "-v")
@@ -596,7 +597,7 @@ def test_verify_needs_nothing_but_the_zip(home, tmp_path):
     done = executed(["verify", zipped], elsewhere)
     assert (done.returncode, done.stdout.splitlines()[0]) == (
         0,
-        f"zip: verified: execution {EXECUTION_ID}",
+        f"execution {EXECUTION_ID}, zip: verified",
     )
     assert not elsewhere.exists()
 
@@ -686,6 +687,69 @@ def test_the_methods_own_time_is_shown_apart_from_a_long_wait(executions, home):
     kept(bench_at(home), OTHER_ID, instance=an_instance(usage=Usage(wall_seconds=5.5)))
     assert "\ntook\t6.00 s, of which the Method 0.06 s\n" in executions("show", EXECUTION_ID)
     assert "\ntook\t6.00 s\n" in executions("show", OTHER_ID)
+
+
+def test_a_file_of_a_package_with_relative_imports_is_refused_with_the_name_of_its_module(
+    executions, tmp_path, monkeypatch
+):
+    package = tmp_path / "src/tidal/sub"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package.parent / "const.py").write_text("FACTOR = 3\n")
+    (package / "mod.py").write_text("from ..const import FACTOR\ndef fn() -> None: ...\n")
+    monkeypatch.chdir(tmp_path)
+    refused = executions("run", "src/tidal/sub/mod.py:fn", code=exit_codes.REQUEST)
+    assert f"Give the name of its module in the folder {tmp_path / 'src'}: tidal.sub.mod:fn\n" in refused
+    monkeypatch.chdir(tmp_path / "src")
+    refused = executions("run", "tidal/sub/mod.py:fn", code=exit_codes.REQUEST)
+    assert refused.endswith("Give the name of its module: tidal.sub.mod:fn\n")
+
+
+def test_a_run_that_failed_before_its_code_shows_no_time_of_the_method_and_no_internal_traceback(executions, home):
+    raised = Raised(type="InputError", message="Input 'f' cannot be read", traceback="Traceback\n  staging.py\n")
+    instance = an_instance(usage=Usage(wall_seconds=0.06, exception=raised))
+    for execution_id, began in ((EXECUTION_ID, True), (OTHER_ID, False)):
+        job_status = a_job_status(Status.SCHEDULED, execution_id=execution_id, started=began)
+        steps = [Status.FAILED] if began else [Status.STARTED, Status.FAILED]
+        for seconds, status in enumerate(steps, start=60):
+            job_status = advance(job_status, status, NOON + timedelta(seconds=seconds), observer=Observer.HOOK)
+        begun(bench_at(home), record_of(execution_id, job_status=job_status, instance=instance))
+    shown = executions("show", EXECUTION_ID)
+    assert ", of which the Method 0.06 s\n" in shown
+    assert "staging.py" in shown
+    shown = executions("show", OTHER_ID)
+    assert "of which the Method" not in shown
+    assert "staging.py" not in shown
+    assert "\nerror\tInputError: Input 'f' cannot be read\n" in shown
+
+
+def test_show_names_the_attempts_and_shortens_long_texts(executions, home):
+    job_status = a_job_status(Status.EXECUTING)
+    for kind, attempt, message in (
+        (EntryKind.ATTEMPT_FAILED, 1, error_text(Raised(type="SystemExit", message="", traceback=""))),
+        (EntryKind.ATTEMPT, 2, None),
+        (EntryKind.NOTE, 2, "x" * 600),
+    ):
+        job_status = add_entry(
+            job_status, kind, job_status.updated, observer=Observer.HOOK, message=message, attempt=attempt
+        )
+    metrics = Metrics(params={"long": "p" * 600}, metrics=(Metric(name="big", value=10**400, time=NOON),))
+    begun(bench_at(home), record_of(job_status=job_status, metrics=metrics))
+    shown = executions("show", EXECUTION_ID)
+    entries = [line.rsplit("\t", 1)[1] for line in shown.splitlines() if line.startswith("history\t")]
+    assert entries[-3:] == ["attempt 1 failed: SystemExit", "attempt 2", f"note {'x' * 500}…"]
+    assert f'param\tlong\t"{"p" * 499}…\n' in shown
+    assert format_number(10**400) == "1.00000e+400"
+    assert [format_number(number) for number in (10**19, True, 7)] == [str(10**19), "True", "7"]
+
+
+def test_show_says_which_input_is_incomplete(executions, home):
+    request = a_request(values={"url": "https://example.org/", "threshold": 0.3}, files=(), rerun={"url": "caller"})
+    begun(bench_at(home), record_of(request=request))
+    shown = executions("show", EXECUTION_ID)
+    assert "input\turl\thttps://example.org/ (incomplete; a rerun asks for it)\n" in shown.replace('"', "")
+    assert "input\tthreshold\t0.3\n" in shown
 
 
 @pytest.mark.long

@@ -48,7 +48,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
         "prov": prov,
         "methods": methods,
     },
-    "Run one again": {"rerun": rerun, "replay": replay, "reproduce": reproduce},
+    "Run again": {"rerun": rerun, "replay": replay, "reproduce": reproduce},
     "Verify and exchange bundles": {
         "verify": verify,
         "export": export,

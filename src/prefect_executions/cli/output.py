@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
@@ -49,6 +50,7 @@ _NOTABLE = timedelta(seconds=1)
 STATUS_COLOURS = {str(Status.COMPLETED): "green", str(Status.FAILED): "red", str(Status.CANCELLED): "yellow"}
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000
+_LARGEST_INTEGER = 10**20
 _LARGE, _LARGEST = 1e5, 1e15  # between them a number has more than five digits and needs no exponent
 
 
@@ -91,9 +93,14 @@ def format_took(job_status: JobStatus, usage: Usage | None) -> str:
     if job_status.finished_before is not None:
         return f"at least {format_duration(took)}"
     own = None if usage is None or usage.wall_seconds is None else timedelta(seconds=usage.wall_seconds)
-    if own is None or took - own < _NOTABLE:
+    if own is None or took - own < _NOTABLE or not code_began(job_status):
         return format_duration(took)
     return f"{format_duration(took)}, of which the Method {format_duration(own)}"
+
+
+def code_began(job_status: JobStatus) -> bool:
+    """Whether the Method's own code began: a file that cannot be staged ends a run before it."""
+    return any(entry.status is Status.EXECUTING for entry in job_status.history)
 
 
 def format_returned(usage: Usage | None) -> str | None:
@@ -104,6 +111,11 @@ def format_returned(usage: Usage | None) -> str | None:
     if returned is None:
         return None
     text = returned.text or returned.type if returned.value is None else text_of(returned.value)
+    return shorten(text)
+
+
+def shorten(text: str) -> str:
+    """Return *text*, or its first 500 characters and an ellipsis."""
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…"
 
 
@@ -117,6 +129,8 @@ def format_size(size: int) -> str:
 
 def format_number(value: object) -> str:
     """Return *value* as text for people: fractions are rounded to six digits, large ones to a tenth."""
+    if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+        return f"{Decimal(value):.6g}"
     if not isinstance(value, float) or not math.isfinite(value):
         return str(value)
     return f"{value:.1f}" if _LARGE <= abs(value) < _LARGEST else f"{value:.6g}"

@@ -418,6 +418,14 @@ def _row(result: Reproduced) -> tuple[str, ...]:
     return (result.id, result.method, result.grade or "none", result.problem or "; ".join(differences))
 
 
+_MEANINGS = {
+    Grade.RERUN: "rerun: the Method completed, with other inputs",
+    Grade.REPEAT: "repeat: the inputs are the same",
+    Grade.RECOMPUTE: "recompute: inputs, code and environment are the same",
+    Grade.REPRODUCE: "reproduce: inputs, code, environment and outputs are the same",
+}
+
+
 def _show_verdict(execution_id: str, verdict: Verdict, grade: Grade, *, reached: bool, as_json: bool) -> None:
     if as_json:
         show_json({"id": execution_id, "wanted": grade, "reached": reached, "verdict": verdict})
@@ -429,7 +437,7 @@ def _show_verdict(execution_id: str, verdict: Verdict, grade: Grade, *, reached:
         [
             ("execution", execution_id),
             ("replay of", verdict.replay_of),
-            ("grade", verdict.grade or "none: the Method did not complete"),
-            ("required", f"{grade}: {'reached' if reached else 'not reached'}"),
+            ("grade", _MEANINGS[verdict.grade] if verdict.grade else "none: the Method did not complete"),
+            ("wanted", f"{grade}, {'reached' if reached else 'not reached'}"),
         ]
     )

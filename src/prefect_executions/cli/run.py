@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, nullcontext
 from functools import partial
@@ -153,10 +154,14 @@ def _run(
         api_client.ping()
     waits = _Waits(f"Prefect at {api}" if api else "the local Prefect server", quiet=quiet)
 
+    attempts = Counter[str]()
+
     def opened(execution_id: str) -> None:
         waits.end()
+        attempts[execution_id] += 1
         if not quiet:
-            warn(f"Execution {execution_id} started")
+            again = f" again: attempt {attempts[execution_id]}" if attempts[execution_id] > 1 else ""
+            warn(f"Execution {execution_id} started{again}")
 
     def gathered(bundle: OpenBundle, error: BaseException | None) -> None:
         on_gathered(bundle, error)
@@ -342,9 +347,11 @@ def _next_commands(record: ExecutionRecord, storage: StorageState) -> str:
 
 
 def _error_of(record: ExecutionRecord) -> str:
+    from prefect_executions.executions.summary import error_text  # noqa: PLC0415 - start-up time of the CLI
+
     usage = record.instance.usage
     if usage and usage.exception:
-        return f"{usage.exception.type}: {usage.exception.message}"
+        return error_text(usage.exception)
     return record.job_status.message or ""
 
 

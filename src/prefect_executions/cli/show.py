@@ -15,6 +15,7 @@ from prefect_executions.bundles.layout import PROVENANCE
 from prefect_executions.cli.arguments import Json, open_catalog
 from prefect_executions.cli.output import (
     OutputFile,
+    code_began,
     format_duration,
     format_end,
     format_returned,
@@ -22,6 +23,7 @@ from prefect_executions.cli.output import (
     format_time,
     format_took,
     say,
+    shorten,
     show_facts,
     show_json,
     to_json,
@@ -54,6 +56,14 @@ _MEDIA_TYPE = Column("media type", least=16, optional=True)
 _EDGE = (id_column("execution"), name_column("output"), name_column("input"))
 _STEPS = (name_column("name"), "state", time_column("started"), "took", "attempts")
 _HISTORY = ("time", "status", "by", text_column("what"))
+
+# Of an input whose recorded value is not the value that the code received, such as a URL without its password.
+_INCOMPLETE: dict[str | None, str] = {
+    "caller": " (incomplete; a rerun asks for it)",
+    "default": " (incomplete; it was the default)",
+}
+
+_ATTEMPTS = {EntryKind.STATUS: "", EntryKind.ATTEMPT: "attempt {}", EntryKind.ATTEMPT_FAILED: "attempt {} failed:"}
 
 # As `provenance.convert.Form`, whose import loads lxml and prov.
 Form = Literal["xml", "json", "n", "ttl", "svg"]
@@ -117,8 +127,15 @@ def _places(bundle: str | None, storage: StorageState | None) -> Iterator[tuple[
 
 
 def _error(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
+    from prefect_executions.executions.summary import error_text  # noqa: PLC0415 - start-up time of the CLI
+
     usage = record.instance.usage
-    yield "error", usage.exception.traceback.rstrip() if usage and usage.exception else None
+    if usage and usage.exception:
+        # Before the Method's code, the traceback has only lines of this package.
+        yield (
+            "error",
+            usage.exception.traceback.rstrip() if code_began(record.job_status) else error_text(usage.exception),
+        )
 
 
 def logs(
@@ -320,10 +337,11 @@ def _inputs(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
     from prefect_executions.executions.values import text_of  # noqa: PLC0415 - start-up time of the CLI
 
     origins: dict[str, list[str]] = {}
+    rerun = record.request.rerun or {}
     for file in record.request.files:
         origins.setdefault(file.input, []).append(file.origin)
     for name, value in record.request.values.items():
-        for shown in origins.get(name) or [text_of(value)]:
+        for shown in origins.get(name) or [shorten(text_of(value)) + _INCOMPLETE.get(rerun.get(name), "")]:
             yield name, shown
 
 
@@ -336,7 +354,7 @@ def _params(record: ExecutionRecord) -> Iterator[tuple[str, str]]:
     from prefect_executions.executions.values import text_of  # noqa: PLC0415 - as above
 
     for name, value in (record.metrics.params if record.metrics else {}).items():
-        yield name, text_of(value)
+        yield name, shorten(text_of(value))
 
 
 def _metrics(record: ExecutionRecord) -> Iterator[tuple[str, object, object]]:
@@ -359,11 +377,12 @@ def _history(record: ExecutionRecord) -> Iterator[tuple[str, object, object, obj
     for entry, following in zip_longest(history, history[1:]):
         if following is not None and entry.kind is following.kind is EntryKind.PROGRESS:
             continue
-        kind = "" if entry.kind is EntryKind.STATUS else entry.kind.value
+        kind = _ATTEMPTS.get(entry.kind, entry.kind.value).format(entry.attempt)
         progress = "" if entry.progress is None else f"{round(entry.progress, 1):g} %"
         code = "" if entry.exit_code is None else f"exit code {entry.exit_code}"
         replica = f"of replica {entry.task.rpartition('.')[2]}" if several and entry.task else ""
-        what = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, entry.message)))
+        message = shorten(entry.message or "")
+        what = " ".join(filter(None, (kind, entry.phase, replica, code, progress, entry.reason, message)))
         yield format_time(entry.time), entry.status, entry.observer.value, what
 
 
@@ -373,6 +392,6 @@ def _list_outputs(opened: Opened, *, as_json: bool) -> None:
         show_json({"execution": opened.id, "outputs": entries})
         return
     show_table(
-        (_OUTPUT, SIZE._replace(name="bytes"), _MEDIA_TYPE, digest_column("sha-256")),
+        (_OUTPUT, SIZE, _MEDIA_TYPE, digest_column("sha-256")),
         ((entry.name, entry.size, entry.media_type, entry.sha256 or "") for entry in entries),
     )

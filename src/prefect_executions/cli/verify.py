@@ -186,7 +186,8 @@ def _show_verdict(report: Report, places: list[str], policy: SignaturePolicy) ->
     failed = sum(not check.passed for check in report.checks)
     verdict = f"FAILED ({failed} of {len(report.checks)} checks)" if failed else "verified"
     subject = report.subject
-    say_words(f"{' and '.join(places)}: {verdict}" + (f": execution {subject.execution_id}" if subject else ""))
+    of = f"execution {subject.execution_id}, " if subject else ""
+    say_words(f"{of}{' and '.join(places)}: {verdict}")
     what = [f"{subject.method} {subject.version}", subject.status, format_time(subject.finished)] if subject else []
     if subject or report.signature != "unsigned":
         say_words("  ".join(filter(None, [*what, _signed(report, policy)])))

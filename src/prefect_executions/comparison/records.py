@@ -12,6 +12,7 @@ from difflib import unified_diff
 from typing import Any, NamedTuple
 
 from prefect_executions.executions.record import ExecutionRecord, Metric
+from prefect_executions.executions.summary import error_text
 
 RecordParts = Mapping[str, Any]
 
@@ -89,7 +90,7 @@ def _outcome(record: ExecutionRecord) -> RecordParts:
     return {
         "status": record.status.value,
         "reason": record.job_status.reason and record.job_status.reason.value,
-        "error": f"{raised.type}: {raised.message}" if raised else None,
+        "error": error_text(raised) if raised else None,
         "attempts": record.job_status.attempt,
     }
 
@@ -159,9 +160,9 @@ def _infrastructure(record: ExecutionRecord) -> RecordParts:
 def _timings(record: ExecutionRecord) -> RecordParts:
     job_status, usage = record.job_status, record.instance.usage
     return {
-        "waited": _seconds(job_status.created, job_status.started),
+        "wait for the start": _seconds(job_status.created, job_status.started),
         "took": _seconds(job_status.started, job_status.finished),
-        "wall": usage and usage.wall_seconds,
+        "in the Method": usage and usage.wall_seconds,
         "CPU": usage and usage.cpu_seconds,
         "peak memory": usage and usage.peak_memory,
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
-from prefect_executions.executions.record import ExecutionRecord, ScriptRun, value_digest
+from prefect_executions.executions.record import ExecutionRecord, Raised, ScriptRun, value_digest
 from prefect_executions.lifecycle.history import EntryKind
 from prefect_executions.lifecycle.status import Phase
 
@@ -178,3 +178,8 @@ def _phases(record: ExecutionRecord) -> Iterator[PhaseSummary]:
 def in_milliseconds(time: datetime | None) -> datetime | None:
     """Return *time* truncated (not rounded) to milliseconds."""
     return time and time.replace(microsecond=time.microsecond // 1000 * 1000)
+
+
+def error_text(error: Raised) -> str:
+    """Return the type of *error*, and its message if it has one: ``SystemExit`` has none."""
+    return f"{error.type}: {error.message}" if error.message else error.type

@@ -99,11 +99,24 @@ def _load_module(entrypoint: str, source: str) -> ModuleType:
     try:
         return load_script_as_module(source) if source.endswith(".py") else load_module(source)
     except ScriptError as error:
-        raise RequestError(f"{entrypoint}: {source} cannot be run: {_describe(error.user_exc)}") from error
+        advice = _as_module(entrypoint) if "relative import" in str(error.user_exc) else ""
+        raise RequestError(f"{entrypoint}: {source} cannot be run: {_describe(error.user_exc)}{advice}") from error
     except Exception as error:  # importing runs the author's code
         if isinstance(error, ModuleNotFoundError) and error.name and f"{source}.".startswith(f"{error.name}."):
             raise NotFoundError(f"{entrypoint}: there is no module '{source}'. {_FORMS}") from error
         raise RequestError(f"{entrypoint}: {source} cannot be run: {_describe(error)}") from error
+
+
+def _as_module(entrypoint: str) -> str:
+    """Return how to run a file of a package, whose relative imports need the name of its module."""
+    source, _, function = entrypoint.partition(":")
+    path = Path(source).resolve()
+    root = path.parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    module = ".".join(path.relative_to(root).with_suffix("").parts)
+    place = "" if root == Path.cwd() else f" in the folder {root}"
+    return f". Give the name of its module{place}: {module}:{function}" if root != path.parent else ""
 
 
 def _list_flows(module: ModuleType) -> str:

@@ -18,6 +18,7 @@ from prefect_executions.capture.secrets import SecretMask, redact_urls
 from prefect_executions.documents import clean_text
 from prefect_executions.errors import ScriptError
 from prefect_executions.executions.record import Raised, Usage
+from prefect_executions.executions.summary import error_text
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, merge_states
 from prefect_executions.lifecycle.status import Observer, Reason
 from prefect_executions.prefect_api import flow_runs
@@ -207,7 +208,7 @@ def attempt_failed(job_status: JobStatus, error: Raised, at: datetime, *, timed_
         at,
         observer=Observer.HOOK,
         reason=Reason.TIMED_OUT if timed_out else Reason.ERROR,
-        message=f"{error.type}: {error.message}",
+        message=error_text(error),
     )
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from prefect_executions.executions.record import Usage
+from prefect_executions.executions.summary import error_text
 from prefect_executions.lifecycle.history import ObservedState
 from prefect_executions.lifecycle.status import Observer, Reason, Status, terminal_status_of
 from prefect_executions.workbench.sealing import Ending
@@ -213,7 +214,7 @@ def _without_flow_run(run: RunObservation) -> Judgement:
     if _succeeded(usage):
         end = Ending(Status.COMPLETED, None, run.now, Observer.SETTLE, message=f"{why}; its code had ended well")
     elif usage and usage.exception:
-        error = f"{usage.exception.type}: {usage.exception.message}"
+        error = error_text(usage.exception)
         end = Ending(Status.FAILED, Reason.ERROR, run.now, Observer.SETTLE, message=f"{error} ({why})")
     else:
         end = Ending(Status.FAILED, Reason.LOST, run.now, Observer.SETTLE, message=f"{why}; {_progress(run)}")
