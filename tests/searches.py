@@ -50,8 +50,8 @@ TEXTS = (
     "\\",
     "inf",
 )
-OTHERS = (None, True, False, [], [1, 2], {"deep": 1})
-NAMES = ("epochs", "lr", "x.max", "x", "status", "optimizer.name", "é")
+OTHERS = (None, True, False, [], [1, 2], {"name": "adam"}, {"name": None, "y": {"z": 2}})
+NAMES = ("optimizer", "epochs", "lr", "x.max", "x", "status", "optimizer.name", "é")
 PATHS = ("a", "outputs/a.csv", "outputs/b/Ab.CSV", "outputs/mnist", "outputs/日本.txt")
 
 
@@ -162,21 +162,41 @@ def facts_of(record: ExecutionRecord, *, archive: str, records: dict[str, Execut
         "deployment": (request.deployment and request.deployment.name,),
         "commit": (repository and repository.commit,),
         "code": (code and code.sha256,),
+        "branch": (repository and repository.branch,),
+        "author": (repository and repository.author,),
+        "subject": (repository and repository.subject,),
+        "remote": (repository and repository.remote,),
+        "python": (record.instance.python and record.instance.python.version,),
     }
     flags = {"archived"} if archive == "archived" else set()
     return Facts(
         fields={name: tuple(value for value in values if value is not None) for name, values in fields.items()},
-        params={**(record.metrics.params if record.metrics else {})},
+        params=_with_leaves(record.metrics.params if record.metrics else {}),
         metrics=_metrics(record.metrics),
-        inputs={**request.values},
+        inputs=_with_leaves(request.values),
         input_files=tuple(FileFacts(names=(file.input, file.name), sha256=file.sha256) for file in request.files),
         output_files=tuple(
             FileFacts(names=(file.path,), sha256=file.sha256, size=file.size, media_type=file.media_type)
             for file in job_status.outputs
         ),
-        flags=frozenset(flags | ({"partial"} if job_status.partial else set())),
+        flags=frozenset(
+            flags
+            | ({"partial"} if job_status.partial else set())
+            | ({"dirty"} if repository and repository.dirty else set())
+        ),
         links=_links(record, records),
     )
+
+
+def _with_leaves(values: dict[str, Any]) -> dict[str, Any]:
+    """Return *values* and the members of mappings by dotted names; a value comes before a member of its name."""
+    found = {**values}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            for leaf, inner in _with_leaves(value).items():
+                if not isinstance(inner, dict):
+                    found.setdefault(f"{name}.{leaf}", inner)
+    return found
 
 
 def _metrics(metrics: Metrics | None) -> dict[str, MetricFacts]:

@@ -20,6 +20,7 @@ SCRIPTS = (
     "bench_seal.py",
     "bench_export.py",
     "bench_ledger.py",
+    "bench_search.py",
     "bench_audit.py",
     "bench_archive.py",
 )

@@ -19,6 +19,7 @@ from prefect_executions.cli.output import warn, warn_error
 from prefect_executions.cli.remove import gc, remove, retain
 from prefect_executions.cli.replay import diff, replay, reproduce, rerun
 from prefect_executions.cli.run import run
+from prefect_executions.cli.search import search
 from prefect_executions.cli.server import server
 from prefect_executions.cli.show import logs, outputs, prov, show
 from prefect_executions.cli.transfer import export, import_executions, share, shares
@@ -41,6 +42,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
     "Run a Method": {"run": run, "deploy": deploy, "submit": submit, "watch": watch, "cancel": cancel},
     "Look at executions": {
         "list": list_executions,
+        "search": search,
         "show": show,
         "outputs": outputs,
         "logs": logs,

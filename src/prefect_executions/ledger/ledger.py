@@ -12,6 +12,7 @@ import heapq
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
@@ -86,6 +87,12 @@ class Ledger:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; None if the ledger is in PostgreSQL."""
+        path = getattr(self._database, "path", None)
+        return Path(path) if path else None
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -10,8 +10,9 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
@@ -45,6 +46,9 @@ from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+    from prefect_executions.ledger.index.index import ColumnIndex
+    from prefect_executions.workbench.results import SearchResults
 
 Stream = Literal["stdout", "stderr"]
 
@@ -80,6 +84,7 @@ class Catalog:
 
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
+        self._index: ColumnIndex | None = None
 
     def find(self, prefix: str) -> str:
         """Return the full id that begins with *prefix* (see `lookup.find`).
@@ -89,6 +94,46 @@ class Catalog:
             AmbiguousIdError: If several ids match; the error lists them.
         """
         return find(self.workbench, prefix)
+
+    def search(
+        self,
+        query: str = "",
+        *,
+        sort: Sequence[str] = (),
+        limit: int = 50,
+        after: str | None = None,
+        columns: Sequence[str] = (),
+        facets: Sequence[str] = (),
+        group_by: Sequence[str] = (),
+        aggregate: Sequence[str] = (),
+    ) -> SearchResults:
+        """Return the executions that *query* finds, in the search language: see docs/commands.md.
+
+        *sort* has names of fields and values, descending with a minus in front; further
+        results are newest first. *group_by* makes groups, with statistics of *aggregate*.
+        The first search of a ledger builds its column index.
+
+        Raises:
+            QueryError: If the query or a name cannot be read.
+            RequestError: If *after* is not a cursor of this search, or *limit* is not positive.
+            LedgerError: If the ledger is unavailable.
+        """
+        from prefect_executions.workbench import results  # noqa: PLC0415  imports NumPy, which other commands lack
+
+        if self._index is None:
+            self._index = results.open_index(self.workbench.ledger, self.workbench.folder.parent / "index")
+        return results.find_results(
+            self._index,
+            query,
+            datetime.now(UTC),
+            sort=sort,
+            limit=limit,
+            after=after,
+            columns=columns,
+            facets=facets,
+            group_by=group_by,
+            aggregate=aggregate,
+        )
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """Return all documents of an execution as one value.

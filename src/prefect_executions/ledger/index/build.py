@@ -29,9 +29,11 @@ from prefect_executions.query.tree import Statistic
 
 TITLE = "method_title"
 TEXTS = (TITLE, *(c.name for c in EXECUTIONS if c.type in {ColumnType.TEXT, ColumnType.ID} and c.name != "id"))
-INTEGERS = tuple(c.name for c in EXECUTIONS if c.type not in {ColumnType.TEXT, ColumnType.ID, ColumnType.NUMBER})
-LEFT_OUT = frozenset({"manifest_sha256"})
-"""Columns that no search reads."""
+DIGEST_TEXTS = tuple(c.name for c in EXECUTIONS if c.type is ColumnType.DIGEST and c.name != "manifest_sha256")
+"""Digests with few distinct values, kept whole; no search reads the digest of a manifest."""
+INTEGERS = tuple(
+    c.name for c in EXECUTIONS if c.type not in {ColumnType.TEXT, ColumnType.ID, ColumnType.NUMBER, ColumnType.DIGEST}
+)
 
 VALUES = ("params", "inputs")
 """The tables of named JSON values."""
@@ -63,7 +65,7 @@ class SegmentBuilder:
 
     def __init__(self) -> None:
         self._ids: list[str] = []
-        self._texts = {name: _Texts() for name in TEXTS if name not in LEFT_OUT}
+        self._texts = {name: _Texts() for name in (*TEXTS, *DIGEST_TEXTS)}
         self._integers = {name: array("q") for name in INTEGERS}
         self._parts = {part_key(table, column): _Texts() for table, columns in PART_TEXTS.items() for column in columns}
         self._part_rows = {table: array("I") for table in {**PART_TEXTS, **PART_INTEGERS}}
@@ -85,7 +87,8 @@ class SegmentBuilder:
         rows = {key: begin + index for index, key in enumerate(columns["key"])}
         self._ids.extend(columns["id"])
         for name, texts in self._texts.items():
-            texts.extend(columns[name])
+            values = columns[name]
+            texts.extend(values if name not in DIGEST_TEXTS else [value and value.hex() for value in values])
         for name, integers in self._integers.items():
             integers.extend(ABSENT if value is None else value for value in columns[name])
         for table in PART_COLUMNS:
@@ -94,11 +97,22 @@ class SegmentBuilder:
                 self._add_part(table, part, rows)
 
     def _add_part(self, table: str, part: Mapping[str, Sequence[Any]], rows: Mapping[int, int]) -> None:
-        if table in self._values:
+        if table == "leaves":  # after the values of these names, which come first
+            for source in VALUES:
+                chosen = [index for index, name in enumerate(part["source"]) if name == source]
+                own = {column: [values[index] for index in chosen] for column, values in part.items()}
+                self._add_values(source, own, rows)
+        elif table in self._values:
+            self._add_values(table, part, rows)
+        elif table in self._part_rows:
+            self._add_entries(table, part, rows)
+
+    def _add_values(self, table: str, part: Mapping[str, Sequence[Any]], rows: Mapping[int, int]) -> None:
+        if part["name"]:
             self._values[table].extend(map(rows.__getitem__, part["execution"]), part["name"], *_values(table, part))
-            return
-        if table in self._part_rows:
-            self._part_rows[table].extend(map(rows.__getitem__, part["execution"]))
+
+    def _add_entries(self, table: str, part: Mapping[str, Sequence[Any]], rows: Mapping[int, int]) -> None:
+        self._part_rows[table].extend(map(rows.__getitem__, part["execution"]))
         for column in PART_TEXTS.get(table, ()):
             self._parts[part_key(table, column)].extend(part[column])
         for column in PART_INTEGERS.get(table, ()):
@@ -212,6 +226,10 @@ class _Values:
         rows, names = place.take(np.frombuffer(self._rows, np.uint32)), np.frombuffer(self._names, np.uint32)
         order = np.lexsort((rows, names))
         rows = rows.take(order)
+        repeated = (rows[1:] == rows[:-1]) & (names.take(order[1:]) == names.take(order[:-1]))
+        if repeated.any():  # a leaf with the name of a value; the value came first
+            kept = np.concatenate(([True], ~repeated))
+            order, rows = order[kept], rows[kept]
         bounds = np.searchsorted(names.take(order), np.arange(len(self._known) + 1)).tolist()
         texts: list[Any] = list(self._words)
         for part, values in self._numbers.items():
@@ -246,8 +264,8 @@ def _newest_last(times: Array, ids: Sequence[str]) -> Array:
     return order
 
 
-def _first_half(sha256: bytes | str) -> bytes:
-    return bytes.fromhex(sha256[:32]) if isinstance(sha256, str) else sha256[:16]
+def _first_half(sha256: bytes) -> bytes:
+    return sha256[:16]
 
 
 _Columns = dict[str, list[Any]]
@@ -255,12 +273,8 @@ _Columns = dict[str, list[Any]]
 
 def _values(table: str, part: Mapping[str, Sequence[Any]]) -> tuple[_Columns, _Columns]:
     """Return the numbers and the tagged words of the rows of a table of named values."""
-    if table == "metrics" and "last" in part:
-        return _statistics(part)
     if table == "metrics":
-        return {NUMBER: [nan if n is None else n for n in part["number"]]}, {
-            WORDS: [None if e is None else NUMBER_TAG + e for e in part["exact"]]
-        }
+        return _statistics(part)
     numbers = [nan if number is None else number for number in part["number"]]
     words = [
         None

@@ -183,6 +183,13 @@ class SegmentColumn:
             return None if np.isnan(item) else float(item)
         return None if item == ABSENT else int(item)
 
+    def values_of(self, row: int) -> list[Any]:
+        """Return all values of a *row* of a column with several."""
+        assert self.rows is not None  # noqa: S101  for the type checker
+        begin, end = (int(np.searchsorted(self.rows, row, side=side)) for side in ("left", "right"))
+        items = self.data[begin:end].tolist()
+        return [self.word(item) for item in items] if self.coded else items
+
     def at(self, rows: Array) -> tuple[Array, Array]:
         """Return the places in *rows*, which are ascending, that have a value, and the data of these values.
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
@@ -134,18 +135,24 @@ def open_segment(path: Path) -> Segment:
 
 
 class _ArrayWriter:
+    """Writes arrays to a file; equal arrays, such as the row numbers of two columns, are written once."""
+
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._written: dict[tuple[bytes, str], list[Any]] = {}
 
     def align(self) -> None:
         self._file.write(bytes(-self._file.tell() % _ALIGNMENT))
 
     def put(self, data: Array) -> list[Any]:
         """Write an array and return its place, length and type."""
-        self.align()
-        place = self._file.tell()
-        self._file.write(np.ascontiguousarray(data).data)
-        return [place, len(data), data.dtype.str]
+        content = np.ascontiguousarray(data).data
+        key = blake2b(content).digest(), data.dtype.str
+        if key not in self._written:
+            self.align()
+            self._written[key] = [self._file.tell(), len(data), data.dtype.str]
+            self._file.write(content)
+        return self._written[key]
 
 
 def _described(segment: Segment, writer: _ArrayWriter) -> dict[str, Any]:

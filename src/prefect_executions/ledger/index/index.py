@@ -7,6 +7,7 @@ that is killed at any moment leaves the old manifest or the new one, and both ar
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -170,8 +171,9 @@ class ColumnIndex:
                     return
             self._mark = self.ledger.mark()
             builder = SegmentBuilder()
-            for batch in self.ledger.scan(size=SCAN):
-                builder.add(batch)
+            with _without_garbage_collection():
+                for batch in self.ledger.scan(size=SCAN):
+                    builder.add(batch)
             self._segments, self._on_disk, self._manifest = [_without_repeats(builder.segment())], 0, None
             if locked:
                 self._write(self._segments)
@@ -236,6 +238,18 @@ class ColumnIndex:
             yield True
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Millions of rows make no cycles, and the collector would visit all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _is_due(segment: LiveSegment, newer: int) -> bool:

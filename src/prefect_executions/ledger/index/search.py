@@ -8,17 +8,18 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from prefect_executions.errors import RequestError
-from prefect_executions.ledger.index.access import Value, exact_number, value_layers
+from prefect_executions.ledger.index.access import Value, exact_number, field_columns, layered_value, value_layers
 from prefect_executions.ledger.index.index import IndexSnapshot
 from prefect_executions.ledger.index.keys import SortKey, key_reader, rank_text, rank_value
 from prefect_executions.ledger.index.masks import RelatedIds, mask_of
 from prefect_executions.ledger.index.order import after, first_rows, newest
-from prefect_executions.ledger.index.segment import FIRST_KNOWN
+from prefect_executions.ledger.index.segment import FIRST_KNOWN, Segment
 from prefect_executions.ledger.index.summaries import (
     BINS,
     Facet,
@@ -30,7 +31,10 @@ from prefect_executions.ledger.index.summaries import (
     groups,
     histogram,
 )
-from prefect_executions.query.tree import QueryTree, Target, ValueSource, ValueTarget
+from prefect_executions.ledger.rows import time_of
+from prefect_executions.query.canonical import canonical_target
+from prefect_executions.query.fields import BY_NAME, Kind
+from prefect_executions.query.tree import FieldTarget, QueryTree, Target, ValueSource, ValueTarget
 
 MOST_VALUES = 20
 """The default number of values of a facet."""
@@ -46,15 +50,31 @@ class NameCount(NamedTuple):
     executions: int
 
 
+Cell = Value | datetime | timedelta | tuple[Value, ...] | None
+"""A value of a result; a tuple for a field with several values, None if it is missing or a list or an object."""
+
+
 class FoundPage(NamedTuple):
     """The ids of some results in their order, and the cursor of the next page, or None on the last page."""
 
     ids: tuple[str, ...]
     after: str | None
+    rows: tuple[tuple[Cell, ...], ...] = ()
+    """The values of the requested columns for each id."""
 
 
 class _Place(NamedTuple):
     """A result: the values of the sort keys, and what orders equal ones."""
+
+    values: tuple[Value | None, ...]
+    first_known: int
+    id: str
+    segment: Segment
+    row: int
+
+
+class _Cursor(NamedTuple):
+    """The place of the last result of a page."""
 
     values: tuple[Value | None, ...]
     first_known: int
@@ -72,7 +92,14 @@ class Found:
         """How many there are, exactly."""
         return sum(part.total for part in self.matched)
 
-    def page(self, sort: Sequence[SortKey] = (), *, limit: int = 50, after: str | None = None) -> FoundPage:
+    def page(
+        self,
+        sort: Sequence[SortKey] = (),
+        *,
+        limit: int = 50,
+        after: str | None = None,
+        columns: Sequence[Target] = (),
+    ) -> FoundPage:
         """Return the first *limit* results in the order of *sort*, then newest first; *after* is a page's cursor.
 
         A cursor stays valid when executions are added or removed. A result whose sorted
@@ -91,7 +118,11 @@ class Found:
             places.sort(key=lambda place, index=index: place.values[index] is None)  # type: ignore[misc]
         chosen = places[:limit]
         more = len(places) > limit
-        return FoundPage(tuple(place.id for place in chosen), _cursor(chosen[-1], sort) if more else None)
+        return FoundPage(
+            tuple(place.id for place in chosen),
+            _cursor(chosen[-1], sort) if more else None,
+            tuple(tuple(cell(place.segment, place.row, column) for column in columns) for place in chosen),
+        )
 
     def facet(self, target: Target, *, most: int = MOST_VALUES) -> Facet:
         """Return how many results have each value of *target*."""
@@ -131,10 +162,26 @@ def search(snapshot: IndexSnapshot, tree: QueryTree, related: RelatedIds) -> Fou
     )
 
 
+def cell(segment: Segment, row: int, target: Target) -> Cell:
+    """Return the value of *target* in a row: a time in UTC, a duration, a number, a truth value or a text."""
+    if not isinstance(target, FieldTarget):
+        return layered_value(value_layers(segment, target), row)
+    if target.name == "id":
+        return segment.id(row)
+    kind = BY_NAME[target.name].kind
+    columns = field_columns(segment, target.name)[-1:]
+    if BY_NAME[target.name].several:
+        return tuple(value for column in columns for value in column.values_of(row))
+    value = columns[0].value(row) if columns else None
+    if value is not None and kind is Kind.TIME:
+        return time_of(value)
+    return timedelta(microseconds=value) if value is not None and kind is Kind.DURATION else value
+
+
 # --- private ---------------------------------------------------------------------
 
 
-def _first(part: Matched, sort: Sequence[SortKey], most: int, begin: _Place | None) -> list[_Place]:
+def _first(part: Matched, sort: Sequence[SortKey], most: int, begin: _Cursor | None) -> list[_Place]:
     segment = part.segment
     if not segment.size:
         return []
@@ -151,7 +198,7 @@ def _first(part: Matched, sort: Sequence[SortKey], most: int, begin: _Place | No
         rows = first_rows(rows, keys, most)
     times = segment.columns[FIRST_KNOWN].data
     return [
-        _Place(tuple(reader.value(row) for reader in readers), int(times[row]), segment.id(row))
+        _Place(tuple(reader.value(row) for reader in readers), int(times[row]), segment.id(row), segment, row)
         for row in rows.tolist()
     ]
 
@@ -167,18 +214,22 @@ def _comparable(index: int, key: SortKey) -> Callable[[_Place], Any]:
 
 
 def _cursor(place: _Place, sort: Sequence[SortKey]) -> str:
-    content = [[repr(key) for key in sort], [_encoded(value) for value in place.values], place.first_known, place.id]
+    content = [[_name(key) for key in sort], [_encoded(value) for value in place.values], place.first_known, place.id]
     return base64.urlsafe_b64encode(json.dumps(content, separators=(",", ":")).encode()).decode()
 
 
-def _parse_cursor(cursor: str, sort: Sequence[SortKey]) -> _Place:
+def _parse_cursor(cursor: str, sort: Sequence[SortKey]) -> _Cursor:
     try:
         keys, values, first_known, execution_id = json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True))
-        if keys == [repr(key) for key in sort] and len(values) == len(sort):
-            return _Place(tuple(map(_decoded, values)), int(first_known), str(execution_id))
+        if keys == [_name(key) for key in sort] and len(values) == len(sort):
+            return _Cursor(tuple(map(_decoded, values)), int(first_known), str(execution_id))
     except (ValueError, TypeError, LookupError, binascii.Error):
         pass
     raise RequestError(f"'{cursor}' is not a cursor of this search; omit it to start at the first page")
+
+
+def _name(key: SortKey) -> str:
+    return f"{'-' if key.descending else ''}{canonical_target(key.target)}"
 
 
 def _encoded(value: Value | None) -> Any:

@@ -89,7 +89,7 @@ class Measure:
             difference = other.mean - self.mean
             total = self.count + other.count
             self.mean += difference * other.count / total
-            self.squares += difference**2 * self.count * other.count / total
+            self.squares += difference * difference * self.count * other.count / total
         self.squares += other.squares
         self.count += other.count
         if other.minimum <= self.minimum:
@@ -103,7 +103,7 @@ class Group:
     """The executions with equal values of the targets that a search groups by."""
 
     values: tuple[Value | None, ...]
-    count: int = 0
+    executions: int = 0
     completed: int = 0
     failed: int = 0
     measures: dict[Target, Measure] = field(default_factory=dict)
@@ -151,12 +151,12 @@ def groups(matched: Iterable[Matched], targets: Sequence[Target], aggregates: Se
             if known is None:
                 found[key] = group
                 continue
-            known.count += group.count
+            known.executions += group.executions
             known.completed += group.completed
             known.failed += group.failed
             for target, measure in group.measures.items():
                 known.measures[target].include(measure)
-    return tuple(group for _, group in sorted(found.items(), key=lambda item: (-item[1].count, item[0])))
+    return tuple(group for _, group in sorted(found.items(), key=lambda item: (-item[1].executions, item[0])))
 
 
 def histogram(matched: Sequence[Matched], target: Target, bins: int = BINS) -> Histogram:
@@ -281,10 +281,15 @@ def _counted_entries(part: Matched, column: SegmentColumn) -> Iterator[tuple[Val
     if part.mask is not None:
         entries = np.flatnonzero(part.mask.take(rows))
         data, rows = data.take(entries), rows.take(entries)
-    distinct, counts = np.unique(data, return_counts=True)
+    if column.coded:
+        every = np.bincount(data, minlength=1)
+        distinct = np.flatnonzero(every)
+        counts = every.take(distinct)
+    else:
+        distinct, counts = np.unique(data, return_counts=True)
     for item, count in zip(distinct.tolist(), counts.tolist(), strict=True):
         yield column.word(item) if column.coded else item, count
-    missing = part.total - len(np.unique(rows))
+    missing = part.total - (int(np.count_nonzero(rows[1:] != rows[:-1])) + 1 if len(rows) else 0)
     if missing:
         yield None, missing
 
@@ -317,7 +322,7 @@ def _grouped(
             values,
             Group(
                 values=values,
-                count=int(counts[number]),
+                executions=int(counts[number]),
                 completed=int(ends[Status.COMPLETED][number]),
                 failed=int(ends[Status.FAILED][number]),
                 measures={target: measures[number] for target, measures in measured.items()},

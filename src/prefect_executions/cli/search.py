@@ -1,0 +1,198 @@
+"""`executions search`: executions that match a query, with facets and groups."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from prefect_executions.cli.arguments import Json, open_catalog
+from prefect_executions.cli.output import (
+    escape_controls,
+    format_duration,
+    format_number,
+    format_time,
+    pluralize,
+    say,
+    show_json,
+    to_json,
+    warn,
+)
+from prefect_executions.cli.tables import Column, id_column, name_column, show_table, time_column, value_column
+from prefect_executions.errors import RequestError
+
+if TYPE_CHECKING:
+    from prefect_executions.ledger.index.summaries import Facet, Group
+    from prefect_executions.workbench.results import SearchResults
+
+
+def search(
+    query: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
+    /,
+    *,
+    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
+    columns: str = "",
+    limit: int = 50,
+    after: str | None = None,
+    facets: str = "",
+    group_by: str = "",
+    aggregate: str = "",
+    as_json: Json = False,
+    as_jsonl: Annotated[bool, Parameter(name="--jsonl")] = False,
+    as_csv: Annotated[bool, Parameter(name="--csv")] = False,
+) -> None:
+    """Search executions by any field, param, metric, input or file.
+
+    Args:
+        query: The query, such as 'method:mnist AND epochs>10'; all executions without one.
+        sort: Fields and values to sort by, separated by commas; descending with a minus: -metric:accuracy.
+        columns: Fields and values to show, separated by commas.
+        limit: Largest number of executions (default: 50).
+        after: Cursor at the end of the previous page.
+        facets: Fields and values whose values are counted, separated by commas.
+        group_by: Fields and values that group the executions, separated by commas.
+        aggregate: Numbers of which each group has mean, deviation, minimum and maximum, separated by commas.
+        as_json: Print one JSON document: total, executions, facets, groups, and after, the cursor of the next page.
+        as_jsonl: Print one JSON document per line for each execution.
+        as_csv: Print comma-separated values with a header line.
+    """
+    if as_json + as_jsonl + as_csv > 1:
+        raise RequestError("--json, --jsonl and --csv exclude each other; give one of them")
+    catalog = open_catalog()
+    # Start-up time of the CLI: the catalog has imported it already.
+    from prefect_executions.workbench.lookup import index_new  # noqa: PLC0415
+
+    index_new(catalog.workbench)
+    results = catalog.search(
+        query,
+        sort=_names(sort),
+        limit=limit,
+        after=after,
+        columns=_names(columns),
+        facets=_names(facets),
+        group_by=_names(group_by),
+        aggregate=_names(aggregate),
+    )
+    if as_json:
+        show_json(_document(results))
+        return
+    if as_jsonl:
+        for row in results:
+            sys.stdout.write(json.dumps(to_json(row), ensure_ascii=False) + "\n")
+    elif as_csv:
+        _show_csv(results)
+    else:
+        _show(results)
+    if results.after:
+        warn(f"There are more: add --after {results.after}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _show(results: SearchResults) -> None:
+    for name, facet in results.facets.items():
+        missing = [("(none)", facet.missing)] if facet.missing else []
+        show_table((name_column(name), "executions"), [*facet.values, *missing], title=name)
+    if results.groups:
+        show_table(*_group_table(results), title="groups")
+    if not (results.facets or results.groups) or not sys.stdout.isatty():
+        show_table([_column(name) for name in results.columns], (tuple(map(_text, row)) for row in results.rows))
+    if sys.stdout.isatty():
+        say(f"{pluralize(results.total, 'execution')} found.")
+
+
+def _column(name: str) -> Column:
+    if name == "id":
+        return id_column()
+    return time_column(name) if name in {"date", "created", "scheduled", "started", "finished"} else value_column(name)
+
+
+def _group_table(results: SearchResults) -> tuple[list[str | Column], Iterator[tuple[Any, ...]]]:
+    statistics = [f"{name} {part}" for name in results.aggregates for part in ("mean", "sd", "min", "max")]
+    head: list[str | Column] = [
+        *map(name_column, results.grouped_by),
+        "executions",
+        "success",
+        *map(value_column, statistics),
+    ]
+    return head, (tuple(map(_text, _group_row(group, results))) for group in results.groups)
+
+
+def _group_row(group: Group, results: SearchResults) -> Iterator[Any]:
+    yield from group.values
+    yield group.executions
+    rate = group.success_rate
+    yield "" if math.isnan(rate) else f"{rate:.1%}"
+    for target in results.aggregates.values():
+        measure = group.measures[target]
+        yield from (measure.mean, measure.sd, measure.minimum, measure.maximum) if measure.count else ("",) * 4
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return format_time(value)
+    if isinstance(value, timedelta):
+        return format_duration(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return "" if math.isnan(value) else format_number(value)
+    return "" if value is None else value
+
+
+def _show_csv(results: SearchResults) -> None:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(results.columns)
+    table.writerows([_plain(cell) for cell in row] for row in results.rows)
+    sys.stdout.write(escape_controls(text.getvalue(), lines=True))
+
+
+def _plain(cell: Any) -> Any:
+    plain = to_json(cell)
+    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else plain
+
+
+def _document(results: SearchResults) -> dict[str, Any]:
+    return {
+        "query": results.query,
+        "total": results.total,
+        "executions": results.to_dicts(),
+        "after": results.after,
+        "facets": {name: _facet(facet) for name, facet in results.facets.items()},
+        "groups": [_group(group, results) for group in results.groups],
+    }
+
+
+def _facet(facet: Facet) -> dict[str, Any]:
+    values = [{"value": value, "executions": count} for value, count in facet.values]
+    return {"values": values, "missing": facet.missing, "distinct": facet.distinct}
+
+
+def _group(group: Group, results: SearchResults) -> dict[str, Any]:
+    measures = {}
+    for name, target in results.aggregates.items():
+        one = group.measures[target]
+        numbers: Sequence[tuple[str, float]] = (
+            *(("mean", one.mean), ("sd", one.sd), ("min", one.minimum), ("max", one.maximum)),
+        )
+        ids = {"minExecution": one.minimum_id, "maxExecution": one.maximum_id} if one.count else {}
+        measures[name] = {"count": one.count, **{name: x for name, x in numbers if math.isfinite(x)}, **ids}
+    rate = group.success_rate
+    return {
+        "values": dict(zip(results.grouped_by, group.values, strict=True)),
+        "executions": group.executions,
+        "completed": group.completed,
+        "failed": group.failed,
+        "successRate": None if math.isnan(rate) else rate,
+        "measures": measures,
+    }

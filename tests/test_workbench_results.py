@@ -1,0 +1,98 @@
+"""Searches through the catalog, and `executions search`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import pytest
+
+from benches import bench_at, kept
+from ledgers import an_id
+from prefect_executions.cli.app import main
+from prefect_executions.errors import QueryError
+from prefect_executions.workbench.catalog import Catalog
+from records import EXECUTION_ID
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path))
+    bench = bench_at(tmp_path)
+    kept(bench)
+    kept(bench, an_id(2))
+    return bench
+
+
+def test_a_search_has_total_rows_facets_and_groups(bench):
+    results = Catalog(bench).search(
+        "method:segment-coins AND loss<0.5",
+        sort=["-loss"],
+        limit=1,
+        facets=["status"],
+        group_by=["host"],
+        aggregate=["loss"],
+    )
+    assert (results.query, results.total) == ("method:segment-coins AND loss<0.5", 2)
+    assert results.columns == ("id", "status", "method", "version", "started", "duration", "loss")
+    assert [(row["id"], row["loss"]) for row in results] == [(EXECUTION_ID, 0.25)]
+    assert results.facets["status"].values == (("COMPLETED", 2),)
+    (group,) = results.groups
+    assert (group.values, group.executions, group.success_rate) == (("vm-7",), 2, 1.0)
+    (measure,) = group.measures.values()
+    assert (measure.count, measure.mean, measure.sd) == (2, 0.25, 0.0)
+
+
+def test_pages_continue_and_new_executions_are_found_at_once(bench):
+    catalog = Catalog(bench)
+    first = catalog.search(limit=1, columns=["id"])
+    second = catalog.search(limit=1, columns=["id"], after=first.after)
+    assert {*first.ids, *second.ids} == {EXECUTION_ID, an_id(2)}
+    assert second.after is None
+    kept(bench, an_id(3))
+    assert catalog.search().total == 3
+    bench.ledger.remove(an_id(2))
+    assert catalog.search().total == 2
+
+
+def test_the_index_is_beside_the_file_of_the_ledger(bench, tmp_path):
+    Catalog(bench).search()
+    assert (tmp_path / "ledger.db.index" / "manifest.json").is_file()
+
+
+def test_a_query_that_cannot_be_read_is_refused_with_its_place(bench):
+    with pytest.raises(QueryError, match="did you mean 'failed'"):
+        Catalog(bench).search("status:faild")
+    with pytest.raises(QueryError):
+        Catalog(bench).search(sort=["is"])
+
+
+def test_the_command_prints_rows_csv_and_json(bench, capsys):
+    query = ["search", "status:completed", "--columns", "id,loss,tag,duration", "--sort=-loss"]
+    assert main(query) == 0
+    assert f"{an_id(2)}\t0.25\tsurvey\t6.00 s" in capsys.readouterr().out.splitlines()
+    assert main([*query, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["id"] for row in rows} == {EXECUTION_ID, an_id(2)}
+    assert rows[0]["loss"] == "0.25"
+    assert main([*query, "--jsonl", "--limit", "1"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["tag"] == ["survey"]
+    assert "--after" in printed.err
+    assert main([*query, "--json", "--facets", "status", "--group-by", "method", "--aggregate", "loss"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["total"], document["after"], len(document["executions"])) == (2, None, 2)
+    assert document["facets"]["status"] == {
+        "values": [{"value": "COMPLETED", "executions": 2}],
+        "missing": 0,
+        "distinct": 1,
+    }
+    (group,) = document["groups"]
+    assert (group["values"], group["successRate"], group["measures"]["loss"]["mean"]) == (
+        {"method": "segment-coins"},
+        1.0,
+        0.25,
+    )
+    assert main(["search", "--csv", "--json"]) == 2
+    assert main(["search", "status:faild"]) == 2
