@@ -300,6 +300,15 @@ def test_a_value_longer_than_a_terminal_line_is_not_cut(home):
     assert f"{link}\n" in on_a_terminal(["show", EXECUTION_ID], home)
 
 
+def test_an_empty_log_is_reported_on_a_terminal(home):
+    kept(bench_at(home))
+    begun(bench_at(home), record_of(OTHER_ID, Status.EXECUTING), {"outputs/stdout.log": b""})
+    assert on_a_terminal(["logs", EXECUTION_ID], home).split() == ["24", "regions"]
+    assert on_a_terminal(["logs", EXECUTION_ID, "--stderr"], home).strip() == "Standard error is empty."
+    shown = on_a_terminal(["logs", OTHER_ID], home).strip()
+    assert shown == f"Standard output is empty. Next: executions logs {OTHER_ID} --stderr"
+
+
 @pytest.mark.long
 def test_hostile_text_is_escaped_on_a_terminal(home):
     message = f"{HOSTILE} [bold]no markup[/bold]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +27,7 @@ from prefect_executions.cli.output import (
     show_facts,
     show_json,
     to_json,
+    warn,
     write_file,
     write_log,
 )
@@ -162,10 +163,19 @@ def logs(
         reader, execution_id, stream = opened.reader, opened.id, _stream(stderr=stderr)
         blocks = reader.follow(execution_id, stream) if follow else reader.blocks(execution_id, f"{stream}.log")
         if not as_json:
-            write_log(blocks)
+            _show_log(iter(blocks), execution, stderr=stderr)
             return
         text = b"".join(blocks).decode(errors="replace")
         show_json({"execution": execution_id, "stream": stream, "text": text})
+
+
+def _show_log(blocks: Iterator[bytes], execution: str, *, stderr: bool) -> None:
+    """Write a log; of an empty one, tell a terminal where the other one is."""
+    first = next(blocks, b"")
+    write_log(chain([first], blocks))
+    if not first and sys.stdout.isatty():
+        other = "" if stderr else f" Next: executions logs {execution} --stderr"
+        warn(f"Standard {'error' if stderr else 'output'} is empty.{other}")
 
 
 def outputs(execution: str, name: str | None = None, /, *, output: OutputFile = None, as_json: Json = False) -> None:
