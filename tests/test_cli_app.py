@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pty
+import re
 import shlex
 import shutil
 import signal
@@ -121,6 +122,11 @@ def on_a_terminal(arguments: Sequence[str], home: Path, *, columns: int = 100) -
         made.wait(60)
     os.close(ours)
     return shown.decode().replace("\r\n", "\n")
+
+
+def words_on_a_terminal(arguments: Sequence[str], home: Path) -> str:
+    """Return the words that the command shows on a terminal of 80 columns, without colours and line breaks."""
+    return " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_a_terminal(arguments, home, columns=80)).split())
 
 
 # --- options ---------------------------------------------------------------------
@@ -561,8 +567,20 @@ def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     assert "workbench\tdigests\tFAILED\t'outputs/regions.csv'" in executions(
         "verify", EXECUTION_ID, code=exit_codes.FAILED
     )
+    shown = words_on_a_terminal(["verify", EXECUTION_ID], home)
+    assert re.search(r"'outputs/regions\.csv' is [0-9a-f]{12}…; the manifest says [0-9a-f]{12}…", shown)
     document = json.loads(executions("verify", EXECUTION_ID, "--json", code=exit_codes.FAILED))
     assert [(copy["place"], copy["passed"]) for copy in document["copies"]] == [("workbench", False), ("archive", True)]
+
+
+def test_verify_shows_one_fault_of_several_checks_once_on_a_terminal(executions, home):
+    bundle = kept(bench_at(home))
+    (bundle.folder / "metadata/request.json").write_bytes(b"{}")
+    fault = "metadata/request.json: "
+    piped = executions("verify", str(bundle.folder), code=exit_codes.FAILED)
+    shown = words_on_a_terminal(["verify", str(bundle.folder)], home)
+    assert piped.count(f"same-execution\tFAILED\t{fault}") == 1
+    assert shown.count("same-execution") == shown.count("(also fails: same-execution, ") == 1
 
 
 def test_verify_refuses_what_is_no_bundle_before_it_reads_everything(executions, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
 
 keys = App(name="keys", help="Manage the keys that sign and verify seals.")
 ledger = App(name="ledger", help="Maintain the index of executions.")
+
+_DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{52}\b")
 
 SETTLE_INTERVAL = 60.0
 """Seconds between two rounds of `settle`."""
@@ -153,8 +157,18 @@ def _notes(report: Report) -> Iterator[str]:
 def _show_checks(verified: Verified, *, verbose: bool) -> None:
     """Show every check, or only those that failed."""
     rows: list[tuple[str, str, str]] = []
+    failed: dict[str, list[str]] = {}
     for check in verified.report.checks:
-        rows += [(check.name, "FAILED", fault) for fault in check.faults]
+        for fault in check.faults:
+            failed.setdefault(fault, []).append(check.name)
+    people = sys.stdout.isatty()
+    for check in verified.report.checks:
+        for fault in check.faults:
+            if not people:
+                rows.append((check.name, "FAILED", fault))
+            elif failed[fault][0] == check.name:  # a document that cannot be read fails several checks
+                also = f" (also fails: {', '.join(failed[fault][1:])})" if len(failed[fault]) > 1 else ""
+                rows.append((check.name, "FAILED", _DIGEST.sub(r"\1…", fault) + also))
         if verbose:
             rows += [(check.name, "unchecked", reason) for reason in check.unchecked]
         if verbose and check.passed and not check.unchecked:
