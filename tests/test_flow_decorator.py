@@ -231,5 +231,10 @@ def test_keywords_and_secrets_may_be_any_collection_of_strings(collection):
 
 
 def test_a_misspelled_argument_is_a_type_error():
-    with pytest.raises(TypeError, match=r"method\(\) got an unexpected keyword argument 'versoin'"):
+    with pytest.raises(TypeError, match=r"method\(\) got an unexpected keyword argument 'versoin'$"):
         method(versoin="1")
+
+
+def test_an_option_of_flow_is_refused_with_its_place():
+    with pytest.raises(TypeError, match=r"'retries'; it is an option of @flow\(retries=…\), written below @method"):
+        method(retries=2)

@@ -274,7 +274,8 @@ def _is_generator(function: Any) -> bool:
 def _checked(declaration: Declaration) -> Declaration:
     for name, value in declaration.items():
         if name not in Declaration.__annotations__:
-            raise TypeError(f"method() got an unexpected keyword argument '{name}'")
+            hint = f"; it is an option of @flow({name}=…), written below @method" if name in _FLOW_OPTIONS else ""
+            raise TypeError(f"method() got an unexpected keyword argument '{name}'{hint}")
         if name in {"keywords", "secrets"} and isinstance(value, str):  # a string is a sequence, too
             raise MethodError(f"@method: {name} must be a list of strings: {name}=[{value!r}]")
     archive = declaration.get("archive")
