@@ -573,6 +573,12 @@ def test_verify_names_each_failed_check_and_exits_with_1(executions, home):
     assert [(copy["place"], copy["passed"]) for copy in document["copies"]] == [("workbench", False), ("archive", True)]
 
 
+def test_verify_reports_an_archive_that_lost_its_copy(executions, home):
+    kept(bench_at(home))
+    shutil.rmtree(home / "archive")
+    executions("verify", EXECUTION_ID, code=exit_codes.WORLD)
+
+
 def test_verify_shows_one_fault_of_several_checks_once_on_a_terminal(executions, home):
     bundle = kept(bench_at(home))
     (bundle.folder / "metadata/request.json").write_bytes(b"{}")

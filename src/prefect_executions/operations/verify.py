@@ -35,7 +35,7 @@ from prefect_executions.bundles.layout import (
 )
 from prefect_executions.bundles.source import Source, hard_linked
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, MAX_SHOWN, Check, Report, verify
-from prefect_executions.errors import BundleError, NotAvailableError, RequestError
+from prefect_executions.errors import ArchiveError, BundleError, NotAvailableError, RequestError
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.workbench.catalog import ArchivedSource, Catalog
 from prefect_executions.workbench.lookup import path_of
@@ -137,7 +137,7 @@ def verify_execution(
 
     Raises:
         NotAvailableError: If it is not sealed yet.
-        ArchiveError: If the archive is unavailable; the local copy has been verified then.
+        ArchiveError: If the archive is unavailable or lost its copy; the local copy has been verified then.
     """
     trust = _Trust(signatures, allowed)
     local = catalog.local_source(execution_id)
@@ -151,6 +151,12 @@ def verify_execution(
         status = catalog.record(execution_id).status
         cure = "'executions settle --once' seals it" if status.terminal else "verify it when it has ended"
         raise NotAvailableError(f"execution {execution_id} is {status} and not sealed yet; {cure}.")
+    elif catalog.storage_state(execution_id).archive == "archived":
+        raise ArchiveError(
+            f"{catalog.workbench.archive.store.url} has no copy of execution {execution_id}, which was archived. Mount "
+            "its disk, or correct EXECUTIONS_ARCHIVE. The copy on the workbench is at "
+            f"{catalog.storage_state(execution_id).folder}."
+        )
 
 
 class _Trust(NamedTuple):
