@@ -95,6 +95,8 @@ _HARMLESS = {
     "os.environ.items", "os.getpid", "os.geteuid", "os.getuid", "sysconfig.get_path",
     # after the end of a stopped run, and for other processes
     "os.pidfd_open", "os.kill", "os.close",
+    # memory of this process
+    "ctypes.byref",
     # only on systems without sched_getaffinity
     "os.cpu_count",
 }  # fmt: skip
