@@ -167,7 +167,7 @@ def test_groups_have_success_rate_and_statistics(indexed):
             assert measure.minimum_id in ids
         if len(took) > 1:
             assert measure.sd == pytest.approx(math.sqrt(sum((x - mean) ** 2 for x in took) / (len(took) - 1)))
-    whole = found.groups([parse_target("archive")])
+    whole = found.groups([parse_target("param:nobody_has_this")])
     completed = sum(scalar(status, one) == "COMPLETED" for one in facts.values())
     failed = sum(scalar(status, one) == "FAILED" for one in facts.values())
     assert [group.success_rate for group in whole] == [completed / (completed + failed)]

@@ -56,7 +56,7 @@ def test_the_canonical_text_of_ten_thousand_trees_gives_the_tree(terms, random):
         ('"status">3', '"status">3'),
         ("input:seed=3", "in:seed=3"),
         ("has:metrics.loss,branch", "has:metric:loss OR has:branch"),
-        ("is:signed, archived", "is:signed OR is:archived"),
+        ("is:imported, archived", "is:imported OR is:archived"),
         ("branch:*", "has:branch"),
         ("branch!=*", "NOT has:branch"),
         ("started:-1w", "started>=-7d"),

@@ -150,7 +150,7 @@ RUN = Facts(
         "tag!=other NOT tag!=baseline",
         # presence, flags, relations
         "has:tag has:param has:metric has:in has:input has:parent has:size NOT has:reruns NOT has:dropout",
-        "is:archived NOT is:signed",
+        "is:archived NOT is:imported",
         "parent:beefcafe parent:x,BEEF NOT parent:cafe NOT uses:beefcafe",
         # free text
         "timeout MNIST handwritten 9068ec87 a3f9 1f3c00 abab loss.png strasse",

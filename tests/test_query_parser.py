@@ -183,7 +183,7 @@ def test_an_example_of_the_issue_has_exactly_this_tree(query):
         ("has:epochs", Has(ValueTarget(ValueSource.ANY, "epochs"))),
         ("has:metric", Has(FieldTarget("metric"))),
         ("branch:*", Has(FieldTarget("branch"))),
-        ("is:signed,starred", Or((Is("signed"), Is("starred")))),
+        ("is:imported,dirty", Or((Is("imported"), Is("dirty")))),
         ("parent:a,b", Related(Link.PARENT, ("a", "b"))),
         ("time*out", Words(text("time", "out"))),
         ("and or", And((Words(text("and")), Words(text("or"))))),

@@ -24,7 +24,7 @@ from prefect_executions.query.tree import (
     resolve,
 )
 
-A, B, C = Is("archived"), Is("signed"), Is("partial")
+A, B, C = Is("archived"), Is("imported"), Is("partial")
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 STARTED = FieldTarget("started")
 

@@ -9,7 +9,6 @@ from enum import Enum
 
 from prefect_executions.lifecycle.status import AS_OGC, Reason, Status
 from prefect_executions.query.tree import Link, Operator, ValueSource
-from prefect_executions.settings import ArchiveLevel
 
 
 class Kind(Enum):
@@ -174,22 +173,12 @@ FIELDS: tuple[QueryField, ...] = (
     QueryField(
         "name",
         Kind.NAME,
-        "The name of the execution: the given one, or that of its flow run.",
+        "The name of the execution's flow run.",
         "name:brave-*",
         aliases=("run_name", "flow_run"),
         searched=True,
     ),
-    QueryField(
-        "experiment",
-        Kind.NAME,
-        "The experiment that the execution belongs to.",
-        'experiment:"spring 2026"',
-        searched=True,
-    ),
     QueryField("tag", Kind.NAME, "A tag.", "tag:baseline", aliases=("tags",), several=True, searched=True),
-    QueryField(
-        "note", Kind.PROSE, "A note on the execution.", "note:overfits", aliases=("notes",), several=True, searched=True
-    ),
     QueryField(
         "agent", Kind.NAME, "Who requested the execution.", "agent:ada", aliases=("user", "owner"), searched=True
     ),
@@ -214,7 +203,6 @@ FIELDS: tuple[QueryField, ...] = (
     QueryField("python", Kind.VERSION, "The version of Python.", "python:3.11"),
     QueryField("driver", Kind.VERSION, "The version of the GPU's driver.", "driver>=550"),
     QueryField("cuda", Kind.VERSION, "The version of CUDA.", "cuda:12"),
-    QueryField("archive", Kind.CHOICE, "Which data is archived.", "archive:full", choices=_words(ArchiveLevel)),
     QueryField(
         "input",
         Kind.FILE,
@@ -291,9 +279,6 @@ FLAGS: Mapping[str, str] = {
     "dirty": "The code had uncommitted changes.",
     "imported": "The execution was imported.",
     "partial": "The record is incomplete.",
-    "recalled": "The execution is recalled: a bad input or result was reported.",
-    "signed": "The seal has a signature.",
-    "starred": "The execution has a star.",
 }
 """The flags of ``is:``, with their descriptions."""
 

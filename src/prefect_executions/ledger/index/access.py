@@ -37,7 +37,6 @@ FIELD_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "input": (part_key("input_files", "input"), part_key("input_files", "name")),
     "output": (part_key("outputs", "path"),),
     "size": (part_key("outputs", "size"),),
-    "archive": ("archive_level",),
     "media": (part_key("outputs", "media_type"),),
 }
 """The columns of the fields whose column has another name, or that have several columns."""
