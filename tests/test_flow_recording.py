@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -468,11 +469,12 @@ def test_a_missing_input_fails_before_the_code_and_is_named(bundles, tmp_path):
     def looks(scene: InputFile) -> None:
         ran.append(scene)
 
-    with pytest.raises(InputError, match="scene"):
+    with pytest.raises(InputError, match="scene") as refused:
         looks(tmp_path / "gone.tif")
     record = bundles.record()
 
     assert ran == []
+    assert "staging.py" not in "".join(traceback.format_exception(refused.value)), "frames that say nothing to authors"
     assert kinds(record) == ["CREATED", "SCHEDULED", "STARTED", "FAILED"]
     assert "scene" in record.instance.usage.exception.message
 

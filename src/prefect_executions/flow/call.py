@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from logging import Logger, LoggerAdapter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefect.context import FlowRunContext
 from prefect.logging.loggers import flow_run_logger
@@ -19,6 +19,7 @@ from prefect_executions.capture.host import Meter
 from prefect_executions.capture.late_code import run_start
 from prefect_executions.capture.probes import Probe, probe
 from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.errors import ExecutionsError
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.context import running_id
 from prefect_executions.flow.declared import Declared
@@ -31,6 +32,9 @@ from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +112,19 @@ class Call:
             with self.never_losing("masking the error"):
                 mask_error(error, self.mask)
             raise
+
+
+def without_frames(function: Callable[P, R]) -> Callable[P, R]:
+    """Let *function* raise errors of this package without the frames that led to them: the message says what to do."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except ExecutionsError as error:
+            raise error.with_traceback(None) from None
+
+    return called
 
 
 def for_call(

@@ -39,7 +39,7 @@ from prefect_executions.executions.record import (
 )
 from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.background import Action, defer, take_deferred, wait_for_submitted_tasks
-from prefect_executions.flow.call import Call, for_call
+from prefect_executions.flow.call import Call, for_call, without_frames
 from prefect_executions.flow.cancellation import CancellationWatcher
 from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter
 from prefect_executions.flow.declared import Declared
@@ -175,6 +175,7 @@ async def session_async(call: Call) -> AsyncIterator[RunningAttempt]:
                 finish(ended, running, error)
 
 
+@without_frames
 def open_attempt(call: Call) -> Attempt:
     """Open the record of *call*, or continue the open record of an earlier attempt."""
     call.meter.start()
@@ -209,6 +210,7 @@ def open_attempt(call: Call) -> Attempt:
     return Attempt(call=call, inputs=inputs, record=record, bundle=bundle, resumption=resumption, masked=masked)
 
 
+@without_frames
 def stage(attempt: Attempt) -> Attempt:
     """Put secrets and staged files into the arguments; return the attempt with both in its record.
 
