@@ -18,7 +18,7 @@ from prefect_executions.executions.record import (
     ExecutionRecord,
 )
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.ledger.migrate import MIGRATIONS, SCHEMA
+from prefect_executions.ledger.migrate import MIGRATIONS, SCHEMA, alembic_lock
 from prefect_executions.ledger.rows import ImportOrigin
 from prefect_executions.lifecycle.status import Status
 from records import NOON, a_job_status, a_method, a_record
@@ -73,7 +73,8 @@ def an_old_ledger(url: str, revision: str) -> None:
             connection.execute(text(f"SET search_path TO {SCHEMA}"))
         config = Config(attributes={"connection": connection})
         config.set_main_option("script_location", str(MIGRATIONS))
-        command.upgrade(config, revision)
+        with alembic_lock():  # a background thread of an earlier test may make a ledger
+            command.upgrade(config, revision)
         for name in ("methods", "executions", *sorted(OLD["tables"].keys() - {"methods", "executions"})):
             columns = {column["name"]: column["type"] for column in inspect(connection).get_columns(name)}
             insert = text(f"INSERT INTO {name} ({', '.join(columns)}) VALUES ({', '.join(f':{c}' for c in columns)})")  # noqa: S608  a name above

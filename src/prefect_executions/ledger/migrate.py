@@ -30,7 +30,14 @@ LOCK = 0x6C6564676572
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 _alembic_locks: dict[int, threading.Lock] = {}
-"""One lock per process id: Alembic's `op` and `context` are global, and a forked child must not inherit a held lock."""
+
+
+def alembic_lock() -> threading.Lock:
+    """Return the lock of this process for Alembic, whose `op` and `context` are global.
+
+    There is one per process id, because a forked child must not inherit a held lock.
+    """
+    return _alembic_locks.setdefault(os.getpid(), threading.Lock())
 
 
 def migrate(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any], shown: str) -> None:
@@ -45,7 +52,7 @@ def migrate(dialect: Literal["sqlite", "postgresql"], connect: Callable[[], Any]
 
     engine = _engine(dialect, connect)
     try:
-        with engine.begin() as connection, _alembic_locks.setdefault(os.getpid(), threading.Lock()):
+        with engine.begin() as connection, alembic_lock():
             _upgrade(connection, shown)
     except DBAPIError as error:
         raise LedgerError(f"the ledger at {shown} cannot be migrated to version {HEAD}: {error.orig}") from error
