@@ -60,10 +60,12 @@ def holding(folder: Path, data: bytes) -> list[Path]:
     return found
 
 
-def kinds(record: ExecutionRecord) -> list[str]:
+def kinds(record: ExecutionRecord, *, without: str | None = None) -> list[str]:
+    """Return what the entries of the history are; notes that begin with *without* are left out."""
     return [
         entry.status.value if entry.kind is EntryKind.STATUS else entry.kind.value
         for entry in record.job_status.history
+        if without is None or not (entry.message or "").startswith(without)
     ]
 
 

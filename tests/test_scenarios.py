@@ -349,6 +349,10 @@ def number(run: str) -> int:
     return int(run.partition(" ")[0])
 
 
+SLOW = "Prefect did not return the end of"
+"""The beginning of a note that is true if the server was busy, whatever the scenario."""
+
+
 def test_every_row_of_the_matrix_is_here_or_says_why_not():
     assert sorted({number(row.run) for row in ROWS} | {35} | set(ELSEWHERE)) == [*ALL_ROWS]
 
@@ -364,7 +368,7 @@ def test_the_record_tells_what_happened(stage, row):
     assert {copy.place: [str(fault) for fault in copy.report.faults] for copy in copies}["archive"] == []
     assert [str(fault) for copy in copies for fault in copy.report.faults] == []
     assert (record.status, record.job_status.reason) == (row.status, row.reason), record.job_status.message
-    assert kinds(record) == row.entries
+    assert kinds(record, without=SLOW) == row.entries
     assert record.job_status.partial is row.partial
     written = [one.path for one in record.job_status.outputs if one.path not in logs]
     assert written == [f"outputs/{name}" for name in row.outputs]
