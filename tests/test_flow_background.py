@@ -55,6 +55,21 @@ def test_taken_actions_do_not_run(execution_id):
     assert done == []
 
 
+def test_taking_waits_for_an_action_that_is_running(execution_id):
+    done, begun, may_end = [], threading.Event(), threading.Event()
+
+    def write():
+        begun.set()
+        may_end.wait(30)
+        done.append("row")
+
+    defer(execution_id, row=write)
+    assert begun.wait(30)
+    threading.Timer(0.2, may_end.set).start()
+    assert take_deferred(execution_id, patience=30) == {}
+    assert done == ["row"]
+
+
 def test_actions_survive_a_thread_that_fails_to_start(execution_id, monkeypatch):
     def refuse(*_args, **_options):
         raise RuntimeError("can't start new thread")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
 _DELAY = 0.5
-_PATIENCE = 5.0
+PATIENCE = 5.0
 """Seconds that the end of the process waits for deferred actions: Prefect's API may be unavailable."""
 
 Action = Callable[[], object]
@@ -47,8 +47,11 @@ def defer(execution_id: str, **actions: Action) -> None:
     _deferred[execution_id] = (background.defer(partial(_run, pending), name="deferred", delay=_DELAY), pending)
 
 
-def take_deferred(execution_id: str) -> dict[str, Action]:
-    """Cancel the deferred actions of an execution and return those that have not run."""
+def take_deferred(execution_id: str, *, patience: float = 0.0) -> dict[str, Action]:
+    """Cancel the deferred actions of an execution and return those that have not run.
+
+    Wait up to *patience* seconds for an action that is running: it may write what the caller is about to replace.
+    """
     if execution_id not in _deferred:
         return {}
     timer, pending = _deferred.pop(execution_id)
@@ -56,6 +59,8 @@ def take_deferred(execution_id: str) -> dict[str, Action]:
         timer.cancel()
     actions = pending.copy()
     pending.clear()
+    if timer is not None and patience > 0:
+        timer.join(patience)
     return actions
 
 
@@ -65,8 +70,8 @@ def _run_deferred() -> None:
         if timer is None or not timer.is_alive():  # in a forked child, the timer is the parent's
             continue
         if actions := take_deferred(execution_id):
-            background.submit(partial(_run, actions), name="deferred", patience=_PATIENCE)
-        timer.join(_PATIENCE)  # it may be in the middle of an action
+            background.submit(partial(_run, actions), name="deferred", patience=PATIENCE)
+        timer.join(PATIENCE)  # it may be in the middle of an action
     background.drain()
 
 

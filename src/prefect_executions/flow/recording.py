@@ -38,7 +38,7 @@ from prefect_executions.executions.record import (
     ScriptRun,
 )
 from prefect_executions.flow import prefect_logs
-from prefect_executions.flow.background import Action, defer, take_deferred, wait_for_submitted_tasks
+from prefect_executions.flow.background import PATIENCE, Action, defer, take_deferred, wait_for_submitted_tasks
 from prefect_executions.flow.call import Call, for_call, without_frames
 from prefect_executions.flow.cancellation import CancellationWatcher
 from prefect_executions.flow.context import Execution, Metadata, RecordSink, enter
@@ -483,7 +483,7 @@ def _suspend(attempt: Attempt) -> None:
     """Release a suspended execution: its process may end."""
     call, record = attempt.call, attempt.record
     call.workbench.leases.release(record.id)
-    take_deferred(record.id)  # deferred actions hold the job status from before the suspension
+    take_deferred(record.id, patience=PATIENCE)  # deferred actions hold the job status from before the suspension
     call.workbench.index_open(record)
     with call.never_losing("sending events"):
         prefect_events.emit_changes(record.job_status)
