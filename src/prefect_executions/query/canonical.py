@@ -83,7 +83,8 @@ def _written_name(target: ValueTarget) -> str:
     plain = (_BARE_NAME if bare else _PLAIN_NAME).fullmatch(target.name) and not (bare and _is_taken(target))
     if target.statistic is None or (target.source is ValueSource.METRIC and target.statistic is Statistic.LAST):
         ends_in_statistic = target.source in {ValueSource.ANY, ValueSource.METRIC} and target.name.endswith(_STATISTICS)
-        return target.name if plain and not ends_in_statistic else quoted(target.name)
+        plain = plain and not ends_in_statistic and target.name not in KEYWORDS
+        return target.name if plain else quoted(target.name)
     return f"{target.name if plain else quoted(target.name)}.{target.statistic}"
 
 
