@@ -190,7 +190,7 @@ class ColumnIndex:
                 self._load()
                 self._follow()
                 return
-            if not self._read_stamp():  # somebody removed the index
+            if not self._read_stamp():  # the files were deleted, so all segments are written again
                 self._on_disk = 0
             self._write(self._segments)
 
