@@ -105,6 +105,7 @@ def test_a_mark_that_the_ledger_has_not_reached_is_refused(ledger):
 
 
 def test_a_mark_is_refused_when_its_change_is_forgotten(ledger, monkeypatch):
+    # Smaller, because 100,000 changes take minutes to write; the statements and their order are those of the product.
     monkeypatch.setattr(change_feed, "KEPT", 10)
     monkeypatch.setattr(change_feed, "_TRIM", 5)
     old = ledger.mark()
