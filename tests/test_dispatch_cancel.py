@@ -182,7 +182,12 @@ def test_signals_escalate_only_for_the_executions_own_process(running, cli, bund
 
 @pytest.mark.parametrize("ended", [True, False])
 def test_a_process_that_records_its_outputs_gets_no_signal_and_is_named(home, ended):
-    with subprocess.Popen(["sleep", "60"]) as sleeping:
+    usual = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the child inherits it, so that only SIGKILL ends it
+    try:
+        child = subprocess.Popen(["sleep", "60"])
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    with child as sleeping:
         stat = Path(f"/proc/{sleeping.pid}/stat").read_text().rpartition(")")[2].split()
         process = this_process().model_copy(update={"pid": sleeping.pid, "started": stat[19]})
         instance = an_instance(
