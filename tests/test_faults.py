@@ -15,15 +15,7 @@ from prefect_executions.tracepoints import TracePoint
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]  # a Prefect server starts, and the machine may be busy
 
-INDEX = {
-    TracePoint.SEGMENT_WRITTEN,
-    TracePoint.MANIFEST_WRITTEN,
-    TracePoint.SEGMENTS_LISTED,
-    TracePoint.SEGMENTS_CLEARED,
-}
-"""Trace points of a search; `test_ledger_index_index` kills the process at each of them."""
-
-ELSEWHERE = {TracePoint.SET_ASIDE, TracePoint.DATA_SENT, TracePoint.PART_SENT} | INDEX
+ELSEWHERE = {TracePoint.SET_ASIDE, TracePoint.DATA_SENT, TracePoint.PART_SENT} | kills.OF_THE_INDEX
 """Trace points that an execution without a fault and with small files does not reach."""
 
 SAMPLE = (TracePoint.STAGED, HALF, TracePoint.ZIP_KEPT, TracePoint.MANIFEST_KEPT, TracePoint.SEALED)

@@ -12,6 +12,14 @@ from prefect_executions.tracepoints import TracePoint
 
 FAULT = "kill -9"
 
+OF_THE_INDEX = {
+    TracePoint.SEGMENT_WRITTEN,
+    TracePoint.MANIFEST_WRITTEN,
+    TracePoint.SEGMENTS_LISTED,
+    TracePoint.SEGMENTS_CLEARED,
+}
+"""Trace points of a search, which no execution reaches; `test_ledger_index_index` kills the process at each of them."""
+
 
 class Case(NamedTuple):
     """One fault at one step, the execution that it struck, and the truth of it."""

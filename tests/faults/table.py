@@ -253,8 +253,10 @@ def _afterwards(where: str, world: World, judged: Sequence[str]) -> Iterator[Row
 
 def _unreached(rows: Sequence[Row]) -> list[str]:
     """Return the trace points at which nothing was killed; the first of two sealers sets nothing aside."""
-    alone = {TracePoint.SET_ASIDE, *([TracePoint.PART_SENT, TracePoint.DATA_SENT] if _without_s3(rows) else [])}
-    return [point for point in TracePoint if point not in alone and not any(row[2].startswith(point) for row in rows)]
+    unreached = {TracePoint.SET_ASIDE, *kills.OF_THE_INDEX}
+    if _without_s3(rows):
+        unreached |= {TracePoint.PART_SENT, TracePoint.DATA_SENT}
+    return [point for point in TracePoint if point not in unreached and not any(row[2].startswith(point) for row in rows)]
 
 
 def _without_s3(rows: Sequence[Row]) -> bool:
