@@ -256,7 +256,8 @@ def _unreached(rows: Sequence[Row]) -> list[str]:
     unreached = {TracePoint.SET_ASIDE, *kills.OF_THE_INDEX}
     if _without_s3(rows):
         unreached |= {TracePoint.PART_SENT, TracePoint.DATA_SENT}
-    return [point for point in TracePoint if point not in unreached and not any(row[2].startswith(point) for row in rows)]
+    steps = [row[2] for row in rows]
+    return [point for point in TracePoint if point not in unreached and not any(s.startswith(point) for s in steps)]
 
 
 def _without_s3(rows: Sequence[Row]) -> bool:
