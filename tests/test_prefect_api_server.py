@@ -105,6 +105,37 @@ def status_of(url, auth=None):
         return error.code
 
 
+LIMIT = """
+import os
+from prefect.context import refresh_global_settings_context
+from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS as LIMIT
+from prefect_executions import method
+
+@method
+def m():
+    return 1
+
+for changes in {}, {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, {LIMIT.name: "30"}:
+    os.environ.update(changes)
+    refresh_global_settings_context()
+    try:
+        m("too many")
+    except TypeError:
+        print(LIMIT.value())
+    for name in LIMIT.name, "PREFECT_API_URL":
+        os.environ.pop(name, None)
+"""
+
+
+def test_a_method_called_without_an_api_allows_the_embedded_server_a_slow_start(tmp_path):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    environment = kept | {"PREFECT_HOME": str(tmp_path), "EXECUTIONS_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", LIMIT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["300", "20", "30"]
+
+
 @pytest.mark.long
 def test_commands_share_one_server_which_ends_after_the_last_one(home, tmp_path):
     both = [command(home, tmp_path) for _ in range(2)]  # at once: they race to start it

@@ -29,7 +29,7 @@ from prefect_executions.flow.opening import prefetch_code_identity
 from prefect_executions.flow.recording import recorded
 from prefect_executions.methods.model import Comparison, Method, OutputDescription, check_type
 from prefect_executions.methods.secrets import MARK, SECRET_FORM, is_secret_reference, marked, secret_inputs, unmarked
-from prefect_executions.prefect_api import blocks
+from prefect_executions.prefect_api import blocks, server
 from prefect_executions.settings import ArchiveLevel, Settings
 
 # Modules often read their data when they are imported, after this one.
@@ -175,6 +175,7 @@ class MethodFlow(Flow[P, R], Generic[P, R]):
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             """Run the Method as a flow; refuse a secret in plain text before a flow run exists."""
+            server.allow_slow_start()
             if self.method.secrets:
                 options = {name: kwargs.pop(name) for name in ("return_state", "wait_for") if name in kwargs}
                 bound = self.call_signature.bind(*args, **kwargs)

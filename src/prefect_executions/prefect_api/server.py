@@ -55,6 +55,7 @@ _POLL_SECONDS = 0.05
 _STOP_SECONDS = 20.0
 _WATCH_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
+_EMBEDDED_START_SECONDS = 300
 
 Scope = MutableMapping[str, Any]
 Asgi = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
@@ -137,6 +138,17 @@ def connect(folder: Path, idle: timedelta, *, start: bool = True) -> str | None:
     os.environ["PREFECT_API_AUTH_STRING"] = state.auth.get_secret_value()
     refresh_global_settings_context()
     return state.url
+
+
+def allow_slow_start() -> None:
+    """Allow the embedded server, which Prefect starts in a process without an API, five minutes instead of 20 s.
+
+    Its first start creates a database, which takes longer on a slow disk. The user's own limit is kept.
+    """
+    limit = PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS
+    if not PREFECT_API_URL.value() and limit.value() == limit.default() and limit.name not in os.environ:
+        os.environ[limit.name] = str(_EMBEDDED_START_SECONDS)
+        refresh_global_settings_context()
 
 
 def find(folder: Path) -> ServerState | None:
