@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -502,6 +503,45 @@ def test_a_file_that_is_not_declared_is_named_by_show_and_verify_and_before_a_re
     assert "b.csv" in output
     named = ["-p", "api_key=x", "-p", f"path={tmp_path / 'a.csv'}", "-p", 'many=["x", "y"]']
     assert told("replay", first, *named, "--grade", "rerun")["reached"]
+
+
+FIXED_PATH = """
+from prefect_executions import current_execution, method
+
+@method(version="1.0.0")
+def m() -> str:
+    with open("{path}") as file:
+        text = file.read()
+    current_execution().output("copy.txt").write_text(text)
+    return text
+"""
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_file_at_a_fixed_path_is_named_by_show_and_verify_and_before_a_replay(told, tmp_path, monkeypatch, capsys):
+    for name in ("code", "data", "elsewhere"):
+        (tmp_path / name).mkdir()
+    path = tmp_path / "data/x.csv"
+    path.write_text("a,b")
+    (tmp_path / "code/fixed_path.py").write_text(FIXED_PATH.format(path=path))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    first = told("run", "../code/fixed_path.py:m")["id"]
+    [lacking] = told("show", first)["method"]["code"]["lacking"]
+    assert (lacking["path"], lacking["size"]) == (str(path), 3)
+    assert lacking["sha256"] == sha256(b"a,b").hexdigest()
+    second = told("run", "../code/fixed_path.py:m")["id"]  # the same process opens it again
+    assert told("show", second)["method"]["code"]["lacking"] == [lacking]
+    capsys.readouterr()
+    assert main(["show", first]) == 0
+    assert f"{path}: it is not beside the code (3 bytes)" in capsys.readouterr().out
+    assert f"{str(path)!r} was used and is not in the bundle" in str(told("verify", first))
+    assert told("replay", first)["verdict"]["grade"] == "reproduce"  # the file is as it was
+    path.write_text("c,d")
+    assert main(["replay", first]) == 3
+    output = " ".join(capsys.readouterr().err.split())
+    assert "nothing was run" in output
+    assert f"{path}: it is not beside the code" in output
+    assert "--allow-missing" in output
 
 
 @pytest.mark.usefixtures("prefect_server")

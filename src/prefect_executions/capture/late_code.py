@@ -27,6 +27,7 @@ from prefect_executions.capture.code import (
     source_text,
 )
 from prefect_executions.capture.data_files import DataFile, IsSecret, data_files
+from prefect_executions.capture.outside_files import outside_files
 from prefect_executions.capture.project import OUTSIDE, as_text
 from prefect_executions.methods.model import CodeIdentity, LackingFile, SourceFile
 
@@ -128,6 +129,36 @@ def opened_data(
     return [*files, *([DataFile("", None, _UNNOTED)] if opened_files.has_unnoted(top) else [])]
 
 
+def outside_data(
+    identity: CodeIdentity,
+    start: RunStart,
+    *,
+    before: int,
+    apart: Iterable[str],
+    has_secret: Callable[[str], bool],
+    cache: CodeCache = PROCESS,
+) -> list[LackingFile]:
+    """Return the files that this process opened since *before* and that `opened_data` does not consider.
+
+    They are data that the Method opened by a path of its own choice; the other arguments are those of `opened_data`
+    and `outside_files`.
+    """
+    observed = _observed(identity, start, cache)
+    if observed is None or start.source is None or observed.project.top is None or not has_modules(start.source):
+        return []
+    own, home = observed.local.keys(), os.path.expanduser("~")  # noqa: PTH111 - text
+    beside = {os.path.dirname(file) for file in (*own, *observed.names)} - {home, "/"}  # noqa: PTH120 - text
+    beside = {observed.root} | beside if observed.root else beside
+    return list(
+        outside_files(
+            opened_files.opened_files(since=before),
+            apart=[*apart, *own, *beside],
+            before=before,
+            has_secret=has_secret,
+        )
+    )
+
+
 def written_files(identity: CodeIdentity, start: RunStart, *, since: int, cache: CodeCache = PROCESS) -> list[str]:
     """Return the files that this process wrote *since* this moment, in its working directory or beside the code.
 
@@ -145,10 +176,12 @@ def written_files(identity: CodeIdentity, start: RunStart, *, since: int, cache:
     return found
 
 
-def with_data(identity: CodeIdentity, data: Iterable[DataFile]) -> tuple[CodeIdentity, Mapping[str, bytes]]:
-    """Return *identity* with *data* files, and those to keep; further ones are listed as lacking."""
+def with_data(
+    identity: CodeIdentity, data: Iterable[DataFile], outside: Iterable[LackingFile] = ()
+) -> tuple[CodeIdentity, Mapping[str, bytes]]:
+    """Return *identity* with *data* files, and those to keep; further ones, and *outside*, are listed as lacking."""
     recorded = {file.path: file for file in identity.data_files or ()}
-    lacking = {file.path: file for file in identity.lacking or ()}
+    lacking = {file.path: file for file in (*outside, *(identity.lacking or ()))}
     kept: dict[str, bytes] = {}
     for file in data:
         path = f"code/{as_text(file.path)}"

@@ -27,6 +27,8 @@ _INSTALLED = tuple(f"/{name}/" for name in INSTALLED)
 
 _read: dict[str, str] = {}
 """The real path by the absolute path as it was opened."""
+_last_read: dict[str, int] = {}
+"""When each of these files was last opened, in nanoseconds of the epoch."""
 _written: dict[str, int] = {}
 """When each file was last opened for writing, in nanoseconds of the epoch; emptied when it is full."""
 _ignored = _SYSTEM
@@ -63,13 +65,15 @@ def has_unnoted(folder: str) -> bool:
     return f"{folder}/" in _dropped
 
 
-def opened_files() -> list[str]:
+def opened_files(since: int = 0) -> list[str]:
     """Return the real paths of the files that this process has opened for reading, in the order of the first time.
+
+    *since* leaves out those that it has not opened after this moment.
 
     Installed packages, the standard library, files of the system and ignored folders are left out. Libraries in
     other languages than Python may open files unnoticed.
     """
-    paths = [path for path in list(_read) if not path.startswith(_ignored)]
+    paths = [path for path in list(_read) if _last_read.get(path, 0) >= since and not path.startswith(_ignored)]
     for path in paths:
         _read[path] = _read[path] or os.path.realpath(_source(path))
     return list(dict.fromkeys(_read[path] for path in paths))
@@ -101,6 +105,7 @@ def _note(file: object, _mode: object, flags: int) -> None:
     if isinstance(file, int) or file is None:
         return
     if file in _read and not flags & _WRITING:
+        _last_read[file] = time.time_ns()
         return
     name = os.fsdecode(file)  # type: ignore[arg-type]  # anything else raises, which the hook ignores
     if name.startswith(_ignored) or any(part in name for part in _INSTALLED):
@@ -118,3 +123,5 @@ def _note(file: object, _mode: object, flags: int) -> None:
             _read[path] = ""
         else:
             _dropped.update(folder for folder in _near if path.startswith(folder))
+    if path in _read:
+        _last_read[path] = time.time_ns()

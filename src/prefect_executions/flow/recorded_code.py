@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from prefect_executions.capture.code import KEPT_BYTES, PROCESS, RunStart
-from prefect_executions.capture.late_code import late_modules, opened_data, with_data
+from prefect_executions.capture.late_code import late_modules, opened_data, outside_data, with_data
 from prefect_executions.capture.local_packages import local_packages
 from prefect_executions.capture.parameters import plain_text_defaults
 from prefect_executions.capture.secrets import SecretMask, names_secret, redact_urls, reveals
@@ -21,14 +21,16 @@ def with_late_code(
     start: RunStart,
     *,
     begun: int,
-    apart: Iterable[str],
+    apart: Sequence[str],
+    inputs: Iterable[str],
     mask: SecretMask,
     names: tuple[str, ...],
 ) -> tuple[Method, Mapping[str, bytes]]:
     """Return the recorded *method* with what its code loaded late, and the new files.
 
     *start* was observed when the run began, at *begun* nanoseconds of the epoch. Data files below the
-    folders *apart*, or with a secret of *mask*, are not kept.
+    folders *apart*, or with a secret of *mask*, are not kept. *inputs* are paths of files that are listed as
+    inputs.
     """
     if method.code is None or declared.withheld:
         return method, {}
@@ -37,7 +39,14 @@ def with_late_code(
     opened = opened_data(late, start, before=begun, apart=apart, secret=secret)
     left = KEPT_BYTES - sum(len(file.content or b"") for file in opened)
     local = () if declared.is_scripted else local_packages(PROCESS.packages.local_origins(), secret=secret, limit=left)
-    complete, data = with_data(late, [*opened, *local])
+    outside = (
+        []
+        if declared.is_scripted
+        else outside_data(
+            late, start, before=begun, apart=[*apart, *inputs], has_secret=lambda path: mask.mask(path) != path
+        )
+    )
+    complete, data = with_data(late, [*opened, *local], outside)
     if complete == method.code:
         return method, {}
     identity, allowed = without_credentials(declared, complete, {**modules, **data}, before=method.code, names=names)

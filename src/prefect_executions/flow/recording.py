@@ -463,16 +463,18 @@ def _write_late_code(attempt: Attempt) -> None:
     call, bundle = attempt.call, attempt.bundle
     origins = (urlsplit(file.origin) for file in attempt.record.request.files)
     inputs = [unquote(origin.path) for origin in origins if origin.scheme == "file"]
+    undeclared = undeclared_files(call, attempt.record)
     method, code = with_late_code(
         call.declared,
         attempt.record.method,
         call.start,
         begun=call.begun,
         apart=inputs,
+        inputs=[path for paths in undeclared.values() for path in paths],
         mask=call.mask,
         names=call.settings.secret_names,
     )
-    method = with_undeclared_files(method, undeclared_files(call, attempt.record), attempt.record.request, call.mask)
+    method = with_undeclared_files(method, undeclared, attempt.record.request, call.mask)
     if method is not attempt.record.method:
         bundle.write_document(method)  # first: a file that no document lists would be a fault if this process died
         for path, data in code.items():

@@ -273,10 +273,22 @@ class LackingFile(Part):
     """A file that the code used and that the bundle does not keep."""
 
     path: str
-    """Its path below ``code/``, had it been kept; the text of an input if `input` is present."""
+    """Its path below ``code/``, had it been kept; the text of an input if `input` is present.
+
+    An absolute path is that of a file that is not beside the code.
+    """
     why: str
     input: str | None = None
     """The name of the input whose text is the path of this file."""
+    size: int | None = Field(default=None, ge=0, lt=2**63)
+    """Of a file that is not beside the code: its size in bytes."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Of a file that is not beside the code: its digest, if it is small and its name is not one of credentials."""
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the code opened it by its absolute path, away from the code."""
+        return self.input is None and self.path.startswith("/")
 
 
 class Repository(Part):

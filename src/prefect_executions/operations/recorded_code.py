@@ -13,8 +13,9 @@ from prefect_executions.bundles import layout
 from prefect_executions.bundles.source import Source
 from prefect_executions.capture.imports import import_root
 from prefect_executions.capture.local_packages import FOLDER as KEPT_PACKAGES
+from prefect_executions.capture.outside_files import is_unchanged
 from prefect_executions.executions.record import ExecutionRecord
-from prefect_executions.methods.model import SourceFile
+from prefect_executions.methods.model import LackingFile, SourceFile
 
 CODE_LACKS = "code: the bundle lacks "
 """The beginning of the sentence for a file, other than the file of the Method, that a bundle lacks."""
@@ -39,7 +40,8 @@ def missing_code(
 ) -> Iterator[str]:
     """Yield a sentence for each file that the recorded code used and *source* lacks; or only for its main file.
 
-    A file that is the text of an input counts only if it is absent here as well and *edits* do not have the input.
+    A file that is the text of an input counts only if it is absent here as well and *edits* do not have the input;
+    a file that the code opened away from itself, only if it is not as it was.
     """
     main = entrypoint_of(record).partition(":")[0]
     if not main or f"{layout.CODE}/{main}" not in source.files:
@@ -49,13 +51,19 @@ def missing_code(
     lacking = {
         file.path: f"{file.why}; name a file with -p {file.input}=FILE" if file.input else file.why
         for file in (record.method.code.lacking if record.method.code else None) or ()
-        if file.input is None or not (file.input in edits or os.path.isfile(file.path))  # noqa: PTH113 - any text
+        if not _is_available(file, edits)
     }
     recorded = [file.path for file in (*_files(record), *_data_files(record)) if file.path not in source.files]
     for path in dict.fromkeys((*recorded, *lacking)):
         if path != f"{layout.CODE}/{main}":
             why = f": {lacking[path]}" if path in lacking else ""
             yield f"{CODE_LACKS}{path}{why}"
+
+
+def _is_available(file: LackingFile, edits: Container[str]) -> bool:
+    if file.input is not None:
+        return file.input in edits or os.path.isfile(file.path)  # noqa: PTH113 - any text
+    return file.is_outside and is_unchanged(file)
 
 
 def copy_code(record: ExecutionRecord, source: Source, folder: Path) -> CodeCopy:
