@@ -1094,10 +1094,10 @@ def test_the_doctor_tells_a_running_execution_from_a_dead_and_a_pending_one(home
 def test_the_doctor_reports_an_archive_that_lost_its_executions(home):
     bench = bench_at(home)
     kept(bench)
-    assert _missing(Catalog(bench)) == []
+    assert _missing(bench) == []
     shutil.rmtree(home / "archive")
     (home / "archive").mkdir()  # as if its disk were not mounted
-    [finding] = _missing(Catalog(bench_at(home)))
+    [finding] = _missing(bench_at(home))
     assert (finding.outcome, finding.subject) == ("fail", "archive")
     assert EXECUTION_ID in finding.found
 

@@ -88,9 +88,9 @@ def test_progress_is_reported_at_each_step(theirs, ours, tmp_path):
 
 
 def everything_in(bench: Workbench) -> dict[str, bytes]:
-    """Return all that a home holds, but for the ledger's own files and the folders of nothing."""
-    home = bench.folder.parent
-    return {path: data for path, data in contents(home).items() if not path.startswith("ledger.db")}
+    """Return all that a home holds, but for the ledger's files, the archive's identity, and empty folders."""
+    beside = ("ledger.db", "archive/identity", "workbench/.archives/")
+    return {path: data for path, data in contents(bench.folder.parent).items() if not path.startswith(beside)}
 
 
 def nothing_in(bench: Workbench) -> bool:

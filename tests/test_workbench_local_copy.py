@@ -225,7 +225,7 @@ def test_touched_inodes_are_hashed_once(bench, bundle):
 
 
 def test_a_changed_input_of_a_pending_bundle_is_not_archived(bench, bundle):
-    shutil.rmtree(bench.folder.parent / "archive")
+    shutil.rmtree(bench.folder.parent / "archive/executions")
     bundle.scratch.mkdir(parents=True)  # as if the upload had failed
     appended(next((bundle.folder / "inputs").iterdir()))
     (result,) = settle_all(bench)
@@ -236,7 +236,7 @@ def test_a_changed_input_of_a_pending_bundle_is_not_archived(bench, bundle):
 
 def test_a_removed_output_of_a_pending_bundle_stops_only_its_own_execution(bench, bundle):
     kept(bench, OTHER_ID)
-    shutil.rmtree(bench.folder.parent / "archive")
+    shutil.rmtree(bench.folder.parent / "archive/executions")
     for execution_id in (EXECUTION_ID, OTHER_ID):
         OpenBundle(bench.folder, execution_id).scratch.mkdir(parents=True)
     (bundle.folder / "outputs" / NAME).unlink()

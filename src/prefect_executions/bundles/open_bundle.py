@@ -133,6 +133,19 @@ class OpenBundle:
     def paths(self) -> BundlePaths:
         return BundlePaths(self.folder)
 
+    def code_texts(self, limit: int) -> dict[str, str]:
+        """Return the Method's text files by their paths in the bundle, at most *limit* bytes of them."""
+        files: dict[str, str] = {}
+        left = limit
+        for above, _, names in sorted(os.walk(self.folder / layout.CODE)):
+            for path in (Path(above, name) for name in sorted(names)):
+                with suppress(OSError, UnicodeDecodeError):
+                    if path.stat().st_size <= left:
+                        text = path.read_bytes().decode()
+                        files[path.relative_to(self.folder).as_posix()] = text
+                        left -= len(text)
+        return files
+
     @property
     def sealed(self) -> bool:
         """Whether the manifest exists, so that the bundle no longer changes."""

@@ -27,21 +27,19 @@ from prefect_executions.cli.arguments import DEFAULTS, Json, open_catalog, open_
 from prefect_executions.cli.exit_codes import OK, WORLD
 from prefect_executions.cli.output import format_size, pluralize, say, show_json, status_line
 from prefect_executions.cli.tables import show_table, text_column
-from prefect_executions.errors import ExecutionsError, LedgerError, PlanError
+from prefect_executions.errors import ExecutionsError, PlanError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.runtimes.interface import Runtime
     from prefect_executions.workbench.catalog import Catalog
+    from prefect_executions.workbench.workbench import Workbench
 
 ARCHIVE_TIMEOUT = timedelta(seconds=20)
 """Time limit for the archive's answer."""
 
 LOW_DISK_SPACE = 1 << 30
 """Free bytes of the workbench below which doctor warns: outputs need their space twice while they are zipped."""
-
-_NEWEST = 20
-"""How many of the newest executions are looked up in the archive."""
 
 _SUBPROCESS_TIMEOUT = 180
 """Seconds: importing Prefect's server from a cold disk is slow."""
@@ -311,12 +309,16 @@ def _open_executions(catalog: Catalog) -> Iterator[Diagnosis]:
 
 def _archive(settings: Settings) -> Iterator[Diagnosis]:
     # Start-up time of the CLI: it imports the storage client.
+    from prefect_executions.archive.identity import ACCEPT  # noqa: PLC0415
     from prefect_executions.objectstore.interface import honours_create_if_absent  # noqa: PLC0415
 
     timeout = min(settings.archive_timeout, ARCHIVE_TIMEOUT)
-    store = open_workbench(settings.model_copy(update={"archive_timeout": timeout})).archive.store
-    if honours_create_if_absent(store):
-        yield from _missing(open_catalog(settings)) or (
+    bench = open_workbench(settings.model_copy(update={"archive_timeout": timeout}))
+    store = bench.archive.store
+    if fault := bench.archive_identity.fault():
+        yield Diagnosis("fail", "archive", fault, ACCEPT)
+    elif honours_create_if_absent(store):
+        yield from _missing(bench) or (
             Diagnosis("ok", "archive", f"{store.url} is writable and supports create-if-absent"),
         )
     else:
@@ -328,16 +330,12 @@ def _archive(settings: Settings) -> Iterator[Diagnosis]:
         )
 
 
-def _missing(catalog: Catalog) -> list[Diagnosis]:
+def _missing(workbench: Workbench) -> list[Diagnosis]:
     """Report if the archive lacks all of the newest executions that the ledger lists as archived."""
-    try:
-        newest = catalog.workbench.ledger.list(limit=_NEWEST).rows
-    except LedgerError:  # `_ledger` reports it
+    lost = workbench.lost_execution()
+    if lost is None:
         return []
-    archived = [row.id for row in newest if row.archive == "archived"]
-    if not archived or catalog.workbench.archive.seals_of(archived):
-        return []
-    found = f"{catalog.workbench.archive.store.url} has none of the newest archived executions, such as {archived[0]}"
+    found = f"{workbench.archive.store.url} has none of the newest archived executions, such as {lost}"
     advice = "Mount its disk, or correct EXECUTIONS_ARCHIVE. If the archive was emptied, run: executions ledger rebuild"
     return [Diagnosis("fail", "archive", found, advice)]
 

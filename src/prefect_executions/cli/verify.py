@@ -254,9 +254,10 @@ def audit(
 
     counts, settings = [0], Settings.read()
     policy, kept = signatures.policy(settings), _read_copy(checkpoint) if checkpoint else None
-    archive = open_catalog(settings).workbench.archive
+    bench = open_catalog(settings).workbench
+    bench.archive_identity.check()
     with status_line("Reading the archive", quiet=as_json):
-        findings = list(audit_archive(archive, policy, deep=deep, witness=kept, progress=counts.append))
+        findings = list(audit_archive(bench.archive, policy, deep=deep, witness=kept, progress=counts.append))
     violations = [finding for finding in findings if finding.weight == "violation"]
     if as_json:
         show_json({"executions": counts[-1], "violations": len(violations), "findings": findings})
@@ -352,7 +353,7 @@ def trust(file: Path, /, *, name: str | None = None, as_json: Json = False) -> N
         say(f"Trusted {key.name}: {key.id}")
 
 
-def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = False) -> int:
+def settle(*, once: bool = False, since: TimeOption = None, accept_archive: bool = False, as_json: Json = False) -> int:
     """Seal executions that ended without a seal, and archive sealed ones.
 
     It compares Prefect, the archive and the workbench, and leaves running executions
@@ -361,6 +362,7 @@ def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = Fals
     Args:
         once: Run one round; without --once, one every minute until interrupted.
         since: In the first round, also check executions that ended after this time: a date, a time, or 7d, 12h ago.
+        accept_archive: Use the archive although it is not the one that this workbench used before.
         as_json: Print one JSON document for each round.
     """
     set_defaults()
@@ -371,6 +373,8 @@ def settle(*, once: bool = False, since: TimeOption = None, as_json: Json = Fals
     settings = Settings.read()
     connect_local_server(settings)
     bench = open_workbench(settings, with_events=True)
+    if accept_archive:
+        bench.archive_identity.accept()
     after = parse_time(since, datetime.now(UTC)) if since else None
     with suppress(ArchiveError):  # an unavailable archive is reported below, for each execution that waits for it
         swept = sweep_uploads(bench, datetime.now(UTC))

@@ -153,6 +153,7 @@ def _import(
                 note(sentence)
         except BundleError as error:
             raise ImportRefusedError(f"{origin} is not imported: {shortened(str(error))}") from error
+        workbench.archive_identity.claim()
         recorder = _Recorder(workbench, staging, origin, policy.at)
         with _flushed_bulk(workbench) as bulk:
             results = []

@@ -69,9 +69,10 @@ def remove(workbench: Workbench, execution_id: str, *, why: str, at: datetime) -
 
     Raises:
         NotAvailableError: If it has not ended.
-        ArchiveError: If the archive fails.
+        ArchiveError: If the archive fails, or is not the one that *workbench* used before.
     """
     archive = workbench.archive
+    workbench.archive_identity.check()
     sealed, damage = _seal_of(archive, execution_id)
     bundle = OpenBundle(workbench.folder, execution_id)
     if _is_open(workbench, execution_id):

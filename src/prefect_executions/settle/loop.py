@@ -121,6 +121,7 @@ class _Round:
         """End times of executions that were left, so that the watermark does not pass them."""
 
     def run(self, since: datetime | None) -> Iterator[Settled]:
+        self.workbench.archive_identity.claim()
         marks = self.workbench.archive.marks
         snapshot = take_snapshot(self.workbench, self.unfinished)
         watermark = marks.settled_until()

@@ -41,9 +41,10 @@ def rebuild_ledger(workbench: Workbench) -> Rebuilt:
     If an execution is damaged in the archive, its sealed bundle on this workbench is indexed, if there is one.
 
     Raises:
-        ArchiveError: If the archive is unavailable.
+        ArchiveError: If the archive is unavailable, or is not the one that *workbench* used before.
         LedgerError: If the ledger's database fails.
     """
+    workbench.archive_identity.check()  # an empty mount point must not clear the ledger
     count, problems = 0, dict[str, str]()
     workbench.ledger.clear()
     with workbench.ledger.bulk() as bulk:

@@ -53,6 +53,7 @@ def suspend(workbench: Workbench, bundle: OpenBundle) -> None:
     with bundle.lock():
         packed = pack(bundle)
         try:
+            workbench.archive_identity.claim()
             workbench.archive.put_suspended(bundle.id, packed)
         finally:
             packed.unlink(missing_ok=True)
@@ -264,6 +265,7 @@ def sweep_uploads(workbench: Workbench, now: datetime) -> int:
     """Remove the remains of abandoned uploads from the archive's store; return their number.
 
     Raises:
-        ArchiveError: If the store fails.
+        ArchiveError: If the store fails, or is not the archive that *workbench* used before.
     """
+    workbench.archive_identity.check()
     return workbench.archive.store.abort_stale(now - STALE)

@@ -9,7 +9,6 @@ nothing. The archive gets the data first, then the metadata, then the seal.
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 from prefect_executions import background
 from prefect_executions.archive.archive import Archive, Sealing
+from prefect_executions.archive.identity import ArchiveIdentity
 from prefect_executions.archive.objects import Imported
 from prefect_executions.attestation.keys import SigningKey
 from prefect_executions.bundles import layout
@@ -61,6 +61,12 @@ BLOCK = "block:"
 
 NO_LOCAL_SEALS = LocalSeals(None)
 
+SEEN_ARCHIVES = ".archives"
+"""The folder of the workbench with the identity of each archive that it used."""
+
+_NEWEST = 20
+"""How many of the newest executions are looked up in an archive that may have lost them."""
+
 _MAX_OPENING_CODE = 1 << 20
 """Bytes of the Method's code in an opening record."""
 
@@ -95,8 +101,10 @@ class Workbench:
         deliver_events: DeliverEvents = discard_events,
         signing_key: Callable[[], SigningKey | None] = lambda: None,
         local_seals: LocalSeals = NO_LOCAL_SEALS,
+        seen_archives: Path | None = None,
     ) -> None:
         self.folder = folder
+        self._seen_archives = seen_archives or folder / SEEN_ARCHIVES
         self.local_seals = local_seals
         self.signing_key = signing_key
         self._deliver_events = deliver_events
@@ -147,6 +155,7 @@ class Workbench:
             deliver_events=self._deliver_events,
             signing_key=self.signing_key,
             local_seals=self.local_seals,
+            seen_archives=self._seen_archives,
         )
 
     @property
@@ -162,6 +171,18 @@ class Workbench:
         with self._opening:
             self._ledger = self._ledger or self._open_ledger()
             return self._ledger
+
+    @property
+    def archive_identity(self) -> ArchiveIdentity:
+        """The identity of the archive; `claim` it before a write."""
+        return ArchiveIdentity(self.archive.store, self._seen_archives, lost=self.lost_execution)
+
+    def lost_execution(self) -> str | None:
+        """Return the newest archived execution of the ledger, if the archive lacks all of the newest."""
+        with suppress(LedgerError):
+            archived = [row.id for row in self.ledger.list(limit=_NEWEST).rows if row.archive == "archived"]
+            return archived[0] if archived and not self.archive.seals_of(archived) else None
+        return None
 
     # --- during a run ------------------------------------------------------------
 
@@ -210,11 +231,12 @@ class Workbench:
         Call `index_open` next. After an error the Method must not run.
 
         Raises:
-            ArchiveError: If the archive refuses.
+            ArchiveError: If the archive refuses, or is not the one that this workbench used before.
             SettingsError: If the signing key cannot be read, so that the seal could not be signed.
         """
         self.signing_key()
-        opening = OpeningRecord.of(record, code=_code(self.folder / record.id))
+        self.archive_identity.claim()
+        opening = OpeningRecord.of(record, code=OpenBundle(self.folder, record.id).code_texts(_MAX_OPENING_CODE))
         self.archive.put_opening(record.id, opening.to_json(), workbench=str(self.folder))
         trace_point(TracePoint.ANNOUNCED, record.id)
         self.leases.hold(record.id, str(self.folder))
@@ -232,6 +254,7 @@ class Workbench:
         with bundle.lock():
             gathered = gather(bundle)
             try:
+                self.archive_identity.claim()
                 upload(self.archive, bundle, data_of(gathered, level))
             except ArchiveError as error:
                 log.warning("the data of execution %s is not archived yet: %s", bundle.id, error)
@@ -412,6 +435,7 @@ class Workbench:
     def _try_archive(self, bundle: OpenBundle, sealed: Sealed, delivery: EventDelivery) -> Sealing | None:
         content = content_of(bundle, sealed, datetime.now(UTC))
         try:
+            self.archive_identity.claim()
             upload(self.archive, bundle, content.data)
             sealing = self.archive.seal(bundle.id, content)
         except ArchiveError as error:
@@ -473,17 +497,3 @@ def _clear(bundle: OpenBundle) -> None:
     else:
         shutil.rmtree(bundle.scratch, ignore_errors=True)
     trace_point(TracePoint.CLEARED, bundle.id)
-
-
-def _code(folder: Path) -> dict[str, str]:
-    """The Method's text files in an open bundle, up to the size limit of an opening record."""
-    files: dict[str, str] = {}
-    left = _MAX_OPENING_CODE
-    for above, _, names in sorted(os.walk(folder / layout.CODE)):
-        for path in (Path(above, name) for name in sorted(names)):
-            with suppress(OSError, UnicodeDecodeError):
-                if path.stat().st_size <= left:
-                    text = path.read_bytes().decode()
-                    files[path.relative_to(folder).as_posix()] = text
-                    left -= len(text)
-    return files
