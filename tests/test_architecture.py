@@ -64,6 +64,7 @@ ALLOWED_IN = {
     "sqlite3": {"ledger"},
     "psycopg": {"ledger"},
     "numpy": {"ledger", "executions"},
+    "pandas": {"workbench.results"},
     "prov": {"provenance"},
     "cryptography": {"attestation"},
     "cyclopts": {"cli"},

@@ -30,15 +30,12 @@ def test_a_search_has_total_rows_facets_and_groups(bench):
         "method:segment-coins AND loss<0.5",
         sort=["-loss"],
         limit=1,
-        facets=["status"],
-        group_by=["host"],
-        aggregate=["loss"],
     )
     assert (results.query, results.total) == ("method:segment-coins AND loss<0.5", 2)
     assert results.columns == ("id", "status", "method", "version", "started", "duration", "loss")
     assert [(row["id"], row["loss"]) for row in results] == [(EXECUTION_ID, 0.25)]
-    assert results.facets["status"].values == (("COMPLETED", 2),)
-    (group,) = results.groups
+    assert results.facets("status")["status"].values == (("COMPLETED", 2),)
+    (group,) = results.groups("host", aggregate=["loss"])
     assert (group.values, group.executions, group.success_rate) == (("vm-7",), 2, 1.0)
     (measure,) = group.measures.values()
     assert (measure.count, measure.mean, measure.sd) == (2, 0.25, 0.0)

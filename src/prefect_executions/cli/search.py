@@ -7,7 +7,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,7 @@ from prefect_executions.errors import RequestError
 
 if TYPE_CHECKING:
     from prefect_executions.ledger.index.summaries import Facet, Group
-    from prefect_executions.workbench.results import SearchResults
+    from prefect_executions.workbench.results import Groups, SearchResults
 
 
 def search(
@@ -70,18 +70,11 @@ def search(
     from prefect_executions.workbench.lookup import index_new  # noqa: PLC0415
 
     index_new(catalog.workbench)
-    results = catalog.search(
-        query,
-        sort=_names(sort),
-        limit=limit,
-        after=after,
-        columns=_names(columns),
-        facets=_names(facets),
-        group_by=_names(group_by),
-        aggregate=_names(aggregate),
-    )
+    results = catalog.search(query, sort=_names(sort), limit=limit, after=after, columns=_names(columns))
+    counted = results.facets(*_names(facets))
+    groups = results.groups(*_names(group_by), aggregate=_names(aggregate)) if _names(group_by) else None
     if as_json:
-        show_json(_document(results))
+        show_json(_document(results, counted, groups))
         return
     if as_jsonl:
         for row in results:
@@ -89,7 +82,7 @@ def search(
     elif as_csv:
         _show_csv(results)
     else:
-        _show(results)
+        _show(results, counted, groups)
     if results.after:
         warn(f"There are more: add --after {results.after}")
 
@@ -98,13 +91,13 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _show(results: SearchResults) -> None:
-    for name, facet in results.facets.items():
+def _show(results: SearchResults, facets: Mapping[str, Facet], groups: Groups | None) -> None:
+    for name, facet in facets.items():
         missing = [("(none)", facet.missing)] if facet.missing else []
         show_table((name_column(name), "executions"), [*facet.values, *missing], title=name)
-    if results.groups:
-        show_table(*_group_table(results), title="groups")
-    if not (results.facets or results.groups) or not sys.stdout.isatty():
+    if groups:
+        show_table(*_group_table(groups), title="groups")
+    if not (facets or groups) or not sys.stdout.isatty():
         show_table([_column(name) for name in results.columns], (tuple(map(_text, row)) for row in results.rows))
     if sys.stdout.isatty():
         say(f"{pluralize(results.total, 'execution')} found.")
@@ -116,23 +109,23 @@ def _column(name: str) -> Column:
     return time_column(name) if name in {"date", "created", "scheduled", "started", "finished"} else value_column(name)
 
 
-def _group_table(results: SearchResults) -> tuple[list[str | Column], Iterator[tuple[Any, ...]]]:
-    statistics = [f"{name} {part}" for name in results.aggregates for part in ("mean", "sd", "min", "max")]
+def _group_table(groups: Groups) -> tuple[list[str | Column], Iterator[tuple[Any, ...]]]:
+    statistics = [f"{name} {part}" for name in groups.measured for part in ("mean", "sd", "min", "max")]
     head: list[str | Column] = [
-        *map(name_column, results.grouped_by),
+        *map(name_column, groups.by),
         "executions",
         "success",
         *map(value_column, statistics),
     ]
-    return head, (tuple(map(_text, _group_row(group, results))) for group in results.groups)
+    return head, (tuple(map(_text, _group_row(group, groups))) for group in groups)
 
 
-def _group_row(group: Group, results: SearchResults) -> Iterator[Any]:
+def _group_row(group: Group, groups: Groups) -> Iterator[Any]:
     yield from group.values
     yield group.executions
     rate = group.success_rate
     yield "" if math.isnan(rate) else f"{rate:.1%}"
-    for target in results.aggregates.values():
+    for target in groups.measured.values():
         measure = group.measures[target]
         yield from (measure.mean, measure.sd, measure.minimum, measure.maximum) if measure.count else ("",) * 4
 
@@ -162,14 +155,14 @@ def _plain(cell: Any) -> Any:
     return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else plain
 
 
-def _document(results: SearchResults) -> dict[str, Any]:
+def _document(results: SearchResults, facets: Mapping[str, Facet], groups: Groups | None) -> dict[str, Any]:
     return {
         "query": results.query,
         "total": results.total,
         "executions": results.to_dicts(),
         "after": results.after,
-        "facets": {name: _facet(facet) for name, facet in results.facets.items()},
-        "groups": [_group(group, results) for group in results.groups],
+        "facets": {name: _facet(facet) for name, facet in facets.items()},
+        "groups": [_group(group, groups) for group in groups] if groups else [],
     }
 
 
@@ -178,9 +171,9 @@ def _facet(facet: Facet) -> dict[str, Any]:
     return {"values": values, "missing": facet.missing, "distinct": facet.distinct}
 
 
-def _group(group: Group, results: SearchResults) -> dict[str, Any]:
+def _group(group: Group, groups: Groups) -> dict[str, Any]:
     measures = {}
-    for name, target in results.aggregates.items():
+    for name, target in groups.measured.items():
         one = group.measures[target]
         numbers: Sequence[tuple[str, float]] = (
             *(("mean", one.mean), ("sd", one.sd), ("min", one.minimum), ("max", one.maximum)),
@@ -189,7 +182,7 @@ def _group(group: Group, results: SearchResults) -> dict[str, Any]:
         measures[name] = {"count": one.count, **{name: x for name, x in numbers if math.isfinite(x)}, **ids}
     rate = group.success_rate
     return {
-        "values": dict(zip(results.grouped_by, group.values, strict=True)),
+        "values": dict(zip(groups.by, group.values, strict=True)),
         "executions": group.executions,
         "completed": group.completed,
         "failed": group.failed,

@@ -32,10 +32,11 @@ from prefect_executions.ledger.rows import (
     Relation,
     Row,
     ledger_entry,
+    merge_rows,
+    method_row,
     micros_of,
     read_row,
     stored_row,
-    time_of,
 )
 from prefect_executions.ledger.values import clean, digest_bytes
 from prefect_executions.query.filter import EVERYTHING, Filter
@@ -183,6 +184,16 @@ class Ledger:
             raise _not_found(execution_id)
         return read_row(rows[0])
 
+    def get_many(self, ids: Sequence[str]) -> tuple[Row, ...]:
+        """Return the rows of the executions *ids* in their order, without those that are not in the ledger."""
+        found: dict[str, Row] = {}
+        with self._database.reading() as session:
+            for start in range(0, len(ids), BATCH):
+                batch = [clean(execution_id) for execution_id in ids[start : start + BATCH]]
+                rows = session.fetch_all(queries.GET_AMONG.format(", ".join("?" * len(batch))), batch)
+                found |= {row.id: row for row in map(read_row, rows)}
+        return tuple(found[execution_id] for execution_id in ids if execution_id in found)
+
     def list(self, criteria: Filter = EVERYTHING, *, limit: int = 50, after: str | None = None) -> Page:
         """Return a page of executions that match *criteria*, newest first; *after* is the previous page's cursor.
 
@@ -213,11 +224,11 @@ class Ledger:
     def methods(self) -> tuple[MethodRow, ...]:
         """Return every version of every Method that has executions in the ledger."""
         with self._database.reading() as session:
-            rows = [_method_row(row) for row in session.fetch_all(queries.DESCRIPTORS)]
+            rows = [method_row(row) for row in session.fetch_all(queries.DESCRIPTORS)]
         versions: dict[tuple[str, str], MethodRow] = {}
         for row in rows:
             previous = versions.get((row.id, row.version))
-            versions[row.id, row.version] = _merge_rows(previous, row) if previous else row
+            versions[row.id, row.version] = merge_rows(previous, row) if previous else row
         return tuple(versions.values())
 
     def method(self, method_id: str, version: str | None = None) -> MethodRow:
@@ -441,32 +452,6 @@ def _method_key(session: Session, entry: LedgerEntry) -> int:
         session.execute(queries.INSERT_METHOD, entry.method)
         rows = session.fetch_all(*query)
     return int(rows[0][0])
-
-
-def _method_row(columns: tuple[Any, ...]) -> MethodRow:
-    method_id, version, title, kind, description, descriptor, sha256, first_seen, last_seen, count = columns
-    return MethodRow(
-        id=method_id,
-        version=version,
-        title=title,
-        type=kind,
-        description=description,
-        descriptor=descriptor,
-        sha256=sha256,
-        first_seen=time_of(first_seen),
-        last_seen=time_of(last_seen),
-        executions=count,
-    )
-
-
-def _merge_rows(left: MethodRow, right: MethodRow) -> MethodRow:
-    """Merge two descriptors of the same version into one row; the newer descriptor wins."""
-    newer = max(left, right, key=lambda row: (row.last_seen, row.sha256))
-    return replace(
-        newer,
-        first_seen=min(left.first_seen, right.first_seen),
-        executions=left.executions + right.executions,
-    )
 
 
 def _not_found(execution_id: str) -> NotFoundError:

@@ -34,6 +34,7 @@ INSERT_METHOD = _insert("methods", METHOD_COLUMNS) + " ON CONFLICT (sha256) DO N
 METHOD_KEY = "SELECT key FROM methods WHERE sha256 = ?"
 SEAL = "SELECT archive, manifest_sha256 FROM executions WHERE id = ?"
 GET = f"SELECT {_ROW} FROM executions WHERE id = ?"  # noqa: S608  constant names
+GET_AMONG = f"SELECT {_ROW} FROM executions WHERE id IN ({{}})"  # noqa: S608  constant names
 DELETE = "DELETE FROM executions WHERE id = ?"
 CLEAR = ("DELETE FROM executions", "DELETE FROM methods")
 NOTE_ARCHIVED = "UPDATE executions SET archive = 'archived', manifest_sha256 = ? WHERE id = ?"

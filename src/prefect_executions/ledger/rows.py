@@ -8,7 +8,7 @@ number that does not fit is left out. The bundle always has the original.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
@@ -195,6 +195,33 @@ def read_row(columns: Sequence[Any]) -> Row:
         if members[name] is not None:
             members[name] = convert(members[name])
     return Row(**members)
+
+
+def method_row(columns: tuple[Any, ...]) -> MethodRow:
+    """Return the row of a Method with the columns of `queries.DESCRIPTORS`."""
+    method_id, version, title, kind, description, descriptor, sha256, first_seen, last_seen, count = columns
+    return MethodRow(
+        id=method_id,
+        version=version,
+        title=title,
+        type=kind,
+        description=description,
+        descriptor=descriptor,
+        sha256=sha256,
+        first_seen=time_of(first_seen),
+        last_seen=time_of(last_seen),
+        executions=count,
+    )
+
+
+def merge_rows(left: MethodRow, right: MethodRow) -> MethodRow:
+    """Merge two descriptors of the same version into one row; the newer descriptor wins."""
+    newer = max(left, right, key=lambda row: (row.last_seen, row.sha256))
+    return replace(
+        newer,
+        first_seen=min(left.first_seen, right.first_seen),
+        executions=left.executions + right.executions,
+    )
 
 
 class MethodEntry(NamedTuple):

@@ -41,8 +41,8 @@ from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.objectstore.interface import ObjectInfo
 from prefect_executions.operations.checkpoints import SealHistory, read_seal_history
 from prefect_executions.settings import SignatureRule
+from prefect_executions.workbench.archived_source import ArchivedSource
 from prefect_executions.workbench.beside import Fault, documents_beside, faults_beside, is_beside
-from prefect_executions.workbench.catalog import ArchivedSource
 from prefect_executions.workbench.sealing import is_bulk
 
 T = TypeVar("T")

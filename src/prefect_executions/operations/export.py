@@ -17,7 +17,8 @@ from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.query.filter import Filter
-from prefect_executions.workbench.catalog import ArchivedSource, Catalog
+from prefect_executions.workbench.archived_source import ArchivedSource
+from prefect_executions.workbench.catalog import Catalog
 
 _AHEAD = 4
 """Bundles that are fetched ahead in parallel, because a remote archive has a high latency."""
@@ -70,6 +71,15 @@ def matching_ids(catalog: Catalog, criteria: Filter) -> Iterator[str]:
         LedgerError: If the ledger is unavailable.
     """
     return (row.id for row in catalog.workbench.ledger.search(criteria) if row.manifest_sha256)
+
+
+def sealed_ids(catalog: Catalog, ids: Sequence[str]) -> Iterator[str]:
+    """Yield those of *ids* that are sealed: only they can be exported.
+
+    Raises:
+        LedgerError: If the ledger is unavailable.
+    """
+    return (row.id for row in catalog.workbench.ledger.get_many(ids) if row.manifest_sha256)
 
 
 def _prefetched(catalog: Catalog, ids: Sequence[str]) -> Iterator[BundleToExport]:

@@ -37,7 +37,8 @@ from prefect_executions.bundles.source import Source, hard_linked
 from prefect_executions.bundles.verify import DEFAULT_LIMITS, MAX_SHOWN, Check, Report, verify
 from prefect_executions.errors import ArchiveError, BundleError, NotAvailableError, RequestError
 from prefect_executions.operations.download import downloaded, is_url
-from prefect_executions.workbench.catalog import ArchivedSource, Catalog
+from prefect_executions.workbench.archived_source import ArchivedSource
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.lookup import path_of
 
 NAMESPACE = "prefect-executions"

@@ -1,7 +1,6 @@
 """The catalog: the read side of a workbench, its archive and its ledger.
 
 Reading changes nothing: it creates no folder, takes no lock and needs no ledger.
-`ArchivedSource` gives the verification an archived bundle as it is, without trust in any part of it.
 """
 
 from __future__ import annotations
@@ -10,29 +9,24 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
-from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ZIP_ERRORS, ArchivedBundle
-from prefect_executions.archive.objects import IMPORTED, INCLUSION, folder_of
+from prefect_executions.archive.objects import IMPORTED
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.export import absent_at_level
-from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource, Source
 from prefect_executions.capture.processes import alive
-from prefect_executions.documents import SMALL_DOCUMENT
 from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
 from prefect_executions.executions.record import ExecutionRecord, Instance
 from prefect_executions.ledger.rows import ArchiveState, FileEdge, Relation
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
-from prefect_executions.seekable import open_ranges
-from prefect_executions.workbench.beside import Beside, documents_beside, faults_beside
+from prefect_executions.workbench.archived_source import ArchivedSource
+from prefect_executions.workbench.beside import Beside, documents_beside
 from prefect_executions.workbench.local_copy import LocalCopy
 from prefect_executions.workbench.lookup import find
 from prefect_executions.workbench.stored_outputs import (
@@ -45,16 +39,14 @@ from prefect_executions.workbench.stored_outputs import (
 from prefect_executions.workbench.workbench import Workbench
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     from prefect_executions.ledger.index.index import ColumnIndex
+    from prefect_executions.query.tree import QueryTree
     from prefect_executions.workbench.results import SearchResults
 
 Stream = Literal["stdout", "stderr"]
 
 _LOGS = {"stdout": layout.STDOUT, "stderr": layout.STDERR}
 _BLOCK = 1 << 20
-_BUFFER = 1 << 16
 
 _POLL = 0.3
 """Seconds between two reads of a log that is being written."""
@@ -97,42 +89,29 @@ class Catalog:
 
     def search(
         self,
-        query: str = "",
+        query: str | QueryTree = "",
         *,
         sort: Sequence[str] = (),
-        limit: int = 50,
+        limit: int | None = None,
         after: str | None = None,
         columns: Sequence[str] = (),
-        facets: Sequence[str] = (),
-        group_by: Sequence[str] = (),
-        aggregate: Sequence[str] = (),
     ) -> SearchResults:
-        """Return the executions that *query* finds, in the search language: see docs/commands.md.
+        """Return the executions that *query* finds, in the search language: see docs/search.md.
 
-        *sort* has names of fields and values, descending with a minus in front; further
-        results are newest first. *group_by* makes groups, with statistics of *aggregate*.
-        The first search of a ledger builds its column index.
+        Iterate over the results for their rows, at most *limit* of them. *sort* has names of
+        fields and values, descending with a minus in front; further results are newest
+        first. *after* is the cursor of an earlier page. The first search of a ledger
+        builds its column index.
 
         Raises:
             QueryError: If the query or a name cannot be read.
-            RequestError: If *after* is not a cursor of this search, or *limit* is not positive.
+            RequestError: If *limit* is not positive.
             LedgerError: If the ledger is unavailable.
         """
         from prefect_executions.workbench import results  # noqa: PLC0415  imports NumPy, which other commands lack
 
-        if self._index is None:
-            self._index = results.open_index(self.workbench.ledger, self.workbench.folder.parent / "index")
         return results.find_results(
-            self._index,
-            query,
-            datetime.now(UTC),
-            sort=sort,
-            limit=limit,
-            after=after,
-            columns=columns,
-            facets=facets,
-            group_by=group_by,
-            aggregate=aggregate,
+            self._open_index(), query, datetime.now(UTC), sort=sort, limit=limit, after=after, columns=columns
         )
 
     def record(self, execution_id: str) -> ExecutionRecord:
@@ -308,6 +287,13 @@ class Catalog:
 
     # --- private -----------------------------------------------------------------
 
+    def _open_index(self) -> ColumnIndex:
+        from prefect_executions.workbench import results  # noqa: PLC0415  as above
+
+        if self._index is None:
+            self._index = results.open_index(self.workbench.ledger, self.workbench.folder.parent / "index")
+        return self._index
+
     def _local(self, execution_id: str) -> OpenBundle | None:
         bundle = OpenBundle(self.workbench.folder, layout.check_execution_id(execution_id))
         return bundle if bundle.folder.is_dir() else None
@@ -370,123 +356,3 @@ def _read_from(path: Path, position: int) -> Iterator[bytes]:
     with suppress(FileNotFoundError), _open_plain(path) as stream:
         stream.seek(position)
         yield from iter(lambda: stream.read(_BLOCK), b"")
-
-
-class ArchivedSource:
-    """The files of a sealed bundle in the archive.
-
-    The archive has single outputs only inside output.zip, and leaves out data by the archive level of the request.
-    """
-
-    irregular: tuple[str, ...] = ()
-    empty_folders: tuple[str, ...] = ()
-
-    def __init__(self, archive: Archive, bundle: ArchivedBundle, *, with_proof: bool = False) -> None:
-        """List the files; *with_proof* adds the inclusion proof beside the seal, as an export does."""
-        self._bundle, self._archive = bundle, archive
-        folder = folder_of(bundle.seal.execution_id)
-        self._proof_key = folder + INCLUSION
-        sizes = {path: data.size for path, data in bundle.seal.data.items()}
-        for info in archive.store.list(folder + bundle.seal.objects):
-            sizes[bundle.seal.path_of(info.key.removeprefix(folder))] = info.size
-        proof = archive.store.head(self._proof_key) if with_proof and layout.INCLUSION not in sizes else None
-        self._proof_size = proof.size if proof else None
-        if proof:
-            sizes[layout.INCLUSION] = proof.size
-        self.files: Mapping[str, int] = dict(sorted(sizes.items()))
-        zipped = OUTPUT_ZIP in bundle.seal.data
-        absent = {f"{OUTPUTS}/": f"the archive keeps them in {OUTPUT_ZIP}"} if zipped else {}
-        came = self._beside(archive).imported if bundle.seal.absent else None
-        self.absent: Mapping[str, str] = {**absent, **(absent_at_level(came.level) if came else {})}
-
-    def _beside(self, archive: Archive) -> Beside:
-        execution_id = self._bundle.seal.execution_id
-        return documents_beside(execution_id, archive.beside(execution_id))
-
-    def blocks(self, path: str) -> Iterator[bytes]:
-        """Yield a file's content in blocks.
-
-        Raises:
-            BundleError: If it is missing, or shorter than the seal says.
-            ArchiveError: If the archive is unavailable.
-        """
-        with self.open(path) as stream:
-            while block := stream.read(_BLOCK):
-                yield block
-
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for random access; only the parts that are read are downloaded.
-
-        Raises:
-            BundleError: If it is missing.
-            ArchiveError: If the archive is unavailable.
-        """
-        with _as_bundle_error(path):
-            opened = self._bundle.open(path) if path != layout.INCLUSION or self._proof_size is None else self._proof()
-            return cast("BinaryIO", io.BufferedReader(_RemoteFile(opened, path), _BUFFER))
-
-    def _proof(self) -> BinaryIO:
-        store = self._archive.store
-        return open_ranges(lambda start, end: store.get_range(self._proof_key, start, end), self._proof_size or 0)
-
-    def seal_faults(self) -> Iterator[str]:
-        """Yield one sentence for each difference between the seal, the manifest, and the objects beside the seal."""
-        seal = self._bundle.seal
-        job_status = None
-        with suppress(BundleError):  # the checks of the bundle report it
-            job_status = JobStatus.from_json(self._document(JobStatus.file_name))
-        beside = self._archive.beside(seal.execution_id)
-        yield from (what for _, what in faults_beside(seal, beside, job_status))
-        try:
-            digest = sha256(self._document(MANIFEST)).hexdigest()
-        except BundleError as error:
-            yield str(error)
-        else:
-            if digest != seal.manifest_sha256:
-                yield f"{MANIFEST} has the digest {digest}; the seal says {seal.manifest_sha256}"
-
-    def _document(self, path: str) -> bytes:
-        if self.files.get(path, 0) > SMALL_DOCUMENT:
-            raise BundleError(f"{path} has {self.files[path]} bytes; the limit for a document is {SMALL_DOCUMENT}")
-        return b"".join(self.blocks(path))
-
-
-class _RemoteFile(io.RawIOBase):
-    """A file of the archive, downloaded as it is read; a failed read raises a BundleError."""
-
-    def __init__(self, stream: BinaryIO, path: str) -> None:
-        self._stream = stream
-        self._path = path
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._stream.seek(offset, whence)
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        into = memoryview(buffer).cast("B")
-        with _as_bundle_error(self._path):
-            data = self._stream.read(len(into))
-        into[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
-@contextmanager
-def _as_bundle_error(path: str) -> Iterator[None]:
-    try:
-        yield
-    except NotFoundError as error:
-        raise BundleError(f"{path} is missing in the archive") from error
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read from the archive: {error}") from error

@@ -1,50 +1,175 @@
-"""The results of a search: the exact total, one page of rows with chosen columns, facets and groups."""
+"""The results of a search: the exact total, rows with chosen columns, facets, groups and statistics.
+
+Law: results show the executions of one moment, however long they are read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.ledger.index.index import ColumnIndex
 from prefect_executions.ledger.index.keys import SortKey
-from prefect_executions.ledger.index.search import Cell, Found, search
+from prefect_executions.ledger.index.search import MOST_VALUES, Cell, Found, FoundPage, search
 from prefect_executions.ledger.index.summaries import Facet, Group
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.query.canonical import canonical, canonical_target
 from prefect_executions.query.parser import parse, parse_target
-from prefect_executions.query.tree import Target, resolve
+from prefect_executions.query.tree import QueryTree, Target, resolve
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 COLUMNS = ("id", "status", "method", "version", "started", "duration")
 """The columns of a search that names none; the keys that it sorts by follow."""
 
+_FIRST_PAGE, _LARGEST_PAGE = 1_000, 64_000
+
 
 @dataclass(frozen=True, kw_only=True)
-class SearchResults:
-    """The executions that a query found at one moment; iterate over their rows as mappings."""
+class Groups:
+    """The results in groups of equal values, the largest first."""
 
-    query: str
-    """The query in its canonical form."""
-    total: int
-    """How many executions it found, exactly; `rows` has one page of them."""
-    ids: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    after: str | None
-    """The cursor of the next page, or None on the last page."""
-    facets: Mapping[str, Facet] = field(default_factory=dict)
-    groups: tuple[Group, ...] = ()
-    grouped_by: tuple[str, ...] = ()
-    aggregates: Mapping[str, Target] = field(default_factory=dict)
-    """The targets of the statistics of each group by their names."""
+    by: tuple[str, ...]
+    """The names of `Group.values`."""
+    measured: Mapping[str, Target]
+    """The keys of `Group.measures` by the names that were asked for."""
+    groups: tuple[Group, ...]
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+class SearchResults:
+    """The executions that a query found at one moment; iterate over their rows as mappings from column to value.
+
+    Rows are read page by page while you iterate, so the first one comes at once. A
+    value is a number, a text, a boolean, a time in UTC, a duration, a tuple for a field
+    with several values, or None if it is missing.
+    """
+
+    def __init__(
+        self,
+        found: Found,
+        *,
+        query: str,
+        keys: Sequence[SortKey],
+        columns: Sequence[Target],
+        limit: int | None,
+        after: str | None,
+    ) -> None:
+        self._found, self._keys, self._targets = found, tuple(keys), tuple(columns)
+        self._limit, self._after = limit, after
+        self.query = query
+        """The query in its canonical form."""
+        self.total = found.total
+        """How many executions were found, exactly, whatever the limit."""
+        self.columns = tuple(map(canonical_target, self._targets))
 
     def __iter__(self) -> Iterator[dict[str, Cell]]:
-        return (dict(zip(self.columns, row, strict=True)) for row in self.rows)
+        return (dict(zip(self.columns, row, strict=True)) for page in self._pages() for row in page.rows)
+
+    def __repr__(self) -> str:
+        return f"<{self.total} executions: {self.query}>"
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the rows."""
+        return self._page.ids
+
+    @property
+    def rows(self) -> tuple[tuple[Cell, ...], ...]:
+        """The rows up to the limit, each a tuple in the order of `columns`."""
+        return self._page.rows
+
+    @property
+    def after(self) -> str | None:
+        """The cursor of the next page; None if no row is left."""
+        return self._page.after
+
+    def facets(self, *names: str, most: int = MOST_VALUES) -> dict[str, Facet]:
+        """Return how many executions have each value of the fields, params or metrics *names*, the *most* frequent.
+
+        Raises:
+            QueryError: If a name cannot be read.
+        """
+        targets = {name: parse_target(name) for name in names}
+        return {name: self._found.facet(target, most=most) for name, target in targets.items()}
+
+    def groups(self, *by: str, aggregate: Sequence[str] = ()) -> Groups:
+        """Return the executions in groups of equal values of *by*, with statistics of the numbers of *aggregate*.
+
+        Raises:
+            QueryError: If a name cannot be read.
+        """
+        targets = [parse_target(name) for name in by]
+        measured = {name: parse_target(name) for name in aggregate}
+        found = self._found.groups(targets, tuple(measured.values()))
+        return Groups(by=tuple(map(canonical_target, targets)), measured=measured, groups=found)
 
     def to_dicts(self) -> list[dict[str, Cell]]:
-        """Return the rows of this page."""
+        """Return the rows as a list of dictionaries."""
         return list(self)
+
+    def to_pandas(self) -> DataFrame:
+        """Return the rows as a pandas DataFrame with a column for each of `columns`.
+
+        Times are in UTC and durations are timedeltas. A column of whole numbers with
+        missing values has the type Int64, so that no number loses digits.
+
+        Raises:
+            NotAvailableError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415  optional, and takes a second to import
+        except ImportError as error:
+            raise NotAvailableError("to_pandas() needs pandas. Run: pip install pandas. Or use to_dicts()") from error
+        rows = [row for page in self._pages() for row in page.rows]
+        columns = list(zip(*rows, strict=True)) if rows else [()] * len(self.columns)
+        series = (pd.Series(list(values), dtype=_dtype(values)) for values in columns)
+        return pd.DataFrame(dict(zip(self.columns, series, strict=True)))
+
+    @cached_property
+    def _page(self) -> FoundPage:
+        return self._read(self._limit, self._after)
+
+    def _read(self, limit: int | None, after: str | None) -> FoundPage:
+        most = max(self.total, 1) if limit is None else limit
+        return self._found.page(self._keys, limit=most, after=after, columns=self._targets)
+
+    def _pages(self) -> Iterator[FoundPage]:
+        size, left, after = _FIRST_PAGE, self._limit, self._after
+        if left is not None and left <= size:
+            yield self._page
+            return
+        while left is None or left > 0:
+            page = self._read(size if left is None else min(size, left), after)
+            yield page
+            if page.after is None:
+                return
+            left, after = None if left is None else left - len(page.ids), page.after
+            size = min(2 * size, _LARGEST_PAGE)
+
+
+def _dtype(values: Sequence[Cell]) -> str | None:
+    """Return the type of a column of a DataFrame; None lets pandas choose."""
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds:
+        return "object"
+    if kinds == {int}:
+        exact = all(value is None or abs(value) < 1 << 63 for value in values)  # type: ignore[arg-type, operator]
+        return ("Int64" if None in values else "int64") if exact else "object"
+    if kinds == {datetime}:
+        return "datetime64[us, UTC]"
+    return "float64" if kinds == {float} else None
 
 
 def open_index(ledger: Ledger, folder: Path) -> ColumnIndex:
@@ -56,41 +181,31 @@ def open_index(ledger: Ledger, folder: Path) -> ColumnIndex:
 
 def find_results(
     index: ColumnIndex,
-    query: str,
+    query: str | QueryTree,
     now: datetime,
     *,
     sort: Sequence[str] = (),
-    limit: int = 50,
+    limit: int | None = None,
     after: str | None = None,
     columns: Sequence[str] = (),
-    facets: Sequence[str] = (),
-    group_by: Sequence[str] = (),
-    aggregate: Sequence[str] = (),
 ) -> SearchResults:
     """Return what *query* finds; relative times count from *now*. The names are those of the search language.
 
     Raises:
         QueryError: If the query or a name cannot be read.
-        RequestError: If *after* is not a cursor of this search, or *limit* is not positive.
+        RequestError: If *limit* is not positive.
         LedgerError: If the ledger is unavailable.
     """
-    tree = parse(query)
+    if limit is not None and limit < 1:
+        raise RequestError(f"a page needs a limit of at least 1, not {limit}")
+    tree = parse(query) if isinstance(query, str) else query
     keys = [SortKey(parse_target(key.removeprefix("-")), key.startswith("-")) for key in sort]
     chosen = [*map(parse_target, columns or COLUMNS), *([] if columns else (key.target for key in keys))]
-    chosen = list(dict.fromkeys(chosen))
-    by, measured = [parse_target(name) for name in group_by], {name: parse_target(name) for name in aggregate}
-    counted = {name: parse_target(name) for name in facets}
-    found: Found = search(index.snapshot(), resolve(tree, now), index.ledger.related)
-    page = found.page(keys, limit=limit, after=after, columns=chosen)
     return SearchResults(
+        search(index.snapshot(), resolve(tree, now), index.ledger.related),
         query=canonical(tree),
-        total=found.total,
-        ids=page.ids,
-        columns=tuple(map(canonical_target, chosen)),
-        rows=page.rows,
-        after=page.after,
-        facets={name: found.facet(target) for name, target in counted.items()},
-        groups=found.groups(by, tuple(measured.values())) if by else (),
-        grouped_by=tuple(map(canonical_target, by)),
-        aggregates=measured,
+        keys=keys,
+        columns=list(dict.fromkeys(chosen)),
+        limit=limit,
+        after=after,
     )
