@@ -182,20 +182,21 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> s
 def test_nothing_is_removed_without_yes(home, capsys, monkeypatch):
     bench = bench_at(home)
     kept(bench)
-    assert run(capsys, "remove", EXECUTION_ID[:5]).splitlines() == [
+    assert run(capsys, "remove", EXECUTION_ID[:5], "--dry-run").splitlines() == [
         f"{EXECUTION_ID}\twould be removed\t",
         "1 execution would be removed; do it with --yes",
     ]
+    assert "confirm with --yes" in run(capsys, "remove", EXECUTION_ID, code=2)
     assert "no retention rule is set" in run(capsys, "retain", code=2)
     monkeypatch.setenv("EXECUTIONS_RETENTION", "segment-coins=1d")
-    payload = json.loads(run(capsys, "retain", "--json"))
+    payload = json.loads(run(capsys, "retain", "--json", "--dry-run"))
     age = datetime.now(UTC) - NOON > timedelta(days=1)
     assert [one["id"] for one in payload["executions"]] == ([EXECUTION_ID] if age else [])
-    for options in ([], ["--dry-run"]):
-        listed = run(capsys, "gc", "--older-than", "2100-01-01", *options)
-        assert "\twould be removed\t" in listed
-        assert "1 bundle of" in listed
-        assert listed.endswith(" would be removed from the workbench; do it with --yes\n")
+    listed = run(capsys, "gc", "--older-than", "2100-01-01", "--dry-run")
+    assert "\twould be removed\t" in listed
+    assert "1 bundle of" in listed
+    assert listed.endswith(" would be removed from the workbench; do it with --yes\n")
+    assert "confirm with --yes" in run(capsys, "gc", "--older-than", "2100-01-01", code=2)
     for command in (["gc"], ["retain"], ["remove", EXECUTION_ID]):
         assert "--yes and --dry-run exclude each other" in run(capsys, *command, "--yes", "--dry-run", code=2)
     assert Path(bench.folder / EXECUTION_ID).is_dir()

@@ -7,7 +7,7 @@ import io
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +25,7 @@ from prefect_executions.cli.output import (
     to_json,
     warn,
 )
+from prefect_executions.cli.selection import query_among, search_now, select
 from prefect_executions.cli.tables import (
     VERSION,
     Column,
@@ -39,6 +40,8 @@ from prefect_executions.lifecycle.status import Reason, Status
 
 if TYPE_CHECKING:
     from prefect_executions.ledger.rows import MethodRow, Page, Row
+    from prefect_executions.query.filter import Filter
+    from prefect_executions.workbench.catalog import Catalog
 
 methods = App(name="methods", help="List and show recorded Methods.")
 
@@ -54,7 +57,7 @@ _HEAD = (
 
 
 def list_executions(
-    *,
+    *executions: str,
     status: Annotated[tuple[Status, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     filters: FilterOptions = NO_FILTER,
     limit: int = 50,
@@ -65,6 +68,7 @@ def list_executions(
     """List executions, newest first.
 
     Args:
+        executions: Ids or id prefixes, or one query such as 'epochs>10'; all executions without one.
         status: Only executions with this status (repeatable).
         limit: Largest number of executions (default: 50).
         after: Cursor at the end of the previous page.
@@ -74,12 +78,7 @@ def list_executions(
     if as_json and as_csv:
         raise RequestError("--json and --csv exclude each other; give one of them")
     criteria = filters.filter(datetime.now(UTC), status)
-    workbench = open_catalog().workbench
-    # Start-up time of the CLI: the catalog has imported it already.
-    from prefect_executions.workbench.lookup import index_new  # noqa: PLC0415
-
-    index_new(workbench)
-    page = workbench.ledger.list(criteria, limit=limit, after=after)
+    page = _page(open_catalog(), executions, criteria, limit=limit, after=after)
     if as_json:
         show_json({"executions": page.rows, "after": page.after})
     elif as_csv:
@@ -88,9 +87,25 @@ def list_executions(
         show_table(_HEAD, _cells(page))
     if page.after and not as_json:
         options = {**asdict(filters), "limit": limit, "after": page.after}
-        warn(f"There are more: executions list{_options(status, options, as_csv=as_csv)}")
+        words = "".join(f" {shlex.quote(word)}" for word in executions)
+        warn(f"There are more: executions list{words}{_options(status, options, as_csv=as_csv)}")
     elif not page.rows and sys.stdout.isatty():
         say("No executions found. Next: executions run METHOD; if the ledger is lost: executions ledger rebuild")
+
+
+def _page(catalog: Catalog, words: Sequence[str], criteria: Filter, *, limit: int, after: str | None) -> Page:
+    # Start-up time of the CLI: the catalog has imported them already.
+    from prefect_executions.ledger.rows import Page  # noqa: PLC0415
+    from prefect_executions.workbench.lookup import index_new  # noqa: PLC0415
+
+    ledger, query = catalog.workbench.ledger, query_among(words)
+    if query is not None:
+        found = search_now(catalog, query, criteria, limit=limit, after=after)
+        return Page(rows=ledger.get_many(found.ids), after=found.after)
+    index_new(catalog.workbench)
+    if words:
+        return Page(rows=ledger.get_many(select(catalog, words, criteria).ids), after=None)
+    return ledger.list(criteria, limit=limit, after=after)
 
 
 @methods.command(name="list")

@@ -247,6 +247,15 @@ def warn(text: str) -> None:
     sys.stderr.flush()
 
 
+def confirmed(question: str) -> bool | None:
+    """Return the answer of a person at the terminal to *question*; None if there is no terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    sys.stderr.write(escape_controls(f"{question} [y/N] "))
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
 @contextmanager
 def status_line(text: str, *, quiet: bool = False) -> Iterator[None]:
     """Show *text* on standard error during the block: a spinner on a terminal, else one plain line."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib import invalidate_caches
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -31,8 +31,9 @@ from prefect_executions.cli.arguments import (
 )
 from prefect_executions.cli.child import run_in_child
 from prefect_executions.cli.deploy import show_submitted
-from prefect_executions.cli.exit_codes import FAILED, OK
+from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import (
+    confirmed,
     escape_controls,
     format_number,
     format_size,
@@ -45,6 +46,7 @@ from prefect_executions.cli.output import (
     warn,
 )
 from prefect_executions.cli.run import run_and_show, run_in_process, seal_after_death, show_unrecorded
+from prefect_executions.cli.selection import query_among, select
 from prefect_executions.cli.tables import (
     id_column,
     name_column,
@@ -114,35 +116,62 @@ def diff(
 
 
 def rerun(
-    execution: str,
-    /,
-    *,
+    *executions: str,
     inputs: InputOptions = NO_INPUTS,
     pool: str | None = None,
     method: str | None = None,
     wait: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Run an execution again, with its recorded or edited inputs.
+    """Run executions again, with their recorded or edited inputs.
 
-    It runs through its deployment, or else here. The new execution is linked to the
+    Each runs through its deployment, or else here. The new execution is linked to the
     old one. Secrets are not recorded: name them again with -p.
 
     Args:
-        execution: The execution's id or an id prefix.
+        executions: Ids or id prefixes, or one query such as 'status:failed started:-1d'; they run in sequence.
         inputs.param: Override an input: name=value (repeatable).
         pool: Run through the Method's deployment on this work pool.
         method: Run here, with the Method at path.py:function or module:function.
         wait: With a deployment: return when the run has ended: 0 if it completed, else 1.
-        as_json: Print one JSON document.
+        as_json: Print one JSON document for each execution.
     """
     if pool and method:
         raise RequestError("--pool and --method exclude each other; give one of them")
+    if not executions:
+        raise RequestError("give the ids of the executions to run again, or a query")
     edits = inputs.read()
+    if len(executions) > 1 or query_among(executions) is not None:
+        named = [*(["--pool", pool] if pool else []), *(["--method", method] if method else [])]
+        flags = [*named, *(["--wait"] if wait else []), *(["--json"] if as_json else [])]
+        return _rerun_each(select(open_catalog(), executions).ids, edits, flags)
+    (execution,) = executions
     return run_in_child(
         lambda: _rerun(execution, edits, pool, method, wait=wait, as_json=as_json),
         partial(seal_after_death, quiet=False, as_json=as_json),
     )
+
+
+def _rerun_each(ids: Sequence[str], edits: Mapping[str, Any], flags: Sequence[str]) -> int:
+    """Run each execution again in a process of its own; a failure does not stop the others."""
+    failed = 0
+    for execution_id in ids:
+        command = [*_executions(sys.executable), "rerun", execution_id, *flags, "--params", "-"]
+        with TemporaryFile() as given:
+            given.write(json.dumps(edits).encode())
+            given.seek(0)
+            process = subprocess.Popen(command, stdin=given)  # noqa: S603 - our own arguments
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.wait()  # the terminal has interrupted it as well, and it seals its record
+                raise
+        if code == INTERRUPTED:
+            return INTERRUPTED
+        failed += code != OK
+    if failed:
+        warn(f"{failed} of {pluralize(len(ids), 'rerun')} failed")
+    return FAILED if failed else OK
 
 
 def _rerun(
@@ -278,11 +307,7 @@ def _approve(code: ForeignCode, *, yes: bool) -> bool:
     warn("This code was sealed on another machine, and no trusted key signed it. The bundle says:")
     for name, value in code.facts:
         warn(f"  {name:<10}  {escape_controls(value or 'unknown')}")
-    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return yes
-    sys.stderr.write("Run it with your permissions? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return yes or bool(confirmed("Run it with your permissions?"))
 
 
 def reproduce(
@@ -297,14 +322,15 @@ def reproduce(
     """Replay many executions in sequence and report which still reproduce.
 
     Args:
-        executions: Ids or id prefixes; without any, the filters choose among completed executions, except replays.
+        executions: Ids or id prefixes, or one query such as 'epochs>10'. A query or filters choose among completed
+            executions, except replays.
         limit: Largest number of executions, the newest first.
         yes: Also run code that was sealed on another machine and is not signed by a trusted key.
         as_json: Print one JSON document: each execution, its grade, and the differences or the problem.
     """
-    criteria = filters.filter(datetime.now(UTC))
-    if bool(executions) is (criteria != EVERYTHING or limit is not None):
-        raise RequestError(f"give either execution ids, or filters: {FILTER_NAMES}, --limit")
+    criteria, by_query = filters.filter(datetime.now(UTC)), query_among(executions) is not None
+    if not by_query and bool(executions) is (criteria != EVERYTHING or limit is not None):
+        raise RequestError(f"give either execution ids, or filters: {FILTER_NAMES}, --limit; or a query")
     # Start-up time of the CLI, as above.
     from prefect_executions.operations.reproduce import reproduce as replay_each  # noqa: PLC0415
     from prefect_executions.operations.reproduce import reproducible  # noqa: PLC0415
@@ -312,7 +338,8 @@ def reproduce(
     settings = Settings.read()
     catalog, more = open_catalog(settings), [*(["--yes"] if yes else []), *signatures.words()]
     signatures.policy(settings)  # refuse a wrong option before the first replay
-    ids = [*dict.fromkeys(map(catalog.find, executions))] or reproducible(catalog, criteria, limit=limit)
+    selected = select(catalog, executions, criteria, only="status:completed").ids
+    ids = selected if selected and not by_query else reproducible(catalog, criteria, selected, limit=limit)
     if not ids:
         raise RequestError("no completed execution matches the filters. Next: executions list")
     results = []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -24,6 +24,7 @@ from prefect_executions.cli.arguments import (
     open_workbench,
     parse_time,
 )
+from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import (
     OutputFile,
     atomic_file,
@@ -37,15 +38,18 @@ from prefect_executions.cli.output import (
     status_line,
     to_json,
     warn,
+    warn_error,
 )
+from prefect_executions.cli.selection import query_among, select
 from prefect_executions.cli.tables import Column, digest_column, id_column, name_column, show_table, time_column
-from prefect_executions.errors import RequestError
+from prefect_executions.errors import ExecutionsError, RequestError
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import EVERYTHING
 from prefect_executions.settings import Settings, SignatureRule
 
 if TYPE_CHECKING:
     from prefect_executions.operations.export import Exported
+    from prefect_executions.operations.share import Shared
 
 shares = App(name="shares", help="List and revoke shared links.")
 
@@ -64,7 +68,7 @@ def export(
     The same executions always give the same bytes.
 
     Args:
-        executions: Ids or id prefixes; without any, the filters choose.
+        executions: Ids or id prefixes, or one query such as 'epochs>10'; without any, the filters choose.
         output: File to write, or - for standard output (default: <id>.zip, or executions.zip for several).
         form: zip (a folder for each bundle), bagit (a bag) or crate (an RO-Crate).
         level: full, outputs (without staged inputs) or metadata (only the record and the code).
@@ -72,14 +76,18 @@ def export(
         as_json: Print one JSON document: the ids, the size in bytes, and the file.
     """
     criteria = filters.filter(datetime.now(UTC), status)
-    if bool(executions) is (criteria != EVERYTHING):
-        raise RequestError(f"give either execution ids, or filters: --status, {FILTER_NAMES}")
+    by_query = query_among(executions) is not None
+    if not by_query and bool(executions) is (criteria != EVERYTHING):
+        raise RequestError(f"give either execution ids, or filters: --status, {FILTER_NAMES}; or a query")
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.export import export as write_export  # noqa: PLC0415
-    from prefect_executions.operations.export import matching_ids  # noqa: PLC0415
+    from prefect_executions.operations.export import matching_ids, sealed_ids  # noqa: PLC0415
 
     catalog = open_catalog()
-    ids = sorted({catalog.find(prefix) for prefix in executions} or matching_ids(catalog, criteria))
+    if by_query:
+        ids = sorted(sealed_ids(catalog, select(catalog, executions, criteria).ids))
+    else:
+        ids = sorted(select(catalog, executions).ids or matching_ids(catalog, criteria))
     target = output or (f"{ids[0]}.zip" if len(ids) == 1 else "executions.zip")
     if target == "-" and (as_json or sys.stdout.isatty()):
         raise RequestError("-o - cannot write a zip to a terminal or beside --json; give -o FILE")
@@ -137,51 +145,85 @@ def _write(target: str, write: Callable[..., Exported]) -> Exported:
 
 
 def share(
-    execution: str,
-    /,
-    *,
+    *executions: str,
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
     expires: str = "7d",
     level: ExportLevel = ExportLevel.FULL,
     signatures: SignatureOptions = DEFAULT_SIGNATURES,
     as_json: Json = False,
-) -> None:
-    """Share an execution or one of its outputs by a link that expires.
+) -> int:
+    """Share executions or one output of each by links that expire.
 
     Anyone who has the link can read the copy in the archive. Before it is copied, its
     signature is checked and the content is scanned for secrets. A revoked share is removed from the archive.
 
     Args:
-        execution: The execution's id or an id prefix.
+        executions: Ids or id prefixes, or one query such as 'method:mnist tag:final'; each gets its own link.
         output: Output to share (default: the exported bundle).
         expires: Lifetime of the link, at most 7d (default): 12h, 30m.
         level: Level of the bundle: full, outputs (without staged inputs) or metadata (only the record and the code).
-        as_json: Print one JSON document.
+        as_json: Print one JSON document; for several executions, with the shares and the failures.
     """
     # Start-up time of the CLI: archive and bundles come with it.
     from prefect_executions.operations.share import share as share_it  # noqa: PLC0415
 
+    if not executions:
+        raise RequestError("give the ids of the executions to share, or a query")
+
     settings, now = Settings.read(), datetime.now(UTC)
     catalog, policy = open_catalog(settings), signatures.policy(settings)
-    execution_id, lifetime = catalog.find(execution), now - parse_time(expires, now)
-    with status_line(f"Sharing {output or execution_id}", quiet=as_json):
-        shared = share_it(
-            catalog,
-            execution_id,
-            now=now,
-            expires=lifetime,
-            output=output,
-            level=level,
-            environment=os.environ,
-            signatures=policy,
-        )
+    lifetime, selection = now - parse_time(expires, now), select(catalog, executions)
+
+    def one(execution_id: str) -> Shared:
+        with status_line(f"Sharing {output or execution_id}", quiet=as_json):
+            return share_it(
+                catalog,
+                execution_id,
+                now=now,
+                expires=lifetime,
+                output=output,
+                level=level,
+                environment=os.environ,
+                signatures=policy,
+            )
+
+    if selection.several:
+        return _share_each(one, selection.ids, as_json=as_json)
+    shared = one(selection.ids[0])
     if as_json:
-        show_json({**to_json(shared.share), "url": shared.url, "signature": shared.signature})
-        return
+        show_json(_share_json(shared))
+    else:
+        _show_share(shared)
+    return OK
+
+
+def _share_each(one: Callable[[str], Shared], ids: Sequence[str], *, as_json: bool) -> int:
+    """Share each execution; a failure does not stop the others, whose links are shown only once."""
+    done: list[Shared] = []
+    failed: dict[str, str] = {}
+    for execution_id in ids:
+        try:
+            done.append(one(execution_id))
+        except ExecutionsError as error:
+            failed[execution_id] = str(error)
+            warn_error(error)
+        else:
+            if not as_json:
+                _show_share(done[-1])
+    if as_json:
+        show_json({"shares": [_share_json(shared) for shared in done], "failed": failed})
+    return FAILED if failed else OK
+
+
+def _share_json(shared: Shared) -> dict[str, Any]:
+    return {**to_json(shared.share), "url": shared.url, "signature": shared.signature}
+
+
+def _show_share(shared: Shared) -> None:
     show_facts(
         [
             ("share", shared.share.id),
-            ("execution", execution_id),
+            ("execution", shared.share.execution_id),
             ("what", shared.share.what),
             ("size", format_size(shared.share.size)),
             ("expires", format_time(shared.share.expires)),

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,10 +36,12 @@ from prefect_executions.cli.output import (
     show_json,
     status_line,
     warn,
+    warn_error,
 )
+from prefect_executions.cli.selection import is_search, select
 from prefect_executions.cli.tables import id_column, name_column, show_table, text_column
 from prefect_executions.documents import read_small
-from prefect_executions.errors import ArchiveError, RequestError
+from prefect_executions.errors import ArchiveError, ExecutionsError, RequestError
 from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,57 +63,104 @@ SETTLE_INTERVAL = 60.0
 
 
 def verify(
-    target: str,
-    /,
-    *,
+    *targets: str,
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False,
     signatures: SignatureOptions = DEFAULT_SIGNATURES,
     allowed_signers: Path | None = None,
     restore: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Verify a bundle: digests, signature, and that its documents agree.
+    """Verify bundles: digests, signature, and that their documents agree.
 
     For an execution, both copies are verified: on the workbench and in the archive.
 
     Args:
-        target: An execution's id or id prefix, a folder, a zip, or the https://, http:// or s3:// address of a zip.
+        targets: Ids or id prefixes, folders, zips, or the https://, http:// or s3:// addresses of zips; or one query
+            such as 'started:-7d'.
         verbose: Show every check, and the commands that check the signature with openssl.
         allowed_signers: Require manifest-sha256.txt.sig by a signer in this file (see ALLOWED SIGNERS in ssh-keygen).
         restore: First replace each damaged file on the workbench by the sealed one, from output.zip or the archive.
-        as_json: Print one JSON document: every check with its faults.
+        as_json: Print one JSON document: every check with its faults; for several targets, a list of these documents.
     """
-    # Start-up time of the CLI: lxml comes with it.
-    from prefect_executions.operations.verify import verify_target  # noqa: PLC0415
-
+    if not targets:
+        raise RequestError("give what to verify: an id, a query, a folder, a zip or the address of a zip")
     if allowed_signers is not None and not allowed_signers.is_file():
         raise RequestError(
             f"--allowed-signers {allowed_signers}: file not found; 'man ssh-keygen' describes its format"
         )
     settings = Settings.read()
-    policy = signatures.policy(settings)
-    catalog = open_catalog(settings)
-    copies: list[Verified] = []
-    restored = _restore(catalog, target) if restore else None
-    if restored and not as_json:
-        _show_restored(restored)
-    for verified in verify_target(catalog, target, signatures=policy, allowed=allowed_signers):
-        copies.append(verified)
-        if not as_json and (verbose or not verified.report.passed):
-            _show_checks(verified, verbose=verbose)
-        if not as_json and not verbose:
+    catalog, policy = open_catalog(settings), signatures.policy(settings)
+    check = _Verification(catalog, settings, policy, allowed_signers, verbose=verbose, restore=restore, as_json=as_json)
+    if len(targets) == 1 and not is_search(targets[0]):
+        shown = check.run(targets[0])
+        if as_json:
+            show_json(shown)
+        return OK if shown["passed"] else FAILED
+    words = select(catalog, targets).ids if any(map(is_search, targets)) else targets
+    return _show_several([_verified(check, word) for word in words], as_json=as_json)
+
+
+def _verified(check: _Verification, target: str) -> dict[str, Any]:
+    try:
+        return check.run(target)
+    except ExecutionsError as error:  # it must not end the verification of the others
+        if not check.as_json:
+            warn_error(error)
+        return {"target": target, "passed": False, "error": str(error)}
+
+
+def _show_several(results: list[dict[str, Any]], *, as_json: bool) -> int:
+    passed = sum(result["passed"] for result in results)
+    if as_json:
+        show_json({"passed": passed == len(results), "targets": results})
+    else:
+        say(f"{passed} of {pluralize(len(results), 'target')} verified")
+    return OK if passed == len(results) else FAILED
+
+
+@dataclass(frozen=True)
+class _Verification:
+    """How targets are verified and shown."""
+
+    catalog: Catalog
+    settings: Settings
+    policy: SignaturePolicy
+    allowed: Path | None
+    _: KW_ONLY
+    verbose: bool
+    restore: bool
+    as_json: bool
+
+    def run(self, target: str) -> dict[str, Any]:
+        """Verify *target*, show what fails, and return the JSON document."""
+        # Start-up time of the CLI: lxml comes with it.
+        from prefect_executions.operations.verify import verify_target  # noqa: PLC0415
+
+        copies: list[Verified] = []
+        restored = _restore(self.catalog, target) if self.restore else None
+        if restored and not self.as_json:
+            _show_restored(restored)
+        for verified in verify_target(self.catalog, target, signatures=self.policy, allowed=self.allowed):
+            copies.append(verified)
+            self._show_copy(verified)
+        if not self.as_json:
+            for report, places in _grouped(copies):
+                _show_verdict(report, places, self.policy)
+            if self.verbose:
+                _show_openssl_commands(copies[-1].report, self.settings)
+        passed = all(verified.report.passed for verified in copies)
+        documents = [_as_json(verified, self.policy) for verified in copies] if self.as_json else []
+        shown = {"target": target, "passed": passed, "copies": documents}
+        return shown | ({"restored": restored} if restored else {})
+
+    def _show_copy(self, verified: Verified) -> None:
+        if self.as_json:
+            return
+        if self.verbose or not verified.report.passed:
+            _show_checks(verified, verbose=self.verbose)
+        if not self.verbose:
             for note in _notes(verified.report):
                 warn(note)
-    passed = all(verified.report.passed for verified in copies)
-    if as_json:
-        shown = {"target": target, "passed": passed, "copies": [_as_json(verified, policy) for verified in copies]}
-        show_json(shown | ({"restored": restored} if restored else {}))
-        return OK if passed else FAILED
-    for report, places in _grouped(copies):
-        _show_verdict(report, places, policy)
-    if verbose:
-        _show_openssl_commands(copies[-1].report, settings)
-    return OK if passed else FAILED
 
 
 def _restore(catalog: Catalog, target: str) -> Restored:

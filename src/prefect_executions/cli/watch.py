@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from cyclopts import Parameter
 from prefect_executions.cli.arguments import Json, connect_local_server, open_catalog
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import escape_controls, format_duration, say, terminal, to_json, warn
+from prefect_executions.cli.selection import select
 from prefect_executions.cli.tables import Column, id_column, name_column, table_of
 from prefect_executions.errors import LedgerError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
@@ -35,6 +37,7 @@ _HEAD = (
     Column("message", least=20, optional=True),
 )
 _OPEN = Filter(status=tuple(status for status in Status if not status.terminal))
+_NOT_ENDED = "NOT status:ended"
 _MOST_READ = 200
 _LINES_AROUND = 3  # the header, the line below the table and the prompt
 
@@ -50,15 +53,17 @@ def watch(
     else with 1.
 
     Args:
-        executions: Ids or id prefixes; for a flow run that has not started, its full id.
+        executions: Ids or id prefixes, for a flow run that has not started its full id; or one query such as
+            'method:mnist', for the open executions that match now.
         everything: Watch all open and new executions until interrupted.
         as_json: Print one JSON object per line for each change.
     """
     if everything == bool(executions):
-        raise RequestError("give the ids of the executions to watch, or --all")
+        raise RequestError("give the ids of the executions to watch, a query, or --all")
     settings = Settings.read()
     catalog = open_catalog(settings)
-    view = _Watch(catalog, settings, None if everything else [_find(catalog, prefix) for prefix in executions])
+    chosen = None if everything else select(catalog, executions, only=_NOT_ENDED, find=partial(_find, catalog)).ids
+    view = _Watch(catalog, settings, chosen)
     lines = as_json or not sys.stdout.isatty()
     with _lines(view, as_json=as_json) if lines else _live(view):
         view.run()
@@ -68,7 +73,7 @@ def watch(
 class _Watch:
     """The latest view of each watched execution, by id, and the function to call at each change."""
 
-    def __init__(self, catalog: Catalog, settings: Settings, ids: list[str] | None) -> None:
+    def __init__(self, catalog: Catalog, settings: Settings, ids: Sequence[str] | None) -> None:
         self._catalog = catalog
         self._settings = settings
         self._ids = ids

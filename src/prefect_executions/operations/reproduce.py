@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from prefect_executions.comparison.verdict import Grade, ReplayGoal, Verdict
 from prefect_executions.errors import ArchiveError, ExecutionsError, NotFoundError, RequestError
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.operations.export import matching_ids
+from prefect_executions.operations.export import matching_ids, sealed_ids
 from prefect_executions.query.filter import EVERYTHING, Filter
 from prefect_executions.workbench.catalog import Catalog
 
@@ -65,8 +65,12 @@ def reproduce(
         yield _replay(catalog, execution_id, [*command, "replay", execution_id, *options])
 
 
-def reproducible(catalog: Catalog, criteria: Filter = EVERYTHING, *, limit: int | None = None) -> tuple[str, ...]:
+def reproducible(
+    catalog: Catalog, criteria: Filter = EVERYTHING, among: Sequence[str] = (), *, limit: int | None = None
+) -> tuple[str, ...]:
     """Return the ids of the completed executions that meet *criteria*, newest first, at most *limit* of them.
+
+    *among* are the ids of completed executions to choose from instead, newest first, which meet them.
 
     Replays are left out: each call would add more of them.
 
@@ -76,7 +80,8 @@ def reproducible(catalog: Catalog, criteria: Filter = EVERYTHING, *, limit: int 
     """
     if limit is not None and limit < 1:
         raise RequestError(f"--limit must be at least 1, not {limit}")
-    ids = matching_ids(catalog, replace(criteria, status=(Status.COMPLETED,)))
+    completed = replace(criteria, status=(Status.COMPLETED,))
+    ids = sealed_ids(catalog, among) if among else matching_ids(catalog, completed)
     return tuple(islice((execution_id for execution_id in ids if not _is_replay(catalog, execution_id)), limit))
 
 

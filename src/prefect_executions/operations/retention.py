@@ -176,8 +176,10 @@ def expired(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Itera
     return (found for found in judge_all(workbench, rules, now) if isinstance(found, Expired))
 
 
-def judge_all(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Iterator[Expired | str]:
-    """Yield each execution that the *rules* remove, and for each other one why it is kept.
+def judge_all(
+    workbench: Workbench, rules: Sequence[Rule], now: datetime, *, only: Sequence[str] | None = None
+) -> Iterator[Expired | str]:
+    """Yield each execution that the *rules* remove, and for each other one why it is kept; *only* are the ids to judge.
 
     Only archived executions are removed. If several rules match, the most specific one decides.
 
@@ -186,7 +188,8 @@ def judge_all(workbench: Workbench, rules: Sequence[Rule], now: datetime) -> Ite
     Raises:
         LedgerError: If the ledger is unavailable.
     """
-    for row in workbench.ledger.search():
+    ledger = workbench.ledger
+    for row in ledger.search() if only is None else ledger.get_many(only):
         matching = [rule for rule in rules if _matches(rule, row.method_id, row.status)]
         # An end that nothing observed was found later; the row has only the last sign of life.
         ended = max(row.finished or row.updated, row.updated)
