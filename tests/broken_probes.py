@@ -81,7 +81,7 @@ def run(method: Any, source: str, fault: str) -> dict[str, Any]:
     with failing(source, fault) as hits:
         state: State[Any] = method(return_state=True)
         background.drain()
-    found = {entry.name for entry in workbench.iterdir()} - before - {".open"}
+    found = {entry.name for entry in workbench.iterdir()} - before - {".open", ".archives"}
     if len(found) != 1:
         return {"hits": len(hits), "error": f"{len(found)} bundles; {state.name}: {state.message}"}
     folder = workbench / found.pop()

@@ -25,7 +25,7 @@ class Bundles:
         workbench = self.home / "workbench"
         if not workbench.is_dir():
             return []
-        return sorted(entry for entry in workbench.iterdir() if entry.name != ".open")
+        return sorted(entry for entry in workbench.iterdir() if not entry.name.startswith("."))
 
     def one(self) -> Path:
         (folder,) = self.folders()

@@ -58,7 +58,7 @@ def test_a_run_emits_its_statuses_after_prefects_events_and_then_the_archives(ho
 
     counts("a text that no event tells")
     background.drain()
-    (folder,) = (entry for entry in (home / "workbench").iterdir() if entry.name != ".open")
+    (folder,) = (entry for entry in (home / "workbench").iterdir() if not entry.name.startswith("."))
     assert [*(home / "workbench" / ".open").iterdir()] == []
 
     ours = stored(f"prefect-executions.execution.{folder.name}", "archive.completed")
