@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -208,6 +209,30 @@ def test_the_package_of_a_module_is_known_only_where_it_holds_the_file():
     assert package_of("pydantic.main", os.path.realpath(pydantic.__file__)) == named
     assert package_of("pydantic.main", "/elsewhere/pydantic/main.py") is None
     assert package_of("no_such_module", "/elsewhere/x.py") is None
+    yaml = os.path.realpath(importlib.import_module("yaml").__file__)  # its package has another name
+    assert package_of("yaml", yaml) == f"PyYAML=={importlib.metadata.version('pyyaml')}"
+    assert package_of("yam", yaml) is None
+    assert package_of("yaml", "/elsewhere/yaml/__init__.py") is None
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        {"top_level.txt": "its_module\n"},
+        {"RECORD": "mine-1.0.dist-info/METADATA,,\nits_module.py,sha256=x,10\n"},
+        {"RECORD": '"its_module/a,b.txt",,\n'},
+    ],
+)
+def test_the_package_of_a_module_is_the_one_in_the_folder_of_its_file(listed, tmp_path, monkeypatch):
+    for name in ("other", "mine"):
+        folder = tmp_path / name / f"{name}-1.0.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        for file, text in listed.items():
+            (folder / file).write_text(text)
+        monkeypatch.setattr(sys, "path", [*sys.path, str(folder.parent)])
+    assert package_of("its_module", str(tmp_path / "mine/its_module.py")) == "mine==1.0"
+    assert package_of("its_modul", str(tmp_path / "mine/its_modul.py")) is None
 
 
 def test_a_meter_counts_time_cpu_and_the_peak_of_its_own_time():

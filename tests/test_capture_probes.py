@@ -60,7 +60,6 @@ QUIET = {
     "time.clock_gettime",
     "os.sysconf",
     "importlib.metadata.distribution",
-    "importlib.metadata.packages_distributions",
     "linecache.getlines",
     "inspect.unwrap",
     "Path.read_bytes",

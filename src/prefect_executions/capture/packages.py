@@ -121,32 +121,33 @@ def package_of(module: str, file: str) -> str | None:
     try:
         distribution = importlib.metadata.distribution(top)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        names = _distributions_of(top)
-        if not names:
-            return None
-        distribution = importlib.metadata.distribution(names[0])
-    folder = _editable_project(distribution) or str(Path(str(distribution.locate_file(""))).resolve())
-    return f"{distribution.name}=={distribution.version}" if Path(file).is_relative_to(folder) else None
+        return next(filter(None, (_named_with(top, file, one) for one in importlib.metadata.distributions())), None)
+    return _pin(distribution) if _holds(distribution, file) else None
 
 
-def _distributions_of(top: str) -> list[str]:
-    """Return the names of the distributions that contain the module *top*, although others may be broken."""
-    try:
-        return list(importlib.metadata.packages_distributions().get(top, ()))
-    except Exception:  # noqa: BLE001 - one broken package fails the whole function
-        return [
-            name
-            for distribution in importlib.metadata.distributions()
-            if (name := _named_with(distribution, top)) is not None
-        ]
-
-
-def _named_with(distribution: importlib.metadata.Distribution, top: str) -> str | None:
-    with suppress(Exception):  # the broken package itself
-        listed = (distribution.read_text("top_level.txt") or "").split()
-        if top in listed or any(file.parts[0] in {top, f"{top}.py"} for file in distribution.files or ()):
-            return distribution.name
+def _named_with(top: str, file: str, distribution: importlib.metadata.Distribution) -> str | None:
+    with suppress(Exception):  # a broken package must not hide the others
+        # Its folder comes first: to parse the file lists of all packages takes a second.
+        if _holds(distribution, file) and _provides(distribution, top):
+            return _pin(distribution)
     return None
+
+
+def _pin(distribution: importlib.metadata.Distribution) -> str:
+    return f"{distribution.name}=={distribution.version}"
+
+
+def _holds(distribution: importlib.metadata.Distribution, file: str) -> bool:
+    folder = _editable_project(distribution) or str(Path(str(distribution.locate_file(""))).resolve())
+    return Path(file).is_relative_to(folder)
+
+
+def _provides(distribution: importlib.metadata.Distribution, top: str) -> bool:
+    """Return whether the module *top* is in the list of its modules or of its files."""
+    if top in (distribution.read_text("top_level.txt") or "").split():
+        return True
+    files = distribution.read_text("RECORD") or distribution.read_text("SOURCES.txt") or ""
+    return re.search(rf'^"?{re.escape(top)}(?:/|\.py\b)', files, re.MULTILINE) is not None
 
 
 def _editable_project(distribution: importlib.metadata.Distribution) -> str | None:
