@@ -93,7 +93,7 @@ EXITS = {"exit", "quit", "sys.exit", "os._exit", "SystemExit"}
 THREADS = {"Thread", "Timer", "start_new_thread"}
 STARTS_THREADS = {"background", "capture", "runtimes"}
 
-READS_SETTINGS = {"cli", "flow", "web"}
+READS_SETTINGS = {"cli", "flow", "web", "workbench.entry"}
 
 PREFECT_STATES = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED", "CANCELLING"}
 """Prefect's state types that end a flow run, or are about to."""
@@ -185,7 +185,7 @@ def settings_are_read_at_entry_points(tree: SourceTree) -> Iterator[str]:
     """Settings are read once, where a command, a request or a run begins, and passed down as values."""
     for module in _in_packages(tree):
         for called, line in module.calls():
-            if called.endswith("Settings.read") and module.package not in READS_SETTINGS:
+            if called.endswith("Settings.read") and not _is_in(module, READS_SETTINGS):
                 yield f"{module.at(line)}: {called}() outside {', '.join(sorted(READS_SETTINGS))}"
 
 

@@ -134,6 +134,6 @@ def test_watch_of_an_unknown_id_is_an_error(executions, prefect_server):
 
 @pytest.mark.parametrize("arguments", [[], [EXECUTION_ID, "--all"]])
 def test_watch_requires_either_ids_or_all(executions, arguments):
-    assert "give the ids of the executions to watch, or --all" in executions(
+    assert "give the ids of the executions to watch, a query, or --all" in executions(
         "watch", *arguments, code=exit_codes.REQUEST
     )

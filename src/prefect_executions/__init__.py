@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prefect_executions.flow.decorator import MethodFlow, method
     from prefect_executions.flow.descriptor import DescriptorMethod as Method
     from prefect_executions.methods.model import Comparison, InputFile
+    from prefect_executions.workbench.entry import open_catalog
 
 __version__ = _version("prefect-executions")
 
@@ -23,9 +24,19 @@ _HOMES = {
     "MethodFlow": ("prefect_executions.flow.decorator", "MethodFlow"),
     "current_execution": ("prefect_executions.flow.context", "current_execution"),
     "method": ("prefect_executions.flow.decorator", "method"),
+    "open_catalog": ("prefect_executions.workbench.entry", "open_catalog"),
 }
 
-__all__ = ["Comparison", "Execution", "InputFile", "Method", "MethodFlow", "current_execution", "method"]
+__all__ = [
+    "Comparison",
+    "Execution",
+    "InputFile",
+    "Method",
+    "MethodFlow",
+    "current_execution",
+    "method",
+    "open_catalog",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,9 +63,6 @@ NO_FILTER = FilterOptions()
 
 FILTER_NAMES = ", ".join(f"--{field.name}" for field in fields(FilterOptions))
 """The options of `FilterOptions`, for error messages."""
-
-READ_TIMEOUT = timedelta(seconds=60)
-"""Upper limit of the archive timeout for reads: a person waits at the terminal, and the limit for uploads is longer."""
 
 DEFAULTS = {
     # Prefect allows its embedded server 20 s; the first start creates a database, which takes longer on a slow disk.
@@ -152,31 +149,23 @@ def connect_local_server(settings: Settings, *, start: bool = True) -> None:
 
 def open_workbench(settings: Settings, *, with_events: bool = False) -> Workbench:
     """Return the workbench of *settings*; *with_events* sends its events to Prefect, whose import is slow."""
-    # Start-up time of the CLI: it imports archive, bundles and ledger, which --help does not need.
+    # Start-up time of the CLI: they import archive, bundles and ledger, which --help does not need.
+    from prefect_executions.workbench.entry import archive_block  # noqa: PLC0415
     from prefect_executions.workbench.workbench import Workbench  # noqa: PLC0415
 
     if not with_events:
-        return Workbench.of(settings, archive_block=_archive_block)
+        return Workbench.of(settings, archive_block=archive_block)
     from prefect_executions.prefect_api import events as prefect_events  # noqa: PLC0415 - as above
 
-    return Workbench.of(settings, archive_block=_archive_block, deliver_events=prefect_events.TerminalEvents)
+    return Workbench.of(settings, archive_block=archive_block, deliver_events=prefect_events.TerminalEvents)
 
 
 def open_catalog(settings: Settings | None = None) -> Catalog:
     """Return the catalog of the workbench of *settings*, by default those of the environment."""
     # Start-up time of the CLI, as above.
-    from prefect_executions.workbench.catalog import Catalog  # noqa: PLC0415
+    from prefect_executions.workbench.entry import catalog_of  # noqa: PLC0415
 
-    settings = settings or Settings.read()
-    timeout = min(settings.archive_timeout, READ_TIMEOUT)
-    return Catalog(open_workbench(settings.model_copy(update={"archive_timeout": timeout})))
-
-
-def _archive_block(name: str) -> tuple[str, Mapping[str, Any]]:
-    # Prefect takes seconds to import; only an archive in a Prefect block needs it.
-    from prefect_executions.prefect_api import blocks  # noqa: PLC0415
-
-    return blocks.archive_block(name)
+    return catalog_of(settings or Settings.read())
 
 
 def parse_inputs(pairs: Sequence[str], file: str | None) -> dict[str, Any]:

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from prefect_executions.executions.record import ExecutionRecord, Infrastructure
     from prefect_executions.ledger.rows import FileEdge
     from prefect_executions.operations.bundle_reader import Opened, Reader
-    from prefect_executions.workbench.catalog import Links, StorageState, Stream
+    from prefect_executions.workbench.catalog import StorageState, Stream
+    from prefect_executions.workbench.recorded import Links
     from prefect_executions.workbench.sealing import LateSeal
 
 _OUTPUT = Column("name", least=24, wrap=True)  # whole: `executions outputs ID NAME` needs it

@@ -20,8 +20,9 @@ from prefect_executions.errors import BundleError, NotFoundError, RequestError
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.workbench.beside import Beside
-from prefect_executions.workbench.catalog import Catalog, Links, StorageState, Stream
+from prefect_executions.workbench.catalog import Catalog, StorageState, Stream
 from prefect_executions.workbench.lookup import path_of
+from prefect_executions.workbench.recorded import Links
 from prefect_executions.workbench.stored_outputs import (
     StoredOutput,
     checked_blocks,

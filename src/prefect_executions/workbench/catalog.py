@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Self
 
 from prefect_executions.archive.bundle import ZIP_ERRORS, ArchivedBundle
 from prefect_executions.archive.objects import IMPORTED
@@ -23,12 +24,13 @@ from prefect_executions.bundles.source import FolderSource, Source
 from prefect_executions.capture.processes import alive
 from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
 from prefect_executions.executions.record import ExecutionRecord, Instance
-from prefect_executions.ledger.rows import ArchiveState, FileEdge, Relation
+from prefect_executions.ledger.rows import ArchiveState, MethodRow
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
 from prefect_executions.workbench.archived_source import ArchivedSource
 from prefect_executions.workbench.beside import Beside, documents_beside
 from prefect_executions.workbench.local_copy import LocalCopy
 from prefect_executions.workbench.lookup import find
+from prefect_executions.workbench.recorded import Links, RecordedExecution
 from prefect_executions.workbench.stored_outputs import (
     StoredOutput,
     checked_blocks,
@@ -60,23 +62,53 @@ class StorageState(NamedTuple):
     archive: ArchiveState
 
 
-class Links(NamedTuple):
-    """The links between an execution and others in the ledger."""
-
-    named_by: tuple[Relation, ...] = ()
-    """Executions that name this one as their parent, or as the execution they run again."""
-    made_from: tuple[FileEdge, ...] = ()
-    """Outputs of other executions that are inputs of this one."""
-    used_by: tuple[FileEdge, ...] = ()
-    """Outputs of this execution that are inputs of others."""
-
-
 class Catalog:
     """Reads executions from a workbench, its archive and its ledger."""
 
     def __init__(self, workbench: Workbench) -> None:
         self.workbench = workbench
         self._index: ColumnIndex | None = None
+        self._scratch: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections to the ledger, and remove downloaded files; a later call opens them again."""
+        with suppress(LedgerError):  # it could not be opened
+            self.workbench.ledger.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    @property
+    def scratch(self) -> Path:
+        """A temporary folder for downloaded files; `close` removes it."""
+        if self._scratch is None:
+            self._scratch = TemporaryDirectory(prefix="executions-")
+        return Path(self._scratch.name)
+
+    def get(self, prefix: str) -> RecordedExecution:
+        """Return the execution whose id begins with *prefix*.
+
+        Raises:
+            NotFoundError: If no id matches.
+            AmbiguousIdError: If several ids match; the error lists them.
+        """
+        return RecordedExecution(self, self.find(prefix))
+
+    def methods(self) -> tuple[MethodRow, ...]:
+        """Return every version of every Method that has executions."""
+        return self.workbench.ledger.methods()
+
+    def output_versions(self, method: str, name: str) -> tuple[str, ...]:
+        """Return the first 32 digits of each distinct digest of an output of a Method; version 1 is the first."""
+        from prefect_executions.workbench import results  # noqa: PLC0415  imports NumPy, as below
+
+        return results.output_versions(self._open_index(), method, name)
 
     def find(self, prefix: str) -> str:
         """Return the full id that begins with *prefix* (see `lookup.find`).
@@ -194,6 +226,25 @@ class Catalog:
             NotFoundError: If there is no such output, or its archive level left it out and it is not here.
         """
         return self._open(execution_id, self.output(execution_id, name).path)
+
+    def open(self, execution_id: str, path: str) -> BinaryIO:
+        """Open any file by its path in the bundle; the digest is not checked.
+
+        Raises:
+            NotFoundError: If it is missing; the message says whether it will be written later.
+        """
+        return self._open(execution_id, path)
+
+    def local_file(self, execution_id: str, path: str) -> Path | None:
+        """Return the file on this workbench, if it is there and a sealed one is unchanged."""
+        bundle = self._local(execution_id)
+        if bundle is None:
+            return None
+        if bundle.sealed:
+            return bundle.folder / path if LocalCopy(bundle).is_intact(path) else None
+        with suppress(OSError), _open_plain(bundle.folder / path):
+            return bundle.folder / path
+        return None
 
     def blocks(self, execution_id: str, name: str) -> Iterator[bytes]:
         """Yield an output in blocks and check the recorded digest, if any, after the last one.

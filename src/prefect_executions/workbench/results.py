@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefect_executions.bundles.layout import OUTPUTS
 from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.ledger.index.index import ColumnIndex
 from prefect_executions.ledger.index.keys import SortKey
@@ -19,8 +20,9 @@ from prefect_executions.ledger.index.search import MOST_VALUES, Cell, Found, Fou
 from prefect_executions.ledger.index.summaries import Facet, Group
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.query.canonical import canonical, canonical_target
+from prefect_executions.query.literals import Text
 from prefect_executions.query.parser import parse, parse_target
-from prefect_executions.query.tree import QueryTree, Target, resolve
+from prefect_executions.query.tree import Condition, FieldTarget, Operator, QueryTree, Target, resolve
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -177,6 +179,12 @@ def open_index(ledger: Ledger, folder: Path) -> ColumnIndex:
     if ledger.file is not None:
         return ColumnIndex(ledger, ledger.file.with_name(f"{ledger.file.name}.index"))
     return ColumnIndex(ledger, folder)  # that of another ledger has a stale mark, and is built again
+
+
+def output_versions(index: ColumnIndex, method: str, name: str) -> tuple[str, ...]:
+    """Return the first 32 digits of each distinct digest of the output *name* of a Method, the oldest first."""
+    of_method = Condition(FieldTarget("method"), Operator.EQUAL, (Text((method,)),))
+    return search(index.snapshot(), of_method, index.ledger.related).digests(f"{OUTPUTS}/{name}")
 
 
 def find_results(

@@ -15,6 +15,7 @@ import numpy as np
 
 from prefect_executions.errors import RequestError
 from prefect_executions.ledger.index.access import Value, exact_number, field_columns, layered_value, value_layers
+from prefect_executions.ledger.index.build import part_key
 from prefect_executions.ledger.index.index import IndexSnapshot
 from prefect_executions.ledger.index.keys import SortKey, key_reader, rank_text, rank_value
 from prefect_executions.ledger.index.masks import RelatedIds, mask_of
@@ -136,6 +137,15 @@ class Found:
         """Return the distribution of the numbers of *target*."""
         return histogram(self.matched, target, bins)
 
+    def digests(self, path: str) -> tuple[str, ...]:
+        """Return the first 32 digits of each distinct digest of the output *path*, in the order of their executions."""
+        first: list[tuple[int, str, str]] = []
+        for part in self.matched:
+            for row, digest in _first_digests(part, path):
+                time = int(part.segment.columns[FIRST_KNOWN].data[row])
+                first.append((time, part.segment.id(row), digest))
+        return tuple(dict.fromkeys(digest for _, _, digest in sorted(first)))
+
     def names(self, prefix: str = "", *, most: int = MOST_VALUES) -> tuple[NameCount, ...]:
         """Return the names of params, metrics and inputs that begin with *prefix*, ignoring case, by frequency."""
         counts: Counter[tuple[ValueSource, str]] = Counter()
@@ -244,6 +254,24 @@ def _decoded(value: Any) -> Value | None:
     if isinstance(value, bool | str | None):
         return value
     raise TypeError(value)
+
+
+def _first_digests(part: Matched, path: str) -> list[tuple[int, str]]:
+    """Return the distinct digests of the output *path* with the first row of each."""
+    columns = (part.segment.columns.get(part_key("outputs", name)) for name in ("path", "high", "low"))
+    paths, high, low = columns
+    if paths is None or high is None or low is None or paths.rows is None:
+        return []
+    code = paths.texts.position(path)
+    if code == len(paths.texts) or paths.texts[code] != path:
+        return []
+    entries = np.flatnonzero(paths.data == code + 1)  # the columns of a table have their entries in one order
+    if part.mask is not None:
+        entries = entries[part.mask.take(paths.rows.take(entries))]
+    halves = np.stack((high.data.take(entries), low.data.take(entries)))
+    distinct, index = np.unique(halves, axis=1, return_index=True)
+    rows = paths.rows.take(entries.take(index)).tolist()
+    return [(row, f"{one:016x}{two:016x}") for row, one, two in zip(rows, *distinct.tolist(), strict=True)]
 
 
 def _having(part: Matched, target: ValueTarget) -> int:
