@@ -80,6 +80,7 @@ def test_a_row_has_the_python_and_the_gpu_of_the_instance(ledger):
     row = ledger.get(EXECUTION_ID)
     assert row.python_version == instance.python.version
     assert (row.gpu, row.gpu_driver, row.cuda_version) == ("NVIDIA H200", "570.86.15", "12.8")
+    assert (row.cpu, row.memory) == (timedelta(seconds=4.25), 123_456_789)
 
 
 def test_a_record_without_repository_and_gpu_has_empty_columns(ledger):

@@ -120,7 +120,7 @@ def test_an_old_ledger_is_migrated_and_keeps_its_rows(url, revision, tmp_path):
     with Ledger.open(url) as ledger, Ledger.open(f"sqlite:///{tmp_path / 'rebuilt.db'}") as rebuilt:
         record_old(rebuilt)
         migrated, fresh = ledger.dump(), rebuilt.dump()
-        unknown = ["python_version", "gpu", "gpu_driver", "cuda_version"]  # only in the bundle
+        unknown = ["python_version", "gpu", "gpu_driver", "cuda_version", "cpu", "memory"]  # only in the bundle
         unknown += ["imported", "origin"] if revision == "0001" else []
         for row in fresh["executions"]:
             row.update(dict.fromkeys(unknown))

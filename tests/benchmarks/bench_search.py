@@ -144,6 +144,8 @@ def entry(number: int, one: dict[str, Any], method: MethodEntry, commit: str, ra
         gpu=None,
         gpu_driver=None,
         cuda_version=None,
+        cpu=None,
+        memory=None,
         code_sha256=sha256(commit.encode()).hexdigest(),
         message=MESSAGES[number % 5] if status is Status.FAILED else None,
         progress=100,

@@ -22,6 +22,7 @@ from prefect_executions.cli.run import run
 from prefect_executions.cli.search import search
 from prefect_executions.cli.server import server
 from prefect_executions.cli.show import logs, outputs, prov, show
+from prefect_executions.cli.stats import stats
 from prefect_executions.cli.transfer import export, import_executions, share, shares
 from prefect_executions.cli.verify import audit, keys, ledger, settle, verify
 from prefect_executions.cli.watch import watch
@@ -43,6 +44,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
     "Look at executions": {
         "list": list_executions,
         "search": search,
+        "stats": stats,
         "show": show,
         "outputs": outputs,
         "logs": logs,

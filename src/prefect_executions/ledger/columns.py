@@ -94,6 +94,8 @@ EXECUTIONS = (
     ColumnSpec("gpu"),
     ColumnSpec("gpu_driver"),
     ColumnSpec("cuda_version"),
+    ColumnSpec("cpu", ColumnType.DURATION),
+    ColumnSpec("memory", ColumnType.INTEGER),
     ColumnSpec("message"),
     ColumnSpec("progress", ColumnType.SMALL),
     ColumnSpec("partial", ColumnType.TRUTH),

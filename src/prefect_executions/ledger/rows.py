@@ -72,6 +72,10 @@ class Row:
     """The name of the first visible GPU."""
     gpu_driver: str | None
     cuda_version: str | None
+    cpu: timedelta | None
+    """The CPU time of all attempts."""
+    memory: int | None
+    """The largest amount of memory, in bytes."""
     message: str | None
     progress: int | None
     partial: bool | None
@@ -286,7 +290,7 @@ def _row(
     job_status, request, infrastructure = record.job_status, record.request, record.infrastructure
     code, instance = record.method.code, record.instance
     repository = (code.repository if code else None) or Repository()
-    gpu = instance.gpus[0] if instance.gpus else None
+    gpu, usage = instance.gpus[0] if instance.gpus else None, instance.usage
     times = dict(_first_times(job_status))
     started, finished = job_status.started, job_status.finished
     return Row(
@@ -323,6 +327,8 @@ def _row(
         gpu=_text(gpu.name) if gpu else None,
         gpu_driver=_text(gpu.driver) if gpu else None,
         cuda_version=_text(gpu.cuda) if gpu else None,
+        cpu=_seconds(usage.cpu_seconds) if usage else None,
+        memory=_int64(usage.peak_memory) if usage and usage.peak_memory is not None else None,
         message=_text(job_status.message),
         progress=job_status.progress,
         partial=job_status.partial,
@@ -370,6 +376,14 @@ def _history(entry: StatusEntry) -> Columns:
 
 def _text(text: str | None) -> str | None:
     return None if text is None else clean(text)
+
+
+_MOST_SECONDS = 2**63 / 1e6 / 2
+
+
+def _seconds(seconds: float | None) -> timedelta | None:
+    """Return a duration; None for NaN, and for one that the column cannot hold."""
+    return timedelta(seconds=seconds) if seconds is not None and 0 <= seconds < _MOST_SECONDS else None
 
 
 def _int64(number: int) -> int | None:

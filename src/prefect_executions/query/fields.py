@@ -203,6 +203,8 @@ FIELDS: tuple[QueryField, ...] = (
     QueryField("python", Kind.VERSION, "The version of Python.", "python:3.11"),
     QueryField("driver", Kind.VERSION, "The version of the GPU's driver.", "driver>=550"),
     QueryField("cuda", Kind.VERSION, "The version of CUDA.", "cuda:12"),
+    QueryField("cpu", Kind.DURATION, "The CPU time of all attempts.", "cpu>1h", aliases=("cpu_time",)),
+    QueryField("memory", Kind.SIZE, "The largest amount of memory that was used.", "memory>1.5GB"),
     QueryField(
         "input",
         Kind.FILE,

@@ -17,7 +17,8 @@ from prefect_executions.errors import NotAvailableError, RequestError
 from prefect_executions.ledger.index.index import ColumnIndex
 from prefect_executions.ledger.index.keys import SortKey
 from prefect_executions.ledger.index.search import MOST_VALUES, Cell, Found, FoundPage, search
-from prefect_executions.ledger.index.summaries import Facet, Group
+from prefect_executions.ledger.index.statistics import Period, Statistics
+from prefect_executions.ledger.index.summaries import BINS, Facet, Group, Histogram
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.query.canonical import canonical, canonical_target
 from prefect_executions.query.literals import Text
@@ -116,6 +117,28 @@ class SearchResults:
         measured = {name: parse_target(name) for name in aggregate}
         found = self._found.groups(targets, tuple(measured.values()))
         return Groups(by=tuple(map(canonical_target, targets)), measured=measured, groups=found)
+
+    def histogram(self, name: str, bins: int = BINS) -> Histogram:
+        """Return the distribution of the numbers of *name* in *bins* of equal width; times are seconds since 1970.
+
+        Raises:
+            QueryError: If the name cannot be read.
+        """
+        return self._found.histogram(parse_target(name), bins)
+
+    def statistics(self, *by: str, per: str | None = None) -> tuple[Statistics, ...]:
+        """Return success, failures by reason, durations, waits, throughput and resources of the executions found.
+
+        They are those of all of them, or of groups of equal values of *by*, or of each
+        *per* ``"hour"`` or ``"day"`` in which they ended.
+
+        Raises:
+            QueryError: If a name cannot be read.
+            RequestError: If *per* is something else, or there are too many groups.
+        """
+        if per is not None and per not in set(Period):
+            raise RequestError(f"a period is {' or '.join(Period)}, not '{per}'")
+        return self._found.statistics([parse_target(name) for name in by], Period(per) if per else None)
 
     def to_dicts(self) -> list[dict[str, Cell]]:
         """Return the rows as a list of dictionaries."""

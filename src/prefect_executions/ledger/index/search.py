@@ -21,6 +21,7 @@ from prefect_executions.ledger.index.keys import SortKey, key_reader, rank_text,
 from prefect_executions.ledger.index.masks import RelatedIds, mask_of
 from prefect_executions.ledger.index.order import after, first_rows, newest
 from prefect_executions.ledger.index.segment import FIRST_KNOWN, Segment
+from prefect_executions.ledger.index.statistics import Period, Statistics, statistics
 from prefect_executions.ledger.index.summaries import (
     BINS,
     Facet,
@@ -136,6 +137,14 @@ class Found:
     def histogram(self, target: Target, bins: int = BINS) -> Histogram:
         """Return the distribution of the numbers of *target*."""
         return histogram(self.matched, target, bins)
+
+    def statistics(self, by: Sequence[Target] = (), per: Period | None = None) -> tuple[Statistics, ...]:
+        """Return rates, durations, waits, throughput and resources of the results, by *by* and by period of their end.
+
+        Raises:
+            RequestError: If there are too many groups.
+        """
+        return statistics(self.matched, by, per)
 
     def digests(self, path: str) -> tuple[str, ...]:
         """Return the first 32 digits of each distinct digest of the output *path*, in the order of their executions."""

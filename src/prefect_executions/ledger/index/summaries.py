@@ -7,7 +7,7 @@ counts, means and squared deviations are merged (Chan, Golub and LeVeque, 1979).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, nan, sqrt
 from typing import Any, NamedTuple
@@ -180,7 +180,7 @@ def numbers_of(segment: Segment, rows: Array, target: Target) -> Array:
     if isinstance(target, FieldTarget):
         for column in field_columns(segment, target.name)[:1]:
             if column.kind is not ColumnKind.TEXT:
-                scale = 1 if target.name in {"attempt", "progress", "size"} else _SECONDS
+                scale = 1 if target.name in {"attempt", "progress", "size", "memory"} else _SECONDS
                 places, data = _decoded(column, rows)
                 numbers[places] = data * scale
         return numbers
@@ -294,40 +294,69 @@ def _counted_entries(part: Matched, column: SegmentColumn) -> Iterator[tuple[Val
         yield None, missing
 
 
-def _grouped(
-    part: Matched, targets: Sequence[Target], aggregates: Sequence[Target]
-) -> Iterator[tuple[tuple[Value | None, ...], Group]]:
+class GroupedRows(NamedTuple):
+    """The rows that a query matches, in groups; a row with several tags has several places."""
+
+    rows: Array
+    """The rows, ascending."""
+    places: Array
+    """Where in `rows` each place is."""
+    member: Array
+    """The group of each place, as an index of `values`."""
+    values: tuple[tuple[Value | None, ...], ...]
+
+    @property
+    def key(self) -> tuple[tuple[tuple[int, Any], ...], ...]:
+        """What identifies each group in every segment."""
+        return tuple(tuple(map(rank_value, values)) for values in self.values)
+
+
+def grouped_rows(part: Matched, targets: Sequence[Target]) -> GroupedRows:
+    """Return the rows of *part* in groups of equal values of *targets*."""
     rows = part.rows()
-    if not len(rows):
-        return
     places, coded = _expanded(part.segment, rows, targets)
     member = np.zeros(len(places), np.int64)
     for one in coded:
         member = member * (one.size + 1) + one.codes
         if one.size > len(places):
             member = np.unique(member, return_inverse=True)[1]
-    chosen, first, member, counts = np.unique(member, return_index=True, return_inverse=True, return_counts=True)
-    status = _coded(part.segment, rows, FieldTarget("status"))
-    ends = {}
-    for end in (Status.COMPLETED, Status.FAILED):
-        codes = [code for code in range(1, status.size + 1) if status.value(code) == end]
-        ends[end] = np.bincount(member[np.isin(status.codes.take(places), codes)], minlength=len(chosen))
+    chosen, first, member = np.unique(member, return_index=True, return_inverse=True)
+    values = tuple(
+        tuple(one.value(code) if (code := int(one.codes[first[number]])) else None for one in coded)
+        for number in range(len(chosen))
+    )
+    return GroupedRows(rows, places, member, values)
+
+
+def codes_of(segment: Segment, rows: Array, name: str, codes: Mapping[str, int]) -> Array:
+    """Return the code of the word that each of *rows* has in the field *name*: -1 if it has none or another."""
+    coded = _coded(segment, rows, FieldTarget(name))
+    table = [codes.get(str(coded.value(code)), -1) for code in range(1, coded.size + 1)]
+    return np.array([-1, *table], np.int64).take(coded.codes)
+
+
+def _grouped(
+    part: Matched, targets: Sequence[Target], aggregates: Sequence[Target]
+) -> Iterator[tuple[tuple[Value | None, ...], Group]]:
+    rows, places, member, values = grouped_rows(part, targets)
+    if not len(rows):
+        return
+    counts = np.bincount(member, minlength=len(values))
+    status = codes_of(part.segment, rows, "status", {Status.COMPLETED: 0, Status.FAILED: 1}).take(places)
+    completed, failed = (np.bincount(member[status == end], minlength=len(values)) for end in (0, 1))
     measured = {
-        target: _measured(part.segment, rows, target, places=places, member=member, count=len(chosen))
+        target: _measured(part.segment, rows, target, places=places, member=member, count=len(values))
         for target in aggregates
     }
-    for number in range(len(chosen)):
-        values = tuple(one.value(code) if (code := int(one.codes[first[number]])) else None for one in coded)
-        yield (
-            values,
-            Group(
-                values=values,
-                executions=int(counts[number]),
-                completed=int(ends[Status.COMPLETED][number]),
-                failed=int(ends[Status.FAILED][number]),
-                measures={target: measures[number] for target, measures in measured.items()},
-            ),
+    for number, own in enumerate(values):
+        group = Group(
+            values=own,
+            executions=int(counts[number]),
+            completed=int(completed[number]),
+            failed=int(failed[number]),
+            measures={target: measures[number] for target, measures in measured.items()},
         )
+        yield own, group
 
 
 def _expanded(segment: Segment, rows: Array, targets: Sequence[Target]) -> tuple[Array, list[_Codes]]:
