@@ -1251,7 +1251,7 @@ def test_an_interrupted_run_is_sealed(prefect_server, home, flow):
     assert b"Interrupted. The record of" in errors
     assert b"is sealed as" in errors
     (row,) = json.loads(executed(["list", "--json"], home).stdout)["executions"]
-    assert (row["status"], row["reason"]) == ("FAILED", "crashed")
+    assert (row["status"], row["reason"]) == ("CANCELLED", None)
 
 
 @pytest.mark.parametrize(

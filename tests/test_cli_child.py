@@ -96,6 +96,27 @@ def test_a_signal_to_the_command_alone_reaches_the_child(number):
         assert made.wait(60) == 7
 
 
+INTERRUPTED = """
+    from prefect_executions.cli.child import was_interrupted
+    try:
+        print("ready", flush=True)
+        {work}
+    except KeyboardInterrupt:
+        print(was_interrupted(), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("work", "noted"), [("time.sleep(600)", True), ("raise KeyboardInterrupt", False)])
+def test_only_a_signal_to_the_command_is_an_interruption_by_its_user(work, noted):
+    with parent(INTERRUPTED.replace("{work}", work).strip()) as made:
+        while made.stdout.readline() != "ready\n":
+            pass
+        if noted:
+            made.send_signal(signal.SIGINT)
+        assert made.stdout.read() == f"{noted}\n"
+        assert made.wait(60) == 7
+
+
 def test_a_signal_that_ends_both_is_an_interruption():
     with parent("time.sleep(600)") as made:
         child = made.stdout.readline().split()[1]

@@ -41,6 +41,7 @@ pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(900
 LONGEST = 300.0
 COMMAND = str(Path(sys.executable).with_name("executions"))
 WAITING = """
+import asyncio
 import multiprocessing
 import subprocess
 import time
@@ -58,6 +59,18 @@ def waits() -> None:
     execution.output("half.txt").write_text("half")
     print("now waiting", flush=True)
     time.sleep(300)
+
+
+@method(version="1")
+async def waits_async() -> None:
+    print("now waiting", flush=True)
+    await asyncio.sleep(300)
+
+
+@method(version="1")
+def calls() -> None:
+    print("now waiting", flush=True)
+    waits()
 """
 
 
@@ -88,10 +101,10 @@ def running(home: Path, tmp_path: Path) -> Iterator[Callable[..., tuple[subproce
     made: list[subprocess.Popen[bytes]] = []
     bundles = Bundles(home)
 
-    def run(*words: str) -> tuple[subprocess.Popen[bytes], ExecutionRecord]:
+    def run(*words: str, function: str = "waits") -> tuple[subprocess.Popen[bytes], ExecutionRecord]:
         known = set(bundles.folders())
         with (tmp_path / "log").open("ab") as log:
-            command = [*words, COMMAND, "run", "waiting.py:waits", "--json"]
+            command = [*words, COMMAND, "run", f"waiting.py:{function}", "--json"]
             made.append(subprocess.Popen(command, cwd=tmp_path, stdout=log))
 
         def waits() -> Path | None:
@@ -147,15 +160,41 @@ def test_a_run_in_another_process_is_cancelled_with_all_its_children(running, cl
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_is_interrupted_prints_its_result(running, bundles, tmp_path, number):
+def test_a_run_that_is_terminated_prints_its_result(running, bundles, tmp_path):
     process, record = running()
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGTERM)
 
     assert process.wait(60) == exit_codes.INTERRUPTED
     printed = json.loads((tmp_path / "log").read_text())
     assert (printed["id"], printed["status"], printed["reason"]) == (record.id, "FAILED", "crashed")
     assert bundles.failed_checks() == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("function", ["waits", "waits_async", "calls"])
+def test_a_run_that_its_user_interrupts_is_cancelled(running, bundles, monkeypatch, tmp_path, function):
+    monkeypatch.setenv("EXECUTIONS_AGENT", "ada")
+    process, record = running(function=function)
+    os.kill(process.pid, signal.SIGINT)
+
+    assert process.wait(60) == exit_codes.INTERRUPTED
+    assert json.loads((tmp_path / "log").read_text())["status"] == "CANCELLED"
+    records = [bundles.record(folder) for folder in bundles.folders()]
+    assert {(each.status, each.job_status.message) for each in records} == {(Status.CANCELLED, "interrupted by ada")}
+    assert {prefects_state(each) for each in records} == {StateType.CANCELLED}
+    assert record.id in {each.id for each in records}
+    assert bundles.failed_checks() == []
+
+
+@pytest.mark.long
+def test_a_keyboard_interrupt_of_the_method_itself_is_no_request_to_cancel(cli, bundles, tmp_path):
+    (tmp_path / "raises.py").write_text(
+        "from prefect_executions import method\n\n@method(version='1')\ndef m():\n    raise KeyboardInterrupt\n"
+    )
+    done = subprocess.run([COMMAND, "run", "raises.py:m"], cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == exit_codes.INTERRUPTED
+    record = bundles.record()
+    assert (record.status, record.job_status.reason) == (Status.FAILED, Reason.CRASHED)
 
 
 @pytest.mark.long

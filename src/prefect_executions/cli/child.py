@@ -4,7 +4,8 @@ The parent does nothing but wait. It imports Prefect only if the child dies with
 is a fork, made before Prefect is imported, so a run starts as fast as in one process.
 
 - Ctrl-C and Ctrl-Z reach both processes, because they share the terminal; a signal to the parent alone is
-  passed on to the child. The child's exit code is that of the command.
+  passed on to the child. The child's exit code is that of the command. The parent notes SIGINT in shared memory,
+  so that the child can distinguish it from a KeyboardInterrupt of the Method (`was_interrupted`).
 - If the parent is killed, the kernel kills the child (prctl(2), PR_SET_PDEATHSIG).
 
 Only Linux tells the parent whether a signal came from the terminal; elsewhere, and in a process that has threads
@@ -13,10 +14,12 @@ or has imported Prefect, there is no child.
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,6 +31,11 @@ from prefect_executions.cli.exit_codes import INTERRUPTED
 _PASSED_ON = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
 _SI_KERNEL = 0x80  # siginfo.h: sent by the kernel, as for Ctrl-C
 _PR_SET_PDEATHSIG = 1  # prctl.h
+_NOTE_SECONDS = 1.0
+"""How long the parent may take to note a signal that this process has received as well."""
+
+_sigint_noted: mmap.mmap | None = None
+"""In a child: one byte that the parent sets when it receives SIGINT."""
 
 
 class DeadChild(NamedTuple):
@@ -48,6 +56,7 @@ def run_in_child(work: Callable[[], int], on_death: Callable[[DeadChild], int]) 
     sys.stdout.flush()
     sys.stderr.flush()
     read, write = os.pipe()
+    noted = mmap.mmap(-1, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the end of a child is not reported to a process that ignores it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_PASSED_ON, signal.SIGCHLD})
     parent, oom_kills = os.getpid(), _oom_kills()
@@ -56,9 +65,9 @@ def run_in_child(work: Callable[[], int], on_death: Callable[[DeadChild], int]) 
         os.close(read)
         _die_with(parent)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return _work(work, write)
+        return _work(work, write, noted)
     os.close(write)
-    status, received = _wait(child)
+    status, received = _wait(child, noted)
     at = datetime.now(UTC)
     result = _read_result(read)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -71,9 +80,23 @@ def run_in_child(work: Callable[[], int], on_death: Callable[[DeadChild], int]) 
     return int(result) if result.isdigit() else code  # it died as it ended, after it had shown its result
 
 
-def _work(work: Callable[[], int], pipe: int) -> int:
+def was_interrupted() -> bool:
+    """Whether the command of this child received SIGINT, as by Ctrl-C; call it after a KeyboardInterrupt."""
+    until = time.monotonic() + _NOTE_SECONDS
+    while _sigint_noted is not None:
+        if _sigint_noted[0]:
+            return True
+        if time.monotonic() >= until:
+            break
+        time.sleep(_NOTE_SECONDS / 100)
+    return False
+
+
+def _work(work: Callable[[], int], pipe: int, noted: mmap.mmap) -> int:
     from prefect_executions.capture.processes import this_fork_is_alone  # noqa: PLC0415 - start-up time of the CLI
 
+    global _sigint_noted  # noqa: PLW0603 - a process has one parent
+    _sigint_noted = noted
     this_fork_is_alone()
     result = "raised"
     try:
@@ -97,13 +120,14 @@ def _read_result(pipe: int) -> str:
         os.close(pipe)
 
 
-def _wait(child: int) -> tuple[int, set[int]]:
+def _wait(child: int, noted: mmap.mmap) -> tuple[int, set[int]]:
     """Wait for the end of *child* and pass signals on to it; return its status and these signals."""
     received: set[int] = set()
     while True:
         info = signal.sigwaitinfo({*_PASSED_ON, signal.SIGCHLD})
         if info.si_signo != signal.SIGCHLD:
             received.add(info.si_signo)
+            noted[0] |= info.si_signo == signal.SIGINT
             if info.si_code != _SI_KERNEL:
                 with suppress(ProcessLookupError):
                     os.kill(child, info.si_signo)

@@ -25,7 +25,7 @@ from prefect_executions.cli.arguments import (
     open_workbench,
     set_defaults,
 )
-from prefect_executions.cli.child import DeadChild, run_in_child
+from prefect_executions.cli.child import DeadChild, run_in_child, was_interrupted
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import (
     format_end,
@@ -168,11 +168,19 @@ def _run(
         waits.begin("The outputs are recorded. Waiting for {} to end the run …")
 
     waits.begin("Waiting for {} to start the run …")
+    interruption = partial(_interruption, settings)
     ended = partial(waits.begin, "The Method has ended. Recording its outputs and what {} knows …")
     try:
-        return flow, run_method(flow, parameters, Invocation(opened, ended, gathered, image), tags=tags)
+        return flow, run_method(flow, parameters, Invocation(opened, ended, gathered, interruption, image), tags=tags)
     finally:
         waits.end()
+
+
+def _interruption(settings: Settings) -> str | None:
+    # Start-up time of the CLI.
+    from prefect_executions.capture.host import this_user  # noqa: PLC0415
+
+    return f"interrupted by {settings.agent or this_user()}" if was_interrupted() else None
 
 
 def _server_runs(settings: Settings) -> bool:
@@ -207,8 +215,8 @@ def _show(flow: MethodFlow[Any, Any], ran: Ran, settings: Settings, *, quiet: bo
         return show_unrecorded(flow, ran, as_json=as_json)
     catalog = open_catalog(settings)
     record, storage = catalog.record(ran.execution_id), catalog.storage_state(ran.execution_id)
-    # A cancelled execution is also interrupted, but has its own status.
-    interrupted = ran.interrupted and record.status is not Status.CANCELLED
+    # An execution that another process cancelled is also interrupted, but has its own status.
+    interrupted = ran.interrupted and (record.status is not Status.CANCELLED or was_interrupted())
     _show_record(record, storage, ran.error, quiet=quiet, as_json=as_json)
     if interrupted and not as_json:
         sealed = f"sealed as {record.status}" if storage.sealed else "not sealed yet. Next: executions settle --once"

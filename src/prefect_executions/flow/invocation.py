@@ -27,6 +27,8 @@ class Invocation(NamedTuple):
     """Called when the Method's code has ended and its logs are closed, for each attempt."""
     on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None
     """Called when the outputs are gathered, before the bundle is sealed, with the exception that the Method raised."""
+    interruption: Callable[[], str | None] = lambda: None
+    """Called after a KeyboardInterrupt; returns who interrupted the run, or None if the Method itself raised it."""
     image: ExactImage | None = None
     """The image in which the Method's scripts run, whatever the settings say."""
 
@@ -49,6 +51,12 @@ def current_invocation() -> Invocation:
     """Return the invocation of the Method that is being called; an empty one if another Method calls it."""
     invocation = _invocation.get()
     return invocation if invocation is not None and current_id() is None else _NO_INVOCATION
+
+
+def interruption() -> str | None:
+    """Return who interrupted this run or the Method that called it; call it after a KeyboardInterrupt."""
+    invocation = _invocation.get()
+    return invocation.interruption() if invocation is not None else None
 
 
 def owns_process(run: FlowRun) -> bool:

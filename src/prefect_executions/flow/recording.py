@@ -61,7 +61,7 @@ from prefect_executions.flow.outcome import attempt_failed, mask_error, merge_us
 from prefect_executions.flow.prefect_facts import with_prefect_facts
 from prefect_executions.flow.recorded_code import with_late_code, with_undeclared_files
 from prefect_executions.flow.returned import returned_value
-from prefect_executions.flow.unhooked import NO_STATE, for_prefect, seal_aborted
+from prefect_executions.flow.unhooked import NO_STATE, for_prefect, report_interruption, seal_aborted
 from prefect_executions.lifecycle.history import JobStatus, advance
 from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.methods.model import REQUIREMENTS
@@ -416,6 +416,7 @@ def finish(attempt: Attempt, running: RunningAttempt | None, error: BaseExceptio
     *running* is None if the author's code did not begin. Prefect's hook seals the bundle afterwards.
     """
     call, record = attempt.call, attempt.record
+    report_interruption(call, error)
     if running:
         with call.never_losing("recording the modules that were loaded late"):
             _write_late_code(attempt)
@@ -444,10 +445,8 @@ def finish(attempt: Attempt, running: RunningAttempt | None, error: BaseExceptio
 
 
 def _instance(attempt: Attempt, running: RunningAttempt | None) -> Instance:
-    instance = attempt.record.instance
-    if running is None or not running.script_runs:
-        return instance
-    return instance.model_copy(update={"runs": (*(instance.runs or ()), *running.script_runs)})
+    instance, runs = attempt.record.instance, running.script_runs if running else []
+    return instance.model_copy(update={"runs": (*(instance.runs or ()), *runs)}) if runs else instance
 
 
 def _with_end(call: Call, job_status: JobStatus, error: BaseException | None, ended: Mapping[str, Any]) -> JobStatus:
@@ -461,7 +460,7 @@ def _with_end(call: Call, job_status: JobStatus, error: BaseException | None, en
 def _write_late_code(attempt: Attempt) -> None:
     """Add the modules that the author's code loaded to the record; the opening record stays as it was."""
     call, bundle = attempt.call, attempt.bundle
-    origins = (urlsplit(file.origin) for file in attempt.record.request.files)
+    origins = map(urlsplit, (file.origin for file in attempt.record.request.files))
     inputs = [unquote(origin.path) for origin in origins if origin.scheme == "file"]
     undeclared = undeclared_files(call, attempt.record)
     method, code = with_late_code(

@@ -7,6 +7,7 @@ returns `Cancelled()`. After `GeneratorExit` or `Abort` from the author's code i
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from prefect.futures import PrefectFuture
 from prefect_executions import background
 from prefect_executions.flow.call import Call
 from prefect_executions.flow.hooks import seal_in_state
+from prefect_executions.flow.invocation import interruption
 from prefect_executions.flow.outcome import sendable_state
 from prefect_executions.prefect_api import flow_runs
 
@@ -39,6 +41,15 @@ def for_prefect(call: Call, returned: Any) -> Any:
     with call.never_losing("preparing the returned state"):
         return sendable_state(returned, call.mask)
     return returned
+
+
+def report_interruption(call: Call, error: BaseException | None) -> None:
+    """Ask Prefect to cancel the run if its user interrupted it, before Prefect makes it Crashed; never raises."""
+    if isinstance(error, KeyboardInterrupt | CancelledError):
+        with call.never_losing("reporting the interruption"):
+            message = interruption()
+            if message is not None:
+                flow_runs.cancel(call.run.id, message)
 
 
 def _seal_returned_cancel(call: Call, returned: object) -> None:
