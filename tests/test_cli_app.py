@@ -427,7 +427,7 @@ def test_a_page_ends_with_the_complete_command_for_the_next_page(home, capsys):
     kept(bench_at(home), OTHER_ID)
     main(["list", "--status", "completed", "--status", "failed", "--since", "2026-09-01 00:00", "--limit", "1"])
     page, hint = capsys.readouterr()
-    main(shlex.split(hint.partition("There are more: executions ")[2]))
+    main(shlex.split(hint.partition("There are more:\nexecutions ")[2]))
     assert {line.split("\t")[0] for line in (page + capsys.readouterr().out).splitlines()} == {EXECUTION_ID, OTHER_ID}
 
 
@@ -467,7 +467,7 @@ def test_show_prints_every_file_of_a_list(executions, home):
     ]
 
 
-def test_show_reports_a_dead_process_and_the_last_progress(executions, home):
+def test_show_and_list_report_a_dead_process_and_show_the_last_progress(executions, home, capsys):
     job_status = a_job_status(Status.EXECUTING)
     for percent in (60, 70):
         job_status = add_entry(
@@ -477,6 +477,10 @@ def test_show_reports_a_dead_process_and_the_last_progress(executions, home):
     where = an_instance(hostname="vm", pid=process.pid, process=process)
     bundle = begun(bench, record_of(job_status=job_status, instance=where))
     bench.leases.release(EXECUTION_ID)
+    main(["list", "--status", "executing"])
+    assert (
+        f"Not sealed, and the process is gone: {EXECUTION_ID[:8]}\nNext: executions settle" in capsys.readouterr().err
+    )
     shown = executions("show", EXECUTION_ID)
     assert f"process\t{process.pid} on vm is gone; 'executions settle --once' seals" in shown
     assert [line.rsplit("\t", 1)[1] for line in shown.splitlines() if "progress 5" in line or "progress 7" in line] == [
@@ -487,6 +491,8 @@ def test_show_reports_a_dead_process_and_the_last_progress(executions, home):
     paused = add_entry(job_status, EntryKind.PAUSED, job_status.updated, observer=Observer.PREFECT)
     bundle.write_document(paused)  # it has left its process on purpose
     assert "is gone" not in executions("show", EXECUTION_ID)
+    main(["list"])
+    assert "is gone" not in capsys.readouterr().err
 
 
 def test_show_json_has_every_document(executions, home):

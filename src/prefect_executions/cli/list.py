@@ -35,7 +35,7 @@ from prefect_executions.cli.tables import (
     text_column,
     time_column,
 )
-from prefect_executions.errors import RequestError
+from prefect_executions.errors import ExecutionsError, RequestError
 from prefect_executions.lifecycle.status import Reason, Status
 
 if TYPE_CHECKING:
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.catalog import Catalog
 
 methods = App(name="methods", help="List and show recorded Methods.")
+
+DEFAULT_LIMIT = 50
+_MOST_NAMED = 5
+_SHORT_ID = 8
 
 _HEAD = (
     id_column(),
@@ -60,7 +64,7 @@ def list_executions(
     *executions: str,
     status: Annotated[tuple[Status, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     filters: FilterOptions = NO_FILTER,
-    limit: int = 50,
+    limit: int = DEFAULT_LIMIT,
     after: str | None = None,
     as_json: Json = False,
     as_csv: Annotated[bool, Parameter(name="--csv")] = False,
@@ -78,19 +82,38 @@ def list_executions(
     if as_json and as_csv:
         raise RequestError("--json and --csv exclude each other; give one of them")
     criteria = filters.filter(datetime.now(UTC), status)
-    page = _page(open_catalog(), executions, criteria, limit=limit, after=after)
+    catalog = open_catalog()
+    page = _page(catalog, executions, criteria, limit=limit, after=after)
     if as_json:
         show_json({"executions": page.rows, "after": page.after})
     elif as_csv:
         _show_csv(page)
     else:
         show_table(_HEAD, _cells(page))
+        _warn_of_dead(catalog, page)
     if page.after and not as_json:
-        options = {**asdict(filters), "limit": limit, "after": page.after}
+        options = {**asdict(filters), "limit": None if limit == DEFAULT_LIMIT else limit, "after": page.after}
         words = "".join(f" {shlex.quote(word)}" for word in executions)
-        warn(f"There are more: executions list{words}{_options(status, options, as_csv=as_csv)}")
+        warn(f"There are more:\nexecutions list{words}{_options(status, options, as_csv=as_csv)}")
     elif not page.rows and sys.stdout.isatty():
         say("No executions found. Next: executions run METHOD; if the ledger is lost: executions ledger rebuild")
+
+
+def _warn_of_dead(catalog: Catalog, page: Page) -> None:
+    """Name the executions of *page* that look open although their process on this machine is gone."""
+    dead = [row.id for row in page.rows if not row.status.terminal and _is_dead(catalog, row.id)]
+    if dead:
+        verb = "processes are" if len(dead) > 1 else "process is"
+        more = f" and {len(dead) - _MOST_NAMED} more" if len(dead) > _MOST_NAMED else ""
+        ids = ", ".join(each[:_SHORT_ID] for each in dead[:_MOST_NAMED])
+        warn(f"Not sealed, and the {verb} gone: {ids}{more}\nNext: executions settle --once")
+
+
+def _is_dead(catalog: Catalog, execution_id: str) -> bool:
+    try:
+        return catalog.dead_process(execution_id) is not None
+    except ExecutionsError:  # it is damaged; settle reports it
+        return False
 
 
 def _page(catalog: Catalog, words: Sequence[str], criteria: Filter, *, limit: int, after: str | None) -> Page:

@@ -84,7 +84,7 @@ def search(
     else:
         _show(results, counted, groups)
     if results.after:
-        warn(f"There are more: add --after {results.after}")
+        warn(f"There are more; add:\n--after {results.after}")
 
 
 def _names(text: str) -> list[str]:
