@@ -6,7 +6,23 @@ from datetime import timedelta
 
 import pytest
 
-from prefect_executions.durations import parse_duration
+from prefect_executions.durations import format_seconds, parse_duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (604800, "7 days"),
+        (86400, "1 day"),
+        (43200, "12 hours"),
+        (600, "10 minutes"),
+        (90, "90 s"),
+        (0, "0 s"),
+        (0.5, "0.5 s"),
+    ],
+)
+def test_seconds_are_shown_in_the_largest_unit_of_which_they_are_a_multiple(seconds, text):
+    assert format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(

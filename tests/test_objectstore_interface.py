@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from errno import EROFS
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from prefect_executions.objectstore.interface import (
     check_key,
     honours_create_if_absent,
 )
+from prefect_executions.objectstore.local import FolderStore
 from prefect_executions.objectstore.open import open_store
 from prefect_executions.objectstore.s3 import PART, part_size
 
@@ -497,3 +499,9 @@ def test_an_archive_may_lie_behind_a_link(tmp_path):
     store = open_store((tmp_path / "archive").as_uri())
     store.put("a/b", b"x")
     assert store.get("a/b") == b"x"
+
+
+def test_a_read_only_archive_is_named_as_such(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    with pytest.raises(ArchiveError, match=r"The archive file://\S+ is read-only\. Mount"), store._translated("clock"):
+        raise OSError(EROFS, "Read-only file system")

@@ -9,6 +9,18 @@ _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhdw]?)")
 _UNITS = {"": "seconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
+_SHOWN = (("day", 86400), ("hour", 3600), ("minute", 60))
+
+
+def format_seconds(seconds: float) -> str:
+    """Return *seconds* as text for people, in the largest unit of which it is a multiple: ``7 days``, ``90 s``."""
+    for unit, size in _SHOWN:
+        number, rest = divmod(seconds, size)
+        if number and not rest:
+            return f"{number:g} {unit}{'' if number == 1 else 's'}"
+    return f"{seconds:g} s"
+
+
 def parse_duration(text: str, *, default_seconds: bool = False) -> timedelta:
     """Return the duration that *text* states; *default_seconds* accepts a number without a unit.
 

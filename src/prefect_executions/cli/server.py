@@ -8,6 +8,7 @@ from cyclopts import App
 
 from prefect_executions.cli.arguments import Json, set_defaults
 from prefect_executions.cli.output import say, show_facts, show_json, status_line
+from prefect_executions.durations import format_seconds
 from prefect_executions.settings import Settings
 
 server = App(name="server", help="Show or stop the local Prefect server that commands start.")
@@ -36,7 +37,7 @@ def status(*, as_json: Json = False) -> None:
     elif state is None:
         say("No local Prefect server runs. 'executions run' starts one if no API is configured.")
     else:
-        idle = f"{settings.server_idle.total_seconds():g} s after its last use"
+        idle = f"{format_seconds(settings.server_idle.total_seconds())} after its last use"
         show_facts(
             [
                 ("url", state.url),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefect_executions.capture.secrets import redact_url
+from prefect_executions.durations import format_seconds
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError, SettingsError
 from prefect_executions.objectstore.interface import (
     Durability,
@@ -150,7 +151,7 @@ class FilesystemStore:
 
     def presign(self, key: str, seconds: int) -> str:
         raise NotAvailableError(
-            f"{self._url}/{key} cannot be shared for {seconds} s as a presigned URL: "
+            f"{self._url}/{key} cannot be shared for {format_seconds(seconds)} as a presigned URL: "
             "only an archive on S3 has presigned URLs."
         )
 

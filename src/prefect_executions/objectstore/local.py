@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from errno import ELOOP, ENXIO
+from errno import ELOOP, ENXIO, EROFS
 from io import FileIO
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO, NamedTuple
 
 from prefect_executions.capture.processes import gone, mark
+from prefect_executions.durations import format_seconds
 from prefect_executions.errors import ArchiveError, NotAvailableError, NotFoundError
 from prefect_executions.fsync import sync, sync_in_background
 from prefect_executions.objectstore.interface import (
@@ -174,7 +175,7 @@ class FolderStore:
 
     def presign(self, key: str, seconds: int) -> str:
         raise NotAvailableError(
-            f"{self.url} is a folder, so {key} cannot be shared for {seconds} s as a presigned URL: "
+            f"{self.url} is a folder, so {key} cannot be shared for {format_seconds(seconds)} as a presigned URL: "
             "only an archive on S3 has presigned URLs."
         )
 
@@ -243,6 +244,9 @@ class FolderStore:
                 raise NotFoundError(f"There is no object {self.url}/{key} in the archive: {what}") from error
             if reading and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
                 raise NotFoundError(f"There is no object {self.url}/{key} in the archive") from error
+            if error.errno == EROFS:
+                advice = "Mount it for writing, or correct EXECUTIONS_ARCHIVE."
+                raise ArchiveError(f"The archive {self.url} is read-only. {advice}") from error
             raise ArchiveError(f"{self.url}/{key}: {error.strerror or error}") from error
 
 
