@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -15,14 +16,17 @@ import urllib.error
 import urllib.request
 from contextlib import closing, suppress
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    PREFECT_UI_URL,
     temporary_settings,
 )
+from prefect.utilities.urls import url_for
 
 from prefect_executions.capture.processes import alive, this_process
 from prefect_executions.errors import OrchestratorError
@@ -134,6 +138,20 @@ def test_a_method_called_without_an_api_allows_the_embedded_server_a_slow_start(
         [sys.executable, "-c", LIMIT], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["300", "20", "30"]
+
+
+def test_prefect_prints_no_link_to_a_page_of_the_local_server(home, monkeypatch):
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "PREFECT_UI_URL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    home.mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        state = ServerState(url=url, auth="user:password", process=this_process())
+        files_of(home).state.write_text(json.dumps({**state.model_dump(mode="json"), "auth": "user:password"}))
+        assert connect(home, timedelta(seconds=IDLE)) == url
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_UI_URL: os.environ["PREFECT_UI_URL"]}):
+        assert url_for("flow-run", obj_id=UUID(int=1)) is None
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -72,6 +73,9 @@ DEFAULTS = {
 }
 """Environment variables to set before Prefect is imported; the user's own values win."""
 
+_SENDERS = ("APILogWorker", "EventsWorker")
+"""Loggers of Prefect's services that warn at the end of a process that they still send logs and events."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -129,9 +133,11 @@ DEFAULT_SIGNATURES = SignatureOptions()
 
 
 def set_defaults() -> None:
-    """Set `DEFAULTS` in the environment; call this before Prefect is imported."""
+    """Set `DEFAULTS` in the environment and quieten `_SENDERS`; call this before Prefect is imported."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    for name in _SENDERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def connect_local_server(settings: Settings, *, start: bool = True) -> None:

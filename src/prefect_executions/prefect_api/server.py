@@ -136,6 +136,7 @@ def connect(folder: Path, idle: timedelta, *, start: bool = True) -> str | None:
     # Prefect reads its settings at import; the children of this process read the environment.
     os.environ["PREFECT_API_URL"] = state.url
     os.environ["PREFECT_API_AUTH_STRING"] = state.auth.get_secret_value()
+    os.environ.setdefault("PREFECT_UI_URL", "")  # it has no pages, so Prefect must not print links to them
     refresh_global_settings_context()
     return state.url
 
