@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Completed, Crashed
 
@@ -181,6 +181,21 @@ def test_an_idempotency_key_starts_one_run(cli, pool, client):
         for key in ("a", "a", "b")
     )
     assert first == again != other
+
+
+def test_submit_says_why_a_run_waits(cli, pool, client, capsys):
+    name = pool()
+    cli("deploy", "methods/greet.py:greet", "--pool", name)
+    words = ["submit", f"greet/greet-{name}", "-p", "name=A"]
+    waits = f"No worker of pool '{name}' is online, so the run waits: prefect worker start --pool {name}"
+    assert main(words) == 0
+    assert waits in capsys.readouterr().err
+    assert json.loads(cli(*words, "--json"))["waits"] == waits
+    request = {"json": {"name": "here"}, "path_params": {"work_pool_name": name}}
+    client.request("POST", "/work_pools/{work_pool_name}/workers/heartbeat", **request)
+    assert json.loads(cli(*words, "--json"))["waits"] is None
+    client.update_work_pool(name, WorkPoolUpdate(is_paused=True))
+    assert f"prefect work-pool resume {name}" in json.loads(cli(*words, "--json"))["waits"]
 
 
 def test_a_container_pool_needs_an_image_and_has_the_code_elsewhere(cli, pool, client):

@@ -85,6 +85,8 @@ def submit(
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
     submitted = submission.submit(method, given, options, by=settings.agent or this_user())
+    if submitted.waits and not as_json:
+        warn(submitted.waits)
     if not wait:
         show_submitted(submitted, None, as_json=as_json)
         return OK

@@ -195,6 +195,8 @@ def _submit_again(
 
     by = Settings.read().agent or this_user()
     submitted = submission.submit_again(catalog, execution_id, edits, by=by, pool=pool)
+    if submitted.waits and not as_json:
+        warn(submitted.waits)
     ended = submission.wait(catalog, submitted.id, tell=warn) if wait else None
     show_submitted(submitted, ended, as_json=as_json)
     return OK if ended is None or ended.succeeded else FAILED

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import DeploymentStatus, WorkPoolStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.urls import url_for
 
@@ -50,6 +52,8 @@ class Submitted(NamedTuple):
     pool: str | None
     state: str
     link: str | None
+    waits: str | None = None
+    """Why the run does not start soon, and what to do; None if nothing is known to hold it."""
 
 
 class FinishedRun(NamedTuple):
@@ -96,7 +100,22 @@ def submit(
             job_variables=variables or None,
         )
     state = run.state.name if run.state and run.state.name else "Scheduled"
-    return Submitted(str(run.id), full_name, deployment.work_pool_name, state, url_for("flow-run", obj_id=run.id))
+    link, waits = url_for("flow-run", obj_id=run.id), _waits(deployment)
+    return Submitted(str(run.id), full_name, deployment.work_pool_name, state, link, waits)
+
+
+def _waits(deployment: DeploymentResponse) -> str | None:
+    name = deployment.work_pool_name
+    if name is None:
+        served = deployment.status is not DeploymentStatus.NOT_READY
+        return None if served else "No process serves this deployment, so the run waits until its .serve() is started."
+    with suppress(ExecutionsError):  # the run is submitted; the pool was removed meanwhile
+        status = work_pool(name).status
+        if status is WorkPoolStatus.PAUSED:
+            return f"Work pool '{name}' is paused, so the run waits: prefect work-pool resume {name}"
+        if status is WorkPoolStatus.NOT_READY:
+            return f"No worker of pool '{name}' is online, so the run waits: prefect worker start --pool {name}"
+    return None
 
 
 def submit_again(
