@@ -150,6 +150,7 @@ def test_a_run_that_no_worker_picks_up_is_reported_on_each_round(scene):
         assert "it is pending for" in results[str(stuck.id)].message
     scene.put(late, Cancelled(), A_MINUTE)
     assert scene.settle()[str(late.id)].status is Status.CANCELLED
+    assert scene.record(late).request.deployment.name == "scene"
 
 
 def test_a_run_whose_worker_died_before_the_start_is_given_up(scene):

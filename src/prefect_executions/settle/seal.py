@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefect.exceptions import ObjectNotFound
 
@@ -38,6 +38,7 @@ from prefect_executions.workbench.workbench import Outcome, Workbench
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
 
 
 def seal(
@@ -154,7 +155,8 @@ def _unstarted_record(
     run: FlowRun, execution_id: str, states: Sequence[ObservedState], settings: Settings
 ) -> ExecutionRecord:
     """Return the record of *run* from Prefect's data; the Method is as its deployment describes it, without code."""
-    method = recorded_method(_method(run), settings.secret_names)
+    deployed = _deployed(run)
+    method = recorded_method(_method(run, deployed), settings.secret_names)
     created = new_job_status(
         execution_id,
         method.id,
@@ -171,7 +173,7 @@ def _unstarted_record(
             execution_id,
             None,
             archive=settings.archive_level,
-            environment={},
+            environment={"PREFECT__DEPLOYMENT_NAME": deployed.name} if deployed else {},
             names=settings.secret_names,
         ),
         infrastructure=flow_runs.infrastructure(run, {}, settings.secret_names),
@@ -181,9 +183,10 @@ def _unstarted_record(
     )
 
 
-def _method(run: FlowRun) -> Method:
+def _method(run: FlowRun, deployed: DeploymentResponse | None) -> Method:
     name = api_client.client().read_flow(run.flow_id).name
-    schema, description, version = _deployed(run)
+    schema = (deployed.parameter_openapi_schema if deployed else None) or {}
+    description, version = (deployed.description, deployed.version) if deployed else (None, None)
     properties = [value for value in schema.get("properties", {}).values() if isinstance(value, dict)]
     marks = [value[MARK] for value in properties if MARK in value]
     return Method(
@@ -195,12 +198,11 @@ def _method(run: FlowRun) -> Method:
     )
 
 
-def _deployed(run: FlowRun) -> tuple[dict[str, Any], str | None, str | None]:
-    """Return the parameter schema, description and version of the run's deployment, if it still exists."""
+def _deployed(run: FlowRun) -> DeploymentResponse | None:
+    """Return the deployment of *run*, if it has one that still exists."""
     if run.deployment_id is None:
-        return {}, None, None
+        return None
     try:
-        deployment = api_client.client().read_deployment(run.deployment_id)
+        return api_client.client().read_deployment(run.deployment_id)
     except ObjectNotFound:
-        return {}, None, None
-    return deployment.parameter_openapi_schema or {}, deployment.description, deployment.version
+        return None
