@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -488,6 +490,19 @@ def test_the_import_command_lists_the_imported_executions(theirs, home, tmp_path
     place.write_bytes(place.read_bytes()[:-1])
     assert main(["import", str(place)]) == 2
     assert "x.zip is not imported" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("home")
+def test_a_refused_import_names_each_fault_once_with_short_digests(theirs, tmp_path, capsys):
+    folder = tmp_path / "x"
+    shutil.copytree(theirs.folder / EXECUTION_ID, folder)
+    (folder / "metadata/request.json").write_bytes(b"{}")
+    (folder / "outputs/regions.csv").write_bytes(b"forged")
+    assert main(["import", str(folder)]) == 2
+    listed = capsys.readouterr().err.partition("x is not imported: ")[2].splitlines()
+    faults = [line.partition(": ")[2] for line in listed if not line.strip().startswith("and ")]
+    assert len(set(faults)) == len(faults) > 1
+    assert not re.search(r"[0-9a-f]{13}", " ".join(listed))
 
 
 def test_the_settings_define_the_import_policy(monkeypatch):

@@ -10,6 +10,7 @@ both values.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -193,6 +194,9 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
 MAX_SHOWN = 100
 """The most faults of one check in a report; the others are counted."""
 
+_DIGEST = re.compile(r"(?<=\b[0-9a-f]{12})[0-9a-f]{52}\b")
+"""The part of a SHA-256 that a summary leaves out."""
+
 _SUMMARIZED = 5
 """Faults in the summary of a report."""
 
@@ -257,9 +261,13 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """The first faults, and the number of the others."""
-        more = f" (and {len(self.faults) - _SUMMARIZED} more)" if len(self.faults) > _SUMMARIZED else ""
-        return "; ".join(self.faults[:_SUMMARIZED]) + more
+        """The first faults, each once and on its own line, and the number of the others; digests are shortened."""
+        first: dict[str, str] = {}
+        for check in self.checks:
+            for fault in check.faults:
+                first.setdefault(fault, f"{check.name}: {_DIGEST.sub('…', fault)}")
+        more = [f"and {len(first) - _SUMMARIZED} more"] if len(first) > _SUMMARIZED else []
+        return "\n  ".join([*first.values()][:_SUMMARIZED] + more)
 
     @property
     def unchecked(self) -> tuple[str, ...]:
