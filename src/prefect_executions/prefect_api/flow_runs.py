@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ from prefect_executions.capture.host import pod_of
 from prefect_executions.capture.parameters import plain_value, recorded_parameters
 from prefect_executions.capture.secrets import redact_urls
 from prefect_executions.documents import clean_text, in_utc, json_value
-from prefect_executions.errors import NotFoundError, OrchestratorError
+from prefect_executions.errors import ExecutionsError, NotFoundError, OrchestratorError
 from prefect_executions.events import SeenLabel
 from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.record import (
@@ -47,7 +48,7 @@ from prefect_executions.lifecycle.history import (
 )
 from prefect_executions.lifecycle.status import FROM_PREFECT, Observer, Status
 from prefect_executions.methods.model import Method
-from prefect_executions.prefect_api.client import client, configured_api
+from prefect_executions.prefect_api.client import client, configured_api, translate_errors
 from prefect_executions.settings import ArchiveLevel
 
 if TYPE_CHECKING:
@@ -177,10 +178,17 @@ def _identifier(run: FlowRun, pod: str | None) -> str | None:
 
 
 def deployment(run: FlowRun, environment: Mapping[str, str]) -> Deployment | None:
-    """Return the deployment of *run*; its name only if the worker passed it on."""
+    """Return the deployment of *run*; its name as the worker passed it on, else as Prefect has it."""
     if run.deployment_id is None:
         return None
-    return Deployment(id=run.deployment_id, name=_text(environment.get("PREFECT__DEPLOYMENT_NAME")))
+    name = environment.get("PREFECT__DEPLOYMENT_NAME") or _deployment_name(run.deployment_id)
+    return Deployment(id=run.deployment_id, name=_text(name))
+
+
+def _deployment_name(deployment_id: UUID) -> str | None:
+    with suppress(ExecutionsError), translate_errors("the deployment"):  # it may have been deleted
+        return client().read_deployment(deployment_id).name
+    return None
 
 
 def created_by(run: FlowRun) -> dict[str, str] | None:
