@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from prefect_executions.cli.completion import completion_command
 from prefect_executions.cli.deploy import cancel, deploy, submit
 from prefect_executions.cli.doctor import doctor
 from prefect_executions.cli.exit_codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
@@ -62,7 +63,14 @@ _GROUPS: dict[str, dict[str, Any]] = {
         "keys": keys,
     },
     "Free space": {"gc": gc, "retain": retain, "remove": remove},
-    "Operate": {"doctor": doctor, "settle": settle, "audit": audit, "ledger": ledger, "server": server},
+    "Operate": {
+        "completion": completion_command(app),
+        "doctor": doctor,
+        "settle": settle,
+        "audit": audit,
+        "ledger": ledger,
+        "server": server,
+    },
 }
 """The commands, in groups by what a user wants to do, as `--help` shows them."""
 

@@ -17,6 +17,7 @@ from prefect_executions.cli.arguments import (
     parse_inputs,
     set_defaults,
 )
+from prefect_executions.cli.completion import OneId
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
 from prefect_executions.cli.output import say, show_facts, show_json, status_line, warn
 from prefect_executions.dispatch.options import DeployOptions, SubmitOptions
@@ -138,7 +139,7 @@ def show_submitted(submitted: Submitted, ended: FinishedRun | None, *, as_json: 
         say(f"Next: executions show {submitted.id}")
 
 
-def cancel(execution: str, /, *, wait: float = 60.0, as_json: Json = False) -> int:
+def cancel(execution: OneId, /, *, wait: float = 60.0, as_json: Json = False) -> int:
     """Cancel an execution: stop its processes and keep its outputs.
 
     Args:

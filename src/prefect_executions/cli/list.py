@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from prefect_executions.cli.arguments import NO_FILTER, FilterOptions, Json, open_catalog
+from prefect_executions.cli.completion import Selected
 from prefect_executions.cli.output import (
     escape_controls,
     format_duration,
@@ -61,7 +62,7 @@ _HEAD = (
 
 
 def list_executions(
-    *executions: str,
+    *executions: Selected,
     status: Annotated[tuple[Status, ...], Parameter(consume_multiple=True, show_default=False)] = (),
     filters: FilterOptions = NO_FILTER,
     limit: int = DEFAULT_LIMIT,

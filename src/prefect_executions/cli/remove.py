@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, open_catalog, open_workbench, parse_time
+from prefect_executions.cli.completion import Selected
 from prefect_executions.cli.exit_codes import NOT_THERE, OK
 from prefect_executions.cli.output import (
     confirmed,
@@ -85,7 +86,7 @@ class RemovalOptions:
 _ASK = RemovalOptions()
 
 
-def remove(*executions: str, options: RemovalOptions = _ASK, as_json: Json = False) -> int:
+def remove(*executions: Selected, options: RemovalOptions = _ASK, as_json: Json = False) -> int:
     """Remove executions from the archive, the workbench and the ledger.
 
     The exit code is 3 if one of them is kept because it has not been sealed.
@@ -171,7 +172,7 @@ def _bundle_cells(bundle: Cleared, *, removed: bool) -> tuple[str, ...]:
     return bundle.id, bundle.status or "", format_size(bundle.size), result, bundle.why
 
 
-def retain(*executions: str, options: RemovalOptions = _ASK, as_json: Json = False) -> None:
+def retain(*executions: Selected, options: RemovalOptions = _ASK, as_json: Json = False) -> None:
     """Remove executions that are expired according to EXECUTIONS_RETENTION.
 
     Args:

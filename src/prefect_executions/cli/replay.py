@@ -30,6 +30,7 @@ from prefect_executions.cli.arguments import (
     set_defaults,
 )
 from prefect_executions.cli.child import run_in_child
+from prefect_executions.cli.completion import Selected
 from prefect_executions.cli.deploy import show_submitted
 from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import (
@@ -116,7 +117,7 @@ def diff(
 
 
 def rerun(
-    *executions: str,
+    *executions: Selected,
     inputs: InputOptions = NO_INPUTS,
     pool: str | None = None,
     method: str | None = None,
@@ -313,7 +314,7 @@ def _approve(code: ForeignCode, *, yes: bool) -> bool:
 
 
 def reproduce(
-    *executions: str,
+    *executions: Selected,
     filters: FilterOptions = NO_FILTER,
     limit: int | None = None,
     goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,

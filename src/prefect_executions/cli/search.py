@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, open_catalog
+from prefect_executions.cli.completion import Names, QueryText
 from prefect_executions.cli.output import (
     escape_controls,
     format_duration,
@@ -34,16 +35,16 @@ if TYPE_CHECKING:
 
 
 def search(
-    query: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
+    query: QueryText = "",
     /,
     *,
-    sort: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
-    columns: str = "",
+    sort: Names = "",
+    columns: Names = "",
     limit: int = 50,
     after: str | None = None,
-    facets: str = "",
-    group_by: str = "",
-    aggregate: str = "",
+    facets: Names = "",
+    group_by: Names = "",
+    aggregate: Names = "",
     as_json: Json = False,
     as_jsonl: Annotated[bool, Parameter(name="--jsonl")] = False,
     as_csv: Annotated[bool, Parameter(name="--csv")] = False,

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from prefect_executions.bundles.layout import PROVENANCE
 from prefect_executions.cli.arguments import Json, open_catalog
+from prefect_executions.cli.completion import OneId
 from prefect_executions.cli.output import (
     OutputFile,
     code_began,
@@ -141,7 +142,7 @@ def _error(record: ExecutionRecord) -> Iterator[tuple[str, object]]:
 
 
 def logs(
-    execution: str,
+    execution: OneId,
     /,
     *,
     stderr: bool = False,
@@ -220,7 +221,7 @@ def _fetch_output(opened: Opened, name: str, output: str | None, *, as_json: boo
 
 
 def prov(
-    execution: str,
+    execution: OneId,
     /,
     *,
     form: Annotated[Form | None, Parameter(name="--format")] = None,

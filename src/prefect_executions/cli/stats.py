@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
-
-from cyclopts import Parameter
+from typing import TYPE_CHECKING, Any
 
 from prefect_executions.cli.arguments import Json, open_catalog
+from prefect_executions.cli.completion import Names, QueryText
 from prefect_executions.cli.output import (
     format_duration,
     format_number,
@@ -36,10 +35,10 @@ _MEASURES = ("duration", "wait", "cpu", "memory")
 
 
 def stats(
-    query: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
+    query: QueryText = "",
     /,
     *,
-    by: str = "",
+    by: Names = "",
     per: str | None = None,
     as_json: Json = False,
 ) -> None:

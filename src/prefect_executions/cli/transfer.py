@@ -24,6 +24,7 @@ from prefect_executions.cli.arguments import (
     open_workbench,
     parse_time,
 )
+from prefect_executions.cli.completion import Selected
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import (
     OutputFile,
@@ -55,7 +56,7 @@ shares = App(name="shares", help="List and revoke shared links.")
 
 
 def export(
-    *executions: str,
+    *executions: Selected,
     output: OutputFile = None,
     form: Annotated[ExportFormat, Parameter(name="--format")] = ExportFormat.ZIP,
     level: ExportLevel = ExportLevel.FULL,
@@ -145,7 +146,7 @@ def _write(target: str, write: Callable[..., Exported]) -> Exported:
 
 
 def share(
-    *executions: str,
+    *executions: Selected,
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
     expires: str = "7d",
     level: ExportLevel = ExportLevel.FULL,

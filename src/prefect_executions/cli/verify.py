@@ -26,6 +26,7 @@ from prefect_executions.cli.arguments import (
     parse_time,
     set_defaults,
 )
+from prefect_executions.cli.completion import Selected
 from prefect_executions.cli.exit_codes import FAILED, OK, WORLD
 from prefect_executions.cli.output import (
     format_time,
@@ -63,7 +64,7 @@ SETTLE_INTERVAL = 60.0
 
 
 def verify(
-    *targets: str,
+    *targets: Selected,
     verbose: Annotated[bool, Parameter(name=["--verbose", "-v"])] = False,
     signatures: SignatureOptions = DEFAULT_SIGNATURES,
     allowed_signers: Path | None = None,

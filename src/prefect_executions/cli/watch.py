@@ -14,6 +14,7 @@ from uuid import UUID
 from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import Json, connect_local_server, open_catalog
+from prefect_executions.cli.completion import Selected
 from prefect_executions.cli.exit_codes import FAILED, OK
 from prefect_executions.cli.output import escape_controls, format_duration, say, terminal, to_json, warn
 from prefect_executions.cli.selection import select
@@ -43,7 +44,7 @@ _LINES_AROUND = 3  # the header, the line below the table and the prompt
 
 
 def watch(
-    *executions: str,
+    *executions: Selected,
     everything: Annotated[bool, Parameter(name="--all")] = False,
     as_json: Json = False,
 ) -> int:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from prefect_executions.ledger.index.index import ColumnIndex
     from prefect_executions.query.tree import QueryTree
     from prefect_executions.workbench.results import SearchResults
+    from prefect_executions.workbench.suggestions import Suggestion
 
 Stream = Literal["stdout", "stderr"]
 
@@ -103,6 +104,12 @@ class Catalog:
     def methods(self) -> tuple[MethodRow, ...]:
         """Return every version of every Method that has executions."""
         return self.workbench.ledger.methods()
+
+    def suggest(self, text: str) -> tuple[Suggestion, ...]:
+        """Return what the query *text*, which is being typed, may become; any text has an answer."""
+        from prefect_executions.workbench.suggestions import suggestions  # noqa: PLC0415  imports NumPy, as below
+
+        return suggestions(self._open_index(), text)
 
     def output_versions(self, method: str, name: str) -> tuple[str, ...]:
         """Return the first 32 digits of each distinct digest of an output of a Method; version 1 is the first."""

@@ -23,7 +23,14 @@ from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.query.canonical import canonical, canonical_target
 from prefect_executions.query.literals import Text
 from prefect_executions.query.parser import parse, parse_target
-from prefect_executions.query.tree import Condition, FieldTarget, Operator, QueryTree, Target, resolve
+from prefect_executions.query.tree import (
+    Condition,
+    FieldTarget,
+    Operator,
+    QueryTree,
+    Target,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
