@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from ledgers import an_id
-from prefect_executions.executions.record import Deployment, ExecutionRecord, Instance, Metric, Metrics, Relative
+from prefect_executions.executions.record import Deployment, ExecutionRecord, Instance, Metric, Metrics, Relative, Usage
 from prefect_executions.lifecycle.history import OutputFile
 from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.query.match import Facts, FileFacts, MetricFacts
@@ -112,11 +112,16 @@ def random_record(random: Random, number: int) -> ExecutionRecord:
         method=method,
         request=request,
         infrastructure=an_infrastructure(worker=some(["worker-1", None])),
-        instance=an_instance(hostname=some(["node1", "a"])) if random.random() < 0.8 else Instance(),
+        instance=_instance(random, some(["node1", "a"])) if random.random() < 0.8 else Instance(),
         job_status=job_status,
         agent=an_agent(claims={"iss": "i", "sub": "s", "name": some(["Ada", "a"])}),
         metrics=metrics if random.random() < 0.9 else None,
     )
+
+
+def _instance(random: Random, hostname: str) -> Instance:
+    usage = Usage(cpu_seconds=random.choice([None, 0.5, 90]), peak_memory=random.choice([None, 1500, 10**9]))
+    return an_instance(hostname=hostname, usage=random.choice([None, usage]))
 
 
 def _digest(random: Random) -> str:
@@ -127,7 +132,7 @@ def _digest(random: Random) -> str:
 def facts_of(record: ExecutionRecord, *, archive: str, records: dict[str, ExecutionRecord]) -> Facts:
     """Return what a query can ask about *record*, read from its documents; *records* are all executions."""
     job_status, request, method = record.job_status, record.request, record.method
-    code = method.code
+    code, usage = method.code, record.instance.usage
     repository = code.repository if code else None
     times = {}
     for entry in job_status.history:
@@ -167,6 +172,8 @@ def facts_of(record: ExecutionRecord, *, archive: str, records: dict[str, Execut
         "subject": (repository and repository.subject,),
         "remote": (repository and repository.remote,),
         "python": (record.instance.python and record.instance.python.version,),
+        "cpu": (None if usage is None or usage.cpu_seconds is None else timedelta(seconds=usage.cpu_seconds),),
+        "memory": (usage and usage.peak_memory,),
     }
     flags = {"archived"} if archive == "archived" else set()
     return Facts(
