@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from ledgers import KINDS, SEAL, a_fresh_url, an_id, numbered
-from prefect_executions.ledger.batch import BATCH_COLUMNS, PART_COLUMNS
+from prefect_executions.errors import NotFoundError
+from prefect_executions.ledger.batch import BATCH_COLUMNS, LABELS, PART_COLUMNS
 from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.ledger.rows import AnnotationRow
+from records import NOON
 
 
 @pytest.fixture(params=KINDS)
@@ -46,8 +49,36 @@ def test_a_batch_has_the_rows_of_its_executions(ledger):
                 row.pop("method", None)
             if table == "executions":
                 assert rows[0].pop("method_title") == "Segment coins"
+                assert [rows[0].pop(label) for label in LABELS] == [None, 0, 0]
             assert rows == stored
-        assert tables.keys() == {"executions", *PART_COLUMNS} - {"leaves"}
+        assert tables.keys() == {"executions", *PART_COLUMNS} - {"leaves", "notes"}
+
+
+def test_a_batch_has_the_labels_that_annotations_amount_to(ledger):
+    for number in range(3):
+        ledger.record(numbered(number), archive="archived", manifest_sha256=SEAL)
+    changes = [("untag", "survey"), ("tag", "best"), ("name", "seven"), ("note", "one"), ("note", "two"), ("star", "")]
+    rows = [AnnotationRow(*change, NOON, "ada", None, f"{at:064x}") for at, change in enumerate(changes)]
+    ledger.annotate(an_id(1), reversed(rows))
+    assert ledger.annotations(an_id(1)) == tuple(rows)
+    for batch in (ledger.batch([an_id(0), an_id(1)]), *ledger.scan()):
+        found = by_id(batch)
+        assert [row["note"] for row in found[an_id(1)]["notes"]] == ["one", "two"]
+        (row,) = found[an_id(1)]["executions"]
+        assert (row["flow_run_name"], row["experiment"], row["starred"], row["recalled"]) == ("seven", None, 1, 0)
+        before = [row["tag"] for row in found[an_id(0)]["tags"]]
+        tags = [row["tag"] for row in found[an_id(1)]["tags"]]
+        assert tags == [*(tag for tag in before if tag != "survey"), "best"]
+
+
+def test_an_annotation_is_a_change_of_its_execution(ledger):
+    ledger.record(numbered(1), archive="archived", manifest_sha256=SEAL)
+    mark = ledger.mark()
+    row = AnnotationRow("note", "one", NOON, "ada", None, "a" * 64)
+    ledger.annotate(an_id(1), [row])
+    assert [change.id for change in ledger.changes(mark).changes] == [an_id(1)]
+    with pytest.raises(NotFoundError, match="not in the ledger"):
+        ledger.annotate(an_id(2), [row])
 
 
 def test_a_batch_of_no_execution_is_empty(ledger):

@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 
+from prefect_executions.ledger.bulk import BATCH, put
 from prefect_executions.ledger.index.index import ColumnIndex
 from prefect_executions.ledger.index.keys import SortKey
 from prefect_executions.ledger.index.search import Found, search
-from prefect_executions.ledger.ledger import BATCH, Ledger, _put
+from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import LedgerEntry, MethodEntry, Row
 from prefect_executions.ledger.values import summary, value_columns
 from prefect_executions.lifecycle.status import Reason, Status
@@ -202,7 +203,7 @@ def fill(ledger: Ledger, many: int) -> None:
 
 def write(ledger: Ledger, batch: list[LedgerEntry]) -> None:
     with ledger._database.writing(None) as session:
-        _put(session, batch)
+        put(session, batch)
 
 
 QUERIES = (

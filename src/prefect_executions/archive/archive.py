@@ -10,7 +10,9 @@
     ├── imported.json          where and when an imported execution was imported
     ├── seal.json              created last, with create-if-absent
     ├── inclusion.json         the proof that the seal is in a checkpoint
-    └── late/<16 hex>.json     reports that arrived after the seal; they change nothing
+    ├── late/<16 hex>.json     reports that arrived after the seal; they change nothing
+    └── annotations/<16 hex>.json
+                               tags, names, notes and recalls, one object for each change
 
 Law: write data, then metadata, then the seal; read in reverse order. Without a seal,
 readers see the opening record or nothing. Processes that race to seal different
@@ -49,7 +51,8 @@ from prefect_executions.archive.objects import (
     small_objects,
 )
 from prefect_executions.attestation.transparency import Inclusion
-from prefect_executions.bundles.layout import MANIFEST, check_execution_id, is_execution_id
+from prefect_executions.bundles.annotations import FOLDER, name_of
+from prefect_executions.bundles.layout import ATTESTATION, MANIFEST, check_execution_id, is_execution_id
 from prefect_executions.bundles.manifest import render
 from prefect_executions.documents import SMALL_DOCUMENT
 from prefect_executions.errors import ArchiveError, BundleError, NotFoundError
@@ -204,6 +207,10 @@ class Archive:
         data = self._get(folder_of(execution_id) + SEAL)
         return None if data is None else parse_seal(execution_id, data)
 
+    def is_signed(self, seal: Seal) -> bool:
+        """Return whether a sealed bundle has a signature, valid or not."""
+        return self.store.head(folder_of(seal.execution_id) + seal.object_of(ATTESTATION)) is not None
+
     def seals_of(self, ids: Iterable[str]) -> dict[str, Seal]:
         """Return the seals of several executions by id, fetched together; one without a valid seal is left out."""
         keys = {folder_of(execution_id) + SEAL: execution_id for execution_id in ids}
@@ -240,6 +247,17 @@ class Archive:
     def put_late_seal(self, execution_id: str, data: bytes) -> None:
         """Store a report that lost the race for the seal; identical reports are stored once."""
         self.store.put(f"{folder_of(execution_id)}{LATE}{sha256(data).hexdigest()[:16]}.json", data)
+
+    def put_annotations(self, execution_id: str, annotations: Iterable[bytes]) -> None:
+        """Store annotations in their stored form; an identical annotation is stored once."""
+        folder = folder_of(execution_id)
+        self.store.put_many({folder + name_of(data): data for data in annotations}, durability=Durability.WITH_SEAL)
+
+    def annotations(self, execution_id: str) -> dict[str, bytes]:
+        """Return the annotations of an execution in their stored form, by name; they may be damaged."""
+        folder = folder_of(execution_id)
+        keys = [info.key for info in self.store.list(folder + FOLDER)]
+        return {key.removeprefix(folder): data for key, data in small_objects(self.store, keys)} if keys else {}
 
     def beside(self, execution_id: str) -> dict[str, bytes]:
         """Return the objects beside a seal by name: the opening and import records, and the late seals.
@@ -347,7 +365,8 @@ class Archive:
             orphans = set()
         elif seal:
             # A seal never changes, so the age of the objects does not matter.
-            wanted = {SEAL, OPENING, IMPORTED, INCLUSION} | {name for name in names if name.startswith(LATE)}
+            wanted = {SEAL, OPENING, IMPORTED, INCLUSION}
+            wanted |= {name for name in names if name.startswith((LATE, FOLDER))}
             orphans = {name for name in names - wanted if not seal.names(name)}
         elif OPENING in names or any(info.modified is None or info.modified >= older_than for info in infos):
             orphans = set()

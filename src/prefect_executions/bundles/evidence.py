@@ -32,7 +32,14 @@ D = TypeVar("D", bound=Document)
 R = TypeVar("R")
 
 _IN_MEMORY = {kind.file_name for kind in layout.DOCUMENTS}
-_IN_MEMORY |= {layout.PROVENANCE, layout.CRATE, layout.MANIFEST, layout.ATTESTATION, layout.INCLUSION}
+_IN_MEMORY |= {
+    layout.PROVENANCE,
+    layout.CRATE,
+    layout.MANIFEST,
+    layout.ATTESTATION,
+    layout.INCLUSION,
+    layout.ANNOTATIONS,
+}
 """The files that are read into memory."""
 
 _DATA = (layout.INPUTS + "/", layout.OUTPUTS + "/", layout.OUTPUT_ZIP)

@@ -62,7 +62,8 @@ class Export(ArchiveDocument):
 class BundleToExport:
     """A sealed bundle to export.
 
-    `absent` are its files that no longer exist, `inclusion` is its proof of inclusion in a checkpoint.
+    `absent` are its files that no longer exist, `inclusion` is its proof of inclusion in a checkpoint, and
+    `annotations` is the document with its annotations.
     """
 
     id: str
@@ -71,6 +72,7 @@ class BundleToExport:
     finished: datetime | None
     absent: frozenset[str] = frozenset()
     inclusion: bytes | None = None
+    annotations: bytes = b""
 
 
 class Exporter:
@@ -176,7 +178,9 @@ class _BundleCopy:
         for path in sorted(self._beside):
             self._copy(path, self._source.files[path])
         if self._bundle.inclusion and layout.INCLUSION not in self._source.files:
-            self._add_inclusion(self._bundle.inclusion)
+            self._add_unlisted(layout.INCLUSION, self._bundle.inclusion)
+        if self._bundle.annotations and layout.ANNOTATIONS not in self._source.files:
+            self._add_unlisted(layout.ANNOTATIONS, self._bundle.annotations)
         if layout.OUTPUT_ZIP in self._beside:
             self._copy_outputs(folders=folders)
 
@@ -199,8 +203,8 @@ class _BundleCopy:
             raise self._damaged(f"{path} is {actual} and {sealed_as}")
         self._record(name, actual, size)
 
-    def _add_inclusion(self, data: bytes) -> None:
-        name = self._name(layout.INCLUSION)
+    def _add_unlisted(self, path: str, data: bytes) -> None:
+        name = self._name(path)
         _add(self._zip, name, data)
         self._record(name, sha256(data).hexdigest(), len(data))
 

@@ -23,6 +23,7 @@ DOCUMENTS: tuple[type[Document], ...] = (*record.DOCUMENTS.values(), Verdict)
 PROVENANCE = "metadata/provo.xml"
 ATTESTATION = "metadata/attestation.dsse.json"
 INCLUSION = Inclusion.file_name
+ANNOTATIONS = "metadata/annotations.json"
 CRATE = "ro-crate-metadata.json"
 MANIFEST = "manifest-sha256.txt"
 SSH_SIGNATURE = "manifest-sha256.txt.sig"
@@ -46,11 +47,11 @@ FIXED = frozenset({document.file_name for document in DOCUMENTS}) | {
 }
 """Every file whose name the format defines."""
 
-ADDED = frozenset({INCLUSION, SSH_SIGNATURE})
-"""Files that may be added after sealing: another signature, and the proof of inclusion in a checkpoint."""
+ADDED = frozenset({INCLUSION, ANNOTATIONS, SSH_SIGNATURE})
+"""Files that may be added after sealing: another signature, the proof of inclusion in a checkpoint, and annotations."""
 
 UNLISTED = frozenset({MANIFEST, ATTESTATION}) | ADDED
-"""The files that the manifest does not list: itself, its signatures, and the proof of inclusion."""
+"""The files that the manifest does not list: itself, its signatures, the proof of inclusion, and annotations."""
 
 NAME_BYTES = 255
 """The longest file name on Linux and macOS, in bytes."""

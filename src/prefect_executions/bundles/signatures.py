@@ -1,4 +1,4 @@
-"""The checks of signatures: that of the attestation, and that of the inclusion proof's checkpoint."""
+"""The checks of signatures: of the attestation, of the inclusion proof's checkpoint, and of annotations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, Statemen
 from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout
+from prefect_executions.bundles.annotations import AnnotationSet, annotation_faults, unknown_signers
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
 from prefect_executions.documents import strict_json, text_of_time
 from prefect_executions.errors import BundleError
@@ -54,6 +55,19 @@ def check_inclusion(evidence: Evidence) -> Findings:
     for what, (proven, actual) in pairs.items():
         if proven != actual:
             yield f"{layout.INCLUSION} belongs to the {what} {proven}; this is {actual}"
+
+
+def check_annotations(evidence: Evidence) -> Findings:
+    """Each annotation is intact, belongs to this bundle, and has a valid signature if it is signed."""
+    if layout.ANNOTATIONS not in evidence.files:
+        return
+    data = evidence.bytes_of(layout.ANNOTATIONS)
+    objects, policy = AnnotationSet.from_json(data).objects(), evidence.signatures
+    execution_id = evidence.document(JobStatus).job_id
+    manifest_sha256 = sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()
+    yield from (what for _, what in annotation_faults(execution_id, manifest_sha256, objects, policy))
+    for name, signer in unknown_signers(execution_id, objects, policy):
+        yield Unchecked(f"{name!r} is signed by the unknown key {signer}")
 
 
 def signature_state(evidence: Evidence, *, failed: bool) -> SignatureState:

@@ -24,7 +24,7 @@ from prefect_executions.bundles import agreement, layout
 from prefect_executions.bundles.agreement import words
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
 from prefect_executions.bundles.script_runs import scripts
-from prefect_executions.bundles.signatures import check_inclusion, check_signature, signature_state
+from prefect_executions.bundles.signatures import check_annotations, check_inclusion, check_signature, signature_state
 from prefect_executions.bundles.source import Source, open_source
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.documents import shortened
@@ -187,6 +187,7 @@ CHECKS: Mapping[str, Callable[[Evidence], Findings]] = {
     "verdict": agreement.verdict,
     "signature": check_signature,
     "inclusion": check_inclusion,
+    "annotations": check_annotations,
 }
 """Every check by its name, in the order of the report."""
 

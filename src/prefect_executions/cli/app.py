@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from prefect_executions.cli.annotate import annotate
 from prefect_executions.cli.completion import completion_command
 from prefect_executions.cli.deploy import cancel, deploy, submit
 from prefect_executions.cli.doctor import doctor
@@ -49,6 +50,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
         "show": show,
         "outputs": outputs,
         "logs": logs,
+        "annotate": annotate,
         "diff": diff,
         "prov": prov,
         "methods": methods,

@@ -16,6 +16,7 @@ from cyclopts import Parameter
 
 from prefect_executions import background
 from prefect_executions.bundles.layout import STDERR, STDOUT
+from prefect_executions.cli.annotate import add_annotations
 from prefect_executions.cli.arguments import (
     NO_INPUTS,
     InputOptions,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from threading import Timer
 
     from prefect_executions.bundles.open_bundle import OpenBundle
+    from prefect_executions.executions.annotations import LabelChange
     from prefect_executions.executions.record import ExecutionRecord
     from prefect_executions.flow.decorator import MethodFlow
     from prefect_executions.flow.entrypoints import Ran
@@ -70,6 +72,9 @@ def run(
     /,
     *,
     inputs: InputOptions = NO_INPUTS,
+    tag: tuple[str, ...] = (),
+    name: str | None = None,
+    experiment: str | None = None,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     as_json: Json = False,
 ) -> int:
@@ -80,22 +85,39 @@ def run(
 
     Args:
         entrypoint: path.py:function, module:function, or the path of a descriptor; plain flows and functions work too.
+        tag: Tag of the execution and its flow run (repeatable).
+        name: Name of the execution.
+        experiment: Experiment that the execution belongs to.
         quiet: Print nothing but the execution's id, at the end.
         as_json: Print one JSON document to standard output; other output goes to standard error.
     """
+    # Start-up time of the CLI.
+    from prefect_executions.executions.annotations import AnnotationKind, LabelChange  # noqa: PLC0415
+
     parameters = inputs.read()
+    given = {AnnotationKind.NAME: name, AnnotationKind.EXPERIMENT: experiment}
+    changes = [LabelChange.of(kind, text) for kind, text in given.items() if text is not None]
+    tags = [LabelChange.of(AnnotationKind.TAG, each).text for each in tag]
     return run_in_child(
-        lambda: run_and_show(entrypoint, parameters, quiet=quiet, as_json=as_json),
+        lambda: run_and_show(entrypoint, parameters, tags=tags, changes=changes, quiet=quiet, as_json=as_json),
         partial(seal_after_death, quiet=quiet, as_json=as_json),
     )
 
 
 def run_and_show(
-    entrypoint: str, parameters: Mapping[str, Any], *, tags: Sequence[str] = (), quiet: bool, as_json: bool
+    entrypoint: str,
+    parameters: Mapping[str, Any],
+    *,
+    tags: Sequence[str] = (),
+    changes: Sequence[LabelChange] = (),
+    quiet: bool,
+    as_json: bool,
 ) -> int:
     """Run the Method at *entrypoint* in this process, print its result and return the exit code."""
     settings = Settings.read()
-    flow, ran = run_in_process(entrypoint, parameters, settings, tags=tags, quiet=quiet, as_json=as_json)
+    flow, ran = run_in_process(
+        entrypoint, parameters, settings, tags=tags, changes=changes, quiet=quiet, as_json=as_json
+    )
     return _show(flow, ran, settings, quiet=quiet, as_json=as_json)
 
 
@@ -105,13 +127,14 @@ def run_in_process(
     settings: Settings,
     *,
     tags: Sequence[str],
+    changes: Sequence[LabelChange] = (),
     on_gathered: Callable[[OpenBundle, BaseException | None], None] = lambda _bundle, _error: None,
     image: ExactImage | None = None,
     load_from: Path | None = None,
     quiet: bool,
     as_json: bool,
 ) -> tuple[MethodFlow[Any, Any], Ran]:
-    """Run the Method at *entrypoint* in this process; its flow run gets *tags*.
+    """Run the Method at *entrypoint* in this process; its flow run gets *tags*, and its execution the labels *changes*.
 
     *on_gathered* receives the bundle before it is sealed. Scripts run in *image*, if given. The Method is
     imported in the working directory *load_from*, if given.
@@ -119,7 +142,15 @@ def run_in_process(
     set_defaults()
     with _redirected_output(redirect=quiet or as_json, discard=quiet):
         result = _run(
-            entrypoint, parameters, tags, on_gathered, image, load_from=load_from, settings=settings, quiet=quiet
+            entrypoint,
+            parameters,
+            tags,
+            on_gathered,
+            image,
+            changes=changes,
+            load_from=load_from,
+            settings=settings,
+            quiet=quiet,
         )
     if quiet:
         # The embedded server logs its shutdown when this process ends.
@@ -134,6 +165,7 @@ def _run(
     on_gathered: Callable[[OpenBundle, BaseException | None], None],
     image: ExactImage | None,
     *,
+    changes: Sequence[LabelChange],
     load_from: Path | None,
     settings: Settings,
     quiet: bool,
@@ -162,6 +194,8 @@ def _run(
         if not quiet:
             again = f" again: attempt {attempts[execution_id]}" if attempts[execution_id] > 1 else ""
             warn(f"Execution {execution_id} started{again}")
+        if changes and attempts.total() == 1:  # not the executions that it calls
+            _label(execution_id, changes, settings)
 
     def gathered(bundle: OpenBundle, error: BaseException | None) -> None:
         on_gathered(bundle, error)
@@ -181,6 +215,16 @@ def _interruption(settings: Settings) -> str | None:
     from prefect_executions.capture.host import this_user  # noqa: PLC0415
 
     return f"interrupted by {settings.agent or this_user()}" if was_interrupted() else None
+
+
+def _label(execution_id: str, changes: Sequence[LabelChange], settings: Settings) -> None:
+    """Add labels to an execution that began; an error does not end the run."""
+    try:
+        add_annotations(open_catalog(settings), [execution_id], changes, settings)
+    except ExecutionsError as error:
+        warn(
+            f"name and experiment of {execution_id} are not recorded: {error}\nNext: executions annotate {execution_id}"
+        )
 
 
 def _server_runs(settings: Settings) -> bool:

@@ -47,6 +47,8 @@ from prefect_executions.errors import RequestError
 from prefect_executions.lifecycle.history import EntryKind
 
 if TYPE_CHECKING:
+    from prefect_executions.bundles.annotations import StoredAnnotation
+    from prefect_executions.executions.annotations import Labels
     from prefect_executions.executions.record import ExecutionRecord, Infrastructure
     from prefect_executions.ledger.rows import FileEdge
     from prefect_executions.operations.bundle_reader import Opened, Reader
@@ -59,6 +61,7 @@ _MEDIA_TYPE = Column("media type", least=16, optional=True)
 _EDGE = (id_column("execution"), name_column("output"), name_column("input"))
 _STEPS = (name_column("name"), "state", time_column("started"), "took", "attempts")
 _HISTORY = ("time", "status", "by", text_column("what"))
+_ANNOTATIONS = (time_column("time"), "change", name_column("by"), "signature", text_column("text"))
 
 # Of an input whose recorded value is not the value that the code received, such as a URL without its password.
 _INCOMPLETE: dict[str | None, str] = {
@@ -94,6 +97,9 @@ def _open(target: str) -> AbstractContextManager[Opened]:
 
 
 def _show(opened: Opened, *, as_json: bool) -> None:
+    # Start-up time of the CLI, as below.
+    from prefect_executions.bundles.annotations import labels_of  # noqa: PLC0415
+
     reader, execution_id = opened.reader, opened.id
     record, storage, links = (
         reader.record(execution_id),
@@ -102,15 +108,20 @@ def _show(opened: Opened, *, as_json: bool) -> None:
     )
     beside = reader.beside(execution_id) if storage and storage.sealed else None
     late = beside.late if beside else ()
+    annotations = reader.annotations(execution_id)
+    labels = labels_of(annotations, record.request.tags)
     damaged = [f"{path} on the workbench" for path in reader.damaged(execution_id)]
     damaged += [what for _, what in beside.faults] if beside else []
     imported = beside.imported if beside and storage and storage.folder is None else None
     gone_process = reader.dead_process(execution_id)
     if as_json:
-        shown = {"lateWords": late, "imported": imported, "processGone": gone_process}
+        shown: dict[str, Any] = {"lateWords": late, "imported": imported, "processGone": gone_process}
+        shown |= {"labels": labels, "annotations": [_annotation_json(each) for each in annotations]}
         show_json(_as_json(record, storage, links) | shown | ({"damaged": damaged} if damaged else {}))
         return
-    show_facts([*_facts(record, links, gone_process), *_places(opened.bundle, storage), *_error(record)])
+    show_facts(
+        [*_labels(labels), *_facts(record, links, gone_process), *_places(opened.bundle, storage), *_error(record)]
+    )
     show_facts([("imported", format_time(imported.imported)), ("origin", imported.origin)] if imported else [])
     show_facts([("damaged", f"{what}; 'executions verify {execution_id}' says more") for what in damaged])
     show_table((name_column("name"), value_column()), _inputs(record), title="input")
@@ -122,6 +133,27 @@ def _show(opened: Opened, *, as_json: bool) -> None:
     show_table(_STEPS, _steps(record), title="step")
     show_table(_HISTORY, _history(record), title="history")
     show_table(_HISTORY, _late_seals(late), title="late seal")
+    show_table(_ANNOTATIONS, _annotation_rows(annotations), title="annotation")
+
+
+def _labels(labels: Labels) -> Iterator[tuple[str, object]]:
+    yield "recalled", labels.recalled
+    yield "name", labels.name
+    yield "experiment", labels.experiment
+    yield "tags", ", ".join(labels.tags) or None
+    yield "star", "yes" if labels.starred else None
+
+
+def _annotation_rows(annotations: Iterable[StoredAnnotation]) -> Iterator[tuple[object, ...]]:
+    for stored in annotations:
+        signed = f"signed by {stored.signer[:16]}" if stored.signer else "unsigned"
+        each = stored.annotation
+        yield format_time(each.time), each.kind, each.agent or "unknown", signed, each.text
+
+
+def _annotation_json(stored: StoredAnnotation) -> dict[str, object]:
+    members = to_json(stored.annotation)
+    return {**members, "sha256": stored.sha256, "signer": stored.signer}
 
 
 def _places(bundle: str | None, storage: StorageState | None) -> Iterator[tuple[str, object]]:

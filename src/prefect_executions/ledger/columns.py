@@ -104,6 +104,7 @@ EXECUTIONS = (
     ColumnSpec("manifest_sha256", ColumnType.DIGEST),
     ColumnSpec("imported", ColumnType.TIME),
     ColumnSpec("origin"),
+    ColumnSpec("signed", ColumnType.TRUTH),
 )
 """The table ``executions``, without its key and its Method; `rows.Row` has the fields of these names."""
 
@@ -166,6 +167,14 @@ PARTS: dict[str, tuple[ColumnSpec, ...]] = {
         ColumnSpec("message"),
     ),
     "tags": (_required("tag"),),
+    "annotations": (
+        _required("kind"),
+        _required("text"),
+        _required("time", ColumnType.TIME),
+        ColumnSpec("agent"),
+        ColumnSpec("signer"),
+        _required("sha256", ColumnType.DIGEST),
+    ),
     "relatives": (_required("other", ColumnType.ID, indexed=True), _required("relation")),
 }
 """The tables with several rows per execution, without execution and position."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import heapq
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,23 +20,25 @@ from prefect_executions.executions.ids import normalize_prefix, split_generation
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.batch import Batch, batch_after, batch_of
+from prefect_executions.ledger.bulk import BATCH, Bulk, put
 from prefect_executions.ledger.changes import Changes, FeedMark, changes_after, newest_mark, note_changes, restart
-from prefect_executions.ledger.database import Database, Session, address
+from prefect_executions.ledger.database import Database, address
 from prefect_executions.ledger.rows import (
+    AnnotationRow,
     ArchiveState,
     FileEdge,
     ImportOrigin,
-    LedgerEntry,
     MethodRow,
     Page,
     Relation,
     Row,
+    in_order,
     ledger_entry,
     merge_rows,
     method_row,
     micros_of,
     read_row,
-    stored_row,
+    time_of,
 )
 from prefect_executions.ledger.values import clean, digest_bytes
 from prefect_executions.query.filter import EVERYTHING, Filter
@@ -49,12 +51,6 @@ _MOST_WITH_GENERATION = 1 << 16  # ids of any generation that are read to find t
 
 EDGES = 100
 """The default maximum number of links to other executions."""
-
-BATCH = 500
-"""Executions per transaction of a bulk write, which blocks other writers for about 0.1 s."""
-
-BATCH_ROWS = 50_000
-"""The maximum number of rows that a bulk write holds in memory; executions may have many rows."""
 
 _MOST_ROWS = 1_000_000
 """The most rows of a page; databases have no larger integers than 64 bits."""
@@ -106,18 +102,28 @@ class Ledger:
         archive: ArchiveState,
         manifest_sha256: str | None = None,
         imported: ImportOrigin | None = None,
+        signed: bool | None = None,
+        annotations: Iterable[AnnotationRow] = (),
     ) -> None:
         """Replace all rows of an execution with the rows of *record*, in one transaction.
 
         Recording the same record again changes nothing. A sealed record is not replaced
         by an unsealed one, which a run may still send after another process sealed it.
+        Annotations that the ledger has already stay.
 
         Raises:
             LedgerError: If the database fails.
         """
-        entry = ledger_entry(record, archive=archive, manifest_sha256=manifest_sha256, imported=imported)
+        entry = ledger_entry(
+            record,
+            archive=archive,
+            manifest_sha256=manifest_sha256,
+            imported=imported,
+            signed=signed,
+            annotations=annotations,
+        )
         with self._database.writing(entry.row.id) as session:
-            _put(session, [entry])
+            put(session, [entry])
 
     @contextmanager
     def bulk(self) -> Iterator[Bulk]:
@@ -143,6 +149,33 @@ class Ledger:
             note_changes(session, [clean(execution_id)] if changed else [])
         if not changed:
             raise _not_found(execution_id)
+
+    def annotate(self, execution_id: str, annotations: Iterable[AnnotationRow]) -> None:
+        """Add annotations to an execution; one that it has already changes nothing.
+
+        Raises:
+            NotFoundError: If the execution is not in the ledger.
+        """
+        with self._database.writing(execution_id) as session:
+            keys = session.fetch_all(queries.KEY, (clean(execution_id),))
+            for (key,) in keys:
+                existing = session.fetch_all(queries.ANNOTATIONS, (clean(execution_id),))
+                rows = in_order([*existing, *(row.columns() for row in annotations)])
+                session.execute(queries.DELETE_ANNOTATIONS, (key,))
+                numbered = [(key, position, *columns) for position, columns in enumerate(rows)]
+                session.execute_many(queries.INSERT_PART["annotations"], numbered)
+                note_changes(session, [clean(execution_id)])
+        if not keys:
+            raise _not_found(execution_id)
+
+    def annotations(self, execution_id: str) -> tuple[AnnotationRow, ...]:
+        """Return the annotations of an execution in their order."""
+        with self._database.reading() as session:
+            rows = session.fetch_all(queries.ANNOTATIONS, (clean(execution_id),))
+        return tuple(
+            AnnotationRow(kind, text, time_of(time), agent, signer, digest.hex())
+            for kind, text, time, agent, signer, digest in rows
+        )
 
     def find(self, prefix: str) -> str:
         """Return the only id that begins with *prefix*; the dashes of a UUID are optional.
@@ -363,41 +396,6 @@ class Ledger:
         return {table: tuple(self.rows(table)) for table in queries.TABLES}
 
 
-class Bulk:
-    """A bulk write: a batch of executions that is written when it is full."""
-
-    def __init__(self, database: Database[Any]) -> None:
-        self._database = database
-        self._batch: list[LedgerEntry] = []
-        self._rows = 0
-
-    def record(
-        self,
-        record: ExecutionRecord,
-        *,
-        archive: ArchiveState,
-        manifest_sha256: str | None = None,
-        imported: ImportOrigin | None = None,
-    ) -> None:
-        """Add an execution to the batch, to be recorded as by `Ledger.record`.
-
-        Raises:
-            LedgerError: If the batch is full and the database fails.
-        """
-        entry = ledger_entry(record, archive=archive, manifest_sha256=manifest_sha256, imported=imported)
-        self._batch.append(entry)
-        self._rows += sum(map(len, entry.parts.values()))
-        if len(self._batch) >= BATCH or self._rows >= BATCH_ROWS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the batch."""
-        batch, self._batch, self._rows = self._batch, [], 0
-        if batch:
-            with self._database.writing(None) as session:
-                _put(session, batch)
-
-
 def _database_at(url: str) -> Database[Any]:
     dialect, target, shown = address(url)
     if dialect == "sqlite":
@@ -412,46 +410,6 @@ def _database_at(url: str) -> Database[Any]:
             "Run: pip install 'prefect-executions[postgres]'"
         ) from error
     return PostgresDatabase(target, shown)
-
-
-def _put(session: Session, entries: Sequence[LedgerEntry]) -> None:
-    written: dict[str, tuple[int, LedgerEntry]] = {}  # if an id occurs twice in a batch, the last entry wins
-    for entry in entries:
-        key = _put_row(session, entry)
-        if key is not None:
-            written[entry.row.id] = key, entry
-    for table, statement in queries.INSERT_PART.items():
-        rows = [
-            (key, position, *columns)
-            for key, entry in written.values()
-            for position, columns in enumerate(entry.parts[table])
-        ]
-        if rows:
-            session.execute_many(statement, rows)
-    note_changes(session, written)
-
-
-def _put_row(session: Session, entry: LedgerEntry) -> int | None:
-    """Write the row of an execution and return its key, or None if a sealed row stays."""
-    row = entry.row
-    existing = session.fetch_all(queries.SEAL, (row.id,))
-    if existing:
-        archive, manifest = existing[0]
-        if manifest and not row.manifest_sha256:
-            return None
-        if archive == "archived" and manifest == digest_bytes(row.manifest_sha256):
-            row = replace(row, archive="archived")  # archived already, which a second sealer does not know
-        session.execute(queries.DELETE, (row.id,))
-    return session.insert(queries.INSERT_EXECUTION, (_method_key(session, entry), *stored_row(row)))
-
-
-def _method_key(session: Session, entry: LedgerEntry) -> int:
-    query = (queries.METHOD_KEY, (entry.method.sha256,))
-    rows = session.fetch_all(*query)
-    if not rows:
-        session.execute(queries.INSERT_METHOD, entry.method)
-        rows = session.fetch_all(*query)
-    return int(rows[0][0])
 
 
 def _not_found(execution_id: str) -> NotFoundError:

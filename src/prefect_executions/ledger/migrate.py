@@ -17,7 +17,7 @@ from prefect_executions.errors import LedgerError
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-HEAD = "0007"
+HEAD = "0008"
 """The revision of the newest migration."""
 
 VERSION_TABLE = "ledger_version"

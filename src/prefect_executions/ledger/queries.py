@@ -37,6 +37,12 @@ GET = f"SELECT {_ROW} FROM executions WHERE id = ?"  # noqa: S608  constant name
 GET_AMONG = f"SELECT {_ROW} FROM executions WHERE id IN ({{}})"  # noqa: S608  constant names
 DELETE = "DELETE FROM executions WHERE id = ?"
 CLEAR = ("DELETE FROM executions", "DELETE FROM methods")
+KEY = "SELECT key FROM executions WHERE id = ?"
+ANNOTATIONS = (
+    f"SELECT {', '.join(PARTS['annotations'])} FROM annotations "  # noqa: S608  constant names
+    "WHERE execution = (SELECT key FROM executions WHERE id = ?) ORDER BY position"
+)
+DELETE_ANNOTATIONS = "DELETE FROM annotations WHERE execution = ?"
 NOTE_ARCHIVED = "UPDATE executions SET archive = 'archived', manifest_sha256 = ? WHERE id = ?"
 ARCHIVED_AMONG = "SELECT id FROM executions WHERE archive = 'archived' AND id IN ({})"
 

@@ -7,7 +7,7 @@ number that does not fit is left out. The bundle always has the original.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -86,6 +86,8 @@ class Row:
     """When the execution was imported, or None if it was not."""
     origin: str | None = None
     """Where the execution was imported from."""
+    signed: bool | None = None
+    """Whether the seal is signed, by any key; None until the execution is sealed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,30 @@ class FileEdge:
     output: str
     input: str
     sha256: str
+
+
+class AnnotationRow(NamedTuple):
+    """An annotation of an execution; the fields are in the order of the columns."""
+
+    kind: str
+    text: str
+    time: datetime
+    agent: str | None
+    signer: str | None
+    """The key id that its signature claims."""
+    sha256: str
+    """The digest of its stored form."""
+
+    def columns(self) -> Columns:
+        """Return the values of the columns."""
+        agent, signer = _text(self.agent), _text(self.signer)
+        return clean(self.kind), clean(self.text), micros_of(self.time), agent, signer, digest_bytes(self.sha256)
+
+
+def in_order(rows: Iterable[Columns]) -> list[Columns]:
+    """Return the columns of annotations without repetitions, in the order of their times, then of their digests."""
+    unique = {row[-1]: row for row in rows}
+    return sorted(unique.values(), key=lambda row: (row[2], row[-1]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,14 +275,20 @@ class LedgerEntry(NamedTuple):
 
 
 def ledger_entry(
-    record: ExecutionRecord, *, archive: ArchiveState, manifest_sha256: str | None, imported: ImportOrigin | None = None
+    record: ExecutionRecord,
+    *,
+    archive: ArchiveState,
+    manifest_sha256: str | None,
+    imported: ImportOrigin | None = None,
+    signed: bool | None = None,
+    annotations: Iterable[AnnotationRow] = (),
 ) -> LedgerEntry:
     """Return the rows of *record*; equal arguments give equal rows."""
     job_status, request = record.job_status, record.request
     metrics = record.metrics or Metrics()
     return LedgerEntry(
         method=_method(record.method),
-        row=_row(record, archive, manifest_sha256, imported),
+        row=replace(_row(record, archive, manifest_sha256, imported), signed=signed),
         parts={
             "inputs": [value_columns(name, value) for name, value in request.values.items()],
             "leaves": leaf_rows({"params": metrics.params, "inputs": request.values}),
@@ -266,6 +298,7 @@ def ledger_entry(
             "metrics": list(metric_rows(metrics.metrics)),
             "history": [_history(entry) for entry in job_status.history],
             "tags": [(clean(tag),) for tag in request.tags],
+            "annotations": in_order(row.columns() for row in annotations),
             "relatives": [(clean(other.execution_id), other.relation) for other in request.relatives],
         },
     )

@@ -23,7 +23,6 @@ from prefect_executions.archive.objects import (
     LATE,
     OPENING,
     SEAL,
-    SUSPENDED,
     Removed,
     Seal,
     folder_of,
@@ -33,6 +32,7 @@ from prefect_executions.archive.objects import (
 from prefect_executions.attestation.policy import SignaturePolicy, SignatureState
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout, manifest
+from prefect_executions.bundles.annotations import FOLDER, annotation_faults
 from prefect_executions.bundles.verify import verify
 from prefect_executions.documents import strict_json
 from prefect_executions.errors import ArchiveError, BundleError, NameRefusedError
@@ -42,7 +42,7 @@ from prefect_executions.objectstore.interface import ObjectInfo
 from prefect_executions.operations.checkpoints import SealHistory, read_seal_history
 from prefect_executions.settings import SignatureRule
 from prefect_executions.workbench.archived_source import ArchivedSource
-from prefect_executions.workbench.beside import Fault, documents_beside, faults_beside, is_beside
+from prefect_executions.workbench.beside import Fault, belongs, documents_beside, faults_beside, is_beside
 from prefect_executions.workbench.sealing import is_bulk
 
 T = TypeVar("T")
@@ -224,8 +224,10 @@ class _Audit:
         for name in sorted(name for name, size in record.objects.items() if size == _LINK):
             what = f"{name!r} is a link or a special file, whose content may change, so it is not read"
             yield AuditFinding("violation", "link", execution_id, what)
-        yield from (AuditFinding("violation", kind, execution_id, what) for kind, what in record.faults())
-        strays = [name for name in record.objects if not _belongs(name, record.seal)]
+        yield from (
+            AuditFinding("violation", kind, execution_id, what) for kind, what in record.faults(self._signatures)
+        )
+        strays = [name for name in record.objects if not belongs(name, record.seal)]
         if strays:
             yield _stray(execution_id, strays)
         yield from self._check_history(execution_id, record)
@@ -349,13 +351,14 @@ class SealedRecord:
             )
         return proof
 
-    def faults(self) -> Iterator[Fault]:
+    def faults(self, signatures: SignaturePolicy) -> Iterator[Fault]:
         """Yield the contradictions between the seal, the manifest, the job status and the objects."""
         yield from self._unread()
+        yield from annotation_faults(self.seal.execution_id, self.seal.manifest_sha256, self.beside, signatures)
         yield from faults_beside(self.seal, self.beside, self._job_status())
         for name in self.objects:
-            if name.startswith(LATE) and not is_beside(name):
-                yield "added", f"{name!r} exists and is not a late seal"
+            if name.startswith((LATE, FOLDER)) and not is_beside(name):
+                yield "added", f"{name!r} exists and is not {'a late seal' if LATE in name else 'an annotation'}"
         data = self._data.get(layout.MANIFEST)
         if data is None:
             yield "missing", f"{layout.MANIFEST} is missing"
@@ -444,10 +447,6 @@ class SealedRecord:
 
 def _noted(note: Removed) -> str:
     return f"it was removed on {note.removed:%Y-%m-%d}: {note.why}"
-
-
-def _belongs(name: str, seal: Seal) -> bool:
-    return name in {SEAL, OPENING, IMPORTED, INCLUSION, SUSPENDED} or name.startswith(LATE) or seal.names(name)
 
 
 def _stray(execution_id: str, names: Iterable[str]) -> AuditFinding:

@@ -11,8 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from prefect_executions.bundles.annotations import AnnotationSet, StoredAnnotation, intact_annotations
 from prefect_executions.bundles.incoming import find_bundles, open_container
-from prefect_executions.bundles.layout import DOCUMENTS, MANIFEST, BundleKind, is_execution_id
+from prefect_executions.bundles.layout import ANNOTATIONS, DOCUMENTS, MANIFEST, BundleKind, is_execution_id
 from prefect_executions.bundles.source import Source, record_of
 from prefect_executions.bundles.verify import DEFAULT_LIMITS
 from prefect_executions.capture.secrets import redact_url
@@ -42,6 +43,8 @@ class Reader(Protocol):
     def links(self, execution_id: str) -> Links: ...
 
     def beside(self, execution_id: str) -> Beside: ...
+
+    def annotations(self, execution_id: str) -> tuple[StoredAnnotation, ...]: ...
 
     def damaged(self, execution_id: str) -> tuple[str, ...]: ...
 
@@ -142,6 +145,12 @@ class BundleReader:
 
     def beside(self, _execution_id: str) -> Beside:
         return Beside()
+
+    def annotations(self, execution_id: str) -> tuple[StoredAnnotation, ...]:
+        if ANNOTATIONS not in self._source.files:
+            return ()
+        objects = AnnotationSet.from_json(self.read(execution_id, ANNOTATIONS)).objects()
+        return intact_annotations(self.id, objects)
 
     def damaged(self, _execution_id: str) -> tuple[str, ...]:
         return ()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
+from prefect_executions.bundles.annotations import annotation_file
 from prefect_executions.bundles.export import BundleToExport, Exporter
 from prefect_executions.bundles.layout import ExportFormat, ExportLevel
 from prefect_executions.bundles.open_bundle import OpenBundle
@@ -109,6 +110,7 @@ def _bundle_of(catalog: Catalog, execution_id: str) -> BundleToExport:
             finished=bundle.seal.finished,
             absent=frozenset(bundle.seal.absent),
             inclusion=archive.inclusion(execution_id),
+            annotations=annotation_file(archive.annotations(execution_id)),
         )
     record = catalog.record(execution_id)
     local = OpenBundle(catalog.workbench.folder, execution_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -22,6 +22,7 @@ from prefect_executions.archive.archive import Content, sent_with_seal
 from prefect_executions.archive.objects import IMPORTED, Imported
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import ccp, layout, manifest
+from prefect_executions.bundles.annotations import AnnotationSet
 from prefect_executions.bundles.gather import gather
 from prefect_executions.bundles.incoming import Container, IncomingBundle, open_container, read_container
 from prefect_executions.bundles.layout import BundleKind
@@ -36,12 +37,13 @@ from prefect_executions.capture.secrets import redact_url
 from prefect_executions.documents import shortened
 from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, ImportRefusedError
 from prefect_executions.executions.record import DOCUMENTS, BundleFile, ExecutionRecord
-from prefect_executions.ledger.ledger import Bulk
+from prefect_executions.ledger.bulk import Bulk
 from prefect_executions.operations.download import downloaded, is_url
 from prefect_executions.settings import ImportNames, Settings
 from prefect_executions.workbench.keyring import KeyRing
+from prefect_executions.workbench.origin import archived_facts
 from prefect_executions.workbench.sealing import is_bulk
-from prefect_executions.workbench.workbench import Workbench, import_origin
+from prefect_executions.workbench.workbench import Workbench
 
 _STAGING = "import-"
 """Prefix of the temporary folders of imports."""
@@ -292,8 +294,19 @@ class _Recorder:
         self, bulk: Bulk, bundle: _VerifiedBundle, record: ExecutionRecord, upload: Future[None]
     ) -> ImportResult:
         upload.result()
-        mark = self._workbench.archive.imported(bundle.id) if bundle.known else self._mark(bundle)
-        bulk.record(record, archive="archived", manifest_sha256=bundle.manifest_sha256, imported=import_origin(mark))
+        archive = self._workbench.archive
+        annotations = _annotations(bundle.source)
+        if annotations:
+            archive.put_annotations(bundle.id, annotations.values())
+        facts = archived_facts(archive, bundle.id, archive.seal_of(bundle.id))
+        bulk.record(
+            record,
+            archive="archived",
+            manifest_sha256=bundle.manifest_sha256,
+            imported=facts.imported,
+            signed=facts.signed,
+            annotations=facts.annotations,
+        )
         result: Literal["imported", "unchanged"] = "unchanged" if bundle.known else "imported"
         return ImportResult(bundle.id, result, bundle.incoming.kind, bundle.manifest_sha256, bundle.signature)
 
@@ -318,6 +331,7 @@ class _Recorder:
             raise ImportRefusedError(f"{layout.MANIFEST} of {bundle.id} changed while it was imported")
         listed = manifest.parse(data)
         kept = {path for path in listed if not path.startswith(outputs)} | layout.UNLISTED
+        kept -= {layout.ANNOTATIONS}  # they are stored beside the seal
         sizes = {path: size for path, size in source.files.items() if path in kept}
         # Staging a file on disk takes as long as archiving it; but all parallel uploads must fit into memory.
         in_memory = sum(sizes.values()) <= _HELD
@@ -394,6 +408,13 @@ def _staged(source: Source, path: str, target: Path) -> BundleFile:
             digest.update(block)
             size += file.write(block)
     return BundleFile(path, digest.hexdigest(), size)
+
+
+def _annotations(source: Source) -> Mapping[str, bytes]:
+    """Return the verified annotations in *source*."""
+    if layout.ANNOTATIONS not in source.files:
+        return {}
+    return AnnotationSet.from_json(b"".join(source.blocks(layout.ANNOTATIONS))).objects()
 
 
 def _nothing() -> None:

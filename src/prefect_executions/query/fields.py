@@ -173,12 +173,14 @@ FIELDS: tuple[QueryField, ...] = (
     QueryField(
         "name",
         Kind.NAME,
-        "The name of the execution's flow run.",
+        "The name of the execution: that of its annotations, else that of its flow run.",
         "name:brave-*",
         aliases=("run_name", "flow_run"),
         searched=True,
     ),
     QueryField("tag", Kind.NAME, "A tag.", "tag:baseline", aliases=("tags",), several=True, searched=True),
+    QueryField("experiment", Kind.NAME, "The experiment.", "experiment:ablation", searched=True),
+    QueryField("note", Kind.PROSE, "A note.", 'note:"plot 3"', aliases=("notes",), several=True, searched=True),
     QueryField(
         "agent", Kind.NAME, "Who requested the execution.", "agent:ada", aliases=("user", "owner"), searched=True
     ),
@@ -281,6 +283,9 @@ FLAGS: Mapping[str, str] = {
     "dirty": "The code had uncommitted changes.",
     "imported": "The execution was imported.",
     "partial": "The record is incomplete.",
+    "recalled": "The execution was recalled, because it or an input of it is wrong.",
+    "signed": "The seal is signed.",
+    "starred": "The execution has a star.",
 }
 """The flags of ``is:``, with their descriptions."""
 

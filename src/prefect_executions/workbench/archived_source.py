@@ -15,6 +15,7 @@ from prefect_executions.archive.archive import Archive
 from prefect_executions.archive.bundle import ArchivedBundle
 from prefect_executions.archive.objects import INCLUSION, folder_of
 from prefect_executions.bundles import layout
+from prefect_executions.bundles.annotations import annotation_file
 from prefect_executions.bundles.export import absent_at_level
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, OUTPUTS
 from prefect_executions.documents import SMALL_DOCUMENT
@@ -40,7 +41,7 @@ class ArchivedSource:
     empty_folders: tuple[str, ...] = ()
 
     def __init__(self, archive: Archive, bundle: ArchivedBundle, *, with_proof: bool = False) -> None:
-        """List the files; *with_proof* adds the inclusion proof beside the seal, as an export does."""
+        """List the files; *with_proof* adds inclusion proof and annotations from beside the seal, as an export does."""
         self._bundle, self._archive = bundle, archive
         folder = folder_of(bundle.seal.execution_id)
         self._proof_key = folder + INCLUSION
@@ -51,6 +52,9 @@ class ArchivedSource:
         self._proof_size = proof.size if proof else None
         if proof:
             sizes[layout.INCLUSION] = proof.size
+        self._annotations = annotation_file(archive.annotations(bundle.seal.execution_id)) if with_proof else b""
+        if self._annotations:
+            sizes[layout.ANNOTATIONS] = len(self._annotations)
         self.files: Mapping[str, int] = dict(sorted(sizes.items()))
         zipped = OUTPUT_ZIP in bundle.seal.data
         absent = {f"{OUTPUTS}/": f"the archive keeps them in {OUTPUT_ZIP}"} if zipped else {}
@@ -80,8 +84,12 @@ class ArchivedSource:
             ArchiveError: If the archive is unavailable.
         """
         with _as_bundle_error(path):
-            opened = self._bundle.open(path) if path != layout.INCLUSION or self._proof_size is None else self._proof()
-            return cast("BinaryIO", io.BufferedReader(_RemoteFile(opened, path), _BUFFER))
+            return cast("BinaryIO", io.BufferedReader(_RemoteFile(self._open(path), path), _BUFFER))
+
+    def _open(self, path: str) -> BinaryIO:
+        if path == layout.ANNOTATIONS and self._annotations:
+            return io.BytesIO(self._annotations)
+        return self._proof() if path == layout.INCLUSION and self._proof_size is not None else self._bundle.open(path)
 
     def _proof(self) -> BinaryIO:
         store = self._archive.store

@@ -12,7 +12,8 @@ from hashlib import sha256
 from typing import NamedTuple, TypeVar
 
 from prefect_executions.archive.marks import SKEW
-from prefect_executions.archive.objects import IMPORTED, LATE, OPENING, Imported, Seal
+from prefect_executions.archive.objects import IMPORTED, INCLUSION, LATE, OPENING, SEAL, SUSPENDED, Imported, Seal
+from prefect_executions.bundles.annotations import ANNOTATION_NAME, FOLDER
 from prefect_executions.documents import Document, strict_json
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import OpeningRecord
@@ -38,7 +39,13 @@ class Beside(NamedTuple):
 
 def is_beside(name: str) -> bool:
     """Whether an object with this *name*, relative to its execution, may lie beside a seal."""
-    return name in {OPENING, IMPORTED} or _LATE_NAME.fullmatch(name) is not None
+    return name in {OPENING, IMPORTED} or bool(_LATE_NAME.fullmatch(name) or ANNOTATION_NAME.fullmatch(name))
+
+
+def belongs(name: str, seal: Seal) -> bool:
+    """Whether an object with this *name*, relative to its execution, may exist if *seal* does."""
+    beside = {SEAL, OPENING, IMPORTED, INCLUSION, SUSPENDED}
+    return name in beside or name.startswith((LATE, FOLDER)) or seal.names(name)
 
 
 def documents_beside(execution_id: str, objects: Mapping[str, bytes]) -> Beside:

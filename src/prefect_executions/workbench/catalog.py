@@ -19,6 +19,11 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Self
 from prefect_executions.archive.bundle import ZIP_ERRORS, ArchivedBundle
 from prefect_executions.archive.objects import IMPORTED
 from prefect_executions.bundles import layout
+from prefect_executions.bundles.annotations import (
+    StoredAnnotation,
+    annotation_faults,
+    intact_annotations,
+)
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource, Source
 from prefect_executions.capture.processes import alive
@@ -205,8 +210,16 @@ class Catalog:
         """
         with suppress(ArchiveError):
             beside = documents_beside(execution_id, self.workbench.archive.beside(execution_id))
-            return beside._replace(late=tuple(sorted(beside.late, key=lambda seal: seal.noted)))
+            faults = annotation_faults(execution_id, None, self.workbench.archive.annotations(execution_id))
+            late = tuple(sorted(beside.late, key=lambda seal: seal.noted))
+            return beside._replace(late=late, faults=(*beside.faults, *faults))
         return Beside()
+
+    def annotations(self, execution_id: str) -> tuple[StoredAnnotation, ...]:
+        """Return the intact annotations of an execution in their order; none if the archive is unavailable."""
+        with suppress(ArchiveError):
+            return intact_annotations(execution_id, self.workbench.archive.annotations(execution_id))
+        return ()
 
     def outputs(self, execution_id: str) -> tuple[StoredOutput, ...]:
         """Return the outputs and logs of an execution by name; for an open one, the current files."""

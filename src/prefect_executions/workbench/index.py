@@ -10,8 +10,9 @@ from typing import NamedTuple
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.seal import seal
 from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, NotFoundError, RequestError
-from prefect_executions.ledger.ledger import Bulk
-from prefect_executions.workbench.workbench import Workbench, read_import_origin
+from prefect_executions.ledger.bulk import Bulk
+from prefect_executions.workbench.origin import archived_facts
+from prefect_executions.workbench.workbench import Workbench
 
 
 class Problem(NamedTuple):
@@ -68,14 +69,16 @@ def _archived(workbench: Workbench, bulk: Bulk, execution_id: str) -> _Indexed:
     except (ArchiveError, BundleError) as error:
         bundle = OpenBundle(workbench.folder, execution_id)
         return _Indexed(written=bundle.sealed and _bundle_row(bulk, bundle).written, damage=error)
-    came, damage = read_import_origin(workbench.archive, execution_id) if archived else (None, None)
+    facts = archived_facts(workbench.archive, execution_id, archived)
     bulk.record(
         record,
         archive="archived" if archived else "local",
         manifest_sha256=archived.manifest_sha256 if archived else None,
-        imported=came,
+        imported=facts.imported,
+        signed=facts.signed,
+        annotations=facts.annotations,
     )
-    return _Indexed(written=True, damage=damage)
+    return _Indexed(written=True, damage=facts.damaged)
 
 
 def _local(workbench: Workbench, bulk: Bulk, execution_id: str) -> _Indexed:
@@ -94,5 +97,10 @@ def _bundle_row(bulk: Bulk, bundle: OpenBundle) -> _Indexed:
         record = sealed.record if sealed else bundle.record()
     except BundleError as error:
         return _Indexed(written=False, damage=error)
-    bulk.record(record, archive="pending" if sealed else "local", manifest_sha256=sealed.sha256 if sealed else None)
+    bulk.record(
+        record,
+        archive="pending" if sealed else "local",
+        manifest_sha256=sealed.sha256 if sealed else None,
+        signed=sealed.attestation is not None if sealed else None,
+    )
     return _Indexed(written=True)

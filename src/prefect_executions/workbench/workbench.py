@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from prefect_executions import background
 from prefect_executions.archive.archive import Archive, Sealing
 from prefect_executions.archive.identity import ArchiveIdentity
-from prefect_executions.archive.objects import Imported
 from prefect_executions.attestation.keys import SigningKey
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.gather import Gathered, gather
@@ -32,7 +31,7 @@ from prefect_executions.errors import ArchiveError, BundleError, LedgerError, No
 from prefect_executions.executions.ids import each_generation
 from prefect_executions.executions.record import DOCUMENTS, ExecutionRecord, OpeningRecord
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.ledger.rows import ArchiveState, ImportOrigin
+from prefect_executions.ledger.rows import ArchiveState
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, ObservedState, merge_states
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.objectstore.open import open_store
@@ -41,6 +40,7 @@ from prefect_executions.tracepoints import TracePoint, trace_point
 from prefect_executions.workbench.heartbeat import Leases
 from prefect_executions.workbench.keyring import KeyRing, LocalSeals
 from prefect_executions.workbench.local_copy import LocalCopy, check_archivable
+from prefect_executions.workbench.origin import ArchivedFacts, archived_facts
 from prefect_executions.workbench.sealing import (
     DeliverEvents,
     Ending,
@@ -60,6 +60,7 @@ BLOCK = "block:"
 """Prefix of an archive URL that names a Prefect block."""
 
 NO_LOCAL_SEALS = LocalSeals(None)
+_NO_FACTS = ArchivedFacts()
 
 SEEN_ARCHIVES = ".archives"
 """The folder of the workbench with the identity of each archive that it used."""
@@ -333,14 +334,14 @@ class Workbench:
 
         Raises:
             NotFoundError: If the archive does not have it sealed.
-            ArchiveError: If it is damaged. With a damaged import record, it is indexed without its origin.
+            ArchiveError: If it is damaged. With a damaged object beside the seal, it is indexed without that.
         """
         archived = self.archive.bundle(execution_id).seal
         record = self.archived_record(execution_id)
-        came, damaged = read_import_origin(self.archive, execution_id)
-        self._index(record, archive="archived", manifest_sha256=archived.manifest_sha256, came=came)
-        if damaged is not None:
-            raise damaged
+        facts = archived_facts(self.archive, execution_id, archived)
+        self._index(record, archive="archived", manifest_sha256=archived.manifest_sha256, facts=facts)
+        if facts.damaged is not None:
+            raise facts.damaged
         return Outcome(record.job_status, self.folder / execution_id, archived=True)
 
     def settle(self, execution_id: str) -> Outcome | None:
@@ -427,7 +428,9 @@ class Workbench:
         archived = sealing is not None
         if archived:
             delivery.archived(sealed.sha256)
-        indexed = self._index(record, archive="archived" if archived else "pending", manifest_sha256=sealed.sha256)
+        facts = ArchivedFacts(signed=sealed.attestation is not None)
+        state: ArchiveState = "archived" if archived else "pending"
+        indexed = self._index(record, archive=state, manifest_sha256=sealed.sha256, facts=facts)
         if archived and indexed:
             delivery.on_acknowledged(partial(_clear, bundle))
         return Outcome(record.job_status, bundle.folder, archived)
@@ -466,28 +469,22 @@ class Workbench:
         *,
         archive: ArchiveState,
         manifest_sha256: str | None = None,
-        came: ImportOrigin | None = None,
+        facts: ArchivedFacts = _NO_FACTS,
     ) -> bool:
         try:
-            self.ledger.record(record, archive=archive, manifest_sha256=manifest_sha256, imported=came)
+            self.ledger.record(
+                record,
+                archive=archive,
+                manifest_sha256=manifest_sha256,
+                imported=facts.imported,
+                signed=facts.signed,
+                annotations=facts.annotations,
+            )
             trace_point(TracePoint.INDEXED, record.id, archive)
         except LedgerError as error:
             log.warning("execution %s is not in the ledger yet: %s", record.id, error)
             return False
         return True
-
-
-def import_origin(imported: Imported | None) -> ImportOrigin | None:
-    """Return the ledger's columns for the mark of an import, or None without a mark."""
-    return ImportOrigin(at=imported.imported, origin=imported.origin) if imported else None
-
-
-def read_import_origin(archive: Archive, execution_id: str) -> tuple[ImportOrigin | None, ArchiveError | None]:
-    """Return where an execution came from, or the error if its import record is damaged."""
-    try:
-        return import_origin(archive.imported(execution_id)), None
-    except ArchiveError as error:
-        return None, error
 
 
 def _clear(bundle: OpenBundle) -> None:

@@ -22,6 +22,7 @@ FIELD_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "date": ("first_known",),
     "name": ("flow_run_name",),
     "tag": (part_key("tags", "tag"),),
+    "note": (part_key("notes", "note"),),
     "pool": ("work_pool",),
     "host": ("hostname",),
     "deployment": ("deployment_name",),

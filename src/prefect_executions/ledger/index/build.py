@@ -28,11 +28,22 @@ from prefect_executions.ledger.index.segment import (
 from prefect_executions.query.tree import Statistic
 
 TITLE = "method_title"
-TEXTS = (TITLE, *(c.name for c in EXECUTIONS if c.type in {ColumnType.TEXT, ColumnType.ID} and c.name != "id"))
+FLAGS = ("starred", "recalled")
+"""Truth values that are kept where they are true."""
+TEXTS = (
+    TITLE,
+    *(c.name for c in EXECUTIONS if c.type in {ColumnType.TEXT, ColumnType.ID} and c.name != "id"),
+    "experiment",
+)
 DIGEST_TEXTS = tuple(c.name for c in EXECUTIONS if c.type is ColumnType.DIGEST and c.name != "manifest_sha256")
 """Digests with few distinct values, kept whole; no search reads the digest of a manifest."""
-INTEGERS = tuple(
-    c.name for c in EXECUTIONS if c.type not in {ColumnType.TEXT, ColumnType.ID, ColumnType.NUMBER, ColumnType.DIGEST}
+INTEGERS = (
+    *(
+        c.name
+        for c in EXECUTIONS
+        if c.type not in {ColumnType.TEXT, ColumnType.ID, ColumnType.NUMBER, ColumnType.DIGEST}
+    ),
+    *FLAGS,
 )
 
 VALUES = ("params", "inputs")
@@ -40,6 +51,7 @@ VALUES = ("params", "inputs")
 
 PART_TEXTS = {
     "tags": ("tag",),
+    "notes": ("note",),
     "input_files": ("input", "name"),
     "outputs": ("path", "media_type"),
 }
@@ -90,7 +102,8 @@ class SegmentBuilder:
             values = columns[name]
             texts.extend(values if name not in DIGEST_TEXTS else [value and value.hex() for value in values])
         for name, integers in self._integers.items():
-            integers.extend(ABSENT if value is None else value for value in columns[name])
+            absent = (None, 0) if name in FLAGS else (None,)
+            integers.extend(ABSENT if value in absent else value for value in columns[name])
         for table in PART_COLUMNS:
             if batch.parts[table]:
                 part = dict(zip(PART_COLUMNS[table], zip(*batch.parts[table], strict=True), strict=True))

@@ -29,7 +29,7 @@ from prefect_executions.ledger.index.columns import Array, ColumnKind, SegmentCo
 from prefect_executions.ledger.index.segment import Segment, SegmentKeys
 from prefect_executions.tracepoints import TracePoint, trace_point
 
-FORMAT = 1
+FORMAT = 2
 """Another format, or the other byte order, is not read but built again."""
 
 MANIFEST = "manifest.json"
