@@ -131,10 +131,14 @@ class SegmentColumn:
         """Return for each entry whether it has a value."""
         if self.rows is not None:
             return np.ones(len(self.data), np.bool_)
+        return self.have_value(self.data)
+
+    def have_value(self, data: Array) -> Mask:
+        """Return for each of some *data* of a dense column whether it is a value."""
         if self.coded:
-            return np.not_equal(self.data, 0)
-        filled: Mask = ~np.isnan(self.data) if self.kind is ColumnKind.FLOAT else self.data != ABSENT
-        return filled
+            return np.not_equal(data, 0)
+        present: Mask = ~np.isnan(data) if self.kind is ColumnKind.FLOAT else data != ABSENT
+        return present
 
     def spread(self, entries: Mask) -> Mask:
         """Return for each row whether one of its *entries* is True."""
@@ -197,10 +201,7 @@ class SegmentColumn:
         """
         if self.rows is None:
             data = self.data.take(rows)
-            if self.coded:
-                places = np.flatnonzero(data)
-            else:
-                places = np.flatnonzero(~np.isnan(data) if self.kind is ColumnKind.FLOAT else data != ABSENT)
+            places = np.flatnonzero(self.have_value(data))
             return (places, data) if len(places) == len(data) else (places, data.take(places))
         if len(rows) < len(self.rows) // 8:
             index = np.searchsorted(self.rows, rows)

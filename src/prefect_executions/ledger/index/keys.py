@@ -128,12 +128,10 @@ class _FieldReader(KeyReader):
     def ranked(self, rows: Array) -> Ranked:
         if self._column is None:
             return _all_missing(rows)
+        if self._rank is None and self._column.kind is not ColumnKind.TEXT:
+            return _ranked_numbers(self._column, rows)
         places, data = self._column.at(rows)
-        if self._rank is not None:
-            data = self._rank.take(data)
-        elif self._column.coded and self._column.kind is not ColumnKind.TEXT:
-            data = self._column.numbers.take(data.astype(np.int64) - 1)
-        return _spread(len(rows), places, data)
+        return _spread(len(rows), places, data if self._rank is None else self._rank.take(data))
 
     def place(self, value: Value) -> tuple[float, ...]:
         if self._column is None or self._column.kind is not ColumnKind.TEXT:
@@ -187,10 +185,7 @@ class _NumberReader(KeyReader):
     def ranked(self, rows: Array) -> Ranked:
         if self._numbers is None:
             return _all_missing(rows)
-        places, data = self._numbers.at(rows)
-        if self._numbers.coded:
-            data = self._numbers.numbers.take(data.astype(np.int64) - 1)
-        return _spread(len(rows), places, data)
+        return _ranked_numbers(self._numbers, rows)
 
     def place(self, value: Value) -> tuple[float, ...]:
         return (_double(value)[0],)
@@ -259,6 +254,18 @@ def _double(value: Value) -> tuple[float, float]:
     if isinf(double):
         return double, 0.0 if isinstance(value, Decimal) and value.is_infinite() else -1.0 if double > 0 else 1.0
     return double, float(Decimal(value) - Decimal(double))
+
+
+def _ranked_numbers(column: SegmentColumn, rows: Array) -> Ranked:
+    """Return the numbers of *rows*; a dense column needs no other copy of them."""
+    if column.rows is None and not column.coded:
+        numbers = column.data.take(rows)
+        present = column.have_value(numbers)
+        return Ranked((numbers,), None if present.all() else present)
+    places, data = column.at(rows)
+    if column.coded:
+        data = column.numbers.take(data.astype(np.int64) - 1)
+    return _spread(len(rows), places, data)
 
 
 def _spread(size: int, places: Array, data: Array) -> Ranked:

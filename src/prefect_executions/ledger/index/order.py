@@ -59,6 +59,9 @@ def first_rows(rows: Array, keys: Sequence[Key], most: int) -> Array:
     if not keys:
         return rows[::-1][:most]
     ranked = keys[0](rows)
+    places = _candidates(ranked, most)
+    if places is not None:
+        rows, ranked = rows.take(places), Ranked(ranked.take(places).ranks, None)
     if ranked.present is None:
         return _first_ranked(rows, ranked.ranks, keys[1:], most)
     have = np.flatnonzero(ranked.present)
@@ -74,7 +77,7 @@ def _first_ranked(rows: Array, ranks: tuple[Array, ...], keys: Sequence[Key], mo
         return first_rows(rows, keys, most)
     if len(rows) <= most:
         return _sorted(rows, ranks, keys)
-    places = _candidates(ranks[0], most)
+    places = _candidates(Ranked(ranks, None), most)
     if places is not None:
         rows, ranks = rows.take(places), tuple(each.take(places) for each in ranks)
     values = ranks[0]
@@ -85,13 +88,17 @@ def _first_ranked(rows: Array, ranks: tuple[Array, ...], keys: Sequence[Key], mo
     return np.concatenate((chosen, _first_ranked(rows.take(equal), further, keys, most - len(chosen))))
 
 
-def _candidates(values: Array, most: int) -> Array | None:
-    """Return ascending places that include the *most* largest values, or None for all."""
-    if len(values) < max(_BLOCK, most * _SAMPLED):
+def _candidates(ranked: Ranked, most: int) -> Array | None:
+    """Return ascending places of rows with a value that include the first *most* rows, or None if all may be needed."""
+    if not ranked.ranks or len(ranked.ranks[0]) < max(_BLOCK, most * _SAMPLED):
         return None
-    sample = values[::_SAMPLED]
+    values, present = ranked.ranks[0], ranked.present
+    sample = values[::_SAMPLED] if present is None else values[::_SAMPLED][present[::_SAMPLED]]
+    if len(sample) < most:
+        return None
     bound = np.partition(sample, len(sample) - most)[len(sample) - most]
-    places = np.flatnonzero(values >= bound)
+    chosen = values >= bound if present is None else (values >= bound) & present
+    places = np.flatnonzero(chosen)
     return places if len(places) < len(values) // 2 else None
 
 
