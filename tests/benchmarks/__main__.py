@@ -21,6 +21,7 @@ SCRIPTS = (
     "bench_export.py",
     "bench_ledger.py",
     "bench_search.py",
+    "bench_lineage.py",
     "bench_audit.py",
     "bench_archive.py",
 )

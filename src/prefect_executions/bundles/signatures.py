@@ -8,7 +8,13 @@ from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, Statemen
 from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout
-from prefect_executions.bundles.annotations import AnnotationSet, annotation_faults, unknown_signers
+from prefect_executions.bundles.annotations import (
+    AnnotationSet,
+    annotation_faults,
+    intact_annotations,
+    labels_of,
+    unknown_signers,
+)
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
 from prefect_executions.documents import strict_json, text_of_time
 from prefect_executions.errors import BundleError
@@ -66,6 +72,8 @@ def check_annotations(evidence: Evidence) -> Findings:
     execution_id = evidence.document(JobStatus).job_id
     manifest_sha256 = sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()
     yield from (what for _, what in annotation_faults(execution_id, manifest_sha256, objects, policy))
+    if reason := labels_of(intact_annotations(execution_id, objects)).recalled:
+        yield Unchecked(f"the execution was recalled: {reason}")
     for name, signer in unknown_signers(execution_id, objects, policy):
         yield Unchecked(f"{name!r} is signed by the unknown key {signer}")
 

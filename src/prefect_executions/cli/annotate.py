@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prefect_executions.cli.arguments import Json, open_catalog
+from prefect_executions.cli.completion import OneId
 from prefect_executions.cli.output import pluralize, say, show_json
 from prefect_executions.cli.tables import id_column, name_column, show_table, text_column
 from prefect_executions.errors import RequestError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def annotate(
-    *executions: str,
+    *executions: OneId,
     tag: tuple[str, ...] = (),
     untag: tuple[str, ...] = (),
     name: str | None = None,
@@ -26,6 +27,7 @@ def annotate(
     note: tuple[str, ...] = (),
     star: bool = False,
     unstar: bool = False,
+    reinstate: str | None = None,
     as_json: Json = False,
 ) -> None:
     """Add tags, a name, an experiment, notes or a star.
@@ -42,6 +44,7 @@ def annotate(
         note: Add a note (repeatable).
         star: Add a star.
         unstar: Remove the star.
+        reinstate: End a recall by 'executions impact --mark', for this reason.
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI.
@@ -59,6 +62,7 @@ def annotate(
         *_changes(Kind.NOTE, note),
         *_changes(Kind.STAR, ("",) * star),
         *_changes(Kind.UNSTAR, ("",) * unstar),
+        *_changes(Kind.REINSTATE, () if reinstate is None else (reinstate,)),
     ]
     if not changes:
         raise RequestError("give at least one change, such as --tag TAG or --note TEXT")

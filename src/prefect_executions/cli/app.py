@@ -16,6 +16,7 @@ from prefect_executions.cli.completion import completion_command
 from prefect_executions.cli.deploy import cancel, deploy, submit
 from prefect_executions.cli.doctor import doctor
 from prefect_executions.cli.exit_codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
+from prefect_executions.cli.lineage import impact, lineage
 from prefect_executions.cli.list import list_executions, methods
 from prefect_executions.cli.output import warn, warn_error
 from prefect_executions.cli.remove import gc, remove, retain
@@ -53,6 +54,8 @@ _GROUPS: dict[str, dict[str, Any]] = {
         "annotate": annotate,
         "diff": diff,
         "prov": prov,
+        "lineage": lineage,
+        "impact": impact,
         "methods": methods,
     },
     "Run again": {"rerun": rerun, "replay": replay, "reproduce": reproduce},

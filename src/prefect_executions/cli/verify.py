@@ -200,8 +200,8 @@ def _as_json(verified: Verified, policy: SignaturePolicy) -> dict[str, Any]:
 
 
 def _notes(report: Report) -> Iterator[str]:
-    """Yield a sentence for each file that was skipped, each hard link, and the number of listed but absent files."""
-    noted = {"container", "layout", "digests"}
+    """Yield a sentence for each skipped file and hard link, on absent files, on unknown signers, and on a recall."""
+    noted = {"container", "layout", "digests", "annotations"}
     yield from (note for check in report.checks if check.name in noted for note in check.unchecked)
 
 

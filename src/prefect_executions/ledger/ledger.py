@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import heapq
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +18,14 @@ from typing import Any, Self
 
 from prefect_executions.errors import AmbiguousIdError, LedgerError, NotFoundError, RequestError
 from prefect_executions.executions.ids import normalize_prefix, split_generation
+from prefect_executions.executions.lineage import Direction, Lineage
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.batch import Batch, batch_after, batch_of
 from prefect_executions.ledger.bulk import BATCH, Bulk, put
 from prefect_executions.ledger.changes import Changes, FeedMark, changes_after, newest_mark, note_changes, restart
 from prefect_executions.ledger.database import Database, address
+from prefect_executions.ledger.lineage import lineage_of_execution, lineage_of_file
 from prefect_executions.ledger.rows import (
     AnnotationRow,
     ArchiveState,
@@ -46,6 +49,8 @@ from prefect_executions.query.tree import Link
 
 CANDIDATES = 20
 """The maximum number of ids in an `AmbiguousIdError`."""
+
+_HEX = re.compile("[0-9a-fA-F]{4,64}")
 
 _MOST_WITH_GENERATION = 1 << 16  # ids of any generation that are read to find those of one
 
@@ -309,6 +314,46 @@ class Ledger:
         return tuple(
             FileEdge(id=other, output=path, input=name, sha256=digest.hex()) for other, path, name, digest, _ in rows
         )
+
+    def lineage(
+        self, execution_id: str, directions: Iterable[Direction], *, depth: int, most: int, orchestration: bool = True
+    ) -> Lineage:
+        """Return the executions that an execution came from or that came from it, nearest first.
+
+        Each walk ends after *depth* edges or *most* executions, and counts what it leaves out.
+
+        Raises:
+            NotFoundError: If the execution is not in the ledger.
+        """
+        with self._database.reading() as session:
+            for (key,) in session.fetch_all(queries.KEY, (clean(execution_id),)):
+                return lineage_of_execution(
+                    session, key, directions, depth=depth, most=most, orchestration=orchestration
+                )
+        raise _not_found(execution_id)
+
+    def lineage_of_file(self, sha256: str, directions: Iterable[Direction], *, depth: int, most: int) -> Lineage:
+        """Return the executions that made or used a file, and those before and after them, as `lineage` does."""
+        with self._database.reading() as session:
+            return lineage_of_file(session, bytes.fromhex(sha256), directions, depth=depth, most=most)
+
+    def find_digest(self, prefix: str) -> str:
+        """Return the only digest of an input or output that begins with *prefix*, in hexadecimal.
+
+        Raises:
+            RequestError: If *prefix* is not hexadecimal, or several digests begin with it.
+            NotFoundError: If no digest begins with it.
+        """
+        if not _HEX.fullmatch(prefix):
+            raise RequestError(f"'{prefix}' is not the beginning of a SHA-256 digest")
+        ends = [bytes.fromhex(prefix.lower().ljust(64, digit)) for digit in "0f"]
+        with self._database.reading() as session:
+            rows = session.fetch_all(queries.DIGESTS_BETWEEN, (*ends, *ends, CANDIDATES))
+        if not rows:
+            raise NotFoundError(f"no input or output in the ledger has a digest that begins with {prefix}")
+        if len(rows) > 1:
+            raise RequestError(f"{len(rows)} or more files have a digest that begins with {prefix}; give more digits")
+        return str(rows[0][0].hex())
 
     def related(self, link: Link, starts: Sequence[str]) -> frozenset[str]:
         """Return the ids of the executions with *link* to one whose id begins with one of *starts*; to any if empty."""

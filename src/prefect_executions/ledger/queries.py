@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from prefect_executions.executions.lineage import Direction
 from prefect_executions.ledger import columns
 from prefect_executions.ledger.columns import names
 from prefect_executions.ledger.rows import ROW_COLUMNS, micros_of
@@ -72,6 +73,38 @@ MADE_FROM = (
 USED_BY = (
     f"SELECT DISTINCT taker.id, o.path, f.input, o.sha256, taker.started {_SHARED_FILES}"
     "AND maker.id = ? ORDER BY taker.started, taker.id, o.path, f.input LIMIT ?"
+)
+
+# Lineage. `usedby:` and `uses:` have the same condition, so that they agree with it.
+_SHARED_EDGES = f"SELECT maker.key, taker.key, o.path, f.input, o.sha256 {_SHARED_FILES}"
+DATA_EDGES = {
+    Direction.UP: f"{_SHARED_EDGES}AND taker.key IN ({{}})",
+    Direction.DOWN: f"{_SHARED_EDGES}AND maker.key IN ({{}})",
+}
+_RELATIVE_EDGES = (
+    "SELECT first.key, r.execution, r.relation FROM relatives AS r "
+    "JOIN executions AS first ON first.id = r.other "
+    "WHERE first.key <> r.execution "
+)
+RELATIVE_EDGES = {
+    Direction.UP: f"{_RELATIVE_EDGES}AND r.execution IN ({{}})",
+    Direction.DOWN: f"{_RELATIVE_EDGES}AND first.key IN ({{}})",
+}
+OF_FILE = {
+    Direction.UP: "SELECT execution, min(path) FROM outputs WHERE sha256 = ? GROUP BY execution ORDER BY 1",
+    Direction.DOWN: "SELECT execution, min(input) FROM input_files WHERE sha256 = ? GROUP BY execution ORDER BY 1",
+}
+LINEAGE_NODES = (
+    "SELECT key, id, method_id, method_version, status, started, duration, cpu, agent, archive "
+    "FROM executions WHERE key IN ({})"
+)
+RECALLS = (
+    "SELECT execution, kind, text FROM annotations WHERE kind IN ('recall', 'reinstate') AND execution IN ({}) "
+    "ORDER BY execution, position"
+)
+DIGESTS_BETWEEN = (
+    "SELECT sha256 FROM outputs WHERE sha256 >= ? AND sha256 <= ? "
+    "UNION SELECT sha256 FROM input_files WHERE sha256 >= ? AND sha256 <= ? LIMIT ?"
 )
 
 # The change feed. The counter's row is locked until the commit, so numbers are committed in their order.
