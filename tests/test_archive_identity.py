@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from archives import Place, place_on
 from benches import EXECUTION_ID, OTHER_ID, begun, bench_at, kept, record_of
+from prefect_executions import method
 from prefect_executions.archive.identity import ArchiveIdentity
 from prefect_executions.errors import ArchiveError
 from prefect_executions.objectstore.interface import Store
@@ -133,3 +135,16 @@ def test_an_emptied_bucket_is_refused(s3: Place, tmp_path: Path) -> None:
 def test_an_archive_in_memory_is_not_remembered(tmp_path):
     identity_of(open_store("memory://identity"), tmp_path / "one").claim()
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_a_refused_run_shows_no_frames_of_the_archive(home):
+    @method(version="1")
+    def never() -> None:
+        raise AssertionError("it must not run")
+
+    kept(bench_at(home))
+    unmounted(home)
+    with pytest.raises(ArchiveError, match="Mount its disk") as refused:
+        never()
+    assert "workbench.py" not in "".join(traceback.format_exception(refused.value))

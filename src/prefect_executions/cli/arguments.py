@@ -68,8 +68,9 @@ FILTER_NAMES = ", ".join(f"--{field.name}" for field in fields(FilterOptions))
 DEFAULTS = {
     # Prefect allows its embedded server 20 s; the first start creates a database, which takes longer on a slow disk.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
-    # A run sends no data to third parties.
+    # A run sends no data to third parties: neither Prefect's server nor, since 3.9, its client.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
 }
 """Environment variables to set before Prefect is imported; the user's own values win."""
 

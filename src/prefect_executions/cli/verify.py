@@ -359,7 +359,7 @@ def create(*, name: str = "own", as_json: Json = False) -> None:
         show_json({"id": key.id, "private": ring.private, "public": key.path})
         return
     show_facts([("key", key.id), ("private", str(ring.private)), ("public", str(key.path))])
-    say("Keep the private file secret, and send the public file to those who verify your signatures.")
+    say_words("Keep the private file secret, and send the public file to those who verify your signatures.")
     say(f"They run: executions keys trust {key.path.name} --name YOU")
 
 

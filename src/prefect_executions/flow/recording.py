@@ -245,7 +245,7 @@ def _running(attempt: Attempt) -> Iterator[RunningAttempt]:
         if not call.declared.is_scripted:
             job_status = advance(job_status, Status.EXECUTING, now(), observer=Observer.HOOK)
         record = replace(record, job_status=job_status)
-        call.workbench.announce(record)  # may refuse: the Method's code has not begun
+        without_frames(call.workbench.announce)(record)  # may refuse: the Method's code has not begun
         bundle.write_document(job_status)
         running = RunningAttempt(
             attempt=replace(attempt, record=record), execution=_execution(call, record, bundle, attempt.inputs)
