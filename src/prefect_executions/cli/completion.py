@@ -1,6 +1,6 @@
 """`executions completion`, and the completion of ids, queries and names at the shell's TAB.
 
-Law: completion never fails and never writes: without a ledger, and in a text that cannot be read, it has no answer.
+Law: completion never fails: without a ledger, and in a text that cannot be read, it has no answer.
 """
 
 from __future__ import annotations

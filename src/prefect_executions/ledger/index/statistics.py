@@ -23,7 +23,7 @@ from prefect_executions.lifecycle.status import Reason, Status
 from prefect_executions.query.tree import FieldTarget, Target
 
 MOST_GROUPS = 10_000
-"""More groups are refused: each has medians, which take 0.2 ms."""
+"""More groups are refused: their statistics would take more memory than the executions."""
 
 _STATUSES: Mapping[str, int] = {status: index for index, status in enumerate(Status)}
 _REASONS: Mapping[str, int] = {reason: index for index, reason in enumerate(Reason)}
@@ -120,15 +120,77 @@ def statistics(
     chosen, member, counts = np.unique(keys, return_inverse=True, return_counts=True)
     if len(chosen) > most:
         raise RequestError(f"there are {len(chosen):,} groups, more than {most:,}; group by fewer values")
-    order = np.argsort(member, kind="stable")
-    bounds = np.concatenate(([0], np.cumsum(counts))).tolist()
+    members = _Members(member, len(chosen))
+    measures = {name: members.distributions(numbers) for name, numbers in zip(_MEASURES, data.measures, strict=True)}
+    statuses = members.counted(data.status, _STATUSES)
+    failures = members.counted(np.where(data.status == _STATUSES[Status.FAILED], data.reason, -1), _REASONS)
+    ended, spans = members.spans(data.finished)
     found = []
     for number, key in enumerate(chosen.tolist()):
         group, index = divmod(key, max(len(begins), 1)) if per else (key, 0)
         begin = float(begins[index]) * per.seconds if per else None
-        own = data.where(order[bounds[number] : bounds[number + 1]])
-        found.append((begin, -len(own.group), key, _summarized(own, values[group], begin, per)))
-    return tuple(one for *_, one in sorted(found, key=lambda item: (item[0] or 0.0, *item[1:3])))
+        one = Statistics(
+            values=values[group],
+            period=None if begin is None else time_of(int(begin * _MICROSECONDS)),
+            executions=int(counts[number]),
+            statuses={status: count for status, count in zip(Status, statuses[number], strict=True) if count},
+            failures={reason: count for reason, count in zip(Reason, failures[number], strict=True) if count},
+            span=per.seconds if per else spans[number],
+            ended=ended[number],
+            **{name: found_ones[number] for name, found_ones in measures.items()},
+        )
+        found.append((begin or 0.0, -one.executions, key, one))
+    return tuple(one for *_, one in sorted(found, key=lambda item: item[:3]))
+
+
+class _Members(NamedTuple):
+    """The group of each entry, and the number of groups; every method answers for all groups at once."""
+
+    member: Array
+    groups: int
+
+    def counted(self, codes: Array, words: Mapping[str, int]) -> list[list[int]]:
+        """Return how often each group has each code; entries with -1 do not count."""
+        known = codes >= 0
+        cells = self.member[known] * len(words) + codes[known]
+        counts: list[list[int]] = (
+            np.bincount(cells, minlength=self.groups * len(words)).reshape(self.groups, len(words)).tolist()
+        )
+        return counts
+
+    def distributions(self, numbers: Array) -> list[Distribution | None]:
+        """Return the distribution of the finite numbers of each group; None if it has none."""
+        numbers, counts, begins = self._sorted(numbers)
+        if not len(numbers):
+            return [None] * self.groups
+        sums = np.add.reduceat(np.append(numbers, 0.0), begins) * (counts > 0)
+        last = np.maximum(begins + counts - 1, 0)
+
+        def quantile(share: float) -> Array:
+            place = begins + share * np.maximum(counts - 1, 0)
+            low = np.minimum(place.astype(np.int64), last)
+            lower, upper = numbers.take(low), numbers.take(np.minimum(low + 1, last))
+            return np.asarray(lower + (upper - lower) * (place - low))
+
+        columns = (counts, sums / np.maximum(counts, 1), quantile(0.5), quantile(0.95), numbers.take(last), sums)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [Distribution(*row) if row[0] else None for row in rows]
+
+    def spans(self, times: Array) -> tuple[list[int], list[float]]:
+        """Return how many finite times each group has, and how far its first and last are apart."""
+        times, counts, begins = self._sorted(times)
+        if not len(times):
+            return [0] * self.groups, [0.0] * self.groups
+        first = np.minimum(begins, len(times) - 1)
+        spans = times.take(np.maximum(begins + counts - 1, first)) - times.take(first)
+        return counts.tolist(), np.where(counts > 0, spans, 0.0).tolist()
+
+    def _sorted(self, numbers: Array) -> tuple[Array, Array, Array]:
+        """Return the finite numbers, sorted by group and value, and how many each group has and where they begin."""
+        finite = np.flatnonzero(np.isfinite(numbers))
+        member, numbers = self.member.take(finite), numbers.take(finite)
+        counts = np.bincount(member, minlength=self.groups)
+        return numbers.take(np.lexsort((numbers, member))), counts, np.cumsum(counts) - counts
 
 
 class _Joined(NamedTuple):
@@ -183,27 +245,3 @@ def _joined(matched: Iterable[Matched], by: Sequence[Target]) -> tuple[_Joined, 
             )
         )
     return _Joined.of(parts), values
-
-
-def _summarized(own: _Joined, values: tuple[Value | None, ...], begin: float | None, per: Period | None) -> Statistics:
-    ends = own.finished[np.isfinite(own.finished)]
-    failed = own.reason[(own.status == _STATUSES[Status.FAILED]) & (own.reason >= 0)]
-    statuses, reasons = (np.bincount(codes[codes >= 0]).tolist() for codes in (own.status, failed))
-    return Statistics(
-        values=values,
-        period=None if begin is None else time_of(int(begin * _MICROSECONDS)),
-        executions=len(own.group),
-        statuses={status: count for status, count in zip(Status, statuses, strict=False) if count},
-        failures={reason: count for reason, count in zip(Reason, reasons, strict=False) if count},
-        span=per.seconds if per else float(ends.max() - ends.min()) if len(ends) else 0.0,
-        ended=len(ends),
-        **{name: _distribution(numbers) for name, numbers in zip(_MEASURES, own.measures, strict=True)},
-    )
-
-
-def _distribution(numbers: Array) -> Distribution | None:
-    finite = numbers[np.isfinite(numbers)]
-    if not len(finite):
-        return None
-    median, p95 = np.quantile(finite, (0.5, 0.95)).tolist()
-    return Distribution(len(finite), float(finite.mean()), median, p95, float(finite.max()), float(finite.sum()))
