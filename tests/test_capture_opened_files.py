@@ -7,6 +7,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 
 def opened(code: str, folder) -> list[str]:
     """Run *code* in a new interpreter after `watch`, and return the noted files below *folder*, relative to it."""
@@ -59,7 +61,10 @@ def test_a_missing_file_or_a_wrong_argument_fails_as_always(tmp_path):
     assert opened(code, tmp_path) == ["missing"]
 
 
-def test_bytecode_stands_for_its_source(tmp_path):
+@pytest.mark.parametrize("cache", ["", "cache"])
+def test_bytecode_stands_for_its_source(cache, tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / cache) if cache else "")
     (tmp_path / "late.py").write_text("X = 1")
     subprocess.run([sys.executable, "-c", "import late"], cwd=tmp_path, check=True)
     assert opened("sys.path.insert(0, sys.argv[1])\nimport late", tmp_path) == ["late.py"]

@@ -20,7 +20,6 @@ from prefect_executions.capture.git import INSTALLED
 MOST_NOTED = 10_000
 """The largest number of names that are noted; of files below the folders of `keep_noting`, as many again."""
 
-_CACHE = "/__pycache__/"
 _WRITING = os.O_WRONLY | os.O_RDWR
 _SYSTEM = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")} | {"/proc/", "/sys/", "/dev/"})
 _INSTALLED = tuple(f"/{name}/" for name in INSTALLED)
@@ -87,8 +86,8 @@ def written_files(since: int) -> list[str]:
 
 def _source(path: str) -> str:
     """Return the source file of a file with bytecode; for any other file, itself."""
-    if _CACHE in path and path.endswith(".pyc"):
-        with suppress(ValueError):
+    if path.endswith(".pyc"):
+        with suppress(ValueError):  # it is in no cache, neither beside the source nor below PYTHONPYCACHEPREFIX
             return source_from_cache(path)
     return path
 
