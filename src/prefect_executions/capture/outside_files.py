@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from hashlib import file_digest
 
 from prefect_executions.capture.data_files import may_hold_credentials
@@ -39,9 +40,11 @@ def outside_files(
     for path in opened:
         if path in excluded or path.startswith(folders) or any(part.startswith(".") for part in path.split("/")):
             continue
-        modules = modules or {os.path.realpath(str(getattr(each, "__file__", ""))) for each in [*sys.modules.values()]}
         status = _data_status(path, before)
-        if status is None or path in modules or has_secret(path):
+        if status is None:
+            continue
+        modules = modules or {_real(str(getattr(each, "__file__", ""))) for each in [*sys.modules.values()]}
+        if path in modules or has_secret(path):
             continue
         digest = None
         if status.st_size <= left and not may_hold_credentials(path):
@@ -49,6 +52,10 @@ def outside_files(
             digest = sha256_of(path)
         why = f"it is not beside the code ({status.st_size} bytes); a file that is an InputFile is kept"
         yield LackingFile(path=path, why=why, size=status.st_size, sha256=digest)
+
+
+_real = cache(os.path.realpath)
+"""The real path of a module's file: a process has thousands of them, and they do not move while it runs."""
 
 
 def sha256_of(path: str) -> str | None:
