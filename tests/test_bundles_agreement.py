@@ -185,11 +185,16 @@ def with_leaf(document: Any, steps: tuple[str | int, ...]) -> Any:
     return changed
 
 
+def passes(source: MemorySource, checks: tuple[str, ...], *, others: bool = False) -> bool:
+    """Return whether *source* passes these *checks*, and all *others*; the first one that fails ends the search."""
+    return all(verify(source, only=(check,)).passed for check in checks) and (not others or verify(source).passed)
+
+
 def accepted_edits(files: Mapping[str, bytes], path: str) -> Iterator[str]:
-    document = json.loads(files[path])
+    document, first = json.loads(files[path]), "crate" if path == layout.CRATE else "provenance"
     for steps in leaves(document):
         data = json.dumps(with_leaf(document, steps), indent=2, ensure_ascii=False).encode()
-        if verify(forged(files, path, data)).passed:
+        if passes(forged(files, path, data), (first,), others=True):
             yield "/".join(map(str, steps))
 
 
@@ -235,7 +240,7 @@ def test_every_change_of_provenance_is_found(bundles, name):
     files = bundles[name]
     checks = ("provenance", "same-execution", "told-files", "documents")
     edits = xml_edits(files[layout.PROVENANCE])
-    assert [edit for edit, data in edits if verify(forged(files, layout.PROVENANCE, data), only=checks).passed] == []
+    assert [edit for edit, data in edits if passes(forged(files, layout.PROVENANCE, data), checks)] == []
 
 
 @pytest.mark.parametrize("path", ["code/requirements.txt", "code/uncommitted.diff", "code/flows/coins.py"])
