@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -44,16 +47,33 @@ LONGEST = (
 """The files that take longest, in their order."""
 
 _prefect = pytest.StashKey[dict[str, str]]()
+_hidden = pytest.StashKey[dict[str, ModuleType]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Give Prefect a home and an address of its own before anything imports it, because it reads them once."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, and for all that we start
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _share_bytecode(config)
     home = TemporaryDirectory(prefix="prefect-")
     config.add_cleanup(home.cleanup)
     config.stash[_prefect] = dict(servers.environment(Path(home.name), servers.free_port()))
     os.environ.update(config.stash[_prefect])
+
+
+def _share_bytecode(config: pytest.Config) -> None:
+    """Where no compiled modules are kept, keep those of this session in a temporary folder.
+
+    uv installs none. With PYTHONDONTWRITEBYTECODE each program that a test starts would compile Prefect again, which
+    takes 5 s.
+    """
+    prefect = find_spec("prefect")
+    compiled = prefect and prefect.origin and Path(cache_from_source(prefect.origin)).exists()
+    if os.environ.get("PYTHONDONTWRITEBYTECODE") and not compiled:
+        folder = TemporaryDirectory(prefix="pycache-", ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        os.environ["PYTHONPYCACHEPREFIX"] = folder.name
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
 
 
 @pytest.hookimpl(trylast=True)
@@ -61,6 +81,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that no process is left alone with them at the end."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Take the test modules out of `sys.modules`; each is put back while its own tests run.
+
+    A record holds the loaded modules of its project and the files beside them that the process opened. With all that
+    pytest loads, every run would record this whole folder, which takes seconds for each run, and the record would
+    depend on the files that are collected.
+    """
+    files = {name: str(getattr(module, "__file__", None)) for name, module in sys.modules.copy().items()}
+    tests = [name for name, file in files.items() if file.startswith(f"{Path(__file__).parent}/test_")]
+    session.config.stash[_hidden] = {name: sys.modules.pop(name) for name in tests}
+    if opened_files := sys.modules.get("prefect_executions.capture.opened_files"):
+        opened_files.ignore(str(Path(__file__).parent), str(Path(opened_files.__file__).parents[2]))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Put the module of *item* back into `sys.modules`, until a test of another module follows."""
+    hidden, name = item.config.stash[_hidden], _module_name(item)
+    if name in hidden:
+        sys.modules[name] = hidden.pop(name)
+    try:
+        return (yield)
+    finally:
+        if name in sys.modules and _module_name(nextitem) != name:
+            hidden[name] = sys.modules.pop(name)
+
+
+def _module_name(item: pytest.Item | None) -> str:
+    return item.module.__name__ if isinstance(item, pytest.Function) else ""
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
