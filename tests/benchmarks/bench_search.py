@@ -180,6 +180,7 @@ def entry(number: int, one: dict[str, Any], method: MethodEntry, commit: str, ra
         "metrics": [(name, *summary([value])) for name, value in metrics.items()] if ended else [],
         "history": [],
         "leaves": [],
+        "annotations": [],
         "tags": [],
         "relatives": [],
     }
