@@ -19,6 +19,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from prefect.context import refresh_global_settings_context
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -68,6 +69,7 @@ def home(tmp_path):
         yield folder
         with suppress(OrchestratorError):
             stop(folder)
+    refresh_global_settings_context()  # `connect` changed the settings of all threads
 
 
 def command(home, tmp_path):
