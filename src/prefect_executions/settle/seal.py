@@ -155,7 +155,8 @@ def _unstarted_record(
     run: FlowRun, execution_id: str, states: Sequence[ObservedState], settings: Settings
 ) -> ExecutionRecord:
     """Return the record of *run* from Prefect's data; the Method is as its deployment describes it, without code."""
-    method = recorded_method(_method(run, _deployed(run)), settings.secret_names)
+    deployed = _deployed(run)
+    method = recorded_method(_method(run, deployed), settings.secret_names)
     created = new_job_status(
         execution_id,
         method.id,
@@ -172,7 +173,7 @@ def _unstarted_record(
             execution_id,
             None,
             archive=settings.archive_level,
-            environment={},
+            environment={"PREFECT__DEPLOYMENT_NAME": deployed.name} if deployed else {},
             names=settings.secret_names,
         ),
         infrastructure=flow_runs.infrastructure(run, {}, settings.secret_names),
