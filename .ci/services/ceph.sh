@@ -66,7 +66,18 @@ wait_for() {
     exit 1
 }
 
+mon_answers() { timeout 30 ceph -c "$conf" mon stat; }
 osd_is_up() { timeout 30 ceph -c "$conf" osd stat | grep --quiet '1 up'; }
+
+# A monitor that has just started may refuse a command: "EPERM: problem getting command descriptions from mon".
+# The same key gives the same id again.
+new_osd() {
+    for _ in 1 2 3 4; do
+        timeout 60 ceph -c "$conf" osd new "$1" && return
+        sleep 1
+    done
+    return 1
+}
 
 # A race in ceph-osd: it sometimes reports to the monitor before it has the cluster's id ("wrong fsid") and ends.
 start_osd() {
@@ -89,7 +100,8 @@ start() {
     ceph-mon -c "$conf" --mkfs -i a --monmap "$folder/monmap" --keyring "$folder/keyring"
     ceph-mon -c "$conf" -i a
     osd_key=$(cat /proc/sys/kernel/random/uuid)
-    osd_id=$(timeout 60 ceph -c "$conf" osd new "$osd_key")
+    wait_for mon_answers
+    osd_id=$(new_osd "$osd_key")
     ceph-osd -c "$conf" -i "$osd_id" --mkfs --osd-uuid "$osd_key" >/dev/null 2>&1
     start_osd "$osd_id"
     ceph-mgr -c "$conf" -i x >/dev/null 2>&1 || echo "ceph.sh: no manager daemon; the gateway works without one" >&2
