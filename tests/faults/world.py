@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import servers
 from faults.victim import Job
+from prefect_executions.archive.identity import IDENTITY
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench
@@ -158,6 +159,7 @@ def a_world(folder: Path, told: Mapping[str, str]) -> Iterator[World]:
             stack.enter_context(servers.running(server))
         world = World(folder, {**server, **told})
         stack.callback(world.close)
+        world.workbench().archive_identity.claim()  # otherwise only the first victim takes the steps that create it
         yield world
 
 
@@ -171,7 +173,7 @@ def _no_block(name: str) -> tuple[str, Mapping[str, Any]]:
 
 def _death(code: int, trace: Path) -> Death:
     lines = [line.split("\t", 1) for line in trace.read_text().splitlines()] if trace.exists() else []
-    ids = dict.fromkeys(of for of, _ in lines if of and "/" not in of)
+    ids = dict.fromkeys(of for of, _ in lines if of and "/" not in of and of != IDENTITY)
     log = Path(f"{trace}.log")
     return Death(code, tuple(ids), tuple(step for _, step in lines), log.read_text(errors="replace"))
 
