@@ -35,7 +35,7 @@ def test_the_format_has_exactly_these_names() -> None:
         "ro-crate-metadata.json",
         "manifest-sha256.txt",
     } == layout.FIXED
-    assert {"metadata/inclusion.json", "manifest-sha256.txt.sig"} == layout.ADDED
+    assert {"metadata/inclusion.json", "metadata/annotations.json", "manifest-sha256.txt.sig"} == layout.ADDED
     assert set(layout.FOLDERS) == {"auth", "metadata", "inputs", "code", "outputs"}
 
 
