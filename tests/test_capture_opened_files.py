@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+
+import prefect_executions
 
 
 def opened(code: str, folder) -> list[str]:
@@ -46,6 +49,15 @@ def test_files_that_are_opened_for_writing_and_ignored_folders_are_left_out(tmp_
         open("own/x").close(); ignore(sys.argv[1] + "/own")
         """
     assert opened(code, tmp_path) == []
+
+
+def test_files_of_this_package_are_left_out():
+    folder = Path(prefect_executions.__file__).parent
+    code = """
+        import prefect_executions.ledger.sqlite
+        open(sys.argv[1] + "/ledger/newest.sql").close()
+        """
+    assert opened(code, folder) == []
 
 
 def test_a_missing_file_or_a_wrong_argument_fails_as_always(tmp_path):

@@ -12,6 +12,7 @@ import sysconfig
 import time
 from contextlib import suppress
 from importlib.util import source_from_cache
+from pathlib import Path
 from typing import Any
 
 from prefect_executions.capture.git import INSTALLED
@@ -21,7 +22,10 @@ MOST_NOTED = 10_000
 """The largest number of names that are noted; of files below the folders of `keep_noting`, as many again."""
 
 _WRITING = os.O_WRONLY | os.O_RDWR
-_SYSTEM = tuple({f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")} | {"/proc/", "/sys/", "/dev/"})
+_PACKAGE = f"{Path(__file__).parents[1]}/"
+"""This package, which lies below the Method's folder if both are in one repository."""
+_STANDARD = {f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib")}
+_SYSTEM = (*_STANDARD, "/proc/", "/sys/", "/dev/", _PACKAGE)
 _INSTALLED = tuple(f"/{name}/" for name in INSTALLED)
 
 _read: dict[str, str] = {}
@@ -69,8 +73,8 @@ def opened_files(since: int = 0) -> list[str]:
 
     *since* leaves out those that it has not opened after this moment.
 
-    Installed packages, the standard library, files of the system and ignored folders are left out. Libraries in
-    other languages than Python may open files unnoticed.
+    Installed packages, this package, the standard library, files of the system and ignored folders are left out.
+    Libraries in other languages than Python may open files unnoticed.
     """
     paths = [path for path in list(_read) if _last_read.get(path, 0) >= since and not path.startswith(_ignored)]
     for path in paths:
