@@ -119,9 +119,8 @@ def _show(opened: Opened, *, as_json: bool) -> None:
         shown |= {"labels": labels, "annotations": [_annotation_json(each) for each in annotations]}
         show_json(_as_json(record, storage, links) | shown | ({"damaged": damaged} if damaged else {}))
         return
-    show_facts(
-        [*_labels(labels), *_facts(record, links, gone_process), *_places(opened.bundle, storage), *_error(record)]
-    )
+    execution, *facts = _facts(record, links, gone_process)
+    show_facts([execution, *_labels(labels), *facts, *_places(opened.bundle, storage), *_error(record)])
     show_facts([("imported", format_time(imported.imported)), ("origin", imported.origin)] if imported else [])
     show_facts([("damaged", f"{what}; 'executions verify {execution_id}' says more") for what in damaged])
     show_table((name_column("name"), value_column()), _inputs(record), title="input")
