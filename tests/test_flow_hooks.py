@@ -296,22 +296,25 @@ def test_the_hook_never_raises_and_logs_the_error(bundles, monkeypatch, caplog, 
     assert f"execution {run.id} is not sealed yet" in warning
 
 
-CLEARS = """
-import sys
+BREAKS = """
 from prefect_executions import method
+from prefect_executions.archive.archive import Archive
+
+def broken(*_, **__):
+    raise ModuleNotFoundError("No module named 'gone'")
 
 @method(version="1")
-def clears() -> None:
-    sys.path.clear()
+def breaks() -> None:
+    Archive.seal = broken
 
-clears()
+breaks()
 """
 
 
 @pytest.mark.long
 def test_the_hook_reports_a_sealed_but_unfinished_execution(bundles, tmp_path):
-    script = tmp_path / "clears.py"
-    script.write_text(CLEARS)
+    script = tmp_path / "breaks.py"
+    script.write_text(BREAKS)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
 
     warning = (
