@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def commands_of(page: Path) -> Iterator[list[str]]:
         for line in block.splitlines():
             found = re.fullmatch(r"\$ (?:[A-Z_]+=\S+ )*executions (.*)", line)
             if found:
-                yield shlex.split(found[1], comments=True)
+                yield list(takewhile(lambda word: word not in {"|", ">"}, shlex.split(found[1], comments=True)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
