@@ -230,6 +230,7 @@ def test_the_package_of_a_module_is_the_one_in_the_folder_of_its_file(listed, tm
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         for file, text in listed.items():
             (folder / file).write_text(text)
+        # importlib.metadata finds packages by sys.path; pytest's `syspath_prepend` would reverse the order of the two.
         monkeypatch.setattr(sys, "path", [*sys.path, str(folder.parent)])
     assert package_of("its_module", str(tmp_path / "mine/its_module.py")) == "mine==1.0"
     assert package_of("its_modul", str(tmp_path / "mine/its_modul.py")) is None
