@@ -250,6 +250,40 @@ def test_the_attestation_of_another_execution_is_found(bundle, tmp_path):
     assert f"the execution was signed as {OTHER_ID}; metadata/jobStatus.json says {EXECUTION_ID}" in told
 
 
+@pytest.mark.parametrize(
+    ("steps", "value", "fault"),
+    [
+        (("buildDefinition", "externalParameters", "inputs"), {}, "buildDefinition/externalParameters/inputs"),
+        (
+            ("buildDefinition", "externalParameters", "method", "version"),
+            "9",
+            "buildDefinition/externalParameters/method",
+        ),
+        (("buildDefinition", "resolvedDependencies"), [], "buildDefinition/resolvedDependencies"),
+        (("runDetails", "builder", "id"), "https://example.org/", "runDetails/builder/id"),
+        (("runDetails", "byproducts"), [], "runDetails/byproducts"),
+    ],
+)
+def test_a_signed_statement_that_contradicts_the_documents_is_found(bundle, steps, value, fault):
+    """The key is trusted, or accepted unchecked: what it signed is compared all the same."""
+    path = bundle / ATTESTATION
+    statement = json.loads(Envelope.from_json(path.read_bytes(), ATTESTATION).payload)
+    part = statement["predicate"]
+    for step in steps[:-1]:
+        part = part[step]
+    part[steps[-1]] = value
+    path.write_bytes(sealed_envelope(PAYLOAD_TYPE, json.dumps(statement).encode(), a_key()).to_json())
+    (found,) = faults(bundle)
+    assert found.startswith(f"{fault} was signed as ")
+
+
+def test_a_signed_statement_has_no_more_members(bundle):
+    path = bundle / ATTESTATION
+    statement = json.loads(Envelope.from_json(path.read_bytes(), ATTESTATION).payload) | {"more": 1}
+    path.write_bytes(sealed_envelope(PAYLOAD_TYPE, json.dumps(statement).encode(), a_key()).to_json())
+    assert faults(bundle) == ["the signed statement has the member 'more', which the documents do not give"]
+
+
 def test_an_envelope_around_something_else_is_no_seal(bundle):
     other = sealed_envelope("text/plain", b"hello", a_key())
     (bundle / ATTESTATION).write_bytes(other.to_json())

@@ -86,6 +86,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, byt
         "full": contents(a_complete_bundle(folder / "full", a_full_record()).folder),
         "replay": contents(a_complete_bundle(folder / "replay", a_record(), a_verdict()).folder),
         "format 1": golden_files("format-1-failed.zip"),
+        "format 2 failed": golden_files("format-2-failed.zip"),
     }
 
 
@@ -268,6 +269,12 @@ def test_prefixes_and_order_of_provenance_have_no_meaning(bundles):
     assert verify(source, only=("provenance",)).faults == ()
 
 
+@pytest.mark.parametrize("attribute", ['xml:lang="de"', 'xml:base="https://example.org/"', 'more="1"'])
+def test_an_attribute_of_the_whole_provenance_is_found(bundles, attribute):
+    data = bundles["full"][layout.PROVENANCE].replace(b"<prov:document", f"<prov:document {attribute}".encode())
+    assert not verify(forged(bundles["full"], layout.PROVENANCE, data), only=("provenance",)).passed
+
+
 @pytest.mark.parametrize("addition", ["<exe:note/>", "free text", '<prov:entity prov:id="exe:more"/>'])
 def test_an_addition_to_provenance_is_found(bundles, addition):
     data = bundles["full"][layout.PROVENANCE].replace(b"</prov:document>", f"{addition}</prov:document>".encode())
@@ -340,6 +347,25 @@ def test_an_execution_is_not_its_own_relative(bundles):
             "calls the execution itself",
         ),
         ("replay", "metadata/jobStatus.json", lambda d: d.update(cachedFrom=EXECUTION_ID), "is cached from itself"),
+        ("replay", "metadata/jobStatus.json", lambda d: d.update(partial=True), "a completed execution is partial"),
+        (
+            "format 2 failed",
+            "metadata/jobStatus.json",
+            lambda d: d.update(cachedFrom="b5bb9d80-14a0-4f9b-a1c7-8f6f1d2c3e4f"),
+            "a FAILED execution has the result of",
+        ),
+        (
+            "full",
+            "metadata/jobStatus.json",
+            lambda d: d["steps"][0].update(started="2025-09-22T12:00:04.123456+00:00"),
+            "before its execution",
+        ),
+        (
+            "full",
+            "metadata/method.json",
+            lambda d: d["code"].update(entrypoint="flows/coins.py.txt:segment"),
+            "the entrypoint is flows/coins.py.txt:segment, and the path of its file is flows/coins.py",
+        ),
         (
             "replay",
             "metadata/jobStatus.json",
@@ -377,6 +403,17 @@ def test_facts_that_exclude_each_other_are_found(bundles, name, path, change, fa
     [
         # A host may be renamed while a worker's process lives.
         ("full", "metadata/instance.json", lambda d: d.update(hostname="renamed")),
+        # Prefect lists the steps of a flow run, which may have earlier generations.
+        (
+            "full",
+            "metadata/jobStatus.json",
+            lambda d: (
+                d.update(jobID=f"{EXECUTION_ID}.2"),
+                d["steps"][0].update(started="2025-09-22T12:00:04.123456+00:00"),
+            ),
+        ),
+        # A descriptor has no function.
+        ("full", "metadata/method.json", lambda d: d["code"].update(entrypoint="flows/coins.py")),
         # The inputs of a descriptor may have a dot in their names.
         ("replay", "metadata/request.json", lambda d: _rename_input(d, "picture", "picture.raw")),
     ],
@@ -406,9 +443,32 @@ def test_an_origin_of_no_package_is_found(bundles):
         instance |= {"packages": {}, "packageOrigins": {"coins": {"url": "https://example.org/coins.git"}}}
 
     report = verify(_document(bundles["full"], "metadata/instance.json", change), only=("packages",))
-    assert report.faults == (
-        "packages: metadata/instance.json has the origin of the package 'coins', and not the package",
+    assert report.faults[0] == (
+        "packages: metadata/instance.json has the origin of the package 'coins', and not the package"
     )
+
+
+def test_requirements_of_a_run_without_packages_are_found(bundles):
+    report = verify(
+        _document(bundles["full"], "metadata/instance.json", lambda d: d.update(packages={})), only=("packages",)
+    )
+    assert "'code/requirements.txt' has numpy==2.3.1; metadata/instance.json does not" in "".join(report.faults)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data + data,
+        lambda data: data.replace(b"\n", b"\r\n"),
+        lambda data: data.replace(b"\n", "\u0085".encode()),  # pip reads one line then
+        lambda data: data.replace(b"\n", b"\x0b"),
+        lambda data: data + b"\n",
+        lambda data: data[:-1],
+    ],
+)
+def test_each_package_has_one_line_in_the_requirements(bundles, change):
+    data = change(bundles["full"]["code/requirements.txt"])
+    assert not verify(forged(bundles["full"], "code/requirements.txt", data), only=("packages",)).passed
 
 
 def test_the_same_bytes_have_no_difference(bundles):
@@ -417,6 +477,24 @@ def test_the_same_bytes_have_no_difference(bundles):
 
     report = verify(_document(bundles["replay"], "metadata/verdict.json", change), only=("verdict",))
     assert "has the same bytes, and a difference in table" in report.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"agreement": "equal", "by": "bytes"}, "is equal by bytes, which are the same or differ"),
+        (
+            {"agreement": "equal", "by": "table", "declared": {"tolerance": 0.5}},
+            "was compared in a way that metadata/method.json does not declare",
+        ),
+    ],
+)
+def test_a_verdict_compares_an_output_as_its_method_declares(bundles, change, fault):
+    def changed(verdict: Any) -> None:
+        verdict["outputs"][1] |= change
+
+    report = verify(_document(bundles["replay"], "metadata/verdict.json", changed), only=("verdict",))
+    assert any(fault in found for found in report.faults)
 
 
 def test_a_verdict_has_one_judgement_of_each_output(bundles):

@@ -145,6 +145,10 @@ class Statement(NamedTuple):
     execution_id: str
     started: str | None
     finished: str | None
+    predicate: Mapping[str, Any]
+    """The whole predicate, as it was parsed."""
+    others: tuple[str, ...] = ()
+    """The members beside type, subjects and predicate, which no statement of this package has."""
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> Statement:
@@ -161,12 +165,14 @@ class Statement(NamedTuple):
                 "predicate": {
                     "buildDefinition": {"buildType": str(build_type)},
                     "runDetails": {"metadata": {"invocationId": str(execution_id), **times}},
-                },
+                } as predicate,
+                **others,
             } if build_type == BUILD_TYPE:
                 digests = dict(_subject(subject, name) for subject in subjects)
                 if len(digests) != len(subjects):
                     raise BundleError(f"{name}: the statement lists a subject twice")
-                return cls(digests, execution_id, _text(times.get("startedOn")), _text(times.get("finishedOn")))
+                begin, end = _text(times.get("startedOn")), _text(times.get("finishedOn"))
+                return cls(digests, execution_id, begin, end, predicate, tuple(map(str, others)))
             case _:
                 raise BundleError(
                     f"{name}: the payload is not an in-toto statement with SLSA provenance of {BUILD_TYPE}"
@@ -179,20 +185,33 @@ def statement_of(record: ExecutionRecord, manifest: BundleFile, files: Iterable[
         "_type": STATEMENT_TYPE,
         "subject": [{"name": file.path, "digest": {"sha256": file.sha256}} for file in (manifest, *sorted(files))],
         "predicateType": PREDICATE_TYPE,
-        "predicate": {
-            "buildDefinition": {
-                "buildType": BUILD_TYPE,
-                "externalParameters": {
-                    "method": {"id": record.method.id, "version": record.method.version},
-                    "inputs": _portable(json_value(record.request.inputs)),
-                },
-                "resolvedDependencies": list(_dependencies(record)),
-            },
-            "runDetails": {"builder": _builder(record), "metadata": _present(_metadata(record))},
-        },
+        "predicate": _predicate(record),
     }
+    return _compact(statement)
+
+
+def predicate_of(record: ExecutionRecord) -> Any:
+    """Return the predicate of the statement about *record*, as a reader of its JSON gets it."""
+    return json.loads(_compact(_predicate(record)))
+
+
+def _predicate(record: ExecutionRecord) -> dict[str, Any]:
+    return {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": {
+                "method": {"id": record.method.id, "version": record.method.version},
+                "inputs": _portable(json_value(record.request.inputs)),
+            },
+            "resolvedDependencies": list(_dependencies(record)),
+        },
+        "runDetails": {"builder": _builder(record), "metadata": _present(_metadata(record))},
+    }
+
+
+def _compact(value: Any) -> bytes:
     # A lone surrogate becomes its own JSON escape.
-    return json.dumps(statement, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def _portable(value: Any) -> Any:

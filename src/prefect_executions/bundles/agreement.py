@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
+from fnmatch import fnmatchcase
 from hashlib import sha256
 
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
-from prefect_executions.comparison.verdict import Agreement, Verdict
+from prefect_executions.comparison.verdict import Agreement, OutputVerdict, Verdict
 from prefect_executions.crate import reader as crate_reader
 from prefect_executions.executions.ids import ExecutionId
 from prefect_executions.executions.local_packages import local_packages_of, summary
@@ -25,9 +26,9 @@ from prefect_executions.executions.record import (
     Usage,
 )
 from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
-from prefect_executions.lifecycle.history import JobStatus
+from prefect_executions.lifecycle.history import CLOCK_SKEW, JobStatus
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.methods.model import DIFF, REQUIREMENTS, CodeIdentity, Method, Repository
+from prefect_executions.methods.model import DIFF, OUTPUTS, REQUIREMENTS, CodeIdentity, Method, Repository
 from prefect_executions.provenance.differences import differences as prov_differences
 
 _Part = StepSummary | PhaseSummary
@@ -68,14 +69,34 @@ def facts(evidence: Evidence) -> Findings:
         yield f"{Agent.file_name} has the digest of a token, and the source is {agent.source}"
     if status.reason and status.execution_status is Status.COMPLETED:
         yield f"{JobStatus.file_name}: a completed execution has the reason {status.reason}"
+    if status.partial and status.execution_status is Status.COMPLETED:
+        yield f"{JobStatus.file_name}: a completed execution is partial, which means that it was stopped"
+    if status.cached_from is not None and status.execution_status is not Status.COMPLETED:
+        yield f"{JobStatus.file_name}: a {status.execution_status} execution has the result of {status.cached_from}"
     if status.cached_from == status.job_id:
         yield f"{JobStatus.file_name}: the result of the execution is cached from itself"
+    yield from _step_facts(status)
+    yield from _code_facts(record.method.code or CodeIdentity())
+
+
+def _step_facts(status: JobStatus) -> Findings:
+    flow_run_id, generation = ExecutionId.parse(status.job_id.lower())
+    # Prefect's list of a flow run that was run again after its end also has the steps of the generations before.
+    earliest = min(entry.time for entry in status.history) - CLOCK_SKEW if generation == 1 and status.history else None
     for step in status.steps or ():
-        if step.flow_run_id is not None and str(step.flow_run_id) == ExecutionId.parse(status.job_id).flow_run_id:
+        if step.flow_run_id is not None and str(step.flow_run_id) == flow_run_id:
             yield f"{JobStatus.file_name}: the step {step.name!r} calls the execution itself"
-    repository = (record.method.code.repository if record.method.code else None) or Repository()
+        if earliest and step.started and step.started < earliest:
+            yield f"{JobStatus.file_name}: the step {step.name!r} started at {step.started}, before its execution"
+
+
+def _code_facts(code: CodeIdentity) -> Findings:
+    repository = code.repository or Repository()
     if repository.dirty is False and (repository.changed or repository.diff_sha256):
         yield f"{Method.file_name}: the working tree has changes, and it says that it has none"
+    path, entrypoint = repository.path, code.entrypoint
+    if path is not None and entrypoint is not None and entrypoint != path and not entrypoint.startswith(f"{path}:"):
+        yield f"{Method.file_name}: the entrypoint is {entrypoint}, and the path of its file is {path}"
 
 
 def _request_facts(record: ExecutionRecord) -> Findings:
@@ -178,18 +199,34 @@ def packages(evidence: Evidence) -> Findings:
         return
     for name in sorted((instance.package_origins or {}).keys() - recorded.keys()):
         yield f"{Instance.file_name} has the origin of the package {name[:200]!r}, and not the package"
-    if not recorded or REQUIREMENTS not in evidence.files:  # without packages: a run that was refused or never started
+    if REQUIREMENTS not in evidence.files:  # the run was refused or never started, or its packages cannot be read
         return
     size, limit = evidence.files[REQUIREMENTS], evidence.limits.document
     if size > limit:
         yield f"{REQUIREMENTS!r} has {size} bytes, and a document may have {limit}"
         return
-    lines = {f"{name}=={version}" for name, version in recorded.items()}
-    listed = set(b"".join(evidence.source.blocks(REQUIREMENTS)).decode(errors="replace").splitlines())
+    # Only a line feed ends a line: pip does not split at the other separators of `str.splitlines`.
+    lines = Counter(f"{name}=={version}\n" for name, version in recorded.items())
+    listed = Counter(_lines(b"".join(evidence.source.blocks(REQUIREMENTS)).decode(errors="replace")))
     for line in sorted(listed - lines):
-        yield f"{REQUIREMENTS!r} has {line[:200]}; {Instance.file_name} does not"
+        yield f"{REQUIREMENTS!r} has {_readable(line)}{_again(lines[line])}; {Instance.file_name} does not"
     for line in sorted(lines - listed):
-        yield f"{REQUIREMENTS!r} lacks {line[:200]}, which {Instance.file_name} has"
+        yield f"{REQUIREMENTS!r} lacks {_readable(line)}, which {Instance.file_name} has"
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of *text* with their line feeds; the last one may lack it."""
+    *lines, rest = text.split("\n")
+    return [f"{line}\n" for line in lines] + [rest] * bool(rest)
+
+
+def _readable(line: str) -> str:
+    text = line.removesuffix("\n")[:200]
+    return text if text.isprintable() and text and line.endswith("\n") else repr(line[:200])
+
+
+def _again(times: int) -> str:
+    return " again" if times else ""
 
 
 def outputs(evidence: Evidence) -> Findings:
@@ -269,6 +306,8 @@ def verdict(evidence: Evidence) -> Findings:
     for output in verdict.outputs:
         if output.agreement is Agreement.SAME and (output.by != "bytes" or output.words):
             yield f"{Verdict.file_name}: {output.path!r} has the same bytes, and a difference in {output.by}"
+    if evidence.format > 1:
+        yield from _declaration_faults(record.method, verdict.outputs)
     for path, count in Counter(output.path for output in verdict.outputs).items():
         if count > 1:
             yield f"{Verdict.file_name}: {path!r} is there {count} times"
@@ -276,6 +315,26 @@ def verdict(evidence: Evidence) -> Findings:
     for path in sorted(written ^ {path for path, agreement in judged.items() if agreement is not Agreement.GONE}):
         has = "has" if path in written else "lacks"
         yield f"{Verdict.file_name}: {path!r} is {words(judged.get(path))}; {JobStatus.file_name} {has} it"
+
+
+def _declaration_faults(method: Method, outputs: Iterable[OutputVerdict]) -> Findings:
+    for output in outputs:
+        if output.agreement is Agreement.EQUAL and output.by == "bytes":
+            yield f"{Verdict.file_name}: {output.path!r} is equal by bytes, which are the same or differ"
+        if output.declared and not _declares(method, output):
+            yield f"{Verdict.file_name}: {output.path!r} was compared in a way that {Method.file_name} does not declare"
+
+
+def _declares(method: Method, output: OutputVerdict) -> bool:
+    """Whether *method* declares the comparison of *output*, by its name or a pattern.
+
+    The first pattern that matches need not be the one: it applies only if the replayed Method declares it as well.
+    """
+    name = output.path.removeprefix(OUTPUTS)
+    return any(
+        comparison == output.declared and (pattern == name or fnmatchcase(name, pattern))
+        for pattern, comparison in (method.comparisons or {}).items()
+    )
 
 
 def told_files(evidence: Evidence) -> Findings:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import sha256
 
-from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, Statement
+from prefect_executions.attestation.dsse import PAYLOAD_TYPE, Envelope, Statement, predicate_of
 from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout
@@ -16,12 +17,14 @@ from prefect_executions.bundles.annotations import (
     unknown_signers,
 )
 from prefect_executions.bundles.evidence import Evidence, Findings, Unchecked
-from prefect_executions.documents import strict_json, text_of_time
+from prefect_executions.documents import canonical_json, strict_json, text_of_time
 from prefect_executions.errors import BundleError
 from prefect_executions.lifecycle.history import JobStatus
 from prefect_executions.settings import SignatureRule
 
 _ABSENT = "absent"
+_LEVELS = 2
+_SHOWN = 200
 
 
 def check_signature(evidence: Evidence) -> Findings:
@@ -127,3 +130,29 @@ def _statement(evidence: Evidence, statement: Statement) -> Findings:
     for what, (signed_value, value) in pairs.items():
         if signed_value != value:
             yield f"the {what} was signed as {signed_value or _ABSENT}; {JobStatus.file_name} says {value or _ABSENT}"
+    # An audit reads the signature and few documents; `layout` finds a missing one.
+    if evidence.format > 1 and all(kind.file_name in evidence.files for kind in layout.REQUIRED):
+        yield from _predicate(evidence, statement)
+
+
+def _predicate(evidence: Evidence, statement: Statement) -> Findings:
+    """Compare what was signed of Method, inputs, dependencies and builder with the documents."""
+    for name in statement.others:
+        yield f"the signed statement has the member {name[:_SHOWN]!r}, which the documents do not give"
+    for where, signed, given in _parts(statement.predicate, predicate_of(evidence.record), ""):
+        yield f"{where} was signed as {_text(signed)}; the documents give {_text(given)}"
+
+
+def _parts(signed: object, given: object, where: str) -> Iterator[tuple[str, object, object]]:
+    """Yield each part of two JSON values in which they differ, down to the second level of the predicate."""
+    if signed == given and canonical_json(signed) == canonical_json(given):  # true equals 1, and 1 equals 1.0
+        return
+    if isinstance(signed, dict) and isinstance(given, dict) and where.count("/") < _LEVELS:
+        for name in sorted({*signed, *given}):
+            yield from _parts(signed.get(name, _ABSENT), given.get(name, _ABSENT), f"{where}/{name}".strip("/"))
+    else:
+        yield where[:_SHOWN], signed, given
+
+
+def _text(value: object) -> str:
+    return _ABSENT if value == _ABSENT else canonical_json(value).decode()[:_SHOWN]

@@ -27,6 +27,8 @@ _MOST = 1000
 _SIZE = f"{{{vocabulary.TERMS}}}byteCount"
 _LOCATION = f"{{{vocabulary.PROV}}}location"
 _TYPE = f"{{{vocabulary.XSI}}}type"
+_PLACES = {f"{{{vocabulary.XSI}}}schemaLocation", f"{{{vocabulary.XSI}}}noNamespaceSchemaLocation"}
+"""Attributes that say where a schema is, which programs add and which have no meaning."""
 _ID = f"{{{vocabulary.PROV}}}id"
 _QNAME = f"{vocabulary.XSD}QName"
 _SHORT = {vocabulary.PROV: "prov:", vocabulary.TERMS: "exe:", vocabulary.XSD: "xsd:", NAMESPACE: "px:"}
@@ -122,12 +124,21 @@ def _values(attributes: Iterable[_Attribute], name: str) -> str:
 
 
 def _statements(data: bytes, unmeasured: frozenset[str]) -> Iterator[_Statement]:
+    root: _Element | None = None
     for element, namespaces in elements(data):
+        if root is None and (root := element.getparent()) is not None:
+            yield _document(root)
         statement = _statement(element, namespaces)
         if any(attribute.name == _LOCATION and attribute.text in unmeasured for attribute in statement.attributes):
             sized = tuple(attribute for attribute in statement.attributes if attribute.name != _SIZE)
             statement = statement._replace(attributes=sized)
         yield statement
+
+
+def _document(root: _Element) -> _Statement:
+    """Return the attributes of the document's element, such as the language of all its texts, as a statement."""
+    attributes = (_Attribute(name, (), value) for name, value in _xml_attributes(root) if name not in _PLACES)
+    return _Statement(root.tag, "", tuple(sorted(attributes)))
 
 
 def _statement(element: _Element, namespaces: Mapping[str, str]) -> _Statement:
