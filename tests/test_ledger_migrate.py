@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import fields
 from datetime import UTC, datetime
 
@@ -21,8 +23,9 @@ from ledgers import KINDS, OLD, SEAL, a_fresh_url, an_old_ledger, numbered, reco
 from prefect_executions.errors import LedgerError
 from prefect_executions.ledger import queries
 from prefect_executions.ledger.ledger import Ledger
-from prefect_executions.ledger.migrate import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE
+from prefect_executions.ledger.migrate import HEAD, MIGRATIONS, SCHEMA, VERSION_TABLE, migrate
 from prefect_executions.ledger.rows import MethodEntry, Row
+from prefect_executions.ledger.sqlite import NEWEST
 from prefect_executions.ledger.tables import METADATA
 from prefect_executions.lifecycle.status import Status
 from prefect_executions.query.filter import Filter
@@ -62,6 +65,45 @@ def test_the_migrations_create_exactly_the_current_tables(connection):
         connection, opts={"version_table": VERSION_TABLE, "compare_type": True, "compare_server_default": False}
     )
     assert compare_metadata(context, METADATA) == []
+
+
+def test_a_new_sqlite_file_has_the_tables_of_the_migrations(tmp_path):
+    migrated, created = tmp_path / "migrated.db", tmp_path / "created.db"
+    migrate("sqlite", lambda: sqlite3.connect(migrated, isolation_level=None), str(migrated))
+    with closing(sqlite3.connect(migrated)) as theirs:
+        tables = [" ".join(sql.split()) for *_, sql in _schema(theirs) if sql]
+        rows = [f"INSERT INTO ledger_version VALUES ('{HEAD}')", "INSERT INTO change_counter VALUES (1, 0)"]  # noqa: S608 - a constant
+        if os.environ.get("RENEW_DOCS"):
+            NEWEST.write_text(";\n".join(["-- Made by tests/test_ledger_migrate.py", *tables, *rows]) + ";\n")
+        Ledger.open(f"sqlite:///{created}").close()
+        with closing(sqlite3.connect(created)) as ours:
+            stale = "stale: RENEW_DOCS=1 python -m pytest tests/test_ledger_migrate.py"
+            for query in (_VERSION, "SELECT * FROM change_counter"):
+                assert _all(ours, query) == _all(theirs, query), stale
+            assert sorted(map(_one_line, _schema(ours))) == sorted(map(_one_line, _schema(theirs))), stale
+            assert _all(ours, "SELECT number, execution, removed FROM changes") == [(1, None, 0)]
+
+
+def test_a_sqlite_file_with_a_strangers_table_is_migrated(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "shared.db")) as shared:
+        shared.execute("CREATE TABLE notes (text TEXT)")
+        Ledger.open(f"sqlite:///{tmp_path / 'shared.db'}").close()
+        assert _all(shared, _VERSION) == [(HEAD,)]
+
+
+_VERSION = "SELECT * FROM ledger_version"
+
+
+def _schema(connected):
+    return _all(connected, "SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY rowid")
+
+
+def _one_line(row):
+    return " ".join(" ".join(map(str, row)).split())
+
+
+def _all(connected, query):
+    return connected.execute(query).fetchall()
 
 
 def test_a_different_table_is_detected(connection):
