@@ -33,6 +33,7 @@ from bundle_makers import (
     zip_of,
 )
 from prefect_executions import documents
+from prefect_executions.bundles.evidence import _has_constant_or_long_integer
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.bundles.verify import CHECKS, Report, verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
@@ -911,3 +912,10 @@ def test_a_proof_with_too_many_values_is_refused_before_it_is_parsed(sealed, tmp
     monkeypatch.setattr(documents, "MAX_VALUES", 100_000)  # the limit itself would take 300 MB to exceed
     (check,) = verify(bundle, only=["inclusion"]).checks
     assert check.faults == ("metadata/inclusion.json: it may have more than 100000 values",)
+
+
+@pytest.mark.parametrize("before", [0, 1, 1999, 2000, 2001, 3999])
+def test_an_integer_that_python_refuses_is_found_wherever_it_is(before):
+    assert _has_constant_or_long_integer(b" " * before + b"1" * 4000 + b" ")
+    assert _has_constant_or_long_integer(b" " * before + b"[NaN]")
+    assert not _has_constant_or_long_integer(b" " * before + b"1" * 1999 + b" ")

@@ -229,6 +229,15 @@ def test_hostile_names_and_values_are_read_back(paths, inputs, staged, named):
         assert re.fullmatch(r"[A-Za-z0-9._~%/:#-]+", entity["@id"])
 
 
+def test_each_entity_has_a_line_of_its_own():
+    text = '}, null, {"@id": "#planted"'
+    record = a_record(request=a_request(values={"text": text}, files=()))
+    lines = crate_writer.build(record, ()).decode().splitlines()
+    read_back = [json.loads(line.removesuffix(",")) for line in lines[1:-1]]
+    assert read_back == json.loads("\n".join(lines))["@graph"]
+    assert [entity["value"] for entity in read_back if entity["@id"] == "#value.text"] == [text]
+
+
 @given(text)
 def test_any_execution_id_is_read_back(execution_id):
     odd = a_record(job_status=a_job_status(execution_id=execution_id))

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar, Literal, Self
@@ -44,6 +44,8 @@ _LONGEST_MESSAGE = 2000
 
 _ABSENT = object()
 
+_NO_OFFSET = timedelta()
+
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -58,6 +60,8 @@ def in_utc(time: datetime) -> datetime:
     """
     if time.tzinfo is None:
         raise ValueError("a time needs an offset from UTC")
+    if type(time) is datetime and time.utcoffset() == _NO_OFFSET:
+        return time.replace(tzinfo=UTC, fold=0)
     try:
         utc = time.astimezone(UTC)
     except OverflowError as error:

@@ -6,7 +6,6 @@ file does not hide another.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property, wraps
@@ -62,24 +61,29 @@ Findings = Iterator[str]
 _SMALL = 1 << 20
 """The largest document in bytes that is read as one in its only form; it cannot exceed the limits of `strict_json`."""
 
-_CONSTANT_OR_LONG = re.compile(rb"NaN|Infinity|[0-9]{4000}")
-"""What `strict_json` may refuse although a model reads and writes it: constants, and integers that are too long."""
+_DIGITS = 2000
+"""Digits that are searched for at each multiple of their number; an integer that is too long has twice as many."""
+
+_UNREAD = object()
+"""The place of a result that was not read yet."""
 
 _NOT_LISTED = "not read, because the manifest does not list it"
 
 
 def _read_once(read: Callable[[Evidence], R]) -> Callable[[Evidence], R]:
     """Cache what *read* returns, or the error that it raises: each check asks, and reading may be slow."""
+    name = read.__name__
 
     @wraps(read)
     def result(evidence: Evidence) -> R:
-        results = evidence.results
-        if read.__name__ not in results:
+        value = evidence.results.get(name, _UNREAD)
+        if value is _UNREAD:
             try:
-                results[read.__name__] = read(evidence)
+                value = read(evidence)
             except BundleError as error:
-                results[read.__name__] = _Fault(str(error))
-        return cast("R", _unless_fault(results[read.__name__]))
+                value = _Fault(str(error))
+            evidence.results[name] = value
+        return cast("R", _unless_fault(value))
 
     return result
 
@@ -356,7 +360,7 @@ class Evidence:
     def _read_canonical(self, kind: type[Document]) -> Document | None:
         """Return a document in its only form, which has no duplicate member and no NaN; otherwise None."""
         data = self.bytes_of(kind.file_name)
-        if len(data) <= _SMALL and not _CONSTANT_OR_LONG.search(data):
+        if len(data) <= _SMALL and not _has_constant_or_long_integer(data):
             with suppress(BundleError):
                 document = kind.from_json(data)
                 if document.to_json() == data:
@@ -405,6 +409,12 @@ class Evidence:
         except BundleError as error:
             return f"unreadable ({error})"
         return digest.hexdigest()
+
+
+def _has_constant_or_long_integer(data: bytes) -> bool:
+    """Whether *data* may have what `strict_json` refuses although a model reads and writes it; never a false no."""
+    starts = range(0, len(data) - _DIGITS + 1, _DIGITS)
+    return b"NaN" in data or b"Infinity" in data or any(data[start : start + _DIGITS].isdigit() for start in starts)
 
 
 def _is_read(path: str, listed: Mapping[str, str]) -> bool:

@@ -116,7 +116,9 @@ def is_open_path(path: str) -> bool:
 def is_desktop_file(path: str) -> bool:
     """Whether *path* has a name that file managers add on their own: of macOS, of Windows, or AppleDouble (``._x``)."""
     folders, _, name = path.rpartition("/")
-    return name.casefold() in _DESKTOP_NAMES or name.startswith("._") or _DESKTOP_FOLDER in folders.split("/")
+    if name.casefold() in _DESKTOP_NAMES or name.startswith("._"):
+        return True
+    return _DESKTOP_FOLDER in folders and _DESKTOP_FOLDER in folders.split("/")
 
 
 def is_execution_id(name: str) -> bool:

@@ -17,6 +17,8 @@ _DEVICE = re.compile(
     r"/(?=[CPANL])(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|COM[0-9¹²³]|LPT[0-9¹²³])(?:[./]|\Z)", re.IGNORECASE
 )
 _LOST_END = re.compile(r"[ .](?:/|\Z)")
+# A short path of this form can only fail for the name of a device, so it needs one check.
+_PLAIN = re.compile(rf"(?=.{{1,{NAME_BYTES}}}\Z)(?:\w[\w-]*(?:\.[\w-]+)*(?:/|\Z))+", re.ASCII)
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -61,6 +63,8 @@ def check_names(paths: Iterable[str], most_folders: int = Limits().entries) -> N
 
 
 def _fault(path: str) -> str | None:
+    if _PLAIN.fullmatch(path) and not _DEVICE.search(f"/{path}"):
+        return None
     categories = set() if path.isprintable() else {unicodedata.category(letter) for letter in path}
     faults = {
         "it has a backslash, which some systems treat as a separator": "\\" in path,

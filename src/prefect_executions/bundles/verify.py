@@ -62,9 +62,10 @@ def _manifest(evidence: Evidence) -> Findings:
 def _digests(evidence: Evidence) -> Findings:
     """Every file in the manifest is present and has the listed digest."""
     reasons: Counter[str] = Counter()
+    digests = evidence.digests
     for path, digest in evidence.listed.items():
         why = evidence.absence_reason(path)
-        actual = evidence.available.get(path) if why else evidence.digests.get(path)
+        actual = evidence.available.get(path) if why else digests.get(path)
         if actual is None and why:
             reasons[why] += 1
         elif actual is None:
@@ -77,8 +78,9 @@ def _digests(evidence: Evidence) -> Findings:
 
 def _no_extra_files(evidence: Evidence) -> Findings:
     """The manifest lists every file that is present."""
+    listed = evidence.listed
     for path in evidence.files:
-        if path not in evidence.listed and path not in layout.UNLISTED:
+        if path not in listed and path not in layout.UNLISTED:
             yield f"{path!r} is present and not in the manifest"
 
 

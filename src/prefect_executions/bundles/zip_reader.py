@@ -30,6 +30,7 @@ from typing import Any, BinaryIO, NamedTuple
 from prefect_executions.errors import BundleError
 
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
+_FORM, _NUMBERS = struct.Struct("<HH"), struct.Struct("<LLLHH")  # parts of a local header
 _CENTRAL = struct.Struct("<4sBBHHHHHLLLHHHHHLL")
 _END = struct.Struct("<4sHHHHLLH")
 _END64 = struct.Struct("<4sQHHLLQQQQ")
@@ -146,6 +147,9 @@ class ZipReader:
         raw_name = entry.raw_name
         self.stream.seek(entry.offset)
         header = _exactly(self.stream, _LOCAL.size + len(raw_name))
+        begin: int = entry.offset + len(header)
+        if _is_plain(header, raw_name, entry) and begin + entry.packed == entry.end:
+            return begin
         magic, _needed, flags, method, _time, _date, *numbers, name_length, extra_length = _LOCAL.unpack_from(header)
         expected = (b"PK\3\4", entry.flags, entry.method, len(raw_name), raw_name)
         if (magic, flags, method, name_length, header[_LOCAL.size :]) != expected:
@@ -153,7 +157,7 @@ class ZipReader:
         extra = _extra_fields(_exactly(self.stream, extra_length), raw_name) if extra_length else {}
         if not _agrees(entry, numbers, extra.get(_ZIP64)):
             raise BundleError(f"{entry.name!r}: its local header has other sizes or another checksum")
-        begin: int = entry.offset + _LOCAL.size + name_length + extra_length
+        begin += extra_length
         self._check_end(entry, begin + entry.packed, wide=_ZIP64 in extra)
         return begin
 
@@ -168,6 +172,9 @@ class ZipReader:
         # Without a descriptor, `data_offset` accepts data only if it ends where the next entry begins.
         known = header_checked and not entry.flags & _SIZES_FOLLOW
         begin = entry.end - entry.packed if known else self.data_offset(entry)
+        if (whole := self._small(entry, begin)) is not None:
+            yield whole
+            return
         packed_blocks = _range(self.stream, begin, entry.packed)
         size = checksum = 0
         for block in _inflated(packed_blocks, entry) if entry.method == _DEFLATED else packed_blocks:
@@ -204,6 +211,22 @@ class ZipReader:
                 for _ in self.blocks(entry):
                     pass
 
+    def _small(self, entry: ZipEntry, begin: int) -> bytes | None:
+        """Return the content of a small entry, read at once; None if the entry is large or damaged."""
+        if entry.packed > _BLOCK or entry.size > _BLOCK:
+            return None
+        self.stream.seek(begin)
+        data = self.stream.read(entry.packed)
+        if entry.method == _DEFLATED:
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            try:
+                data = inflate.decompress(data, entry.size + 1)
+            except zlib.error:
+                return None
+            if not inflate.eof or inflate.unused_data or inflate.unconsumed_tail:
+                return None
+        return data if len(data) == entry.size and zlib.crc32(data) == entry.checksum else None
+
     def _check_end(self, entry: ZipEntry, end: int, *, wide: bool) -> None:
         length = entry.end - end
         if not length and not entry.flags & _SIZES_FOLLOW:
@@ -213,6 +236,18 @@ class ZipReader:
             if _exactly(self.stream, length) in _descriptors(entry, wide=wide):
                 return
         raise BundleError(f"{entry.name!r}: its data does not end where the next entry begins")
+
+
+def _is_plain(header: bytes, raw_name: bytes, entry: ZipEntry) -> bool:
+    """Whether a local header has no extra field, gives the sizes, and agrees with the directory in all of it."""
+    if entry.flags & _SIZES_FOLLOW or entry.packed > _FULL32 or entry.size > _FULL32:
+        return False
+    form, numbers = (entry.flags, entry.method), (entry.checksum, entry.packed, entry.size, len(raw_name), 0)
+    return (
+        header[:4] == b"PK\3\4"
+        and header[6:10] == _FORM.pack(*form)
+        and header[14:] == _NUMBERS.pack(*numbers) + raw_name
+    )
 
 
 def _agrees(entry: ZipEntry, numbers: Sequence[int], wide: bytes | None) -> bool:

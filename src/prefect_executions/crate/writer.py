@@ -58,8 +58,9 @@ def build(record: ExecutionRecord, files: Sequence[BundleFile]) -> bytes:
 
 def render(entities: Iterable[Entity]) -> bytes:
     """Return the document of *entities*; members without a value are left out."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    lines = ",\n".join(encode(_compact(entity)) for entity in entities)
+    # One call encodes all entities. Null separates them: no entity has it, and a text cannot hold a bare quote.
+    separated = [part for entity in entities for part in (_compact(entity), None)][:-1]
+    lines = json.dumps(separated, ensure_ascii=False)[1:-1].replace('}, null, {"', '},\n{"')
     text = f'{{"@context": {json.dumps(vocabulary.CONTEXT)}, "@graph": [\n{lines}\n]}}\n'
     return text.encode(errors="backslashreplace")  # a lone surrogate becomes its JSON escape
 

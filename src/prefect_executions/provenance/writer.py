@@ -40,6 +40,8 @@ from prefect_executions.provenance import vocabulary
 # The flow run id in an execution id, whose generation is left out.
 _FLOW_RUN = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[0-9]+)?")
 
+_PLAIN = re.compile(r"[\t\n -%'-;=?-~]*")  # ASCII without the characters that XML escapes
+
 _STATUS_TIMES = {Status.CREATED: "created", Status.SCHEDULED: "scheduled", Status.EXECUTING: "executing"}
 
 
@@ -340,14 +342,14 @@ def _value(run: str, name: str, value: object) -> str:
 
 def _output(run: str, output: OutputFile) -> str:
     this = f"here:f.{output.sha256[:16]}.{_short('output', output.path)}"
-    path = escape(vocabulary.as_text(output.path))
-    role = escape(vocabulary.as_text(output.path.removeprefix("outputs/")))
+    path = _escaped(output.path)
+    role = _escaped(output.path.removeprefix("outputs/"))
     return (
         f'<prov:entity prov:id="{this}"><prov:location>{path}</prov:location>'
         f'<prov:type xsi:type="xsd:QName">exe:{vocabulary.OUTPUT}</prov:type>'
         f"<exe:sha256>{output.sha256}</exe:sha256>"
         f'<exe:byteCount xsi:type="xsd:long">{output.size}</exe:byteCount>'
-        f"<exe:mediaType>{escape(vocabulary.as_text(output.media_type))}</exe:mediaType></prov:entity>\n"
+        f"<exe:mediaType>{_escaped(output.media_type)}</exe:mediaType></prov:entity>\n"
         f'<prov:wasGeneratedBy><prov:entity prov:ref="{this}"/><prov:activity prov:ref="{run}"/>'
         f"<prov:role>{role}</prov:role></prov:wasGeneratedBy>\n"
     )
@@ -445,7 +447,12 @@ def _relation(kind: str, *ends: tuple[str, str], more: str = "") -> str:
 
 
 def _text(tag: str, text: str | None) -> str:
-    return "" if text is None else f"<{tag}>{escape(vocabulary.as_text(text))}</{tag}>"
+    return "" if text is None else f"<{tag}>{_escaped(text)}</{tag}>"
+
+
+def _escaped(text: str) -> str:
+    plain = "_x" not in text and _PLAIN.fullmatch(text)
+    return text if plain else escape(vocabulary.as_text(text))
 
 
 def _role(name: str) -> str:
