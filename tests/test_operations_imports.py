@@ -89,6 +89,21 @@ def test_progress_is_reported_at_each_step(theirs, ours, tmp_path):
     assert steps == [(one, 4, False) for one in both] + [(one, 4, True) for one in both], "verified, then recorded"
 
 
+def test_a_small_bundle_is_recorded_as_it_was_verified(theirs, ours, tmp_path):
+    source = theirs.archive.bundle(EXECUTION_ID).seal.manifest_sha256
+    folder = tmp_path / EXECUTION_ID
+    with zipfile.ZipFile(exported(theirs, tmp_path / "x.zip")) as bundle:
+        bundle.extractall(tmp_path)
+
+    def change(_id: str, _total: int) -> None:
+        (folder / "metadata/request.json").write_text("changed after it was verified")
+
+    import_bundles(ours, str(folder), TERMS, progress=change)
+    assert ours.archive.bundle(EXECUTION_ID).seal.manifest_sha256 == source
+    assert of_record(ours, EXECUTION_ID) == of_record(theirs, EXECUTION_ID)
+    assert all(copy.report.passed for copy in verify_execution(Catalog(ours), EXECUTION_ID))
+
+
 def everything_in(bench: Workbench) -> dict[str, bytes]:
     """Return all that a home holds, but for the ledger's files, the archive's identity, and empty folders."""
     beside = ("ledger.db", "archive/identity", "workbench/.archives/")

@@ -80,7 +80,7 @@ class Content(NamedTuple):
     already be stored with `Archive.put_data`, unless it is small (`sent_with_seal`).
     `absent` are the files that the archive level leaves out. `at` is the time of
     sealing, for the marks. `extra_objects` are stored beside the bundle, by name.
-    `in_memory` holds the contents of files that are not in `folder`.
+    `in_memory` holds the contents of files that are not in `folder`, from which the caller took their digests.
     """
 
     folder: Path
@@ -425,11 +425,14 @@ def _seal_for(execution_id: str, content: Content) -> Seal:
 
 
 def _load(content: Content, file: BundleFile) -> bytes | Path:
+    held = content.in_memory.get(file.path)
+    if held is not None:
+        return held
     path = content.folder / file.path
-    if file.size > _SMALL and file.path not in content.in_memory:
+    if file.size > _SMALL:
         return path
     try:
-        data = content.in_memory[file.path] if file.path in content.in_memory else path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read for the archive: {error.strerror}") from error
     if sha256(data).hexdigest() != file.sha256:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -81,6 +81,11 @@ class Container:
         if not self.bundles:
             raise BundleError(NO_BUNDLE)
         return self.bundles
+
+    def reading(self, sources: Sequence[Source]) -> Container:
+        """Return the container with another source for each bundle, of the same content."""
+        bundles = (bundle._replace(source=source) for bundle, source in zip(self.bundles, sources, strict=True))
+        return replace(self, bundles=tuple(bundles))
 
     def faults(self) -> Iterator[str]:
         """Yield a sentence for each bundle that is there twice, and each contradiction to `export.json` or another."""

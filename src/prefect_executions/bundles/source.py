@@ -167,6 +167,28 @@ class _Window(SeekableFile):
         return len(data)
 
 
+class HeldSource:
+    """A copy of a small source in memory, in which each file is read once."""
+
+    def __init__(self, source: Source) -> None:
+        """Read all files of *source*.
+
+        Raises:
+            BundleError: If one cannot be read.
+        """
+        self._held = {path: b"".join(source.blocks(path)) for path in source.files}
+        self.files, self.irregular = source.files, source.irregular
+        self.empty_folders, self.absent = source.empty_folders, source.absent
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """Yield a file's content as one block."""
+        yield self._held[path]
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading and seeking."""
+        return io.BytesIO(self._held[path])
+
+
 class SubfolderSource:
     """The files of another source below *prefix*, as a source."""
 

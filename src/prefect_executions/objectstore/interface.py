@@ -25,9 +25,11 @@ from typing import NamedTuple, Protocol, Self
 
 from prefect_executions.errors import ArchiveError, NameRefusedError
 
-_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]")
 TEMP_PREFIX = ".~"
 """The prefix of a store's temporary files; no segment of a key may begin with it."""
+
+# A backslash is refused because SeaweedFS lists it as a slash.
+_FORBIDDEN = re.compile(r"[\\\x00-\x1f\x7f]|(?:\A|/)(?:\.{0,2}(?:/|\Z)|" + re.escape(TEMP_PREFIX) + ")")
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
@@ -145,9 +147,7 @@ def check_key(key: str) -> str:
         NameRefusedError: If it has an empty, ``.`` or ``..`` segment, a segment that begins with
             ``.~``, a backslash or a control character, or is not valid Unicode.
     """
-    segments = key.split("/")
-    # A backslash is refused because SeaweedFS lists it as a slash.
-    if _FORBIDDEN.search(key) or any(name in {"", ".", ".."} or name.startswith(TEMP_PREFIX) for name in segments):
+    if _FORBIDDEN.search(key):
         raise NameRefusedError(
             f"{key!r} cannot be the key of an archived object: it has an empty, '.' or '..' segment, a segment that "
             "begins with '.~', a backslash or a control character"

@@ -204,7 +204,7 @@ class FolderStore:
 
     def _write_temp(self, key: str, data: bytes | Path, folders: set[str]) -> _TempFile:
         path = f"{self._root}/{check_key(key)}"
-        folder = os.path.dirname(path)
+        folder = path.rpartition("/")[0]
         file = _TempFile(key, path, f"{folder}/{TEMP_PREFIX}{mark()}.{secrets.token_hex(4)}")
         if isinstance(data, Path) and not data.is_file():
             raise ArchiveError(f"{data} cannot be archived: there is no such file")
@@ -224,7 +224,8 @@ class FolderStore:
 
     def _folders_of(self, keys: Iterable[str]) -> set[str]:
         """Return all folders above *keys*; another writer may have created one without fsync yet."""
-        return {f"{self._root}/{folder}" for key in keys for folder in _parents(key)}
+        below = {key.rpartition("/")[0] for key in keys}
+        return {f"{self._root}/{folder}" for part in below for folder in (part, *_parents(part))}
 
     def _prune(self, folder: Path) -> None:
         while folder != self._root and folder.is_relative_to(self._root):
@@ -234,20 +235,33 @@ class FolderStore:
                 return
             folder = folder.parent
 
-    @contextmanager
-    def _translated(self, key: str, *, reading: bool = False) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if reading and error.errno in {ELOOP, ENXIO}:  # ENXIO: a socket
-                what = "it is a link or a special file"
-                raise NotFoundError(f"There is no object {self.url}/{key} in the archive: {what}") from error
-            if reading and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-                raise NotFoundError(f"There is no object {self.url}/{key} in the archive") from error
-            if error.errno == EROFS:
-                advice = "Mount it for writing, or correct EXECUTIONS_ARCHIVE."
-                raise ArchiveError(f"The archive {self.url} is read-only. {advice}") from error
-            raise ArchiveError(f"{self.url}/{key}: {error.strerror or error}") from error
+    def _translated(self, key: str, *, reading: bool = False) -> _Translated:
+        return _Translated(self, key, reading=reading)
+
+
+class _Translated:
+    """A context that translates an `OSError` about the object *key* of *store*; it is entered for each file."""
+
+    __slots__ = ("_key", "_reading", "_store")
+
+    def __init__(self, store: FolderStore, key: str, *, reading: bool) -> None:
+        self._store, self._key, self._reading = store, key, reading
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        where = f"{self._store.url}/{self._key}"
+        if self._reading and error.errno in {ELOOP, ENXIO}:  # ENXIO: a socket
+            what = "it is a link or a special file"
+            raise NotFoundError(f"There is no object {where} in the archive: {what}") from error
+        if self._reading and isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise NotFoundError(f"There is no object {where} in the archive") from error
+        if error.errno == EROFS:
+            advice = "Mount it for writing, or correct EXECUTIONS_ARCHIVE."
+            raise ArchiveError(f"The archive {self._store.url} is read-only. {advice}") from error
+        raise ArchiveError(f"{where}: {error.strerror or error}") from error
 
 
 def _write(path: str, data: bytes | Path) -> None:

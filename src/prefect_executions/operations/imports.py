@@ -29,7 +29,7 @@ from prefect_executions.bundles.layout import BundleKind
 from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.seal import seal
-from prefect_executions.bundles.source import FolderSource, Source, record_of
+from prefect_executions.bundles.source import FolderSource, HeldSource, Source, record_of
 from prefect_executions.bundles.verify import verified_record
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
@@ -57,6 +57,9 @@ _HELD = 1 << 20
 
 _RECORDS_HELD = 8 << 20
 """Bytes of documents whose records stay in memory from their verification on; a record takes five times as much."""
+
+_BUNDLES_HELD = 32 << 20
+"""Bytes of bundles that stay in memory from their verification on."""
 
 
 class ImportResult(NamedTuple):
@@ -150,7 +153,7 @@ def _import(
                 bundles.append(verifier.verify(bundle))
                 progress(bundles[-1].id, steps)
             _check_unique(bundles)
-            _check_container(found)
+            _check_container(found.reading([bundle.source for bundle in bundles]))
             for sentence in (*found.notes(), *verifier.absences):
                 note(sentence)
         except BundleError as error:
@@ -171,6 +174,7 @@ class _Verifier:
     def __init__(self, workbench: Workbench, staging: Path, policy: ImportPolicy) -> None:
         self._workbench, self._staging, self._policy = workbench, staging, policy
         self._may_hold = _RECORDS_HELD
+        self._bytes_left = _BUNDLES_HELD
         self.absences: list[str] = []
         """A sentence for each bundle that lacks files of its manifest."""
 
@@ -179,7 +183,7 @@ class _Verifier:
         where = f"{incoming.path}: " if incoming.path else ""
         try:
             if incoming.kind is BundleKind.BUNDLE:
-                return self._verify(incoming, incoming.source, None)
+                return self._verify(incoming, self._held(incoming.source), None)
             return self._translate(incoming)
         except BundleError as error:
             raise BundleError(f"{where}{error}") from error
@@ -209,6 +213,17 @@ class _Verifier:
         signature = report.signature if incoming.kind is BundleKind.BUNDLE else SignatureState.UNSIGNED
         held = record if self._holds(source) else None
         return _VerifiedBundle(execution_id, incoming, source, digest, known, source_sha256, signature, held)
+
+    def _held(self, source: Source) -> Source:
+        """Return *source*, or a copy in memory if it is small; a damaged one stays as it is, to be reported."""
+        size = sum(source.files.values())
+        if size > min(_HELD, self._bytes_left):
+            return source
+        with suppress(BundleError):
+            copy = HeldSource(source)
+            self._bytes_left -= size
+            return copy
+        return source
 
     def _holds(self, source: Source) -> bool:
         """Whether the record in *source* may stay in memory until it is recorded."""
@@ -320,7 +335,8 @@ class _Recorder:
             self._undo(bundle.id)
             raise
         finally:
-            shutil.rmtree(content.folder, ignore_errors=True)
+            if not content.in_memory:
+                shutil.rmtree(content.folder, ignore_errors=True)
         if sealing.seal.manifest_sha256 != bundle.manifest_sha256:
             raise ImportRefusedError(str(_id_taken(bundle.id, sealing.seal.manifest_sha256, bundle.manifest_sha256)))
 
@@ -336,8 +352,12 @@ class _Recorder:
         # Staging a file on disk takes as long as archiving it; but all parallel uploads must fit into memory.
         in_memory = sum(sizes.values()) <= _HELD
         held = {path: b"".join(source.blocks(path)) for path in sizes} if in_memory else {}
+        verified = listed if isinstance(source, HeldSource) else {}  # the same bytes in memory had these digests
         files = {
-            path: _described(path, held[path]) if in_memory else _staged(source, path, folder / path) for path in sizes
+            path: _described(path, held[path], verified.get(path))
+            if in_memory
+            else _staged(source, path, folder / path)
+            for path in sizes
         }
         for path, file in files.items():
             if listed.get(path, file.sha256) != file.sha256:
@@ -396,8 +416,8 @@ def _check_container(found: Container) -> None:
         raise BundleError(fault)
 
 
-def _described(path: str, data: bytes) -> BundleFile:
-    return BundleFile(path, sha256(data).hexdigest(), len(data))
+def _described(path: str, data: bytes, digest: str | None) -> BundleFile:
+    return BundleFile(path, digest or sha256(data).hexdigest(), len(data))
 
 
 def _staged(source: Source, path: str, target: Path) -> BundleFile:
