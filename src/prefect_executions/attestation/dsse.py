@@ -196,6 +196,7 @@ def predicate_of(record: ExecutionRecord) -> Any:
 
 
 def _predicate(record: ExecutionRecord) -> dict[str, Any]:
+    """Return the predicate. `verify` compares it with the documents, so another content needs another build type."""
     return {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
