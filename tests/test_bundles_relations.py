@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,14 @@ def a_replay(**changes: Any) -> RelatedBundle:
 
 def test_a_replay_and_its_original_agree():
     assert list(relation_faults([related(), a_replay()])) == []
+
+
+@pytest.mark.parametrize(
+    ("created", "count"), [(datetime(1, 1, 1, tzinfo=UTC), 0), (datetime(9999, 12, 31, tzinfo=UTC), 1)]
+)
+def test_the_earliest_and_the_latest_time_are_compared(created, count):
+    status = related().status.model_copy(update={"created": created})
+    assert len(list(relation_faults([related(status=status), a_replay()]))) == count
 
 
 def later(status: Any) -> Any:

@@ -82,11 +82,11 @@ def facts(evidence: Evidence) -> Findings:
 def _step_facts(status: JobStatus) -> Findings:
     flow_run_id, generation = ExecutionId.parse(status.job_id.lower())
     # Prefect's list of a flow run that was run again after its end also has the steps of the generations before.
-    earliest = min(entry.time for entry in status.history) - CLOCK_SKEW if generation == 1 and status.history else None
+    earliest = min(entry.time for entry in status.history) if generation == 1 and status.history else None
     for step in status.steps or ():
         if step.flow_run_id is not None and str(step.flow_run_id) == flow_run_id:
             yield f"{JobStatus.file_name}: the step {step.name!r} calls the execution itself"
-        if earliest and step.started and step.started < earliest:
+        if earliest and step.started and earliest - step.started > CLOCK_SKEW:
             yield f"{JobStatus.file_name}: the step {step.name!r} started at {step.started}, before its execution"
 
 

@@ -31,7 +31,7 @@ def relation_faults(bundles: Sequence[RelatedBundle]) -> Iterator[str]:
             if other is None or other is bundle:
                 continue
             began, earlier = bundle.status.started, other.status.created
-            if began and earlier and began < earlier - CLOCK_SKEW:
+            if began and earlier and earlier - began > CLOCK_SKEW:  # earlier - CLOCK_SKEW could be before the year 1
                 yield (
                     f"execution {execution_id} started at {began}, before its {relative.relation} "
                     f"{relative.execution_id} was created at {earlier}"
