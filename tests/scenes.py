@@ -198,7 +198,7 @@ class Scene:
         for bench in (self.bench, *benches):
             reader = Catalog(bench)
             for copy in verify_execution(reader, execution_id):
-                assert [str(fault) for fault in copy.report.faults] == [], copy.place
+                assert not copy.report.faults, f"{copy.place} of {bench.folder}: {copy.report.faults}"
         assert self.bench.archive.seal_of(execution_id) is not None
         assert not (self.archive / "open" / execution_id).exists()
         assert len(list((self.archive / "executions" / execution_id).glob("sealed-*"))) == 1

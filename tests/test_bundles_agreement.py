@@ -455,6 +455,12 @@ def test_requirements_of_a_run_without_packages_are_found(bundles):
     assert "'code/requirements.txt' has numpy==2.3.1; metadata/instance.json does not" in "".join(report.faults)
 
 
+def test_a_run_that_never_started_may_have_the_requirements_of_its_code(bundles):
+    """Another process, such as a worker's hook, recorded the code."""
+    source = _document(bundles["full"], "metadata/instance.json", lambda d: [d.pop(name) for name in {*d} - {"format"}])
+    assert verify(source, only=("packages",)).faults == ()
+
+
 @pytest.mark.parametrize(
     "change",
     [

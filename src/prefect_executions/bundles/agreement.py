@@ -201,6 +201,8 @@ def packages(evidence: Evidence) -> Findings:
         yield f"{Instance.file_name} has the origin of the package {name[:200]!r}, and not the package"
     if REQUIREMENTS not in evidence.files:  # the run was refused or never started, or its packages cannot be read
         return
+    if not recorded and instance.python is None and instance.pid is None:  # the code, recorded by another process
+        return
     size, limit = evidence.files[REQUIREMENTS], evidence.limits.document
     if size > limit:
         yield f"{REQUIREMENTS!r} has {size} bytes, and a document may have {limit}"

@@ -158,8 +158,14 @@ def opening(
             agent=requester,
         ),
         # From the packages in `instance.json`: another one may have been installed since `code` was read.
-        {**code, REQUIREMENTS: requirements_of(current.packages)} if current.packages else code,
+        _with_requirements(code, current.packages),
     )
+
+
+def _with_requirements(code: Mapping[str, bytes], packages: Mapping[str, str]) -> dict[str, bytes]:
+    """Return *code* with the lines of *packages*, or without lines if the packages could not be read."""
+    others = {path: data for path, data in code.items() if path != REQUIREMENTS}
+    return {**others, REQUIREMENTS: requirements_of(packages)} if packages else others
 
 
 def with_failures(job_status: JobStatus, failures: Failures) -> JobStatus:
