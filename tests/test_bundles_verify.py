@@ -33,6 +33,7 @@ from bundle_makers import (
     zip_of,
 )
 from prefect_executions import documents
+from prefect_executions.bundles import layout
 from prefect_executions.bundles.evidence import _has_constant_or_long_integer
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.bundles.verify import CHECKS, Report, verify
@@ -514,6 +515,14 @@ def test_a_forged_input_value_in_prov_or_crate_is_found(bundle: Path, path: str,
 def test_a_damaged_prov_or_crate_is_a_fault_and_not_an_error(bundle: Path, path: str, check: str, text: str) -> None:
     forge(bundle, path, lambda _: text)
     assert check in failed(verify(bundle))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32-be"])
+def test_a_crate_in_another_encoding_than_utf8_is_found(bundle: Path, encoding: str) -> None:
+    crate = bundle / layout.CRATE
+    crate.write_bytes(crate.read_text().encode(encoding))
+    renew_manifest(bundle)
+    assert "crate" in failed(verify(bundle))
 
 
 def test_contradictory_times_in_prov_are_found(bundle: Path) -> None:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from prefect_executions.archive.objects import Imported, Removed, Seal
 from prefect_executions.attestation.transparency import Checkpoint, CheckpointHead, Inclusion
 from prefect_executions.bundles.export import Export
-from prefect_executions.documents import FORMAT, canonical_json, clean_text, in_utc, json_value, text_of_time
+from prefect_executions.documents import (
+    FORMAT,
+    canonical_json,
+    clean_text,
+    in_utc,
+    json_value,
+    strict_json,
+    text_of_time,
+)
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Instance, OpeningRecord
 from prefect_executions.lifecycle.history import JobStatus
@@ -166,6 +174,17 @@ def test_the_canonical_form_does_not_depend_on_order():
 def test_a_member_that_a_document_of_the_archive_has_twice_is_refused(kind):
     with pytest.raises(BundleError, match="the member 'format' twice"):
         kind.from_json(b'{"format": 1, "format": 1}')
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1"])
+def test_json_in_another_encoding_than_utf8_is_refused(encoding):
+    with pytest.raises(BundleError, match=r"^crate: invalid JSON"):
+        strict_json('{"name": "ä"}'.encode(encoding), "crate")
+
+
+def test_a_surrogate_in_the_bytes_of_json_is_refused():
+    with pytest.raises(BundleError, match="invalid JSON"):
+        strict_json('{"name": "\ud800"}'.encode(errors="surrogatepass"), "crate")
 
 
 @pytest.mark.parametrize("time", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])

@@ -282,8 +282,8 @@ def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
     Set *bounded* to False if the caller limits the size itself.
 
     Raises:
-        BundleError: If *data* is not JSON, is nested too deeply, has too many values or a
-            duplicate member, or holds NaN or Infinity.
+        BundleError: If *data* is not JSON in UTF-8 without a byte order mark (RFC 8259, section 8.1), is
+            nested too deeply, has too many values or a duplicate member, or holds NaN or Infinity.
     """
 
     def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -301,7 +301,9 @@ def strict_json(data: bytes | str, name: str, *, bounded: bool = True) -> Any:
     if bounded and len(data) > MAX_VALUES and _max_values(data) > MAX_VALUES:
         raise BundleError(f"{name}: it may have more than {MAX_VALUES} values")
     try:
-        return json.loads(data, object_pairs_hook=unique_members, parse_constant=refuse_constant)
+        # `json` would also read UTF-16, UTF-32, a byte order mark, and surrogates, which other readers refuse.
+        text = data if isinstance(data, str) else data.decode()
+        return json.loads(text, object_pairs_hook=unique_members, parse_constant=refuse_constant)
     except RecursionError as error:
         raise BundleError(f"{name}: the JSON is nested too deeply") from error
     except ValueError as error:

@@ -28,7 +28,7 @@ from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.parameters import plain_value, recorded_parameters
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.descriptors.loader import without_plain_text_secrets
-from prefect_executions.documents import Document, in_utc, strict_json
+from prefect_executions.documents import Document, decode_text, in_utc, strict_json
 from prefect_executions.errors import BundleError, NameRefusedError
 from prefect_executions.executions.record import Agent, BundleFile, ExecuteRequest, Infrastructure, Instance
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, add_entry, advance, new_job_status
@@ -135,7 +135,10 @@ class _Conversion:
 
     def _json(self, path: str) -> dict[str, Any]:
         data = self._bytes(path)
-        document = strict_json(data, path) if path in self.paths else {}
+        try:
+            document = strict_json(decode_text(data), path) if path in self.paths else {}
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path} is not UTF-8 at byte {error.start}") from error
         if not isinstance(document, dict):
             raise BundleError(f"{path}: this is not a JSON object")
         return document
