@@ -282,20 +282,28 @@ def test_a_signature_of_other_content_is_refused(tmp_path):
     assert [("invalid signature" in fault) for fault in faults(bench)] == [True]
 
 
-def test_a_damaged_annotation_in_an_export_is_not_imported(tmp_path, bench):
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda name, text: (name, text.replace("plot 3", "plot 4")), "not named by its digest"),
+        (lambda name, text: (f"../{name}", text), "is not the name of an annotation"),
+        (lambda _, text: ("note", text.replace("plot 3", "plot 4")), "is not the name of an annotation"),
+    ],
+)
+def test_a_damaged_annotation_in_an_export_is_not_imported(tmp_path, bench, change, fault):
     label(bench, NOTE)
     path = export_to(bench, tmp_path / "one.zip")
     with ZipFile(path) as zipped:
         files = {name: zipped.read(name) for name in zipped.namelist()}
     (name,) = (name for name in files if name.endswith(AnnotationSet.file_name))
     document = json.loads(files[name])
-    document["annotations"] = {key: text.replace("plot 3", "plot 4") for key, text in document["annotations"].items()}
+    document["annotations"] = dict(change(*item) for item in document["annotations"].items())
     files[name] = json.dumps(document).encode()
     changed = tmp_path / "changed.zip"
     with ZipFile(changed, "w") as zipped:
         for name, data in files.items():
             zipped.writestr(name, data)
     other = a_bench(tmp_path / "other")
-    with pytest.raises(ImportRefusedError, match="not named by its digest"):
+    with pytest.raises(ImportRefusedError, match=fault):
         import_from(other, changed)
     assert list(other.archive.ids()) == []

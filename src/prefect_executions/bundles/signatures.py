@@ -10,6 +10,7 @@ from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles import layout
 from prefect_executions.bundles.annotations import (
+    FOLDER,
     AnnotationSet,
     annotation_faults,
     intact_annotations,
@@ -74,6 +75,8 @@ def check_annotations(evidence: Evidence) -> Findings:
     objects, policy = AnnotationSet.from_json(data).objects(), evidence.signatures
     execution_id = evidence.document(JobStatus).job_id
     manifest_sha256 = sha256(evidence.bytes_of(layout.MANIFEST)).hexdigest()
+    # Beside a seal there are other objects, which `annotation_faults` leaves out; an import stores all of these.
+    yield from (f"{name!r} is not the name of an annotation" for name in objects if not name.startswith(FOLDER))
     yield from (what for _, what in annotation_faults(execution_id, manifest_sha256, objects, policy))
     if reason := labels_of(intact_annotations(execution_id, objects)).recalled:
         yield Unchecked(f"the execution was recalled: {reason}")
