@@ -78,9 +78,16 @@ CASES: Mapping[str, tuple[RelatedBundle, RelatedBundle, str]] = {
     "two parents of each other": (
         related(EXECUTION_ID, ("parent", OTHER_ID)),
         related(OTHER_ID, ("parent", EXECUTION_ID)),
-        "both say that they came from the other",
+        "say that they came from each other",
     ),
 }
+
+
+def test_a_circle_of_executions_that_came_from_each_other_is_found_once():
+    ids = [f"{number}b1e5a52-0000-4f2e-9a41-3d6d5d3f2e11" for number in range(4)]
+    circle = [related(own, ("retry-of", other)) for own, other in zip(ids, ids[1:] + ids[:1], strict=True)]
+    assert list(relation_faults(circle)) == [f"executions {' and '.join(ids)} say that they came from each other"]
+    assert list(relation_faults(circle[1:])) == []
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from typing import NamedTuple
 
 from prefect_executions.comparison.outputs import LOGS
@@ -36,12 +37,22 @@ def relation_faults(bundles: Sequence[RelatedBundle]) -> Iterator[str]:
                     f"execution {execution_id} started at {began}, before its {relative.relation} "
                     f"{relative.execution_id} was created at {earlier}"
                 )
-            if execution_id < relative.execution_id and _names(other, execution_id):
-                yield f"executions {execution_id} and {relative.execution_id} both say that they came from the other"
+    origins = {id_: [one.execution_id for one in bundle.request.relatives] for id_, bundle in by_id.items()}
+    if circle := _circle(origins):
+        yield f"executions {' and '.join(circle)} say that they came from each other"
 
 
-def _names(bundle: RelatedBundle, execution_id: str) -> bool:
-    return any(relative.execution_id == execution_id for relative in bundle.request.relatives)
+def _circle(origins: Mapping[str, Iterable[str]]) -> Sequence[str]:
+    """Return executions each of which came from the next one according to *origins*; none without such a circle."""
+    graph = {
+        execution_id: [other for other in others if other != execution_id] for execution_id, others in origins.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        _, circle = error.args
+        return sorted({*circle})
+    return ()
 
 
 def _verdict_faults(
