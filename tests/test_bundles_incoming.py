@@ -19,7 +19,7 @@ from hostile_zips import LINK, Member, a_zip, members_of
 from prefect_executions.bundles.incoming import find_bundles
 from prefect_executions.bundles.layout import ExportFormat
 from prefect_executions.bundles.source import FolderSource, ZipSource
-from prefect_executions.bundles.verify import verify
+from prefect_executions.bundles.verify import MAX_SHOWN, verify
 from prefect_executions.bundles.zip_reader import Limits
 from prefect_executions.cli.app import main
 from prefect_executions.errors import BundleError, ImportRefusedError, RequestError
@@ -175,6 +175,15 @@ def test_a_list_that_differs_from_the_bundles_is_found(theirs, tmp_path, fault, 
     assert any(line.startswith("container: ") for line in verified(theirs, target)[0])
     with pytest.raises(ImportRefusedError, match=words):
         imported(tmp_path, target)
+
+
+def test_many_faults_of_a_list_are_counted(theirs, tmp_path):
+    files = files_of(theirs, *IDS)
+    document = json.loads(files["export.json"])
+    document["executions"] += [{"id": f"x{number}", "manifestSha256": "0" * 64} for number in range(1000)]
+    files["export.json"] = json.dumps(document).encode()
+    faults, _ = verified(theirs, zipped(files, tmp_path / "x.zip"))
+    assert faults[MAX_SHOWN:] == ["container: and 900 more"]
 
 
 def test_an_execution_that_was_removed_from_an_export_is_missed(theirs, tmp_path):

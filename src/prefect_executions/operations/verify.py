@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -229,7 +229,7 @@ def _container_check(found: Container, path: Path) -> Check:
         faults += [misnamed(folder, execution_id)] if folder != execution_id else []
     linked = sorted(hard_linked(path)) if path.is_dir() else ()
     notes = [f"{name!r} is also a file outside the folder (a hard link): a write there changes it" for name in linked]
-    return Check(CONTAINER, tuple(faults), (*found.notes(), *notes))
+    return Check(CONTAINER, _capped(faults), (*found.notes(), *notes))
 
 
 def _report(source: Source, trust: _Trust) -> Report:
@@ -249,5 +249,9 @@ def _report_with_seal(source: ArchivedSource, trust: _Trust, local: Report | Non
             f"{MANIFEST} has the digest {report.manifest_sha256} in the archive and {here} on the workbench: one of "
             "the bundles was replaced. 'executions audit' compares the archive with its checkpoints"
         )
+    return replace(report, checks=(Check("seal", _capped(faults)), *report.checks))
+
+
+def _capped(faults: Sequence[str]) -> tuple[str, ...]:
     more = [f"and {len(faults) - MAX_SHOWN} more"] if len(faults) > MAX_SHOWN else []
-    return replace(report, checks=(Check("seal", (*faults[:MAX_SHOWN], *more)), *report.checks))
+    return (*faults[:MAX_SHOWN], *more)
