@@ -17,7 +17,7 @@ from prefect_executions.descriptors.loader import document_of, method_of, read_m
 from prefect_executions.descriptors.parser import MAX_BYTES, parse
 from prefect_executions.errors import InputError, MethodError
 from prefect_executions.methods.model import Method
-from prefect_executions.patterns import SECONDS
+from prefect_executions.patterns import SECONDS, matches
 
 PAGE = Path(__file__).parents[1] / "docs" / "descriptors.md"
 
@@ -347,6 +347,35 @@ def test_a_slow_regular_expression_of_a_default_is_refused_in_time(pattern):
     many = {f"x{number}": {"schema": schema} for number in range(50)}
     assert re.search(r"(regular expression|does not fit)", refusal(a_document(inputs=many)))
     assert process_time() - begin < 10 * SECONDS  # instead of 50 times as long
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "a{2000000000}",
+        "((a{1000}){1000}){1000}",
+        "(?:ab|cd){1000000,}",
+        "(?#[)a{2000000000}]",
+        "(?x)a # [\n {2000000000} # ]",
+    ],
+)
+def test_a_regular_expression_that_would_take_much_memory_is_refused(pattern):
+    schema = {"type": "string", "pattern": pattern, "default": "a"}
+    assert "items with its repetitions written out" in refusal(with_input(schema=schema))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", "0b1e5a52-6f0c-4f2e-9a41-3d6d5d3f2e10"),
+        (r"^(\{2000000000\}|[]{9000000}]{3})", "{2000000000}"),
+        ("^([0-9a-f]{64} ){100}$", f"{'0' * 64} " * 100),
+        ("^(a{0,5000}){0,5000}$", "aa"),
+    ],
+)
+def test_a_regular_expression_with_usual_repetitions_is_matched(pattern, text):
+    assert matches(pattern, text)
+    assert not matches(pattern, "!")
 
 
 @pytest.mark.parametrize(
