@@ -936,6 +936,16 @@ def test_commands_that_do_not_need_prefect_do_not_import_it(home, arguments):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_help_does_not_load_the_search_language():
+    code = (
+        "import sys\nfrom prefect_executions.cli.app import main\n"
+        "assert main(['--help']) == 0\n"
+        "found = [name for name in sys.modules if name.startswith('prefect_executions.query.')]\n"
+        "assert found == ['prefect_executions.query.filter'], found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 # --- doctor ----------------------------------------------------------------------
 
 

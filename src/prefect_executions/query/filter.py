@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from prefect_executions.lifecycle.status import Status
-from prefect_executions.query.literals import Text, instant
-from prefect_executions.query.tree import Condition, FieldTarget, Operator, QueryTree
+
+if TYPE_CHECKING:
+    from prefect_executions.query.tree import QueryTree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class Filter:
 
     def terms(self) -> Iterator[QueryTree]:
         """Yield each condition as a term of a query."""
+        # Start-up time of the CLI: every command has a filter, and few have a query.
+        from prefect_executions.query.literals import Text, instant  # noqa: PLC0415
+        from prefect_executions.query.tree import Condition, FieldTarget, Operator  # noqa: PLC0415
+
         if self.status:
             words = tuple(Text((status.lower(),)) for status in self.status)
             yield Condition(FieldTarget("status"), Operator.EQUAL, words)
