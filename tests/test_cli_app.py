@@ -422,12 +422,15 @@ def test_list_continues_after_a_page(executions, home):
     assert second["after"] is None
 
 
-def test_a_page_ends_with_the_complete_command_for_the_next_page(home, capsys):
+@pytest.mark.parametrize("words", [["list", "--status", "completed"], ["list", "status:completed"]])
+def test_a_page_ends_with_a_short_option_for_the_next_page(home, capsys, words):
     kept(bench_at(home))
     kept(bench_at(home), OTHER_ID)
-    main(["list", "--status", "completed", "--status", "failed", "--since", "2026-09-01 00:00", "--limit", "1"])
+    main([*words, "--limit", "1"])
     page, hint = capsys.readouterr()
-    main(shlex.split(hint.partition("There are more:\nexecutions ")[2]))
+    added = hint.partition("There are more; add:\n")[2]
+    assert len(added.strip()) <= 80
+    main([*words, *shlex.split(added)])
     assert {line.split("\t")[0] for line in (page + capsys.readouterr().out).splitlines()} == {EXECUTION_ID, OTHER_ID}
 
 

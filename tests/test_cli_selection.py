@@ -126,7 +126,7 @@ def test_list_takes_a_query_with_filters_and_pages(bench, capsys):
     assert told(capsys, "list", "loss>7")[0] == ""
     assert told(capsys, "list", OTHER_ID[:13])[0].startswith(OTHER_ID)
     _, err = told(capsys, "list", "loss<7", "--limit", "1")
-    assert "executions list 'loss<7' --limit 1 --after" in err
+    assert "There are more; add:\n--after" in err
 
 
 def test_export_takes_a_query_and_leaves_out_what_is_not_sealed(bench, capsys, tmp_path, monkeypatch):

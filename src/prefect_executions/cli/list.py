@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,9 +91,7 @@ def list_executions(
         show_table(_HEAD, _cells(page))
         _warn_of_dead(catalog, page)
     if page.after and not as_json:
-        options = {**asdict(filters), "limit": None if limit == DEFAULT_LIMIT else limit, "after": page.after}
-        words = "".join(f" {shlex.quote(word)}" for word in executions)
-        warn(f"There are more:\nexecutions list{words}{_options(status, options, as_csv=as_csv)}")
+        warn(f"There are more; add:\n--after {page.after}")
     elif not page.rows and sys.stdout.isatty():
         say("No executions found. Next: executions run METHOD; if the ledger is lost: executions ledger rebuild")
 
@@ -191,14 +187,6 @@ def show_method(method: str, version: str | None = None, /, *, as_json: Json = F
     )
     show_table((name_column("name"), text_column("schema")), _described(descriptor.get("inputs")), title="input")
     show_table((name_column("name"), text_column("schema")), _described(descriptor.get("outputs")), title="output")
-
-
-def _options(status: Iterable[Status], options: Mapping[str, object], *, as_csv: bool) -> str:
-    words = [word for value in status for word in ("--status", value.lower())]
-    for name, value in options.items():
-        values = value if isinstance(value, tuple) else () if value is None else (value,)
-        words += [word for each in values for word in (f"--{name}", str(each))]
-    return "".join(f" {shlex.quote(word)}" for word in [*words, *(["--csv"] if as_csv else [])])
 
 
 def _cells(page: Page) -> Iterator[tuple[object, ...]]:

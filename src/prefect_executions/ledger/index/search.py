@@ -233,15 +233,20 @@ def _comparable(index: int, key: SortKey) -> Callable[[_Place], Any]:
 
 
 def _cursor(place: _Place, sort: Sequence[SortKey]) -> str:
-    content = [[_name(key) for key in sort], [_encoded(value) for value in place.values], place.first_known, place.id]
-    return base64.urlsafe_b64encode(json.dumps(content, separators=(",", ":")).encode()).decode()
+    words = [str(place.first_known), place.id]  # all that the default order needs: a short cursor
+    if sort:
+        content = [[_name(key) for key in sort], [_encoded(value) for value in place.values]]
+        words.append(json.dumps(content, separators=(",", ":")))
+    return base64.urlsafe_b64encode(" ".join(words).encode()).decode()
 
 
 def _parse_cursor(cursor: str, sort: Sequence[SortKey]) -> _Cursor:
     try:
-        keys, values, first_known, execution_id = json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True))
+        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
+        first_known, execution_id, *content = text.split(" ", 2)
+        keys, values = json.loads(content[0]) if content else ([], [])
         if keys == [_name(key) for key in sort] and len(values) == len(sort):
-            return _Cursor(tuple(map(_decoded, values)), int(first_known), str(execution_id))
+            return _Cursor(tuple(map(_decoded, values)), int(first_known), execution_id)
     except (ValueError, TypeError, LookupError, binascii.Error):
         pass
     raise RequestError(f"'{cursor}' is not a cursor of this search; omit it to start at the first page")
