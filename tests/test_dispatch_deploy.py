@@ -13,10 +13,11 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
+from prefect.flow_engine import run_flow
 from prefect.states import Completed, Crashed
 
 from homes import Bundles
-from prefect_executions import current_execution, method
+from prefect_executions import background, current_execution, method
 from prefect_executions.capture.host import this_user
 from prefect_executions.cli.app import main
 from prefect_executions.cli.arguments import open_catalog
@@ -24,6 +25,7 @@ from prefect_executions.dispatch.deploy import schedule_of
 from prefect_executions.dispatch.options import SubmitOptions
 from prefect_executions.dispatch.submit import resources_of, wait
 from prefect_executions.errors import RequestError
+from prefect_executions.flow.entrypoints import load_method
 from prefect_executions.lifecycle.status import Reason
 from prefect_executions.prefect_api import flow_runs
 from prefect_executions.prefect_api import queries as prefect_queries
@@ -138,6 +140,20 @@ def test_a_deployed_method_runs_on_request(cli, pool, client, tmp_path):
     assert run.parameters == {"name": "Ada", "times": 3}
     assert run.job_variables == {"env": {"EXECUTIONS_TIME_LIMIT": "120"}}
     assert json.loads(submitted)["link"].endswith(str(run.id))
+
+
+def test_a_submitted_execution_has_the_labels_of_its_request(cli, pool, client):
+    name = pool()
+    cli("deploy", "methods/greet.py:greet", "--pool", name)
+    labels = ["--tag", "gpu", "--name", "run 7", "--experiment", "ablation"]
+    run = run_of(client, cli("submit", "greet", "--pool", name, "-p", "name=Ada", *labels, "--json"))
+    run_flow(load_method("methods/greet.py:greet"), flow_run=run)
+    background.drain()
+    (found,) = json.loads(cli("search", 'tag:gpu name:"run 7" experiment:ablation', "--json"))["executions"]
+    assert (found["id"], found["status"]) == (str(run.id), "COMPLETED")
+    stored = json.loads(cli("show", str(run.id), "--json"))["annotations"]
+    assert {(one["kind"], one["agent"]) for one in stored} == {("name", this_user()), ("experiment", this_user())}
+    assert "is empty" in cli("submit", "greet", "-p", "name=Ada", "--tag", " ", code=2)
 
 
 def test_a_descriptor_is_deployed_by_its_path(cli, pool, client, monkeypatch):

@@ -25,6 +25,7 @@ from journeys import waited
 from prefect_executions import background, current_execution, events, method
 from prefect_executions.attestation.transparency import Inclusion
 from prefect_executions.bundles.open_bundle import OpenBundle
+from prefect_executions.executions.annotations import AnnotationKind, LabelChange
 from prefect_executions.executions.record import Instance, Raised, Usage
 from prefect_executions.lifecycle.history import INTERRUPTED, EntryKind, advance
 from prefect_executions.lifecycle.status import Observer, Reason, Status
@@ -32,7 +33,10 @@ from prefect_executions.operations.retention import remove
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.prefect_api import flow_runs
+from prefect_executions.prefect_api.flow_runs import REQUESTER_LABEL
+from prefect_executions.prefect_api.run_labels import run_labels
 from prefect_executions.settings import ArchiveLevel, Settings
+from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.keyring import KeyRing
 from prefect_executions.workbench.sealing import Ending
 from records import OUTPUTS, a_method, a_request
@@ -112,6 +116,16 @@ def test_a_run_that_ended_before_it_started_is_sealed_from_prefects_data(scene):
     assert {row.id for row in scene.bench.ledger.list().rows} == set(scene.seals())
     assert list(scene.bench.unfinished()) == []
     assert scene.settle() == {}
+
+
+def test_a_run_that_never_started_has_its_submitted_name_and_experiment(scene):
+    labels = run_labels([LabelChange(AnnotationKind.NAME, "run 7"), LabelChange(AnnotationKind.EXPERIMENT, "ablation")])
+    refused = Pending(), Crashed(message=NO_INFRASTRUCTURE)
+    run = scene.run(scene.deploy(rests), *refused, ago=A_WHILE, labels={**labels, REQUESTER_LABEL: "ada"})
+    scene.settle()
+    catalog = Catalog(scene.bench)
+    assert catalog.search('name:"run 7" experiment:ablation').ids == (str(run.id),)
+    assert {one.annotation.agent for one in catalog.annotations(str(run.id))} == {"ada"}
 
 
 def test_a_removed_execution_is_not_sealed_again(scene):

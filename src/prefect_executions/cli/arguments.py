@@ -23,6 +23,7 @@ from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.attestation.policy import SignaturePolicy
+    from prefect_executions.executions.annotations import LabelChange
     from prefect_executions.workbench.catalog import Catalog
     from prefect_executions.workbench.workbench import Workbench
 
@@ -94,6 +95,35 @@ class InputOptions:
 
 
 NO_INPUTS = InputOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Options that label an execution when it is requested."""
+
+    tag: tuple[str, ...] = ()
+    """Tag of the execution and its flow run (repeatable)."""
+    name: str | None = None
+    """Name of the execution."""
+    experiment: str | None = None
+    """Experiment that the execution belongs to."""
+
+    def read(self) -> tuple[list[str], list[LabelChange]]:
+        """Return the tags, and the name and the experiment as changes of labels.
+
+        Raises:
+            RequestError: If one is empty, too long, or has a line break.
+        """
+        # Start-up time of the CLI, as below.
+        from prefect_executions.executions.annotations import AnnotationKind, LabelChange  # noqa: PLC0415
+
+        given = {AnnotationKind.NAME: self.name, AnnotationKind.EXPERIMENT: self.experiment}
+        changes = [LabelChange.of(kind, text) for kind, text in given.items() if text is not None]
+        return [LabelChange.of(AnnotationKind.TAG, tag).text for tag in self.tag], changes
+
+
+NO_LABELS = LabelOptions()
 
 
 @Parameter(name="*")

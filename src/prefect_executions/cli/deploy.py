@@ -10,8 +10,10 @@ from cyclopts import Parameter
 
 from prefect_executions.cli.arguments import (
     NO_INPUTS,
+    NO_LABELS,
     InputOptions,
     Json,
+    LabelOptions,
     connect_local_server,
     open_catalog,
     parse_inputs,
@@ -67,6 +69,7 @@ def submit(
     /,
     *,
     inputs: InputOptions = NO_INPUTS,
+    labels: LabelOptions = NO_LABELS,
     options: Annotated[SubmitOptions, Parameter(name="*")] = _ANY_DEPLOYMENT,
     wait: bool = False,
     as_json: Json = False,
@@ -79,13 +82,14 @@ def submit(
         as_json: Print one JSON document.
     """
     given, settings = inputs.read(), Settings.read()
+    tags, changes = labels.read()
     set_defaults()
     with status_line("Loading Prefect", quiet=as_json):
         # Prefect takes seconds to import; only commands that call it need it.
         from prefect_executions.capture.host import this_user  # noqa: PLC0415
         from prefect_executions.dispatch import submit as submission  # noqa: PLC0415
 
-    submitted = submission.submit(method, given, options, by=settings.agent or this_user())
+    submitted = submission.submit(method, given, options, by=settings.agent or this_user(), tags=tags, changes=changes)
     if submitted.waits and not as_json:
         warn(submitted.waits)
     if not wait:

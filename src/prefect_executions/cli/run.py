@@ -19,8 +19,10 @@ from prefect_executions.bundles.layout import STDERR, STDOUT
 from prefect_executions.cli.annotate import add_annotations
 from prefect_executions.cli.arguments import (
     NO_INPUTS,
+    NO_LABELS,
     InputOptions,
     Json,
+    LabelOptions,
     connect_local_server,
     open_catalog,
     open_workbench,
@@ -72,9 +74,7 @@ def run(
     /,
     *,
     inputs: InputOptions = NO_INPUTS,
-    tag: tuple[str, ...] = (),
-    name: str | None = None,
-    experiment: str | None = None,
+    labels: LabelOptions = NO_LABELS,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"])] = False,
     as_json: Json = False,
 ) -> int:
@@ -85,19 +85,11 @@ def run(
 
     Args:
         entrypoint: path.py:function, module:function, or the path of a descriptor; plain flows and functions work too.
-        tag: Tag of the execution and its flow run (repeatable).
-        name: Name of the execution.
-        experiment: Experiment that the execution belongs to.
         quiet: Print nothing but the execution's id, at the end.
         as_json: Print one JSON document to standard output; other output goes to standard error.
     """
-    # Start-up time of the CLI.
-    from prefect_executions.executions.annotations import AnnotationKind, LabelChange  # noqa: PLC0415
-
     parameters = inputs.read()
-    given = {AnnotationKind.NAME: name, AnnotationKind.EXPERIMENT: experiment}
-    changes = [LabelChange.of(kind, text) for kind, text in given.items() if text is not None]
-    tags = [LabelChange.of(AnnotationKind.TAG, each).text for each in tag]
+    tags, changes = labels.read()
     return run_in_child(
         lambda: run_and_show(entrypoint, parameters, tags=tags, changes=changes, quiet=quiet, as_json=as_json),
         partial(seal_after_death, quiet=quiet, as_json=as_json),

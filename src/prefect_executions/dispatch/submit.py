@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from math import inf
@@ -25,12 +25,15 @@ from prefect_executions.methods.model import descriptor_in
 from prefect_executions.operations.replay import rerun_request
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import flow_runs
+from prefect_executions.prefect_api.run_labels import run_labels
 from prefect_executions.runtimes.interface import Resources
 from prefect_executions.workbench.catalog import Catalog
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
+
+    from prefect_executions.executions.annotations import LabelChange
 
 SEAL_TIMEOUT = timedelta(seconds=20)
 """How long to wait for the seal after the end: as long as a state hook may take."""
@@ -69,11 +72,18 @@ class FinishedRun(NamedTuple):
 
 
 def submit(
-    name: str, parameters: Mapping[str, Any], options: SubmitOptions, *, by: str, tags: tuple[str, ...] = ()
+    name: str,
+    parameters: Mapping[str, Any],
+    options: SubmitOptions,
+    *,
+    by: str,
+    tags: Sequence[str] = (),
+    changes: Sequence[LabelChange] = (),
 ) -> Submitted:
     """Start a run of the deployment called *name*, ``method/deployment`` or the Method's name alone.
 
-    *by* is who requests it; the run has it as a label, and its record as the requester.
+    *by* is who requests it; the run has it as a label, and its record as the requester. The
+    execution gets *tags*, which the flow run has as well, and *changes*, a name or an experiment.
 
     Everything is checked before the flow run is created. A second request with the
     same idempotency key returns the first run.
@@ -96,7 +106,7 @@ def submit(
             idempotency_key=options.idempotency_key,
             work_queue_name=options.queue,
             tags=tags,
-            labels={flow_runs.REQUESTER_LABEL: by},
+            labels={flow_runs.REQUESTER_LABEL: by, **run_labels(changes)},
             job_variables=variables or None,
         )
     state = run.state.name if run.state and run.state.name else "Scheduled"

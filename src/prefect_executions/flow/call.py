@@ -24,7 +24,7 @@ from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.context import running_id
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.invocation import Invocation, current_invocation
-from prefect_executions.flow.opening import workbench_for
+from prefect_executions.flow.opening import add_requested_labels, workbench_for
 from prefect_executions.flow.outcome import mask_error
 from prefect_executions.flow.shared_secrets import SharedSecrets, join
 from prefect_executions.settings import Settings
@@ -89,6 +89,11 @@ class Call:
                 self.log.warning(
                     "execution %s: %s failed and is left to settle: %s", self.run.id, doing, self.mask.mask(str(error))
                 )
+
+    def report_opened(self, execution_id: str) -> None:
+        """Report to the caller of the Method that the record is open, and label it as it was submitted."""
+        self.invocation.on_opened(execution_id)
+        add_requested_labels(self.run, execution_id, self.settings)
 
     def report_returned(self) -> None:
         """Report to the caller of the Method that its code has ended."""

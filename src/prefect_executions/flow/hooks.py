@@ -34,7 +34,7 @@ from prefect_executions.flow.background import take_deferred
 from prefect_executions.flow.cancellation import is_unsupervised
 from prefect_executions.flow.declared import Declared
 from prefect_executions.flow.invocation import current_invocation
-from prefect_executions.flow.opening import Opening, never_started, workbench_for
+from prefect_executions.flow.opening import Opening, add_requested_labels, never_started, workbench_for
 from prefect_executions.flow.shared_secrets import current
 from prefect_executions.lifecycle.history import JobStatus, ObservedState, PrefectState
 from prefect_executions.lifecycle.status import Observer, terminal_status_of
@@ -186,6 +186,7 @@ def _seal(
         opened = _open_never_started(declared, flow_run, slot.id, settings, mask)
         workbench.begin(opened.record, opened.code)
         current_invocation().on_opened(opened.record.id)
+        add_requested_labels(flow_run, opened.record.id, settings)
     elif state.is_crashed() or state.is_cancelling():
         kill_execution_processes(slot.id, instance=slot.bundle.read(Instance))
         before_seal = partial(_finish_interrupted, flow_run.parameters, settings.secret_names)

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefect.logging.loggers import flow_run_logger
+
 from prefect_executions import background
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture import host as host_facts
@@ -26,6 +28,7 @@ from prefect_executions.capture.parameters import masked_record, recorded_method
 from prefect_executions.capture.probes import Failures, Probe, note_on, probe
 from prefect_executions.capture.processes import this_process_with_layout
 from prefect_executions.capture.secrets import SecretMask
+from prefect_executions.documents import in_utc
 from prefect_executions.errors import ArchiveError, DirtyTreeError, ExecutionsError, OrchestratorError
 from prefect_executions.executions.record import Agent, ExecutionRecord, Infrastructure, Instance, Process, Usage
 from prefect_executions.flow.context import current_id
@@ -43,9 +46,10 @@ from prefect_executions.lifecycle.history import (
 )
 from prefect_executions.lifecycle.status import Observer
 from prefect_executions.methods.model import REQUIREMENTS, CodeIdentity, Method
-from prefect_executions.prefect_api import blocks, flow_runs
+from prefect_executions.prefect_api import blocks, flow_runs, run_labels
 from prefect_executions.prefect_api import events as prefect_events
 from prefect_executions.settings import DirtyTree, Settings
+from prefect_executions.workbench.annotations import annotate
 from prefect_executions.workbench.lookup import newest_id
 from prefect_executions.workbench.workbench import Workbench
 
@@ -291,6 +295,22 @@ def resolve_method(
     identity, allowed = without_credentials(declared, identity, code, names=settings.secret_names)
     method = recorded_method(declared.method, settings.secret_names)
     return method.model_copy(update={"code": identity}), allowed
+
+
+def add_requested_labels(run: FlowRun, execution_id: str, settings: Settings) -> None:
+    """Add the name and the experiment that were submitted with *run*; a failure is a warning in its log.
+
+    A second attempt writes the same annotations, which changes nothing.
+    """
+    changes = run_labels.changes_in(run)
+    if not changes:
+        return
+    at = in_utc(run.created) if run.created else now()
+    try:
+        annotate(workbench_for(settings), execution_id, changes, agent=agent(run, settings).name, at=at)
+    except ExecutionsError as error:
+        log = flow_run_logger(run)
+        log.warning("the submitted name and experiment of execution %s are not recorded: %s", execution_id, error)
 
 
 def _plain_text_warning(declared: Declared, method: Method, code: Mapping[str, bytes]) -> str | None:

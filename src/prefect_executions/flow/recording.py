@@ -218,7 +218,7 @@ def stage(attempt: Attempt) -> Attempt:
         ExecutionsError: If a secret cannot be resolved or a file cannot be staged.
     """
     call, inputs, record = attempt.call, attempt.inputs, attempt.record
-    call.invocation.on_opened(record.id)
+    call.report_opened(record.id)
     if inputs.files():  # staging may take long, and the machine may fail meanwhile
         call.workbench.announce(record)
         defer(record.id, row=partial(call.workbench.index_open, record))

@@ -28,10 +28,11 @@ from prefect_executions.methods.model import Method
 from prefect_executions.methods.secrets import MARK, marked_version, unmarked
 from prefect_executions.prefect_api import client as api_client
 from prefect_executions.prefect_api import finish as prefect_finish
-from prefect_executions.prefect_api import flow_runs
+from prefect_executions.prefect_api import flow_runs, run_labels
 from prefect_executions.settings import Settings
 from prefect_executions.settle.decide import Judgement
 from prefect_executions.settle.observe import Snapshot, flow_run_of
+from prefect_executions.workbench.annotations import annotate
 from prefect_executions.workbench.recovery import bring_back, end_script_runs, recover, restore
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Outcome, Workbench
@@ -107,7 +108,10 @@ def seal_unstarted(
         ArchiveError: If the archive is unavailable.
     """
     record = _unstarted_record(run, execution_id, states, settings)
-    return workbench.stand_in(record, {}, _end(judgement, states))
+    outcome = workbench.stand_in(record, {}, _end(judgement, states))
+    if changes := run_labels.changes_in(run):
+        annotate(workbench, execution_id, changes, agent=record.agent.name, at=states[0].time)
+    return outcome
 
 
 def _end(judgement: Judgement, states: Sequence[ObservedState]) -> Ending:
