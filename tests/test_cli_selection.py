@@ -180,6 +180,29 @@ def test_remove_asks_at_a_terminal(bench, home, answer, left):
     assert open_catalog(Settings(home=home)).search("status:completed").total == left
 
 
+def test_annotate_takes_a_query_and_says_how_many_it_affects(bench, capsys):
+    _, err = told(capsys, "annotate", "loss>0.5", "--star")
+    assert err == "1 execution matches loss>0.5\n"
+    assert Catalog(bench).search("is:starred").ids == (OTHER_ID,)
+    _, err = told(capsys, "annotate", EXECUTION_ID, OTHER_ID, "--tag", "both")
+    assert err == "2 executions\n"
+    assert Catalog(bench).search("tag:both").total == 2
+
+
+def test_a_limit_takes_the_newest_results_and_needs_a_query(bench, capsys):
+    newest = Catalog(bench).search("method:segment-coins").ids[0]
+    _, err = told(capsys, "annotate", "method:segment-coins", "--limit", "1", "--tag", "newest")
+    assert err.splitlines() == ["3 executions match method:segment-coins", "Limited to the newest 1"]
+    assert Catalog(bench).search("tag:newest").ids == (newest,)
+    for command in ("rerun", "share"):
+        assert "Limited to the newest 1" in told(capsys, command, "method:segment-coins", "--limit", "1", code=1)[1]
+    for command in ("rerun", "share", "annotate"):
+        assert "exclude each other" in told(capsys, command, EXECUTION_ID, "--limit", "1", *TAG[command], code=2)[1]
+
+
+TAG = {"annotate": ["--star"], "rerun": [], "share": []}
+
+
 def test_watch_takes_a_query_for_the_open_executions(bench, capsys):
     _, err = told(capsys, "watch", "loss>0.5", code=3)
     assert "no execution matches" in err

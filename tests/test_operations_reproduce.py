@@ -151,6 +151,14 @@ def test_a_filter_without_a_match_is_an_error(home, capsys):
 # --- with Prefect ----------------------------------------------------------------
 
 
+def test_the_results_of_a_query_are_reproduced(home, tmp_path, monkeypatch, told, prefect_server):
+    (tmp_path / "throw.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    first = told("run", "throw.py:throw", "--tag", "kept")["id"]
+    summary = told("reproduce", "tag:kept")
+    assert [(one["id"], one["grade"]) for one in summary["executions"]] == [(first, "reproduce")]
+
+
 @pytest.mark.long
 def test_two_executions_are_replayed_and_summed_up(home, tmp_path, monkeypatch, capsys, prefect_server):
     (tmp_path / "throw.py").write_text(METHOD)

@@ -17,6 +17,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from benches import bench_at, kept
 from flows.rerun import rerun
+from prefect_executions.cli.app import main
 from prefect_executions.cli.arguments import open_catalog
 from prefect_executions.dispatch.submit import submit_again
 from prefect_executions.errors import BundleError, NotAvailableError, NotFoundError, RequestError, SecretError
@@ -279,6 +280,16 @@ def test_a_rerun_here_and_its_original_link_to_each_other(told, home, tmp_path):
     assert ("inputs", "times") in differing
     assert ("outputs", "outputs/shouted.txt") in differing
     assert ("inputs", "text") not in differing
+
+
+@pytest.mark.usefixtures("beside")
+def test_the_results_of_a_query_run_again(told, home):
+    first = told("run", "shout.py:shout", "-p", "text=text.txt", "-p", "times=3", "--tag", "again")["id"]
+    assert main(["rerun", "tag:again status:completed", "-p", "times=1"]) == 0
+    catalog = Catalog(bench_at(home))
+    (again,) = catalog.search(f"reruns:{first}").ids
+    assert catalog.record(again).request.relatives == (Relative(execution_id=first, relation="edited-rerun-of"),)
+    assert catalog.get(again).outputs["shouted.txt"].read_text() == "HELLO "
 
 
 @pytest.fixture

@@ -161,6 +161,21 @@ def test_the_command_gives_the_link_and_ends_it(bench, s3, tmp_path, monkeypatch
     assert refused(payload["url"]) == 404
 
 
+def test_each_result_of_a_query_gets_its_link(bench, s3, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EXECUTIONS_HOME", str(tmp_path))
+    monkeypatch.setenv("EXECUTIONS_ARCHIVE", s3.url)
+    kept(bench, OTHER_ID)
+    assert main(["share", "method:segment-coins status:completed", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("2 executions match ")
+    payload = json.loads(shown.out)
+    assert {one["executionId"] for one in payload["shares"]} == {EXECUTION_ID, OTHER_ID}
+    assert [fetched(one["url"])[:2] for one in payload["shares"]] == [b"PK", b"PK"]
+    assert main(["share", "method:segment-coins", "--limit", "1", "--output", "regions.csv", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["shares"]
+    assert fetched(one["url"]) == OUTPUTS["outputs/regions.csv"]
+
+
 # --- without a server -------------------------------------------------------------
 
 

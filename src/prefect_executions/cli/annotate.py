@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prefect_executions.cli.arguments import Json, open_catalog
-from prefect_executions.cli.completion import OneId
+from prefect_executions.cli.completion import Selected
 from prefect_executions.cli.output import pluralize, say, show_json
+from prefect_executions.cli.selection import select
 from prefect_executions.cli.tables import id_column, name_column, show_table, text_column
 from prefect_executions.errors import RequestError
 from prefect_executions.settings import Settings
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def annotate(
-    *executions: OneId,
+    *executions: Selected,
     tag: tuple[str, ...] = (),
     untag: tuple[str, ...] = (),
     name: str | None = None,
@@ -28,6 +29,7 @@ def annotate(
     star: bool = False,
     unstar: bool = False,
     reinstate: str | None = None,
+    limit: int | None = None,
     as_json: Json = False,
 ) -> None:
     """Add tags, a name, an experiment, notes or a star.
@@ -36,7 +38,7 @@ def annotate(
     time and agent, signed if there is a signing key.
 
     Args:
-        executions: Ids or id prefixes.
+        executions: Ids or id prefixes, or one query such as 'method:mnist epochs>10'.
         tag: Add a tag (repeatable).
         untag: Remove a tag (repeatable).
         name: Set the name; an empty one restores that of the flow run.
@@ -45,13 +47,14 @@ def annotate(
         star: Add a star.
         unstar: Remove the star.
         reinstate: End a recall by 'executions impact --mark', for this reason.
+        limit: Largest number of results of a query, the newest first.
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI.
     from prefect_executions.executions.annotations import AnnotationKind as Kind  # noqa: PLC0415
 
     if not executions:
-        raise RequestError("give the ids of the executions to annotate")
+        raise RequestError("give the ids of the executions to annotate, or a query")
     if star and unstar:
         raise RequestError("--star and --unstar exclude each other; give one of them")
     changes = [
@@ -68,7 +71,7 @@ def annotate(
         raise RequestError("give at least one change, such as --tag TAG or --note TEXT")
     settings = Settings.read()
     catalog = open_catalog(settings)
-    found = sorted({catalog.find(prefix) for prefix in executions})
+    found = select(catalog, executions, limit=limit).ids
     add_annotations(catalog, found, changes, settings)
     if as_json:
         show_json({"executions": found, "changes": changes})

@@ -121,6 +121,7 @@ def rerun(
     inputs: InputOptions = NO_INPUTS,
     pool: str | None = None,
     method: str | None = None,
+    limit: int | None = None,
     wait: bool = False,
     as_json: Json = False,
 ) -> int:
@@ -134,6 +135,7 @@ def rerun(
         inputs.param: Override an input: name=value (repeatable).
         pool: Run through the Method's deployment on this work pool.
         method: Run here, with the Method at path.py:function or module:function.
+        limit: Largest number of results of a query, the newest first.
         wait: With a deployment: return when the run has ended: 0 if it completed, else 1.
         as_json: Print one JSON document for each execution.
     """
@@ -142,10 +144,10 @@ def rerun(
     if not executions:
         raise RequestError("give the ids of the executions to run again, or a query")
     edits = inputs.read()
-    if len(executions) > 1 or query_among(executions) is not None:
+    if len(executions) > 1 or limit is not None or query_among(executions) is not None:
         named = [*(["--pool", pool] if pool else []), *(["--method", method] if method else [])]
         flags = [*named, *(["--wait"] if wait else []), *(["--json"] if as_json else [])]
-        return _rerun_each(select(open_catalog(), executions).ids, edits, flags)
+        return _rerun_each(select(open_catalog(), executions, limit=limit).ids, edits, flags)
     (execution,) = executions
     return run_in_child(
         lambda: _rerun(execution, edits, pool, method, wait=wait, as_json=as_json),

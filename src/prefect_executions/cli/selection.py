@@ -76,15 +76,16 @@ def select(
     criteria: Filter = EVERYTHING,
     *,
     only: str = "",
+    limit: int | None = None,
     find: Callable[[str], str] | None = None,
 ) -> Selection:
     """Return the executions that *words*, ids or a query, name; a query is narrowed by *criteria* and the query *only*.
 
-    Ids are in the order of the words, results of a query newest first. If there may be
+    Ids are in the order of the words, results of a query newest first, at most *limit*. If there may be
     several, their number is written to standard error. *find* completes an id.
 
     Raises:
-        RequestError: If a query stands beside other words, or ids beside filters.
+        RequestError: If a query stands beside other words, or ids beside filters or a limit.
         QueryError: If the query cannot be read.
         NotFoundError: If an id does not exist, or the query finds nothing.
     """
@@ -92,14 +93,18 @@ def select(
     if text is None:
         if words and criteria != EVERYTHING:
             raise RequestError("ids and filter options exclude each other; give ids, or a query or filters")
+        if words and limit is not None:
+            raise RequestError("ids and --limit exclude each other; give ids, or a query with --limit")
         find = find or _finder(catalog)
         ids = tuple(dict.fromkeys(map(find, words)))
         if len(ids) > 1:
             warn(pluralize(len(ids), "execution"))
         return Selection(ids)
-    found = search_now(catalog, text, criteria, only=only)
+    found = search_now(catalog, text, criteria, only=only, limit=limit)
     if not found.total:
         raise NotFoundError(f"nothing to do: no execution matches. Next: executions search {shlex.quote(text)}")
+    if len(found.ids) < found.total:
+        warn(f"Limited to the newest {len(found.ids)}")
     return Selection(found.ids, found.query)
 
 

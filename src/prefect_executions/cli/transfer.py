@@ -150,6 +150,7 @@ def share(
     output: Annotated[str | None, Parameter(name=["--output", "-o"])] = None,
     expires: str = "7d",
     level: ExportLevel = ExportLevel.FULL,
+    limit: int | None = None,
     signatures: SignatureOptions = DEFAULT_SIGNATURES,
     as_json: Json = False,
 ) -> int:
@@ -163,6 +164,7 @@ def share(
         output: Output to share (default: the exported bundle).
         expires: Lifetime of the link, at most 7d (default): 12h, 30m.
         level: Level of the bundle: full, outputs (without staged inputs) or metadata (only the record and the code).
+        limit: Largest number of results of a query, the newest first.
         as_json: Print one JSON document; for several executions, with the shares and the failures.
     """
     # Start-up time of the CLI: archive and bundles come with it.
@@ -173,7 +175,7 @@ def share(
 
     settings, now = Settings.read(), datetime.now(UTC)
     catalog, policy = open_catalog(settings), signatures.policy(settings)
-    lifetime, selection = now - parse_time(expires, now), select(catalog, executions)
+    lifetime, selection = now - parse_time(expires, now), select(catalog, executions, limit=limit)
 
     def one(execution_id: str) -> Shared:
         with status_line(f"Sharing {output or execution_id}", quiet=as_json):
