@@ -5,6 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pty
+import sys
+from contextlib import suppress
+from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
@@ -12,6 +18,7 @@ from benches import bench_at, kept
 from ledgers import an_id
 from prefect_executions.cli.app import main
 from prefect_executions.errors import QueryError
+from prefect_executions.executions.record import Metrics
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID
 
@@ -93,3 +100,27 @@ def test_the_command_prints_rows_csv_and_json(bench, capsys):
     )
     assert main(["search", "--csv", "--json"]) == 2
     assert main(["search", "status:faild"]) == 2
+
+
+def test_whole_params_have_no_fraction_in_tables_facets_and_csv(bench, capsys):
+    kept(bench, an_id(3), metrics=Metrics(params={"epochs": 24, "rate": 0.5}))
+    query = ["search", "epochs:*", "--columns", "epochs,rate"]
+    assert main([*query, "--csv"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["24,0.5"]
+    assert main([*query, "--facets", "epochs"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["epochs\t24\t1", "24\t0.5"]
+
+
+def test_counts_on_a_terminal_replace_the_rows_and_their_next_page(bench):
+    ours, theirs = pty.openpty()
+    command = [str(Path(sys.executable).with_name("executions")), "search", "--limit", "1", "--facets", "method"]
+    with Popen(command, stdout=theirs, stderr=theirs, close_fds=True) as made:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):
+            while block := os.read(ours, 65536):
+                shown += block
+        assert made.wait(60) == 0
+    assert b"segment-coins  2" in shown
+    assert b"2 executions found." in shown
+    assert b"--after" not in shown

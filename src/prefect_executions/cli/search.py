@@ -29,6 +29,9 @@ from prefect_executions.cli.output import (
 from prefect_executions.cli.tables import Column, id_column, name_column, show_table, time_column, value_column
 from prefect_executions.errors import RequestError
 
+_EXACT = 1 << 53
+"""Below this, a double and a whole number have the same digits."""
+
 if TYPE_CHECKING:
     from prefect_executions.ledger.index.summaries import Facet, Group
     from prefect_executions.workbench.results import Groups, SearchResults
@@ -84,7 +87,7 @@ def search(
         _show_csv(results)
     else:
         _show(results, counted, groups)
-    if results.after:
+    if results.after and (as_jsonl or as_csv or _has_rows(counted, groups)):
         warn(f"There are more; add:\n--after {results.after}")
 
 
@@ -95,13 +98,19 @@ def _names(text: str) -> list[str]:
 def _show(results: SearchResults, facets: Mapping[str, Facet], groups: Groups | None) -> None:
     for name, facet in facets.items():
         missing = [("(none)", facet.missing)] if facet.missing else []
-        show_table((name_column(name), "executions"), [*facet.values, *missing], title=name)
+        counts = [(_text(value), count) for value, count in facet.values]
+        show_table((name_column(name), "executions"), [*counts, *missing], title=name)
     if groups:
         show_table(*_group_table(groups), title="groups")
-    if not (facets or groups) or not sys.stdout.isatty():
+    if _has_rows(facets, groups):
         show_table([_column(name) for name in results.columns], (tuple(map(_text, row)) for row in results.rows))
     if sys.stdout.isatty():
         say(f"{pluralize(results.total, 'execution')} found.")
+
+
+def _has_rows(facets: Mapping[str, Facet], groups: Groups | None) -> bool:
+    """Whether the output has the executions: on a terminal, counts replace them."""
+    return not (facets or groups) or not sys.stdout.isatty()
 
 
 def _column(name: str) -> Column:
@@ -152,6 +161,8 @@ def _show_csv(results: SearchResults) -> None:
 
 
 def _plain(cell: Any) -> Any:
+    if isinstance(cell, float) and cell.is_integer() and abs(cell) < _EXACT:
+        return int(cell)  # params and metrics are doubles, and a spreadsheet shows epochs as 24
     plain = to_json(cell)
     return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else plain
 

@@ -90,7 +90,7 @@ def _facts(one: Statistics) -> Iterator[tuple[str, object]]:
             yield name, f"mean {shown(measure.mean)}, median {shown(measure.median)}, p95 {shown(measure.p95)}"
     for period in Period:
         if (rate := one.throughput(period)) is not None:
-            yield f"ended per {period}", f"{rate:.4g}"
+            yield f"ended per {period}", format_number(rate)
 
 
 def _show_groups(found: Sequence[Statistics], names: Sequence[str], per: str | None) -> None:
