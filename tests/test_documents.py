@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_executions.archive.objects import Imported, Removed, Seal
+from prefect_executions.archive.shares import Share
 from prefect_executions.attestation.transparency import Checkpoint, CheckpointHead, Inclusion
 from prefect_executions.bundles.export import Export
 from prefect_executions.documents import (
@@ -25,7 +26,6 @@ from prefect_executions.documents import (
 from prefect_executions.errors import BundleError
 from prefect_executions.executions.record import ExecuteRequest, ExecutionRecord, Instance, OpeningRecord
 from prefect_executions.lifecycle.history import JobStatus
-from prefect_executions.operations.share import Share
 from prefect_executions.workbench.sealing import LateSeal
 from records import a_record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_executions.errors import RequestError
-from prefect_executions.executions.annotations import LONGEST_NAME, AnnotationKind, LabelChange, labels
+from prefect_executions.executions.annotations import LONGEST_NAME, AnnotationKind, LabelChange, label_changes, labels
 
 TAG, UNTAG, NAME, NOTE = AnnotationKind.TAG, AnnotationKind.UNTAG, AnnotationKind.NAME, AnnotationKind.NOTE
 RECALL, REINSTATE = AnnotationKind.RECALL, AnnotationKind.REINSTATE
@@ -59,3 +59,20 @@ def test_a_text_without_a_meaning_is_refused(kind, text):
 
 def test_a_note_may_have_several_lines():
     assert LabelChange.of(NOTE, " one\ntwo ").text == "one\ntwo"
+
+
+def test_arguments_become_changes_and_one_text_is_not_several():
+    assert label_changes(tag="best", untag=["a", "b"], name="", star=False) == (
+        (AnnotationKind.UNSTAR, ""),
+        (TAG, "best"),
+        (UNTAG, "a"),
+        (UNTAG, "b"),
+        (NAME, ""),
+    )
+    assert label_changes(star=True, name=None) == ((AnnotationKind.STAR, ""),)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"name": None, "tag": ()}, {"tag": " "}, {"note": ["ok", ""]}])
+def test_arguments_without_a_change_or_with_an_empty_text_are_refused(arguments):
+    with pytest.raises(RequestError):
+        label_changes(**arguments)

@@ -16,6 +16,7 @@ import pytest
 from archives import KEY, SECRET, Place, place_on
 from benches import OTHER_ID, bench_at, kept, record_of
 from bundle_makers import copy_of
+from prefect_executions.archive.shares import shares
 from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.bundles.layout import ExportLevel
 from prefect_executions.capture.secrets import reveals, secrets_around
@@ -30,7 +31,7 @@ from prefect_executions.errors import (
 )
 from prefect_executions.operations.export import export
 from prefect_executions.operations.imports import ImportPolicy, import_bundles
-from prefect_executions.operations.share import Shared, revoke, share, shares, sweep
+from prefect_executions.operations.share import Shared, revoke, share, sweep
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.catalog import Catalog
 from prefect_executions.workbench.workbench import Workbench

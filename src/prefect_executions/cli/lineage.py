@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from prefect_executions.cli.annotate import add_annotations
 from prefect_executions.cli.arguments import Json, open_catalog
 from prefect_executions.cli.completion import OneId
 from prefect_executions.cli.output import (
@@ -27,12 +25,11 @@ from prefect_executions.cli.output import (
 )
 from prefect_executions.cli.tables import id_column, name_column, show_table, text_column
 from prefect_executions.errors import RequestError
-from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from prefect_executions.operations.lineage import Affected, Impact
+    from prefect_executions.workbench.lineage import Affected, Impact
 
 Form = Literal["tree", "json", "dot", "mermaid", "svg"]
 
@@ -68,15 +65,12 @@ def lineage(
         as_json: Short for --format json.
     """
     # Start-up time of the CLI: archive and ledger come with it.
-    from prefect_executions.executions.lineage import Direction  # noqa: PLC0415
-    from prefect_executions.operations import lineage as lineages  # noqa: PLC0415
     from prefect_executions.operations import lineage_formats as formats  # noqa: PLC0415
 
     if as_json and form not in {"tree", "json"}:
         raise RequestError(f"--json and --format {form} exclude each other; give one of them")
-    chosen = [each for each, wanted in ((Direction.UP, up), (Direction.DOWN, down)) if wanted]
     most = limit if limit is not None else _MOST_DRAWN if form == "svg" else _MOST
-    found = lineages.lineage(open_catalog(), target, chosen or lineages.BOTH, depth=depth, most=most)
+    found = open_catalog().lineage(target, up=up, down=down, depth=depth, limit=most)
     if found.cut:
         warn(f"{pluralize(found.cut, 'neighbour')} left out by --depth {depth} and --limit {most}")
     if as_json or form == "json":
@@ -115,22 +109,20 @@ def impact(
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.executions.annotations import AnnotationKind, LabelChange  # noqa: PLC0415
-    from prefect_executions.operations import lineage as lineages  # noqa: PLC0415
+    from prefect_executions.executions.annotations import label_changes  # noqa: PLC0415
 
     if as_csv and as_json:
         raise RequestError("--json and --csv exclude each other; give one of them")
-    change = None if mark is None else LabelChange.of(AnnotationKind.RECALL, mark)
-    settings = Settings.read()
-    catalog = open_catalog(settings)
-    found = lineages.impact(catalog, target, datetime.now(UTC))
-    recalled = [each.node.id for each in found.order] if change else []
-    if change:
+    changes = () if mark is None else label_changes(recall=mark)
+    catalog = open_catalog()
+    found = catalog.impact(target)
+    recalled = [each.id for each in found.order] if changes else []
+    if changes:
         warn(f"Recalling {pluralize(len(recalled), 'execution')}")
-        add_annotations(catalog, recalled, [change], settings)
+        catalog.add_labels(recalled, changes)
     shown = found.order if plan else found.affected
     if as_json:
-        show_json(_document(found) | ({"recalled": recalled} if change else {}))
+        show_json(_document(found) | ({"recalled": recalled} if changes else {}))
     elif as_csv:
         _show_csv(shown)
     else:
@@ -143,7 +135,7 @@ def _document(found: Impact) -> dict[str, object]:
     return {
         "start": found.start,
         "affected": [_members(each) for each in found.affected],
-        "plan": [each.node.id for each in found.order],
+        "plan": [each.id for each in found.order],
         "duration": found.duration,
         "cpu": found.cpu,
         "cut": found.cut,

@@ -16,7 +16,6 @@ from cyclopts import Parameter
 
 from prefect_executions import background
 from prefect_executions.bundles.layout import STDERR, STDOUT
-from prefect_executions.cli.annotate import add_annotations
 from prefect_executions.cli.arguments import (
     NO_INPUTS,
     NO_LABELS,
@@ -212,7 +211,7 @@ def _interruption(settings: Settings) -> str | None:
 def _label(execution_id: str, changes: Sequence[LabelChange], settings: Settings) -> None:
     """Add labels to an execution that began; an error does not end the run."""
     try:
-        add_annotations(open_catalog(settings), [execution_id], changes, settings)
+        open_catalog(settings).add_labels([execution_id], changes)
     except ExecutionsError as error:
         warn(
             f"name and experiment of {execution_id} are not recorded: {error}\nNext: executions annotate {execution_id}"

@@ -245,7 +245,7 @@ def list_shares(*, as_json: Json = False) -> None:
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.operations.share import shares as shares_in  # noqa: PLC0415
+    from prefect_executions.archive.shares import shares as shares_in  # noqa: PLC0415
     from prefect_executions.operations.share import sweep  # noqa: PLC0415
 
     store = open_catalog().workbench.archive.store

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self, TypedDict, Unpack, cast
 
 from pydantic import Field, field_validator
 
@@ -86,6 +86,39 @@ class LabelChange(NamedTuple):
         if kind not in _PROSE and not text.isprintable():
             raise RequestError(f"the {kind} {text!r} has a character that cannot be printed")
         return cls(kind, text)
+
+
+class LabelArguments(TypedDict, total=False):
+    """The labels to add or to remove, as arguments of a function."""
+
+    tag: str | Iterable[str]
+    untag: str | Iterable[str]
+    name: str | None
+    """An empty name, and an empty experiment, removes the earlier one."""
+    experiment: str | None
+    note: str | Iterable[str]
+    star: bool | None
+    """Add the star (true), or remove it (false)."""
+    recall: str | None
+    """Why the execution is wrong."""
+    reinstate: str | None
+    """Why it is right after all."""
+
+
+def label_changes(**labels: Unpack[LabelArguments]) -> tuple[LabelChange, ...]:
+    """Return the changes that *labels* ask for.
+
+    Raises:
+        RequestError: If there is no change, or a text is empty, too long, or has a line break where a name belongs.
+    """
+    star = labels.pop("star", None)
+    changes = [] if star is None else [LabelChange(AnnotationKind.STAR if star else AnnotationKind.UNSTAR)]
+    for name, given in labels.items():
+        texts = () if given is None else (given,) if isinstance(given, str) else cast("Iterable[str]", given)
+        changes += [LabelChange.of(AnnotationKind(name), str(text)) for text in texts]
+    if not changes:
+        raise RequestError("give at least one change, such as a tag, a name or a note")
+    return tuple(changes)
 
 
 @dataclass(frozen=True, kw_only=True)

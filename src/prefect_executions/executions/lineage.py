@@ -98,6 +98,20 @@ class LineageNode(NamedTuple):
     """The reason of its recall."""
 
 
+class LineageLink(NamedTuple):
+    """An edge of a lineage for readers: from the earlier execution to the later one."""
+
+    source: str
+    target: str
+    relation: str
+    """``data``, or how one execution led to the other: ``parent``, ``rerun-of`` and so on."""
+    output: str
+    """The path of the file in the source, for a data edge."""
+    input: str
+    """The name of the input of the target, for a data edge."""
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
     """The lineage of an execution, or of a file."""
@@ -113,6 +127,17 @@ class Lineage:
     def cut(self) -> int:
         """How many neighbours the limits left out."""
         return sum(each.cut for each in (*self.data, *self.orchestration))
+
+    @property
+    def executions(self) -> tuple[LineageNode, ...]:
+        """The executions, the one at the start among them."""
+        return tuple(self.nodes.values())
+
+    @property
+    def links(self) -> tuple[LineageLink, ...]:
+        """The edges by the ids of their executions; a file at the start stands as ``sha256:`` and its digest."""
+        edges = (edge for walk in (*self.data, *self.orchestration) for edge in walk.edges)
+        return tuple(LineageLink(self.label(edge[0]), self.label(edge[1]), *edge[2:]) for edge in dict.fromkeys(edges))
 
     def label(self, key: int) -> str:
         """Return the id of a node, or the digest of the file at the start."""

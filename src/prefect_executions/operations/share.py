@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from hashlib import file_digest
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
+from prefect_executions.archive.shares import NOTE, ROOT, Share, shares
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import manifest
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, ExportLevel
@@ -21,9 +22,7 @@ from prefect_executions.bundles.source import Source
 from prefect_executions.bundles.verify import verify
 from prefect_executions.bundles.zip_reader import TRUSTED_LIMITS, ZipReader
 from prefect_executions.capture.secrets import SecretMask, reveals, secrets_around
-from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Time
 from prefect_executions.errors import (
-    ArchiveError,
     BundleError,
     NotAvailableError,
     NotFoundError,
@@ -37,25 +36,8 @@ from prefect_executions.workbench.catalog import Catalog
 MAX_LIFETIME = timedelta(days=7)
 """Longest lifetime of a presigned S3 URL (AWS signature version 4)."""
 
-_ROOT = "shared/"
-_NOTE = "share.json"
 _NAMED = 5
 """Files that the message on a secret names."""
-
-
-class Share(ArchiveDocument):
-    """The note on a share, stored beside the copy; it does not contain the URL."""
-
-    file_name: ClassVar[str] = _NOTE
-
-    id: str
-    execution_id: str
-    what: str
-    """The name of the output, or the level of the exported bundle."""
-    file: str
-    size: int
-    created: Time
-    expires: Time
 
 
 class Shared(NamedTuple):
@@ -93,7 +75,7 @@ def share(
         raise RequestError(f"a link lasts up to {MAX_LIFETIME.days} days, not {expires}; share it again later")
     store, share_id = catalog.workbench.archive.store, secrets.token_hex(8)
     name = Path(catalog.output(execution_id, output).name).name if output else f"{execution_id}.zip"
-    key = f"{_ROOT}{share_id}/{name}"
+    key = f"{ROOT}{share_id}/{name}"
     url = store.presign(key, int(expires.total_seconds()))
     with tempfile.TemporaryDirectory(prefix="executions-") as folder:
         copy = Path(folder) / "copy"
@@ -114,28 +96,9 @@ def share(
             expires=now + expires,
         )
         # The note first: only a copy with a note can be revoked.
-        store.put(f"{_ROOT}{share_id}/{_NOTE}", note.to_json())
+        store.put(f"{ROOT}{share_id}/{NOTE}", note.to_json())
         store.put(key, copy)
     return Shared(note, url, signature)
-
-
-def shares(store: Store) -> Iterator[Share]:
-    """Yield all shares, expired or not, unsorted.
-
-    Raises:
-        ArchiveError: If the archive fails, or a note is damaged.
-    """
-    for share_id in store.list_children(_ROOT):
-        key = f"{_ROOT}{share_id}/{_NOTE}"
-        data = store.get_many([key], limit=SMALL_DOCUMENT).get(key)
-        try:
-            note = Share.from_json(data) if data is not None else None
-        except BundleError as error:
-            raise ArchiveError(f"{key} in {store.url} is damaged: {error}") from error
-        if note is not None and note.id != share_id:  # it would end another share
-            raise ArchiveError(f"{key} in {store.url} is damaged: it is the note of share {note.id}; delete it")
-        if note is not None:
-            yield note
 
 
 def revoke(store: Store, share_id: str) -> None:
@@ -146,8 +109,8 @@ def revoke(store: Store, share_id: str) -> None:
     """
     if share_id not in {share.id for share in shares(store)}:
         raise NotFoundError(f"share '{share_id}' does not exist. 'executions shares list' shows the shares.")
-    keys = [info.key for info in store.list(f"{_ROOT}{share_id}/")]
-    store.delete(*sorted(keys, key=lambda key: key.endswith(f"/{_NOTE}")))
+    keys = [info.key for info in store.list(f"{ROOT}{share_id}/")]
+    store.delete(*sorted(keys, key=lambda key: key.endswith(f"/{NOTE}")))
 
 
 def sweep(store: Store, now: datetime) -> int:

@@ -1,6 +1,6 @@
-"""The catalog: the read side of a workbench, its archive and its ledger.
+"""The catalog: the read side of a workbench, its archive and its ledger, and the labels of executions.
 
-Reading changes nothing: it creates no folder, takes no lock and needs no ledger.
+Reading changes nothing: it creates no folder, takes no lock and needs no ledger. Only `annotate` writes.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import io
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Self, Unpack
 
 from prefect_executions.archive.bundle import ZIP_ERRORS, ArchivedBundle
 from prefect_executions.archive.objects import IMPORTED
@@ -26,13 +26,19 @@ from prefect_executions.bundles.annotations import (
 )
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.bundles.source import FolderSource, Source
+from prefect_executions.capture.host import this_user
 from prefect_executions.capture.processes import alive
 from prefect_executions.errors import ArchiveError, BundleError, LedgerError, NotFoundError
+from prefect_executions.executions.annotations import LabelArguments, LabelChange, label_changes
+from prefect_executions.executions.lineage import Direction, Lineage
 from prefect_executions.executions.record import ExecutionRecord, Instance
 from prefect_executions.ledger.rows import ArchiveState, MethodRow
 from prefect_executions.lifecycle.history import EntryKind, JobStatus
+from prefect_executions.workbench import lineage as lineages
+from prefect_executions.workbench.annotations import annotate
 from prefect_executions.workbench.archived_source import ArchivedSource
 from prefect_executions.workbench.beside import Beside, documents_beside
+from prefect_executions.workbench.lineage import DEPTH, MOST, Impact
 from prefect_executions.workbench.local_copy import LocalCopy
 from prefect_executions.workbench.lookup import find
 from prefect_executions.workbench.recorded import Links, RecordedExecution
@@ -71,8 +77,10 @@ class StorageState(NamedTuple):
 class Catalog:
     """Reads executions from a workbench, its archive and its ledger."""
 
-    def __init__(self, workbench: Workbench) -> None:
+    def __init__(self, workbench: Workbench, *, agent: str | None = None) -> None:
+        """Read from *workbench*; *agent* is who adds labels, by default the user of this process."""
         self.workbench = workbench
+        self._agent = agent
         self._index: ColumnIndex | None = None
         self._scratch: TemporaryDirectory[str] | None = None
 
@@ -157,6 +165,54 @@ class Catalog:
         return results.find_results(
             self._open_index(), query, datetime.now(UTC), sort=sort, limit=limit, after=after, columns=columns
         )
+
+    def lineage(
+        self, target: str | Path, *, up: bool = False, down: bool = False, depth: int = DEPTH, limit: int = MOST
+    ) -> Lineage:
+        """Return where *target* came from (*up*), and what came from it (*down*); without either, both.
+
+        *target* is an id or its beginning, ``sha256:`` with a digest, or a file. The result has
+        at most *limit* executions in each direction, none of them farther away than *depth*.
+
+        Raises:
+            RequestError: If a limit is negative, or *target* is an empty file.
+            NotFoundError: If *target* does not exist.
+            LedgerError: If the ledger is unavailable.
+        """
+        chosen = [each for each, wanted in ((Direction.UP, up), (Direction.DOWN, down)) if wanted]
+        return lineages.lineage(self.workbench, str(target), chosen or lineages.BOTH, depth=depth, most=limit)
+
+    def impact(self, target: str | Path) -> Impact:
+        """Return everything that was made from *target*, on any path of files; see `lineage` for the targets.
+
+        Raises:
+            RequestError: If *target* is an empty file.
+            NotFoundError: If *target* does not exist.
+            LedgerError: If the ledger is unavailable.
+        """
+        return lineages.impact(self.workbench, str(target), datetime.now(UTC))
+
+    def annotate(self, executions: str | Iterable[str], **labels: Unpack[LabelArguments]) -> None:
+        """Change the labels of *executions*, an id or several, as the command `executions annotate`.
+
+        The arguments are ``tag``, ``untag`` and ``note`` (a text or several), ``name``, ``experiment``,
+        ``star`` (true or false), and the reasons ``recall`` and ``reinstate``. The bundle stays as it
+        is; the archive keeps each change with time and agent, and the next search finds it.
+
+        Raises:
+            RequestError: If there is no change, or a text is empty or too long.
+            NotFoundError: If an execution does not exist.
+            ArchiveError: If the archive is unavailable.
+            LedgerError: If the ledger fails; the labels are stored, and a rebuild reads them.
+        """
+        ids = [executions] if isinstance(executions, str) else executions
+        self.add_labels(list(map(self.find, ids)), label_changes(**labels))
+
+    def add_labels(self, executions: Iterable[str], changes: Sequence[LabelChange]) -> None:
+        """Store *changes* of the labels of *executions*, with time and agent; see `annotate`."""
+        agent, at = self._agent or this_user(), datetime.now(UTC)
+        for execution_id in executions:
+            annotate(self.workbench, execution_id, changes, agent=agent, at=at)
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """Return all documents of an execution as one value.

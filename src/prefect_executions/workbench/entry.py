@@ -47,7 +47,8 @@ def open_catalog(home: str | Path | None = None, *, archive: str | None = None, 
 def catalog_of(settings: Settings) -> Catalog:
     """Return the catalog of the workbench of *settings*."""
     timeout = min(settings.archive_timeout, READ_TIMEOUT)
-    return Catalog(Workbench.of(settings.model_copy(update={"archive_timeout": timeout}), archive_block=archive_block))
+    workbench = Workbench.of(settings.model_copy(update={"archive_timeout": timeout}), archive_block=archive_block)
+    return Catalog(workbench, agent=settings.agent)
 
 
 def archive_block(name: str) -> tuple[str, Mapping[str, Any]]:

@@ -5,19 +5,23 @@ Law: nothing is read before it is asked for, and a file is checked against its r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, Unpack
 
 from prefect_executions.bundles import layout
+from prefect_executions.bundles.annotations import StoredAnnotation, labels_of
 from prefect_executions.errors import BundleError, NotFoundError
+from prefect_executions.executions.annotations import LabelArguments, LabelChange, Labels, label_changes
+from prefect_executions.executions.lineage import Lineage
 from prefect_executions.executions.record import ExecutionRecord, Metric, StagedInput
 from prefect_executions.ledger.rows import FileEdge, Relation
 from prefect_executions.lifecycle.status import Status
+from prefect_executions.workbench.lineage import Impact
 from prefect_executions.workbench.stored_outputs import StoredOutput
 
 _BLOCK = 1 << 20
@@ -62,6 +66,14 @@ class RecordReader(Protocol):
     def open(self, execution_id: str, path: str, /) -> BinaryIO: ...
 
     def local_file(self, execution_id: str, path: str, /) -> Path | None: ...
+
+    def annotations(self, execution_id: str, /) -> tuple[StoredAnnotation, ...]: ...
+
+    def add_labels(self, executions: Iterable[str], changes: Sequence[LabelChange], /) -> None: ...
+
+    def lineage(self, target: str, /, *, up: bool, down: bool) -> Lineage: ...
+
+    def impact(self, target: str, /) -> Impact: ...
 
 
 @dataclass(frozen=True)
@@ -285,8 +297,25 @@ class RecordedExecution:
         return self.record.agent.name
 
     @property
+    def labels(self) -> Labels:
+        """The tags, name, experiment, notes and star that it has now, and whether it is recalled."""
+        return labels_of(self._catalog.annotations(self.id), self.record.request.tags)
+
+    @property
     def tags(self) -> tuple[str, ...]:
-        return self.record.request.tags
+        return self.labels.tags
+
+    def annotate(self, **labels: Unpack[LabelArguments]) -> None:
+        """Change its labels: tag, untag, name, experiment, note, star, recall, reinstate; see `Catalog.annotate`."""
+        self._catalog.add_labels([self.id], label_changes(**labels))
+
+    def lineage(self, *, up: bool = False, down: bool = False) -> Lineage:
+        """Return where it came from (*up*), and what came from it (*down*); without either, both."""
+        return self._catalog.lineage(self.id, up=up, down=down)
+
+    def impact(self) -> Impact:
+        """Return everything that was made from it, on any path of files."""
+        return self._catalog.impact(self.id)
 
     @property
     def params(self) -> dict[str, Any]:

@@ -8,13 +8,16 @@ from datetime import datetime, timedelta
 from hashlib import file_digest
 from typing import NamedTuple
 
+from prefect_executions.archive.shares import shares
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.executions.lineage import Direction, Lineage, LineageNode, run_order
-from prefect_executions.operations.share import shares
-from prefect_executions.workbench.catalog import Catalog
-from prefect_executions.workbench.lookup import path_of
+from prefect_executions.workbench.lookup import find, path_of
+from prefect_executions.workbench.workbench import Workbench
 
 BOTH = (Direction.UP, Direction.DOWN)
+
+DEPTH, MOST = 10, 1_000
+"""The longest distance and the most executions of a lineage that names no limits."""
 
 MOST_AFFECTED = 1_000_000
 """The most executions of an impact; it has no limit of depth."""
@@ -31,6 +34,10 @@ class Affected(NamedTuple):
     """How many executions lie between, plus one; 0 for the bad execution itself."""
     shared: bool
     """Whether the archive has a copy of it for a link that has not expired."""
+
+    @property
+    def id(self) -> str:
+        return self.node.id
 
 
 class Impact(NamedTuple):
@@ -54,7 +61,7 @@ class Impact(NamedTuple):
         return sum((each.node.cpu or timedelta() for each in self.order), timedelta())
 
 
-def lineage(catalog: Catalog, target: str, directions: Iterable[Direction], *, depth: int, most: int) -> Lineage:
+def lineage(workbench: Workbench, target: str, directions: Iterable[Direction], *, depth: int, most: int) -> Lineage:
     """Return the lineage of *target*: the id of an execution, ``sha256:`` with a digest, or a file.
 
     Raises:
@@ -64,14 +71,14 @@ def lineage(catalog: Catalog, target: str, directions: Iterable[Direction], *, d
     """
     if depth < 0 or most < 0:
         raise RequestError("a lineage needs limits of at least 0")
-    ledger = catalog.workbench.ledger
-    digest = _digest_of(catalog, target)
+    ledger = workbench.ledger
+    digest = _digest_of(workbench, target)
     if digest is None:
-        return ledger.lineage(catalog.find(target), directions, depth=depth, most=most)
+        return ledger.lineage(find(workbench, target), directions, depth=depth, most=most)
     return ledger.lineage_of_file(digest, directions, depth=depth, most=most)
 
 
-def impact(catalog: Catalog, target: str, now: datetime) -> Impact:
+def impact(workbench: Workbench, target: str, now: datetime) -> Impact:
     """Return what was derived from *target* through files, on any path; see `lineage` for the targets.
 
     Raises:
@@ -79,13 +86,15 @@ def impact(catalog: Catalog, target: str, now: datetime) -> Impact:
         NotFoundError: If *target* does not exist.
         LedgerError: If the ledger is unavailable.
     """
-    ledger, digest, down = catalog.workbench.ledger, _digest_of(catalog, target), (Direction.DOWN,)
+    ledger, digest, down = workbench.ledger, _digest_of(workbench, target), (Direction.DOWN,)
     if digest is None:
-        found = ledger.lineage(catalog.find(target), down, depth=MOST_AFFECTED, most=MOST_AFFECTED, orchestration=False)
+        found = ledger.lineage(
+            find(workbench, target), down, depth=MOST_AFFECTED, most=MOST_AFFECTED, orchestration=False
+        )
     else:
         found = ledger.lineage_of_file(digest, down, depth=MOST_AFFECTED, most=MOST_AFFECTED)
     (walked,) = found.data
-    shared = _shared(catalog, now)
+    shared = _shared(workbench, now)
     affected = {
         key: Affected(found.nodes[key], depth, found.nodes[key].id in shared)
         for key, depth in walked.depths.items()
@@ -99,16 +108,16 @@ def impact(catalog: Catalog, target: str, now: datetime) -> Impact:
     )
 
 
-def _shared(catalog: Catalog, now: datetime) -> frozenset[str]:
+def _shared(workbench: Workbench, now: datetime) -> frozenset[str]:
     with suppress(ArchiveError):  # the ledger answers without the archive
-        return frozenset(share.execution_id for share in shares(catalog.workbench.archive.store) if share.expires > now)
+        return frozenset(share.execution_id for share in shares(workbench.archive.store) if share.expires > now)
     return frozenset()
 
 
-def _digest_of(catalog: Catalog, target: str) -> str | None:
+def _digest_of(workbench: Workbench, target: str) -> str | None:
     """Return the digest of the file that *target* names; None if it names an execution."""
     if target.startswith(_DIGEST):
-        digest = catalog.workbench.ledger.find_digest(target.removeprefix(_DIGEST))
+        digest = workbench.ledger.find_digest(target.removeprefix(_DIGEST))
     elif path := path_of(target):
         if path.is_dir():
             raise RequestError(f"{target} is a folder; give a file, the id of an execution, or sha256:DIGEST")
