@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from prefect_executions.capture.code import recorded_file
 from prefect_executions.errors import BundleError, NotAvailableError
 from prefect_executions.executions.record import ExecutionRecord, PackageOrigin, Python
 from prefect_executions.methods.model import CodeIdentity
-from prefect_executions.operations.environments import make_environment, requirements_of
+from prefect_executions.operations.environments import layer_environment, make_environment, requirements_of
 from records import a_record, an_instance
+from wheels import make_wheel
 
 
 def recorded(version: str = platform.python_version(), **packages: str) -> ExecutionRecord:
@@ -30,16 +30,7 @@ def shelf(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "shelf"
     folder.mkdir()
     for version in ("1.0", "2.0"):
-        result = f"grains-{version}.dist-info"
-        files = {
-            "grains.py": f"VERSION = {version!r}\n",
-            f"{result}/METADATA": f"Metadata-Version: 2.1\nName: grains\nVersion: {version}\n",
-            f"{result}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        }
-        files[f"{result}/RECORD"] = "".join(f"{name},,\n" for name in (*files, f"{result}/RECORD"))
-        with zipfile.ZipFile(folder / f"grains-{version}-py3-none-any.whl", "w") as wheel:
-            for name, text in files.items():
-                wheel.writestr(name, text)
+        make_wheel(folder, "grains", version)
     for tool in ("PIP", "UV"):
         monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
         monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
@@ -78,6 +69,14 @@ def test_an_editable_package_has_its_name_and_version_but_nothing_is_installed(s
     ask += "print(version('grains'), find_spec('grains'))"
     result = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, check=True)
     assert result.stdout == "7.0 None\n"
+
+
+@pytest.mark.long
+def test_a_layer_takes_precedence_over_the_packages_here_which_stay_importable(shelf, tmp_path):
+    python = layer_environment(recorded(grains="1.0"), tmp_path / "venv")
+    ask = "import grains, prefect_executions, pytest; print(grains.VERSION)"
+    result = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, check=True)
+    assert result.stdout == "1.0\n"
 
 
 def recorded_from(packages: dict[str, str], **origins: PackageOrigin):

@@ -14,13 +14,14 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from prefect_executions.cli.annotate import annotate
 from prefect_executions.cli.completion import completion_command
 from prefect_executions.cli.deploy import cancel, deploy, submit
+from prefect_executions.cli.diff import diff
 from prefect_executions.cli.doctor import doctor
 from prefect_executions.cli.exit_codes import INTERRUPTED, NO_READER, OK, REQUEST, WORLD, code_of
 from prefect_executions.cli.lineage import impact, lineage
 from prefect_executions.cli.list import list_executions, methods
 from prefect_executions.cli.output import warn, warn_error
 from prefect_executions.cli.remove import gc, remove, retain
-from prefect_executions.cli.replay import diff, replay, reproduce, rerun
+from prefect_executions.cli.replay import replay, reproduce, rerun
 from prefect_executions.cli.run import run
 from prefect_executions.cli.search import search
 from prefect_executions.cli.server import server

@@ -1,13 +1,12 @@
-"""`executions diff`, `rerun`, `replay`, `reproduce`: compare two executions, or run one again and judge the result."""
+"""`executions rerun`, `replay`, `reproduce`: run executions again and judge the result."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib import invalidate_caches
@@ -36,8 +35,6 @@ from prefect_executions.cli.exit_codes import FAILED, INTERRUPTED, OK
 from prefect_executions.cli.output import (
     confirmed,
     escape_controls,
-    format_number,
-    format_size,
     pluralize,
     progress_bar,
     say,
@@ -51,11 +48,9 @@ from prefect_executions.cli.selection import query_among, select
 from prefect_executions.cli.tables import (
     id_column,
     name_column,
-    short_ids,
     show_table,
     show_verdicts,
     text_column,
-    value_column,
 )
 from prefect_executions.comparison.verdict import Grade, ReplayGoal
 from prefect_executions.errors import NotAvailableError, RequestError
@@ -64,7 +59,6 @@ from prefect_executions.settings import Settings
 
 if TYPE_CHECKING:
     from prefect_executions.bundles.open_bundle import OpenBundle
-    from prefect_executions.comparison.records import Difference
     from prefect_executions.comparison.verdict import Verdict
     from prefect_executions.operations.code_origin import ForeignCode
     from prefect_executions.operations.replay import Replay
@@ -72,48 +66,8 @@ if TYPE_CHECKING:
     from prefect_executions.workbench.catalog import Catalog
 
 _DEFAULT_GOAL = ReplayGoal()
-_DIGEST, _DIGEST_PREFIX = re.compile(r"[0-9a-f]{64}"), 12
 _SHOWN = 3
 """Differences that the summary shows for each execution; its verdict has all of them."""
-
-
-def diff(
-    before: str,
-    after: str,
-    /,
-    *,
-    everything: Annotated[bool, Parameter(name="--all")] = False,
-    as_json: Json = False,
-) -> None:
-    """Compare two executions: inputs, code, environment, outputs, timings.
-
-    Files are compared by digest; outputs that differ also by content. A value that
-    only one execution has is empty on the other side.
-
-    Args:
-        before: The first execution: its id or id prefix, or its bundle: a folder, a zip or the URL of a zip.
-        after: The second execution, in the same forms.
-        everything: Also show equal values.
-        as_json: Print one JSON document.
-    """
-    # Start-up time of the CLI: archive and bundles come with it.
-    from prefect_executions.operations.bundle_reader import open_execution  # noqa: PLC0415
-    from prefect_executions.operations.compare import compare_executions  # noqa: PLC0415
-
-    with open_execution(before, open_catalog) as first, open_execution(after, open_catalog) as second:
-        compared = compare_executions(first, second)
-    shown = [difference for difference in compared.differences if everything or not difference.same]
-    if as_json:
-        show_json({**compared._asdict(), "differences": shown})
-        return
-    before_id, after_id = short_ids([compared.before, compared.after])
-    head = ("part", name_column("name"), value_column(before_id), value_column(after_id))
-    show_table((*head, "differs") if everything else head, _rows(shown, everything=everything))
-    show_verdicts(compared.outputs, title="agreement")
-    for source in compared.sources:
-        say((source.diff or f"{source.path}: {source.why}").rstrip("\n"))
-    if not shown:
-        say(f"{compared.before} and {compared.after} do not differ")
 
 
 def rerun(
@@ -159,7 +113,7 @@ def _rerun_each(ids: Sequence[str], edits: Mapping[str, Any], flags: Sequence[st
     """Run each execution again in a process of its own; a failure does not stop the others."""
     failed = 0
     for execution_id in ids:
-        command = [*_executions(sys.executable), "rerun", execution_id, *flags, "--params", "-"]
+        command = [*program(sys.executable), "rerun", execution_id, *flags, "--params", "-"]
         with TemporaryFile() as given:
             given.write(json.dumps(edits).encode())
             given.seek(0)
@@ -230,37 +184,13 @@ def _run_again(
         return run_and_show(entrypoint, request.parameters, tags=[request.relative.tag], quiet=False, as_json=as_json)
 
 
-def _rows(shown: list[Difference], *, everything: bool) -> Iterator[tuple[str, ...]]:
-    for difference in shown:
-        row = (difference.part, difference.name, *_sides(difference))
-        yield (*row, "" if difference.same else "yes") if everything else row
-
-
-def _sides(difference: Difference) -> Iterator[str]:
-    """Both values: on a terminal rounded and with short digests, in a pipe whole."""
-    for value in (difference.before, difference.after):
-        if not sys.stdout.isatty() or not isinstance(value, int | float | str):
-            yield _value(value)
-        elif difference.part == "timings" and isinstance(value, int | float):
-            yield format_size(int(value)) if difference.name == "peak memory" else f"{value:.2f} s"
-        else:
-            yield str(value)[:_DIGEST_PREFIX] if _DIGEST.fullmatch(str(value)) else format_number(value)
-
-
-def _value(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    from prefect_executions.executions.values import text_of  # noqa: PLC0415 - start-up time of the CLI
-
-    return text_of(value)
-
-
 def replay(
     target: str,
     /,
     *,
     goal: Annotated[ReplayGoal, Parameter(name="*")] = _DEFAULT_GOAL,
     inputs: InputOptions = NO_INPUTS,
+    tag: tuple[str, ...] = (),
     yes: bool = False,
     allow_missing: bool = False,
     manifest: str | None = None,
@@ -276,20 +206,23 @@ def replay(
     Args:
         target: A zip or folder with one bundle, or an execution's id or id prefix.
         inputs.param: Name a secret, or override an input: name=value (repeatable).
+        tag: Tag of the new execution (repeatable).
         yes: Run foreign code without confirmation.
         allow_missing: Run although the bundle lacks files that the code used.
         manifest: Replay only the bundle whose manifest has this SHA-256.
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI: archive and bundles come with it.
+    from prefect_executions.executions.annotations import AnnotationKind, LabelChange  # noqa: PLC0415
     from prefect_executions.operations.replay import open_replayable, prepare_replay  # noqa: PLC0415
 
     edits, settings = inputs.read(), Settings.read()
+    tags = [LabelChange.of(AnnotationKind.TAG, each).text for each in tag]
     approved: list[str] = []
 
     def approve(code: ForeignCode) -> bool:
         approved.append("--yes")
-        return _approve(code, yes=yes)
+        return approve_foreign(code, yes=yes)
 
     with (
         open_replayable(
@@ -302,12 +235,13 @@ def replay(
         prepare_replay(record, source, edits, runtime=settings.runtime, allow_missing=allow_missing) as prepared,
     ):
         if goal.isolated:
-            more = [*approved, *(["--allow-missing"] if allow_missing else []), *signatures.words()]
+            words = [word for each in tags for word in ("--tag", each)]
+            more = [*approved, *(["--allow-missing"] if allow_missing else []), *words, *signatures.words()]
             return _replay_isolated(prepared, target, edits, goal, more, as_json=as_json)
-        return _replay_here(prepared, goal, as_json=as_json)
+        return _replay_here(prepared, goal, tags, as_json=as_json)
 
 
-def _approve(code: ForeignCode, *, yes: bool) -> bool:
+def approve_foreign(code: ForeignCode, *, yes: bool) -> bool:
     """Say whose code would run, and ask on a terminal, unless the answer is *yes*."""
     warn("This code was sealed on another machine, and no trusted key signed it. The bundle says:")
     for name, value in code.facts:
@@ -349,14 +283,14 @@ def reproduce(
         raise RequestError("no completed execution matches the filters. Next: executions list")
     results = []
     with progress_bar(f"Replaying {pluralize(len(ids), 'execution')}", len(ids), quiet=as_json) as progress:
-        for result in replay_each(catalog, ids, goal, command=_executions(sys.executable), more=more):
+        for result in replay_each(catalog, ids, goal, command=program(sys.executable), more=more):
             results.append(result)
             progress(result.id)
     _show_summary(results, goal.grade, as_json=as_json)
     return OK if all(result.reached for result in results) else FAILED
 
 
-def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
+def _replay_here(prepared: Replay, goal: ReplayGoal, tags: Sequence[str], *, as_json: bool) -> int:
     verdicts: list[Verdict] = []
 
     def judge(bundle: OpenBundle, error: BaseException | None) -> None:
@@ -364,13 +298,12 @@ def _replay_here(prepared: Replay, goal: ReplayGoal, *, as_json: bool) -> int:
 
     sys.path[:] = [*prepared.paths, *sys.path, *prepared.packages]
     invalidate_caches()  # the folders are new: a listing of the same clock tick may lack files
-    tags = [prepared.request.relative.tag]
     try:
         flow, ran = run_in_process(
             prepared.entrypoint,
             prepared.request.parameters,
             Settings.read(),
-            tags=tags,
+            tags=[prepared.request.relative.tag, *tags],
             on_gathered=judge,
             image=prepared.image,
             load_from=prepared.folder,
@@ -426,11 +359,11 @@ def isolated_command(
     The installation of the environment takes a while; the bundle may have been replaced meanwhile.
     """
     wanted = ["--manifest", manifest_sha256, "--tolerance", str(goal.tolerance), "--grade", goal.grade.value]
-    return [*_executions(python), "replay", target, *wanted, *more]
+    return [*program(python), "replay", target, *wanted, *more]
 
 
-def _executions(python: Path | str) -> tuple[str, ...]:
-    """The command line `executions` for this interpreter."""
+def program(python: Path | str) -> tuple[str, ...]:
+    """Return the words that start the command line `executions` of the interpreter *python*."""
     return (str(python), "-m", "prefect_executions.cli")
 
 

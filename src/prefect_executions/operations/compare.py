@@ -99,11 +99,16 @@ def compare_executions(before: Opened, after: Opened) -> Compared:
     return Compared(before.id, after.id, differences, sources, tuple(_outputs(before, after)))
 
 
-def _outputs(before: Opened, after: Opened) -> Iterator[OutputVerdict]:
+def output_verdicts(before: Opened, after: Opened) -> Iterator[OutputVerdict]:
+    """Yield the agreement of each output of two executions, compared as both their Methods declare."""
     contents = (partial(_output, before), partial(_output, after))
     first, second = before.reader.record(before.id), after.reader.record(after.id)
     written, runs = (first.job_status.outputs, second.job_status.outputs), Runs(run_of(first), run_of(second))
-    for verdict in compare_outputs(*written, contents, declared=declared_by_both(first, second), runs=runs):
+    yield from compare_outputs(*written, contents, declared=declared_by_both(first, second), runs=runs)
+
+
+def _outputs(before: Opened, after: Opened) -> Iterator[OutputVerdict]:
+    for verdict in output_verdicts(before, after):
         if verdict.agreement not in {Agreement.SAME, Agreement.GONE, Agreement.NEW}:
             yield verdict
 

@@ -82,32 +82,60 @@ def make_environment(record: ExecutionRecord, folder: Path, *, allow_missing: bo
     packages = requirements_of(record, allow_missing=allow_missing)
     recorded = record.instance.python.version if record.instance.python else None
     current = ".".join(map(str, sys.version_info[:3]))
-    uv = shutil.which("uv")
     if recorded in {None, current}:
-        _check_output([sys.executable, "-m", "venv", "--without-pip", str(folder)], "a virtual environment")
-    elif uv:
+        _make_venv(folder)
+    elif uv := shutil.which("uv"):
         _check_output([uv, "venv", "--quiet", "--python", str(recorded), str(folder)], f"Python {recorded}")
     else:
         raise NotAvailableError(
             f"the record needs Python {recorded}, this is {current}; install uv, which finds or installs interpreters"
         )
     python = folder / "bin" / "python"
+    site_packages = _install(packages, python, folder)
+    _copy_this_package(site_packages)
+    return python
+
+
+def layer_environment(record: ExecutionRecord, folder: Path) -> Path:
+    """Create a virtual environment in *folder* that adds the packages of *record* to those of this environment.
+
+    The packages of *record* take precedence over the same packages here. So only they are installed, which takes
+    seconds where a whole environment takes a minute.
+
+    Raises:
+        NotAvailableError: If a package is unavailable; the message names it.
+    """
+    packages = requirements_of(record)
+    _make_venv(folder)
+    python = folder / "bin" / "python"
+    site_packages = _install(packages, python, folder)
+    here = [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
+    lines = (f"import site; site.addsitedir({path!r})\n" for path in here)
+    (site_packages / "_here.pth").write_text("".join(lines))
+    return python
+
+
+def _make_venv(folder: Path) -> None:
+    _check_output([sys.executable, "-m", "venv", "--without-pip", str(folder)], "a virtual environment")
+
+
+def _install(packages: Requirements, python: Path, folder: Path) -> Path:
+    """Install *packages* for the interpreter *python*, and return its folder of packages."""
     requirements = folder / "requirements.txt"
     requirements.write_text("".join(f"{line}\n" for line in packages.lines))
     if find_spec("pip"):
         # Most modules are never imported; the interpreter compiles the others when it imports them.
         command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
-    elif uv:
+    elif uv := shutil.which("uv"):
         command = [uv, "pip", "install", "--quiet", "--python", str(python)]
     else:
         raise NotAvailableError("installing the recorded packages needs pip or uv; install one of them")
     _check_output([*command, "--no-deps", "-r", str(requirements)], "the recorded packages")
     command = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site_packages = Path(_check_output(command, "the folder site-packages").strip())
-    _copy_this_package(site_packages)
     for name, version in packages.sources.items():
         _write_metadata(site_packages, name, version, f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    return python
+    return site_packages
 
 
 def _copy_this_package(site_packages: Path) -> None:

@@ -417,7 +417,7 @@ def prepare_replay(
         folder, missing = Path(name), list(missing_code(record, source, edits, main_only=allow_missing))
         check_names(path for path in source.files if path.startswith((f"{layout.CODE}/", f"{layout.INPUTS}/")))
         files = copy_inputs(record, source, folder)
-        missing += _changed_origins(record, files, edits, folder)
+        missing += changed_origins(record, files, edits, folder)
         try:
             request = rerun_request(record, edits, files)
         except RequestError as error:
@@ -457,16 +457,17 @@ def check_origins(record: ExecutionRecord, files: Mapping[str, Path], edits: Map
     Raises:
         NotAvailableError: If one has other content, or is gone; the message lists all of them.
     """
-    if changed := list(_changed_origins(record, files, edits, folder)):
+    if changed := list(changed_origins(record, files, edits, folder)):
         lines = "\n  ".join(changed)
         raise NotAvailableError(
             f"execution {record.id} was imported, and nothing was run:\n  {lines}\nName the file: -p NAME=FILE"
         )
 
 
-def _changed_origins(
+def changed_origins(
     record: ExecutionRecord, files: Mapping[str, Path], edits: Mapping[str, Any], folder: Path
 ) -> Iterator[str]:
+    """Yield a sentence for each input that `check_origins` refuses."""
     for number, file in enumerate(record.request.files):
         if file.path not in files and file.input.partition(".")[0] not in edits:
             yield from _check_origin(file, folder / f"origin-{number}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -43,13 +43,27 @@ class Reproduced:
     problem: str | None = None
 
 
-class _ReplayResult(BaseModel):
-    """The fields used here of `executions replay --json`."""
+class ReplayResult(BaseModel):
+    """The fields used here of `executions replay --json`; `problem` says why there is no verdict."""
 
     id: str | None = None
     reached: bool = False
     verdict: Verdict | None = None
     error: dict[str, str] | None = None
+    problem: str | None = None
+
+
+def run_replay(command: Sequence[str], environment: Mapping[str, str] | None = None) -> ReplayResult:
+    """Run the replay *command* with ``--json`` in a process, by default with this process's environment variables."""
+    code, out, err = _run(command, os.environ if environment is None else environment)
+    try:
+        result = ReplayResult.model_validate_json(out)
+    except ValidationError:
+        return ReplayResult(problem=_problem(code, err))
+    if result.verdict is None:
+        problem = ": ".join((result.error or {}).values()) or _problem(code, err)
+        return result.model_copy(update={"problem": problem})
+    return result
 
 
 def reproduce(
@@ -94,17 +108,12 @@ def _is_replay(catalog: Catalog, execution_id: str) -> bool:
 
 
 def _replay(catalog: Catalog, execution_id: str, command: Sequence[str]) -> Reproduced:
-    code, out, err = _run(command)
+    result = run_replay(command)
     method = ""
     with suppress(ExecutionsError):  # the replay has reported the damage
         method = catalog.record(execution_id).method.id
-    try:
-        result = _ReplayResult.model_validate_json(out)
-    except ValidationError:
-        return Reproduced(id=execution_id, method=method, problem=_problem(code, err))
     if result.verdict is None:
-        problem = ": ".join((result.error or {}).values()) or _problem(code, err)
-        return Reproduced(id=execution_id, method=method, problem=problem)
+        return Reproduced(id=execution_id, method=method, problem=result.problem)
     return Reproduced(
         id=execution_id,
         method=method,
@@ -115,9 +124,9 @@ def _replay(catalog: Catalog, execution_id: str, command: Sequence[str]) -> Repr
     )
 
 
-def _run(command: Sequence[str]) -> tuple[int, bytes, str]:
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes, str]:
     # A worker sets these variables; with them the replay would take itself for the worker's flow run.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT__")}
+    environment = {name: value for name, value in environment.items() if not name.startswith("PREFECT__")}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=environment) as process:  # noqa: S603 - our own arguments
             _wait(process)

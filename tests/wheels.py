@@ -1,0 +1,20 @@
+"""Wheels of a package that no index has, for tests that install packages."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+
+def make_wheel(folder: Path, name: str, version: str) -> None:
+    """Write a wheel with the module *name*, which has its VERSION, into *folder*."""
+    result = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"VERSION = {version!r}\n",
+        f"{result}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{result}/WHEEL": "Wheel-Version: 1.0\nGenerator: a test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{result}/RECORD"] = "".join(f"{file},,\n" for file in (*files, f"{result}/RECORD"))
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
