@@ -372,6 +372,36 @@ def test_an_execution_is_not_its_own_relative(bundles):
             lambda d: d.update(reason="error"),
             "a completed execution has the reason",
         ),
+        ("replay", "auth/jwt.json", lambda d: d.pop("tokenSha256"), "without the digest of the token"),
+        ("replay", "metadata/instance.json", lambda d: d.update(cpuCount=-2), "cpuCount is -2"),
+        ("replay", "metadata/instance.json", lambda d: d.update(memory=-1), "memory is -1"),
+        ("replay", "metadata/instance.json", lambda d: d.update(gpus=[{"name": "x", "memory": -1}]), "GPU is -1"),
+        ("full", "metadata/instance.json", lambda d: d["runs"][0].update(cpuSeconds=-1.0), "cpuSeconds is -1.0"),
+        (
+            "replay",
+            "metadata/jobStatus.json",
+            lambda d: d["history"].append(d["history"][-1] | {"kind": "progress", "progress": 50}),
+            "a progress entry after the end",
+        ),
+        ("replay", "metadata/jobStatus.json", lambda d: d["history"][3].update(exitCode=3), "entry has an exit code"),
+        (
+            "replay",
+            "metadata/jobStatus.json",
+            lambda d: d["history"][3].update(phase="execute", task="x"),
+            "a status entry has a phase",
+        ),
+        (
+            "full",
+            "metadata/jobStatus.json",
+            lambda d: _phase(d).pop("task"),
+            "a phase-ended entry without a phase and its task",
+        ),
+        (
+            "full",
+            "metadata/jobStatus.json",
+            lambda d: d.update(executionStatus="COMPLETED", status="successful"),
+            "ended with exit code 1 in a completed execution",
+        ),
         *(
             ("replay", "metadata/request.json", lambda d, other=other: d["relatives"].append(other), "as a relative")
             for other in (
@@ -412,6 +442,21 @@ def test_facts_that_exclude_each_other_are_found(bundles, name, path, change, fa
                 d["steps"][0].update(started="2025-09-22T12:00:04.123456+00:00"),
             ),
         ),
+        # An earlier attempt may have failed.
+        (
+            "full",
+            "metadata/jobStatus.json",
+            lambda d: (
+                d.update(executionStatus="COMPLETED", status="successful", attempt=2, partial=None),
+                d.pop("reason"),
+            ),
+        ),
+        # A note may follow the end.
+        (
+            "replay",
+            "metadata/jobStatus.json",
+            lambda d: d["history"].append(d["history"][-1] | {"kind": "note", "message": "late"}),
+        ),
         # A descriptor has no function.
         ("full", "metadata/method.json", lambda d: d["code"].update(entrypoint="flows/coins.py")),
         # The inputs of a descriptor may have a dot in their names.
@@ -420,6 +465,10 @@ def test_facts_that_exclude_each_other_are_found(bundles, name, path, change, fa
 )
 def test_facts_of_an_honest_execution_agree(bundles, name, path, change):
     assert verify(_document(bundles[name], path, change), only=("facts",)).faults == ()
+
+
+def _phase(status: Any) -> Any:
+    return next(entry for entry in status["history"] if entry["kind"] == "phase-ended" and entry["phase"] == "execute")
 
 
 def _rename_input(request: Any, old: str, new: str) -> None:

@@ -23,15 +23,17 @@ from prefect_executions.executions.record import (
     ExecuteRequest,
     ExecutionRecord,
     Instance,
+    ScriptRun,
     Usage,
 )
 from prefect_executions.executions.summary import Image, PhaseSummary, RecordSummary, StepSummary
-from prefect_executions.lifecycle.history import CLOCK_SKEW, JobStatus
-from prefect_executions.lifecycle.status import Status
+from prefect_executions.lifecycle.history import CLOCK_SKEW, EntryKind, JobStatus
+from prefect_executions.lifecycle.status import Phase, Status
 from prefect_executions.methods.model import DIFF, OUTPUTS, REQUIREMENTS, CodeIdentity, Method, Repository
 from prefect_executions.provenance.differences import differences as prov_differences
 
 _Part = StepSummary | PhaseSummary
+_PHASES = frozenset({EntryKind.PHASE, EntryKind.PHASE_ENDED})
 _RERUNS = frozenset({"rerun-of", "edited-rerun-of"})
 
 
@@ -75,7 +77,10 @@ def facts(evidence: Evidence) -> Findings:
         yield f"{JobStatus.file_name}: a {status.execution_status} execution has the result of {status.cached_from}"
     if status.cached_from == status.job_id:
         yield f"{JobStatus.file_name}: the result of the execution is cached from itself"
+    if agent.verified and not agent.token_sha256:
+        yield f"{Agent.file_name}: verified is true, without the digest of the token"
     yield from _step_facts(status)
+    yield from _history_facts(status)
     yield from _code_facts(record.method.code or CodeIdentity())
 
 
@@ -88,6 +93,24 @@ def _step_facts(status: JobStatus) -> Findings:
             yield f"{JobStatus.file_name}: the step {step.name!r} calls the execution itself"
         if earliest and step.started and earliest - step.started > CLOCK_SKEW:
             yield f"{JobStatus.file_name}: the step {step.name!r} started at {step.started}, before its execution"
+
+
+def _history_facts(status: JobStatus) -> Findings:
+    ended = False
+    for number, entry in enumerate(status.history, start=1):
+        which, is_phase = f"{JobStatus.file_name}: entry {number}", entry.kind in _PHASES
+        if ended and entry.kind is not EntryKind.NOTE:
+            yield f"{which}: a {entry.kind} entry after the end; only notes may follow"
+        if is_phase and None in {entry.phase, entry.task}:
+            yield f"{which}: a {entry.kind} entry without a phase and its task"
+        if not is_phase and (entry.phase, entry.task) != (None, None):
+            yield f"{which}: a {entry.kind} entry has a phase"
+        if entry.exit_code is not None and entry.kind is not EntryKind.PHASE_ENDED:
+            yield f"{which}: a {entry.kind} entry has an exit code"
+        failed = entry.phase is Phase.EXECUTE and entry.exit_code not in {None, 0}
+        if failed and entry.attempt == status.attempt and status.execution_status is Status.COMPLETED:
+            yield f"{which}: the execute-script ended with exit code {entry.exit_code} in a completed execution"
+        ended = ended or (entry.kind is EntryKind.STATUS and entry.status.terminal)
 
 
 def _code_facts(code: CodeIdentity) -> Findings:
@@ -118,8 +141,12 @@ def _machine_facts(instance: Instance) -> Findings:
     if instance.process and instance.pid not in {None, instance.process.pid}:
         yield f"{Instance.file_name}: pid is {instance.pid}; its process has {instance.process.pid}"
     usage = instance.usage or Usage()
-    amounts = {"wallSeconds": usage.wall_seconds, "cpuSeconds": usage.cpu_seconds, "peakMemory": usage.peak_memory}
-    for member, amount in amounts.items():
+    amounts = [("cpuCount", instance.cpu_count), ("memory", instance.memory), ("wallSeconds", usage.wall_seconds)]
+    amounts += [("memory of a GPU", gpu.memory) for gpu in instance.gpus]
+    measured: tuple[Usage | ScriptRun, ...] = (usage, *(instance.runs or ()))
+    for used in measured:
+        amounts += [("cpuSeconds", used.cpu_seconds), ("peakMemory", used.peak_memory)]
+    for member, amount in amounts:
         if amount is not None and amount < 0:
             yield f"{Instance.file_name}: {member} is {amount}, below zero"
 
