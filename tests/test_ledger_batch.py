@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from ledgers import KINDS, SEAL, a_fresh_url, an_id, numbered
 from prefect_executions.errors import NotFoundError
-from prefect_executions.ledger.batch import BATCH_COLUMNS, LABELS, PART_COLUMNS
+from prefect_executions.ledger.batch import BATCH_COLUMNS, LABELS, PART_COLUMNS, PARTS
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.ledger.rows import AnnotationRow
 from records import NOON
+from searches import random_records
 
 
 @pytest.fixture(params=KINDS)
@@ -35,23 +38,27 @@ def by_id(batch):
 
 
 def test_a_batch_has_the_rows_of_its_executions(ledger):
-    for number in range(5):
-        ledger.record(numbered(number), archive="archived", manifest_sha256=SEAL)
-    found = by_id(ledger.batch([an_id(3), an_id(1), an_id(77)]))
-    assert found.keys() == {an_id(1), an_id(3)}
-    for execution_id, tables in found.items():
-        for table, rows in tables.items():
-            column = "id" if table == "executions" else "execution"
-            stored = [row for row in ledger.rows(table) if row[column] == execution_id]
-            for row in stored:
-                row.pop("position", None)
-                row.pop("execution", None)
-                row.pop("method", None)
-            if table == "executions":
-                assert rows[0].pop("method_title") == "Segment coins"
-                assert [rows[0].pop(label) for label in LABELS] == [None, 0, 0]
-            assert rows == stored
-        assert tables.keys() == {"executions", *PART_COLUMNS} - {"leaves", "notes"}
+    records = random_records(Random(5), 40)  # noqa: S311
+    for record in records:
+        ledger.record(record, archive="archived", manifest_sha256=SEAL)
+    ids = [record.id for record in records[::2]]
+    batch = ledger.batch([*ids, an_id(77)])
+    found = by_id(batch)
+    assert found.keys() == set(ids)
+    stored = {table: list(ledger.rows(table)) for table in {"executions", *(part.table for part in PARTS.values())}}
+    for execution_id, parts in found.items():
+        (row,) = parts["executions"]
+        assert [row.pop(label) for label in LABELS] == [None, 0, 0]
+        assert row.pop("method") in batch.titles
+        assert row.items() <= next(each for each in stored["executions"] if each["id"] == execution_id).items()
+        for table in stored.keys() - {"executions"}:
+            rows = [row for name, part in PARTS.items() if part.table == table for row in parts.get(name, [])]
+            own = [each for each in stored[table] if each["execution"] == execution_id]
+            assert len(rows) == len(own)
+            assert all(any(row.items() <= each.items() for each in own) for row in rows)
+    numbers = [row for parts in found.values() for row in parts.get("param_numbers", [])]
+    assert numbers
+    assert all(abs(row["number"]) < 2**53 for row in numbers)
 
 
 def test_a_batch_has_the_labels_that_annotations_amount_to(ledger):

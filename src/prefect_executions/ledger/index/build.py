@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prefect_executions.ledger.batch import BATCH_COLUMNS, PART_COLUMNS, Batch
+from prefect_executions.ledger.batch import BATCH_COLUMNS, INEXACT, PART_COLUMNS, PARTS, Batch
 from prefect_executions.ledger.columns import EXECUTIONS, ColumnType
 from prefect_executions.ledger.index.columns import ABSENT, Array, ColumnKind, SegmentColumn
 from prefect_executions.ledger.index.encode import Coder, ColumnEntries
@@ -21,7 +21,7 @@ from prefect_executions.ledger.index.segment import (
     WORDS,
     Segment,
     SegmentKeys,
-    is_odd,
+    odd_ids,
     parts_of,
     value_key,
 )
@@ -48,6 +48,7 @@ INTEGERS = (
 
 VALUES = ("params", "inputs")
 """The tables of named JSON values."""
+SOURCES = (*VALUES, "metrics")
 
 PART_TEXTS = {
     "tags": ("tag",),
@@ -61,10 +62,6 @@ DIGESTS = ("input_files", "outputs")
 
 TEXT_TAG, TRUTH_TAG, NUMBER_TAG, OTHER_TAG = "sbnj"
 """The first character of a word of a named value: a text, a truth value, a number that no double equals, other JSON."""
-
-_INEXACT = 2**53
-_SHORT = 15
-"""Numbers with so few characters are less than 2**53; the others are read once more."""
 
 
 def part_key(table: str, column: str) -> str:
@@ -85,7 +82,7 @@ class SegmentBuilder:
             part_key(table, column): array("q") for table, columns in PART_INTEGERS.items() for column in columns
         }
         self._digests = {table: bytearray() for table in DIGESTS}
-        self._values = {source: _Values() for source in (*VALUES, "metrics")}
+        self._values = {source: _Values() for source in SOURCES}
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -95,34 +92,32 @@ class SegmentBuilder:
         if not batch.executions:
             return
         columns = dict(zip(BATCH_COLUMNS, zip(*batch.executions, strict=True), strict=True))
+        columns[TITLE] = tuple(map(batch.titles.__getitem__, columns["method"]))
         begin = len(self._ids)
         rows = {key: begin + index for index, key in enumerate(columns["key"])}
         self._ids.extend(columns["id"])
         for name, texts in self._texts.items():
-            values = columns[name]
-            texts.extend(values if name not in DIGEST_TEXTS else [value and value.hex() for value in values])
+            texts.extend(columns[name])
         for name, integers in self._integers.items():
-            absent = (None, 0) if name in FLAGS else (None,)
-            integers.extend(ABSENT if value in absent else value for value in columns[name])
-        for table in PART_COLUMNS:
-            if batch.parts[table]:
-                part = dict(zip(PART_COLUMNS[table], zip(*batch.parts[table], strict=True), strict=True))
-                self._add_part(table, part, rows)
+            integers.extend(_integers(columns[name], absent=0 if name in FLAGS else None))
+        for name, own in PART_COLUMNS.items():
+            if batch.parts[name]:
+                part = dict(zip(own, zip(*batch.parts[name], strict=True), strict=True))
+                self._add_part(name, part, rows)
 
-    def _add_part(self, table: str, part: Mapping[str, Sequence[Any]], rows: Mapping[int, int]) -> None:
-        if table == "leaves":  # after the values of these names, which come first
-            for source in VALUES:
-                chosen = [index for index, name in enumerate(part["source"]) if name == source]
+    def _add_part(self, name: str, part: Mapping[str, Sequence[Any]], rows: Mapping[int, int]) -> None:
+        source = PARTS[name].table if name in PARTS else name
+        if source == "leaves":
+            for each in VALUES:
+                chosen = [index for index, table in enumerate(part["source"]) if table == each]
                 own = {column: [values[index] for index in chosen] for column, values in part.items()}
-                self._add_values(source, own, rows)
-        elif table in self._values:
-            self._add_values(table, part, rows)
-        elif table in self._part_rows:
-            self._add_entries(table, part, rows)
-
-    def _add_values(self, table: str, part: Mapping[str, Sequence[Any]], rows: Mapping[int, int]) -> None:
-        if part["name"]:
-            self._values[table].extend(map(rows.__getitem__, part["execution"]), part["name"], *_values(table, part))
+                if chosen:
+                    self._values[each].extend(map(rows.__getitem__, own["execution"]), own["name"], *_values(own))
+        elif source in self._values:
+            entries = _values(part) if name in VALUES else _statistics(part) if name == "metrics" else _numbers(part)
+            self._values[source].extend(map(rows.__getitem__, part["execution"]), part["name"], *entries)
+        else:
+            self._add_entries(name, part, rows)
 
     def _add_entries(self, table: str, part: Mapping[str, Sequence[Any]], rows: Mapping[int, int]) -> None:
         self._part_rows[table].extend(map(rows.__getitem__, part["execution"]))
@@ -153,14 +148,14 @@ class SegmentBuilder:
 
     def _columns(self, place: Array) -> Iterator[tuple[str, SegmentColumn]]:
         size = len(place)
-        odd = [index for index, execution_id in enumerate(self._ids) if is_odd(execution_id)]
+        odd = odd_ids(self._ids)
         if odd:
             ids = [self._ids[index] for index in odd]
             yield ODD_IDS, ColumnEntries(size, place.take(odd), np.arange(len(odd))).texts(ids)
         for name, texts in self._texts.items():
             if texts.words:
                 entries, words = texts.entries(size, place)
-                yield name, entries.texts(words)
+                yield name, entries.texts([word and word.hex() for word in words] if name in DIGEST_TEXTS else words)
         for name, integers in self._integers.items():
             data = np.frombuffer(integers, np.int64) if size else np.zeros(0, np.int64)
             filled = np.flatnonzero(data != ABSENT)
@@ -194,11 +189,15 @@ class _Texts:
         self.words = Coder()
         self.codes = array("I")
 
-    def extend(self, texts: Iterable[str | None]) -> None:
-        self.codes.extend(map(self.words.__getitem__, texts))
+    def extend(self, texts: Sequence[Any]) -> None:
+        count = len(texts)
+        if texts[0] == texts[-1] and texts.count(texts[0]) == count:  # as in most columns
+            self.codes.extend(array("I", (self.words[texts[0]],)) * count)
+        else:
+            self.codes.extend(map(self.words.__getitem__, texts))
 
-    def entries(self, size: int, rows: Array, *, several: bool = False) -> tuple[ColumnEntries, list[str]]:
-        words: list[Any] = list(self.words)
+    def entries(self, size: int, rows: Array, *, several: bool = False) -> tuple[ColumnEntries, list[Any]]:
+        words = list(self.words)
         codes = np.frombuffer(self.codes, np.uint32)
         if None in self.words:
             filled = np.flatnonzero(codes != self.words[None])
@@ -224,12 +223,24 @@ class _Values:
         numbers: Mapping[str, Iterable[float]],
         words: Mapping[str, Iterable[str | None]],
     ) -> None:
+        before = len(self._rows)
         self._rows.extend(rows)
         self._names.extend(map(self._known.__getitem__, names))
         for part, values in numbers.items():
-            self._numbers.setdefault(part, array("d")).extend(values)
+            self._number_part(part, before).extend(values)
         for part, texts in words.items():
-            self._coded.setdefault(part, array("I")).extend(map(self._words.__getitem__, texts))
+            self._word_part(part, before).extend(map(self._words.__getitem__, texts))
+
+    def _number_part(self, part: str, count: int) -> array[float]:
+        """Return the numbers of a part, filled up to *count* values: most parts have no value for long."""
+        numbers = self._numbers.setdefault(part, array("d"))
+        numbers.extend(array("d", (nan,)) * (count - len(numbers)))
+        return numbers
+
+    def _word_part(self, part: str, count: int) -> array[int]:
+        coded = self._coded.setdefault(part, array("I"))
+        coded.extend(array("I", (0,)) * (count - len(coded)))
+        return coded
 
     def columns(self, source: str, size: int, place: Array) -> dict[str, SegmentColumn]:
         """Return the columns of each name."""
@@ -245,16 +256,16 @@ class _Values:
             order, rows = order[kept], rows[kept]
         bounds = np.searchsorted(names.take(order), np.arange(len(self._known) + 1)).tolist()
         texts: list[Any] = list(self._words)
-        for part, values in self._numbers.items():
-            numbers = np.frombuffer(values, np.float64).take(order)
+        for part in self._numbers:
+            numbers = np.frombuffer(self._number_part(part, len(self._rows)), np.float64).take(order)
             for name, code in self._known.items():
                 begin, end = bounds[code], bounds[code + 1]
                 filled = np.flatnonzero(~np.isnan(numbers[begin:end]))
                 if len(filled):
                     entries = ColumnEntries(size, rows[begin:end].take(filled), numbers[begin:end].take(filled))
                     columns[value_key(source, name, part)] = entries.floats()
-        for part, coded in self._coded.items():
-            codes = np.frombuffer(coded, np.uint32).take(order)
+        for part in self._coded:
+            codes = np.frombuffer(self._word_part(part, len(self._rows)), np.uint32).take(order)
             for name, code in self._known.items():
                 begin, end = bounds[code], bounds[code + 1]
                 filled = np.flatnonzero(codes[begin:end])
@@ -277,6 +288,17 @@ def _newest_last(times: Array, ids: Sequence[str]) -> Array:
     return order
 
 
+def _integers(values: Sequence[Any], *, absent: int | None) -> array[int]:
+    """Return *values* with `ABSENT` for those that are *absent* or None."""
+    if values.count(absent) == len(values):
+        return array("q", (ABSENT,)) * len(values)
+    try:
+        numbers = array("q", values)
+    except TypeError:  # a value is None
+        numbers = array("q", [ABSENT if value is None else value for value in values])
+    return numbers if absent is None else array("q", [ABSENT if value == absent else value for value in numbers])
+
+
 def _first_half(sha256: bytes) -> bytes:
     return sha256[:16]
 
@@ -284,25 +306,27 @@ def _first_half(sha256: bytes) -> bytes:
 _Columns = dict[str, list[Any]]
 
 
-def _values(table: str, part: Mapping[str, Sequence[Any]]) -> tuple[_Columns, _Columns]:
+def _numbers(part: Mapping[str, Sequence[Any]]) -> tuple[_Columns, _Columns]:
+    """Return the numbers of values that are plain numbers, or the last values of metrics, and their exact texts."""
+    if "last" not in part:
+        return {NUMBER: list(part["number"])}, {}
+    last, exact = part["last"], part["last_exact"]
+    numbers = [nan if value is None else value for value in last]
+    words = {WORDS: [text and NUMBER_TAG + text for text in exact]} if any(exact) else {}
+    return {NUMBER: numbers}, words
+
+
+def _values(part: Mapping[str, Sequence[Any]]) -> tuple[_Columns, _Columns]:
     """Return the numbers and the tagged words of the rows of a table of named values."""
-    if table == "metrics":
-        return _statistics(part)
     numbers = [nan if number is None else number for number in part["number"]]
-    words = [
-        None
-        if number is not None and text is None and (len(json) <= _SHORT or json == repr(number))
-        else _word(json, number, text, truth)
-        for json, number, text, truth in zip(part["json"], part["number"], part["text"], part["truth"], strict=True)
-    ]
-    return {NUMBER: numbers}, {WORDS: words}
+    columns = (part[column] for column in ("json", "number", "text", "truth"))
+    return {NUMBER: numbers}, {WORDS: [_word(*row) for row in zip(*columns, strict=True)]}
 
 
 def _statistics(part: Mapping[str, Sequence[Any]]) -> tuple[_Columns, _Columns]:
     """Return the last values, and the other statistics where they differ from these."""
     last, last_exact = part["last"], part["last_exact"]
-    numbers = {NUMBER: [nan if value is None else value for value in last]}
-    words = {WORDS: [None if exact is None else NUMBER_TAG + exact for exact in last_exact]}
+    numbers, words = _numbers(part)
     for statistic in Statistic:
         if statistic is Statistic.LAST:
             continue
@@ -311,8 +335,8 @@ def _statistics(part: Mapping[str, Sequence[Any]]) -> tuple[_Columns, _Columns]:
         numbers[number] = [
             nan if value is None or value == other else value for value, other in zip(values, last, strict=True)
         ]
-        words[word] = [None] * len(values)
         if any(exacts) or any(last_exact) or None in values:
+            words[word] = [None] * len(values)
             pairs = zip(values, exacts, last, last_exact, strict=True)
             for index, (value, exact, _, other_exact) in enumerate(pairs):
                 exact = exact or ("NaN" if value is None else None)  # noqa: PLW2901
@@ -326,7 +350,9 @@ def _word(json: str | None, number: float | None, text: str | None, truth: objec
     if truth is not None:
         return TRUTH_TAG + ("1" if truth else "0")
     if number is not None:
-        return _inexact(json or "0") if text is None else NUMBER_TAG + text
+        if text is not None:
+            return NUMBER_TAG + text
+        return _inexact(json or "0") if abs(number) >= INEXACT else None
     if text is not None:
         return TEXT_TAG + text
     return None if json == "null" else OTHER_TAG
@@ -337,4 +363,4 @@ def _inexact(json: str) -> str | None:
     value = loads(json)
     if isinstance(value, dict):  # a number of a Python type that JSON lacks
         value = value.get("value")
-    return NUMBER_TAG + str(value) if isinstance(value, int) and abs(value) >= _INEXACT else None
+    return NUMBER_TAG + str(value) if isinstance(value, int) and abs(value) >= INEXACT else None

@@ -42,7 +42,10 @@ class SegmentKeys(NamedTuple):
     @classmethod
     def of(cls, ids: Iterable[str]) -> SegmentKeys:
         """Return the keys of *ids*."""
-        whole = b"".join(map(_key, ids))
+        digits = list(ids)
+        for place in odd_ids(digits):
+            digits[place] = blake2b(digits[place].encode(), digest_size=16).hexdigest()
+        whole = bytes.fromhex("".join(digits).replace("-", ""))
         halves = np.frombuffer(whole, ">u8").astype(np.uint64).reshape(-1, 2)
         return cls(np.ascontiguousarray(halves[:, 0]), np.ascontiguousarray(halves[:, 1]))
 
@@ -144,16 +147,10 @@ def parts_of(statistic: Statistic) -> tuple[str, str]:
     return f"{statistic}.{NUMBER}", f"{statistic}.{WORDS}"
 
 
-def is_odd(execution_id: str) -> bool:
-    """Return whether an id is not a UUID in its usual form."""
-    return not _UUID.fullmatch(execution_id)
+def odd_ids(ids: Iterable[str]) -> list[int]:
+    """Return the places of the ids that are not a UUID in its usual form."""
+    return [place for place, match in enumerate(map(_UUID.fullmatch, ids)) if match is None]
 
 
 def _between(halves: Array, first: np.uint64, last: np.uint64) -> Mask:
     return np.greater_equal(halves, first) & np.less_equal(halves, last)
-
-
-def _key(execution_id: str) -> bytes:
-    if is_odd(execution_id):
-        return blake2b(execution_id.encode(), digest_size=16).digest()
-    return bytes.fromhex(execution_id.replace("-", ""))
