@@ -112,21 +112,22 @@ def again(ledger: Ledger, record: ExecutionRecord) -> None:
     ledger.record(record, archive="pending", manifest_sha256=SEAL)
 
 
-def listing(home: str, rounds: int = 15) -> tuple[str, str, str]:
-    """Time `executions list` against `executions --help`: fresh processes, interleaved."""
+def listing(home: str, url: str, rounds: int = 15) -> tuple[str, str, str]:
+    """Return the CPU time of `executions list` against `executions --help`: fresh processes, interleaved."""
     command = [sys.executable, "-c", "from prefect_executions.cli.app import main; raise SystemExit(main())"]
-    environment = {**os.environ, "EXECUTIONS_HOME": home}
+    environment = {**os.environ, "EXECUTIONS_HOME": home, "EXECUTIONS_LEDGER": url}
 
     def seconds(*words: str) -> float:
-        began = perf_counter()
+        began = os.times()
         subprocess.run(
             [*command, *words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
-        return perf_counter() - began
+        ended = os.times()
+        return ended.children_user - began.children_user + ended.children_system - began.children_system
 
     pairs = [(seconds("--help"), seconds("list", "--limit", "50")) for _ in range(rounds)]
     base, ours = (median(column) for column in zip(*pairs, strict=True))
-    return "`executions list` against `--help`", "<= 1.5 x", f"{ours / base:.2f} x ({ours:.2f} s, {base:.2f} s)"
+    return "`executions list` against `--help`", "<= 1.5 x", f"{ours / base:.2f} x ({ours:.2f} s, {base:.2f} s CPU)"
 
 
 def main() -> None:
@@ -138,7 +139,7 @@ def main() -> None:
         for row in measure(url, many):
             print(f"| {' | '.join(row)} |", flush=True)
         if url.startswith("sqlite"):
-            print(f"| {' | '.join(listing(folder))} |", flush=True)
+            print(f"| {' | '.join(listing(folder, url))} |", flush=True)
             size = Path(folder, "ledger.db").stat().st_size
             print(f"| size, bytes an execution | |  {size / many:,.0f} |")
 
