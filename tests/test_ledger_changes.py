@@ -18,6 +18,7 @@ from prefect_executions.errors import StaleMarkError
 from prefect_executions.ledger import changes as change_feed
 from prefect_executions.ledger.changes import Changes, FeedMark
 from prefect_executions.ledger.ledger import Ledger
+from prefect_executions.ledger.postgres import PostgresSession
 
 TESTS = Path(__file__).parent
 
@@ -262,3 +263,26 @@ def test_a_change_is_visible_after_all_earlier_ones_in_postgresql(need, tmp_path
             first.rollback()
         second.join()
         assert told(ledger.changes(mark)) == [(an_id(2), False)]
+
+
+def test_postgresql_appends_the_changes_of_a_transaction_in_one_round_trip(need, tmp_path):
+    # All other writers wait from the first statement that takes the counter's row.
+    statements = []
+
+    class Recorder(psycopg.Cursor):
+        def execute(self, query, *values, **options):
+            statements.append(query)
+            return super().execute(query, *values, **options)
+
+        def executemany(self, query, *values, **options):
+            statements.append(query)
+            return super().executemany(query, *values, **options)
+
+    with a_fresh_url("postgresql", need, tmp_path) as url, Ledger.open(url) as ledger:
+        mark = ledger.mark()
+        with psycopg.connect(url, cursor_factory=Recorder) as connection:
+            connection.execute("SET search_path TO executions_ledger")
+            statements.clear()
+            change_feed.note_changes(PostgresSession(connection), [an_id(1), an_id(2)], removed=True)
+        assert len(statements) == 1
+        assert told(ledger.changes(mark)) == [(an_id(1), True), (an_id(2), True)]

@@ -61,17 +61,14 @@ def note_changes(session: Session, ids: Collection[str], *, removed: bool = Fals
     """Append a change of each execution in *ids*; this must be the last statement of the transaction."""
     if not ids:
         return
-    last = _next_number(session, len(ids))
-    first, token = last - len(ids) + 1, new_token()
-    rows = [(number, token, execution_id, removed) for number, execution_id in enumerate(ids, first)]
-    session.execute_many(queries.INSERT_CHANGE, rows)
-    if last // _TRIM != (first - 1) // _TRIM:
+    last = session.append_changes(tuple(ids), new_token(), removed=removed)
+    if last // _TRIM != (last - len(ids)) // _TRIM:
         session.execute(queries.FORGET_CHANGES, (last - KEPT,))
 
 
 def restart(session: Session) -> None:
     """Delete all changes, so that every mark is refused."""
-    number = _next_number(session, 1)
+    ((number,),) = session.fetch_all(queries.NEXT_NUMBER, (1,))
     session.execute(queries.FORGET_CHANGES, (number,))
     session.execute(queries.INSERT_CHANGE, (number, new_token(), None, False))
 
@@ -96,8 +93,3 @@ def changes_after(session: Session, mark: FeedMark, limit: int) -> Changes:
         )
     changes = tuple(Change(number, execution_id, bool(removed)) for number, _, execution_id, removed in rows[1:])
     return Changes(changes, FeedMark(*rows[-1][:2]))
-
-
-def _next_number(session: Session, count: int) -> int:
-    ((number,),) = session.fetch_all(queries.NEXT_NUMBER, (count,))
-    return int(number)

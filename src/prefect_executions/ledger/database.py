@@ -89,6 +89,12 @@ class Session(Protocol):
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Execute a statement once for each of *rows*."""
 
+    def append_changes(self, ids: Sequence[str], token: int, *, removed: bool) -> int:
+        """Append a change of each of *ids* to the change feed, with the next numbers; return the last number.
+
+        The transaction holds the counter's row from here to its commit.
+        """
+
 
 C = TypeVar("C", bound=Connection)
 

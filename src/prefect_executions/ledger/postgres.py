@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from prefect_executions.errors import LedgerError
+from prefect_executions.ledger import queries
 from prefect_executions.ledger.database import Database, Session, scrub
 from prefect_executions.ledger.migrate import HEAD, LOCK, SCHEMA, VERSION_TABLE, migrate
 
@@ -41,7 +42,7 @@ class PostgresDatabase(Database[Connection]):
     @contextmanager
     def reading(self) -> Iterator[Session]:
         with self._transaction(_begin_reading) as connection:
-            yield _PostgresSession(connection)
+            yield PostgresSession(connection)
 
     @contextmanager
     def writing(self, execution_id: str | None) -> Iterator[Session]:
@@ -50,7 +51,7 @@ class PostgresDatabase(Database[Connection]):
                 connection.execute(_LOCK_ALL, (LOCK,))
             else:
                 connection.execute(_LOCK_ONE, (LOCK, _lock_key(execution_id)))
-            yield _PostgresSession(connection)
+            yield PostgresSession(connection)
 
     def _connect(self) -> Connection:
         connection = self._open(autocommit=True)
@@ -75,7 +76,9 @@ class PostgresDatabase(Database[Connection]):
         connection.execute(b"COMMIT")
 
 
-class _PostgresSession:
+class PostgresSession:
+    """An open transaction in PostgreSQL; see `Session`."""
+
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
@@ -92,6 +95,11 @@ class _PostgresSession:
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         with self._connection.cursor() as cursor:
             cursor.executemany(_native_placeholders(sql), rows)
+
+    def append_changes(self, ids: Sequence[str], token: int, *, removed: bool) -> int:
+        # One round trip, because all other writers wait from here to the commit.
+        values = (len(ids), len(ids), token, removed, list(ids))
+        return int(self.fetch_all(queries.APPEND_CHANGES, values)[0][0])
 
 
 @lru_cache

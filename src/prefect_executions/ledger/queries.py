@@ -110,6 +110,14 @@ DIGESTS_BETWEEN = (
 # The change feed. The counter's row is locked until the commit, so numbers are committed in their order.
 NEXT_NUMBER = "UPDATE change_counter SET number = number + ? RETURNING number"
 INSERT_CHANGE = _insert("changes", ("number", *names(columns.CHANGES)))
+# Both in one statement, for PostgreSQL: SQLite has no UPDATE in a WITH clause.
+APPEND_CHANGES = (
+    "WITH counter AS (UPDATE change_counter SET number = number + ?::bigint RETURNING number), "
+    "added AS (INSERT INTO changes (number, token, execution, removed) "
+    "SELECT counter.number - ?::bigint + change.place, ?::bigint, change.execution, ?::boolean "
+    "FROM counter, unnest(?::text[]) WITH ORDINALITY AS change (execution, place)) "
+    "SELECT number FROM counter"
+)
 FORGET_CHANGES = "DELETE FROM changes WHERE number <= ?"
 NEWEST_CHANGE = "SELECT number, token FROM changes ORDER BY number DESC LIMIT 1"
 CHANGES_FROM = "SELECT number, token, execution, removed FROM changes WHERE number >= ? ORDER BY number LIMIT ?"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect_executions.errors import LedgerError
+from prefect_executions.ledger import queries
 from prefect_executions.ledger.changes import restart
 from prefect_executions.ledger.database import Database, Session
 from prefect_executions.ledger.migrate import HEAD, VERSION_TABLE, migrate
@@ -115,6 +116,14 @@ class _SqliteSession:
 
     def execute_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         self._connection.executemany(sql, rows)
+
+    def append_changes(self, ids: Sequence[str], token: int, *, removed: bool) -> int:
+        last = int(self.fetch_all(queries.NEXT_NUMBER, (len(ids),))[0][0])
+        first = last - len(ids) + 1
+        self.execute_many(
+            queries.INSERT_CHANGE, [(first + place, token, each, removed) for place, each in enumerate(ids)]
+        )
+        return last
 
 
 def _begin_writing(connection: sqlite3.Connection) -> None:
