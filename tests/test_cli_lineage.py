@@ -5,11 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import pty
+import sys
+from contextlib import suppress
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 from lxml import etree
 
+from benches import bench_at, kept
 from bundle_makers import an_open_bundle
 from ledgers import an_id
 from lineages import digest, record_graph
@@ -20,7 +26,7 @@ from prefect_executions.lifecycle.status import Observer, Status
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Workbench
-from records import NOON, a_job_status, a_record, a_request
+from records import EXECUTION_ID, NOON, a_job_status, a_record, a_request
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -44,6 +50,20 @@ def test_a_tree_has_each_execution_once(chain, capsys):
     assert lines[1] == "data flow, down"
     assert [line.count("─") and an_id(number) in line for line, number in zip(lines[2:], (2, 4, 3), strict=True)]
     assert "outputs/1.csv" in lines[2]
+
+
+def test_a_terminal_shows_the_beginnings_of_ids(home):
+    kept(bench_at(home))
+    ours, theirs = pty.openpty()
+    command = [str(Path(sys.executable).with_name("executions")), "lineage", EXECUTION_ID]
+    with Popen(command, stdout=theirs, stderr=theirs, close_fds=True) as made:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):
+            while block := os.read(ours, 65536):
+                shown += block
+        assert made.wait(60) == 0
+    assert shown.decode().startswith(f"{EXECUTION_ID[:8]}  segment-coins")
 
 
 def test_what_the_limits_leave_out_is_noted(chain, capsys):
@@ -127,7 +147,8 @@ def test_a_recall_is_shown_verified_and_found_until_it_ends(home, capsys):
     bench.archive.put_opening(execution_id, OpeningRecord.of(record).to_json())
     an_open_bundle(bench.folder, record)
     bench.seal(execution_id, Ending(Status.COMPLETED, None, NOON, Observer.HOOK))
-    assert main(["impact", execution_id, "--mark", "bad sensor"]) == 0
+    marked = printed(capsys, "impact", execution_id, "--mark", "bad sensor", "--plan", "--csv")
+    assert [row["recalled"] for row in csv.DictReader(io.StringIO(marked))] == ["bad sensor"]
     assert execution_id in printed(capsys, "search", "is:recalled")
     assert "recalled\tbad sensor" in printed(capsys, "show", execution_id)
     assert main(["verify", execution_id]) == 0

@@ -23,7 +23,7 @@ from prefect_executions.cli.output import (
     warn,
     write_file,
 )
-from prefect_executions.cli.tables import id_column, name_column, show_table, text_column
+from prefect_executions.cli.tables import id_column, name_column, short_ids, show_table, text_column
 from prefect_executions.errors import RequestError
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def lineage(
             raise RequestError("-o FILE is for dot, mermaid, svg and tree; redirect the JSON document")
         return
     render = {"dot": formats.dot, "mermaid": formats.mermaid, "svg": formats.svg}
-    text = render[form](found) if form in render else "".join(f"{line}\n" for line in formats.tree_lines(found))
+    ids = [node.id for node in found.executions]
+    short = dict(zip(ids, short_ids(ids), strict=True)) if sys.stdout.isatty() and output is None else {}
+    lines = formats.tree_lines(found, short)
+    text = render[form](found) if form in render else "".join(f"{line}\n" for line in lines)
     if output in {None, "-"}:
         sys.stdout.write(escape_controls(text, lines=True))
     else:
@@ -120,13 +123,14 @@ def impact(
     if changes:
         warn(f"Recalling {pluralize(len(recalled), 'execution')}")
         catalog.add_labels(recalled, changes)
+        found = catalog.impact(target)  # with the reason of the recall
     shown = found.order if plan else found.affected
     if as_json:
         show_json(_document(found) | ({"recalled": recalled} if changes else {}))
     elif as_csv:
         _show_csv(shown)
     else:
-        _show(found, shown, plan=plan)
+        _show(found, shown, target, plan=plan)
         if recalled:
             say(f"{pluralize(len(recalled), 'execution')} recalled. Next: executions search is:recalled")
 
@@ -154,7 +158,7 @@ def _show_csv(shown: Iterable[Affected]) -> None:
     sys.stdout.write(escape_controls(text.getvalue(), lines=True))
 
 
-def _show(found: Impact, shown: Iterable[Affected], *, plan: bool) -> None:
+def _show(found: Impact, shown: Iterable[Affected], target: str, *, plan: bool) -> None:
     head = ("depth", id_column("execution"), name_column("method"), "status", name_column("agent"), "archive")
     if plan:
         show_table((*head, "duration", "CPU"), (_row(each, costs=True) for each in shown))
@@ -162,7 +166,7 @@ def _show(found: Impact, shown: Iterable[Affected], *, plan: bool) -> None:
         say(f"Run {pluralize(len(found.order), 'execution')} again in this order; recorded: {took}, {cpu} of CPU time")
         return
     show_table((*head, "shared", text_column("recalled")), (_row(each, costs=False) for each in shown))
-    say(f"{pluralize(len(found.affected), 'execution')} made from {found.start}")
+    say(f"{pluralize(len(found.affected), 'execution')} made from {target}")
 
 
 def _row(each: Affected, *, costs: bool) -> tuple[object, ...]:

@@ -5,8 +5,9 @@ In a graph, solid lines are the data flow and dashed ones orchestration.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from types import MappingProxyType
 from xml.sax.saxutils import escape
 
 from prefect_executions.executions.lineage import DATA, Lineage, LineageEdge, Walk
@@ -15,22 +16,23 @@ _WIDTH, _HEIGHT, _MARGIN, _LEFT = 230.0, 46.0, 16.0, 10
 _LONGEST = 30
 _COLOURS = {"COMPLETED": "#2e7d32", "FAILED": "#c62828", "CANCELLED": "#616161"}
 _OPEN = "#1565c0"
+_WHOLE: Mapping[str, str] = MappingProxyType({})
 
 
-def tree_lines(lineage: Lineage) -> Iterator[str]:
+def tree_lines(lineage: Lineage, ids: Mapping[str, str] = _WHOLE) -> Iterator[str]:
     """Yield the lines of the trees: one for each direction of data flow and of orchestration that has executions.
 
-    Each execution is once in a tree, below the nearest one that leads to it.
+    Each execution is once in a tree, below the nearest one that leads to it. *ids* has the forms of ids to show.
     """
-    yield _summary(lineage, lineage.start)
+    yield _summary(lineage, lineage.start, ids)
     for title, walks in (("data flow", lineage.data), ("orchestration", lineage.orchestration)):
         for walked in walks:
             if len(walked.depths) > 1:
                 yield f"{title}, {walked.direction}"
-                yield from _branches(lineage, walked)
+                yield from _branches(lineage, walked, ids)
 
 
-def _branches(lineage: Lineage, walked: Walk) -> Iterator[str]:
+def _branches(lineage: Lineage, walked: Walk, ids: Mapping[str, str]) -> Iterator[str]:
     below: dict[int, list[LineageEdge]] = {}
     placed = {lineage.start}
     for edge in walked.edges:
@@ -44,17 +46,17 @@ def _branches(lineage: Lineage, walked: Walk) -> Iterator[str]:
         edge, indent = waiting.pop()
         far = edge.far(walked.direction)
         what = edge.output or edge.input if edge.relation == DATA else edge.relation
-        yield f"{indent}{'└── ' if edge in last else '├── '}{_summary(lineage, far)}  {what}"
+        yield f"{indent}{'└── ' if edge in last else '├── '}{_summary(lineage, far, ids)}  {what}"
         inner = indent + ("    " if edge in last else "│   ")
         waiting += [(each, inner) for each in reversed(below.get(far, []))]
 
 
-def _summary(lineage: Lineage, key: int) -> str:
+def _summary(lineage: Lineage, key: int, ids: Mapping[str, str] = _WHOLE) -> str:
     node = lineage.nodes.get(key)
     if node is None:
         return lineage.label(key)
     recalled = "  RECALLED" if node.recalled else ""
-    return f"{node.id}  {node.method}  {node.status}{recalled}"
+    return f"{ids.get(node.id, node.id)}  {node.method}  {node.status}{recalled}"
 
 
 def document(lineage: Lineage) -> dict[str, object]:
