@@ -124,3 +124,22 @@ def test_counts_on_a_terminal_replace_the_rows_and_their_next_page(bench):
     assert b"segment-coins  2" in shown
     assert b"2 executions found." in shown
     assert b"--after" not in shown
+
+
+def test_a_name_that_no_execution_has_gets_a_note(bench, capsys):
+    assert Catalog(bench).search("loss<1").hints == ()
+    assert main(["search", "NOT los>1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["total"] == 2
+    assert shown.err == "note: no param, metric or input has the name 'los'; did you mean 'loss'?\n"
+    assert main(["list", "los>1"]) == 0
+    assert "did you mean 'loss'?" in capsys.readouterr().err
+
+
+def test_each_aggregated_number_has_its_table(bench, capsys):
+    assert main(["search", "--group-by", "method", "--aggregate", "loss,duration"]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "groups\tsegment-coins\t2\t100.0%",
+        "loss\tsegment-coins\t0.25\t0\t0.25\t0.25",
+        "duration\tsegment-coins\t6.00 s\t0.00 s\t6.00 s\t6.00 s",
+    ]

@@ -7,8 +7,9 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -34,6 +35,7 @@ _EXACT = 1 << 53
 
 if TYPE_CHECKING:
     from prefect_executions.ledger.index.summaries import Facet, Group
+    from prefect_executions.query.tree import Target
     from prefect_executions.workbench.results import Groups, SearchResults
 
 
@@ -79,14 +81,15 @@ def search(
     groups = results.groups(*_names(group_by), aggregate=_names(aggregate)) if _names(group_by) else None
     if as_json:
         show_json(_document(results, counted, groups))
-        return
-    if as_jsonl:
+    elif as_jsonl:
         for row in results:
             sys.stdout.write(json.dumps(to_json(row), ensure_ascii=False) + "\n")
     elif as_csv:
         _show_csv(results)
     else:
         _show(results, counted, groups)
+    for hint in results.hints:
+        warn(f"note: {hint}")
     if results.after and (as_jsonl or as_csv or _has_rows(counted, groups)):
         warn(f"There are more; add:\n--after {results.after}")
 
@@ -101,7 +104,7 @@ def _show(results: SearchResults, facets: Mapping[str, Facet], groups: Groups | 
         counts = [(_text(value), count) for value, count in facet.values]
         show_table((name_column(name), "executions"), [*counts, *missing], title=name)
     if groups:
-        show_table(*_group_table(groups), title="groups")
+        _show_groups(groups)
     if _has_rows(facets, groups):
         show_table([_column(name) for name in results.columns], (tuple(map(_text, row)) for row in results.rows))
     if sys.stdout.isatty():
@@ -119,25 +122,28 @@ def _column(name: str) -> Column:
     return time_column(name) if name in {"date", "created", "scheduled", "started", "finished"} else value_column(name)
 
 
-def _group_table(groups: Groups) -> tuple[list[str | Column], Iterator[tuple[Any, ...]]]:
-    statistics = [f"{name} {part}" for name in groups.measured for part in ("mean", "sd", "min", "max")]
-    head: list[str | Column] = [
-        *map(name_column, groups.by),
-        "executions",
-        "success",
-        *map(value_column, statistics),
-    ]
-    return head, (tuple(map(_text, _group_row(group, groups))) for group in groups)
+def _show_groups(groups: Groups) -> None:
+    """Show the groups, and a table for each number that is aggregated: one table of all would be too wide."""
+    names = tuple(map(name_column, groups.by))
+    counts = ((*map(_text, group.values), group.executions, _rate(group)) for group in groups)
+    show_table((*names, "executions", "success"), counts, title="groups")
+    for name, target in groups.measured.items():
+        measured = ((group.values, group.measures[target]) for group in groups)
+        numbers = ((values, (one.mean, one.sd, one.minimum, one.maximum)) for values, one in measured if one.count)
+        rows = ((*map(_text, values), *map(partial(_number, target), four)) for values, four in numbers)
+        show_table((*names, *map(value_column, ("mean", "sd", "minimum", "maximum"))), rows, title=name)
 
 
-def _group_row(group: Group, groups: Groups) -> Iterator[Any]:
-    yield from group.values
-    yield group.executions
-    rate = group.success_rate
-    yield "" if math.isnan(rate) else f"{rate:.1%}"
-    for target in groups.measured.values():
-        measure = group.measures[target]
-        yield from (measure.mean, measure.sd, measure.minimum, measure.maximum) if measure.count else ("",) * 4
+def _rate(group: Group) -> str:
+    return "" if math.isnan(group.success_rate) else f"{group.success_rate:.1%}"
+
+
+def _number(target: Target, number: float) -> str:
+    from prefect_executions.query.fields import BY_NAME, Kind  # noqa: PLC0415 - start-up time of the CLI
+    from prefect_executions.query.tree import FieldTarget  # noqa: PLC0415 - as above
+
+    duration = isinstance(target, FieldTarget) and BY_NAME[target.name].kind is Kind.DURATION
+    return str(_text(timedelta(seconds=number) if duration and math.isfinite(number) else number))
 
 
 def _text(value: Any) -> Any:

@@ -147,4 +147,6 @@ def search_now(
     index_new(catalog.workbench)
     found = catalog.search(conjunction([parse(text), *narrowed]), columns=["id"], limit=limit, after=after)
     warn(f"{pluralize(found.total, 'execution')} {'matches' if found.total == 1 else 'match'} {found.query}")
+    for hint in found.hints:
+        warn(f"note: {hint}")
     return found

@@ -21,6 +21,7 @@ from prefect_executions.ledger.index.statistics import Period, Statistics
 from prefect_executions.ledger.index.summaries import BINS, Facet, Group, Histogram
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.query.canonical import canonical, canonical_target
+from prefect_executions.query.hints import hints
 from prefect_executions.query.literals import Text
 from prefect_executions.query.parser import parse, parse_target
 from prefect_executions.query.tree import (
@@ -70,15 +71,15 @@ class SearchResults:
         self,
         found: Found,
         *,
-        query: str,
+        tree: QueryTree,
         keys: Sequence[SortKey],
         columns: Sequence[Target],
         limit: int | None,
         after: str | None,
     ) -> None:
         self._found, self._keys, self._targets = found, tuple(keys), tuple(columns)
-        self._limit, self._after = limit, after
-        self.query = query
+        self._limit, self._after, self._tree = limit, after, tree
+        self.query = canonical(tree)
         """The query in its canonical form."""
         self.total = found.total
         """How many executions were found, exactly, whatever the limit."""
@@ -94,6 +95,11 @@ class SearchResults:
     def ids(self) -> tuple[str, ...]:
         """The ids of the rows."""
         return self._page.ids
+
+    @cached_property
+    def hints(self) -> tuple[str, ...]:
+        """A sentence for each thing in the query that is probably a mistake, such as a name that nothing has."""
+        return hints(self._tree, self._found.recorded_names)
 
     @property
     def rows(self) -> tuple[tuple[Cell, ...], ...]:
@@ -241,7 +247,7 @@ def find_results(
     chosen = [*map(parse_target, columns or COLUMNS), *([] if columns else (key.target for key in keys))]
     return SearchResults(
         search(index.snapshot(), resolve(tree, now), index.ledger.related),
-        query=canonical(tree),
+        tree=tree,
         keys=keys,
         columns=list(dict.fromkeys(chosen)),
         limit=limit,

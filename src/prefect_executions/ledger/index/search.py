@@ -167,6 +167,15 @@ class Found:
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return tuple(NameCount(source, name, count) for (source, name), count in ordered[:most] if count)
 
+    @property
+    def recorded_names(self) -> dict[ValueSource, set[str]]:
+        """The names of all recorded params, metrics and inputs, whatever was found."""
+        found: dict[ValueSource, set[str]] = {source: set() for source in _SOURCES.values()}
+        for part in self.matched:
+            for table, names in part.segment.names.items():
+                found[_SOURCES[table]].update(names)
+        return found
+
     def values(self, target: Target, prefix: str = "", *, most: int = MOST_VALUES) -> tuple[FacetValue, ...]:
         """Return the values of *target* whose text begins with *prefix*, ignoring case, by frequency."""
         every = facet(self.matched, target, most=1 << 62).values
