@@ -32,7 +32,7 @@ from wheels import make_wheel
 THIRD_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e12"
 NUMBERS = {name: InputDescription(json_schema={"type": "integer"}) for name in ("left", "right", "title")}
 REPLAY = """
-import json, os, sys
+import importlib.util, json, os, sys
 from pathlib import Path
 
 words = sys.argv[2:]
@@ -44,6 +44,8 @@ try:
     key = f"{{key}} grains={{grains.VERSION}}".strip()
 except ImportError:
     pass
+if not importlib.util.find_spec("pytest"):
+    key = f"{{key}} without pytest".strip()
 answers, log = {answers!r}, Path({log!r})
 log.write_text((log.read_text() if log.exists() else "") + f"{{key}}\\n")
 answer = answers.get(key, answers[""])
@@ -223,6 +225,18 @@ def test_the_first_execution_gets_its_own_packages_if_it_needs_them(laboratory):
     found = laboratory.explain({"": laboratory.execution("c")} | answers)
     assert (found.conclusion, cause(found)) == (Conclusion.EXPLAINED, ["input left"])
     assert laboratory.tried() == ["", "grains=1.0", "left=2 grains=1.0"]
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("shelf")
+def test_a_package_that_the_second_execution_lacks_is_absent_although_it_is_installed_here(laboratory):
+    packages = {"grains": "1.0", "pytest": pytest.__version__}
+    laboratory.execution("a", EXECUTION_ID, instance=instance(packages=packages))
+    laboratory.execution("b", OTHER_ID, instance=instance(packages={"grains": "1.0"}))
+    answers = {"": laboratory.execution("a"), "grains=1.0 without pytest": laboratory.execution("b")}
+    found = laboratory.explain(answers)
+    assert (found.conclusion, cause(found)) == (Conclusion.EXPLAINED, ["package pytest"])
+    assert laboratory.tried() == ["grains=1.0", "grains=1.0 without pytest"]
 
 
 @pytest.mark.long
