@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import logging
@@ -364,6 +365,11 @@ def test_every_command_has_json_and_a_help_line_of_at_most_72_characters(capsys)
         line = shown.strip().splitlines()[2]
         assert len(line) <= 72, name
         assert line.endswith("."), name
+        command = app
+        for part in name:
+            command = command[part]
+        description = inspect.cleandoc(command.help).partition("\nArgs:")[0]
+        assert max(map(len, description.splitlines())) < 80, name  # a longer line would be broken twice
     assert groups.keys() < {*app}
 
 

@@ -81,8 +81,8 @@ def rerun(
 ) -> int:
     """Run executions again, with their recorded or edited inputs.
 
-    Each runs through its deployment, or else here. The new execution is linked to the
-    old one. Secrets are not recorded: name them again with -p.
+    Each runs through its deployment, or else here. The new execution is linked to
+    the old one. Secrets are not recorded: name them again with -p.
 
     Args:
         executions: Ids or id prefixes, or one query such as 'status:failed started:-1d'; they run in sequence.
@@ -199,9 +199,9 @@ def replay(
 ) -> int:
     """Replay an execution from its bundle and judge how far its outputs agree.
 
-    Anything missing is reported before the Method runs. The verdict is recorded in the
-    new execution's bundle. It asks before it runs code that was sealed on another
-    machine and is not signed by a trusted key.
+    Anything missing is reported before the Method runs. The verdict is recorded
+    in the new execution's bundle. It asks before it runs code that was sealed on
+    another machine and is not signed by a trusted key.
 
     Args:
         target: A zip or folder with one bundle, or an execution's id or id prefix.

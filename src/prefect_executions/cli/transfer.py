@@ -156,8 +156,9 @@ def share(
 ) -> int:
     """Share executions or one output of each by links that expire.
 
-    Anyone who has the link can read the copy in the archive. Before it is copied, its
-    signature is checked and the content is scanned for secrets. A revoked share is removed from the archive.
+    Anyone who has the link can read the copy in the archive. Before it is copied,
+    its signature is checked and the content is scanned for secrets. A revoked
+    share is removed from the archive.
 
     Args:
         executions: Ids or id prefixes, or one query such as 'method:mnist tag:final'; each gets its own link.

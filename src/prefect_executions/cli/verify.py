@@ -73,7 +73,8 @@ def verify(
 ) -> int:
     """Verify bundles: digests, signature, and that their documents agree.
 
-    For an execution, both copies are verified: on the workbench and in the archive.
+    For an execution, both copies are verified: on the workbench and in the
+    archive.
 
     Args:
         targets: Ids or id prefixes, folders, zips, or the https://, http:// or s3:// addresses of zips; or one query
@@ -291,8 +292,8 @@ def audit(
 ) -> int:
     """Audit the archive: find tampering and report what is incomplete.
 
-    It reads seals, manifests, signatures and checkpoints. The exit code is 1 if a record
-    was changed, removed or replaced; incomplete records do not change it.
+    It reads seals, manifests, signatures and checkpoints. The exit code is 1 if a
+    record was changed, removed or replaced; incomplete records do not change it.
 
     Args:
         deep: Also verify every execution, which reads all data.
@@ -407,8 +408,9 @@ def trust(file: Path, /, *, name: str | None = None, as_json: Json = False) -> N
 def settle(*, once: bool = False, since: TimeOption = None, accept_archive: bool = False, as_json: Json = False) -> int:
     """Seal executions that ended without a seal, and archive sealed ones.
 
-    It compares Prefect, the archive and the workbench, and leaves running executions
-    alone. Before the first round it removes old, incomplete uploads from the archive.
+    It compares Prefect, the archive and the workbench, and leaves running
+    executions alone. Before the first round it removes old, incomplete uploads
+    from the archive.
 
     Args:
         once: Run one round; without --once, one every minute until interrupted.

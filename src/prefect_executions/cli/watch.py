@@ -50,8 +50,8 @@ def watch(
 ) -> int:
     """Watch running executions: status, progress, elapsed time, message.
 
-    With ids, it ends when all of these executions have ended: with 0 if all completed,
-    else with 1.
+    With ids, it ends when all of these executions have ended: with 0 if all
+    completed, else with 1.
 
     Args:
         executions: Ids or id prefixes, for a flow run that has not started its full id; or one query such as
