@@ -21,10 +21,12 @@ from prefect.states import AwaitingRetry, Crashed, Pending, Running, Scheduled
 
 from homes import WHOLE_WAY, Bundles, kinds
 from journeys import Run
-from prefect_executions import MethodFlow, current_execution, method
+from prefect_executions import MethodFlow, background, current_execution, method, open_catalog
+from prefect_executions.executions.annotations import AnnotationKind, LabelChange
 from prefect_executions.executions.record import Relative
 from prefect_executions.ledger.ledger import Ledger
 from prefect_executions.lifecycle.status import Reason, Status
+from prefect_executions.prefect_api.run_labels import run_labels
 from prefect_executions.settings import Settings
 from prefect_executions.workbench.recovery import settle_all
 from prefect_executions.workbench.workbench import Workbench
@@ -76,6 +78,16 @@ def test_a_run_that_never_began_leaves_a_record(bundles):
     assert (record.id, record.job_status.reason, record.job_status.message) == (str(run.id), Reason.CRASHED, CRASH)
     assert (record.request.validated, record.request.parameters) == (False, {"number": 4})
     assert bundles.failed_checks() == []
+
+
+def test_a_run_that_never_began_has_its_submitted_name(bundles):
+    run, state = crashed()
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(run.id, run_labels([LabelChange(AnnotationKind.NAME, "run 7")]))
+        run = client.read_flow_run(run.id)
+    call_hook(run, state)
+    background.drain()
+    assert open_catalog().search('name:"run 7" status:failed').ids == (str(run.id),)
 
 
 def test_a_second_call_of_the_hook_changes_nothing(bundles):
