@@ -143,3 +143,12 @@ def test_each_aggregated_number_has_its_table(bench, capsys):
         "loss\tsegment-coins\t0.25\t0\t0.25\t0.25",
         "duration\tsegment-coins\t6.00 s\t0.00 s\t6.00 s\t6.00 s",
     ]
+
+
+def test_a_column_stands_for_all_names_of_the_results(bench, capsys):
+    kept(bench, an_id(3), metrics=Metrics(params={"rate": 0.5, "epochs": 24}))
+    found = Catalog(bench).search("epochs:*", columns=["id", "param:*", "metric:*"])
+    assert found.columns == ("id", "param:epochs", "param:rate")
+    assert found.to_dicts() == [{"id": an_id(3), "param:epochs": 24.0, "param:rate": 0.5}]
+    assert main(["search", "loss:*", "--columns", "metric:*", "--csv"]) == 0
+    assert "metric:loss" in capsys.readouterr().out.splitlines()[0].split(",")

@@ -59,7 +59,7 @@ def search(
     Args:
         query: The query, such as 'method:mnist AND epochs>10'; all executions without one.
         sort: Fields and values to sort by, separated by commas; descending with a minus: -metric:accuracy.
-        columns: Fields and values to show, separated by commas.
+        columns: Fields and values to show, separated by commas; param:*, metric:* and in:* are all of them.
         limit: Largest number of executions (default: 50).
         after: Cursor at the end of the previous page.
         facets: Fields and values whose values are counted, separated by commas.

@@ -30,6 +30,8 @@ from prefect_executions.query.tree import (
     Operator,
     QueryTree,
     Target,
+    ValueSource,
+    ValueTarget,
     resolve,
 )
 
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "status", "method", "version", "started", "duration")
 """The columns of a search that names none; the keys that it sorts by follow."""
 
+EVERY_NAME = {"param:*": ValueSource.PARAM, "metric:*": ValueSource.METRIC, "in:*": ValueSource.INPUT}
+"""Columns that stand for all params, metrics or inputs of the results."""
+
+_MOST_COLUMNS = 1_000
 _FIRST_PAGE, _LARGEST_PAGE = 1_000, 64_000
 
 
@@ -223,6 +229,15 @@ def output_versions(index: ColumnIndex, method: str, name: str) -> tuple[str, ..
     return search(index.snapshot(), of_method, index.ledger.related).digests(f"{OUTPUTS}/{name}")
 
 
+def _columns_of(found: Found, name: str) -> Sequence[Target]:
+    """Return the column *name*; for ``param:*``, ``metric:*`` and ``in:*`` one for each name in the results."""
+    source = EVERY_NAME.get(name)
+    if source is None:
+        return (parse_target(name),)
+    names = sorted(one.name for one in found.names(most=_MOST_COLUMNS) if one.source is source)
+    return [ValueTarget(source, each) for each in names]
+
+
 def find_results(
     index: ColumnIndex,
     query: str | QueryTree,
@@ -244,9 +259,11 @@ def find_results(
         raise RequestError(f"a page needs a limit of at least 1, not {limit}")
     tree = parse(query) if isinstance(query, str) else query
     keys = [SortKey(parse_target(key.removeprefix("-")), key.startswith("-")) for key in sort]
-    chosen = [*map(parse_target, columns or COLUMNS), *([] if columns else (key.target for key in keys))]
+    found = search(index.snapshot(), resolve(tree, now), index.ledger.related)
+    chosen = [target for name in columns or COLUMNS for target in _columns_of(found, name)]
+    chosen += [] if columns else [key.target for key in keys]
     return SearchResults(
-        search(index.snapshot(), resolve(tree, now), index.ledger.related),
+        found,
         tree=tree,
         keys=keys,
         columns=list(dict.fromkeys(chosen)),
