@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 PATIENCE = 280  # seconds; the first start makes the database, and on a busy machine it takes minutes
@@ -39,11 +41,16 @@ def database(home: Path) -> str:
 
 
 @contextmanager
-def running(told: Mapping[str, str], *, ui: bool = False, postgres: str = "") -> Iterator[str]:
+def running(
+    told: Mapping[str, str], *, ui: bool = False, postgres: str = "", migrated: Path | None = None
+) -> Iterator[str]:
     """Run the server that *told*, an `environment`, describes; yields the URL of its API.
 
     What it keeps goes to SQLite in its home, or to the database of PostgreSQL at the URL *postgres*. Nobody but
     the server is told of that: a program that starts a server of its own has another database.
+
+    Servers that share the path *migrated* migrate one SQLite database: the first server that is ready copies its
+    database there, and servers that start later begin with that copy. A server's migrations take 7 s.
     """
     url = told["PREFECT_API_URL"]
     port = url.rpartition(":")[2].removesuffix("/api")
@@ -53,6 +60,10 @@ def running(told: Mapping[str, str], *, ui: bool = False, postgres: str = "") ->
     if postgres:
         own["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = postgres.replace("postgresql:", "postgresql+asyncpg:")
         log.with_name(_DATABASE).write_text(postgres.replace("postgresql:", "postgresql+psycopg:"))
+    own_database = log.with_name("prefect.db")
+    begins = not postgres and not own_database.exists()
+    if migrated and begins and migrated.exists():
+        shutil.copy(migrated, own_database)
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
     with log.open("ab") as file:
         server = subprocess.Popen(
@@ -60,6 +71,8 @@ def running(told: Mapping[str, str], *, ui: bool = False, postgres: str = "") ->
         )
     try:
         _wait(server, url, log)
+        if migrated and begins and not migrated.exists():
+            _copy_database(own_database, migrated)
         yield url
     finally:
         server.terminate()
@@ -68,6 +81,13 @@ def running(told: Mapping[str, str], *, ui: bool = False, postgres: str = "") ->
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    part = target.with_name(f"{target.name}.{os.getpid()}")
+    with closing(sqlite3.connect(source, timeout=60)) as database, closing(sqlite3.connect(part)) as copy:
+        database.backup(copy)
+    part.rename(target)
 
 
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
