@@ -41,6 +41,11 @@ class Module:
         return ast.parse(self.text, self.path)
 
     @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """All nodes of the tree, which many rules read."""
+        return tuple(ast.walk(self.tree))
+
+    @cached_property
     def lines(self) -> list[str]:
         return self.text.splitlines()
 
@@ -53,14 +58,14 @@ class Module:
         return f"{self.path}:{line}"
 
     def functions(self) -> Iterator[Function]:
-        return (node for node in ast.walk(self.tree) if isinstance(node, Function))
+        return (node for node in self.nodes if isinstance(node, Function))
 
     def classes(self) -> Iterator[ast.ClassDef]:
-        return (node for node in ast.walk(self.tree) if isinstance(node, ast.ClassDef))
+        return (node for node in self.nodes if isinstance(node, ast.ClassDef))
 
     def calls(self) -> Iterator[tuple[str, int]]:
         """Yield the dotted name of each call, as written, and its line."""
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Call):
                 yield ast.unparse(node.func), node.lineno
 
@@ -75,13 +80,13 @@ class Module:
         docstrings = set(self._docstrings())
         return tuple(
             Import(target, node.lineno, id(node) in inside, isinstance(node, ast.Constant))
-            for node in ast.walk(self.tree)
+            for node in self.nodes
             if id(node) not in docstrings
             for target in self._targets(node)
         )
 
     def _docstrings(self) -> Iterator[int]:
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Module | ast.ClassDef | Function):
                 yield from (id(part.value) for part in node.body if isinstance(part, ast.Expr))
 

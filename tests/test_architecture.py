@@ -176,7 +176,7 @@ def only_the_command_line_exits(tree: SourceTree) -> Iterator[str]:
         for called, line in module.calls():
             if called in EXITS:
                 yield f"{module.at(line)}: {called}() outside cli"
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Name) and node.exc.id == "SystemExit":
                 yield f"{module.at(node.lineno)}: raises SystemExit outside cli"
 
@@ -272,7 +272,7 @@ def prefect_state_sets_are_defined_once(tree: SourceTree) -> Iterator[str]:
     for module in _in_packages(tree):
         if _is_in(module, DEFINES_STATES):
             continue
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if not isinstance(node, ast.Set | ast.List | ast.Tuple):
                 continue
             states = [state for part in node.elts if (state := _prefect_state(part)) and state in PREFECT_STATES]
@@ -285,7 +285,7 @@ def runtimes_are_compared_in_their_package_only(tree: SourceTree) -> Iterator[st
     for module in _in_packages(tree):
         if module.package == "runtimes":
             continue
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.Compare):
                 parts = [part for side in (node.left, *node.comparators) for part in getattr(side, "elts", [side])]
             elif isinstance(node, ast.Dict):
@@ -321,7 +321,7 @@ VERIFIES = {"verify", "verify_target", "verify_execution", "open_replayable", "s
 def verifications_name_their_signature_policy(tree: SourceTree) -> Iterator[str]:
     """A call that verifies a bundle says which signatures it accepts."""
     for module in _in_packages(tree):
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in VERIFIES):
                 continue
             if "signatures" not in {keyword.arg for keyword in node.keywords}:
