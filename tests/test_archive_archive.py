@@ -386,6 +386,7 @@ def test_a_folder_that_is_no_id_is_not_an_execution(tmp_path: Path) -> None:
     archive.sweep(datetime.now(UTC))
 
 
+@pytest.mark.long
 def test_a_huge_document_is_refused_unread_and_hides_no_other(tmp_path: Path) -> None:
     archive, other = open_archive(str(tmp_path / "archive")), "other"
     made = bundle(tmp_path / "made")

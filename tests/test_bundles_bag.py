@@ -184,8 +184,8 @@ def test_a_stand_in_is_the_same_for_the_same_name() -> None:
 
 
 @pytest.mark.parametrize("level", ExportLevel)
-@pytest.mark.parametrize("ids", [(EXECUTION_ID,), (EXECUTION_ID, OTHER_ID)])
-@pytest.mark.parametrize("form", [ExportFormat.BAGIT, ExportFormat.ZIP])
+@pytest.mark.parametrize("ids", [pytest.param((EXECUTION_ID,), marks=pytest.mark.long), (EXECUTION_ID, OTHER_ID)])
+@pytest.mark.parametrize("form", [ExportFormat.BAGIT, pytest.param(ExportFormat.ZIP, marks=pytest.mark.long)])
 def test_an_export_of_any_level_verifies_and_is_imported(
     tmp_path: Path, form: ExportFormat, ids: tuple[str, ...], level: ExportLevel
 ) -> None:

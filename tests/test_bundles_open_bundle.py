@@ -251,6 +251,7 @@ def test_locking_a_removed_bundle_fails_and_keeps_files_of_a_new_one(tmp_path):
     assert bundle.stand_in
 
 
+@pytest.mark.long
 def test_loading_survives_a_race_with_removal_of_the_scratch_folder(bundle: OpenBundle) -> None:
     done = threading.Event()
 

@@ -573,6 +573,7 @@ def test_other_readers_read_a_zip_of_more_than_65535_files(tmp_path: Path) -> No
 BEYOND = (1 << 32) + 12_345
 
 
+@pytest.mark.long
 def test_an_entry_beyond_4_gib_has_64_bit_sizes_and_the_next_entry_is_found(tmp_path: Path) -> None:
     zeros = bytes(1 << 20)
 

@@ -264,6 +264,7 @@ def test_a_meter_inside_another_does_not_lower_its_peak():
     assert outer.stop().wall_seconds is None
 
 
+@pytest.mark.long
 def test_a_meter_counts_children_that_were_waited_for():
     # In a process of its own: the system keeps one peak for all children that a process ever waited for.
     child = (

@@ -82,6 +82,7 @@ def test_bytecode_stands_for_its_source(cache, tmp_path, monkeypatch):
     assert opened("sys.path.insert(0, sys.argv[1])\nimport late", tmp_path) == ["late.py"]
 
 
+@pytest.mark.long
 def test_after_very_many_files_only_those_below_a_project_are_noted_and_too_many_of_them_are_reported(tmp_path):
     (tmp_path / "project").mkdir()
     code = """

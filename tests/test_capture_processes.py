@@ -174,6 +174,7 @@ def test_what_a_killed_process_forked_is_ended_and_no_process_of_the_same_words(
         assert (other.living, other.popen.poll()) == (2, None)
 
 
+@pytest.mark.long
 def test_what_the_process_before_forked_is_ended_as_well():
     with family() as before:
         before.kill()

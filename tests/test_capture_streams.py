@@ -534,6 +534,7 @@ class TestSharedProcess:
         assert log(tmp_path / "inner") == "once\n"
         assert shown.getvalue() == "once\nforwarded once\n"
 
+    @pytest.mark.long
     def test_a_forked_child_can_print_whoever_held_the_log(self, tmp_path, show):
         show()
         with open_streams(tmp_path, owns_process=False, mask=SecretMask(), forward=lambda *_: None):

@@ -154,6 +154,7 @@ def test_a_value_is_json_if_it_parses_else_text(pair, value):
     assert parse_inputs([pair], None) == {"n": value}
 
 
+@pytest.mark.long
 @given(st.text().filter(lambda text: not text.startswith("@")))
 def test_any_text_can_be_given_as_a_json_string(text):
     assert parse_inputs([f"n={json.dumps(text)}"], None) == {"n": text}
@@ -307,6 +308,7 @@ def test_a_value_longer_than_a_terminal_line_is_not_cut(home):
     assert f"{link}\n" in on_a_terminal(["show", EXECUTION_ID], home)
 
 
+@pytest.mark.long
 def test_an_empty_log_is_reported_on_a_terminal(home):
     kept(bench_at(home))
     begun(bench_at(home), record_of(OTHER_ID, Status.EXECUTING), {"outputs/stdout.log": b""})
@@ -594,6 +596,7 @@ def test_verify_reports_an_archive_that_lost_its_copy(executions, home):
     executions("verify", EXECUTION_ID, code=exit_codes.WORLD)
 
 
+@pytest.mark.long
 def test_verify_shows_one_fault_of_several_checks_once_on_a_terminal(executions, home):
     bundle = kept(bench_at(home))
     (bundle.folder / "metadata/request.json").write_bytes(b"{}")
@@ -673,6 +676,7 @@ def test_in_the_workbench_folder_an_id_is_that_of_an_open_execution(executions, 
     assert f"bundle\t{bench_at(home).folder / EXECUTION_ID}\n" in executions("show", EXECUTION_ID)
 
 
+@pytest.mark.long
 def test_reading_a_zip_needs_no_home(home, tmp_path):
     bundle = kept(bench_at(home))
     zipped = shutil.make_archive(str(tmp_path / "bundle"), "zip", bundle.folder.parent, bundle.folder.name)
@@ -924,6 +928,7 @@ def test_a_closed_pipe_prints_no_error(home):
         assert made.wait(60) == exit_codes.NO_READER
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "--help"]])
 def test_help_into_a_closed_pipe_prints_no_error(arguments):
     read, write = os.pipe()
@@ -933,7 +938,16 @@ def test_help_into_a_closed_pipe_prints_no_error(arguments):
     assert (done.returncode, done.stderr) == (exit_codes.NO_READER, b"")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"], ["show", EXECUTION_ID], ["verify", EXECUTION_ID]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        *(
+            pytest.param(arguments, marks=pytest.mark.long)
+            for arguments in (["--help"], ["show", EXECUTION_ID], ["verify", EXECUTION_ID])
+        ),
+    ],
+)
 def test_commands_that_do_not_need_prefect_do_not_import_it(home, arguments):
     kept(bench_at(home))
     code = (
@@ -1091,6 +1105,7 @@ def test_the_doctor_reports_each_finding_with_its_remedy(home, tmp_path):
     assert all(finding["advice"] for finding in report["findings"] if finding["outcome"] != "ok")
 
 
+@pytest.mark.long
 def test_the_doctor_shows_problems_first_and_no_settings(executions, home, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setenv("EXECUTIONS_ARCHIV", "misspelt")

@@ -81,7 +81,9 @@ def test_what_cannot_be_read_is_refused(capsys):
     assert "did you mean 'failed'" in told(capsys, "status:faild", code=2)[0][0]
 
 
-@pytest.mark.parametrize("options", [[], ["--by", "method,host"], ["--per", "day"]])
+@pytest.mark.parametrize(
+    "options", [["--per", "day"], *(pytest.param(one, marks=pytest.mark.long) for one in ([], ["--by", "method,host"]))]
+)
 def test_a_terminal_of_80_columns_has_a_chart(home, options):
     ours, theirs = pty.openpty()
     environment = os.environ | {"EXECUTIONS_HOME": str(home), "COLUMNS": "80", "TERM": "xterm"}

@@ -81,6 +81,7 @@ def test_ids_that_begin_alike_are_shown_as_far_as_they_differ_and_keep_their_gen
     assert short_ids([first, f"{first}.2", second]) == ["00000000-0", "00000000-0.2", "00000000-1"]
 
 
+@pytest.mark.long
 def test_an_execution_is_found_by_the_short_form_of_its_id(home):
     bench = bench_at(home)
     kept(bench, EXECUTION_ID)

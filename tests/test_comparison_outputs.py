@@ -474,6 +474,7 @@ def test_more_values_than_fit_into_memory_are_compared_by_lines(monkeypatch, nam
     assert told(name, short, f"\ufeff{short}").by == ("JSON" if name == "a.json" else "table")
 
 
+@pytest.mark.long
 def test_a_table_with_a_long_row_and_many_short_ones_is_compared_in_linear_time():
     rows = "a," * 100_000 + "\n" + "1\n" * 100_000
     begin = time.process_time()

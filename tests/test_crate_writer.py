@@ -163,6 +163,7 @@ def test_the_validator_finds_no_required_and_no_recommended_issue(name, tmp_path
     assert issues_in(lay_out_crate(tmp_path, VALIDATED[name]), cache) == []
 
 
+@pytest.mark.long
 def test_the_validator_finds_a_missing_member(tmp_path, cache):
     folder = lay_out_crate(tmp_path, a_record())
     (folder / "outputs/regions.csv").unlink()

@@ -340,7 +340,7 @@ SLOW = "^(a+)+$"  # regex recognises this one
 SLOWER = "(a|a)*$"
 
 
-@pytest.mark.parametrize("pattern", [SLOW, SLOWER])
+@pytest.mark.parametrize("pattern", [SLOW, pytest.param(SLOWER, marks=pytest.mark.long)])
 def test_a_slow_regular_expression_of_a_default_is_refused_in_time(pattern):
     schema = {"type": "string", "pattern": pattern, "default": "a" * 60 + "b"}
     begin = process_time()
@@ -382,8 +382,11 @@ def test_a_regular_expression_with_usual_repetitions_is_matched(pattern, text):
     "schema",
     [
         {"type": "string", "pattern": SLOWER},
-        {"type": "object", "patternProperties": {SLOWER: {"type": "integer"}}},
-        {"type": "object", "additionalProperties": False, "patternProperties": {SLOWER: {}}},
+        pytest.param({"type": "object", "patternProperties": {SLOWER: {"type": "integer"}}}, marks=pytest.mark.long),
+        pytest.param(
+            {"type": "object", "additionalProperties": False, "patternProperties": {SLOWER: {}}},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["pattern", "patternProperties", "additionalProperties"],
 )

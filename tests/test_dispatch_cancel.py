@@ -320,6 +320,7 @@ def test_an_async_call_is_cancelled_by_the_command(bundles, cli, soon):
     assert (record.instance.own_process, record.instance.process.layout) == (False, None)
 
 
+@pytest.mark.long
 def test_an_error_that_follows_an_interruption_is_cancelled_as_well(bundles, cli, soon):
     @method(version="1")
     def stubborn() -> None:
@@ -337,6 +338,7 @@ def test_an_error_that_follows_an_interruption_is_cancelled_as_well(bundles, cli
     assert record.instance.usage.exception.message == "interrupted"
 
 
+@pytest.mark.long
 def test_a_method_that_completes_despite_the_request_is_cancelled_as_in_prefect(bundles):
     @method(version="1")
     def quick() -> None:
@@ -395,6 +397,7 @@ def test_cancelling_a_starting_run_returns_after_the_wait(cli):
     assert "settle --once" in cli("cancel", str(run.id), "--wait", "1", code=exit_codes.WORLD)
 
 
+@pytest.mark.long
 def test_an_ended_unknown_or_nested_execution_is_refused(bundles, cli):
     @method(version="1")
     def ends() -> None:

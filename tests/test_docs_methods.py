@@ -162,6 +162,7 @@ async def test_an_async_flow_and_its_tasks_tell_one_execution(page, bundles):
     assert read(folder, "method")["id"] == "weigh-all"
 
 
+@pytest.mark.long
 @leaves_sockets
 async def test_with_options_gives_another_method_with_the_same_declaration(page, bundles):
     assert await page.patient(samples=1) == 10

@@ -96,6 +96,7 @@ def test_retries_are_attempts_of_one_execution_each_with_its_times_and_its_error
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_returned_failed_state_is_an_attempt_if_prefect_retries_it(bundles):
     @method(version="1")
     @flow(retries=1)
@@ -130,6 +131,7 @@ def interruptions(record: ExecutionRecord) -> list[tuple[str, str | None]]:
     ]
 
 
+@pytest.mark.long
 def test_a_pause_in_the_process_is_in_the_history_at_its_time(bundles):
     @method(version="1")
     def pauses() -> None:
@@ -248,6 +250,7 @@ def test_a_suspended_run_continues_its_bundle_here_and_on_another_machine(bundle
     assert bundles.open_scratch() == []
 
 
+@pytest.mark.long
 def test_a_run_suspended_within_half_a_second_is_listed_as_suspended_and_sends_its_event(home):
     run = deployed(sleeps)
     assert go_on(sleeps, run).name == "Suspended"
@@ -267,6 +270,7 @@ def vanishes() -> None:
         suspend_flow_run()
 
 
+@pytest.mark.long
 def test_a_run_restarted_on_another_machine_keeps_its_history_and_notes_that_its_outputs_are_missing(
     bundles, tmp_path, monkeypatch
 ):
@@ -349,6 +353,7 @@ def test_parent_and_child_record_their_relation_and_the_data_between_them(bundle
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_caller_without_a_record_is_not_a_parent(bundles):
     with get_client(sync_client=True) as client:
         name = f"test-{uuid4()}"
@@ -450,6 +455,7 @@ def test_a_retried_task_is_a_step_with_its_attempts_and_names_itself_in_the_log(
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_method_that_only_runs_tasks_without_a_result_has_steps_and_one_without_tasks_has_none(bundles):
     @method(version="1")
     async def quiet(*, tasks: int) -> None:

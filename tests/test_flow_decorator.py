@@ -100,11 +100,13 @@ def test_a_class_method_is_bound_to_its_class(bundles, tmp_path):
     assert [file.input for file in request.files] == ["scene"]
 
 
+@pytest.mark.long
 def test_a_static_method_stays_unbound(bundles):
     assert Telescope.wait(3) == 3
     assert bundles.record().request.values == {"nights": 3}
 
 
+@pytest.mark.long
 def test_other_options_leave_a_method_bound(bundles, tmp_path):
     (tmp_path / "scene.txt").write_text("*")
 
@@ -125,6 +127,7 @@ def test_an_async_method_of_an_object_runs_in_its_loop(bundles):
     assert bundles.record().request.values == {}
 
 
+@pytest.mark.long
 def test_a_secret_of_a_method_in_a_class_is_given_by_its_name(bundles, monkeypatch):
     monkeypatch.setenv("KEY", "open")
 

@@ -222,6 +222,7 @@ def test_hostile_values_arrive_unchanged_and_are_not_executed(described, bundles
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_value_of_a_megabyte_is_refused_as_text_and_accepted_as_a_file(described, bundles, tmp_path):
     value = f"$(touch {tmp_path}/executed)'\"\n" * 20_000
     ran = run_method(described("true", x=TEXT), {"x": value}, Invocation(on_opened=print))
@@ -238,6 +239,7 @@ def test_a_value_of_a_megabyte_is_refused_as_text_and_accepted_as_a_file(describ
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_value_with_nul_is_refused_and_the_record_says_why(described, bundles):
     Secret(value="a\0b").save("nul", overwrite=True)  # as a parameter, no server on PostgreSQL would take it
     with pytest.raises(InputError, match="NUL"):
@@ -336,6 +338,7 @@ def _cancel_when_begun(bundles: Bundles) -> None:
     OpenBundle.load(folder.parent, folder.name).request_cancel()
 
 
+@pytest.mark.long
 def test_replicas_run_in_parallel_each_with_its_own_task_id_and_outputs(described, bundles, capsys):
     flow = described(
         'echo "$ccptaskid" > task.txt; echo "I am ${ccptaskid##*.}"; test "${ccptaskid##*.}" != 2',
@@ -385,6 +388,7 @@ def test_an_image_is_never_ignored_silently(described, bundles):
     assert record.instance.runs is None
 
 
+@pytest.mark.long
 def test_the_next_attempt_has_a_data_folder_of_its_own(described, bundles):
     flow = described('test ! -e seen && touch seen "try-${ccptaskid%.*}"; test "${ccptaskid%.*}" = "$EXECUTION_ID.2"')
     flow.with_options(retries=1)()

@@ -32,6 +32,7 @@ def notes(bundles: Bundles) -> list[str]:
     return [entry.message for entry in bundles.record().job_status.history if entry.kind is EntryKind.NOTE]
 
 
+@pytest.mark.long
 def test_a_removed_log_is_noted(bundles):
     @method
     def removes() -> None:
@@ -42,6 +43,7 @@ def test_a_removed_log_is_noted(bundles):
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_files_outside_the_outputs_are_noted_and_temporary_ones_are_not(bundles, folder):
     @method
     def writes() -> None:

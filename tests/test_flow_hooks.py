@@ -163,6 +163,7 @@ def test_a_manual_retry_is_a_new_generation_with_its_own_times(bundles):
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_manual_retry_that_crashes_before_it_begins_leaves_a_record(bundles):
     run, state = crashed()
     call_hook(run, state)
@@ -212,6 +213,7 @@ def call_in_other_process(run: FlowRun, state: State[Any], folder: Path, **envir
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_hook_works_in_another_process_and_folder(bundles, tmp_path):
     run, state = crashed(number=8)
     output = call_in_other_process(run, state, tmp_path)

@@ -135,6 +135,7 @@ def test_a_file_changed_between_two_runs_is_recorded_by_the_second(project, chan
     assert changed("quiet") == ("data.txt",)
 
 
+@pytest.mark.long
 def test_a_file_that_a_method_changes_is_recorded_by_the_method_that_it_calls(project, changed):
     project.quiet()
     project.changes()
@@ -142,6 +143,7 @@ def test_a_file_that_a_method_changes_is_recorded_by_the_method_that_it_calls(pr
     assert changed("quiet") == ("data.txt",)
 
 
+@pytest.mark.long
 async def test_a_file_changed_before_an_async_run_is_recorded(project, changed):
     await project.waits()
     assert changed("waits") == ()

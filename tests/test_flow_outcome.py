@@ -11,6 +11,7 @@ import pytest
 from prefect.states import format_exception
 
 from homes import Bundles
+from marks import long_if
 from prefect_executions import method
 from prefect_executions.capture.secrets import SecretMask
 from prefect_executions.flow.outcome import LONGEST_MESSAGE, mask_error, outcome
@@ -139,7 +140,11 @@ def test_a_huge_message_keeps_its_beginning_and_end():
 
 @pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(
-    "name", ["text raises", "repr raises", "refuses changes", "built-in", "null", "huge", "group", "cannot pickle"]
+    "name",
+    long_if(
+        ["text raises", "repr raises", "refuses changes", "built-in", "null", "huge", "group", "cannot pickle"],
+        {"repr raises", "refuses changes", "built-in", "null", "huge"},
+    ),
 )
 def test_a_run_that_raises_it_is_sealed_as_failed(home: Path, name):
     error = UNPRINTABLE[name]()

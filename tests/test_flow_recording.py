@@ -37,6 +37,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, Field, SecretStr, model_validator
 
 from homes import WHOLE_WAY, Bundles, holding, kinds
+from marks import long_if
 from prefect_executions import Comparison, Execution, InputFile, MethodFlow, background, current_execution, method
 from prefect_executions.capture.code import PROCESS
 from prefect_executions.errors import InputError, MethodError, NoExecutionError, RequestError, SecretError
@@ -154,6 +155,7 @@ def test_an_error_is_recorded_with_its_traceback_and_raised_as_it_is(bundles):
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_an_error_whose_str_fails_is_recorded_with_its_traceback(bundles):
     class MuteError(Exception):
         def __str__(self) -> str:
@@ -172,6 +174,7 @@ def test_an_error_whose_str_fails_is_recorded_with_its_traceback(bundles):
     assert "raise MuteError" in raised.traceback
 
 
+@pytest.mark.long
 def test_an_error_with_lone_surrogates_ends_the_run_and_its_record(bundles):
     @method(version="1")
     def fails() -> None:
@@ -231,6 +234,7 @@ def test_an_async_method_runs_in_its_loop(bundles):
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_an_async_method_is_timed_out_too(bundles):
     @method(version="1")
     @flow(timeout_seconds=0.2)
@@ -242,6 +246,7 @@ def test_an_async_method_is_timed_out_too(bundles):
     assert bundles.record().job_status.reason is Reason.TIMED_OUT
 
 
+@pytest.mark.long
 def test_the_event_loop_runs_on_while_the_end_waits_for_the_code_of_another_run(bundles):
     released: list[str] = []
 
@@ -325,6 +330,7 @@ def test_a_returned_state_decides_the_status(bundles):
     assert (record.status, record.job_status.message) == (Status.FAILED, "not today")
 
 
+@pytest.mark.long
 def test_a_completed_state_with_another_name_is_completed(bundles):
     @method(version="1")
     def skips() -> Any:
@@ -389,6 +395,7 @@ def test_an_input_file_is_staged_before_the_function_starts(bundles, tmp_path):
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_url_of_fsspec_is_staged(bundles):
     import fsspec  # noqa: PLC0415 - only this test needs it
 
@@ -404,6 +411,7 @@ class Scene(BaseModel):
     level: int = 1
 
 
+@pytest.mark.long
 def test_a_file_inside_a_model_is_staged(bundles, tmp_path):
     @method(version="1")
     def looks(options: Scene) -> str:
@@ -479,7 +487,7 @@ def test_a_missing_input_fails_before_the_code_and_is_named(bundles, tmp_path):
     assert "scene" in record.instance.usage.exception.message
 
 
-@pytest.mark.parametrize("level", ["full", "outputs", "none"])
+@pytest.mark.parametrize("level", long_if(["full", "outputs", "none"], {"full", "none"}))
 def test_the_archive_level_decides_what_is_archived(bundles, home, tmp_path, level):
     @method(version="1", archive=level)
     def copies(text: InputFile) -> None:
@@ -535,6 +543,7 @@ def test_progress_shows_in_prefect_as_an_artifact(bundles):
     assert ours["description"] == "nearly half"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("fails", "end"), [(False, (100.0, "completed")), (True, (40.0, "failed"))])
 def test_the_progress_artifact_ends_with_the_run(bundles, fails, end):
     @method(version="1")
@@ -573,6 +582,7 @@ MISSING = [
 ]
 
 
+@pytest.mark.long
 def test_a_metric_that_is_not_a_number_is_unrecorded_with_a_warning(bundles):
     @method(version="1")
     def logs() -> None:
@@ -592,7 +602,7 @@ def test_a_metric_that_is_not_a_number_is_unrecorded_with_a_warning(bundles):
     assert "metric 'bad-4' is unrecorded" in (bundles.one() / "outputs/stderr.log").read_text()
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_returned_value_is_recorded(bundles, asynchronous):
     def gives() -> dict[str, object]:
         return {"answer": 42}
@@ -606,6 +616,7 @@ def test_the_returned_value_is_recorded(bundles, asynchronous):
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_a_value_that_cannot_be_recorded_does_not_change_the_run(bundles):
     @method(version="1")
     def gives() -> object:
@@ -617,6 +628,7 @@ def test_a_value_that_cannot_be_recorded_does_not_change_the_run(bundles):
     assert record.instance.usage.returned.type == f"{__name__}.Unprintable"
 
 
+@pytest.mark.long
 def test_an_array_as_a_metric_is_noted_with_its_shape(bundles):
     @method(version="1")
     def logs() -> None:
@@ -627,6 +639,7 @@ def test_an_array_as_a_metric_is_noted_with_its_shape(bundles):
     assert note == "metric 'losses' is unrecorded: its value must be a single number, not ndarray of shape (2, 3)"
 
 
+@pytest.mark.long
 def test_numbers_of_any_library_are_recorded_with_their_value(bundles):
     values = {
         "true": (True, 1),
@@ -654,6 +667,7 @@ def test_numbers_of_any_library_are_recorded_with_their_value(bundles):
     ]
 
 
+@pytest.mark.long
 def test_params_have_values_that_json_lacks(bundles):
     @method(version="1")
     def logs() -> None:
@@ -692,6 +706,7 @@ def test_params_have_values_that_json_lacks(bundles):
     assert bundles.failed_checks() == []
 
 
+@pytest.mark.long
 def test_an_invalid_report_is_noted_and_does_not_end_the_method(bundles):
     @method(version="1")
     def reports() -> None:
@@ -749,6 +764,7 @@ class Unprintable:
     __repr__ = __str__
 
 
+@pytest.mark.long
 def test_an_output_may_be_named_by_a_path(bundles):
     @method(version="1")
     def draws() -> None:
@@ -758,6 +774,7 @@ def test_an_output_may_be_named_by_a_path(bundles):
     assert (bundles.one() / "outputs/plots/area.png").read_bytes() == b"drawn"
 
 
+@pytest.mark.long
 def test_a_report_after_the_end_is_refused(bundles):
     @method(version="1")
     def ends() -> Execution:
@@ -842,7 +859,8 @@ def mumbles(token: SecretStr | None = None) -> int:
 MUMBLING = "import sys, test_flow_recording; print(test_flow_recording.mumbles(*sys.argv[1:]))"
 
 
-@pytest.mark.parametrize("token", [pytest.param([], marks=pytest.mark.long), ["env:THE_TOKEN"]])
+@pytest.mark.long
+@pytest.mark.parametrize("token", [[], ["env:THE_TOKEN"]])
 def test_a_log_record_that_cannot_be_formatted_does_not_end_the_run(bundles, token):
     done = subprocess.run(  # in a process of its own: pytest's log handlers raise
         [sys.executable, "-c", MUMBLING, *token],
@@ -1045,6 +1063,7 @@ def test_a_secret_in_an_error_of_a_task_or_a_program_is_in_no_file(bundles, home
     assert "X-Key: ********" in bundles.record().instance.usage.exception.message
 
 
+@pytest.mark.long
 def test_user_hooks_run_after_the_sealing_hook(bundles):
     seen: list[Any] = []
 
@@ -1160,6 +1179,7 @@ def test_the_documents_follow_ogcs_schema(bundles):
 NAMED, CLEAR = SecretStr("env:SESAME"), SecretStr("open, Sesame!")
 
 
+@pytest.mark.long
 def test_the_form_shows_the_default_of_a_secret_only_if_it_is_a_name(bundles, monkeypatch):
     @method(version="1")
     def reads(named: SecretStr = NAMED, clear: SecretStr | None = None) -> str:

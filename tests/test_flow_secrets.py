@@ -90,6 +90,7 @@ def fetches(url: str) -> None:
     print("asking", url, "with", url.partition("@")[0].rpartition(":")[2])
 
 
+@pytest.mark.long
 def test_the_password_in_a_url_that_is_not_an_input_file_is_masked_in_the_logs(bundles, home):
     fetches(f"postgresql://ada:{PLANTED}@db.example.org/stars")
 

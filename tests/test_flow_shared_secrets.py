@@ -19,6 +19,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import SecretStr
 
 from homes import Bundles, holding
+from marks import long_if
 from prefect_executions import current_execution, method
 from prefect_executions.bundles.open_bundle import OpenBundle
 from prefect_executions.capture.secrets import MASK
@@ -102,7 +103,7 @@ def record_of(bundles: Bundles, method_id: str) -> ExecutionRecord:
     return next(record for record in map(bundles.record, bundles.folders()) if record.method.id == method_id)
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", long_if(WAYS, WAYS.keys() - {"called"}))
 def test_a_secret_that_is_passed_on_is_in_no_record(how, bundles, home):
     passes_on("env:THE_SHARED", how)
 
@@ -129,6 +130,7 @@ def learns_later(text: str) -> None:
     gives("env:THE_LATER")
 
 
+@pytest.mark.long
 def test_what_was_reported_before_a_secret_became_known_is_masked_at_the_end(bundles, home):
     learns_later(LATER)
 
@@ -168,6 +170,7 @@ def calls_wrongly(token: str) -> None:
     strict(token)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_nested_run_that_never_starts_has_no_secret_in_its_record(bundles, home):
     with pytest.raises(Exception, match="number"):
         calls_wrongly("env:THE_SHARED")

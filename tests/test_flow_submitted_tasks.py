@@ -69,6 +69,7 @@ def test_tasks_that_are_not_awaited_are_in_the_record(bundles):
     assert _is_whole(bundles, 1, 2)
 
 
+@pytest.mark.long
 def test_tasks_whose_futures_are_returned_are_in_the_record(bundles):
     @method(version="1")
     def hands_on() -> object:
@@ -78,6 +79,7 @@ def test_tasks_whose_futures_are_returned_are_in_the_record(bundles):
     assert _is_whole(bundles, 1, 2)
 
 
+@pytest.mark.long
 def test_tasks_of_tasks_and_queued_tasks_are_in_the_record(bundles):
     @method(version="1")
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))

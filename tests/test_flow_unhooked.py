@@ -16,6 +16,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed, State
 from pydantic import SecretStr
 
 from homes import Bundles
+from marks import long_after
 from prefect_executions import background, current_execution, method
 from prefect_executions.executions.record import ExecutionRecord
 from prefect_executions.flow import unhooked
@@ -60,7 +61,10 @@ def alone() -> Any:
     return Cancelled(message="nothing to do")
 
 
-@pytest.mark.parametrize("returns", [alone, several, of_a_task, of_tasks_and_states])
+@pytest.mark.parametrize(
+    "returns",
+    [alone, several, *(pytest.param(one, marks=pytest.mark.long) for one in (of_a_task, of_tasks_and_states))],
+)
 def test_a_returned_cancelled_state_is_sealed_as_cancelled(bundles, returns):
     method(version="1")(returns)(return_state=True)
 
@@ -69,6 +73,7 @@ def test_a_returned_cancelled_state_is_sealed_as_cancelled(bundles, returns):
     assert record.job_status.history[-1].prefect_state.type == "CANCELLED"
 
 
+@pytest.mark.long
 def test_an_async_method_that_returns_cancelled_is_sealed(bundles):
     @method(version="1")
     async def gives_up() -> Any:
@@ -103,16 +108,19 @@ def test_a_nested_method_that_returns_cancelled_is_sealed(bundles):
 
 @pytest.mark.parametrize(
     ("returned", "status", "reason"),
-    [
-        (Crashed(message="gone"), Status.FAILED, Reason.CRASHED),
-        (Failed(message="no"), Status.FAILED, Reason.ERROR),
-        ([Failed(message="no"), Completed()], Status.FAILED, Reason.ERROR),
-        (Completed(data={"much": 1}), Status.COMPLETED, None),
-        (Completed(data=Cancelled()), Status.COMPLETED, None),
-        ({"a": Cancelled()}, Status.COMPLETED, None),
-        ([Cancelled(), "text"], Status.COMPLETED, None),
-        (Failed(message="\udc80\0"), Status.FAILED, Reason.ERROR),
-    ],
+    long_after(
+        3,
+        [
+            (Crashed(message="gone"), Status.FAILED, Reason.CRASHED),
+            (Failed(message="no"), Status.FAILED, Reason.ERROR),
+            ([Failed(message="no"), Completed()], Status.FAILED, Reason.ERROR),
+            (Completed(data={"much": 1}), Status.COMPLETED, None),
+            (Completed(data=Cancelled()), Status.COMPLETED, None),
+            ({"a": Cancelled()}, Status.COMPLETED, None),
+            ([Cancelled(), "text"], Status.COMPLETED, None),
+            (Failed(message="\udc80\0"), Status.FAILED, Reason.ERROR),
+        ],
+    ),
 )
 def test_other_returned_states_are_sealed_by_their_hook(bundles, returned, status, reason):
     @method(version="1")
@@ -214,6 +222,7 @@ pauses(return_state=True)
 """
 
 
+@pytest.mark.long
 def test_a_run_that_returns_paused_stays_open_and_is_listed(home, bundles: Bundles, tmp_path):
     (tmp_path / "pauses.py").write_text(PAUSES)
     subprocess.run([sys.executable, "pauses.py"], cwd=tmp_path, check=True)

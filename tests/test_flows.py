@@ -253,6 +253,7 @@ def test_train_digits_tells_each_epoch(bundle_of_the_run):
     assert any("read as a" in entry.get("message", "") for entry in status["history"])
 
 
+@pytest.mark.long
 def test_train_digits_run_twice_leaves_the_same_model(home, prefect_server):
     train_digits(epochs=3)
     train_digits(epochs=3)

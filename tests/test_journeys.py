@@ -34,6 +34,7 @@ from archives import KEY, SECRET, Place, place_on
 from crates import issues_in, warm_cache
 from homes import WHOLE_WAY, Bundles, holding, kinds
 from journeys import DEPLOYMENT, METHODS, Line, Run, Station, command, program, waited
+from marks import long_if
 from prefect_executions.bundles.verify import verify
 from prefect_executions.executions.record import ExecutionRecord, Relative
 from prefect_executions.ledger.ledger import Ledger
@@ -54,7 +55,7 @@ def station(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> It
     station = Station(tmp_path_factory.mktemp("station"))
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-    station.deploy(POOL, *METHODS)
+    station.deploy(POOL, *(METHODS if LONG else ("tells", "whispers")))
     with station.worker(POOL):
         yield station
 
@@ -68,11 +69,11 @@ def runs(station: Station) -> Iterator[Mapping[str, Run]]:
     Secret(value=PLANTED).save("planted", overwrite=True)
     runs = {
         "tells": _ordered(station, f"tells/{DEPLOYMENT}-{POOL}", "--param", "words=moon", "--tag", "night"),
-        "killed": station.start(POOL, "dies", {"how": "kill", "token": "planted"}),
     }
     if LONG:
         _count_after_a_failure()
         runs |= {
+            "killed": station.start(POOL, "dies", {"how": "kill", "token": "planted"}),
             "waits": station.start(POOL, "waits"),
             "unknown parameter": station.start(POOL, "tells", {"nonsense": 1}),
             "exits": station.start(POOL, "dies", {"how": "exit"}),
@@ -83,7 +84,8 @@ def runs(station: Station) -> Iterator[Mapping[str, Run]]:
             "counts": station.start(POOL, "counts"),
         }
     yield runs
-    _end_child(runs["killed"])
+    if LONG:
+        _end_child(runs["killed"])
 
 
 def _count_after_a_failure() -> None:
@@ -251,13 +253,10 @@ def test_parameters_that_the_worker_refuses_leave_a_record(runs, name, reason, s
     assert faults(runs[name].folder) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "message"),
-    [
-        ("killed", "SIGKILL"),
-        pytest.param("exits", "status code: 7", marks=pytest.mark.long),
-        pytest.param("terminated", "termination signal", marks=pytest.mark.long),
-    ],
+    [("killed", "SIGKILL"), ("exits", "status code: 7"), ("terminated", "termination signal")],
 )
 def test_a_process_that_dies_leaves_what_it_had_written(runs, name, message):
     record = runs[name].ended()
@@ -272,10 +271,8 @@ def test_a_process_that_dies_leaves_what_it_had_written(runs, name, message):
     assert faults(runs[name].folder) == []
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["killed", pytest.param("exits", marks=pytest.mark.long), pytest.param("terminated", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["killed", "exits", "terminated"])
 def test_prefects_log_of_a_process_that_died_says_where_the_record_is(runs, name):
     runs[name].ended()
     place = f"Execution {runs[name].id} FAILED: {runs[name].folder}"
@@ -283,6 +280,7 @@ def test_prefects_log_of_a_process_that_died_says_where_the_record_is(runs, name
     assert runs[name].log(until=place)
 
 
+@pytest.mark.long
 def test_each_status_of_a_killed_run_is_one_event(runs):
     record = runs["killed"].ended()
     wanted = {"filter": {"resource": {"id": [f"prefect-executions.execution.{record.id}"]}}, "limit": 50}
@@ -305,6 +303,7 @@ def test_the_log_of_a_signal_reaches_prefect_before_the_process_is_gone(runs):
     assert "the last words" in messages
 
 
+@pytest.mark.long
 def test_a_secret_that_a_killed_process_could_not_mask_is_masked(runs, station):
     runs["killed"].ended()
 
@@ -313,6 +312,7 @@ def test_a_secret_that_a_killed_process_could_not_mask_is_masked(runs, station):
     assert PLANTED not in station.output(POOL).read_text()
 
 
+@pytest.mark.long
 def test_a_child_of_a_killed_run_is_ended_wherever_it_went(runs):
     runs["killed"].ended()
     child, *forks = (runs["killed"].read("child.txt") + " " + runs["killed"].read("forks.txt")).split()
@@ -573,12 +573,8 @@ def _is_whole_in(s3: Place, record: ExecutionRecord) -> None:
 
 # --- judges that nobody here wrote ---------------------------------------------
 
-ENDS = (
-    "tells",
-    "killed",
-    pytest.param("unknown parameter", marks=pytest.mark.long),
-    pytest.param("fails", marks=pytest.mark.long),
-    pytest.param("outer", marks=pytest.mark.long),
+ENDS = long_if(
+    ("tells", "killed", "unknown parameter", "fails", "outer"), {"killed", "unknown parameter", "fails", "outer"}
 )
 
 

@@ -232,6 +232,7 @@ def test_a_reader_misses_nothing_while_threads_write(ledger):
     check_complete(ledger, mark, seen)
 
 
+@pytest.mark.long
 def test_a_killed_writer_leaves_no_gap_and_blocks_no_other_writer(url, ledger):
     mark, seen = ledger.mark(), []
     last = mark

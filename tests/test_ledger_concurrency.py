@@ -151,6 +151,7 @@ def test_a_process_killed_while_writing_blocks_no_other_writer(url):
     assert rows % 500 == 0  # whole batches, without the one that was removed and with the one that was added
 
 
+@pytest.mark.long
 def test_a_rebuild_waits_for_other_writers(url):
     stop = threading.Event()
     failed = []
@@ -188,6 +189,7 @@ def path(tmp_path):
     return tmp_path / "ledger.db"
 
 
+@pytest.mark.long
 def test_a_reader_keeps_its_snapshot_while_others_write(path, tmp_path):
     url = f"sqlite:///{path}"
     Ledger.open(url).record(numbered(5000), archive="local")
@@ -261,6 +263,7 @@ with ThreadPoolExecutor(4) as pool:
 """
 
 
+@pytest.mark.long
 def test_one_process_can_create_several_ledgers_concurrently(tmp_path):
     # Alembic keeps what it works on in its modules; without turns the interpreter itself could crash.
     done = subprocess.run(

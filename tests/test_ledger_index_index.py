@@ -189,7 +189,9 @@ print(reached)
 """
 
 
-@pytest.mark.parametrize("begun", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize(
+    "begun", [pytest.param(False, id="first", marks=pytest.mark.long), pytest.param(True, id="later")]
+)
 def test_a_writer_that_is_killed_at_any_step_leaves_a_correct_index(ledger, folder, begun, tmp_path):
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     record(ledger, *range(10))

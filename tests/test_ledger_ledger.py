@@ -291,6 +291,7 @@ def test_the_smallest_of_large_integers_is_found_exactly(ledger):
     assert (row["min"], row["min_exact"]) == (float(2**53), None)
 
 
+@pytest.mark.long
 def test_a_metric_of_100000_steps_is_one_row(ledger):
     ledger.record(a_record(metrics=logged(*range(100_000))), archive="local")
     row = only(ledger, "metrics")

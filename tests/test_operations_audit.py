@@ -596,6 +596,7 @@ def test_a_proof_of_another_bundle_or_by_another_key_is_found(place, tmp_path):
     assert "does not lead" in wrong
 
 
+@pytest.mark.long
 def test_an_audit_reads_large_objects_one_after_the_other(place):
     for execution_id in IDS:
         for number in range(3):

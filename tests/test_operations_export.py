@@ -219,6 +219,7 @@ def test_an_open_execution_is_not_exported(tmp_path):
         exported(bench)
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_a_bundle(tmp_path):
     bench = bench_at(tmp_path)
     kept(bench, outputs={**OUTPUTS, "outputs/large.bin": BIG * 8})

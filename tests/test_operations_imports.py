@@ -166,6 +166,7 @@ def test_a_ledger_is_rebuilt_beside_what_a_killed_import_left(theirs, ours, tmp_
     assert ours.ledger.list().rows == before
 
 
+@pytest.mark.long
 def test_a_record_that_is_too_large_to_stay_in_memory_is_read_again(ours, tmp_path):
     theirs, large = bench_at(tmp_path / "theirs"), a_request(files=(), values={"text": "x" * (9 << 20)})
     kept(theirs, request=large)
@@ -191,6 +192,7 @@ def test_an_execution_of_this_archive_is_imported_as_unchanged(theirs, tmp_path)
     assert theirs.archive.imported(EXECUTION_ID) is None
 
 
+@pytest.mark.long
 def test_a_folder_of_bundles_and_a_zip_by_the_zip_command_are_imported(theirs, ours, tmp_path):
     for one in (EXECUTION_ID, OTHER_ID):
         copy_of(theirs.folder / one, tmp_path / "some/where" / one)

@@ -408,6 +408,7 @@ def m() -> None:
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_server")
 def test_a_package_that_came_from_a_folder_is_replayed_from_the_bundle(told, home, tmp_path, monkeypatch):
     info = "from_a_folder-1.0.dist-info"
@@ -517,6 +518,7 @@ def m() -> str:
 """
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_server")
 def test_a_file_at_a_fixed_path_is_named_by_show_and_verify_and_before_a_replay(told, tmp_path, monkeypatch, capsys):
     for name in ("code", "data", "elsewhere"):
@@ -544,6 +546,7 @@ def test_a_file_at_a_fixed_path_is_named_by_show_and_verify_and_before_a_replay(
     assert "--allow-missing" in output
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("prefect_server")
 def test_data_that_is_not_kept_is_named_by_show_and_verify_and_before_a_replay(
     told, home, tmp_path, monkeypatch, capsys

@@ -133,6 +133,7 @@ for changes in {}, {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, {LIMIT.name: "
 """
 
 
+@pytest.mark.long
 def test_a_method_called_without_an_api_allows_the_embedded_server_a_slow_start(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     environment = kept | {"PREFECT_HOME": str(tmp_path), "EXECUTIONS_HOME": str(tmp_path)}

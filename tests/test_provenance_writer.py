@@ -445,6 +445,7 @@ def test_the_difference_of_two_clocks_is_allowed():
     assert list(time_faults(changed(late(2), late(60)))) == []
 
 
+@pytest.mark.long
 def test_ten_thousand_outputs_are_written_and_read():
     outputs = [an_output(f"outputs/tile-{number}.csv", b"%d" % number) for number in range(10_000)]
     many = a_record(job_status=a_job_status(outputs=outputs))
@@ -553,6 +554,7 @@ def test_a_picture_of_very_many_records_is_refused():
         convert(as_provenance(a_record(job_status=a_job_status(outputs=outputs))), "svg")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "form", "named"),
     [

@@ -68,6 +68,7 @@ def test_dir_lists_the_names_before_they_are_loaded():
     assert set(prefect_executions.__all__) <= set(dir(prefect_executions))
 
 
+@pytest.mark.long
 def test_a_star_import_gives_all_names():
     code = "import json; names = {}; exec('from prefect_executions import *', names); print(json.dumps(sorted(names)))"
     assert set(told_by_a_new_process(code)) >= set(prefect_executions.__all__)

@@ -138,6 +138,7 @@ def test_a_removed_execution_is_not_sealed_again(scene):
     assert scene.bench.ledger.list().rows == ()
 
 
+@pytest.mark.long
 def test_a_run_recorded_in_another_archive_is_left_to_its_settle(scene):
     run = scene.run(scene.deploy(measures), Pending(), Running(), ago=A_WHILE)
     prefect_events.emit([events.progress_event(str(run.id), "measures", 50, None, datetime.now(UTC))])
@@ -167,6 +168,7 @@ def test_a_run_that_no_worker_picks_up_is_reported_on_each_round(scene):
     assert scene.record(late).request.deployment.name == "scene"
 
 
+@pytest.mark.long
 def test_a_run_whose_worker_died_before_the_start_is_given_up(scene):
     labels = {"prefect.worker.name": "gone", "prefect.worker.type": "process", "prefect.work-pool.name": "scenes"}
     with get_client(sync_client=True) as client:
@@ -202,6 +204,7 @@ def test_a_run_whose_worker_died_before_it_claimed_the_run_is_given_up(scene):
     assert "no worker took it within" in record.job_status.message
 
 
+@pytest.mark.long
 def test_a_method_is_recognised_when_its_deployment_is_renamed_or_gone(scene):
     renamed, deleted = scene.deploy(measures, "first name"), scene.deploy(rests)
     scene.settle()
@@ -294,7 +297,9 @@ def hook(scene: Scene, run: FlowRun) -> None:
     waited(lambda: not mark.exists(), "the end of the hook's work")
 
 
-@pytest.mark.parametrize("end", [hook, lambda scene, _: scene.settle()], ids=["hook", "settle"])
+@pytest.mark.parametrize(
+    "end", [pytest.param(hook, marks=pytest.mark.long), lambda scene, _: scene.settle()], ids=["hook", "settle"]
+)
 def test_forks_of_a_killed_process_are_ended_if_it_was_the_executions_own(scene, end):
     deployment = scene.deploy(measures)
     with family() as mine, family() as shared:
@@ -395,6 +400,7 @@ def test_a_run_that_loses_the_race_to_seal_leaves_a_late_seal(scene, elsewhere):
     assert scene.settle() == {}
 
 
+@pytest.mark.long
 def test_a_run_missing_in_prefect_is_sealed_from_our_own_record(scene):
     deployment = scene.deploy(measures)
     error = Raised(type="KeyError", message="x", traceback="")
@@ -439,6 +445,7 @@ def test_a_seal_wins_over_a_later_crash(scene):
     assert scene.record(run).status is Status.COMPLETED
 
 
+@pytest.mark.long
 def test_a_second_generation_that_never_started_is_sealed_as_well(scene):
     run = scene.run(scene.deploy(measures), Pending(), Crashed(message="first"), ago=A_WHILE)
     scene.settle()
@@ -503,6 +510,7 @@ def test_an_execution_sealed_by_another_machine_is_indexed(scene, elsewhere):
     assert scene.settle() == {}
 
 
+@pytest.mark.long
 def test_a_round_reads_only_what_changed_since_the_last(scene, requests):
     deployment = scene.deploy(measures)
     for _ in range(12):

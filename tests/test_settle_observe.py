@@ -90,6 +90,7 @@ def test_a_suspended_process_on_this_machine_is_left_alone_until_it_is_gone(scen
     assert scene.record(run).job_status.reason is Reason.CRASHED
 
 
+@pytest.mark.long
 def test_a_suspended_process_elsewhere_is_left_to_its_worker(scene, elsewhere):
     run, _ = scene.opened(scene.deploy(lives), process=FAR, at=elsewhere.with_name("there"))
     worked(run, "watches")
@@ -112,6 +113,7 @@ def test_ten_minutes_without_prefects_server_declare_no_run_dead(scene, elsewher
     assert left(scene, run, elsewhere)
 
 
+@pytest.mark.long
 def test_ten_minutes_without_the_archive_declare_no_run_dead(scene, elsewhere):
     there = elsewhere.with_name("there")
     run, _ = scene.opened(scene.deploy(lives), process=FAR, at=there)
