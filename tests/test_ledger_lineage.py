@@ -54,6 +54,31 @@ def test_one_step_agrees_with_the_terms_of_searches(ledger, seed):
         assert down == ledger.related(Link.USES, [an_id(number)])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_walk_of_many_depths_agrees_with_its_steps(ledger, seed):
+    # Nodes use one of the last few nodes, so that the walk is narrow in some depths and wide in others.
+    random = Random(seed)  # noqa: S311  test data
+    graph: dict[int, list[object]] = {number: [max(0, number - random.choice([1, 1, 2]))] for number in range(1, 300)}
+    graph |= {number: [random.randrange(290, 300)] for number in range(300, 330)}
+    record_graph(ledger, {0: [], **graph})
+    edges = {(one, number) for number, uses in graph.items() for one in uses}
+    for direction, start in ((DOWN, 0), (UP, 329), (UP, 299)):
+        found = ledger.lineage(an_id(start), [direction], depth=10**6, most=10**6)
+        (walked,) = found.data
+        expected, frontier = {start: 0}, [start]
+        while frontier:
+            ends = {a if direction is UP else b for a, b in edges if (b if direction is UP else a) in frontier}
+            frontier = sorted(ends - expected.keys())
+            expected |= dict.fromkeys(frontier, max(expected.values()) + 1)
+        assert depths(found, walked) == {an_id(number): depth for number, depth in expected.items()}
+        assert {(found.label(each.source), found.label(each.target)) for each in walked.edges} == {
+            (an_id(a), an_id(b)) for a, b in edges if a in expected and b in expected
+        }
+    (walked,) = ledger.lineage(an_id(0), [DOWN], depth=20, most=10**6).data
+    assert max(walked.depths.values()) == 20
+    assert walked.cut
+
+
 def test_orchestration_is_apart_from_the_data_flow(ledger):
     parent = Relative(execution_id=an_id(1), relation="parent")
     rerun = Relative(execution_id=an_id(2), relation="rerun-of")

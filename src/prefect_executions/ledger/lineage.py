@@ -1,9 +1,13 @@
-"""The reading of lineage: the neighbours of many executions with one statement per depth, in one snapshot."""
+"""The reading of lineage: the neighbours of many executions with one statement per depth, in one snapshot.
+
+A long chain would need a statement for each execution. Where a walk stays narrow, two statements read several depths.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 from prefect_executions.executions.annotations import labels
@@ -14,6 +18,13 @@ from prefect_executions.ledger.rows import time_of
 
 FILE = -1
 """The key of the file at the start of a lineage."""
+
+_WIDE = 8
+"""From so many nodes on, a walk reads one depth at a time."""
+_FIRST_DEPTHS = 3
+"""So many depths are read one at a time: most walks end here."""
+_AHEAD = 250
+"""The most nodes whose edges are read ahead."""
 
 _MOST_KEYS = 5_000  # values of one statement; SQLite accepts 32,766
 
@@ -48,8 +59,29 @@ def lineage_of_file(
 
 
 def _data(session: Session) -> Callable[[Sequence[int], Direction], Iterator[LineageEdge]]:
+    ahead: dict[Direction, dict[int, list[tuple[Any, ...]]]] = {direction: {} for direction in Direction}
+    depths = 0
+
+    def read_ahead(keys: Sequence[int], direction: Direction) -> None:
+        statement = queries.REACHED[direction].format(", ".join("?" * len(keys)))
+        reached = [key for (key,) in session.fetch_all(statement, (*keys, _AHEAD))]
+        known = ahead[direction] = {key: [] for key in reached}
+        near = 1 if direction is Direction.UP else 0
+        for row in _rows(session, queries.DATA_EDGES[direction], reached):
+            known[row[near]].append(row)
+
+    def rows(keys: Sequence[int], direction: Direction) -> Iterable[tuple[Any, ...]]:
+        if depths > _FIRST_DEPTHS and len(keys) < _WIDE and any(key not in ahead[direction] for key in keys):
+            read_ahead(keys, direction)
+        known = ahead[direction]
+        if all(key in known for key in keys):
+            return chain.from_iterable(known[key] for key in keys)
+        return _rows(session, queries.DATA_EDGES[direction], keys)
+
     def neighbours(keys: Sequence[int], direction: Direction) -> Iterator[LineageEdge]:
-        for source, target, output, name, sha256 in sorted(_rows(session, queries.DATA_EDGES[direction], keys)):
+        nonlocal depths
+        depths += 1
+        for source, target, output, name, sha256 in sorted(rows(keys, direction)):
             yield LineageEdge(source, target, output=output, input=name, sha256=sha256.hex())
 
     return neighbours

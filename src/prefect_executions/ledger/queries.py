@@ -61,11 +61,12 @@ REFERRERS = (
     "WHERE r.other = ? ORDER BY e.first_known, e.id LIMIT ?"
 )
 # The producer must have started before the consumer. Empty files share one digest, so skip them.
-_SHARED_FILES = (
-    "FROM input_files AS f JOIN outputs AS o ON o.sha256 = f.sha256 "
+_SHARING = (
+    "input_files AS f JOIN outputs AS o ON o.sha256 = f.sha256 "
     "JOIN executions AS taker ON taker.key = f.execution JOIN executions AS maker ON maker.key = o.execution "
     "WHERE o.size > 0 AND maker.key <> taker.key AND maker.started <= taker.started "
 )
+_SHARED_FILES = f"FROM {_SHARING}"
 MADE_FROM = (
     f"SELECT DISTINCT maker.id, o.path, f.input, o.sha256, maker.started {_SHARED_FILES}"
     "AND taker.id = ? ORDER BY maker.started DESC, maker.id, o.path, f.input LIMIT ?"
@@ -81,6 +82,15 @@ DATA_EDGES = {
     Direction.UP: f"{_SHARED_EDGES}AND taker.key IN ({{}})",
     Direction.DOWN: f"{_SHARED_EDGES}AND maker.key IN ({{}})",
 }
+_REACHED = (
+    "WITH RECURSIVE reached (key) AS (SELECT key FROM executions WHERE key IN ({{}}) "  # noqa: S608  constant names
+    f"UNION SELECT {{far}}.key FROM reached, {_SHARING}AND {{near}}.key = reached.key) SELECT key FROM reached LIMIT ?"
+)
+REACHED = {
+    Direction.UP: _REACHED.format(near="taker", far="maker"),
+    Direction.DOWN: _REACHED.format(near="maker", far="taker"),
+}
+"""Some executions and those that a walk along the data edges reaches from them; both databases stop at the limit."""
 _RELATIVE_EDGES = (
     "SELECT first.key, r.execution, r.relation FROM relatives AS r "
     "JOIN executions AS first ON first.id = r.other "
