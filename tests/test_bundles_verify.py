@@ -11,7 +11,7 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,13 @@ from bundle_makers import (
     zip_of,
 )
 from prefect_executions import documents
-from prefect_executions.bundles import layout
+from prefect_executions.bundles import layout, manifest
 from prefect_executions.bundles.evidence import _has_constant_or_long_integer
 from prefect_executions.bundles.source import FolderSource
 from prefect_executions.bundles.verify import CHECKS, Report, verify
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.errors import BundleError, NotFoundError
-from prefect_executions.executions.record import DOCUMENTS
+from prefect_executions.executions.record import DOCUMENTS, BundleFile
 from prefect_executions.settings import ArchiveLevel
 from records import (
     EXECUTION_ID,
@@ -655,6 +655,29 @@ def test_a_part_that_the_export_omitted_has_no_file_of_it(files: dict[str, bytes
     assert verify(MemorySource(files, absent)).faults == ()
     others = [path for path in files if path.startswith(kept.partition("/")[0] + "/") and path != kept]
     assert verify(MemorySource(bare | {kept: files[kept]}, absent)).passed is not bool(others)
+
+
+@pytest.mark.parametrize("omitted", [("outputs/",), ("inputs/", "outputs/", "output.zip")])
+@pytest.mark.parametrize("path", [CSV, "inputs/picture.png"])
+def test_the_size_of_an_absent_file_in_the_crate_is_compared_with_the_documents(
+    files: dict[str, bytes], omitted: tuple[str, ...], path: str
+) -> None:
+    size = f'"contentSize": "{len(files[path])}"'
+    before, entity, after = files[layout.CRATE].decode().partition(f'"@id": "{path}"')
+    forged = {**files, layout.CRATE: (before + entity + after.replace(size, '"contentSize": "9"', 1)).encode()}
+    assert forged != files
+    bare = {name: data for name, data in with_manifest(forged).items() if not name.startswith(omitted)}
+    assert failed(verify(MemorySource(bare, dict.fromkeys(omitted, "it was exported without")))) == {"crate"}
+
+
+def with_manifest(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return *files* with a manifest of their digests."""
+    listed = [
+        BundleFile(path, sha256(data).hexdigest(), len(data))
+        for path, data in files.items()
+        if path not in layout.UNLISTED
+    ]
+    return {**files, layout.MANIFEST: manifest.render(listed)}
 
 
 def test_outputs_that_are_in_the_zip_only_are_checked_there(files: dict[str, bytes]) -> None:

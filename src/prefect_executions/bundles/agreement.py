@@ -312,9 +312,9 @@ def _crate_rebuilt(evidence: Evidence) -> Findings:
     in_crate = dict(evidence.crate_summary.files)
     listed = {path: digest for path, digest in evidence.listed.items() if path != layout.CRATE}
     digests = in_crate | listed | in_crate  # in the order of the crate, so that an unchanged one has the same bytes
-    files = [BundleFile(path, digest, evidence.files.get(path, 0)) for path, digest in digests.items()]
+    files = [BundleFile(path, digest, evidence.sizes.get(path, 0)) for path, digest in digests.items()]
     measured = {
-        path for path, digest in listed.items() if path in evidence.files and in_crate.get(path, digest) == digest
+        path for path, digest in listed.items() if path in evidence.sizes and in_crate.get(path, digest) == digest
     }
     unmeasured = frozenset(file.path for file in files if file.path not in measured)
     yield from crate_reader.differences(evidence.bytes_of(layout.CRATE), evidence.record, files, unmeasured)

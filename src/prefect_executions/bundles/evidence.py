@@ -216,6 +216,18 @@ class Evidence:
 
     @property
     @_read_once
+    def sizes(self) -> Mapping[str, int]:
+        """The size of every file in the source, and the recorded size of each output and input that is absent.
+
+        Raises:
+            BundleError: If a document is missing or damaged.
+        """
+        outputs = {file.path: file.size for file in self.record.job_status.outputs}
+        inputs = {file.path: file.size for file in self.record.request.files if file.path is not None}
+        return {**outputs, **inputs, **self.files}
+
+    @property
+    @_read_once
     def summary(self) -> RecordSummary:
         """The summary of the JSON documents."""
         return summary_of(self.record)
@@ -279,7 +291,7 @@ class Evidence:
 
     @cached_property
     def _listed_files(self) -> list[BundleFile]:
-        return [BundleFile(path, digest, self.files.get(path, 0)) for path, digest in self.listed.items()]
+        return [BundleFile(path, digest, self.sizes.get(path, 0)) for path, digest in self.listed.items()]
 
     @cached_property
     def absent(self) -> Mapping[str, str]:
