@@ -316,6 +316,19 @@ def test_a_document_that_another_program_reads_differently_is_refused(bundles, p
     assert [one for one in report.faults if one.startswith("documents: ") and fault in one]
 
 
+def test_a_size_is_compared_with_an_output_that_is_in_the_zip_only(bundles):
+    def change(status: Any) -> None:
+        status["outputs"][0].update(size=5)
+
+    source = _document(bundles["replay"], "metadata/jobStatus.json", change)
+    remaining = {path: source.blocks(path) for path in source.files if not path.startswith("outputs/")}
+    zipped = MemorySource(
+        {path: b"".join(blocks) for path, blocks in remaining.items()}, {"outputs/": "they are in output.zip"}
+    )
+    (fault,) = verify(zipped, only=("outputs",)).faults
+    assert fault.endswith("bytes; metadata/jobStatus.json says 5")
+
+
 def test_an_execution_is_not_its_own_relative(bundles):
     def change(request: Any) -> None:
         request["relatives"].append({"executionId": EXECUTION_ID, "relation": "parent"})

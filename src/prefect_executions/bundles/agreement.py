@@ -388,8 +388,8 @@ def _compare(evidence: Evidence, document: str, path: str, digest: str, size: in
         return
     if actual != digest:
         yield f"{path!r} is {actual}; {document} says {digest}"
-    actual_size = evidence.files.get(path)
-    if None not in {size, actual_size} and size != actual_size:
+    actual_size = evidence.size_of(path) if size is not None else None
+    if actual_size is not None and size != actual_size:
         yield f"{path!r} has {actual_size} bytes; {document} says {size}"
 
 

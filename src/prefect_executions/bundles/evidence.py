@@ -110,6 +110,7 @@ class Evidence:
         self.results: dict[str, object] = {}
         self._documents: dict[type[Document], Document | _Fault] = {}
         self._times: Times | None = None
+        self._member_sizes: Mapping[str, int] = {}
         self.canonical: set[type[Document]] = set()
         """The documents that have the bytes of their only form."""
 
@@ -180,11 +181,19 @@ class Evidence:
             raise BundleError("it is missing")
         with self.source.open(layout.OUTPUT_ZIP) as stream:
             reader = ZipReader.open(stream, self.limits)
+            self._member_sizes = {name: entry.size for name, entry in reader.entries.items()}
             return {
                 name: self._member_digest(reader, name) if name in self.listed else _NOT_LISTED
                 for name, entry in reader.entries.items()
                 if not entry.is_folder
             }
+
+    def size_of(self, path: str) -> int | None:
+        """Return the size of a file of the source, or else of ``output.zip``; None if neither has it."""
+        if path not in self.files:
+            with suppress(BundleError):
+                _ = self.members  # it reads the sizes as well
+        return self.files.get(path, self._member_sizes.get(path))
 
     @cached_property
     def member_folders(self) -> Collection[str]:
