@@ -270,7 +270,7 @@ def test_postgresql_appends_the_changes_of_a_transaction_in_one_round_trip(need,
     # All other writers wait from the first statement that takes the counter's row.
     statements = []
 
-    class Recorder(psycopg.Cursor):
+    class Recorder(psycopg.RawCursor):
         def execute(self, query, *values, **options):
             statements.append(query)
             return super().execute(query, *values, **options)

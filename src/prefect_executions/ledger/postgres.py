@@ -23,8 +23,8 @@ _IN_SCHEMA = f"SET LOCAL search_path TO {SCHEMA}"
 _BEGIN_READING = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_IN_SCHEMA}".encode()
 _BEGIN_WRITING = f"BEGIN; {_IN_SCHEMA}".encode()
 # Writers of one execution exclude each other. A bulk write locks the whole ledger. Deadlocks are impossible.
-_LOCK_ONE = b"SELECT pg_advisory_xact_lock_shared(%s), pg_advisory_xact_lock(%s)"
-_LOCK_ALL = b"SELECT pg_advisory_xact_lock(%s)"
+_LOCK_ONE = b"SELECT pg_advisory_xact_lock_shared($1), pg_advisory_xact_lock($2)"
+_LOCK_ALL = b"SELECT pg_advisory_xact_lock($1)"
 # Defaults that the URL can override. psycopg's own timeout of 130 s is longer than a hook may take.
 _CONNECTION_DEFAULTS: dict[str, str | int | None] = {"connect_timeout": 10, "application_name": "prefect-executions"}
 
@@ -55,6 +55,9 @@ class PostgresDatabase(Database[Connection]):
 
     def _connect(self) -> Connection:
         connection = self._open(autocommit=True)
+        # Its statements have PostgreSQL's own placeholders. The default cursor parses each statement, which takes
+        # longer than its execution if there are thousands of values.
+        connection.cursor_factory = psycopg.RawCursor
         try:
             if _revision(connection) != HEAD:
                 migrate("postgresql", lambda: self._open(autocommit=False), self.shown)
@@ -104,7 +107,8 @@ class PostgresSession:
 
 @lru_cache
 def _native_placeholders(sql: str) -> bytes:
-    return sql.replace("?", "%s").encode()
+    first, *others = sql.split("?")
+    return "".join((first, *(f"${number}{part}" for number, part in enumerate(others, 1)))).encode()
 
 
 def _begin_reading(connection: Connection) -> None:
@@ -117,7 +121,7 @@ def _begin_writing(connection: Connection) -> None:
 
 def _revision(connection: Connection) -> str | None:
     table = f"{SCHEMA}.{VERSION_TABLE}"
-    existing = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
+    existing = connection.execute("SELECT to_regclass($1)", (table,)).fetchone()
     if existing is None or existing[0] is None:
         return None
     row = connection.execute(f"SELECT version_num FROM {table}".encode()).fetchone()  # noqa: S608  a constant
