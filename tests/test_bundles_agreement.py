@@ -329,6 +329,15 @@ def test_a_size_is_compared_with_an_output_that_is_in_the_zip_only(bundles):
     assert fault.endswith("bytes; metadata/jobStatus.json says 5")
 
 
+def test_many_listed_files_that_the_crate_lacks_are_counted(bundles):
+    files = bundles["replay"]
+    more = "".join(f"{number:064x}  outputs/{number:05}\n" for number in range(2000)).encode()
+    lines = sorted((files[layout.MANIFEST] + more).splitlines(keepends=True), key=lambda line: line[66:])
+    source = MemorySource({**files, layout.MANIFEST: b"".join(lines)})
+    (fault,) = verify(source, only=("crate",)).faults
+    assert fault == f"crate: {layout.CRATE}: it lacks 2000 files that {layout.MANIFEST} lists"
+
+
 def test_an_execution_is_not_its_own_relative(bundles):
     def change(request: Any) -> None:
         request["relatives"].append({"executionId": EXECUTION_ID, "relation": "parent"})

@@ -33,6 +33,9 @@ from prefect_executions.methods.model import DIFF, OUTPUTS, REQUIREMENTS, CodeId
 from prefect_executions.provenance.differences import differences as prov_differences
 
 _Part = StepSummary | PhaseSummary
+_MOST_LACKING = 1000
+"""The most listed files that a crate lacks and that are named: to build a crate of a million takes much memory."""
+
 _PHASES = frozenset({EntryKind.PHASE, EntryKind.PHASE_ENDED})
 _RERUNS = frozenset({"rerun-of", "edited-rerun-of"})
 
@@ -311,6 +314,10 @@ def _crate_rebuilt(evidence: Evidence) -> Findings:
     """Compare the crate with one built from the documents; `told-files` compares the digests of single files."""
     in_crate = dict(evidence.crate_summary.files)
     listed = {path: digest for path, digest in evidence.listed.items() if path != layout.CRATE}
+    lacking = len(listed.keys() - in_crate.keys())
+    if lacking > _MOST_LACKING:
+        yield f"{layout.CRATE}: it lacks {lacking} files that {layout.MANIFEST} lists"
+        return
     digests = in_crate | listed | in_crate  # in the order of the crate, so that an unchanged one has the same bytes
     files = [BundleFile(path, digest, evidence.sizes.get(path, 0)) for path, digest in digests.items()]
     measured = {
