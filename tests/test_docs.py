@@ -223,8 +223,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
 }
 
 
-def every_document() -> list[type[Document]]:
-    """Return each JSON document that any room of the package writes."""
+@cache
+def every_document() -> tuple[type[Document], ...]:
+    """Return each JSON document that any package writes."""
     found = [
         getattr(importlib.import_module(module.name), kind.name)
         for module in SourceTree(ROOT / "src" / "prefect_executions").modules.values()
@@ -232,7 +233,7 @@ def every_document() -> list[type[Document]]:
         if any(ast.unparse(base) in {"Document", "ArchiveDocument"} for base in kind.bases)
         if kind.name != "ArchiveDocument"
     ]
-    return sorted(found, key=lambda kind: kind.file_name)
+    return tuple(sorted(found, key=lambda kind: kind.file_name))
 
 
 def schema_of(document: type[Document]) -> dict[str, Any]:
