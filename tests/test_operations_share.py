@@ -16,13 +16,12 @@ import pytest
 from archives import KEY, SECRET, Place, place_on
 from benches import OTHER_ID, bench_at, kept, record_of
 from bundle_makers import copy_of
-from prefect_executions.archive.shares import shares
+from prefect_executions.archive.shares import Share, read_shares
 from prefect_executions.attestation.policy import SignatureState
 from prefect_executions.bundles.layout import ExportLevel
 from prefect_executions.capture.secrets import reveals, secrets_around
 from prefect_executions.cli.app import main
 from prefect_executions.errors import (
-    ArchiveError,
     BundleError,
     NotAvailableError,
     NotFoundError,
@@ -116,11 +115,11 @@ def test_only_a_bundle_whose_signature_holds_is_shared(bench, tmp_path, output):
 def test_shares_are_listed_and_a_revoked_link_stops_working(bench):
     first, second = shared(bench), shared(bench, level=ExportLevel.METADATA)
     store = bench.archive.store
-    assert {one.id for one in shares(store)} == {first.share.id, second.share.id}
+    assert {one.id for one in read_shares(store).shares} == {first.share.id, second.share.id}
     revoke(store, first.share.id)
     assert refused(first.url) == 404
     assert len(zipfile.ZipFile(io.BytesIO(fetched(second.url))).namelist()) > 5
-    assert [one.id for one in shares(store)] == [second.share.id]
+    assert [one.id for one in read_shares(store).shares] == [second.share.id]
     with pytest.raises(NotFoundError, match="shares list"):
         revoke(store, first.share.id)
 
@@ -136,9 +135,31 @@ def test_the_note_of_a_share_cannot_end_another_share(bench):
     result, store = shared(bench), bench.archive.store
     ended = result.share.model_copy(update={"expires": NOW})
     store.put_many({"shared/0000/share.json": ended.to_json()})
-    with pytest.raises(ArchiveError, match=rf"shared/0000/share\.json .* is the note of share {result.share.id}"):
-        sweep(store, NOW + timedelta(hours=1))
+    assert sweep(store, NOW + timedelta(hours=1)) == 0
+    (sentence,) = read_shares(store).damaged
+    assert f"share 0000 is damaged: it is the note of share {result.share.id}" in sentence
     assert fetched(result.url)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"format": 2}', b"\xff"])
+def test_a_damaged_note_hides_no_other_share_and_can_be_revoked(home, capsys, damage):
+    """The archive is a folder, where the notes are the same."""
+    store = bench_at(home).archive.store
+    for share_id, expires in (("aaaa", NOW), ("cccc", datetime.now(UTC) + WEEK)):
+        note = Share(
+            id=share_id, execution_id=EXECUTION_ID, what="full", file="x.zip", size=1, created=NOW, expires=expires
+        )
+        store.put_many({f"shared/{share_id}/share.json": note.to_json(), f"shared/{share_id}/x.zip": b"x"})
+    store.put_many({"shared/bbbb/share.json": damage, "shared/bbbb/x.zip": b"x"})
+    assert main(["shares", "list", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [share["id"] for share in json.loads(shown.out)["shares"]] == ["cccc"]
+    assert "The note of share bbbb is damaged" in shown.err
+    assert "Next: executions shares revoke bbbb" in shown.err
+    assert main(["shares", "revoke", "bbbb"]) == 0
+    assert sorted(info.key for info in store.list("shared/")) == ["shared/cccc/share.json", "shared/cccc/x.zip"]
+    with pytest.raises(NotFoundError):
+        revoke(store, "bbbb")
 
 
 def test_neither_the_url_nor_a_key_is_stored(bench, s3):

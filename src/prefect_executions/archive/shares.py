@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Time
-from prefect_executions.errors import ArchiveError, BundleError
+from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Time, shortened
+from prefect_executions.errors import BundleError
 from prefect_executions.objectstore.interface import Store
 
 ROOT = "shared/"
@@ -30,20 +29,37 @@ class Share(ArchiveDocument):
     expires: Time
 
 
-def shares(store: Store) -> Iterator[Share]:
-    """Yield all shares, expired or not, unsorted.
+class SharesRead(NamedTuple):
+    """The shares of an archive, unsorted, expired or not; and a sentence on each note that is damaged."""
+
+    shares: tuple[Share, ...]
+    damaged: tuple[str, ...]
+
+
+def read_shares(store: Store) -> SharesRead:
+    """Return the shares in *store*; a damaged note hides no other share.
 
     Raises:
-        ArchiveError: If the archive fails, or a note is damaged.
+        ArchiveError: If the archive fails.
     """
+    found: list[Share] = []
+    damaged: list[str] = []
     for share_id in store.list_children(ROOT):
         key = f"{ROOT}{share_id}/{NOTE}"
         data = store.get_many([key], limit=SMALL_DOCUMENT).get(key)
+        if data is None:
+            continue
         try:
-            note = Share.from_json(data) if data is not None else None
+            note = Share.from_json(data)
         except BundleError as error:
-            raise ArchiveError(f"{key} in {store.url} is damaged: {error}") from error
-        if note is not None and note.id != share_id:  # it would end another share
-            raise ArchiveError(f"{key} in {store.url} is damaged: it is the note of share {note.id}; delete it")
-        if note is not None:
-            yield note
+            damaged.append(_damaged(share_id, shortened(str(error))))
+            continue
+        if note.id == share_id:
+            found.append(note)
+        else:  # it would end another share
+            damaged.append(_damaged(share_id, f"it is the note of share {note.id}"))
+    return SharesRead(tuple(found), tuple(damaged))
+
+
+def _damaged(share_id: str, why: str) -> str:
+    return f"The note of share {share_id} is damaged: {why}. Next: executions shares revoke {share_id}"

@@ -246,14 +246,17 @@ def list_shares(*, as_json: Json = False) -> None:
         as_json: Print one JSON document.
     """
     # Start-up time of the CLI, as above.
-    from prefect_executions.archive.shares import shares as shares_in  # noqa: PLC0415
+    from prefect_executions.archive.shares import read_shares  # noqa: PLC0415
     from prefect_executions.operations.share import sweep  # noqa: PLC0415
 
     store = open_catalog().workbench.archive.store
     sweep(store, datetime.now(UTC))
-    current = sorted(shares_in(store), key=lambda share: (share.created, share.id))
+    found = read_shares(store)
+    current = sorted(found.shares, key=lambda share: (share.created, share.id))
+    for sentence in found.damaged:
+        warn(sentence)
     if as_json:
-        show_json({"shares": current})
+        show_json({"shares": current, "damaged": found.damaged})
         return
     rows = (
         (share.id, share.execution_id, share.what, format_size(share.size), format_time(share.expires))

@@ -14,7 +14,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import NamedTuple
 
-from prefect_executions.archive.shares import NOTE, ROOT, Share, shares
+from prefect_executions.archive.shares import NOTE, ROOT, Share, read_shares
 from prefect_executions.attestation.policy import TRUST_NOBODY, SignaturePolicy, SignatureState
 from prefect_executions.bundles import manifest
 from prefect_executions.bundles.layout import MANIFEST, OUTPUT_ZIP, ExportLevel
@@ -102,12 +102,12 @@ def share(
 
 
 def revoke(store: Store, share_id: str) -> None:
-    """Delete the copy of a share, so that its URL stops working.
+    """Delete the copy of a share, so that its URL stops working; its note may be damaged.
 
     Raises:
         NotFoundError: If the share does not exist.
     """
-    if share_id not in {share.id for share in shares(store)}:
+    if share_id not in set(store.list_children(ROOT)):
         raise NotFoundError(f"share '{share_id}' does not exist. 'executions shares list' shows the shares.")
     keys = [info.key for info in store.list(f"{ROOT}{share_id}/")]
     store.delete(*sorted(keys, key=lambda key: key.endswith(f"/{NOTE}")))
@@ -115,7 +115,7 @@ def revoke(store: Store, share_id: str) -> None:
 
 def sweep(store: Store, now: datetime) -> int:
     """Delete the expired shares; return their number."""
-    expired = [share.id for share in shares(store) if share.expires <= now]
+    expired = [share.id for share in read_shares(store).shares if share.expires <= now]
     for share_id in expired:
         revoke(store, share_id)
     return len(expired)

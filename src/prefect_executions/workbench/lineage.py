@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from hashlib import file_digest
 from typing import NamedTuple
 
-from prefect_executions.archive.shares import shares
+from prefect_executions.archive.shares import read_shares
 from prefect_executions.errors import ArchiveError, RequestError
 from prefect_executions.executions.lineage import Direction, Lineage, LineageNode, run_order
 from prefect_executions.workbench.lookup import find, path_of
@@ -110,7 +110,9 @@ def impact(workbench: Workbench, target: str, now: datetime) -> Impact:
 
 def _shared(workbench: Workbench, now: datetime) -> frozenset[str]:
     with suppress(ArchiveError):  # the ledger answers without the archive
-        return frozenset(share.execution_id for share in shares(workbench.archive.store) if share.expires > now)
+        return frozenset(
+            share.execution_id for share in read_shares(workbench.archive.store).shares if share.expires > now
+        )
     return frozenset()
 
 
