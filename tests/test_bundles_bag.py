@@ -302,6 +302,23 @@ def test_the_original_name_of_a_renamed_file_must_be_portable_too(tmp_path: Path
         import_bundles(bench_at(tmp_path / "ours"), str(zipped), PORTABLE)
 
 
+def test_files_of_a_bag_beside_its_payload_are_named_and_ignored(tmp_path: Path) -> None:
+    bench = bench_at(tmp_path / "theirs")
+    kept(bench)
+    _, bag = bag_of(bench, tmp_path / "x")
+    copy_of(bag / "data", bag / "more" / OTHER_ID)  # a second bundle, which no manifest of the bag lists
+    (bag / "Thumbs.db").write_bytes(b"x")
+    notes: list[str] = []
+    imported = import_bundles(bench_at(tmp_path / "ours"), str(bag), ANY, note=notes.append)
+    assert [one.id for one in imported] == [EXECUTION_ID]
+    (note,) = notes
+    assert f"more/{OTHER_ID}/" in note
+    assert " more: not in the payload data/ of the bag" in note
+    reports = [verified.report for verified in verify_target(Catalog(bench), str(bag))]
+    assert all(report.passed for report in reports)
+    assert note in {sentence for report in reports for check in report.checks for sentence in check.unchecked}
+
+
 def test_a_payload_file_of_no_manifest_is_refused_before_it_is_read(tmp_path: Path) -> None:
     bench = bench_at(tmp_path / "theirs")
     kept(bench)

@@ -97,6 +97,19 @@ def bag_tag_files(
     return tags | {"tagmanifest-sha256.txt": tag_manifest.encode()}
 
 
+def extra_files(bag: Source) -> list[str]:
+    """Return the files of *bag* beside its payload that BagIt itself does not define; a bag may have any."""
+    own = {BAG_DECLARATION, _INFO, _FETCH}
+    return [
+        path
+        for path in bag.files
+        if not path.startswith(BAG_PAYLOAD)
+        and path not in own
+        and not _MANIFEST.fullmatch(path)
+        and not is_desktop_file(path)
+    ]
+
+
 def check_bag(bag: Source) -> None:
     """Verify every file of *bag* against its manifests; desktop files that no manifest lists are ignored.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prefect_executions.bundles import layout, manifest
-from prefect_executions.bundles.bag import BAG_DECLARATION, BAG_PAYLOAD, check_bag
+from prefect_executions.bundles.bag import BAG_DECLARATION, BAG_PAYLOAD, check_bag, extra_files
 from prefect_executions.bundles.export import Export, absent_at_level
 from prefect_executions.bundles.layout import BundleKind, ExportLevel
 from prefect_executions.bundles.relations import RelatedBundle, relation_faults
@@ -38,6 +38,9 @@ NO_BUNDLE = f"it contains no bundle: neither {layout.MANIFEST}, nor {BAG_DECLARA
 
 _DEEPEST = 8
 """The most folders that may be above a bundle."""
+
+_NAMED, _LONGEST = 3, 200
+"""Files that a note names, and the most characters of a name."""
 
 
 class IncomingBundle(NamedTuple):
@@ -71,6 +74,8 @@ class Container:
     """The empty folders outside all bundles."""
     crates: tuple[bytes, ...] = ()
     """The crates beside the bundles, which no manifest lists."""
+    beside_payload: tuple[str, ...] = ()
+    """The files of a bag that are neither payload nor defined by BagIt."""
 
     def some_bundles(self) -> tuple[IncomingBundle, ...]:
         """Return the bundles.
@@ -124,6 +129,10 @@ class Container:
     def notes(self) -> Iterator[str]:
         """Yield a sentence for each file that was skipped, and each crate beside the bundles that does not fit them."""
         yield from map(skipped_file, self.skipped)
+        if count := len(self.beside_payload):
+            names = ", ".join(repr(path[:_LONGEST]) for path in self.beside_payload[:_NAMED])
+            more = f" and {count - _NAMED} more" if count > _NAMED else ""
+            yield f"{names}{more}: not in the payload {BAG_PAYLOAD} of the bag, so part of no execution, and ignored"
         for crate in self.crates:
             if crate != self._crate():
                 yield (
@@ -205,7 +214,9 @@ def read_container(source: Source) -> Container:
     """
     search = _Search()
     bundles = tuple(search.find(source, ""))
-    return Container(bundles, tuple(search.skipped), tuple(search.stray_folders), tuple(search.crates))
+    return Container(
+        bundles, tuple(search.skipped), tuple(search.stray_folders), tuple(search.crates), tuple(search.beside_payload)
+    )
 
 
 class _Search:
@@ -215,6 +226,7 @@ class _Search:
         self.skipped: list[str] = []
         self.stray_folders: list[str] = []
         self.crates: list[bytes] = []
+        self.beside_payload: list[str] = []
 
     def find(self, source: Source, prefix: str) -> Iterator[IncomingBundle]:
         """Yield the bundles in *source*, which is the payload of a bag at *prefix*, or everything."""
@@ -246,6 +258,7 @@ class _Search:
             if bundle.kind is BundleKind.BUNDLE:
                 _check_listed(bundle)
         check_bag(bag)
+        self.beside_payload += [path + name for name in extra_files(bag)]
         yield from bundles
 
     def _bundle(self, bundle: IncomingBundle) -> IncomingBundle:
