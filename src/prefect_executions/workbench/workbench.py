@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect_executions import background
-from prefect_executions.archive.archive import Archive, Sealing
+from prefect_executions.archive.archive import Archive, Sealing, sent_with_seal
 from prefect_executions.archive.identity import ArchiveIdentity
 from prefect_executions.attestation.keys import SigningKey
 from prefect_executions.bundles import layout
@@ -254,9 +254,12 @@ class Workbench:
         """
         with bundle.lock():
             gathered = gather(bundle)
+            data = data_of(gathered, level)
+            if sent_with_seal(data):
+                return gathered
             try:
                 self.archive_identity.claim()
-                upload(self.archive, bundle, data_of(gathered, level))
+                upload(self.archive, bundle, data)
             except ArchiveError as error:
                 log.warning("the data of execution %s is not archived yet: %s", bundle.id, error)
         return gathered
