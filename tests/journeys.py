@@ -65,10 +65,12 @@ def command(*words: str, environment: Mapping[str, str] | None = None) -> str:
 @contextmanager
 def program(words: list[str], log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program beside us, in a process group of its own, that writes to *log*; it is ended at the end."""
+    # A worker passes Prefect's settings to its containers, which do not have the file of conftest's certificate.
+    inherited = {name: value for name, value in os.environ.items() if name != "PREFECT_API_SSL_CERT_FILE"}
     with log.open("ab") as file:
         process = subprocess.Popen(
             words,
-            env=os.environ | environment,
+            env={**inherited, **environment},
             cwd=log.parent,
             stdout=file,
             stderr=subprocess.STDOUT,
