@@ -73,6 +73,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault(MIGRATED, f"{home.name}/migrated.db")  # of the first process, for those that xdist starts
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Run one worker more than there are cores, because many tests wait: for a server, a process, a time limit.
+
+    The long tests have servers and clusters beside them, which use the cores.
+    """
+    return None if os.environ.get("EXECUTIONS_TEST_LONG") else (os.cpu_count() or 1) + 1
+
+
 def _a_certificate(folder: Path) -> Path:
     """Write one certificate, the first of certifi's; return its path.
 
