@@ -107,9 +107,11 @@ def revoke(store: Store, share_id: str) -> None:
     Raises:
         NotFoundError: If the share does not exist.
     """
-    if share_id not in set(store.list_children(ROOT)):
+    # Some object stores keep the empty folder of a share that was revoked.
+    known = share_id in set(store.list_children(ROOT))
+    keys = [info.key for info in store.list(f"{ROOT}{share_id}/")] if known else []
+    if not keys:
         raise NotFoundError(f"share '{share_id}' does not exist. 'executions shares list' shows the shares.")
-    keys = [info.key for info in store.list(f"{ROOT}{share_id}/")]
     store.delete(*sorted(keys, key=lambda key: key.endswith(f"/{NOTE}")))
 
 
