@@ -158,8 +158,10 @@ def test_a_damaged_note_hides_no_other_share_and_can_be_revoked(home, capsys, da
     assert "Next: executions shares revoke bbbb" in shown.err
     assert main(["shares", "revoke", "bbbb"]) == 0
     assert sorted(info.key for info in store.list("shared/")) == ["shared/cccc/share.json", "shared/cccc/x.zip"]
-    with pytest.raises(NotFoundError):
-        revoke(store, "bbbb")
+    for unknown in ("bbbb", "", "..", "../executions", "cccc/x.zip"):
+        with pytest.raises(NotFoundError):
+            revoke(store, unknown)
+    assert sorted(info.key for info in store.list("shared/")) == ["shared/cccc/share.json", "shared/cccc/x.zip"]
 
 
 def test_neither_the_url_nor_a_key_is_stored(bench, s3):
