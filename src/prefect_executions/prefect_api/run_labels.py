@@ -1,6 +1,6 @@
 """The name and the experiment of a submitted execution, as labels of its flow run in Prefect.
 
-Whoever submits a run may have no access to its archive; its worker reads these labels and
+The machine that submits a run may have no access to its archive, so the worker reads these labels and
 adds them to the execution.
 """
 
