@@ -5,12 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import pty
-import sys
-from contextlib import suppress
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 from lxml import etree
@@ -27,6 +22,7 @@ from prefect_executions.settings import Settings
 from prefect_executions.workbench.sealing import Ending
 from prefect_executions.workbench.workbench import Workbench
 from records import EXECUTION_ID, NOON, a_job_status, a_record, a_request
+from terminals import on_a_terminal
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -54,16 +50,8 @@ def test_a_tree_has_each_execution_once(chain, capsys):
 
 def test_a_terminal_shows_the_beginnings_of_ids(home):
     kept(bench_at(home))
-    ours, theirs = pty.openpty()
-    command = [str(Path(sys.executable).with_name("executions")), "lineage", EXECUTION_ID]
-    with Popen(command, stdout=theirs, stderr=theirs, close_fds=True) as made:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):
-            while block := os.read(ours, 65536):
-                shown += block
-        assert made.wait(60) == 0
-    assert shown.decode().startswith(f"{EXECUTION_ID[:8]}  segment-coins")
+    shown = on_a_terminal(["lineage", EXECUTION_ID], home)
+    assert shown.startswith(f"{EXECUTION_ID[:8]}  segment-coins")
 
 
 def test_what_the_limits_leave_out_is_noted(chain, capsys):

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import sys
-from contextlib import suppress
-from pathlib import Path
-from subprocess import Popen
 
 import pytest
 from rich.cells import cell_len
@@ -19,6 +13,7 @@ from ledgers import an_id
 from prefect_executions.cli.app import main
 from prefect_executions.lifecycle.status import Reason, Status
 from records import a_job_status
+from terminals import on_a_terminal
 
 
 @pytest.fixture(autouse=True)
@@ -85,17 +80,8 @@ def test_what_cannot_be_read_is_refused(capsys):
     "options", [["--per", "day"], *(pytest.param(one, marks=pytest.mark.long) for one in ([], ["--by", "method,host"]))]
 )
 def test_a_terminal_of_80_columns_has_a_chart(home, options):
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"EXECUTIONS_HOME": str(home), "COLUMNS": "80", "TERM": "xterm"}
-    command = [str(Path(sys.executable).with_name("executions")), "stats", *options]
-    with Popen(command, stdout=theirs, stderr=theirs, env=environment, close_fds=True) as made:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):
-            while block := os.read(ours, 65536):
-                shown += block
-        assert made.wait(60) == 0
-    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).splitlines()
+    shown = on_a_terminal(["stats", *options], home, columns=80)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines()
     assert max(map(cell_len, lines)) <= 80
     assert "█" in "".join(lines)
     assert any("timed_out" in line for line in lines)

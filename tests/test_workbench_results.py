@@ -5,12 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import pty
-import sys
-from contextlib import suppress
-from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
@@ -21,6 +15,7 @@ from prefect_executions.errors import QueryError
 from prefect_executions.executions.record import Metrics
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID
+from terminals import on_a_terminal
 
 
 @pytest.fixture
@@ -111,19 +106,11 @@ def test_whole_params_have_no_fraction_in_tables_facets_and_csv(bench, capsys):
     assert capsys.readouterr().out.splitlines() == ["epochs\t24\t1", "24\t0.5"]
 
 
-def test_counts_on_a_terminal_replace_the_rows_and_their_next_page(bench):
-    ours, theirs = pty.openpty()
-    command = [str(Path(sys.executable).with_name("executions")), "search", "--limit", "1", "--facets", "method"]
-    with Popen(command, stdout=theirs, stderr=theirs, close_fds=True) as made:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):
-            while block := os.read(ours, 65536):
-                shown += block
-        assert made.wait(60) == 0
-    assert b"segment-coins  2" in shown
-    assert b"2 executions found." in shown
-    assert b"--after" not in shown
+def test_counts_on_a_terminal_replace_the_rows_and_their_next_page(bench, tmp_path):
+    shown = on_a_terminal(["search", "--limit", "1", "--facets", "method"], tmp_path)
+    assert "segment-coins  2" in shown
+    assert "2 executions found." in shown
+    assert "--after" not in shown
 
 
 def test_a_name_that_no_execution_has_gets_a_note(bench, capsys):
