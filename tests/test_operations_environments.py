@@ -16,7 +16,7 @@ from prefect_executions.executions.record import ExecutionRecord, PackageOrigin,
 from prefect_executions.methods.model import CodeIdentity
 from prefect_executions.operations.environments import layer_environment, make_environment, requirements_of
 from records import a_record, an_instance
-from wheels import make_wheel
+from wheels import only_grains
 
 
 def recorded(version: str = platform.python_version(), **packages: str) -> ExecutionRecord:
@@ -27,14 +27,7 @@ def recorded(version: str = platform.python_version(), **packages: str) -> Execu
 @pytest.fixture
 def shelf(tmp_path, monkeypatch) -> Path:
     """Return the only folder that packages come from, with two versions of one."""
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    for version in ("1.0", "2.0"):
-        make_wheel(folder, "grains", version)
-    for tool in ("PIP", "UV"):
-        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
-        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
-    return folder
+    return only_grains(tmp_path / "shelf", monkeypatch)
 
 
 @pytest.mark.long

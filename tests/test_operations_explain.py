@@ -27,7 +27,7 @@ from prefect_executions.operations.environments import layer_environment
 from prefect_executions.operations.explain import EXPERIMENT_TAG, Conclusion, ExperimentPlan, Explanation, explain
 from prefect_executions.workbench.catalog import Catalog
 from records import EXECUTION_ID, SOURCE, a_code_identity, a_job_status, a_method, a_record, a_request, an_instance
-from wheels import make_wheel
+from wheels import only_grains
 
 THIRD_ID = "0b1e5a52-0000-4f2e-9a41-3d6d5d3f2e12"
 NUMBERS = {name: InputDescription(json_schema={"type": "integer"}) for name in ("left", "right", "title")}
@@ -194,13 +194,7 @@ def test_infrastructure_is_named_as_not_testable(laboratory):
 @pytest.fixture
 def shelf(tmp_path, monkeypatch) -> None:
     """Let two versions of one package be the only ones that can be installed."""
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    for version in ("1.0", "2.0"):
-        make_wheel(folder, "grains", version)
-    for tool in ("PIP", "UV"):
-        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
-        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
+    only_grains(tmp_path / "shelf", monkeypatch)
 
 
 @pytest.mark.long

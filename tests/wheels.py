@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+import pytest
+
 
 def make_wheel(folder: Path, name: str, version: str) -> None:
     """Write a wheel with the module *name*, which has its VERSION, into *folder*."""
@@ -18,3 +20,14 @@ def make_wheel(folder: Path, name: str, version: str) -> None:
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
         for file, text in files.items():
             wheel.writestr(file, text)
+
+
+def only_grains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let two versions of the package grains, in *folder*, be the only packages that pip and uv can install."""
+    folder.mkdir()
+    for version in ("1.0", "2.0"):
+        make_wheel(folder, "grains", version)
+    for tool in ("PIP", "UV"):
+        monkeypatch.setenv(f"{tool}_NO_INDEX", "1")
+        monkeypatch.setenv(f"{tool}_FIND_LINKS", str(folder))
+    return folder
