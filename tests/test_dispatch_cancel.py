@@ -69,8 +69,23 @@ async def waits_async() -> None:
 
 @method(version="1")
 def calls() -> None:
-    print("now waiting", flush=True)
     waits()
+
+
+@method(version="1")
+def never_begins() -> None:
+    raise AssertionError
+
+
+@never_begins.on_running
+def starts_slowly(flow, run, state):
+    print("now waiting", flush=True)
+    time.sleep(300)
+
+
+@method(version="1")
+def calls_one_that_never_begins() -> None:
+    never_begins()
 """
 
 
@@ -171,7 +186,7 @@ def test_a_run_that_is_terminated_prints_its_result(running, bundles, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("function", ["waits", "waits_async", "calls"])
+@pytest.mark.parametrize("function", ["waits", "waits_async", "calls", "calls_one_that_never_begins"])
 def test_a_run_that_its_user_interrupts_is_cancelled(running, bundles, monkeypatch, tmp_path, function):
     monkeypatch.setenv("EXECUTIONS_AGENT", "ada")
     process, record = running(function=function)

@@ -33,7 +33,7 @@ from prefect_executions.flow import prefect_logs
 from prefect_executions.flow.background import take_deferred
 from prefect_executions.flow.cancellation import is_unsupervised
 from prefect_executions.flow.declared import Declared
-from prefect_executions.flow.invocation import current_invocation
+from prefect_executions.flow.invocation import current_invocation, interruption, is_interruption
 from prefect_executions.flow.opening import Opening, add_requested_labels, never_started, workbench_for
 from prefect_executions.flow.shared_secrets import current
 from prefect_executions.lifecycle.history import JobStatus, ObservedState, PrefectState
@@ -237,7 +237,9 @@ def _final_state(flow_run: FlowRun, state: State[Any], bundle: OpenBundle | None
     caller = _caller(bundle) if bundle and not request and is_unsupervised(flow_run) else None
     if caller is not None:  # it ends with the Method that called it
         request = _cancel_request(caller)
-    return _set_cancelled(flow_run, observed, request.message) if request else observed
+    # The signal may arrive when Prefect has begun the run, but not yet the recording, which would request it.
+    message = request.message if request else interruption() if is_interruption(state.data) else None
+    return _set_cancelled(flow_run, observed, message) if request or message else observed
 
 
 def _set_cancelled(flow_run: FlowRun, observed: ObservedState, message: str | None) -> ObservedState:

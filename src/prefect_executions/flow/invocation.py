@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -57,6 +58,11 @@ def interruption() -> str | None:
     """Return who interrupted this run or the Method that called it; call it after a KeyboardInterrupt."""
     invocation = _invocation.get()
     return invocation.interruption() if invocation is not None else None
+
+
+def is_interruption(error: object) -> bool:
+    """Whether Ctrl-C may have raised *error*: asyncio cancels the main task for it."""
+    return isinstance(error, KeyboardInterrupt | CancelledError)
 
 
 def owns_process(run: FlowRun) -> bool:

@@ -7,7 +7,6 @@ returns `Cancelled()`. After `GeneratorExit` or `Abort` from the author's code i
 from __future__ import annotations
 
 import time
-from asyncio import CancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from prefect.futures import PrefectFuture
 from prefect_executions import background
 from prefect_executions.flow.call import Call
 from prefect_executions.flow.hooks import seal_in_state
-from prefect_executions.flow.invocation import interruption
+from prefect_executions.flow.invocation import interruption, is_interruption
 from prefect_executions.flow.outcome import sendable_state
 from prefect_executions.prefect_api import flow_runs
 
@@ -45,7 +44,7 @@ def for_prefect(call: Call, returned: Any) -> Any:
 
 def report_interruption(call: Call, error: BaseException | None) -> None:
     """Ask Prefect to cancel the run if its user interrupted it, before Prefect makes it Crashed; never raises."""
-    if isinstance(error, KeyboardInterrupt | CancelledError):
+    if is_interruption(error):
         with call.never_losing("reporting the interruption"):
             message = interruption()
             if message is not None:
