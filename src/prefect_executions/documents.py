@@ -40,7 +40,6 @@ TOO_LONG = 10**4300
 """The smallest integer that JSON parsers refuse, Python's among them."""
 
 _DETAILED_ERRORS = 1000
-_LONGEST_MESSAGE = 2000
 
 _ABSENT = object()
 
@@ -202,12 +201,6 @@ def json_value(value: Any) -> Any:
     except (ValueError, TypeError, RecursionError):  # TypeError: the key of a mapping has no JSON form
         return _unrecorded(value)
     return _clean(plain)
-
-
-def shortened(text: str) -> str:
-    """Return a message, shortened in the middle if it is too long: it may contain names from hostile documents."""
-    end = _LONGEST_MESSAGE // 4
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[: _LONGEST_MESSAGE - end]} … {text[-end:]}"
 
 
 def clean_text(text: str) -> str:

@@ -36,9 +36,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LONGEST_LINE = 2000
+
+
+def shortened(text: str) -> str:
+    """Return *text* with each long line shortened in the middle: a message may contain names from hostile documents."""
+    return "\n".join(map(_shortened_line, text.split("\n")))
+
+
+def _shortened_line(line: str) -> str:
+    end = _LONGEST_LINE // 4
+    return line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - end]} … {line[-end:]}"
+
 
 class ExecutionsError(Exception):
     """The base class of every exception that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message; a line of more than 2,000 characters is shortened."""
+        return shortened(super().__str__())
 
 
 class RequestError(ExecutionsError):

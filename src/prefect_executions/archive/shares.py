@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
-from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Time, shortened
-from prefect_executions.errors import BundleError
+from prefect_executions.documents import SMALL_DOCUMENT, ArchiveDocument, Time
+from prefect_executions.errors import BundleError, shortened
 from prefect_executions.objectstore.interface import Store
 
 ROOT = "shared/"
@@ -52,12 +52,12 @@ def read_shares(store: Store) -> SharesRead:
         try:
             note = Share.from_json(data)
         except BundleError as error:
-            damaged.append(_damaged(share_id, shortened(str(error))))
+            damaged.append(_damaged(share_id, str(error)))
             continue
         if note.id == share_id:
             found.append(note)
         else:  # it would end another share
-            damaged.append(_damaged(share_id, f"it is the note of share {note.id}"))
+            damaged.append(_damaged(share_id, shortened(f"it is the note of share {note.id}")))
     return SharesRead(tuple(found), tuple(damaged))
 
 

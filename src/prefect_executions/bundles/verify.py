@@ -27,8 +27,7 @@ from prefect_executions.bundles.script_runs import scripts
 from prefect_executions.bundles.signatures import check_annotations, check_inclusion, check_signature, signature_state
 from prefect_executions.bundles.source import Source, open_source
 from prefect_executions.bundles.zip_reader import Limits
-from prefect_executions.documents import shortened
-from prefect_executions.errors import BundleError
+from prefect_executions.errors import BundleError, shortened
 from prefect_executions.executions.record import ExecutionRecord, mixed_formats
 from prefect_executions.lifecycle.history import EntryKind, JobStatus, faults
 from prefect_executions.lifecycle.status import AS_OGC, Status
@@ -352,7 +351,7 @@ def _check(name: str, evidence: Evidence) -> Check:
             else:
                 more += sentences is messages
     except BundleError as error:
-        messages.append(shortened(str(error)))
+        messages.append(str(error))
     if more:
         messages.append(f"and {more} more")
     return Check(name, tuple(messages), tuple(unchecked))

@@ -34,7 +34,6 @@ from prefect_executions.bundles.verify import verified_record
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.capture.secrets import redact_url
-from prefect_executions.documents import shortened
 from prefect_executions.errors import ArchiveError, BundleError, ExecutionsError, ImportRefusedError
 from prefect_executions.executions.record import DOCUMENTS, BundleFile, ExecutionRecord
 from prefect_executions.ledger.bulk import Bulk
@@ -157,7 +156,7 @@ def _import(
             for sentence in (*found.notes(), *verifier.absences):
                 note(sentence)
         except BundleError as error:
-            raise ImportRefusedError(f"{origin} is not imported: {shortened(str(error))}") from error
+            raise ImportRefusedError(f"{origin} is not imported: {error}") from error
         workbench.archive_identity.claim()
         recorder = _Recorder(workbench, staging, origin, policy.at)
         with _flushed_bulk(workbench) as bulk:
