@@ -18,6 +18,7 @@ import pytest
 
 from benches import OTHER_ID, begun, bench_at, record_of
 from prefect_executions.cli.app import main
+from prefect_executions.cli.diff import answer
 from prefect_executions.comparison.causes import Effect
 from prefect_executions.errors import ForeignCodeError, NotAvailableError, RequestError
 from prefect_executions.executions.record import Instance, Python
@@ -137,6 +138,19 @@ def test_a_factor_that_gives_other_outputs_than_both_is_reported_as_a_change(lab
     laboratory.execution("b", OTHER_ID, values={"left": 2, "right": 2})
     found = laboratory.explain({"": laboratory.execution("a"), "right=2": laboratory.execution("c")})
     assert (found.conclusion, cause(found), found.untried) == (Conclusion.CHANGED, ["input right"], 0)
+    assert answer(found, "A", "B") == "With input right from B, A gives other outputs, but not those of B."
+
+
+def test_all_factors_that_change_the_outputs_by_themselves_are_named(laboratory):
+    laboratory.execution("a", EXECUTION_ID)
+    laboratory.execution("b", OTHER_ID, values={"left": 2, "right": 2, "title": 2})
+    other = laboratory.execution("c")
+    found = laboratory.explain({"": laboratory.execution("a"), "left=2": other, "title=2": other})
+    assert (found.conclusion, cause(found), found.untried) == (Conclusion.CHANGED, ["input left"], 0)
+    assert answer(found, "A", "B") == (
+        "Each of these changes the outputs of A by itself: input left, input title. "
+        "No set of at most two that was tried gives the outputs of B."
+    )
 
 
 def test_a_method_without_a_fixed_seed_is_reported_before_any_experiment(laboratory):

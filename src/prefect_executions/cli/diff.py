@@ -49,7 +49,7 @@ from prefect_executions.settings import Settings
 if TYPE_CHECKING:
     from prefect_executions.comparison.causes import Factor
     from prefect_executions.comparison.records import Difference
-    from prefect_executions.operations.explain import Explanation
+    from prefect_executions.operations.explain import Experiment, Explanation
 
 _DIGEST, _DIGEST_PREFIX = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}"), 12
 _LIMIT = 30
@@ -212,13 +212,15 @@ def _show_explanation(found: Explanation) -> None:
         for number, tried in enumerate(found.experiments, 1)
     ]
     show_table(head, rows)
-    why_not = [(f"{item.factor.kind} {item.factor.name}", item.why) for item in found.untestable]
+    why_not = [(_name(item.factor), item.why) for item in found.untestable]
     show_table((name_column("difference", 24), text_column("why")), why_not, title="not tested" if rows else None)
-    say_words(_answer(found, first, second))
+    say_words(answer(found, first, second))
 
 
-def _answer(found: Explanation, first: str, second: str) -> str:
-    names = " and ".join(f"{factor.kind} {factor.name}" for factor in found.cause)
+def answer(found: Explanation, first: str, second: str) -> str:
+    """Return in one or two sentences why *first* and *second*, the short ids of *found*, differ."""
+    names = " and ".join(map(_name, found.cause))
+    alone = [_name(tried.factors[0]) for tried in found.experiments if _changes_alone(tried)]
     values = "its value" if len(found.cause) == 1 else "their values"
     untried = (
         f" Not tried, because of --limit: {pluralize(found.untried, 'set')} of differences." if found.untried else ""
@@ -230,10 +232,21 @@ def _answer(found: Explanation, first: str, second: str) -> str:
         "not reproduced": f"{first} does not give its recorded outputs on this machine, but the same outputs each "
         f"time. Compare it with an experiment: executions diff {first} {_last(found)}",
         "explained": f"Cause: {names}. With {values} from {second}, {first} gives the outputs of {second}.",
-        "changed": f"With {names} from {second}, {first} gives other outputs, but not those of {second}.{untried}",
+        "changed": f"Each of these changes the outputs of {first} by itself: {', '.join(alone)}. No set of at most "
+        f"two that was tried gives the outputs of {second}.{untried}"
+        if len(alone) > 1
+        else f"With {names} from {second}, {first} gives other outputs, but not those of {second}.{untried}",
         "unexplained": f"No difference that was tested changes the outputs of {first}.{untried}",
     }
     return answers[found.conclusion]
+
+
+def _name(factor: Factor) -> str:
+    return f"{factor.kind} {factor.name}"
+
+
+def _changes_alone(tried: Experiment) -> bool:
+    return len(tried.factors) == 1 and tried.effect == "other"
 
 
 def _last(found: Explanation) -> str:
