@@ -928,6 +928,16 @@ def test_a_closed_pipe_prints_no_error(home):
         assert made.wait(60) == exit_codes.NO_READER
 
 
+@pytest.mark.parametrize("arguments", [["methods", "list"], ["methods", "show", "count-coins"]])
+def test_ctrl_c_ends_a_command_with_a_line_and_its_code(home, monkeypatch, capsys, arguments):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prefect_executions.cli.list.open_catalog", interrupted)
+    assert main(arguments) == exit_codes.INTERRUPTED
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "--help"]])
 def test_help_into_a_closed_pipe_prints_no_error(arguments):

@@ -42,7 +42,9 @@ app = App(
     result_action="return_value",
     exit_on_error=False,
     print_error=False,
+    suppress_keyboard_interrupt=False,
 )
+app.meta.suppress_keyboard_interrupt = False
 _GROUPS: dict[str, dict[str, Any]] = {
     "Run a Method": {"run": run, "deploy": deploy, "submit": submit, "watch": watch, "cancel": cancel},
     "Look at executions": {
