@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ogc
-from prefect_executions.descriptors.inputs import values_of
+from prefect_executions.descriptors.inputs import parameter_schema, values_of
 from prefect_executions.descriptors.loader import document_of, method_of, read_method, without_plain_text_secrets
 from prefect_executions.descriptors.parser import MAX_BYTES, parse
 from prefect_executions.errors import InputError, MethodError
@@ -376,6 +376,45 @@ def test_a_regular_expression_that_would_take_much_memory_is_refused(pattern):
 def test_a_regular_expression_with_usual_repetitions_is_matched(pattern, text):
     assert matches(pattern, text)
     assert not matches(pattern, "!")
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "words"),
+    [
+        ("ccpreplicas", {"type": "no-such-type", "default": "1"}, "type"),
+        ("ccpimage", {"type": {}, "default": "x"}, "type"),
+        ("service", {"type": "string", "format": ["a", "b"]}, "format"),
+    ],
+)
+def test_an_invalid_schema_of_an_input_that_scripts_or_infrastructure_use_is_refused(name, schema, words):
+    document = as_ccp_writes_it()
+    document["inputs"][name]["schema"] = schema
+    assert f"/inputs/{name}/schema/{words}" in refusal(document)
+
+
+def places(value, *steps):
+    """Yield the way to each part of a document."""
+    if steps:
+        yield steps
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, part in members:
+        yield from places(part, *steps, step)
+
+
+@pytest.mark.long
+def test_no_wrong_value_at_any_place_is_an_unexpected_error():
+    values = [None, True, -1, 1e308, 10**400, "", "x" * 3000, "\x1b[31m", [], ["a", "a"], {}, {"type": []}]
+    for steps in places(as_ccp_writes_it()):
+        for value in values:
+            document = as_ccp_writes_it()
+            part = document
+            for step in steps[:-1]:
+                part = part[step]
+            part[steps[-1]] = value
+            with suppress(MethodError, InputError):
+                method = method_of(document, "method.json")
+                parameter_schema(method)
+                values_of(method, {})
 
 
 @pytest.mark.parametrize(

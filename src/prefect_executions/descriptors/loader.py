@@ -169,8 +169,15 @@ def _faults(method: Method) -> Iterator[DescriptorFault]:
     if len(method.inputs) > _MAX_INPUTS:
         yield DescriptorFault("/inputs", f"more than {_MAX_INPUTS} inputs; use a list or a file instead")
         return
+    readable = dict(method.inputs)
     for name, described in method.inputs.items():
-        yield from _input_faults(name, described, ("inputs", name))
+        steps = ("inputs", name)
+        yield from _input_faults(name, described, steps)
+        invalid = list(schema_faults(described, *steps, "schema"))
+        yield from invalid or _binding_faults(name, described, (*steps, "schema"))
+        if invalid:  # the checks below read the schemas
+            readable[name] = described.model_copy(update={"json_schema": {}})
+    method = method.model_copy(update={"inputs": readable})
     yield from script_faults(method)
     yield from request_faults(method)
 
@@ -229,10 +236,6 @@ def _input_faults(name: str, described: InputDescription, steps: Steps) -> Itera
             yield DescriptorFault(pointer(*steps, unknown), f"unknown; did you mean '{near[0]}'?")
     if described.max_occurs != "unbounded" and described.max_occurs < max(1, described.min_occurs):
         yield DescriptorFault(pointer(*steps, "maxOccurs"), "must be at least 1 and at least minOccurs")
-    invalid = list(schema_faults(described, *steps, "schema"))
-    yield from invalid
-    if not invalid:
-        yield from _binding_faults(name, described, (*steps, "schema"))
 
 
 def _binding_faults(name: str, described: InputDescription, steps: Steps) -> Iterator[DescriptorFault]:
