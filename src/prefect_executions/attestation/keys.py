@@ -24,9 +24,6 @@ class VerifyingKey:
     def __init__(self, key: Ed25519PublicKey) -> None:
         self._key = key
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return VerifyingKey.from_pem, (self.pem, "a pickled key")
-
     @classmethod
     def from_pem(cls, pem: bytes, name: str) -> VerifyingKey:
         """Read a public key as ``openssl pkey -pubout`` writes it; *name* is its origin, for error messages.

@@ -10,9 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,7 @@ from prefect_executions.bundles.open_bundle import SCRATCH, OpenBundle
 from prefect_executions.bundles.portable_names import check_names
 from prefect_executions.bundles.seal import seal
 from prefect_executions.bundles.source import FolderSource, HeldSource, Source, record_of
-from prefect_executions.bundles.verifiers import LARGEST, MANY, ReportedSource, spare_cores, verified_records
+from prefect_executions.bundles.verify import verified_record
 from prefect_executions.bundles.zip_reader import Limits, ZipReader
 from prefect_executions.capture.processes import gone, mark
 from prefect_executions.capture.secrets import redact_url
@@ -148,8 +148,8 @@ def _import(
             _check_renamed(incoming, policy)
             verifier = _Verifier(workbench, staging, policy)
             bundles, steps = [], 2 * len(incoming)
-            for bundle in stack.enter_context(closing(verifier.verify_all(incoming))):
-                bundles.append(bundle)
+            for bundle in incoming:
+                bundles.append(verifier.verify(bundle))
                 progress(bundles[-1].id, steps)
             _check_unique(bundles)
             _check_container(found.reading([bundle.source for bundle in bundles]))
@@ -177,26 +177,15 @@ class _Verifier:
         self.absences: list[str] = []
         """A sentence for each bundle that lacks files of its manifest."""
 
-    def verify_all(self, incoming: Sequence[IncomingBundle]) -> Generator[_VerifiedBundle]:
-        """Yield each of *incoming* as a verified bundle in the format of this package; close the iterator to end."""
-        bundles = [bundle for bundle in incoming if bundle.kind is BundleKind.BUNDLE]
-        results = self._results(
-            (self._held(bundle.source) for bundle in bundles), self._policy.signatures, len(bundles)
-        )
-        with closing(results):
-            for bundle in incoming:
-                where = f"{bundle.path}: " if bundle.path else ""
-                try:
-                    if bundle.kind is BundleKind.BUNDLE:
-                        yield self._accepted(bundle, next(results), None)
-                    else:
-                        yield self._translate(bundle)
-                except BundleError as error:
-                    raise BundleError(f"{where}{error}") from error
-
-    def _results(self, sources: Iterable[Source], signatures: SignaturePolicy, count: int) -> Generator[ReportedSource]:
-        processes = spare_cores() if count >= MANY else 0
-        return verified_records(sources, limits=self._policy.limits, signatures=signatures, processes=processes)
+    def verify(self, incoming: IncomingBundle) -> _VerifiedBundle:
+        """Return *incoming* as a verified bundle in the format of this package."""
+        where = f"{incoming.path}: " if incoming.path else ""
+        try:
+            if incoming.kind is BundleKind.BUNDLE:
+                return self._verify(incoming, self._held(incoming.source), None)
+            return self._translate(incoming)
+        except BundleError as error:
+            raise BundleError(f"{where}{error}") from error
 
     def _translate(self, incoming: IncomingBundle) -> _VerifiedBundle:
         if self._policy.signatures.required:  # our own signature of the translation would say nothing of its origin
@@ -209,18 +198,13 @@ class _Verifier:
         if mark and mark.source_sha256:
             raise _id_taken(execution.id, mark.source_sha256, execution.source_sha256)
         folder = self._seal(execution, incoming.source).folder
-        key = self._workbench.signing_key()  # ours, if any
-        ours = SignaturePolicy(trusted={key.public.id: key.public} if key else {})
-        (verified,) = self._results([FolderSource(folder)], ours, 1)
-        return self._accepted(incoming, verified, execution.source_sha256)
+        return self._verify(incoming, FolderSource(folder), execution.source_sha256)
 
-    def _accepted(
-        self, incoming: IncomingBundle, verified: ReportedSource, source_sha256: str | None
-    ) -> _VerifiedBundle:
-        source, report, record = verified
-        if report.subject is None or not report.passed:
+    def _verify(self, incoming: IncomingBundle, source: Source, source_sha256: str | None) -> _VerifiedBundle:
+        report, record = verified_record(source, limits=self._policy.limits, signatures=self._signatures(incoming))
+        if record is None:
             raise BundleError(report.summary)
-        execution_id = layout.check_execution_id(report.subject.execution_id)
+        execution_id = layout.check_execution_id(record.id)
         digest = report.manifest_sha256 or ""
         known = self._is_archived(execution_id, digest)
         absences = (sentence for check in report.checks if check.name == "digests" for sentence in check.unchecked)
@@ -232,7 +216,7 @@ class _Verifier:
     def _held(self, source: Source) -> Source:
         """Return *source*, or a copy in memory if it is small; a damaged one stays as it is, to be reported."""
         size = sum(source.files.values())
-        if size > min(LARGEST, self._bytes_left):
+        if size > min(_HELD, self._bytes_left):
             return source
         with suppress(BundleError):
             copy = HeldSource(source)
@@ -244,6 +228,13 @@ class _Verifier:
         """Whether the record in *source* may stay in memory until it is recorded."""
         self._may_hold -= sum(source.files.get(kind.file_name, 0) for kind in DOCUMENTS.values())
         return self._may_hold >= 0
+
+    def _signatures(self, incoming: IncomingBundle) -> SignaturePolicy:
+        """The policy for a bundle; a translated one has our own signature, if any."""
+        if incoming.kind is BundleKind.BUNDLE:
+            return self._policy.signatures
+        key = self._workbench.signing_key()
+        return SignaturePolicy(trusted={key.public.id: key.public} if key else {})
 
     def _is_archived(self, execution_id: str, manifest_sha256: str) -> bool:
         """Whether the archive has this bundle already; another bundle with its id is an error."""
