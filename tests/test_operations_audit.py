@@ -324,6 +324,13 @@ def test_a_flipped_byte_in_any_file_is_found_by_a_deep_audit(place, made):
     assert violations(place, deep=True) == []
 
 
+@pytest.mark.parametrize("path", ["metadata/request.json", layout.PROVENANCE])
+def test_a_changed_byte_of_another_document_is_found_only_by_a_deep_audit(place, path):
+    flip(place.file(path))  # docs/limits.md states it
+    assert violations(place) == []
+    assert {one.execution for one in violations(place, deep=True)} == {VICTIM}
+
+
 def test_a_checkpoint_that_is_removed_changed_or_replaced_is_found(place):
     for spoil in (
         lambda: place.checkpoint(1).unlink(),
