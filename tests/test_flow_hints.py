@@ -65,6 +65,25 @@ def test_files_outside_the_outputs_are_noted_and_temporary_ones_are_not(bundles,
     assert note.endswith("write to current_execution().output(NAME)")
 
 
+def test_a_file_of_this_package_below_the_working_directory_is_not_noted(bundles, folder, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+
+    @method
+    def inner() -> None:
+        Path("of-inner.txt").write_text("1")
+
+    @method
+    def outer() -> None:
+        inner()
+
+    outer()
+    assert (folder / "state/prefect-executions/sealed").exists()
+    messages = [entry.message for each in bundles.folders() for entry in bundles.record(each).job_status.history]
+    assert [text.partition(" outside")[0] for text in messages if text and text.startswith("this process wrote")] == [
+        "this process wrote of-inner.txt"
+    ] * 2
+
+
 def test_an_input_that_is_the_path_of_a_file_and_not_declared_is_noted(bundles, folder):
     @method
     def reads(

@@ -227,7 +227,8 @@ class Settings(BaseSettings):
         place = self.archive_url.removeprefix("file://")
         archive = () if ":" in place else (Path(place),)
         prefect = Path(os.environ.get("PREFECT_HOME") or "~/.prefect")
-        folders = (self.home_folder, self.workbench_folder, *archive, self.signing_key_file.parent, prefect)
+        seals = [file.parent for file in (self.local_seals_file,) if file]
+        folders = (self.home_folder, self.workbench_folder, *archive, self.signing_key_file.parent, *seals, prefect)
         return tuple(folder.expanduser().absolute() for folder in folders)
 
     @property
