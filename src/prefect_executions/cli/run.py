@@ -283,7 +283,7 @@ def seal_after_death(child: DeadChild, *, quiet: bool, as_json: bool) -> int:
     dead = executions_of(catalog.workbench, child.pid)
     warn(f"The process of the Method {child.how}.")
     if not dead:
-        warn("It had no open execution. Next: executions list")
+        warn("None of its executions is open: each is sealed, or none had begun. Next: executions list")
         return FAILED
     try:
         with status_line("Sealing the execution", quiet=quiet):
