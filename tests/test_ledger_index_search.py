@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections import Counter
 from decimal import Decimal
@@ -111,6 +112,28 @@ def test_a_cursor_of_another_order_is_refused(indexed):
             found.page([SortKey(parse_target("duration"), descending=True)], after=wrong)
     with pytest.raises(RequestError, match="at least 1"):
         found.page(limit=0)
+
+
+def test_a_cursor_of_a_number_fits_beside_its_option_on_a_line(indexed):
+    found, _ = indexed
+    sorts = [[SortKey(parse_target(name), descending=True)] for name in ("metric:x", "duration", "date")]
+    pages = [found.page(sort, limit=limit) for sort in sorts for limit in range(1, 20)]
+    cursors = [page.after for page in pages if ".2" not in page.ids[-1]]
+    assert max(map(len, cursors)) <= 80 - len("--after ")
+
+
+def test_a_damaged_cursor_is_refused(indexed):
+    found, _ = indexed
+    sort = [SortKey(parse_target("duration"), descending=True)]
+    data = base64.urlsafe_b64decode(found.page(sort, limit=1).after)
+    begin, values = data[:29], data[29:]
+    assert found.page(sort, after=base64.urlsafe_b64encode(begin + values).decode()).ids
+    for content in (b"", values[:-1], b"[]", b"[1,2]", b"[[1]]", b"[{}]", b"[" * 100_000, b'[{"exact":"x"}]', b"\xff"):
+        with pytest.raises(RequestError, match="not a cursor"):
+            found.page(sort, after=base64.urlsafe_b64encode(begin + content).decode())
+    for size in (4, 12, 20):
+        with pytest.raises(RequestError, match="not a cursor"):
+            found.page(sort, after=base64.urlsafe_b64encode(data[:size]).decode())
 
 
 def test_a_cursor_stays_valid_while_executions_arrive(tmp_path):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import numpy as np
 
@@ -40,6 +43,9 @@ from prefect_executions.query.tree import FieldTarget, QueryTree, Target, ValueS
 
 MOST_VALUES = 20
 """The default number of values of a facet."""
+
+_TIME, _DIGEST = 8, 4
+"""Bytes of a cursor: its time and what identifies its order."""
 
 _SOURCES = {"params": ValueSource.PARAM, "metrics": ValueSource.METRIC, "inputs": ValueSource.INPUT}
 
@@ -242,39 +248,59 @@ def _comparable(index: int, key: SortKey) -> Callable[[_Place], Any]:
 
 
 def _cursor(place: _Place, sort: Sequence[SortKey]) -> str:
-    words = [str(place.first_known), place.id]  # all that the default order needs: a short cursor
-    if sort:
-        content = [[_name(key) for key in sort], [_encoded(value) for value in place.values]]
-        words.append(json.dumps(content, separators=(",", ":")))
-    return base64.urlsafe_b64encode(" ".join(words).encode()).decode()
+    if not sort:  # as `Ledger.newest`, so that `list` continues with and without a query
+        data = f"{place.first_known} {place.id}".encode()
+    else:  # bytes instead of digits, because people copy it from a terminal of 80 columns
+        values = json.dumps([_encoded(value) for value in place.values], separators=(",", ":"))
+        data = place.first_known.to_bytes(_TIME, signed=True) + _digest(sort) + _packed_id(place.id) + values.encode()
+    return base64.urlsafe_b64encode(data).decode()
 
 
 def _parse_cursor(cursor: str, sort: Sequence[SortKey]) -> _Cursor:
     try:
-        text = base64.b64decode(cursor, altchars=b"-_", validate=True).decode()
-        first_known, execution_id, *content = text.split(" ", 2)
-        keys, values = json.loads(content[0]) if content else ([], [])
-        if keys == [_name(key) for key in sort] and len(values) == len(sort):
-            return _Cursor(tuple(map(_decoded, values)), int(first_known), execution_id)
-    except (ValueError, TypeError, LookupError, binascii.Error):
+        data = base64.b64decode(cursor, altchars=b"-_", validate=True)
+        if not sort:
+            first_known, execution_id = data.decode().split(" ")
+            return _Cursor((), int(first_known), execution_id)
+        execution_id, content = _unpacked_id(data[_TIME + _DIGEST :])
+        values = json.loads(content)
+        if data[_TIME : _TIME + _DIGEST] == _digest(sort) and len(values) == len(sort):
+            return _Cursor(tuple(map(_decoded, values)), int.from_bytes(data[:_TIME], signed=True), execution_id)
+    except (ValueError, TypeError, LookupError, RecursionError):
         pass
     raise RequestError(f"'{cursor}' is not a cursor of this search; omit it to start at the first page")
 
 
-def _name(key: SortKey) -> str:
-    return f"{'-' if key.descending else ''}{canonical_target(key.target)}"
+def _digest(sort: Sequence[SortKey]) -> bytes:
+    """Return a few bytes that another order does not have."""
+    names = (f"{'-' if key.descending else ''}{canonical_target(key.target)}" for key in sort)
+    return hashlib.sha256("\n".join(names).encode()).digest()[:_DIGEST]
+
+
+def _packed_id(execution_id: str) -> bytes:
+    """Return the 16 bytes of a UUID, and any other id as text; the first byte is its length, or 0 for a UUID."""
+    with suppress(ValueError):
+        if str(packed := UUID(execution_id)) == execution_id:
+            return b"\0" + packed.bytes
+    text = execution_id.encode()
+    return len(text).to_bytes() + text
+
+
+def _unpacked_id(data: bytes) -> tuple[str, bytes]:
+    """Return the id at the beginning of *data*, and what follows it."""
+    end = 1 + (data[0] or 16)
+    packed = data[1:end]
+    return packed.decode() if data[0] else str(UUID(bytes=packed)), data[end:]
 
 
 def _encoded(value: Value | None) -> Any:
-    if isinstance(value, bool | str | None):
-        return value
-    return {"float": value.hex()} if isinstance(value, float) else {"exact": str(value)}
+    return {"exact": str(value)} if isinstance(value, Decimal) else value
 
 
 def _decoded(value: Any) -> Value | None:
     if isinstance(value, dict):
-        return float.fromhex(value["float"]) if "float" in value else exact_number(value["exact"])
-    if isinstance(value, bool | str | None):
+        return exact_number(value["exact"])
+    if isinstance(value, bool | int | float | str | None):
         return value
     raise TypeError(value)
 
