@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import pytest
 
@@ -104,6 +105,15 @@ def test_whole_params_have_no_fraction_in_tables_facets_and_csv(bench, capsys):
     assert capsys.readouterr().out.splitlines()[1:] == ["24,0.5"]
     assert main([*query, "--facets", "epochs"]) == 0
     assert capsys.readouterr().out.splitlines() == ["epochs\t24\t1", "24\t0.5"]
+
+
+def test_a_narrow_terminal_shows_what_the_results_are_sorted_by(bench, tmp_path):
+    shown = on_a_terminal(["search", "--sort=-metric:accuracy", "--limit", "1"], tmp_path, columns=80)
+    assert "metric:accuracy" in shown
+    assert re.search("  2026-[0-9-]+ [0-9:]+Z  ", shown)
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines())) <= 80
+    chosen = on_a_terminal(["search", "--columns", "version,id,host,title,updated,commit"], tmp_path, columns=80)
+    assert re.search(r"1\.2\.0 .*Segment coins +2026-[0-9-]+ [0-9:]+Z  [0-9a-f]{12}\n", chosen)
 
 
 def test_counts_on_a_terminal_replace_the_rows_and_their_next_page(bench, tmp_path):

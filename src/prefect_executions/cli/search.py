@@ -27,7 +27,16 @@ from prefect_executions.cli.output import (
     to_json,
     warn,
 )
-from prefect_executions.cli.tables import Column, id_column, name_column, show_table, time_column, value_column
+from prefect_executions.cli.tables import (
+    VERSION,
+    Column,
+    digest_column,
+    id_column,
+    name_column,
+    show_table,
+    time_column,
+    value_column,
+)
 from prefect_executions.errors import RequestError
 
 _EXACT = 1 << 53
@@ -87,7 +96,7 @@ def search(
     elif as_csv:
         _show_csv(results)
     else:
-        _show(results, counted, groups)
+        _show(results, counted, groups, chosen=bool(_names(columns)))
     for hint in results.hints:
         warn(f"note: {hint}")
     if results.after and (as_jsonl or as_csv or _has_rows(counted, groups)):
@@ -98,7 +107,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _show(results: SearchResults, facets: Mapping[str, Facet], groups: Groups | None) -> None:
+def _show(results: SearchResults, facets: Mapping[str, Facet], groups: Groups | None, *, chosen: bool) -> None:
     for name, facet in facets.items():
         missing = [("(none)", facet.missing)] if facet.missing else []
         counts = [(_text(value), count) for value, count in facet.values]
@@ -106,7 +115,8 @@ def _show(results: SearchResults, facets: Mapping[str, Facet], groups: Groups | 
     if groups:
         _show_groups(groups)
     if _has_rows(facets, groups):
-        show_table([_column(name) for name in results.columns], (tuple(map(_text, row)) for row in results.rows))
+        head = [VERSION if name == "version" and not chosen else _column(name) for name in results.columns]
+        show_table(head, (tuple(map(_text, row)) for row in results.rows))
     if sys.stdout.isatty():
         say(f"{pluralize(results.total, 'execution')} found.")
 
@@ -117,9 +127,14 @@ def _has_rows(facets: Mapping[str, Facet], groups: Groups | None) -> bool:
 
 
 def _column(name: str) -> Column:
+    from prefect_executions.query.fields import BY_NAME, Kind  # noqa: PLC0415 - start-up time of the CLI
+
+    kind = BY_NAME[name].kind if name in BY_NAME else None
     if name == "id":
         return id_column()
-    return time_column(name) if name in {"date", "created", "scheduled", "started", "finished"} else value_column(name)
+    if kind is Kind.TIME:
+        return time_column(name)
+    return digest_column(name, optional=False) if name in {"commit", "code"} else value_column(name)
 
 
 def _show_groups(groups: Groups) -> None:

@@ -85,9 +85,9 @@ def time_column(name: str, *, optional: bool = False) -> Column:
     return Column(name, short=_without_seconds, optional=optional)
 
 
-def digest_column(name: str) -> Column:
-    """Return a column of SHA-256 digests."""
-    return Column(name, short=_short_digests, optional=True)
+def digest_column(name: str, *, optional: bool = True) -> Column:
+    """Return a column of digests or commits."""
+    return Column(name, short=_short_digests, optional=optional)
 
 
 def value_column(name: str = "value") -> Column:
