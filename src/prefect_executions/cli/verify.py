@@ -292,8 +292,9 @@ def audit(
 ) -> int:
     """Audit the archive: find tampering and report what is incomplete.
 
-    It reads seals, manifests, signatures and checkpoints. The exit code is 1 if a
-    record was changed, removed or replaced; incomplete records do not change it.
+    It reads seals, manifests, job statuses, signatures and checkpoints, not
+    the other files. The exit code is 1 if one of these was changed, removed or
+    replaced; incomplete records do not change it.
 
     Args:
         deep: Also verify every execution, which reads all data.
