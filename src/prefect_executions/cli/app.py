@@ -24,6 +24,7 @@ from prefect_executions.cli.remove import gc, remove, retain
 from prefect_executions.cli.replay import replay, reproduce, rerun
 from prefect_executions.cli.run import run
 from prefect_executions.cli.search import search
+from prefect_executions.cli.serve import serve
 from prefect_executions.cli.server import server
 from prefect_executions.cli.show import logs, outputs, prov, show
 from prefect_executions.cli.stats import stats
@@ -77,6 +78,7 @@ _GROUPS: dict[str, dict[str, Any]] = {
         "settle": settle,
         "audit": audit,
         "ledger": ledger,
+        "serve": serve,
         "server": server,
     },
 }
